@@ -1,0 +1,154 @@
+//! What was typed: clap types only. Meaning (sizes, names, defaults) is given further on.
+
+use clap::{ArgAction, Args, Parser, Subcommand};
+use std::path::PathBuf;
+
+/// Share one GPU between services that do not fit on it together
+///
+/// Each call looks at the world, decides, acts and reports by its exit code; nothing stays
+/// behind. SIZE is a number of MB (1 MB is 1,048,576 bytes), or has a suffix: 20000, 20000MB,
+/// 20GB, 20GiB; GB and GiB both mean 1024 MB.
+#[derive(Debug, Parser)]
+#[command(name = "gpuctl", version, propagate_version = true)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Args)]
+pub struct Global {
+    /// Configuration file [default: the first of $GPUCTL_CONFIG, ./gpuctl.toml,
+    /// ~/.config/gpuctl/config.toml, /etc/gpuctl/config.toml]
+    #[arg(long, global = true, value_name = "PATH")]
+    pub config: Option<PathBuf>,
+    /// GPU to manage, by NVML index or UUID [default: gpu.index or gpu.uuid of the configuration]
+    #[arg(long, global = true, value_name = "INDEX|UUID")]
+    pub gpu: Option<String>,
+    /// Print one JSON document on stdout
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// No progress and no warnings, errors only
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// Show what is done: -v every external command and its time, -vv more
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub verbose: u8,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Show VRAM, GPU processes and the state of each service
+    Status(Status),
+    /// Answer by the exit code whether a size or a service fits now: 0 yes, 1 no
+    CanFit(CanFit),
+    /// Stop what a phase does not need, start what it needs, wait until it is ready
+    PreparePhase(PreparePhase),
+    /// Make one service ready, preempting lower priorities only as far as needed
+    Start(Start),
+    /// Stop services and wait for their VRAM
+    Stop(Stop),
+    /// Stop every managed service
+    ReleaseAll(ReleaseAll),
+    /// Write, check and show the configuration
+    #[command(subcommand)]
+    Config(Config),
+}
+
+#[derive(Debug, Args)]
+pub struct Status {
+    /// Exit 0 only if this service is ready or busy, else 1 (repeatable)
+    #[arg(long, value_name = "SERVICE")]
+    pub check: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct CanFit {
+    /// A SIZE in MB (or 20GB), or a configured service
+    #[arg(value_name = "SIZE|SERVICE")]
+    pub what: String,
+    /// Keep this much free beside it [default: gpu.reserve_mb]
+    #[arg(long, value_name = "SIZE")]
+    pub margin: Option<String>,
+    /// Also count what running services have declared and not yet used
+    #[arg(long)]
+    pub budget: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct PreparePhase {
+    /// Number or name of the phase
+    pub phase: String,
+    /// Stop only as much as the needed services require, lowest priority first
+    #[arg(long)]
+    pub lazy: bool,
+    #[command(flatten)]
+    pub dry_run: DryRun,
+}
+
+#[derive(Debug, Args)]
+pub struct Start {
+    pub service: String,
+    /// Refuse (3) rather than stop another service
+    #[arg(long)]
+    pub no_preempt: bool,
+    #[command(flatten)]
+    pub dry_run: DryRun,
+}
+
+#[derive(Debug, Args)]
+pub struct Stop {
+    #[arg(required = true, value_name = "SERVICE")]
+    pub services: Vec<String>,
+    #[command(flatten)]
+    pub force: Force,
+    #[command(flatten)]
+    pub dry_run: DryRun,
+}
+
+#[derive(Debug, Args)]
+pub struct ReleaseAll {
+    #[command(flatten)]
+    pub force: Force,
+    #[command(flatten)]
+    pub dry_run: DryRun,
+}
+
+#[derive(Debug, Args)]
+pub struct DryRun {
+    /// Print the plan, change nothing, and exit as the real run would be refused
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Force {
+    /// SIGKILL or `docker kill` at once
+    #[arg(long)]
+    pub force: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Config {
+    /// Write a commented starting configuration
+    Init(ConfigInit),
+    /// Validate the configuration
+    Check,
+    /// Print the effective configuration, secrets masked
+    Show,
+    /// Print where the configuration is
+    Path,
+    /// Print the JSON Schema of the configuration
+    Schema,
+}
+
+#[derive(Debug, Args)]
+pub struct ConfigInit {
+    /// Where to write [default: ~/.config/gpuctl/config.toml]
+    #[arg(long, value_name = "PATH")]
+    pub output: Option<PathBuf>,
+    /// Overwrite an existing file
+    #[arg(long)]
+    pub force: bool,
+}

@@ -1,0 +1,99 @@
+//! `gpuctl config init|check|show|path|schema`.
+
+use super::load;
+use crate::cli::{self, ConfigInit, Global};
+use crate::config::{Environment, TEMPLATE, file::File, masked};
+use crate::error::{self, Failure};
+use crate::exit::{Answer, Code};
+use crate::report::{CheckReport, PathReport, print, print_json, print_text};
+use anyhow::{Result, bail};
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+pub fn run(command: &cli::Config, global: &Global, environment: &Environment) -> Result<Answer> {
+    match command {
+        cli::Config::Init(arguments) => init(arguments, global, environment),
+        cli::Config::Check => check(global, environment),
+        cli::Config::Show => show(global, environment),
+        cli::Config::Path => path(global, environment),
+        cli::Config::Schema => {
+            let schema = schemars::schema_for!(File);
+            print_json(schema.as_value()).map(|()| Answer::Yes)
+        }
+    }
+}
+
+fn init(arguments: &ConfigInit, global: &Global, environment: &Environment) -> Result<Answer> {
+    let path = arguments.output.clone().or_else(|| environment.user_config());
+    let path = path.ok_or_else(|| {
+        Failure::new(Code::Config, "no place for a configuration: HOME is not set")
+            .hint("name one with --output PATH")
+    })?;
+    write(&path, arguments.force)?;
+    let report = PathReport { path: Some(path.display().to_string()) };
+    print(&report, global.json).map(|()| Answer::Yes)
+}
+
+/// Writes the template as a new private file, which replaces an old one only as a whole.
+fn write(path: &Path, overwrite: bool) -> error::Result<()> {
+    let failed =
+        |e: std::io::Error| Failure::new(Code::Io, format!("cannot write {}: {e}", path.display()));
+    if !overwrite && path.symlink_metadata().is_ok() {
+        return Err(Failure::new(Code::Io, format!("{} exists already", path.display()))
+            .hint("overwrite it with --force, or write elsewhere with --output PATH"));
+    }
+    let folder =
+        path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed)?;
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{}.new", std::process::id()));
+    let new: PathBuf = folder.join(name);
+    let written = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&new)
+        .and_then(|mut file| file.write_all(TEMPLATE.as_bytes()).and_then(|()| file.sync_all()))
+        .and_then(|()| fs::rename(&new, path));
+    written.map_err(|e| {
+        // The failure to be told is the first one.
+        let _ = fs::remove_file(&new);
+        failed(e)
+    })
+}
+
+fn check(global: &Global, environment: &Environment) -> Result<Answer> {
+    let config = load(global, environment)?;
+    config.require_file()?;
+    let report = CheckReport {
+        valid: true,
+        path: config.path.map(|path| path.display().to_string()).unwrap_or_default(),
+        services: config.services.into_iter().map(|service| service.name).collect(),
+        phases: config.phases.into_keys().collect(),
+    };
+    print(&report, global.json).map(|()| Answer::Yes)
+}
+
+fn show(global: &Global, environment: &Environment) -> Result<Answer> {
+    let config = load(global, environment)?;
+    let document = masked(&config.file)?;
+    match global.json {
+        true => print_json(&document)?,
+        false => print_text(&toml::to_string(&document)?)?,
+    }
+    Ok(Answer::Yes)
+}
+
+fn path(global: &Global, environment: &Environment) -> Result<Answer> {
+    let path = environment.find_config(global.config.as_deref());
+    let Some(path) = path else {
+        bail!(
+            Failure::new(Code::Config, "no configuration found")
+                .hint("write one with `gpuctl config init`")
+        );
+    };
+    let report = PathReport { path: Some(path.display().to_string()) };
+    print(&report, global.json).map(|()| Answer::Yes)
+}

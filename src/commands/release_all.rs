@@ -1,0 +1,15 @@
+//! `gpuctl release-all`.
+
+use super::{Session, act::act};
+use crate::cli::ReleaseAll;
+use crate::exit::Answer;
+use crate::plan;
+use crate::report::Subject;
+use anyhow::Result;
+
+pub fn run(arguments: &ReleaseAll, session: Session) -> Result<Answer> {
+    session.config.require_file()?;
+    act(session, Subject::All {}, &arguments.dry_run, |config, snapshot| {
+        plan::release_all(config, snapshot, arguments.force.force)
+    })
+}

@@ -1,0 +1,21 @@
+//! `gpuctl stop`.
+
+use super::{Session, act::act};
+use crate::cli::Stop;
+use crate::exit::Answer;
+use crate::plan;
+use crate::report::Subject;
+use anyhow::Result;
+
+pub fn run(arguments: &Stop, session: Session) -> Result<Answer> {
+    for name in &arguments.services {
+        session.config.service(name)?;
+    }
+    let subject = match arguments.services.as_slice() {
+        [service] => Subject::Service { service: service.clone() },
+        services => Subject::Services { services: services.to_vec() },
+    };
+    act(session, subject, &arguments.dry_run, |config, snapshot| {
+        plan::stop(config, snapshot, &arguments.services, arguments.force.force)
+    })
+}

@@ -1,0 +1,86 @@
+//! The process's environment and the places that follow from it: the only reader of variables.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+/// The environment as it was at the start.
+pub struct Environment {
+    variables: HashMap<String, String>,
+}
+
+impl Environment {
+    /// Values that are not UTF-8 are taken as unset: none of ours can be.
+    #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
+    pub fn of_process() -> Self {
+        let variables = std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+            .collect();
+        Environment { variables }
+    }
+
+    #[cfg(test)]
+    pub fn empty() -> Self {
+        Environment { variables: HashMap::new() }
+    }
+
+    /// A variable that is set and not empty.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.variables.get(name).map(String::as_str).filter(|value| !value.is_empty())
+    }
+
+    fn path(&self, name: &str) -> Option<PathBuf> {
+        self.get(name).map(PathBuf::from)
+    }
+
+    /// An XDG base folder; a relative one is ignored, as the XDG specification asks.
+    fn xdg(&self, variable: &str, below_home: &str) -> Option<PathBuf> {
+        self.path(variable)
+            .filter(|path| path.is_absolute())
+            .or_else(|| Some(self.path("HOME")?.join(below_home)))
+    }
+
+    /// `~/.config/gpuctl/config.toml`, wherever XDG puts it.
+    pub fn user_config(&self) -> Option<PathBuf> {
+        Some(self.xdg("XDG_CONFIG_HOME", ".config")?.join("gpuctl/config.toml"))
+    }
+
+    /// The configuration to read: named on the command line, in the environment, or found.
+    pub fn find_config(&self, named: Option<&Path>) -> Option<PathBuf> {
+        if let Some(path) = named.map(Path::to_owned).or_else(|| self.path("GPUCTL_CONFIG")) {
+            return Some(path);
+        }
+        [
+            Some(PathBuf::from("gpuctl.toml")),
+            self.user_config(),
+            Some(PathBuf::from("/etc/gpuctl/config.toml")),
+        ]
+        .into_iter()
+        .flatten()
+        .find(|path| path.symlink_metadata().is_ok())
+    }
+
+    /// Where logs of native services and other state are kept.
+    pub fn state_dir(&self) -> Option<PathBuf> {
+        self.path("GPUCTL_STATE_DIR")
+            .or_else(|| Some(self.xdg("XDG_STATE_HOME", ".local/state")?.join("gpuctl")))
+    }
+
+    /// `~` and `$VAR` replaced; `$$` stands for a dollar sign.
+    pub fn expand(&self, text: &str) -> std::result::Result<String, String> {
+        shellexpand::full_with_context(
+            text,
+            || self.get("HOME"),
+            |name| match self.variables.get(name) {
+                Some(value) => Ok(Some(value)),
+                None => Err("is not set"),
+            },
+        )
+        .map(|expanded| expanded.into_owned())
+        .map_err(|unset| {
+            format!(
+                "the environment variable {} {} (write $$ for a dollar sign)",
+                unset.var_name, unset.cause
+            )
+        })
+    }
+}

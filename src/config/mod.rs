@@ -1,0 +1,163 @@
+//! The configuration: file, environment and flags become one validated value. Nothing else reads
+//! the file or the environment.
+
+mod environment;
+pub mod file;
+mod secrets;
+mod text;
+mod trust;
+mod validate;
+
+pub use environment::Environment;
+pub use secrets::{mask, masked};
+
+use crate::error::{Failure, Result};
+use crate::exit::Code;
+use crate::model::{Mb, Service, nearest};
+use file::File;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// The commented configuration that `config init` writes.
+pub const TEMPLATE: &str = include_str!("template.toml");
+
+/// What the other parts work with.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Absolute; `None` when there is no file.
+    pub path: Option<PathBuf>,
+    /// The file's content, expanded, defaults filled in.
+    pub file: File,
+    pub gpu: Gpu,
+    pub lock: Lock,
+    /// Every phase that is named or listed, with its name.
+    pub phases: BTreeMap<u32, Option<String>>,
+    /// In the order of the file.
+    pub services: Vec<Service>,
+    state_dir: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Gpu {
+    pub selector: Selector,
+    /// Kept free for the desktop.
+    pub reserve: Mb,
+    /// Stands in for NVML's figure where NVML cannot be read.
+    pub total: Option<Mb>,
+    /// `None`: the system's.
+    pub library: Option<PathBuf>,
+}
+
+/// Which card.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Selector {
+    Index(u32),
+    Uuid(String),
+}
+
+impl Selector {
+    pub fn parse(text: &str) -> Selector {
+        match text.parse() {
+            Ok(index) => Selector::Index(index),
+            Err(_) => Selector::Uuid(text.to_owned()),
+        }
+    }
+}
+
+/// Where the GPU lock is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lock {
+    Redis,
+    File,
+}
+
+impl Config {
+    /// Finds, reads and validates. Without a file the defaults hold and there are no services.
+    pub fn load(
+        named: Option<&Path>,
+        gpu: Option<&str>,
+        environment: &Environment,
+    ) -> Result<Config> {
+        let Some(path) = environment.find_config(named) else {
+            return validate::validate(None, File::default(), gpu, environment);
+        };
+        let text = trust::read(&path)?;
+        let path = std::path::absolute(&path).unwrap_or(path);
+        let source = text::Source { path: &path, text: &text };
+        let file = source.parse()?;
+        validate::validate(Some(&source), file, gpu, environment)
+    }
+
+    /// For commands that are about services: there must be a file.
+    pub fn require_file(&self) -> Result<()> {
+        match self.path {
+            Some(_) => Ok(()),
+            None => Err(Failure::new(Code::Config, "no configuration found")
+                .hint("write one with `gpuctl config init`, or name one with --config PATH")),
+        }
+    }
+
+    pub fn service(&self, name: &str) -> Result<&Service> {
+        self.require_file()?;
+        let found = self.services.iter().find(|service| service.name == name);
+        found.ok_or_else(|| {
+            let names: Vec<&str> = self.services.iter().map(|s| s.name.as_str()).collect();
+            let failure =
+                Failure::new(Code::NotFound, format!("no service named \"{name}\" is configured"));
+            match nearest(name, names.iter().copied()) {
+                Some(nearest) => failure.hint(format!("did you mean \"{nearest}\"?")),
+                None if names.is_empty() => failure.hint("the configuration has no services"),
+                None => failure.hint(format!("configured are: {}", names.join(", "))),
+            }
+        })
+    }
+
+    /// A phase by its number or name.
+    pub fn phase(&self, wanted: &str) -> Result<u32> {
+        self.require_file()?;
+        let found = self
+            .phases
+            .iter()
+            .find(|(number, name)| number.to_string() == wanted || name.as_deref() == Some(wanted));
+        if let Some((number, _)) = found {
+            return Ok(*number);
+        }
+        let failure = Failure::new(Code::NotFound, format!("no phase \"{wanted}\" is configured"));
+        let names = self.phases.values().flatten().map(String::as_str);
+        if let Some(nearest) = nearest(wanted, names) {
+            return Err(failure.hint(format!("did you mean \"{nearest}\"?")));
+        }
+        let known: Vec<String> = self
+            .phases
+            .iter()
+            .map(|(number, name)| match name {
+                Some(name) => format!("{number} ({name})"),
+                None => number.to_string(),
+            })
+            .collect();
+        Err(failure.hint(match known.is_empty() {
+            true => "the configuration has no phases".to_owned(),
+            false => format!("configured are: {}", known.join(", ")),
+        }))
+    }
+
+    /// Where logs of native services are kept.
+    pub fn state_dir(&self) -> Result<&Path> {
+        self.state_dir.as_deref().ok_or_else(|| {
+            Failure::new(
+                Code::Config,
+                "no folder for state: neither HOME nor XDG_STATE_HOME is set",
+            )
+            .hint("set GPUCTL_STATE_DIR")
+        })
+    }
+}
+
+#[cfg(test)]
+impl Config {
+    /// A configuration from its text, in an environment without variables.
+    pub fn of_text(text: &str) -> Result<Config> {
+        let source = text::Source { path: Path::new("test.toml"), text };
+        validate::validate(Some(&source), source.parse()?, None, &Environment::empty())
+    }
+}

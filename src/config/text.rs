@@ -1,0 +1,109 @@
+//! From the file's text to its types, and from a key back to its line: every complaint about a
+//! configuration names file, line and key.
+
+use super::file::File;
+use crate::error::{Failure, Result};
+use crate::exit::Code;
+use std::path::Path;
+
+/// A configuration file's text and what is needed to complain about it.
+pub struct Source<'a> {
+    pub path: &'a Path,
+    pub text: &'a str,
+}
+
+impl Source<'_> {
+    fn is_json(&self) -> bool {
+        self.path.extension().is_some_and(|extension| extension == "json")
+    }
+
+    pub fn parse(&self) -> Result<File> {
+        if self.is_json() {
+            let mut reader = serde_json::Deserializer::from_str(self.text);
+            let file = serde_path_to_error::deserialize(&mut reader)
+                .map_err(|e| self.unparsable(&e, Some(e.inner().line())))?;
+            reader.end().map_err(|e| self.failure(Some(e.line()), &e.to_string()))?;
+            Ok(file)
+        } else {
+            let line = |error: &toml::de::Error| Some(self.line_at(error.span()?.start));
+            let reader = toml::Deserializer::parse(self.text)
+                .map_err(|e| self.failure(line(&e), e.message()))?;
+            serde_path_to_error::deserialize(reader)
+                .map_err(|e| self.unparsable(&e, line(e.inner())))
+        }
+    }
+
+    fn unparsable<E: std::fmt::Display>(
+        &self,
+        error: &serde_path_to_error::Error<E>,
+        line: Option<usize>,
+    ) -> Failure {
+        let text = error.inner().to_string();
+        // Both readers' messages begin or end with the position, which is told already.
+        let problem = text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
+        let problem = problem.split(" at line ").next().unwrap_or(problem);
+        let key = error.path().to_string();
+        let problem = if key == "." { problem.to_owned() } else { format!("{key}: {problem}") };
+        let failure = self.failure(line, &problem);
+        match nearest_expected(&text) {
+            Some(nearest) => failure.hint(format!("did you mean `{nearest}`?")),
+            None => failure,
+        }
+    }
+
+    /// A complaint about a key whose type is right and whose value is not.
+    pub fn complaint(&self, key: &[&str], problem: &str) -> Failure {
+        self.failure(self.line_of(key), &format!("{}: {problem}", key.join(".")))
+    }
+
+    fn failure(&self, line: Option<usize>, problem: &str) -> Failure {
+        let line = line.map(|line| format!(":{line}")).unwrap_or_default();
+        Failure::new(
+            Code::Config,
+            format!("configuration {}{line}: {problem}", self.path.display()),
+        )
+    }
+
+    fn line_at(&self, offset: usize) -> usize {
+        let offset = offset.min(self.text.len());
+        1 + self.text.as_bytes()[..offset].iter().filter(|&&byte| byte == b'\n').count()
+    }
+
+    /// The line of a key, or of the nearest table above it that is written down.
+    fn line_of(&self, key: &[&str]) -> Option<usize> {
+        if self.is_json() {
+            let mut offset = None;
+            for part in key {
+                let from = offset.unwrap_or(0);
+                let Some(found) = self.text[from..].find(&format!("\"{part}\"")) else {
+                    break;
+                };
+                offset = Some(from + found);
+            }
+            return Some(self.line_at(offset?));
+        }
+        let document = toml::de::DeTable::parse(self.text).ok()?;
+        let mut table = document.get_ref();
+        let mut offset = None;
+        for part in key {
+            let Some((name, value)) = table.get_key_value(*part) else {
+                break;
+            };
+            offset = Some(name.span().start);
+            let toml::de::DeValue::Table(inner) = value.get_ref() else {
+                break;
+            };
+            table = inner;
+        }
+        Some(self.line_at(offset?))
+    }
+}
+
+/// serde's "unknown field `a`, expected one of `b`, `c`" names what it would have taken; the
+/// nearest of these is what was meant.
+fn nearest_expected(message: &str) -> Option<String> {
+    let from = message.find("unknown field `").or_else(|| message.find("unknown variant `"))?;
+    let mut quoted = message[from..].split('`').skip(1).step_by(2);
+    let unknown = quoted.next()?;
+    crate::model::nearest(unknown, quoted).map(str::to_owned)
+}

@@ -1,0 +1,71 @@
+//! Reading a file whose content gets run: it must be the caller's or root's, and nobody else may
+//! write it.
+
+use crate::error::{Failure, Result};
+use crate::exit::Code;
+use rustix::fs::{Mode, OFlags};
+use std::fs;
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+/// Far more than any configuration needs.
+const LIMIT: u64 = 1024 * 1024;
+
+pub fn read(path: &Path) -> Result<String> {
+    let shown = path.display();
+    let unreadable = |e: std::io::Error| {
+        let code = match e.kind() {
+            std::io::ErrorKind::NotFound => Code::Config,
+            std::io::ErrorKind::PermissionDenied => Code::Permission,
+            _ => Code::Io,
+        };
+        let failure = Failure::new(code, format!("configuration {shown}: cannot be read: {e}"));
+        match code {
+            Code::Config => failure.hint("write one with `gpuctl config init --output PATH`"),
+            _ => failure,
+        }
+    };
+    // Not blocking: a FIFO that nobody writes to would never open otherwise.
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(|e| unreadable(e.into()))?;
+    let mut file = fs::File::from(fd);
+    // Judged on the open file, so that it cannot be exchanged in between.
+    let meta = file.metadata().map_err(unreadable)?;
+    if !meta.is_file() {
+        return Err(Failure::new(
+            Code::Config,
+            format!("configuration {shown}: not a regular file"),
+        ));
+    }
+    let me = rustix::process::geteuid().as_raw();
+    if meta.uid() != me && meta.uid() != 0 {
+        return Err(Failure::new(
+            Code::Permission,
+            format!(
+                "configuration {shown}: belongs to user {}, and gpuctl runs commands from it",
+                meta.uid()
+            ),
+        )
+        .hint(format!("make it yours: chown {me} {shown}")));
+    }
+    if meta.mode() & 0o022 != 0 {
+        return Err(Failure::new(
+            Code::Permission,
+            format!("configuration {shown}: others may write it (mode {:04o}), and gpuctl runs commands from it", meta.mode() & 0o7777),
+        )
+        .hint(format!("chmod go-w {shown}")));
+    }
+    let mut text = String::new();
+    match file.by_ref().take(LIMIT + 1).read_to_string(&mut text) {
+        Ok(read) if read as u64 > LIMIT => Err(Failure::new(
+            Code::Config,
+            format!("configuration {shown}: larger than {LIMIT} bytes"),
+        )),
+        Ok(_) => Ok(text),
+        Err(e) if e.kind() == std::io::ErrorKind::InvalidData => {
+            Err(Failure::new(Code::Config, format!("configuration {shown}: not UTF-8 text")))
+        }
+        Err(e) => Err(unreadable(e)),
+    }
+}

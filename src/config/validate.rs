@@ -1,0 +1,348 @@
+//! From the file's types to the model: expansion, the rules between keys, and what is refused.
+
+use super::file::{self, File};
+use super::text::Source;
+use super::{Config, Environment, Gpu, Lock, Selector};
+use crate::error::{Failure, Result};
+use crate::exit::Code;
+use crate::model::{Evict, Health, Manager, Mb, Native, Service, Unload};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub fn validate(
+    source: Option<&Source>,
+    mut file: File,
+    gpu: Option<&str>,
+    environment: &Environment,
+) -> Result<Config> {
+    let complain = |key: &[&str], problem: &str| match source {
+        Some(source) => source.complaint(key, problem),
+        None => Failure::new(Code::Config, format!("{}: {problem}", key.join("."))),
+    };
+    expand(&mut file, environment).map_err(|(key, problem)| {
+        complain(&key.iter().map(String::as_str).collect::<Vec<_>>(), &problem)
+    })?;
+
+    if file.gpu.index.is_some() && file.gpu.uuid.is_some() {
+        return Err(complain(&["gpu", "uuid"], "give either index or uuid, not both"));
+    }
+    let sizes = [("reserve_mb", Some(file.gpu.reserve_mb)), ("total_mb", file.gpu.total_mb)];
+    for (key, size) in sizes {
+        if size.is_some_and(|size| size > Mb::MAX) {
+            return Err(complain(&["gpu", key], &too_large()));
+        }
+    }
+    let gpu = Gpu {
+        selector: match (gpu, &file.gpu.uuid) {
+            (Some(typed), _) => Selector::parse(typed),
+            (None, Some(uuid)) => Selector::Uuid(uuid.clone()),
+            (None, None) => Selector::Index(file.gpu.index.unwrap_or(0)),
+        },
+        reserve: file.gpu.reserve_mb,
+        total: file.gpu.total_mb,
+        library: file.gpu.nvml_library.as_ref().map(PathBuf::from),
+    };
+
+    for (variable, stronger) in [("REDIS_URL", false), ("GPUCTL_LOCK_URL", true)] {
+        if let Some(url) = environment.get(variable)
+            && (stronger || file.lock.url.is_none())
+        {
+            file.lock.url = Some(url.to_owned());
+        }
+    }
+    let lock = lock_backend(file.lock.url.as_deref())
+        .map_err(|problem| complain(&["lock", "url"], &problem))?;
+
+    let mut services: Vec<Service> = Vec::new();
+    for (name, entry) in &file.services {
+        let service = service(name, entry).map_err(|(key, problem)| {
+            let key: Vec<&str> = ["services", name].into_iter().chain(key).collect();
+            complain(&key, &problem)
+        })?;
+        if let Some(twin) =
+            services.iter().find(|twin| same_instance(&twin.manager, &service.manager))
+        {
+            let problem = format!(
+                "manages the same {} as service {}",
+                service.manager.type_name(),
+                twin.name
+            );
+            return Err(complain(&["services", name], &problem));
+        }
+        services.push(service);
+    }
+    let phases =
+        phases(&file, &services).map_err(|(key, problem)| complain(&["phases", &key], &problem))?;
+
+    Ok(Config {
+        path: source.map(|source| source.path.to_owned()),
+        gpu,
+        lock,
+        phases,
+        services,
+        state_dir: environment.state_dir(),
+        file,
+    })
+}
+
+type Complaint<Key> = (Key, String);
+
+/// Expands `~` and variables in paths, commands and URLs; patterns and bodies are left alone.
+fn expand(
+    file: &mut File,
+    environment: &Environment,
+) -> std::result::Result<(), Complaint<Vec<String>>> {
+    let mut texts: Vec<(Vec<String>, &mut String)> = Vec::new();
+    let key = |parts: &[&str]| parts.iter().map(|part| (*part).to_owned()).collect::<Vec<_>>();
+    texts.extend(file.gpu.nvml_library.as_mut().map(|text| (key(&["gpu", "nvml_library"]), text)));
+    texts.extend(file.lock.url.as_mut().map(|text| (key(&["lock", "url"]), text)));
+    for (name, service) in &mut file.services {
+        let entry = |field: &str| key(&["services", name, field]);
+        texts.extend(service.health.as_mut().map(|text| (entry("health"), text)));
+        texts.extend(service.start.as_mut().map(|text| (entry("start"), text)));
+        texts.extend(service.stop.as_mut().map(|text| (entry("stop"), text)));
+        texts.extend(service.cwd.as_mut().map(|text| (entry("cwd"), text)));
+        texts.extend(service.unload.as_mut().map(|unload| (entry("unload"), &mut unload.url)));
+        texts.extend(service.env.values_mut().map(|text| (entry("env"), text)));
+    }
+    for (key, text) in texts {
+        *text = environment.expand(text).map_err(|problem| (key, problem))?;
+    }
+    Ok(())
+}
+
+fn lock_backend(url: Option<&str>) -> std::result::Result<Lock, String> {
+    let Some(url) = url else {
+        return Ok(Lock::File);
+    };
+    match url.split_once("://") {
+        Some(("redis" | "rediss" | "redis+unix", _)) => Ok(Lock::Redis),
+        Some(("file", path)) if path.starts_with('/') => Ok(Lock::File),
+        _ => Err("not a redis://, rediss://, redis+unix:// or file:///path URL".to_owned()),
+    }
+}
+
+fn phases(
+    file: &File,
+    services: &[Service],
+) -> std::result::Result<BTreeMap<u32, Option<String>>, Complaint<String>> {
+    let mut phases: BTreeMap<u32, Option<String>> =
+        services.iter().flat_map(|service| &service.phases).map(|number| (*number, None)).collect();
+    for (key, name) in &file.phases {
+        let number = key.parse().map_err(|_| (key.clone(), "a phase is a number".to_owned()))?;
+        if name.is_empty() || name.parse::<u32>().is_ok() {
+            return Err((key.clone(), "a phase's name is a word".to_owned()));
+        }
+        if phases.values().any(|other| other.as_ref() == Some(name)) {
+            return Err((key.clone(), format!("\"{name}\" names two phases")));
+        }
+        phases.insert(number, Some(name.clone()));
+    }
+    Ok(phases)
+}
+
+fn too_large() -> String {
+    format!("more than {} is no memory size", Mb::MAX)
+}
+
+fn same_instance(a: &Manager, b: &Manager) -> bool {
+    match (a, b) {
+        (Manager::Docker { container: a }, Manager::Docker { container: b }) => a == b,
+        (Manager::Systemd { unit: a, user: x }, Manager::Systemd { unit: b, user: y }) => {
+            a == b && x == y
+        }
+        _ => false,
+    }
+}
+
+fn service(
+    name: &str,
+    entry: &file::Service,
+) -> std::result::Result<Service, Complaint<Option<&'static str>>> {
+    let fail = |key: &'static str, problem: &str| Err((Some(key), problem.to_owned()));
+    if !is_plain_name(name) {
+        return Err((
+            None,
+            "a service's name is made of letters, digits, `.`, `_` and `-`".to_owned(),
+        ));
+    }
+    if entry.vram_mb > Mb::MAX {
+        return fail("vram_mb", &too_large());
+    }
+    for (key, span) in
+        [("start_timeout", entry.start_timeout), ("stop_timeout", entry.stop_timeout)]
+    {
+        if span.0 < Duration::from_millis(1) {
+            return fail(key, "must be longer than nothing");
+        }
+    }
+    let texts = [
+        ("container", &entry.container),
+        ("unit", &entry.unit),
+        ("health", &entry.health),
+        ("start", &entry.start),
+        ("match", &entry.pattern),
+        ("stop", &entry.stop),
+        ("cwd", &entry.cwd),
+    ];
+    for (key, text) in texts {
+        if let Some(text) = text {
+            if text.contains('\0') {
+                return fail(key, "holds a NUL character");
+            }
+            if text.trim().is_empty() {
+                return fail(key, "is empty");
+            }
+        }
+    }
+    let health = match &entry.health {
+        Some(url) => Some(health(url).map_err(|problem| (Some("health"), problem))?),
+        None => None,
+    };
+    let unload = match &entry.unload {
+        Some(call) => Some(unload(call).map_err(|problem| (Some("unload"), problem))?),
+        None => None,
+    };
+    let evict = match entry.evict {
+        file::Evict::Stop => Evict::Stop,
+        file::Evict::Unload if unload.is_none() => {
+            return fail("evict", "\"unload\" needs an unload = { … } call");
+        }
+        file::Evict::Unload => Evict::Unload,
+    };
+    Ok(Service {
+        name: name.to_owned(),
+        manager: manager(entry)?,
+        vram: entry.vram_mb,
+        priority: entry.priority,
+        phases: entry.phases.iter().copied().collect::<BTreeSet<_>>(),
+        health,
+        start_timeout: entry.start_timeout.0,
+        stop_timeout: entry.stop_timeout.0,
+        evict,
+        unload,
+    })
+}
+
+/// The keys that belong to the service's type, all of them and no others.
+fn manager(entry: &file::Service) -> std::result::Result<Manager, Complaint<Option<&'static str>>> {
+    use file::Type;
+    let owned_by: [(&'static str, bool, Type); 8] = [
+        ("container", entry.container.is_some(), Type::Docker),
+        ("unit", entry.unit.is_some(), Type::Systemd),
+        ("user", entry.user.is_some(), Type::Systemd),
+        ("start", entry.start.is_some(), Type::Native),
+        ("match", entry.pattern.is_some(), Type::Native),
+        ("stop", entry.stop.is_some(), Type::Native),
+        ("env", !entry.env.is_empty(), Type::Native),
+        ("cwd", entry.cwd.is_some(), Type::Native),
+    ];
+    for (key, given, owner) in owned_by {
+        if given && owner != entry.r#type {
+            let problem = format!("belongs to type = \"{}\"", format!("{owner:?}").to_lowercase());
+            return Err((Some(key), problem));
+        }
+    }
+    let missing = |key: &str| (Some("type"), format!("this type needs the key `{key}`"));
+    match entry.r#type {
+        Type::Docker => {
+            let container = entry.container.clone().ok_or_else(|| missing("container"))?;
+            match is_plain_name(&container) {
+                true => Ok(Manager::Docker { container }),
+                false => Err((Some("container"), "is no container's name or id".to_owned())),
+            }
+        }
+        Type::Systemd => {
+            let unit = entry.unit.clone().ok_or_else(|| missing("unit"))?;
+            let plain = |c: char| c.is_ascii_alphanumeric() || "@._-:\\".contains(c);
+            if unit.starts_with('-') || !unit.chars().all(plain) {
+                return Err((Some("unit"), "is no unit's name".to_owned()));
+            }
+            let unit = if unit.contains('.') { unit } else { format!("{unit}.service") };
+            Ok(Manager::Systemd { unit, user: entry.user.unwrap_or(false) })
+        }
+        Type::Native => {
+            if let Some(pattern) = &entry.pattern {
+                refuse_broad(pattern).map_err(|problem| (Some("match"), problem))?;
+            }
+            for (name, value) in &entry.env {
+                if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
+                    return Err((
+                        Some("env"),
+                        format!("\"{}\" cannot be set", name.escape_default()),
+                    ));
+                }
+            }
+            Ok(Manager::Native(Native {
+                start: entry.start.clone().ok_or_else(|| missing("start"))?,
+                pattern: entry.pattern.clone(),
+                stop: entry.stop.clone(),
+                env: entry.env.clone(),
+                cwd: entry.cwd.as_ref().map(PathBuf::from),
+            }))
+        }
+    }
+}
+
+fn is_plain_name(name: &str) -> bool {
+    name.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
+}
+
+/// Refuses a pattern that says nothing about the service: one that matches the empty command
+/// line, or command lines that have nothing in common. What pgrep cannot parse it says itself.
+fn refuse_broad(pattern: &str) -> std::result::Result<(), String> {
+    const UNLIKE: [&str; 4] = ["/sbin/init", "sshd: user@pts/0", "python3 -m app 80", "bash"];
+    let Ok(regex) = regex_lite::Regex::new(pattern) else {
+        return Ok(());
+    };
+    if regex.is_match("") || UNLIKE.iter().filter(|line| regex.is_match(line)).count() > 1 {
+        return Err(format!(
+            "\"{pattern}\" matches processes of every kind; name what only this service has in its command line"
+        ));
+    }
+    Ok(())
+}
+
+fn health(url: &str) -> std::result::Result<Health, String> {
+    let form = || "not a http://, https:// or tcp://host:port URL".to_owned();
+    if let Some(address) = url.strip_prefix("tcp://") {
+        let (host, port) = address.trim_end_matches('/').rsplit_once(':').ok_or_else(form)?;
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        let port = port.parse().ok().filter(|port| *port != 0).ok_or_else(form)?;
+        return match host.is_empty() {
+            true => Err(form()),
+            false => Ok(Health::Tcp { host: host.to_owned(), port }),
+        };
+    }
+    http_url(url).map_err(|_| form())?;
+    Ok(Health::Http(url.to_owned()))
+}
+
+fn http_url(url: &str) -> std::result::Result<(), String> {
+    let form = || "not a http:// or https:// URL".to_owned();
+    let uri: ureq::http::Uri = url.parse().map_err(|_| form())?;
+    match (uri.scheme_str(), uri.host()) {
+        (Some("http" | "https"), Some(host)) if !host.is_empty() => Ok(()),
+        _ => Err(form()),
+    }
+}
+
+fn unload(call: &file::Unload) -> std::result::Result<Unload, String> {
+    http_url(&call.url)?;
+    let url = call.url.clone();
+    match (call.preset, &call.method, &call.body) {
+        (Some(preset), None, None) => {
+            Ok(Unload::Preset { preset, url: url.trim_end_matches('/').to_owned() })
+        }
+        (Some(_), _, _) => Err("give either a preset or method and body, not both".to_owned()),
+        (None, method, body) => {
+            let method = method.clone().unwrap_or_else(|| "POST".to_owned());
+            match ureq::http::Method::from_bytes(method.as_bytes()) {
+                Ok(_) => Ok(Unload::Call { url, method, body: body.clone() }),
+                Err(_) => Err(format!("\"{method}\" is no HTTP method")),
+            }
+        }
+    }
+}

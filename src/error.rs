@@ -1,0 +1,53 @@
+//! The one error type: a code for scripts, a sentence and hints for people, details for JSON.
+//! Commands return `anyhow::Error`; one that is not a `Failure` is a bug and exits 70.
+
+use crate::exit::Code;
+use serde_json::{Map, Value};
+use std::fmt;
+
+pub type Result<T> = std::result::Result<T, Failure>;
+
+#[derive(Clone, Debug)]
+pub struct Failure {
+    pub code: Code,
+    /// What failed, on what, and why; reads after "gpuctl: ".
+    pub message: String,
+    /// What to do next, one line each.
+    pub hints: Vec<String>,
+    /// Facts for programs, under `error.details`.
+    pub details: Box<Map<String, Value>>,
+}
+
+impl Failure {
+    pub fn new(code: Code, message: impl Into<String>) -> Self {
+        Failure { code, message: message.into(), hints: Vec::new(), details: Box::default() }
+    }
+
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hints.push(hint.into());
+        self
+    }
+
+    pub fn detail(mut self, key: &str, value: impl Into<Value>) -> Self {
+        self.details.insert(key.to_owned(), value.into());
+        self
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Failure {}
+
+/// The failure that a command ended with; anything that nobody foresaw is a bug.
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        error.downcast().unwrap_or_else(|bug| {
+            Failure::new(Code::Internal, format!("{bug:#}"))
+                .hint("this is a bug in gpuctl; please report it with the command and its output")
+        })
+    }
+}

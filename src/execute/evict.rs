@@ -1,0 +1,168 @@
+//! One eviction: the service is stopped by its manager, or asked to unload and stopped if its
+//! memory does not come back.
+
+use super::Context;
+use crate::error::Result;
+use crate::model::{Manager, Mb, Native, Pid, Service, Vram};
+use crate::observe::look;
+use crate::plan::{EvictHow, Eviction};
+use crate::world::native::FirstMove;
+use crate::world::wait::wait;
+use crate::world::{docker, native, systemd, unload};
+use std::time::{Duration, Instant};
+
+/// How long an unload may take to show.
+const UNLOAD_LIMIT: Duration = Duration::from_secs(10);
+const POLL: Duration = Duration::from_millis(50);
+/// How long systemd may take to notice that a unit was killed.
+const KILLED_LIMIT: Duration = Duration::from_secs(10);
+
+pub struct Evicted {
+    pub unloaded: bool,
+    pub note: Option<String>,
+}
+
+/// Evicts a service whose processes are `pids`; `required` is what the plan will start.
+pub fn evict(
+    eviction: &Eviction,
+    required: Mb,
+    pids: &[Pid],
+    context: &Context,
+) -> Result<Evicted> {
+    let service = context.service(&eviction.service);
+    let force = match eviction.how {
+        EvictHow::Stop => false,
+        EvictHow::Kill => true,
+        EvictHow::Unload => match ask_to_unload(service, eviction.frees, required, context)? {
+            None => {
+                return Ok(Evicted { unloaded: true, note: None });
+            }
+            Some(why) => {
+                context.progress.line(&format!("{}: {why}; stopping it instead", service.name));
+                let killed = stop(service, pids, false, context)?;
+                return Ok(Evicted { unloaded: false, note: Some(killed.unwrap_or(why)) });
+            }
+        },
+    };
+    context.progress.line(&format!("stopping {}", service.name));
+    let note = stop(service, pids, force, context)?;
+    if let Some(note) = &note {
+        context.progress.line(&format!("{}: {note}", service.name));
+    }
+    Ok(Evicted { unloaded: false, note })
+}
+
+/// Stops it and says what was remarkable.
+fn stop(service: &Service, pids: &[Pid], force: bool, context: &Context) -> Result<Option<String>> {
+    let limit = service.stop_timeout;
+    match &service.manager {
+        Manager::Docker { container } if force => {
+            docker::kill(container, context.stop).map(|()| None)
+        }
+        Manager::Docker { container } => {
+            docker::stop(container, limit, context.stop).map(|()| None)
+        }
+        Manager::Systemd { unit, user } => {
+            if !force {
+                let stopped = systemd::stop(unit, *user, limit, context.stop);
+                context.stop.check()?;
+                if stopped.is_ok() {
+                    return Ok(None);
+                }
+            }
+            systemd::kill(unit, *user, context.stop)?;
+            systemd::stop(unit, *user, KILLED_LIMIT, context.stop)?;
+            Ok((!force).then(|| format!("not gone within {limit:?}, killed")))
+        }
+        Manager::Native(native) => stop_native(service, native, pids, force, context),
+    }
+}
+
+fn stop_native(
+    service: &Service,
+    native: &Native,
+    pids: &[Pid],
+    force: bool,
+    context: &Context,
+) -> Result<Option<String>> {
+    let targets = native::Targets::new(&service.name, context.config.path.as_deref(), pids);
+    let begun = Instant::now();
+    let mut note = None;
+    if let (Some(command), false) = (&native.stop, force) {
+        // A stop command that fails or hangs is no reason to leave the service running.
+        note = match native::run_stop_command(service, native, command, context.stop) {
+            Ok(output) if output.status.success() => None,
+            Ok(output) => Some(format!("its stop command failed: {}", output.reason())),
+            Err(failure) => {
+                context.stop.check()?;
+                Some(failure.message)
+            }
+        };
+    }
+    let first = match (&native.stop, &note) {
+        _ if force => FirstMove::Kill,
+        (Some(_), None) => FirstMove::Wait,
+        _ => FirstMove::Term,
+    };
+    let limit = service.stop_timeout.saturating_sub(begun.elapsed());
+    let killed = native::end(&targets, first, limit, context.stop)?;
+    let killing = killed.then(|| format!("not gone within {:?}, killed", service.stop_timeout));
+    Ok(note.into_iter().chain(killing).reduce(|a, b| format!("{a}; {b}")))
+}
+
+/// Requests an unload and watches for it; `Some` tells why it came to nothing.
+fn ask_to_unload(
+    service: &Service,
+    held: Option<Mb>,
+    required: Mb,
+    context: &Context,
+) -> Result<Option<String>> {
+    let Some(call) = &service.unload else {
+        return Ok(Some("it has no unload call".to_owned()));
+    };
+    let Ok(before) = context.vram() else {
+        return Ok(Some("whether it unloads cannot be seen without NVML".to_owned()));
+    };
+    context.progress.line(&format!("unloading {}", service.name));
+    if let Err(why) = unload::request(call) {
+        return Ok(Some(format!("its unload call failed: {why}")));
+    }
+    let look = look(&[service], context.config.path.as_deref(), context.stop, || {
+        crate::observe::gpu_pids(&before)
+    });
+    let deadline = Instant::now() + UNLOAD_LIMIT;
+    loop {
+        let freed = match context.vram() {
+            Ok(now) => {
+                let holds = |vram: &Vram| -> Option<Mb> {
+                    let processes = vram.processes.as_ref()?;
+                    processes
+                        .iter()
+                        .filter(|process| look.service_of(process.pid) == Some(&service.name))
+                        .map(|process| process.memory)
+                        .sum()
+                };
+                let freed = match (held, holds(&now)) {
+                    (Some(held), Some(holds)) => held.saturating_sub(holds),
+                    _ => {
+                        now.free.unwrap_or_default().saturating_sub(before.free.unwrap_or_default())
+                    }
+                };
+                let room = now.free.unwrap_or_default().saturating_sub(context.config.gpu.reserve);
+                // Three quarters, as Ollama's own scheduler counts a model as gone: a context stays.
+                let is_gone = held.is_some_and(|held| freed.0 * 4 >= held.0 * 3);
+                if is_gone || (freed > Mb(0) && room >= required) {
+                    return Ok(None);
+                }
+                freed
+            }
+            Err(why) => return Ok(Some(why)),
+        };
+        if Instant::now() >= deadline {
+            return Ok((freed == Mb(0))
+                .then(|| format!("its memory did not come back within {UNLOAD_LIMIT:?}")));
+        }
+        wait(&[], context.stop, Instant::now() + POLL);
+        context.stop.check()?;
+    }
+}

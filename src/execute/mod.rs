@@ -1,0 +1,209 @@
+//! Carries a plan out and never decides: evictions side by side, the wait for their memory, starts
+//! side by side. What was done is reported also when it stops half-way.
+
+mod evict;
+mod ready;
+mod reclaim;
+
+use crate::config::Config;
+use crate::error::{Failure, Result};
+use crate::exit::Code;
+use crate::model::{Mb, Service, Snapshot, Source, Vram};
+use crate::plan::{EvictHow, Eviction, Plan, Start, StartHow};
+use crate::report::progress::Progress;
+use crate::world::nvml::Reader;
+use crate::world::wait::{Event, Stop};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// What the steps work with.
+pub struct Context<'a> {
+    pub config: &'a Config,
+    pub stop: &'a Stop,
+    pub reader: &'a Mutex<Reader>,
+    pub progress: &'a Progress,
+}
+
+impl Context<'_> {
+    fn service(&self, name: &str) -> &Service {
+        let found = self.config.services.iter().find(|service| service.name == name);
+        found.expect("a plan names configured services only")
+    }
+
+    fn vram(&self) -> std::result::Result<Vram, String> {
+        self.reader.lock().unwrap_or_else(PoisonError::into_inner).read()
+    }
+}
+
+/// What was done, and how it ended.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    pub stopped: Vec<String>,
+    pub unloaded: Vec<String>,
+    pub started: Vec<String>,
+    pub kept: Vec<String>,
+    /// By how much free memory rose through the evictions; `None` where it cannot be measured.
+    pub freed: Option<Mb>,
+    pub elapsed: Duration,
+    pub steps: Vec<StepDone>,
+    pub failure: Option<Failure>,
+}
+
+#[derive(Clone, Debug)]
+pub struct StepDone {
+    pub action: &'static str,
+    pub service: Option<String>,
+    pub elapsed: Duration,
+    /// What was remarkable about it.
+    pub note: Option<String>,
+}
+
+/// Carries the plan out, as made from `before`.
+pub fn execute(plan: &Plan, before: &Snapshot, context: &Context) -> Outcome {
+    let begun = Instant::now();
+    let mut outcome = Outcome { kept: plan.kept.clone(), ..Outcome::default() };
+    let result = carry_out(plan, before, context, &mut outcome);
+    outcome.elapsed = begun.elapsed();
+    outcome.failure = result.err();
+    outcome
+}
+
+fn carry_out(
+    plan: &Plan,
+    before: &Snapshot,
+    context: &Context,
+    outcome: &mut Outcome,
+) -> Result<()> {
+    context.stop.check()?;
+    if !plan.evict.is_empty() {
+        evict_all(&plan.evict, plan.required, before, context, outcome)?;
+        reclaim(plan, before, context, outcome)?;
+    }
+    context.stop.check()?;
+    start_all(&plan.start, context, outcome)
+}
+
+fn evict_all(
+    evictions: &[Eviction],
+    required: Mb,
+    before: &Snapshot,
+    context: &Context,
+    outcome: &mut Outcome,
+) -> Result<()> {
+    let results = side_by_side(evictions, |eviction| {
+        evict::evict(eviction, required, before.service(&eviction.service).pids(), context)
+    });
+    let mut failure = None;
+    for (eviction, (elapsed, result)) in evictions.iter().zip(results) {
+        match result {
+            Ok(done) => {
+                let list = if done.unloaded { &mut outcome.unloaded } else { &mut outcome.stopped };
+                list.push(eviction.service.clone());
+                outcome.steps.push(StepDone {
+                    action: if done.unloaded { "unload" } else { "stop" },
+                    service: Some(eviction.service.clone()),
+                    elapsed,
+                    note: done.note,
+                });
+            }
+            Err(error) => failure = failure.or(Some(error)),
+        }
+    }
+    failure.map_or(Ok(()), Err)
+}
+
+/// Waits for the memory of what was evicted. Where an unload gave back too little, the service is
+/// stopped after all: once, and then it is known.
+fn reclaim(plan: &Plan, before: &Snapshot, context: &Context, outcome: &mut Outcome) -> Result<()> {
+    if before.vram.source == Source::Estimate {
+        return Ok(());
+    }
+    let begun = Instant::now();
+    let mut result = reclaim::wait_for_memory(plan, &outcome.stopped, before, context);
+    let unloaded = std::mem::take(&mut outcome.unloaded);
+    if matches!(&result, Err(failure) if failure.code == Code::InsufficientVram)
+        && !unloaded.is_empty()
+    {
+        let stops: Vec<Eviction> = plan
+            .evict
+            .iter()
+            .filter(|eviction| unloaded.contains(&eviction.service))
+            .map(|eviction| Eviction { how: EvictHow::Stop, ..eviction.clone() })
+            .collect();
+        context.progress.line("unloading gave back too little; stopping instead");
+        evict_all(&stops, plan.required, before, context, outcome)?;
+        result = reclaim::wait_for_memory(plan, &outcome.stopped, before, context);
+    } else {
+        outcome.unloaded = unloaded;
+    }
+    outcome.freed = match &result {
+        Ok(after) => {
+            after.free.zip(before.vram.free).map(|(after, before)| after.saturating_sub(before))
+        }
+        Err(_) => None,
+    };
+    outcome.steps.push(StepDone {
+        action: "reclaim",
+        service: None,
+        elapsed: begun.elapsed(),
+        note: None,
+    });
+    result.map(drop)
+}
+
+fn start_all(starts: &[Start], context: &Context, outcome: &mut Outcome) -> Result<()> {
+    let failed = Event::new()
+        .map_err(|e| Failure::new(Code::Internal, format!("cannot make a pipe: {e}")))?;
+    let results = side_by_side(starts, |start| {
+        let stop = context.stop.or(&failed);
+        let result = ready::make_ready(context.service(&start.service), start.how, &stop, context);
+        // The others' waits would only delay the news.
+        result.inspect_err(|_| failed.set())
+    });
+    let mut failures = Vec::new();
+    for (start, (elapsed, result)) in starts.iter().zip(results) {
+        match result {
+            Ok(done) => {
+                if done.changed {
+                    outcome.kept.retain(|name| *name != start.service);
+                    outcome.started.push(start.service.clone());
+                }
+                let action = match start.how {
+                    StartHow::Start => "start",
+                    StartHow::Await => "await",
+                    StartHow::Wake => "wake",
+                };
+                if start.how != StartHow::Wake || done.changed {
+                    let service = Some(start.service.clone());
+                    outcome.steps.push(StepDone { action, service, elapsed, note: done.note });
+                }
+            }
+            Err(failure) => failures.push(failure),
+        }
+    }
+    // One that was given up because of another tells nothing.
+    failures.sort_by_key(|failure| failure.code == Code::Internal);
+    failures.into_iter().next().map_or(Ok(()), Err)
+}
+
+/// Runs a step for each item on a thread of its own and tells how long each took.
+fn side_by_side<T: Sync, R: Send>(
+    items: &[T],
+    step: impl Fn(&T) -> Result<R> + Sync,
+) -> Vec<(Duration, Result<R>)> {
+    let timed = |item| {
+        let begun = Instant::now();
+        let result = step(item);
+        (begun.elapsed(), result)
+    };
+    if let [only] = items {
+        return vec![timed(only)];
+    }
+    thread::scope(|scope| {
+        let threads: Vec<_> = items.iter().map(|item| scope.spawn(|| timed(item))).collect();
+        let panicked =
+            |_| (Duration::ZERO, Err(Failure::new(Code::Internal, "a thread of gpuctl panicked")));
+        threads.into_iter().map(|thread| thread.join().unwrap_or_else(panicked)).collect()
+    })
+}

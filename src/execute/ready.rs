@@ -1,0 +1,305 @@
+//! Makes one service ready: starts it, and watches until it answers. Its death, the end of its
+//! start command and the answer of its health check all wake the watch at once.
+
+use super::Context;
+use crate::config::mask;
+use crate::error::{Failure, Result};
+use crate::exit::Code;
+use crate::model::{Health, Healthy, Manager, Presence, Running, Service, Trouble};
+use crate::observe::{Look, look};
+use crate::plan::StartHow;
+use crate::world::native::{self, Started};
+use crate::world::ports::local_port;
+use crate::world::wait::{Event, Handle, Stop, Woken, wait};
+use crate::world::{docker, health, logs, systemd, unload};
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Health checks follow each other faster at first: a twentieth of the time waited so far keeps
+/// what is added to a service's own start below a twentieth of it.
+const SHORTEST: Duration = Duration::from_millis(100);
+const LONGEST: Duration = Duration::from_secs(1);
+
+/// Without a health check, a service that lives this long counts as ready.
+const SETTLING: Duration = Duration::from_millis(500);
+
+/// A manager restarts a service this often before it counts as looping.
+const RESTARTS: u64 = 2;
+
+pub struct Done {
+    /// It was started or woken, rather than found ready.
+    pub changed: bool,
+    pub note: Option<String>,
+}
+
+pub fn make_ready(
+    service: &Service,
+    how: StartHow,
+    stop: &Stop,
+    context: &Context,
+) -> Result<Done> {
+    stop.check()?;
+    let mut watch = Watch {
+        service,
+        stop,
+        context,
+        started: None,
+        restarts: None,
+        deaths: Vec::new(),
+        begun: Instant::now(),
+    };
+    match how {
+        StartHow::Wake => return wake(service),
+        StartHow::Await => context.progress.line(&format!("waiting for {}", service.name)),
+        StartHow::Start => {
+            context.progress.line(&format!("starting {}", service.name));
+            watch.start()?;
+        }
+    }
+    watch.until_ready()?;
+    context.progress.line(&format!(
+        "{} is ready after {:.1} s",
+        service.name,
+        watch.begun.elapsed().as_secs_f64()
+    ));
+    wake(service).map(|woken| Done { changed: true, note: woken.note })
+}
+
+/// Wakes it if it was put to sleep by an unload.
+fn wake(service: &Service) -> Result<Done> {
+    let woken = service.unload.as_ref().map_or(Ok(false), unload::wake);
+    match woken {
+        Ok(changed) => Ok(Done { changed, note: changed.then(|| "woken from sleep".to_owned()) }),
+        Err(why) => Err(Failure::new(Code::StartFailed, format!("{}: cannot be woken: {why}", service.name))
+            .hint("vLLM sleeps and wakes in development mode only (VLLM_SERVER_DEV_MODE=1, --enable-sleep-mode)")),
+    }
+}
+
+struct Watch<'a> {
+    service: &'a Service,
+    stop: &'a Stop,
+    context: &'a Context<'a>,
+    /// What became of a native service's start command.
+    started: Option<Started>,
+    /// Restarts by its manager when the watch began.
+    restarts: Option<u64>,
+    /// Processes whose death is news.
+    deaths: Vec<Handle>,
+    begun: Instant,
+}
+
+impl Watch<'_> {
+    fn start(&mut self) -> Result<()> {
+        let limit = self.service.start_timeout;
+        match &self.service.manager {
+            Manager::Native(native) => {
+                let config = self.context.config;
+                let started = native::start(
+                    self.service,
+                    native,
+                    config.path.as_deref(),
+                    config.state_dir()?,
+                )?;
+                self.started = Some(started);
+                Ok(())
+            }
+            Manager::Docker { container } => {
+                let asked = docker::inspect(&[container], self.stop)?;
+                let paused = |running: &Running| running.trouble == Some(Trouble::Paused);
+                match &asked[container].presence {
+                    Presence::Up(running) if paused(running) => {
+                        docker::unpause(container, self.stop)
+                    }
+                    _ => docker::start(container, limit, self.stop),
+                }
+            }
+            Manager::Systemd { unit, user } => systemd::start(unit, *user, limit, self.stop),
+        }
+        .map_err(|failure| Failure {
+            message: format!("{}: {}", self.service.name, failure.message),
+            ..failure
+        })
+    }
+
+    fn until_ready(&mut self) -> Result<()> {
+        let deadline = self.begun + self.service.start_timeout;
+        let mut why = "its health check has not ended".to_owned();
+        loop {
+            let healthy = match &self.service.health {
+                Some(check) => self.ask(check, deadline)?,
+                None => self.settle()?,
+            };
+            match healthy {
+                Some(Healthy::Yes) if self.answers_itself()? => return Ok(()),
+                Some(Healthy::Yes) => {}
+                Some(Healthy::No(reason)) => why = reason,
+                None => return Err(self.timed_out(&why)),
+            }
+            if self.deaths.is_empty() {
+                self.look_after_it()?;
+            }
+            let pause = (self.begun.elapsed() / 20).clamp(SHORTEST, LONGEST);
+            if !self.sleep((Instant::now() + pause).min(deadline))? && Instant::now() >= deadline {
+                return Err(self.timed_out(&why));
+            }
+        }
+    }
+
+    /// One health check, abandoned at the deadline (`None`) and cut short by a death.
+    fn ask(&mut self, check: &Health, deadline: Instant) -> Result<Option<Healthy>> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let attempt = Attempt::begin(check, left.min(health::TRY_LIMIT))?;
+        loop {
+            match self.wait_for(Some(&attempt.ended), deadline)? {
+                Woken::TimedOut => return Ok(None),
+                _ => {
+                    if let Some(healthy) = attempt.result() {
+                        return Ok(Some(healthy));
+                    }
+                }
+            }
+        }
+    }
+
+    fn settle(&mut self) -> Result<Option<Healthy>> {
+        self.look_after_it()?;
+        self.sleep(Instant::now() + SETTLING)?;
+        Ok(Some(Healthy::Yes))
+    }
+
+    /// Sleeps until the deadline unless something happens to the service; tells whether it did.
+    fn sleep(&mut self, deadline: Instant) -> Result<bool> {
+        Ok(self.wait_for(None, deadline)? == Woken::Event)
+    }
+
+    /// Waits for `event` or news of the service, which is looked into before this returns.
+    fn wait_for(&mut self, event: Option<&Event>, deadline: Instant) -> Result<Woken> {
+        let mut watched = Vec::new();
+        watched.extend(event.map(Event::fd));
+        watched.extend(self.deaths.iter().map(Handle::fd));
+        watched.extend(self.started.iter().filter_map(Started::ended).map(Handle::fd));
+        let woken = wait(&watched, self.stop, deadline);
+        match woken {
+            Woken::Stopped => self.stop.check()?,
+            Woken::Event if event.is_none_or(|event| !event.happened()) => {
+                self.look_after_it()?;
+            }
+            Woken::Event | Woken::TimedOut => {}
+        }
+        Ok(woken)
+    }
+
+    /// Asks its manager whether it is still coming up, and fails with what it left behind if not.
+    fn look_after_it(&mut self) -> Result<Look> {
+        let service = self.service;
+        let look = look(&[service], self.context.config.path.as_deref(), self.stop, HashSet::new);
+        let presence = look.presence(&service.name);
+        if let Some(started) = &mut self.started {
+            started.check(service, matches!(presence, Presence::Up(_)))?;
+        }
+        self.deaths.clear();
+        match presence {
+            Presence::Up(running) => {
+                let restarts =
+                    running.restarts.saturating_sub(*self.restarts.get_or_insert(running.restarts));
+                if let (Some(Trouble::CrashLoop(how)), true) =
+                    (&running.trouble, restarts >= RESTARTS)
+                {
+                    return Err(self.died(&format!("restarts in a loop: {how}")));
+                }
+                let handles = running.pids.iter().filter_map(|pid| Handle::open(*pid));
+                self.deaths = handles.filter(|handle| !handle.has_ended()).collect();
+                Ok(look)
+            }
+            // Its start command may still be putting it into the background.
+            Presence::Down(_) if self.started.is_some() => Ok(look),
+            Presence::Down(ending) => {
+                Err(self.died(&ending.unwrap_or_else(|| "exited before it was ready".to_owned())))
+            }
+            Presence::Stopping(detail) => Err(self.died(&detail)),
+            Presence::Missing(failure) | Presence::Unknown(failure) => {
+                self.stop.check()?;
+                Err(Failure {
+                    message: format!("{}: {}", service.name, failure.message),
+                    ..failure
+                })
+            }
+        }
+    }
+
+    /// After a good answer: whether it was the service that gave it.
+    fn answers_itself(&mut self) -> Result<bool> {
+        let look = self.look_after_it()?;
+        let service = self.service;
+        let is_up = matches!(look.presence(&service.name), Presence::Up(_));
+        match service.health.as_ref().and_then(|check| look.stranger(service, local_port(check))) {
+            Some(stranger) => {
+                Err(Failure::new(Code::StartFailed, format!("{}: {stranger}", service.name))
+                    .hint("stop that process, or give the service another port"))
+            }
+            None => Ok(is_up),
+        }
+    }
+
+    fn died(&self, how: &str) -> Failure {
+        self.explain(Failure::new(Code::StartFailed, format!("{}: {how}", self.service.name)))
+    }
+
+    fn timed_out(&self, why: &str) -> Failure {
+        let limit = self.service.start_timeout;
+        let message = format!("{}: not ready within {limit:?}: {}", self.service.name, mask(why));
+        self.explain(Failure::new(Code::Timeout, message)).hint(format!(
+            "it was left running; `gpuctl stop {}` ends it, a larger start_timeout gives it more time",
+            self.service.name
+        ))
+    }
+
+    /// Adds the end of its log, wherever its manager keeps that.
+    fn explain(&self, failure: Failure) -> Failure {
+        let name = &self.service.name;
+        match (&self.service.manager, &self.started) {
+            (Manager::Native(_), Some(started)) => started.explain(failure),
+            (Manager::Native(_), None) => match self.context.config.state_dir() {
+                Ok(state_dir) => logs::attach_file(failure, &logs::path_of(state_dir, name), 0),
+                Err(_) => failure,
+            },
+            (Manager::Docker { container }, _) => {
+                logs::attach(failure, docker::log_tail(container, self.stop))
+                    .hint(format!("its log: docker logs {container}"))
+            }
+            (Manager::Systemd { unit, user }, _) => {
+                logs::attach(failure, systemd::log_tail(unit, *user, self.stop)).hint(format!(
+                    "its log: journalctl {}--unit {unit}",
+                    if *user { "--user " } else { "" }
+                ))
+            }
+        }
+    }
+}
+
+/// A health check under way on a thread of its own.
+struct Attempt {
+    ended: Arc<Event>,
+    result: Arc<Mutex<Option<Healthy>>>,
+}
+
+impl Attempt {
+    fn begin(check: &Health, limit: Duration) -> Result<Attempt> {
+        let ended = Event::new()
+            .map_err(|e| Failure::new(Code::Internal, format!("cannot make a pipe: {e}")))?;
+        let attempt = Attempt { ended, result: Arc::default() };
+        let (check, ended, result) = (check.clone(), attempt.ended.clone(), attempt.result.clone());
+        thread::spawn(move || {
+            let healthy = health::check(&check, limit);
+            *result.lock().unwrap_or_else(PoisonError::into_inner) = Some(healthy);
+            ended.set();
+        });
+        Ok(attempt)
+    }
+
+    fn result(&self) -> Option<Healthy> {
+        self.result.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}

@@ -1,0 +1,144 @@
+//! The wait for memory: a stopped service has given its memory back when the driver says so, not
+//! when its process or port is gone.
+
+use super::Context;
+use crate::error::{Failure, Result};
+use crate::exit::Code;
+use crate::model::{GpuProcess, Mb, Pid, Snapshot, Vram};
+use crate::plan::Plan;
+use crate::world::wait::wait;
+use serde_json::{Value, json};
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
+
+pub const LIMIT: Duration = Duration::from_secs(15);
+const POLL: Duration = Duration::from_millis(50);
+
+/// Waits until what the stopped services held is free, and then makes sure that there is room
+/// for what the plan starts. Returns the last reading.
+pub fn wait_for_memory(
+    plan: &Plan,
+    stopped: &[String],
+    before: &Snapshot,
+    context: &Context,
+) -> Result<Vram> {
+    let expected = Expectation::of(plan, stopped, before);
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        let now = context.vram().map_err(|why| {
+            Failure::new(
+                Code::Unavailable,
+                format!("whether the memory is back cannot be read: {why}"),
+            )
+        })?;
+        let room = now.free.unwrap_or_default().saturating_sub(context.config.gpu.reserve);
+        if expected.is_met(&now, room >= plan.required) {
+            return if room >= plan.required { Ok(now) } else { Err(no_room(plan, &now, room)) };
+        }
+        if Instant::now() >= deadline {
+            return Err(expected.unmet(&now));
+        }
+        wait(&[], context.stop, Instant::now() + POLL);
+        context.stop.check()?;
+    }
+}
+
+/// What has to disappear from the card.
+struct Expectation<'a> {
+    stopped: &'a [String],
+    /// The stopped services' processes on the card.
+    pids: HashSet<Pid>,
+    /// What they held together; `None` where the driver does not tell.
+    held: Option<Mb>,
+    /// Memory in use that is listed for no other process, before anything was stopped.
+    unlisted: i128,
+}
+
+impl Expectation<'_> {
+    fn of<'a>(plan: &Plan, stopped: &'a [String], before: &Snapshot) -> Expectation<'a> {
+        let owned = |process: &&GpuProcess| {
+            process.service.as_ref().is_some_and(|name| stopped.contains(name))
+        };
+        let pids = before
+            .vram
+            .processes
+            .iter()
+            .flatten()
+            .filter(owned)
+            .map(|process| process.pid)
+            .collect();
+        let evictions = plan.evict.iter().filter(|eviction| stopped.contains(&eviction.service));
+        Expectation {
+            stopped,
+            held: evictions.map(|eviction| eviction.frees).sum(),
+            unlisted: unlisted(&before.vram, &pids),
+            pids,
+        }
+    }
+
+    /// Others come and go meanwhile, so theirs is taken out of the account. A tenth of the size
+    /// may stay: the driver rounds, and the figures of processes do not add up to the total.
+    fn is_met(&self, now: &Vram, has_room: bool) -> bool {
+        let still_there =
+            now.processes.iter().flatten().any(|process| self.pids.contains(&process.pid));
+        let is_back = match self.held {
+            Some(held) => unlisted(now, &self.pids) <= self.unlisted - i128::from(held.0) * 9 / 10,
+            None => has_room,
+        };
+        !still_there && is_back
+    }
+
+    fn unmet(&self, now: &Vram) -> Failure {
+        let holders: Vec<&GpuProcess> = now
+            .processes
+            .iter()
+            .flatten()
+            .filter(|process| self.pids.contains(&process.pid))
+            .collect();
+        let told: Vec<String> = holders.iter().map(|process| told(process)).collect();
+        let who = match told.is_empty() {
+            true => "no process is listed for it any more".to_owned(),
+            false => format!("still held by {}", told.join(", ")),
+        };
+        Failure::new(
+            Code::StopFailed,
+            format!("the memory of {} did not come back within {LIMIT:?}: {who}", self.stopped.join(", ")),
+        )
+        .hint("`nvidia-smi` shows who holds it; a process that is gone but listed waits in the driver, see `dmesg`")
+        .detail("holders", holders.iter().map(|process| holder(process)).collect::<Vec<_>>())
+    }
+}
+
+/// Memory in use that is listed for no process but those in `own`.
+fn unlisted(vram: &Vram, own: &HashSet<Pid>) -> i128 {
+    let others = vram.processes.iter().flatten().filter(|process| !own.contains(&process.pid));
+    let listed: i128 = others.map(|process| i128::from(process.memory.unwrap_or_default().0)).sum();
+    i128::from(vram.used.unwrap_or_default().0) - listed
+}
+
+/// The memory came back, and others took it meanwhile.
+fn no_room(plan: &Plan, now: &Vram, room: Mb) -> Failure {
+    let holders: Vec<&GpuProcess> = now.processes.iter().flatten().collect();
+    let told: Vec<String> = holders.iter().map(|process| told(process)).collect();
+    Failure::new(
+        Code::InsufficientVram,
+        format!(
+            "{} are needed and {room} are there now; on the card are: {}",
+            plan.required,
+            told.join(", ")
+        ),
+    )
+    .hint("something else took the memory that was freed; nothing was started")
+    .detail("needed_mb", plan.required.0)
+    .detail("available_mb", room.0)
+    .detail("blockers", holders.iter().map(|process| holder(process)).collect::<Vec<_>>())
+}
+
+fn told(process: &GpuProcess) -> String {
+    let size = process.memory.map(|memory| format!(", {memory}")).unwrap_or_default();
+    format!("process {} ({}{size})", process.pid, process.name)
+}
+
+fn holder(process: &GpuProcess) -> Value {
+    json!({"pid": process.pid, "name": process.name, "memory_mb": process.memory})
+}

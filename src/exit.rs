@@ -1,0 +1,84 @@
+//! The exit codes of the contract, each named once. Scripts branch on these numbers, so a
+//! published one never changes its meaning.
+
+/// Why a command ended without having done what was asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Code {
+    /// Bad command line.
+    Usage,
+    /// It cannot fit even after stopping all that may be stopped; nothing was stopped.
+    InsufficientVram,
+    /// No such service, phase or container.
+    NotFound,
+    /// The service exited, crashed or loops, or its port is answered by something else.
+    StartFailed,
+    /// Still alive after SIGKILL, or its VRAM did not come back.
+    StopFailed,
+    /// Docker, systemd or NVML (where a reading was required) cannot be reached.
+    Unavailable,
+    /// A bug in gpuctl.
+    Internal,
+    /// A file could not be read or written.
+    Io,
+    /// The Docker socket is closed to us, or others may write the configuration.
+    Permission,
+    /// Missing, unparsable or contradictory configuration.
+    Config,
+    /// The service did not become ready in time.
+    Timeout,
+    /// Ended by this signal.
+    Interrupted(i32),
+}
+
+impl Code {
+    /// The process's exit status.
+    pub fn status(self) -> u8 {
+        match self {
+            Code::Usage => 2,
+            Code::InsufficientVram => 3,
+            Code::NotFound => 4,
+            Code::StartFailed => 5,
+            Code::StopFailed => 6,
+            Code::Unavailable => 69,
+            Code::Internal => 70,
+            Code::Io => 74,
+            Code::Permission => 77,
+            Code::Config => 78,
+            Code::Timeout => 124,
+            Code::Interrupted(signal) => 128 + signal as u8,
+        }
+    }
+
+    /// `error.code` of the JSON output.
+    pub fn name(self) -> &'static str {
+        match self {
+            Code::Usage => "usage",
+            Code::InsufficientVram => "insufficient_vram",
+            Code::NotFound => "not_found",
+            Code::StartFailed => "start_failed",
+            Code::StopFailed => "stop_failed",
+            Code::Unavailable => "unavailable",
+            Code::Internal => "internal",
+            Code::Io => "io",
+            Code::Permission => "permission",
+            Code::Config => "config",
+            Code::Timeout => "timeout",
+            Code::Interrupted(_) => "interrupted",
+        }
+    }
+}
+
+/// What a command that did its work has to say by its exit status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// Done, already so, or yes: 0.
+    Yes,
+    /// The answer is no: 1.
+    No,
+}
+
+impl From<bool> for Answer {
+    fn from(yes: bool) -> Self {
+        if yes { Answer::Yes } else { Answer::No }
+    }
+}

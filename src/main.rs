@@ -1,0 +1,65 @@
+//! gpuctl shares one GPU between services that do not fit on it together: parse, run, exit code.
+
+mod cli;
+mod commands;
+mod config;
+mod error;
+mod execute;
+mod exit;
+mod model;
+mod observe;
+mod plan;
+mod report;
+mod world;
+
+use clap::Parser;
+use clap::error::ErrorKind;
+use config::Environment;
+use error::Failure;
+use exit::{Answer, Code};
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let environment = Environment::of_process();
+    let cli = match cli::Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return explain_usage(&error),
+    };
+    start_logging(&cli.global, &environment);
+    match commands::run(&cli, &environment) {
+        Ok(Answer::Yes) => ExitCode::SUCCESS,
+        Ok(Answer::No) => ExitCode::from(1),
+        Err(error) => {
+            let failure = Failure::from(error);
+            report::print_failure(&failure, cli.global.json);
+            ExitCode::from(failure.code.status())
+        }
+    }
+}
+
+/// Help and version are answers; everything else is a bad command line.
+fn explain_usage(error: &clap::Error) -> ExitCode {
+    let is_answer = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
+    if is_answer || !std::env::args_os().any(|word| word == "--json") {
+        // Where nobody reads it there is nobody to tell.
+        let _ = error.print();
+        return ExitCode::from(if is_answer { 0 } else { Code::Usage.status() });
+    }
+    let message = error.to_string();
+    let first = message.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
+    let failure = Failure::new(Code::Usage, first).hint("see `gpuctl --help`");
+    report::print_failure(&failure, true);
+    ExitCode::from(failure.code.status())
+}
+
+/// Diagnostics on stderr: `GPUCTL_LOG`, `RUST_LOG`, or as many as `-v` was given.
+fn start_logging(global: &cli::Global, environment: &Environment) {
+    let wanted = environment.get("GPUCTL_LOG").or_else(|| environment.get("RUST_LOG"));
+    let level = match (wanted, global.verbose) {
+        (_, 1) => "gpuctl=debug",
+        (_, 2..) => "debug",
+        (Some(filter), 0) => filter,
+        (None, 0) => return,
+    };
+    env_logger::Builder::new().parse_filters(level).format_timestamp_millis().init();
+}

@@ -1,0 +1,319 @@
+//! The words of the domain: sizes, services, phases, states, and the snapshot of the world.
+
+use crate::error::Failure;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub type Pid = i32;
+
+/// A memory size in MB of 1,048,576 bytes, as NVML tools and the seeds count.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Mb(pub u64);
+
+impl Mb {
+    /// Far more than any card has; a larger figure is a typing error.
+    pub const MAX: Mb = Mb(16 * 1024 * 1024);
+
+    pub fn of_bytes(bytes: u64) -> Mb {
+        Mb(bytes / (1024 * 1024))
+    }
+
+    pub fn saturating_sub(self, other: Mb) -> Mb {
+        Mb(self.0.saturating_sub(other.0))
+    }
+
+    /// `20000`, `20000MB`, `20GB`, `20GiB`; GB and GiB both mean 1024 MB.
+    pub fn parse(text: &str) -> Option<Mb> {
+        let text = text.trim();
+        let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+        let number: u64 = text[..digits].parse().ok()?;
+        let unit = match text[digits..].trim_start().to_ascii_lowercase().as_str() {
+            "" | "mb" | "mib" => 1,
+            "gb" | "gib" => 1024,
+            _ => return None,
+        };
+        let size = Mb(number.checked_mul(unit)?);
+        (size <= Mb::MAX).then_some(size)
+    }
+}
+
+impl std::ops::Add for Mb {
+    type Output = Mb;
+    fn add(self, other: Mb) -> Mb {
+        Mb(self.0.saturating_add(other.0))
+    }
+}
+
+impl std::iter::Sum for Mb {
+    fn sum<I: Iterator<Item = Mb>>(sizes: I) -> Mb {
+        sizes.fold(Mb(0), |sum, size| sum + size)
+    }
+}
+
+impl fmt::Display for Mb {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} MB", self.0)
+    }
+}
+
+/// A service that gpuctl manages, as configured and validated.
+#[derive(Clone, Debug)]
+pub struct Service {
+    pub name: String,
+    pub manager: Manager,
+    /// Declared need; what the planner counts on, whatever the service holds at the moment.
+    pub vram: Mb,
+    /// Higher is kept longer.
+    pub priority: i64,
+    pub phases: BTreeSet<u32>,
+    /// Without one, a service is ready as soon as it is alive.
+    pub health: Option<Health>,
+    /// From start to ready.
+    pub start_timeout: Duration,
+    /// From TERM to gone; then SIGKILL.
+    pub stop_timeout: Duration,
+    pub evict: Evict,
+    pub unload: Option<Unload>,
+}
+
+/// Who starts and stops a service.
+#[derive(Clone, Debug)]
+pub enum Manager {
+    Native(Native),
+    Docker { container: String },
+    Systemd { unit: String, user: bool },
+}
+
+impl Manager {
+    /// The configuration's `type`.
+    pub fn type_name(&self) -> &'static str {
+        match self {
+            Manager::Native(_) => "native",
+            Manager::Docker { .. } => "docker",
+            Manager::Systemd { .. } => "systemd",
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct Native {
+    /// Run by `sh -c`.
+    pub start: String,
+    /// A `pgrep -f` pattern (ERE) for processes that gpuctl did not start itself.
+    pub pattern: Option<String>,
+    /// Run by `sh -c` instead of sending TERM.
+    pub stop: Option<String>,
+    pub env: BTreeMap<String, String>,
+    pub cwd: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// Healthy on any 2xx.
+    Http(String),
+    /// Healthy when it accepts a connection.
+    Tcp { host: String, port: u16 },
+}
+
+/// How a service gives its memory back when another needs it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Evict {
+    Stop,
+    /// Ask it over HTTP to unload its models; it keeps running.
+    Unload,
+}
+
+/// The HTTP call by which a service gives memory back while it keeps running.
+#[derive(Clone, Debug)]
+pub enum Unload {
+    Preset { preset: Preset, url: String },
+    Call { url: String, method: String, body: Option<String> },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Preset {
+    Ollama,
+    Comfyui,
+    Vllm,
+    LlamaServer,
+    Sdwebui,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// Its manager cannot be asked.
+    Unknown,
+    Stopped,
+    /// Alive, not healthy, within its start timeout.
+    Starting,
+    Ready,
+    Stopping,
+    /// Alive and unhealthy for too long, crash-looping, dead, or a stranger answers for it.
+    Error,
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            State::Unknown => "unknown",
+            State::Stopped => "stopped",
+            State::Starting => "starting",
+            State::Ready => "ready",
+            State::Stopping => "stopping",
+            State::Error => "error",
+        })
+    }
+}
+
+/// What a service's manager says of it; health is judged apart.
+#[derive(Clone, Debug)]
+pub enum Presence {
+    /// The manager cannot be asked, and why.
+    Unknown(Failure),
+    /// The manager has no such container or unit; the text says how to create it.
+    Missing(Failure),
+    /// Not running; how it ended, where that is worth telling.
+    Down(Option<String>),
+    Up(Running),
+    /// Being taken down or removed.
+    Stopping(String),
+}
+
+/// A service that is alive, in whatever shape.
+#[derive(Clone, Debug, Default)]
+pub struct Running {
+    /// The main process, or all processes where they are known.
+    pub pids: Vec<Pid>,
+    /// Time since it came up.
+    pub age: Option<Duration>,
+    /// Restarts made by its manager.
+    pub restarts: u64,
+    pub trouble: Option<Trouble>,
+    /// Port numbers that its manager forwards to it (Docker's published ports).
+    pub published: Vec<u16>,
+}
+
+/// What keeps a living service from answering, as far as its manager can tell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// `docker pause`.
+    Paused,
+    /// Between two attempts; how the last one ended.
+    CrashLoop(String),
+    /// Stopped by a signal (SIGSTOP, a debugger).
+    Suspended,
+}
+
+/// What a health check found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Healthy {
+    Yes,
+    /// It answered, or did not: why it is not healthy.
+    No(String),
+}
+
+/// The world at one moment; all that a plan is made from.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    pub vram: Vram,
+    /// In the order of the configuration.
+    pub services: Vec<Observed>,
+}
+
+impl Snapshot {
+    pub fn service(&self, name: &str) -> &Observed {
+        self.services
+            .iter()
+            .find(|service| service.name == name)
+            .expect("a snapshot holds every configured service")
+    }
+}
+
+/// One service as it was found.
+#[derive(Clone, Debug)]
+pub struct Observed {
+    pub name: String,
+    pub presence: Presence,
+    pub state: State,
+    /// Why it is in that state.
+    pub detail: Option<String>,
+    /// Who answers its health check instead of it.
+    pub answered_by: Option<String>,
+    /// Memory held by its processes; `None` where it cannot be told.
+    pub used: Option<Mb>,
+    /// Processes that match its pattern and are left alone, with their command lines.
+    pub strangers: Vec<(Pid, String)>,
+}
+
+impl Observed {
+    pub fn is_alive(&self) -> bool {
+        matches!(self.presence, Presence::Up(_))
+    }
+
+    pub fn pids(&self) -> &[Pid] {
+        match &self.presence {
+            Presence::Up(running) => &running.pids,
+            _ => &[],
+        }
+    }
+}
+
+/// The card's memory, measured or estimated. Sizes that are not known are `None`.
+#[derive(Clone, Debug, Default)]
+pub struct Vram {
+    pub source: Source,
+    pub device: Option<Device>,
+    pub total: Option<Mb>,
+    pub used: Option<Mb>,
+    /// As the driver gives it.
+    pub free: Option<Mb>,
+    /// `None` where the driver does not list them.
+    pub processes: Option<Vec<GpuProcess>>,
+    pub temperature_c: Option<u32>,
+    pub utilization_percent: Option<u32>,
+    /// Why it was not measured, or not fully.
+    pub error: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Source {
+    Nvml,
+    /// From `gpu.total_mb` and the declared sizes of what runs.
+    #[default]
+    Estimate,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    pub index: u32,
+    pub name: Option<String>,
+    pub uuid: Option<String>,
+    pub driver_version: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GpuProcess {
+    pub pid: Pid,
+    pub name: String,
+    /// `None` where the driver does not tell (WSL, some virtual GPUs).
+    pub memory: Option<Mb>,
+    /// The service it belongs to.
+    pub service: Option<String>,
+}
+
+/// The candidate most like a mistyped word, if any is like it at all.
+pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    candidates
+        .into_iter()
+        .map(|candidate| (strsim::jaro_winkler(word, candidate), candidate))
+        .filter(|(likeness, _)| *likeness > 0.75)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, candidate)| candidate)
+}

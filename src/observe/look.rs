@@ -1,0 +1,242 @@
+//! A look at services through their managers: who is alive, which process belongs to whom, and
+//! who really listens on a port.
+
+use crate::error::{Failure, Result};
+use crate::exit::Code;
+use crate::model::{Manager, Native, Pid, Presence, Service};
+use crate::world::docker::{self, Inspected};
+use crate::world::native::{self, Evidence};
+use crate::world::ports::{Listeners, local_port};
+use crate::world::processes::{self, Table};
+use crate::world::systemd::{self, Shown};
+use crate::world::wait::Stop;
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+use std::thread;
+
+/// What the managers said, put together.
+pub struct Look {
+    presences: HashMap<String, Presence>,
+    strangers: HashMap<String, Vec<(Pid, String)>>,
+    /// Native services' processes.
+    members: HashMap<Pid, String>,
+    containers: Vec<(String, String)>,
+    control_groups: Vec<(String, String)>,
+    table: Table,
+}
+
+/// Asks the managers of these services side by side, and meanwhile `on_gpu` for the processes
+/// that hold GPU memory.
+pub fn look(
+    services: &[&Service],
+    config: Option<&Path>,
+    stop: &Stop,
+    on_gpu: impl FnOnce() -> HashSet<Pid>,
+) -> Look {
+    let mut containers = Vec::new();
+    let mut units = [Vec::new(), Vec::new()];
+    let mut natives = Vec::new();
+    for service in services {
+        match &service.manager {
+            Manager::Docker { container } => containers.push(container.as_str()),
+            Manager::Systemd { unit, user } => units[usize::from(*user)].push(unit.as_str()),
+            Manager::Native(native) => natives.push((*service, native)),
+        }
+    }
+    thread::scope(|scope| {
+        let inspected = scope.spawn(|| docker::inspect(&containers, stop));
+        let [system, user] = &units;
+        let system = scope.spawn(|| systemd::show(system, false, stop));
+        let user = scope.spawn(|| systemd::show(user, true, stop));
+        let matches: Vec<_> = natives
+            .iter()
+            .filter_map(|(service, native)| {
+                let pattern = native.pattern.as_deref()?;
+                Some((service.name.clone(), scope.spawn(move || native::matching(pattern, stop))))
+            })
+            .collect();
+        let listeners = Listening::of(&natives);
+        let on_gpu = on_gpu();
+        let mut unasked: HashMap<String, Failure> = HashMap::new();
+        let mut matched = HashMap::new();
+        for (service, asked) in matches {
+            match answer(asked.join()) {
+                Ok(pids) => drop(matched.insert(service, pids)),
+                Err(failure) => drop(unasked.insert(service, failure)),
+            }
+        }
+        // Read after pgrep, so that every process that it found is in the table or gone.
+        let table = Table::read();
+        let services_only: Vec<&Service> = natives.iter().map(|(service, _)| *service).collect();
+        let evidence =
+            Evidence { on_gpu: &on_gpu, listens: &|service, pid| listeners.held_by(service, pid) };
+        let found = native::find(&services_only, config, &table, &matched, &evidence);
+        let inspected = answer(inspected.join());
+        let units = [answer(system.join()), answer(user.join())];
+        let mut look = Look {
+            presences: HashMap::new(),
+            strangers: found.strangers,
+            members: HashMap::new(),
+            containers: Vec::new(),
+            control_groups: Vec::new(),
+            table,
+        };
+        for service in services {
+            let presence = match &service.manager {
+                Manager::Docker { container } => {
+                    look.container(&service.name, container, &inspected)
+                }
+                Manager::Systemd { unit, user } => {
+                    look.unit(&service.name, unit, &units[usize::from(*user)])
+                }
+                Manager::Native(_) => match unasked.remove(&service.name) {
+                    Some(failure) => Presence::Unknown(failure),
+                    None => look.native(&service.name, &found.members[&service.name]),
+                },
+            };
+            look.presences.insert(service.name.clone(), presence);
+        }
+        look
+    })
+}
+
+fn answer<T>(joined: thread::Result<Result<T>>) -> Result<T> {
+    joined.unwrap_or_else(|_| Err(Failure::new(Code::Internal, "a thread of gpuctl panicked")))
+}
+
+/// The listening sockets of native services' health ports.
+struct Listening {
+    by_service: HashMap<String, Listeners>,
+}
+
+impl Listening {
+    fn of(natives: &[(&Service, &Native)]) -> Listening {
+        let by_service = natives
+            .iter()
+            .filter_map(|(service, _)| {
+                let port = local_port(service.health.as_ref()?)?;
+                Some((service.name.clone(), Listeners::on(port)))
+            })
+            .collect();
+        Listening { by_service }
+    }
+
+    fn held_by(&self, service: &Service, pid: Pid) -> bool {
+        self.by_service.get(&service.name).is_some_and(|listeners| listeners.held_by(pid))
+    }
+}
+
+impl Look {
+    fn container(
+        &mut self,
+        service: &str,
+        container: &str,
+        asked: &Result<HashMap<String, Inspected>>,
+    ) -> Presence {
+        match asked {
+            Err(failure) => Presence::Unknown(failure.clone()),
+            Ok(inspected) => {
+                let Inspected { id, presence } = &inspected[container];
+                if !id.is_empty() {
+                    self.containers.push((id.clone(), service.to_owned()));
+                }
+                presence.clone()
+            }
+        }
+    }
+
+    fn unit(
+        &mut self,
+        service: &str,
+        unit: &str,
+        asked: &Result<HashMap<String, Shown>>,
+    ) -> Presence {
+        match asked {
+            Err(failure) => Presence::Unknown(failure.clone()),
+            Ok(shown) => match shown.get(unit) {
+                Some(Shown { control_group, presence }) => {
+                    let group =
+                        control_group.iter().map(|group| (group.clone(), service.to_owned()));
+                    self.control_groups.extend(group);
+                    presence.clone()
+                }
+                None => Presence::Unknown(Failure::new(
+                    Code::Unavailable,
+                    format!("systemctl show said nothing of {unit}"),
+                )),
+            },
+        }
+    }
+
+    fn native(&mut self, service: &str, members: &[Pid]) -> Presence {
+        self.members.extend(members.iter().map(|pid| (*pid, service.to_owned())));
+        native::presence(members, &self.table)
+    }
+
+    pub fn presence(&self, service: &str) -> Presence {
+        self.presences[service].clone()
+    }
+
+    pub fn strangers(&self, service: &str) -> Vec<(Pid, String)> {
+        self.strangers.get(service).cloned().unwrap_or_default()
+    }
+
+    /// The service that a process belongs to: by its native service's processes, its container
+    /// or its unit.
+    pub fn service_of(&self, pid: Pid) -> Option<&str> {
+        if let Some(service) = self.members.get(&pid) {
+            return Some(service);
+        }
+        let groups = processes::control_groups(pid);
+        let in_container = self.containers.iter().find(|(id, _)| groups.contains(id.as_str()));
+        let in_unit = || {
+            self.control_groups.iter().find(|(group, _)| {
+                groups.lines().filter_map(|line| line.splitn(3, ':').nth(2)).any(|path| {
+                    path.strip_prefix(group.as_str())
+                        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+                })
+            })
+        };
+        in_container.or_else(in_unit).map(|(_, service)| service.as_str())
+    }
+
+    /// Who answers a service's health check instead of the service; `None` when it is the service
+    /// itself, as far as can be told.
+    pub fn stranger(&self, service: &Service, port: Option<u16>) -> Option<String> {
+        let own = match &self.presences[&service.name] {
+            Presence::Up(running) => running,
+            Presence::Down(_) | Presence::Missing(_) => {
+                let holder = port.and_then(|port| self.holders(port).first().copied());
+                return Some(self.name(holder, port));
+            }
+            Presence::Unknown(_) | Presence::Stopping(_) => return None,
+        };
+        let port = port?;
+        let listeners = Listeners::on(port);
+        if own.published.contains(&port) || own.pids.iter().any(|pid| listeners.held_by(*pid)) {
+            return None;
+        }
+        let holders = self.holders(port);
+        let is_ours = holders.iter().any(|pid| self.service_of(*pid) == Some(&service.name));
+        (!holders.is_empty() && !is_ours).then(|| self.name(holders.first().copied(), Some(port)))
+    }
+
+    fn holders(&self, port: u16) -> Vec<Pid> {
+        Listeners::on(port).holders(self.table.iter().map(|process| process.pid))
+    }
+
+    fn name(&self, holder: Option<Pid>, port: Option<u16>) -> String {
+        let who = match holder {
+            Some(pid) => {
+                let name = self.table.get(pid).map_or("?", |process| process.name.as_str());
+                let owner = self.service_of(pid).map(|service| format!(", of service {service}"));
+                format!("process {pid} ({name}{})", owner.unwrap_or_default())
+            }
+            None => "something else".to_owned(),
+        };
+        match port {
+            Some(port) => format!("{who} answers on port {port}"),
+            None => format!("{who} answers its health URL"),
+        }
+    }
+}

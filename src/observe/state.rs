@@ -1,0 +1,43 @@
+//! From what a service's manager and its health check say to the state that people are shown.
+
+use crate::model::{Healthy, Presence, Service, State, Trouble};
+
+/// The state of a service and why. `stranger` says who answers its health check instead of it.
+pub fn judge(
+    service: &Service,
+    presence: &Presence,
+    healthy: Option<&Healthy>,
+    stranger: Option<&str>,
+) -> (State, Option<String>) {
+    if let Some(stranger) = stranger {
+        return (State::Error, Some(stranger.to_owned()));
+    }
+    let running = match presence {
+        Presence::Unknown(failure) => return (State::Unknown, Some(failure.message.clone())),
+        Presence::Missing(failure) => return (State::Stopped, Some(failure.message.clone())),
+        Presence::Down(ending) => return (State::Stopped, ending.clone()),
+        Presence::Stopping(detail) => return (State::Stopping, Some(detail.clone())),
+        Presence::Up(running) => running,
+    };
+    match &running.trouble {
+        Some(Trouble::Paused) => return (State::Error, Some("the container is paused".to_owned())),
+        Some(Trouble::CrashLoop(how)) => {
+            return (State::Error, Some(format!("restarts in a loop: {how}")));
+        }
+        Some(Trouble::Suspended) => {
+            return (State::Error, Some("suspended by a signal (SIGSTOP)".to_owned()));
+        }
+        None => {}
+    }
+    let why = match (healthy, &service.health) {
+        (Some(Healthy::Yes), _) | (None, None) => return (State::Ready, None),
+        (Some(Healthy::No(why)), _) => why.clone(),
+        (None, Some(_)) => "its health check does not end".to_owned(),
+    };
+    match running.age {
+        Some(age) if age > service.start_timeout => {
+            (State::Error, Some(format!("not healthy {} s after its start: {why}", age.as_secs())))
+        }
+        _ => (State::Starting, Some(why)),
+    }
+}

@@ -1,0 +1,210 @@
+//! The arithmetic of memory: what services commit, what others hold, what that leaves.
+
+use super::{Plan, Refusal};
+use crate::config::Config;
+use crate::error::Failure;
+use crate::exit::Code;
+use crate::model::{Evict, Mb, Observed, Presence, Service, Snapshot, Vram};
+use serde_json::{Value, json};
+use std::collections::HashSet;
+
+/// The card's memory as commitments. A service commits the larger of what it declares and what it
+/// holds while it runs: an idle one that holds little will take the rest at its next job. One that
+/// unloads on request commits only what it holds.
+#[derive(Clone, Debug)]
+pub struct Budget {
+    /// What all services together may commit; `None` where the card's size is not known.
+    pub capacity: Option<Mb>,
+    services: Vec<Commitment>,
+}
+
+#[derive(Clone, Debug)]
+struct Commitment {
+    service: String,
+    committed: Mb,
+    held: Mb,
+    /// Counted when a plan needs the service: it will be used to the full.
+    needed: Mb,
+}
+
+impl Budget {
+    pub fn of(config: &Config, snapshot: &Snapshot) -> Budget {
+        let observed =
+            || config.services.iter().map(|service| (service, snapshot.service(&service.name)));
+        let held: Mb = observed().map(|(service, observed)| presumed(service, observed)).sum();
+        let others = match (snapshot.vram.total, snapshot.vram.free) {
+            (Some(total), Some(free)) => Some(total.saturating_sub(free).saturating_sub(held)),
+            _ => None,
+        };
+        Budget {
+            capacity: snapshot.vram.total.zip(others).map(|(total, others)| {
+                total.saturating_sub(config.gpu.reserve).saturating_sub(others)
+            }),
+            services: observed()
+                .map(|(service, observed)| Commitment {
+                    service: service.name.clone(),
+                    committed: commitment(service, observed),
+                    held: presumed(service, observed),
+                    needed: service.vram.max(observed.used.unwrap_or_default()),
+                })
+                .collect(),
+        }
+    }
+
+    /// All that is committed now.
+    pub fn committed(&self) -> Mb {
+        self.services.iter().map(|service| service.committed).sum()
+    }
+
+    /// What is promised to services and not yet in use.
+    pub fn unused(&self) -> Mb {
+        self.services.iter().map(|service| service.committed.saturating_sub(service.held)).sum()
+    }
+
+    /// What would be committed with `needed` in full use and `evicted` gone.
+    pub fn demand(&self, needed: &HashSet<&str>, evicted: &HashSet<&str>) -> Mb {
+        let share = |entry: &Commitment| match entry.service.as_str() {
+            name if needed.contains(name) => entry.needed,
+            name if evicted.contains(name) => Mb(0),
+            _ => entry.committed,
+        };
+        self.services.iter().map(share).sum()
+    }
+
+    /// Whether that fits. Where the card's size is not known, only a plan that leaves nothing but
+    /// what is needed on the card can be said to be the best there is; `None`: undecidable.
+    pub fn fits(&self, needed: &HashSet<&str>, evicted: &HashSet<&str>) -> Option<bool> {
+        let demand = self.demand(needed, evicted);
+        match self.capacity {
+            Some(capacity) => Some(demand <= capacity),
+            None => (demand
+                == self
+                    .demand(needed, &self.services.iter().map(|s| s.service.as_str()).collect()))
+            .then_some(true),
+        }
+    }
+
+    /// What a service commits now.
+    pub fn commitment_of(&self, service: &str) -> Mb {
+        let entry = self.services.iter().find(|entry| entry.service == service);
+        entry.map_or(Mb(0), |entry| entry.committed)
+    }
+}
+
+/// A service whose manager cannot be asked is taken to be running.
+fn may_run(observed: &Observed) -> bool {
+    matches!(observed.presence, Presence::Up(_) | Presence::Unknown(_))
+}
+
+/// What it holds, or must be presumed to hold.
+fn presumed(service: &Service, observed: &Observed) -> Mb {
+    let unknown = if may_run(observed) { service.vram } else { Mb(0) };
+    observed.used.unwrap_or(unknown)
+}
+
+fn commitment(service: &Service, observed: &Observed) -> Mb {
+    let held = presumed(service, observed);
+    match (may_run(observed), service.evict) {
+        (true, Evict::Stop) => held.max(service.vram),
+        _ => held,
+    }
+}
+
+/// The refusal of a plan that does not fit: what is needed, what there is, and who is in the way.
+pub fn insufficient(
+    config: &Config,
+    snapshot: &Snapshot,
+    budget: &Budget,
+    needed: &HashSet<&str>,
+    evicted: &HashSet<&str>,
+) -> Refusal {
+    let Some(capacity) = budget.capacity else {
+        let refusal = reading_required(&snapshot.vram);
+        return Refusal {
+            message: format!("who has to make room cannot be decided: {}", refusal.message),
+            ..refusal
+        };
+    };
+    let nothing = HashSet::new();
+    let everything = config.services.iter().map(|service| service.name.as_str()).collect();
+    let required = budget.demand(needed, &everything);
+    let left = budget.demand(&nothing, &evicted.union(needed).copied().collect());
+    let available = capacity.saturating_sub(left);
+
+    let mut told = Vec::new();
+    let mut blockers: Vec<Value> = Vec::new();
+    for service in &config.services {
+        let name = service.name.as_str();
+        let committed = budget.commitment_of(name);
+        if committed > Mb(0) && !needed.contains(name) && !evicted.contains(name) {
+            told.push(format!("{name} (priority {}, {committed})", service.priority));
+            blockers.push(
+                json!({"service": name, "priority": service.priority, "memory_mb": committed}),
+            );
+        }
+    }
+    for process in
+        snapshot.vram.processes.iter().flatten().filter(|process| process.service.is_none())
+    {
+        let size = process.memory.map(|memory| format!(", {memory}")).unwrap_or_default();
+        told.push(format!("process {} ({}{size})", process.pid, process.name));
+        blockers
+            .push(json!({"pid": process.pid, "name": process.name, "memory_mb": process.memory}));
+    }
+    let mut names: Vec<&str> = needed.iter().copied().collect();
+    names.sort_unstable();
+    let in_the_way = match told.is_empty() {
+        true => String::new(),
+        false => format!("; in the way: {}", told.join(", ")),
+    };
+    let failure = Failure::new(
+        Code::InsufficientVram,
+        format!(
+            "{} needs {required}, and {available} can be had at most (beside a reserve of {}){in_the_way}",
+            names.join(" and "),
+            config.gpu.reserve
+        ),
+    );
+    let hint = match blockers.is_empty() {
+        true => {
+            "the card is too small for this; lower vram_mb or gpu.reserve_mb if they are set too high"
+        }
+        false => {
+            "nothing was stopped; stop one of these yourself, or give the service a higher priority"
+        }
+    };
+    failure
+        .hint(hint)
+        .detail("needed_mb", required.0)
+        .detail("available_mb", available.0)
+        .detail("reserve_mb", config.gpu.reserve.0)
+        .detail("blockers", blockers)
+}
+
+/// Refuses a plan that does not fit. One that starts nothing is let through with a warning: what
+/// runs already is not made worse by saying so.
+pub fn ensure_fits(
+    config: &Config,
+    snapshot: &Snapshot,
+    budget: &Budget,
+    needed: &HashSet<&str>,
+    plan: &mut Plan,
+) -> Result<(), Refusal> {
+    let evicted = plan.evict.iter().map(|eviction| eviction.service.as_str()).collect();
+    if budget.fits(needed, &evicted) == Some(true) {
+        return Ok(());
+    }
+    let refusal = insufficient(config, snapshot, budget, needed, &evicted);
+    if plan.starts_nothing() {
+        plan.warnings.push(refusal.message);
+        return Ok(());
+    }
+    Err(refusal)
+}
+
+/// The failure of what cannot be done without a reading of the card.
+pub fn reading_required(vram: &Vram) -> Failure {
+    let why = vram.error.as_deref().unwrap_or("the driver gives no figure");
+    Failure::new(Code::Unavailable, format!("VRAM cannot be read: {why}"))
+        .hint("for an estimate from the declared sizes of what runs, set gpu.total_mb in the configuration")
+}

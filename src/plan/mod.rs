@@ -1,0 +1,213 @@
+//! Decides, from the configuration and a snapshot, what to stop, unload and start. Pure: no I/O,
+//! no clock, no logging. A plan that cannot work is refused before anything is done.
+
+mod fit;
+mod phase;
+mod preempt;
+#[cfg(test)]
+mod tests;
+
+pub use fit::{Budget, reading_required};
+pub use phase::prepare_phase;
+pub use preempt::start;
+
+use crate::config::Config;
+use crate::error::Failure;
+use crate::exit::Code;
+use crate::model::{Evict, Mb, Observed, Presence, Service, Snapshot, Source, State, Trouble};
+
+/// Why a plan is not made; a result like any other.
+pub type Refusal = Failure;
+
+/// What is to be done, in three stages: evictions side by side, then the wait for their memory,
+/// then starts side by side.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    pub evict: Vec<Eviction>,
+    /// What the starts will take; to be free, beside the reserve, before any of them begins.
+    pub required: Mb,
+    pub start: Vec<Start>,
+    /// Services that run and are left running.
+    pub kept: Vec<String>,
+    pub warnings: Vec<String>,
+}
+
+/// A service that has to give its memory back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Eviction {
+    pub service: String,
+    pub how: EvictHow,
+    /// What it holds now; `None` where that cannot be told.
+    pub frees: Option<Mb>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EvictHow {
+    Stop,
+    /// SIGKILL or `docker kill` at once.
+    Kill,
+    Unload,
+}
+
+/// A service that has to become ready.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Start {
+    pub service: String,
+    pub how: StartHow,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StartHow {
+    Start,
+    /// It is on its way already.
+    Await,
+    /// It is ready, but may have been put to sleep by an unload.
+    Wake,
+}
+
+/// Stops the named services; those that do not run are left as they are.
+pub fn stop(
+    config: &Config,
+    snapshot: &Snapshot,
+    names: &[String],
+    force: bool,
+) -> Result<Plan, Refusal> {
+    let mut plan = Plan::default();
+    for service in &config.services {
+        let observed = snapshot.service(&service.name);
+        if !names.contains(&service.name) {
+            plan.keep_if_alive(observed);
+            continue;
+        }
+        match &observed.presence {
+            Presence::Unknown(failure) | Presence::Missing(failure) => {
+                return Err(about(service, failure));
+            }
+            Presence::Up(_) => plan.evict.push(Eviction::stop(observed, force)),
+            Presence::Down(_) | Presence::Stopping(_) => {}
+        }
+    }
+    Ok(plan)
+}
+
+/// Stops every service that runs.
+pub fn release_all(config: &Config, snapshot: &Snapshot, force: bool) -> Result<Plan, Refusal> {
+    let mut plan = Plan::default();
+    for service in &config.services {
+        let observed = snapshot.service(&service.name);
+        refuse_unknown(service, observed)?;
+        if observed.is_alive() {
+            plan.evict.push(Eviction::stop(observed, force));
+        }
+    }
+    Ok(plan)
+}
+
+impl Plan {
+    /// Nothing is to be stopped or started.
+    pub fn is_empty(&self) -> bool {
+        self.evict.is_empty() && self.starts_nothing()
+    }
+
+    fn starts_nothing(&self) -> bool {
+        self.start.iter().all(|start| start.how == StartHow::Wake)
+    }
+
+    fn keep_if_alive(&mut self, observed: &Observed) {
+        if observed.is_alive() {
+            self.kept.push(observed.name.clone());
+        }
+    }
+
+    /// Adds what makes a needed service ready, whatever state it is in.
+    fn need(&mut self, service: &Service, observed: &Observed) -> Result<(), Refusal> {
+        if let Some(stranger) = &observed.answered_by {
+            return Err(Failure::new(Code::StartFailed, format!("{}: {stranger}", service.name))
+                .hint("stop that process, or give the service another port"));
+        }
+        let how = match (&observed.presence, observed.state) {
+            (Presence::Unknown(failure) | Presence::Missing(failure), _) => {
+                return Err(about(service, failure));
+            }
+            (Presence::Up(_), State::Ready) => {
+                self.kept.push(service.name.clone());
+                if service.unload.is_none() {
+                    return Ok(());
+                }
+                StartHow::Wake
+            }
+            (Presence::Up(_), State::Starting) => StartHow::Await,
+            (Presence::Up(running), _) => {
+                if running.trouble != Some(Trouble::Paused) {
+                    self.evict.push(Eviction::stop(observed, false));
+                }
+                StartHow::Start
+            }
+            (Presence::Down(_) | Presence::Stopping(_), _) => StartHow::Start,
+        };
+        if how != StartHow::Wake {
+            let held = match self.evict.iter().any(|eviction| eviction.service == service.name) {
+                true => Mb(0),
+                false => observed.used.unwrap_or_default(),
+            };
+            self.required = self.required + service.vram.saturating_sub(held);
+        }
+        self.start.push(Start { service: service.name.clone(), how });
+        Ok(())
+    }
+
+    /// Evicts a service in the way it is configured for.
+    fn evict(&mut self, service: &Service, observed: &Observed) {
+        let can_unload = service.evict == Evict::Unload && observed.state == State::Ready;
+        if can_unload && observed.used == Some(Mb(0)) {
+            self.kept.push(service.name.clone());
+        } else if can_unload {
+            let frees = observed.used;
+            self.evict.push(Eviction {
+                service: service.name.clone(),
+                how: EvictHow::Unload,
+                frees,
+            });
+        } else {
+            self.evict.push(Eviction::stop(observed, false));
+        }
+    }
+}
+
+impl Eviction {
+    fn stop(observed: &Observed, force: bool) -> Eviction {
+        let how = if force { EvictHow::Kill } else { EvictHow::Stop };
+        Eviction { service: observed.name.clone(), how, frees: observed.used }
+    }
+}
+
+/// The manager's failure, told of a service.
+fn about(service: &Service, failure: &Failure) -> Refusal {
+    Failure { message: format!("{}: {}", service.name, failure.message), ..failure.clone() }
+}
+
+/// A service that may be running, for all that can be told, spoils every plan that counts on its
+/// being stopped.
+fn refuse_unknown(service: &Service, observed: &Observed) -> Result<(), Refusal> {
+    match &observed.presence {
+        Presence::Unknown(failure) => {
+            let refusal = about(service, failure);
+            Err(refusal.hint(format!(
+                "whether {} runs cannot be told, so nothing was changed",
+                service.name
+            )))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A warning where the sizes are estimated.
+fn warn_of_estimate(plan: &mut Plan, snapshot: &Snapshot) {
+    if let (Source::Estimate, Some(error)) = (snapshot.vram.source, &snapshot.vram.error) {
+        let basis = match snapshot.vram.total {
+            Some(_) => "planning with gpu.total_mb and the declared sizes",
+            None => "planning without knowing the card's size; set gpu.total_mb",
+        };
+        plan.warnings.push(format!("{error}; {basis}"));
+    }
+}

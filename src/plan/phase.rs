@@ -1,0 +1,42 @@
+//! `prepare-phase`: what a phase needs, and what has to make room for it.
+
+use super::fit::{Budget, ensure_fits};
+use super::preempt::make_room;
+use super::{Plan, Refusal, refuse_unknown, warn_of_estimate};
+use crate::config::Config;
+use crate::model::{Service, Snapshot};
+use std::collections::HashSet;
+
+/// Eagerly, everything that the phase does not need is evicted; lazily, only as much as the
+/// needed services require. A phase that needs nothing releases everything, eagerly.
+pub fn prepare_phase(
+    config: &Config,
+    snapshot: &Snapshot,
+    phase: u32,
+    lazy: bool,
+) -> Result<Plan, Refusal> {
+    let (needed, others): (Vec<&Service>, Vec<&Service>) =
+        config.services.iter().partition(|service| service.phases.contains(&phase));
+    let budget = Budget::of(config, snapshot);
+    let names: HashSet<&str> = needed.iter().map(|service| service.name.as_str()).collect();
+    let mut plan = Plan::default();
+    for service in &needed {
+        plan.need(service, snapshot.service(&service.name))?;
+    }
+    if lazy {
+        make_room(config, snapshot, &budget, &names, &others, &mut plan)?;
+    } else {
+        for service in &others {
+            let observed = snapshot.service(&service.name);
+            refuse_unknown(service, observed)?;
+            if observed.is_alive() {
+                plan.evict(service, observed);
+            }
+        }
+        if !needed.is_empty() {
+            ensure_fits(config, snapshot, &budget, &names, &mut plan)?;
+        }
+    }
+    warn_of_estimate(&mut plan, snapshot);
+    Ok(plan)
+}

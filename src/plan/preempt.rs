@@ -1,0 +1,104 @@
+//! Who has to go so that the needed services fit: lowest priority first, then the reprieve, as in
+//! Kubernetes' preemption: each victim, highest priority first, is spared again if it fits after all.
+
+use super::fit::{Budget, ensure_fits, insufficient};
+use super::{Plan, Refusal, refuse_unknown, warn_of_estimate};
+use crate::config::Config;
+use crate::model::{Mb, Presence, Service, Snapshot};
+use std::cmp::Reverse;
+use std::collections::HashSet;
+
+/// `start`: one service, which preempts strictly lower priorities, or nobody.
+pub fn start(
+    config: &Config,
+    snapshot: &Snapshot,
+    service: &Service,
+    preempt: bool,
+) -> Result<Plan, Refusal> {
+    let mut plan = Plan::default();
+    plan.need(service, snapshot.service(&service.name))?;
+    let needed = HashSet::from([service.name.as_str()]);
+    let budget = Budget::of(config, snapshot);
+    let candidates: Vec<&Service> = config
+        .services
+        .iter()
+        .filter(|other| preempt && other.priority < service.priority && other.name != service.name)
+        .collect();
+    if plan.is_empty() {
+        // It runs already; what is on the card beside it is not its business.
+        for other in config.services.iter().filter(|other| other.name != service.name) {
+            plan.keep_if_alive(snapshot.service(&other.name));
+        }
+    } else {
+        make_room(config, snapshot, &budget, &needed, &candidates, &mut plan)?;
+    }
+    warn_of_estimate(&mut plan, snapshot);
+    Ok(plan)
+}
+
+/// Evicts as few of the candidates as the needed services require, or refuses.
+pub fn make_room(
+    config: &Config,
+    snapshot: &Snapshot,
+    budget: &Budget,
+    needed: &HashSet<&str>,
+    candidates: &[&Service],
+    plan: &mut Plan,
+) -> Result<(), Refusal> {
+    let mut candidates: Vec<&Service> = candidates
+        .iter()
+        .copied()
+        .filter(|service| {
+            snapshot.service(&service.name).is_alive()
+                && budget.commitment_of(&service.name) > Mb(0)
+        })
+        .collect();
+    candidates
+        .sort_by_key(|service| (service.priority, Reverse(budget.commitment_of(&service.name))));
+
+    let mut victims: Vec<&Service> = Vec::new();
+    let fits_without = |victims: &[&Service]| {
+        let evicted = victims.iter().map(|service| service.name.as_str()).collect();
+        budget.fits(needed, &evicted) == Some(true)
+    };
+    for candidate in &candidates {
+        if fits_without(&victims) {
+            break;
+        }
+        victims.push(candidate);
+    }
+    if !fits_without(&victims) && plan.starts_nothing() {
+        victims.clear();
+    } else if !fits_without(&victims) {
+        // Who cannot be asked may be what is in the way, and might have been stopped.
+        for service in
+            config.services.iter().filter(|service| !needed.contains(service.name.as_str()))
+        {
+            refuse_unknown(service, snapshot.service(&service.name))?;
+        }
+        let evicted = victims.iter().map(|service| service.name.as_str()).collect();
+        return Err(insufficient(config, snapshot, budget, needed, &evicted));
+    }
+    for index in (0..victims.len()).rev() {
+        let mut fewer = victims.clone();
+        fewer.remove(index);
+        if fits_without(&fewer) {
+            victims = fewer;
+        }
+    }
+    for service in &config.services {
+        let observed = snapshot.service(&service.name);
+        if victims.iter().any(|victim| victim.name == service.name) {
+            plan.evict(service, observed);
+        } else if !needed.contains(service.name.as_str()) {
+            plan.keep_if_alive(observed);
+            if let Presence::Unknown(failure) = &observed.presence {
+                plan.warnings.push(format!(
+                    "{}: {}; it is taken to be running",
+                    service.name, failure.message
+                ));
+            }
+        }
+    }
+    ensure_fits(config, snapshot, budget, needed, plan)
+}

@@ -1,0 +1,188 @@
+//! The only place that spawns processes: external commands with a deadline, and services that
+//! outlive gpuctl.
+
+use super::wait::{Handle, Stop, Woken, wait};
+use crate::error::{Failure, Result};
+use crate::exit::Code;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// More than any command that we run has to say.
+const OUTPUT_LIMIT: u64 = 8 * 1024 * 1024;
+
+pub struct Output {
+    pub status: ExitStatus,
+    pub stdout: Vec<u8>,
+    pub stderr: String,
+}
+
+impl Output {
+    /// The last line that the command printed on stderr, which is where tools put the reason.
+    pub fn reason(&self) -> String {
+        match self.stderr.lines().rev().find(|line| !line.trim().is_empty()) {
+            Some(line) => line.trim().to_owned(),
+            None => describe(self.status),
+        }
+    }
+}
+
+/// "exited with code 3" or "was killed by signal 9".
+pub fn describe(status: ExitStatus) -> String {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("exited with code {code}"),
+        (None, Some(signal)) => format!("was killed by signal {signal}"),
+        (None, None) => "ended".to_owned(),
+    }
+}
+
+/// Runs a program to its end, with its own process group, no input, and a deadline after which
+/// the group is killed (`unavailable`). A program that is not installed is `unavailable` too.
+pub fn run(program: &str, args: &[&str], limit: Duration, stop: &Stop) -> Result<Output> {
+    let mut command = new(program);
+    command.args(args);
+    finish(command, program, limit, stop)
+}
+
+/// Runs a shell command of the configuration in the same way.
+pub fn run_shell(
+    text: &str,
+    env: &BTreeMap<String, String>,
+    cwd: Option<&Path>,
+    limit: Duration,
+    stop: &Stop,
+) -> Result<Output> {
+    finish(shell(text, env, cwd), "sh", limit, stop)
+}
+
+#[expect(clippy::disallowed_methods, reason = "the one place that spawns processes")]
+fn new(program: &str) -> Command {
+    let mut command = Command::new(program);
+    command.stdin(Stdio::null());
+    command
+}
+
+fn shell(text: &str, env: &BTreeMap<String, String>, cwd: Option<&Path>) -> Command {
+    let mut command = new("/bin/sh");
+    command.arg("-c").arg(text).envs(env);
+    if let Some(cwd) = cwd {
+        command.current_dir(cwd);
+    }
+    command
+}
+
+fn finish(mut command: Command, program: &str, limit: Duration, stop: &Stop) -> Result<Output> {
+    let begun = Instant::now();
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+    let mut child = command.spawn().map_err(|e| not_started(program, &command, &e))?;
+    let stdout = read_aside(child.stdout.take());
+    let stderr = read_aside(child.stderr.take());
+    let ended = Handle::open(child.id() as i32);
+    let watched: Vec<_> = ended.iter().map(Handle::fd).collect();
+    let woken = wait(&watched, stop, begun + limit);
+    if woken != Woken::Event {
+        kill_group(&child);
+    }
+    let status = child.wait().map_err(|e| not_started(program, &command, &e))?;
+    log::debug!("{command:?}: {} after {:?}", describe(status), begun.elapsed());
+    match woken {
+        Woken::Event => {}
+        Woken::Stopped => stop.check()?,
+        Woken::TimedOut => {
+            return Err(Failure::new(
+                Code::Unavailable,
+                format!("`{}` did not answer within {limit:?}", line(&command)),
+            ));
+        }
+    }
+    // A grandchild may keep the pipe open; what has been written by now is what there is.
+    let grace = Duration::from_millis(200);
+    Ok(Output {
+        status,
+        stdout: stdout.recv_timeout(grace).unwrap_or_default(),
+        stderr: String::from_utf8_lossy(&stderr.recv_timeout(grace).unwrap_or_default())
+            .into_owned(),
+    })
+}
+
+fn line(command: &Command) -> String {
+    let words: Vec<_> = std::iter::once(command.get_program())
+        .chain(command.get_args())
+        .map(|word| word.to_string_lossy())
+        .collect();
+    words.join(" ")
+}
+
+fn not_started(program: &str, command: &Command, error: &std::io::Error) -> Failure {
+    match (error.kind(), command.get_current_dir()) {
+        (_, Some(cwd)) if !cwd.is_dir() => {
+            Failure::new(Code::Config, format!("the folder {} does not exist", cwd.display()))
+        }
+        (std::io::ErrorKind::NotFound, _) => {
+            Failure::new(Code::Unavailable, format!("the command `{program}` is not installed"))
+        }
+        _ => Failure::new(
+            Code::Unavailable,
+            format!("the command `{program}` cannot be run: {error}"),
+        ),
+    }
+}
+
+/// Reads a pipe on a thread of its own, so that neither pipe of the child can fill up.
+fn read_aside(pipe: Option<impl Read + Send + 'static>) -> mpsc::Receiver<Vec<u8>> {
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || {
+        let mut text = Vec::new();
+        if let Some(pipe) = pipe {
+            // What was read before an error is still worth having.
+            let _ = pipe.take(OUTPUT_LIMIT).read_to_end(&mut text);
+        }
+        // Nobody listens any more after the deadline.
+        let _ = sender.send(text);
+    });
+    receiver
+}
+
+fn kill_group(child: &Child) {
+    if let Some(group) = rustix::process::Pid::from_raw(child.id() as i32) {
+        // It may have ended on its own just now.
+        let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+    }
+}
+
+/// Starts a shell command that outlives gpuctl: its own session, no input, output to `log`, and
+/// none of the descriptors that gpuctl was given, so that `$(gpuctl start x)` returns.
+pub fn start_detached(
+    text: &str,
+    env: &BTreeMap<String, String>,
+    without: &[&str],
+    cwd: Option<&Path>,
+    log: File,
+) -> Result<Child> {
+    let mut command = shell(text, env, cwd);
+    for name in without {
+        command.env_remove(name);
+    }
+    let errors = log
+        .try_clone()
+        .map_err(|e| Failure::new(Code::Io, format!("cannot open the log twice: {e}")))?;
+    command.stdout(log).stderr(errors);
+    // SAFETY: between fork and exec only async-signal-safe system calls are made, and no memory
+    // is allocated.
+    #[expect(unsafe_code, reason = "a new session can only be made between fork and exec")]
+    unsafe {
+        command.pre_exec(|| {
+            rustix::process::setsid()?;
+            // Marked rather than closed: the standard library reports a failed exec through one.
+            let all = libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
+            if all == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+        });
+    }
+    command.spawn().map_err(|e| not_started("sh", &command, &e))
+}

@@ -1,0 +1,231 @@
+//! Docker through its command line. States are read from inspected fields: the wording of
+//! messages differs between versions.
+
+use super::command::{self, Output};
+use super::logs;
+use super::wait::Stop;
+use crate::error::{Failure, Result};
+use crate::exit::Code;
+use crate::model::{Presence, Running, Trouble};
+use serde::Deserialize;
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+const INSPECT_LIMIT: Duration = Duration::from_secs(5);
+/// What the engine may take beyond the time it was told, and for calls without one.
+const ENGINE_LIMIT: Duration = Duration::from_secs(15);
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Container {
+    id: String,
+    name: String,
+    #[serde(default)]
+    restart_count: u64,
+    state: ContainerState,
+    #[serde(default)]
+    network_settings: NetworkSettings,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+#[derive(Default)]
+struct ContainerState {
+    status: String,
+    running: bool,
+    paused: bool,
+    restarting: bool,
+    #[serde(rename = "OOMKilled")]
+    oom_killed: bool,
+    dead: bool,
+    pid: i32,
+    exit_code: i64,
+    error: String,
+    started_at: String,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct NetworkSettings {
+    ports: Option<BTreeMap<String, Option<Vec<PortBinding>>>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct PortBinding {
+    host_port: String,
+}
+
+/// What the engine says of a container.
+#[derive(Clone, Debug)]
+pub struct Inspected {
+    /// In full, as control groups name it; empty when there is no such container.
+    pub id: String,
+    pub presence: Presence,
+}
+
+/// Asks for all containers in one call.
+pub fn inspect(containers: &[&str], stop: &Stop) -> Result<HashMap<String, Inspected>> {
+    if containers.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let mut arguments = vec!["container", "inspect", "--"];
+    arguments.extend(containers);
+    let output = command::run("docker", &arguments, INSPECT_LIMIT, stop)?;
+    let found: Vec<Container> = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    if !output.status.success() && found.is_empty() {
+        // None exists, or the engine cannot be asked: only the engine itself can tell.
+        let version = command::run(
+            "docker",
+            &["version", "--format", "{{.Server.Version}}"],
+            INSPECT_LIMIT,
+            stop,
+        )?;
+        if !version.status.success() {
+            return Err(unreachable(&version));
+        }
+    }
+    let inspected = |name: &&str| {
+        let container = found.iter().find(|container| {
+            container.name.trim_start_matches('/') == *name || container.id.starts_with(*name)
+        });
+        let inspected = match container {
+            Some(container) => {
+                Inspected { id: container.id.clone(), presence: container.presence() }
+            }
+            None => Inspected { id: String::new(), presence: Presence::Missing(missing(name)) },
+        };
+        ((*name).to_owned(), inspected)
+    };
+    Ok(containers.iter().map(inspected).collect())
+}
+
+fn missing(container: &str) -> Failure {
+    Failure::new(
+        Code::NotFound,
+        format!("there is no Docker container named \"{container}\""),
+    )
+    .hint(format!(
+        "create it, for example: docker create --name {container} --gpus all --network host IMAGE"
+    ))
+    .hint("`docker ps --all` lists the containers that exist")
+}
+
+fn unreachable(output: &Output) -> Failure {
+    let reason = output.reason();
+    if reason.to_lowercase().contains("permission denied") {
+        return Failure::new(Code::Permission, format!("Docker does not let us in: {reason}"))
+            .hint("add your user to the group docker (and log in again), or run gpuctl as root");
+    }
+    Failure::new(Code::Unavailable, format!("Docker cannot be reached: {reason}")).hint(
+        "is the engine running? `systemctl start docker`; another one is named by DOCKER_HOST",
+    )
+}
+
+impl Container {
+    fn presence(&self) -> Presence {
+        let state = &self.state;
+        if state.status == "removing" {
+            return Presence::Stopping("the container is being removed".to_owned());
+        }
+        if !state.running && !state.restarting {
+            return Presence::Down(self.ending());
+        }
+        let trouble = if state.restarting {
+            let how = self.ending().unwrap_or_else(|| "ended".to_owned());
+            Some(Trouble::CrashLoop(format!("{how}, {} restarts", self.restart_count)))
+        } else {
+            state.paused.then_some(Trouble::Paused)
+        };
+        let ports =
+            self.network_settings.ports.iter().flat_map(BTreeMap::values).flatten().flatten();
+        Presence::Up(Running {
+            pids: if state.pid > 0 { vec![state.pid] } else { Vec::new() },
+            age: age(&state.started_at),
+            restarts: self.restart_count,
+            trouble,
+            published: ports.filter_map(|binding| binding.host_port.parse().ok()).collect(),
+        })
+    }
+
+    /// How it ended, if it ever ran and did not just do its work.
+    fn ending(&self) -> Option<String> {
+        let state = &self.state;
+        if state.dead {
+            return Some("dead: the engine could not remove it".to_owned());
+        }
+        if !state.error.is_empty() {
+            return Some(state.error.clone());
+        }
+        if state.oom_killed {
+            return Some("was killed for want of memory (host memory, not VRAM)".to_owned());
+        }
+        match (state.status.as_str(), state.exit_code) {
+            ("created", 0) | (_, 0) => None,
+            (_, code) => Some(format!("exited with code {code}")),
+        }
+    }
+}
+
+/// Time since an RFC 3339 timestamp of the engine.
+#[expect(clippy::disallowed_methods, reason = "the engine tells a point in time, not an age")]
+fn age(started_at: &str) -> Option<Duration> {
+    let started: jiff::Timestamp = started_at.parse().ok()?;
+    Some(Duration::try_from(jiff::Timestamp::now().duration_since(started)).unwrap_or_default())
+}
+
+/// Starts a container; one that is up already is no error. What comes of it has to be watched:
+/// the engine says yes to a container that exits at once.
+pub fn start(container: &str, limit: Duration, stop: &Stop) -> Result<()> {
+    act(&["start", "--", container], limit, Code::StartFailed, stop)
+}
+
+pub fn unpause(container: &str, stop: &Stop) -> Result<()> {
+    act(&["unpause", "--", container], ENGINE_LIMIT, Code::StartFailed, stop)
+}
+
+/// TERM, and KILL by the engine after `limit`.
+pub fn stop(container: &str, limit: Duration, stop: &Stop) -> Result<()> {
+    let seconds = limit.as_secs_f64().ceil().to_string();
+    act(
+        &["stop", "--time", &seconds, "--", container],
+        limit + ENGINE_LIMIT,
+        Code::StopFailed,
+        stop,
+    )
+}
+
+pub fn kill(container: &str, stop: &Stop) -> Result<()> {
+    act(&["kill", "--", container], ENGINE_LIMIT, Code::StopFailed, stop)
+}
+
+fn act(arguments: &[&str], limit: Duration, code: Code, stop: &Stop) -> Result<()> {
+    let output = command::run("docker", arguments, limit, stop)?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let container = arguments[arguments.len() - 1];
+    // The engine's state, not its wording, tells a container that is missing or an engine that is
+    // down from a container that does not run.
+    if let Presence::Missing(failure) = &inspect(&[container], stop)?[container].presence {
+        return Err(failure.clone());
+    }
+    let reason = output
+        .stderr
+        .lines()
+        .find(|line| !line.trim().is_empty())
+        .map_or_else(|| output.reason(), |line| line.trim().to_owned());
+    Err(Failure::new(code, format!("docker {} {container}: {reason}", arguments[0])))
+}
+
+/// The last lines of a container's output.
+pub fn log_tail(container: &str, stop: &Stop) -> Vec<String> {
+    match command::run("docker", &["logs", "--tail", "15", "--", container], INSPECT_LIMIT, stop) {
+        Ok(output) => {
+            let both = [output.stdout, output.stderr.into_bytes()].concat();
+            logs::last_lines(&both)
+        }
+        // The failure that these lines would explain is told without them.
+        Err(_) => Vec::new(),
+    }
+}

@@ -1,0 +1,60 @@
+//! Health checks over HTTP(S) and TCP. A try is bounded whatever the server does: only the status
+//! line counts, the body is never read.
+
+use crate::config::mask;
+use crate::model::{Health, Healthy};
+use std::net::{TcpStream, ToSocketAddrs};
+use std::time::Duration;
+use ureq::tls::{RootCerts, TlsConfig};
+
+/// The longest that one try may take.
+pub const TRY_LIMIT: Duration = Duration::from_secs(10);
+
+const REDIRECTS: u32 = 5;
+
+/// Asks once, within `limit`.
+pub fn check(health: &Health, limit: Duration) -> Healthy {
+    match health {
+        Health::Http(url) => http(url, limit),
+        Health::Tcp { host, port } => tcp(host, *port, limit),
+    }
+}
+
+/// An HTTP client with a limit on everything; statuses are answers, not errors. The services are
+/// this machine's own, so a proxy of the environment is not asked, and certificates are judged by
+/// the machine's own authorities (`SSL_CERT_FILE` names others).
+pub fn client(limit: Duration) -> ureq::Agent {
+    ureq::Agent::config_builder()
+        .timeout_global(Some(limit))
+        .max_redirects(REDIRECTS)
+        .http_status_as_error(false)
+        .proxy(None)
+        .tls_config(TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build())
+        .user_agent(concat!("gpuctl/", env!("CARGO_PKG_VERSION")))
+        .build()
+        .into()
+}
+
+fn http(url: &str, limit: Duration) -> Healthy {
+    match client(limit).get(url).call() {
+        Ok(response) if response.status().is_success() => Healthy::Yes,
+        Ok(response) => Healthy::No(format!("{} answers {}", mask(url), response.status())),
+        Err(error) => Healthy::No(format!("{}: {error}", mask(url))),
+    }
+}
+
+fn tcp(host: &str, port: u16, limit: Duration) -> Healthy {
+    let shown = format!("tcp://{host}:{port}");
+    let addresses = match (host, port).to_socket_addrs() {
+        Ok(addresses) => addresses.collect::<Vec<_>>(),
+        Err(e) => return Healthy::No(format!("{shown}: {e}")),
+    };
+    let mut reason = "no address".to_owned();
+    for address in &addresses {
+        match TcpStream::connect_timeout(address, limit / addresses.len() as u32) {
+            Ok(_) => return Healthy::Yes,
+            Err(e) => reason = e.to_string(),
+        }
+    }
+    Healthy::No(format!("{shown}: {reason}"))
+}

@@ -1,0 +1,13 @@
+//! Thin adapters, one file per thing talked to. They ask and they act; they decide nothing.
+
+pub mod command;
+pub mod docker;
+pub mod health;
+pub mod logs;
+pub mod native;
+pub mod nvml;
+pub mod ports;
+pub mod processes;
+pub mod systemd;
+pub mod unload;
+pub mod wait;

@@ -1,0 +1,176 @@
+//! Native services: which processes are theirs, how they are started, and how they are ended
+//! without ending anybody else's.
+//!
+//! gpuctl marks what it starts (`GPUCTL_SERVICE` in the environment, inherited by every child).
+//! A pattern is for what somebody else started: it proposes processes, and those that gpuctl can
+//! tell to be the caller's, a viewer's or a container's are left out.
+
+mod end;
+mod start;
+
+pub use end::{FirstMove, Targets, end, run_stop_command};
+pub use start::{Started, start};
+
+use super::command;
+use super::processes::{self, Table};
+use super::wait::Stop;
+use crate::error::{Failure, Result};
+use crate::exit::Code;
+use crate::model::{Pid, Presence, Running, Service, Trouble};
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+use std::time::Duration;
+
+/// Names the service in the environment of every process that gpuctl started for it.
+const MARK: &str = "GPUCTL_SERVICE";
+/// Beside the mark: the configuration that the service's name is from.
+const MARK_CONFIG: &str = "GPUCTL_CONFIG";
+/// Set by `gpuctl run` for its command, which is no part of the service though it carries the mark.
+const LOCK_TOKEN: &str = "GPUCTL_LOCK_TOKEN";
+const FENCE: &str = "GPUCTL_FENCE";
+
+const PGREP_LIMIT: Duration = Duration::from_secs(5);
+
+/// Programs that mention a service on their command line without being it.
+const VIEWERS: &str = "ag bat batcat cat code diff ed egrep emacs find gdb gedit grep head helix hx \
+    journalctl kak kate less lnav man micro more most multitail nano nvim pgrep pkill rg rsync scp \
+    screen script ssh strace sudo tail tee tmux vi view vim watch";
+
+/// The processes of the native services, at one moment.
+pub struct Processes {
+    pub members: HashMap<String, Vec<Pid>>,
+    /// Matched by a pattern and left alone.
+    pub strangers: HashMap<String, Vec<(Pid, String)>>,
+}
+
+/// What tells a service's own process from one that only mentions it.
+pub struct Evidence<'a> {
+    /// Processes that hold GPU memory.
+    pub on_gpu: &'a HashSet<Pid>,
+    /// Whether one of these processes listens on the service's health port.
+    pub listens: &'a dyn Fn(&Service, Pid) -> bool,
+}
+
+/// Asks `pgrep -f` for the processes that match a service's pattern.
+pub fn matching(pattern: &str, stop: &Stop) -> Result<Vec<Pid>> {
+    let output = command::run("pgrep", &["-f", "--", pattern], PGREP_LIMIT, stop)?;
+    match output.status.code() {
+        Some(0 | 1) => Ok(String::from_utf8_lossy(&output.stdout)
+            .lines()
+            .filter_map(|line| line.trim().parse().ok())
+            .collect()),
+        Some(2) => Err(Failure::new(
+            Code::Config,
+            format!("pgrep does not take the pattern \"{pattern}\": {}", output.reason()),
+        )
+        .hint("`match` is an extended regular expression, as for pkill -f")),
+        _ => Err(Failure::new(Code::Unavailable, format!("pgrep {}", output.reason()))),
+    }
+}
+
+/// Finds the processes of each native service. `matches` holds what its pattern proposed.
+pub fn find(
+    services: &[&Service],
+    config: Option<&Path>,
+    table: &Table,
+    matches: &HashMap<String, Vec<Pid>>,
+    evidence: &Evidence,
+) -> Processes {
+    let callers = table.callers();
+    let mut marked = marked(table, config);
+    let mut found = Processes { members: HashMap::new(), strangers: HashMap::new() };
+    for service in services {
+        let no_match = Vec::new();
+        let proposed: HashSet<Pid> = matches
+            .get(&service.name)
+            .unwrap_or(&no_match)
+            .iter()
+            .copied()
+            .filter(|pid| !callers.contains(pid) && is_candidate(table, *pid))
+            .collect();
+        let mut proven = marked.remove(&service.name).unwrap_or_default();
+        proven.extend(proposed.iter().filter(|pid| {
+            let family = table.families(&HashSet::from([**pid]));
+            family
+                .iter()
+                .any(|pid| evidence.on_gpu.contains(pid) || (evidence.listens)(service, *pid))
+        }));
+        // Where nothing proves anything, the pattern's word is taken.
+        let roots = if proven.is_empty() { &proposed } else { &proven };
+        let mut members: Vec<Pid> =
+            table.families(roots).into_iter().filter(|pid| !callers.contains(pid)).collect();
+        members.sort_unstable();
+        let strangers = proposed
+            .iter()
+            .filter(|pid| !members.contains(pid))
+            .map(|pid| (*pid, processes::arguments(*pid).join(" ")))
+            .collect();
+        found.strangers.insert(service.name.clone(), strangers);
+        found.members.insert(service.name.clone(), members);
+    }
+    found
+}
+
+/// The processes that gpuctl started, by service.
+fn marked(table: &Table, config: Option<&Path>) -> HashMap<String, HashSet<Pid>> {
+    let callers = table.callers();
+    let mut marked: HashMap<String, HashSet<Pid>> = HashMap::new();
+    for process in table.iter().filter(|process| !callers.contains(&process.pid)) {
+        if let Some(service) = mark_of(process.pid, config) {
+            marked.entry(service).or_default().insert(process.pid);
+        }
+    }
+    marked
+}
+
+/// The service that a process was started for by this configuration's gpuctl.
+fn mark_of(pid: Pid, config: Option<&Path>) -> Option<String> {
+    let [mark, from, token] = processes::variables(pid, [MARK, MARK_CONFIG, LOCK_TOKEN]);
+    let mark = mark?;
+    let foreign =
+        matches!((&from, config), (Some(from), Some(config)) if Path::new(from) != config);
+    (!foreign && token.is_none() && !processes::is_in_container(pid)).then_some(mark)
+}
+
+/// Whether a matched process may be a service at all, rather than somebody who mentions it.
+fn is_candidate(table: &Table, pid: Pid) -> bool {
+    let Some(process) = table.get(pid) else {
+        return false;
+    };
+    if is_viewer(&process.name) || processes::is_same_program(pid) {
+        return false;
+    }
+    let arguments = processes::arguments(pid);
+    let program = arguments.first().map(|word| base_name(word.trim_start_matches('-')));
+    let calls_gpuctl = arguments.iter().any(|argument| {
+        argument
+            .split(|c: char| c.is_whitespace() || ";|&()`'\"".contains(c))
+            .any(|word| base_name(word) == "gpuctl")
+    });
+    !program.is_some_and(is_viewer) && !calls_gpuctl && !processes::is_in_container(pid)
+}
+
+/// Whether it is one of the viewers, as `vim.basic` and `tmux: server` are too.
+fn is_viewer(program: &str) -> bool {
+    let word = program.split(['.', ':']).next().unwrap_or(program);
+    VIEWERS.split_whitespace().any(|viewer| viewer == word)
+}
+
+fn base_name(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or(path)
+}
+
+/// What a native service's processes say of its state.
+pub fn presence(members: &[Pid], table: &Table) -> Presence {
+    let living: Vec<_> = members.iter().filter_map(|pid| table.get(*pid)).collect();
+    let Some(age) = living.iter().map(|process| table.age(process)).max() else {
+        return Presence::Down(None);
+    };
+    let suspended = living.iter().all(|process| process.is_suspended());
+    Presence::Up(Running {
+        pids: members.to_vec(),
+        age: Some(age),
+        trouble: suspended.then_some(Trouble::Suspended),
+        ..Running::default()
+    })
+}

@@ -1,0 +1,95 @@
+//! Starting a native service, and what its start command has come to.
+
+use super::{FENCE, LOCK_TOKEN, MARK, MARK_CONFIG};
+use crate::error::{Failure, Result};
+use crate::exit::Code;
+use crate::model::{Native, Pid, Service};
+use crate::world::command::{self, describe};
+use crate::world::logs;
+use crate::world::wait::Handle;
+use std::path::{Path, PathBuf};
+use std::process::Child;
+use std::time::{Duration, Instant};
+
+/// How long a start script that has ended well may take to show a process that it had started by
+/// another program (tmux, a job server), which carries no mark.
+const SURVIVOR_GRACE: Duration = Duration::from_secs(1);
+
+/// A start command that is under way or has ended.
+pub struct Started {
+    child: Child,
+    ended: Option<Handle>,
+    /// A pattern may still find what the mark does not.
+    has_pattern: bool,
+    left_since: Option<Instant>,
+    log: PathBuf,
+    log_from: u64,
+}
+
+/// Runs a service's start command; the caller watches what comes of it.
+pub fn start(
+    service: &Service,
+    native: &Native,
+    config: Option<&Path>,
+    state_dir: &Path,
+) -> Result<Started> {
+    let (log, log_from) = logs::open(state_dir, &service.name)?;
+    let mut env = native.env.clone();
+    env.insert(MARK.to_owned(), service.name.clone());
+    if let Some(config) = config {
+        env.insert(MARK_CONFIG.to_owned(), config.to_string_lossy().into_owned());
+    }
+    let child = command::start_detached(
+        &native.start,
+        &env,
+        &[LOCK_TOKEN, FENCE],
+        native.cwd.as_deref(),
+        log,
+    )?;
+    Ok(Started {
+        ended: Handle::open(child.id() as Pid),
+        child,
+        has_pattern: native.pattern.is_some(),
+        left_since: None,
+        log: logs::path_of(state_dir, &service.name),
+        log_from,
+    })
+}
+
+impl Started {
+    /// Wakes a waiter when the start command ends; `None` when that has been seen.
+    pub fn ended(&self) -> Option<&Handle> {
+        self.ended.as_ref()
+    }
+
+    /// Judges the start command, given whether any process of the service is there.
+    pub fn check(&mut self, service: &Service, alive: bool) -> Result<()> {
+        let status = self.child.try_wait().map_err(|e| {
+            Failure::new(Code::Internal, format!("cannot ask after the start command: {e}"))
+        })?;
+        let Some(status) = status else { return Ok(()) };
+        self.ended = None;
+        if !status.success() {
+            let message = format!("{}: its start command {}", service.name, describe(status));
+            return Err(self.explain(Failure::new(Code::StartFailed, message)));
+        }
+        if alive {
+            self.left_since = None;
+            return Ok(());
+        }
+        let left = *self.left_since.get_or_insert_with(Instant::now);
+        if self.has_pattern && left.elapsed() < SURVIVOR_GRACE {
+            return Ok(());
+        }
+        let message = format!(
+            "{}: its start command exited with code 0 and left no process behind",
+            service.name
+        );
+        Err(self.explain(Failure::new(Code::StartFailed, message)))
+    }
+
+    /// Adds what the service has written since it was started.
+    pub fn explain(&self, failure: Failure) -> Failure {
+        logs::attach_file(failure, &self.log, self.log_from)
+    }
+}

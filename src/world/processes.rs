@@ -1,0 +1,184 @@
+//! The process table as /proc shows it, read once per look: parents, groups, sessions, ages, and
+//! on demand command lines, environments and control groups.
+
+use crate::model::Pid;
+use std::collections::{HashMap, HashSet};
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::time::Duration;
+
+#[derive(Clone, Debug)]
+pub struct Process {
+    pub pid: Pid,
+    pub parent: Pid,
+    pub group: Pid,
+    pub session: Pid,
+    /// The kernel's letter: R, S, D, T (stopped), Z (zombie), …
+    pub state: char,
+    /// Since boot.
+    pub started: Duration,
+    /// At most 15 bytes of the program's name.
+    pub name: String,
+}
+
+impl Process {
+    pub fn is_suspended(&self) -> bool {
+        matches!(self.state, 'T' | 't')
+    }
+}
+
+/// Every process but zombies, which hold nothing and cannot be ended.
+pub struct Table {
+    processes: HashMap<Pid, Process>,
+    children: HashMap<Pid, Vec<Pid>>,
+    /// Since boot.
+    now: Duration,
+    me: Pid,
+}
+
+impl Table {
+    pub fn read() -> Table {
+        let ticks = rustix::param::clock_ticks_per_second().max(1);
+        let mut processes = HashMap::new();
+        let mut children: HashMap<Pid, Vec<Pid>> = HashMap::new();
+        for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
+                continue;
+            };
+            let Some(process) = read_stat(pid, ticks) else {
+                continue;
+            };
+            if !matches!(process.state, 'Z' | 'X') {
+                children.entry(process.parent).or_default().push(pid);
+                processes.insert(pid, process);
+            }
+        }
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        Table {
+            processes,
+            children,
+            now: Duration::new(now.tv_sec as u64, now.tv_nsec as u32),
+            me: std::process::id() as Pid,
+        }
+    }
+
+    pub fn get(&self, pid: Pid) -> Option<&Process> {
+        self.processes.get(&pid)
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &Process> {
+        self.processes.values()
+    }
+
+    pub fn age(&self, process: &Process) -> Duration {
+        self.now.saturating_sub(process.started)
+    }
+
+    /// gpuctl itself and all that it was called from.
+    pub fn callers(&self) -> HashSet<Pid> {
+        self.ancestors(self.me).chain([self.me]).collect()
+    }
+
+    /// Parents of a process, nearest first.
+    pub fn ancestors(&self, pid: Pid) -> impl Iterator<Item = Pid> {
+        let mut seen = HashSet::from([pid]);
+        std::iter::successors(self.get(pid).map(|p| p.parent), |pid| {
+            self.get(*pid).map(|p| p.parent)
+        })
+        // The table is no atomic picture; a reused PID could close a ring.
+        .take_while(move |pid| *pid > 0 && seen.insert(*pid))
+    }
+
+    /// The processes, their descendants, and everything in the groups and sessions they lead.
+    /// A group or session that gpuctl is in says nothing: its members are the caller's.
+    pub fn families(&self, roots: &HashSet<Pid>) -> HashSet<Pid> {
+        let (group, session) = self.get(self.me).map_or((0, 0), |me| (me.group, me.session));
+        let mut family: HashSet<Pid> = self
+            .iter()
+            .filter(|p| {
+                roots.contains(&p.pid)
+                    || (p.group != group && roots.contains(&p.group))
+                    || (p.session != session && roots.contains(&p.session))
+            })
+            .map(|p| p.pid)
+            .collect();
+        let mut open: Vec<Pid> = family.iter().copied().collect();
+        while let Some(pid) = open.pop() {
+            for child in self.children.get(&pid).into_iter().flatten() {
+                if family.insert(*child) {
+                    open.push(*child);
+                }
+            }
+        }
+        family
+    }
+}
+
+fn read_stat(pid: Pid, ticks: u64) -> Option<Process> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name stands in parentheses and may itself hold any character.
+    let (before, after) = text.rsplit_once(')')?;
+    let fields: Vec<&str> = after.split_whitespace().collect();
+    let number = |index: usize| fields.get(index)?.parse::<u64>().ok();
+    Some(Process {
+        pid,
+        parent: number(1)? as Pid,
+        group: number(2)? as Pid,
+        session: number(3)? as Pid,
+        state: fields.first()?.chars().next()?,
+        started: Duration::from_millis(number(19)? * 1000 / ticks),
+        name: before.split_once('(')?.1.to_owned(),
+    })
+}
+
+/// The arguments of a process; empty for kernel threads and where we may not look.
+pub fn arguments(pid: Pid) -> Vec<String> {
+    let text = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let text = text.strip_suffix(b"\0").unwrap_or(&text);
+    if text.is_empty() {
+        return Vec::new();
+    }
+    text.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect()
+}
+
+/// Variables from the environment that a process was started with; none where we may not look.
+pub fn variables<const N: usize>(pid: Pid, names: [&str; N]) -> [Option<String>; N] {
+    let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+    let mut values = [const { None }; N];
+    for entry in environment.split(|byte| *byte == 0) {
+        for (name, value) in names.iter().zip(&mut values) {
+            if let Some(rest) = entry.strip_prefix(name.as_bytes())
+                && let Some(text) = rest.strip_prefix(b"=")
+            {
+                *value = Some(String::from_utf8_lossy(text).into_owned());
+            }
+        }
+    }
+    values
+}
+
+/// The control groups of a process, one path per line; empty where we may not look.
+pub fn control_groups(pid: Pid) -> String {
+    fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default()
+}
+
+/// Whether a process lives in a PID namespace below ours (a container's).
+pub fn is_in_container(pid: Pid) -> bool {
+    depth(pid) > depth(std::process::id() as Pid)
+}
+
+/// How many PID namespaces, of those that we see, a process is in.
+fn depth(pid: Pid) -> usize {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+    line.map_or(1, |pids| pids.split_whitespace().count())
+}
+
+/// Whether two processes run the same program file.
+pub fn is_same_program(pid: Pid) -> bool {
+    let identity = |pid: &str| {
+        let link = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
+        Some(link.as_os_str().as_bytes().to_owned())
+    };
+    identity(&pid.to_string()).is_some_and(|theirs| Some(theirs) == identity("self"))
+}

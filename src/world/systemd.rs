@@ -1,0 +1,138 @@
+//! systemd units through `systemctl`, asked for properties, never for prose.
+
+use super::command::{self, Output};
+use super::logs;
+use super::wait::Stop;
+use crate::error::{Failure, Result};
+use crate::exit::Code;
+use crate::model::{Presence, Running, Trouble};
+use std::collections::HashMap;
+use std::time::Duration;
+
+const SHOW_LIMIT: Duration = Duration::from_secs(5);
+const PROPERTIES: &str = "Id,LoadState,ActiveState,SubState,MainPID,ControlGroup,Result,\
+    ExecMainStatus,NRestarts,InactiveExitTimestampMonotonic";
+
+/// `systemctl` exits with 4 when polkit does not let us (LSB: insufficient privilege).
+const NOT_PERMITTED: i32 = 4;
+
+/// What systemd says of a unit.
+#[derive(Clone, Debug)]
+pub struct Shown {
+    pub control_group: Option<String>,
+    pub presence: Presence,
+}
+
+/// Asks for all units of one manager (the system's or the user's) in one call.
+pub fn show(units: &[&str], user: bool, stop: &Stop) -> Result<HashMap<String, Shown>> {
+    if units.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let mut arguments = vec!["show", "--property", PROPERTIES, "--"];
+    arguments.extend(units);
+    let output = systemctl(&arguments, user, SHOW_LIMIT, stop)?;
+    if !output.status.success() {
+        return Err(unreachable(&output));
+    }
+    let text = String::from_utf8_lossy(&output.stdout);
+    // One block a unit, in the order asked for.
+    let blocks = text.split("\n\n").filter(|block| !block.trim().is_empty());
+    Ok(units
+        .iter()
+        .zip(blocks)
+        .map(|(unit, block)| ((*unit).to_owned(), read(unit, block)))
+        .collect())
+}
+
+fn read(unit: &str, block: &str) -> Shown {
+    let properties: HashMap<&str, &str> =
+        block.lines().filter_map(|line| line.split_once('=')).collect();
+    let property = |name: &str| properties.get(name).copied().unwrap_or_default();
+    let number = |name: &str| property(name).parse::<u64>().unwrap_or(0);
+    let ending = || match property("Result") {
+        "success" | "" => None,
+        result => Some(format!("failed: {result}, status {}", number("ExecMainStatus"))),
+    };
+    let running = |trouble| {
+        Presence::Up(Running {
+            pids: Some(number("MainPID") as i32).filter(|pid| *pid > 0).into_iter().collect(),
+            age: since_boot(number("InactiveExitTimestampMonotonic")),
+            restarts: number("NRestarts"),
+            trouble,
+            published: Vec::new(),
+        })
+    };
+    let presence = match (property("LoadState"), property("ActiveState")) {
+        ("not-found" | "bad-setting" | "error", _) => {
+            Presence::Missing(missing(unit, property("LoadState")))
+        }
+        (_, "activating") if property("SubState").starts_with("auto-restart") => {
+            let how = ending().unwrap_or_else(|| "ended".to_owned());
+            running(Some(Trouble::CrashLoop(format!("{how}, {} restarts", number("NRestarts")))))
+        }
+        (_, "active" | "activating" | "reloading") => running(None),
+        (_, "deactivating") => Presence::Stopping("the unit is being stopped".to_owned()),
+        _ => Presence::Down(ending()),
+    };
+    let control_group = Some(property("ControlGroup")).filter(|path| path.len() > 1);
+    Shown { control_group: control_group.map(str::to_owned), presence }
+}
+
+fn since_boot(microseconds: u64) -> Option<Duration> {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let now = Duration::new(now.tv_sec as u64, now.tv_nsec as u32);
+    (microseconds > 0).then(|| now.saturating_sub(Duration::from_micros(microseconds)))
+}
+
+fn missing(unit: &str, load_state: &str) -> Failure {
+    Failure::new(Code::NotFound, format!("there is no usable systemd unit {unit} ({load_state})"))
+        .hint(format!("`systemctl status {unit}` says more; after writing a unit file run `systemctl daemon-reload`"))
+}
+
+fn unreachable(output: &Output) -> Failure {
+    Failure::new(Code::Unavailable, format!("systemd cannot be reached: {}", output.reason()))
+        .hint("is this machine booted with systemd? For a user's unit set user = true")
+}
+
+pub fn start(unit: &str, user: bool, limit: Duration, stop: &Stop) -> Result<()> {
+    act(&["start", "--", unit], user, limit, Code::StartFailed, stop)
+}
+
+pub fn stop(unit: &str, user: bool, limit: Duration, stop: &Stop) -> Result<()> {
+    act(&["stop", "--", unit], user, limit, Code::StopFailed, stop)
+}
+
+/// SIGKILL to everything in the unit.
+pub fn kill(unit: &str, user: bool, stop: &Stop) -> Result<()> {
+    act(&["kill", "--signal=KILL", "--", unit], user, SHOW_LIMIT, Code::StopFailed, stop)
+}
+
+fn act(arguments: &[&str], user: bool, limit: Duration, code: Code, stop: &Stop) -> Result<()> {
+    let output = systemctl(arguments, user, limit, stop)?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let (verb, unit) = (arguments[0], arguments[arguments.len() - 1]);
+    let code = if output.status.code() == Some(NOT_PERMITTED) { Code::Permission } else { code };
+    Err(Failure::new(code, format!("systemctl {verb} {unit}: {}", output.reason())))
+}
+
+fn systemctl(arguments: &[&str], user: bool, limit: Duration, stop: &Stop) -> Result<Output> {
+    let mut all = vec!["--no-pager", "--no-ask-password"];
+    if user {
+        all.push("--user");
+    }
+    all.extend(arguments);
+    command::run("systemctl", &all, limit, stop)
+}
+
+/// The last lines of a unit's journal.
+pub fn log_tail(unit: &str, user: bool, stop: &Stop) -> Vec<String> {
+    let selector = if user { "--user-unit" } else { "--unit" };
+    let arguments = [selector, unit, "--lines", "15", "--output", "cat", "--no-pager", "--quiet"];
+    match command::run("journalctl", &arguments, SHOW_LIMIT, stop) {
+        Ok(output) => logs::last_lines(&output.stdout),
+        // The failure that these lines would explain is told without them.
+        Err(_) => Vec::new(),
+    }
+}

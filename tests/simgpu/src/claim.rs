@@ -1,0 +1,156 @@
+//! A claim: memory that this process holds on a card until it lets go or dies.
+
+use std::fmt;
+use std::fs::File;
+use std::io;
+
+use serde::{Deserialize, Serialize};
+
+use crate::card::Card;
+
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    Compute,
+    Graphics,
+}
+
+/// What the folder says about a claim.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Record {
+    pub device: usize,
+    pub mb: u64,
+    pub kind: Kind,
+    pub name: String,
+    /// As the last one to look saw it, because nobody can ask once the owner is dead.
+    pub pid: u32,
+    pub dead_since_ms: Option<u64>,
+}
+
+#[derive(Debug)]
+pub struct Claim {
+    card: Card,
+    id: String,
+    record: Record,
+    /// Open as long as the claim is: its lock is the proof of life.
+    _lock: File,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct OutOfMemory {
+    pub device: usize,
+    pub asked_mb: u64,
+    pub free_mb: u64,
+    pub total_mb: u64,
+}
+
+#[derive(Debug)]
+pub enum ClaimError {
+    OutOfMemory(OutOfMemory),
+    Folder(io::Error),
+}
+
+impl Card {
+    /// Takes `mb` if they are free. No other claim comes between the look and the taking.
+    pub fn claim(
+        &self,
+        device: usize,
+        mb: u64,
+        kind: Kind,
+        name: &str,
+    ) -> Result<Claim, ClaimError> {
+        let _guard = self.lock()?;
+        self.afford(device, mb, name)??;
+        let (id, lock) = self.new_claim()?;
+        let pid = std::process::id();
+        let record = Record {
+            device,
+            mb,
+            kind,
+            name: name.into(),
+            pid,
+            dead_since_ms: None,
+        };
+        self.write(&id, &record)?;
+        Ok(Claim {
+            card: self.clone(),
+            id,
+            record,
+            _lock: lock,
+        })
+    }
+}
+
+impl Claim {
+    pub fn mb(&self) -> u64 {
+        self.record.mb
+    }
+
+    /// Growing may be refused, and then changes nothing; shrinking may not.
+    pub fn resize(&mut self, mb: u64) -> Result<(), ClaimError> {
+        let _guard = self.card.lock()?;
+        let more = mb.saturating_sub(self.record.mb);
+        if more > 0 {
+            self.card
+                .afford(self.record.device, more, &self.record.name)??;
+        }
+        self.card.write(
+            &self.id,
+            &Record {
+                mb,
+                ..self.record.clone()
+            },
+        )?;
+        self.record.mb = mb;
+        Ok(())
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        // The folder may be gone already, with the test that made it; then there is nothing to let go.
+        if let Ok(_guard) = self.card.lock() {
+            self.card.remove(&self.id).ok();
+        }
+    }
+}
+
+impl fmt::Display for OutOfMemory {
+    /// In the words of PyTorch, which is where users meet it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            device,
+            asked_mb,
+            free_mb,
+            total_mb,
+        } = self;
+        write!(
+            f,
+            "CUDA out of memory. Tried to allocate {asked_mb} MiB. GPU {device} has a total capacity of \
+             {total_mb} MiB of which {free_mb} MiB is free."
+        )
+    }
+}
+
+impl fmt::Display for ClaimError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::OutOfMemory(refusal) => write!(f, "torch.cuda.OutOfMemoryError: {refusal}"),
+            Self::Folder(error) => write!(f, "the simulated card cannot be used: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for ClaimError {}
+
+impl From<OutOfMemory> for ClaimError {
+    fn from(refusal: OutOfMemory) -> Self {
+        Self::OutOfMemory(refusal)
+    }
+}
+
+impl From<io::Error> for ClaimError {
+    fn from(error: io::Error) -> Self {
+        Self::Folder(error)
+    }
+}

@@ -1,0 +1,127 @@
+//! One call of one NVML function: is the library initialised, what does `card.json` say, does a fault befall it?
+//! And the safe half of the answers, apart from C's way of passing them.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use crate::card::{Card, Memory};
+use crate::claim::Kind;
+use crate::code::{self, Code};
+use crate::fault::Outcome;
+use crate::spec::{Device, Spec};
+
+pub const MB: u64 = 1 << 20;
+
+/// `nvmlInit` counts, and as many `nvmlShutdown` undo it.
+static INITIALISED: AtomicUsize = AtomicUsize::new(0);
+static CALLS: Mutex<BTreeMap<&str, u64>> = Mutex::new(BTreeMap::new());
+
+pub struct Session {
+    card: Card,
+    pub spec: Spec,
+}
+
+/// What a process holds on a device, all its claims of a kind together.
+pub struct Process {
+    pub pid: u32,
+    /// `u64::MAX`, NVML's "not available", where the driver cannot tell.
+    pub bytes: u64,
+}
+
+impl Session {
+    /// The way in for every function that needs `nvmlInit` to have been called.
+    pub fn enter(function: &'static str) -> Result<Self, Code> {
+        if INITIALISED.load(Ordering::SeqCst) == 0 {
+            return Err(code::UNINITIALIZED);
+        }
+        Self::open(function)
+    }
+
+    pub fn init(function: &'static str) -> Result<(), Code> {
+        Self::open(function)?;
+        INITIALISED.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+
+    pub fn shutdown(function: &'static str) -> Result<(), Code> {
+        Self::enter(function)?;
+        INITIALISED.fetch_sub(1, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn open(function: &'static str) -> Result<Self, Code> {
+        let dir = std::env::var_os("SIMGPU_DIR").ok_or(code::DRIVER_NOT_LOADED)?;
+        let card = Card::open(dir).map_err(|_| code::DRIVER_NOT_LOADED)?;
+        let call = count_call(function);
+        loop {
+            let spec = card.spec().map_err(|_| code::UNKNOWN)?;
+            let Some(fault) = spec.fault(function, call) else {
+                return Ok(Self { card, spec });
+            };
+            match fault.outcome {
+                // For ever, unless the fault is taken out of card.json.
+                Outcome::Hang => std::thread::sleep(Duration::from_millis(20)),
+                Outcome::Fail(code) => {
+                    std::thread::sleep(fault.delay);
+                    return Err(code);
+                }
+                Outcome::Proceed => {
+                    std::thread::sleep(fault.delay);
+                    return Ok(Self { card, spec });
+                }
+            }
+        }
+    }
+
+    pub fn device(&self, index: usize) -> Result<&Device, Code> {
+        self.spec.devices.get(index).ok_or(code::INVALID_ARGUMENT)
+    }
+
+    pub fn memory(&self, device: usize) -> Result<Memory, Code> {
+        self.device(device)?;
+        self.card
+            .memory_as(&self.spec, device)
+            .map_err(|_| code::UNKNOWN)
+    }
+
+    pub fn processes(&self, device: usize, kind: Kind) -> Result<Vec<Process>, Code> {
+        self.device(device)?;
+        let mut bytes = BTreeMap::<u32, u64>::new();
+        for holder in self.card.holders().map_err(|_| code::UNKNOWN)? {
+            if let Some(pid) = holder.pid
+                && holder.device == device
+                && holder.kind == kind
+            {
+                *bytes.entry(pid).or_default() += holder.mb * MB;
+            }
+        }
+        let known = self.spec.process_memory_known;
+        Ok(bytes
+            .into_iter()
+            .map(|(pid, bytes)| Process {
+                pid,
+                bytes: if known { bytes } else { u64::MAX },
+            })
+            .collect())
+    }
+
+    /// The first word of the command line, as the real library has it.
+    pub fn process_name(&self, pid: u32) -> Result<Vec<u8>, Code> {
+        let command = std::fs::read(format!("/proc/{pid}/cmdline")).map_err(|_| code::NOT_FOUND)?;
+        Ok(command
+            .split(|byte| *byte == 0)
+            .next()
+            .unwrap_or_default()
+            .to_vec())
+    }
+}
+
+/// How many times this process has called the function, this time included.
+fn count_call(function: &'static str) -> u64 {
+    let mut calls = CALLS.lock().unwrap_or_else(PoisonError::into_inner);
+    let count = calls.entry(function).or_default();
+    *count += 1;
+    *count
+}

@@ -1,0 +1,91 @@
+//! `card.json`: what the machine's cards are and how NVML misbehaves. Everything has a default, `{}` is one RTX 4090.
+//! Read afresh at each call, because tests change it while programs run.
+
+use std::collections::BTreeMap;
+use std::io::{self, ErrorKind};
+use std::path::Path;
+
+use serde::Deserialize;
+
+use crate::fault::Fault;
+
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Spec {
+    pub devices: Vec<Device>,
+    pub driver_version: String,
+    /// How long the driver takes to give back the memory of a process that has died.
+    pub reclaim_delay_ms: u64,
+    /// False as under WSL, where NVML lists processes and cannot say what each holds.
+    pub process_memory_known: bool,
+    /// By function; a name that ends in `*` stands for all that begin with the rest.
+    faults: BTreeMap<String, Fault>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Device {
+    pub name: String,
+    pub uuid: String,
+    pub total_mb: u64,
+    /// Kept by the driver for itself.
+    pub reserved_mb: u64,
+    pub temperature_c: u32,
+    pub utilization_percent: u32,
+}
+
+impl Spec {
+    pub fn read(file: &Path) -> io::Result<Self> {
+        let text = match std::fs::read_to_string(file) {
+            Err(error) if error.kind() == ErrorKind::NotFound => "{}".into(),
+            text => text?,
+        };
+        let mut spec: Self = serde_json::from_str(&text)?;
+        for (index, device) in spec.devices.iter_mut().enumerate() {
+            if device.uuid.is_empty() {
+                device.uuid = format!("GPU-51390000-0000-4000-8000-{index:012x}");
+            }
+        }
+        Ok(spec)
+    }
+
+    /// The fault that befalls the `call`-th call of `function`; its own entry goes before one with `*`.
+    pub fn fault(&self, function: &str, call: u64) -> Option<&Fault> {
+        let by_prefix = || {
+            self.faults.iter().find_map(|(name, fault)| {
+                function
+                    .starts_with(name.strip_suffix('*')?)
+                    .then_some(fault)
+            })
+        };
+        self.faults
+            .get(function)
+            .or_else(by_prefix)
+            .filter(|fault| fault.befalls(call))
+    }
+}
+
+impl Default for Spec {
+    fn default() -> Self {
+        Self {
+            devices: vec![Device::default()],
+            driver_version: "570.86.15".into(),
+            reclaim_delay_ms: 0,
+            process_memory_known: true,
+            faults: BTreeMap::new(),
+        }
+    }
+}
+
+impl Default for Device {
+    fn default() -> Self {
+        Self {
+            name: "NVIDIA GeForce RTX 4090".into(),
+            uuid: String::new(),
+            total_mb: 24576,
+            reserved_mb: 0,
+            temperature_c: 45,
+            utilization_percent: 10,
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! `simserver`: a model server that stands in for the real ones in tests. Real processes, real HTTP, and memory that is
+//! claimed on the simulated card of `simgpu`.
+
+mod api;
+mod args;
+mod health;
+mod life;
+mod models;
+mod service;
+mod workers;
+
+use std::error::Error;
+use std::io::{self, Write};
+use std::process::{Command, ExitCode, Stdio};
+use std::sync::{Arc, mpsc};
+use std::time::Instant;
+use std::{env, thread};
+
+use clap::Parser;
+
+use args::Args;
+use life::Ending;
+use models::Models;
+use service::Service;
+use workers::{Word, Workers};
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    run(&args).unwrap_or_else(|error| {
+        eprintln!("{}: {error}", args.name);
+        ExitCode::FAILURE
+    })
+}
+
+fn run(args: &Args) -> io::Result<ExitCode> {
+    let begin = Instant::now();
+    if args.processes.daemonise {
+        go_to_background()?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if args.processes.own_session {
+        rustix::process::setsid()?;
+    }
+    let (endings, ending) = mpsc::channel();
+    life::watch(args, begin, &endings)?;
+    let (workers, words) = Workers::spawn(args)?;
+    let own_vram = if words.is_empty() {
+        args.memory.vram
+    } else {
+        0
+    };
+    let service = Service::new(args, Models::new(args, own_vram), endings.clone());
+    if args.port != 0 && !args.late_listen {
+        service.listen()?;
+    }
+    let (starting, its_service) = (args.clone(), Arc::clone(&service));
+    thread::spawn(move || {
+        if let Err(error) = warm_up(&starting, begin, &its_service, words) {
+            endings.send(Ending::Failed(error.to_string())).ok();
+        }
+    });
+
+    match ending.recv() {
+        Ok(Ending::Failed(error)) => {
+            eprintln!("{}: {error}", args.name);
+            Ok(ExitCode::FAILURE)
+        }
+        Ok(Ending::Exit(code)) => Ok(code.into()),
+        Ok(Ending::Signal(signal)) => life::die_by(signal).map(|()| ExitCode::FAILURE),
+        Ok(Ending::Asked) | Err(_) => {
+            thread::sleep(args.term_delay);
+            workers.terminate();
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+/// Until it holds its memory, its workers theirs, and the time is over.
+fn warm_up(
+    args: &Args,
+    begin: Instant,
+    service: &Arc<Service>,
+    words: Vec<Word>,
+) -> Result<(), Box<dyn Error>> {
+    service.models().start(args, begin + args.warmup)?;
+    for word in words {
+        word.came().then_some(()).ok_or("a worker has died")?;
+    }
+    if args.port != 0 && args.late_listen {
+        service.listen()?;
+    }
+    service.is_warm_now();
+    // Nobody need be listening.
+    writeln!(io::stdout(), "{}: ready", args.name).ok();
+    Ok(())
+}
+
+/// The same again without a terminal to die with; the caller is to exit, which leaves the new process to init.
+fn go_to_background() -> io::Result<()> {
+    let arguments = env::args_os()
+        .skip(1)
+        .filter(|argument| argument != "--daemonise");
+    Command::new(env::current_exe()?)
+        .args(arguments)
+        .arg("--own-session")
+        .stdin(Stdio::null())
+        .spawn()
+        .map(drop)
+}

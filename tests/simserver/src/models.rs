@@ -1,0 +1,117 @@
+//! The models that are loaded, and the memory they take on the card.
+
+use std::collections::BTreeSet;
+use std::time::Instant;
+use std::{env, io, thread};
+
+use simgpu::{Card, Claim, ClaimError, Kind};
+
+use crate::args::Args;
+
+pub struct Models {
+    pub all: Vec<String>,
+    pub loaded: BTreeSet<String>,
+    /// What was last asked for, done or not.
+    pub asleep: bool,
+    /// Counts the loads, so that a slow unload does not undo a load that came after it.
+    pub loads: u64,
+    pub vram: u64,
+    residual: u64,
+    memory: Memory,
+}
+
+/// The claim of this process, if it has one; without one the card is not needed.
+struct Memory {
+    device: usize,
+    kind: Kind,
+    name: String,
+    claim: Option<Claim>,
+}
+
+impl Models {
+    /// With nothing loaded and nothing claimed.
+    pub fn new(args: &Args, vram: u64) -> Self {
+        let all = match args.unload.models.as_slice() {
+            [] => vec![args.name.clone()],
+            models => models.to_vec(),
+        };
+        let memory = Memory {
+            device: args.memory.device,
+            kind: if args.memory.graphics {
+                Kind::Graphics
+            } else {
+                Kind::Compute
+            },
+            name: args.name.clone(),
+            claim: None,
+        };
+        Self {
+            all,
+            loaded: BTreeSet::new(),
+            asleep: false,
+            loads: 0,
+            vram,
+            residual: args
+                .unload
+                .unload_residual
+                .or(args.memory.idle_vram)
+                .unwrap_or(0),
+            memory,
+        }
+    }
+
+    /// Claims what is held at the start, in equal steps that end at `warm`.
+    pub fn start(&mut self, args: &Args, warm: Instant) -> Result<(), ClaimError> {
+        let target = args.memory.idle_vram.unwrap_or(self.vram);
+        let steps = args.memory.steps;
+        for step in 1..=steps {
+            self.memory.hold(target * step / steps)?;
+            let left = warm.saturating_duration_since(Instant::now());
+            thread::sleep(left / (steps - step + 1) as u32);
+        }
+        if args.memory.idle_vram.is_none() {
+            self.loaded = self.all.iter().cloned().collect();
+        }
+        Ok(())
+    }
+
+    pub fn load(&mut self, models: &[String]) -> Result<(), ClaimError> {
+        self.loads += 1;
+        self.asleep = false;
+        self.loaded.extend(models.iter().cloned());
+        self.memory.hold(self.needed())
+    }
+
+    pub fn unload(&mut self, models: &[String]) -> Result<(), ClaimError> {
+        self.loaded.retain(|loaded| !models.contains(loaded));
+        self.memory.hold(self.needed())
+    }
+
+    /// What a loaded model takes, in MB.
+    pub fn share(&self) -> u64 {
+        self.vram.saturating_sub(self.residual) / self.all.len() as u64
+    }
+
+    fn needed(&self) -> u64 {
+        if self.loaded.len() == self.all.len() {
+            return self.vram;
+        }
+        self.residual + self.share() * self.loaded.len() as u64
+    }
+}
+
+impl Memory {
+    fn hold(&mut self, mb: u64) -> Result<(), ClaimError> {
+        match &mut self.claim {
+            _ if mb == 0 => self.claim = None,
+            Some(claim) => claim.resize(mb)?,
+            None => {
+                let dir =
+                    env::var_os("SIMGPU_DIR").ok_or(io::Error::other("SIMGPU_DIR is not set"))?;
+                let card = Card::open(dir)?;
+                self.claim = Some(card.claim(self.device, mb, self.kind, &self.name)?);
+            }
+        }
+        Ok(())
+    }
+}

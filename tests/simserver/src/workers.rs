@@ -1,0 +1,82 @@
+//! Processes that hold the memory in the server's place, as vLLM's engine workers do: children in its process group,
+//! or nobody's children in sessions of their own. Each is a `simserver` without a port.
+
+use std::io::{self, BufRead, BufReader};
+use std::process::{Child, ChildStdout, Command, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::args::Args;
+
+#[derive(Default)]
+pub struct Workers {
+    /// Not reaped before the end, so that their PIDs stay theirs.
+    children: Vec<Child>,
+}
+
+/// Where a worker says that it is ready.
+pub struct Word(ChildStdout);
+
+impl Workers {
+    pub fn spawn(args: &Args) -> io::Result<(Self, Vec<Word>)> {
+        let count = args
+            .processes
+            .fork
+            .unwrap_or(args.processes.double_fork.into());
+        let mut workers = Self::default();
+        let mut words = Vec::new();
+        for _ in 0..count {
+            let mut child = command(args, args.memory.vram / count)?
+                .stdout(Stdio::piped())
+                .spawn()?;
+            words.extend(child.stdout.take().map(Word));
+            if args.processes.double_fork {
+                child.wait()?;
+            } else {
+                workers.children.push(child);
+            }
+        }
+        Ok((workers, words))
+    }
+
+    /// As a server does that is asked to end. The orphans of `--double-fork` are beyond its reach.
+    pub fn terminate(&self) {
+        for child in &self.children {
+            kill_process(Pid::from_child(child), Signal::TERM).ok();
+        }
+    }
+}
+
+impl Word {
+    /// Waits until the worker holds its memory; false if it ended instead.
+    pub fn came(self) -> bool {
+        BufReader::new(self.0)
+            .read_line(&mut String::new())
+            .is_ok_and(|length| length > 0)
+    }
+}
+
+fn command(args: &Args, vram: u64) -> io::Result<Command> {
+    let name = args.processes.worker_name.as_ref().unwrap_or(&args.name);
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(["--name", name]);
+    command.args([
+        "--vram",
+        &vram.to_string(),
+        "--steps",
+        &args.memory.steps.to_string(),
+    ]);
+    command.args(["--device", &args.memory.device.to_string()]);
+    command.args([
+        "--warmup",
+        &humantime::format_duration(args.warmup).to_string(),
+    ]);
+    let flags = [
+        ("--graphics", args.memory.graphics),
+        ("--ignore-term", args.misbehaviour.ignore_term),
+        ("--daemonise", args.processes.double_fork),
+    ];
+    command.args(flags.iter().filter(|(_, set)| *set).map(|(flag, _)| flag));
+    command.stdin(Stdio::null());
+    Ok(command)
+}
