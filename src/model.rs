@@ -70,7 +70,7 @@ pub struct Service {
     /// Higher is kept longer.
     pub priority: i64,
     pub phases: BTreeSet<u32>,
-    /// Without one, a service is ready as soon as it is alive.
+    /// Without one, its manager's own check counts, or that it is alive.
     pub health: Option<Health>,
     /// From start to ready.
     pub start_timeout: Duration,
@@ -195,6 +195,8 @@ pub struct Running {
     /// Restarts made by its manager.
     pub restarts: u64,
     pub trouble: Option<Trouble>,
+    /// What its manager says of its health, where it has a check of its own (Docker's HEALTHCHECK).
+    pub own_health: Option<Healthy>,
     /// Port numbers that its manager forwards to it (Docker's published ports).
     pub published: Vec<u16>,
 }

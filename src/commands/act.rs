@@ -5,20 +5,22 @@ use crate::cli::DryRun;
 use crate::config::Config;
 use crate::execute::{Context, execute};
 use crate::exit::Answer;
-use crate::model::Snapshot;
+use crate::model::{Service, Snapshot};
 use crate::observe::observe;
 use crate::plan::{Plan, Refusal};
 use crate::report::{ActReport, Subject, print};
 use anyhow::{Result, bail};
 use std::sync::Mutex;
 
+/// Observes (the health only of services that `asks` for), plans, carries out.
 pub fn act(
     mut session: Session,
     subject: Subject,
     dry_run: &DryRun,
+    asks: impl Fn(&Service) -> bool,
     plan: impl FnOnce(&Config, &Snapshot) -> std::result::Result<Plan, Refusal>,
 ) -> Result<Answer> {
-    let before = observe(&session.config, &mut session.reader, &session.stop)?;
+    let before = observe(&session.config, &mut session.reader, &session.stop, asks)?;
     let plan = plan(&session.config, &before)?;
     for warning in &plan.warnings {
         session.progress.warning(warning);

@@ -23,24 +23,31 @@ pub fn run(arguments: &CanFit, mut session: Session) -> Result<Answer> {
         Some(text) => Mb::parse(text).ok_or_else(|| no_size(text))?,
         None => config.gpu.reserve,
     };
-    let snapshot = observe(config, &mut session.reader, &session.stop)?;
-    let free = snapshot.vram.free.ok_or_else(|| reading_required(&snapshot.vram))?;
-    if let (Source::Estimate, Some(error)) = (snapshot.vram.source, &snapshot.vram.error) {
-        session
-            .progress
-            .warning(&format!("{error}; answering from gpu.total_mb and the declared sizes"));
+    // For this moment the driver's word is enough; what runs matters for an estimate or a budget.
+    let (vram, promised) = match session.reader.read() {
+        Ok(vram) if !arguments.budget => (vram, Mb(0)),
+        _ => {
+            let snapshot = observe(config, &mut session.reader, &session.stop, |_| false)?;
+            let promised = match arguments.budget {
+                true => Budget::of(config, &snapshot).unused(),
+                false => Mb(0),
+            };
+            (snapshot.vram, promised)
+        }
+    };
+    let free = vram.free.ok_or_else(|| reading_required(&vram))?;
+    if let (Source::Estimate, Some(error)) = (vram.source, &vram.error) {
+        let basis = "answering from gpu.total_mb and the declared sizes";
+        session.progress.warning(&format!("{error}; {basis}"));
     }
-    let mut available = free.saturating_sub(margin);
-    if arguments.budget {
-        available = available.saturating_sub(Budget::of(config, &snapshot).unused());
-    }
+    let available = free.saturating_sub(margin).saturating_sub(promised);
     let report = CanFitReport {
         fits: available >= required,
         required_mb: required,
         margin_mb: margin,
         free_mb: free,
         available_mb: available,
-        source: snapshot.vram.source,
+        source: vram.source,
     };
     print(&report, session.json)?;
     Ok(Answer::from(report.fits))

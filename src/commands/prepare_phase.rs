@@ -3,6 +3,7 @@
 use super::{Session, act::act};
 use crate::cli::PreparePhase;
 use crate::exit::Answer;
+use crate::model::{Evict, Service};
 use crate::plan;
 use crate::report::Subject;
 use anyhow::Result;
@@ -10,7 +11,10 @@ use anyhow::Result;
 pub fn run(arguments: &PreparePhase, session: Session) -> Result<Answer> {
     let phase = session.config.phase(&arguments.phase)?;
     let subject = Subject::Phase { phase, name: session.config.phases[&phase].clone() };
-    act(session, subject, &arguments.dry_run, |config, snapshot| {
+    // Of the others only those matter that have to be well to be asked to unload.
+    let asks =
+        |service: &Service| service.phases.contains(&phase) || service.evict == Evict::Unload;
+    act(session, subject, &arguments.dry_run, asks, |config, snapshot| {
         plan::prepare_phase(config, snapshot, phase, arguments.lazy)
     })
 }

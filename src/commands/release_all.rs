@@ -9,7 +9,11 @@ use anyhow::Result;
 
 pub fn run(arguments: &ReleaseAll, session: Session) -> Result<Answer> {
     session.config.require_file()?;
-    act(session, Subject::All {}, &arguments.dry_run, |config, snapshot| {
-        plan::release_all(config, snapshot, arguments.force.force)
-    })
+    act(
+        session,
+        Subject::All {},
+        &arguments.dry_run,
+        |_| false,
+        |config, snapshot| plan::release_all(config, snapshot, arguments.force.force),
+    )
 }

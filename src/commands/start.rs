@@ -3,6 +3,7 @@
 use super::{Session, act::act};
 use crate::cli::Start;
 use crate::exit::Answer;
+use crate::model::{Evict, Service};
 use crate::plan;
 use crate::report::Subject;
 use anyhow::Result;
@@ -10,7 +11,9 @@ use anyhow::Result;
 pub fn run(arguments: &Start, session: Session) -> Result<Answer> {
     let service = session.config.service(&arguments.service)?.clone();
     let subject = Subject::Service { service: service.name.clone() };
-    act(session, subject, &arguments.dry_run, |config, snapshot| {
+    // Of the others only those matter that have to be well to be asked to unload.
+    let asks = |other: &Service| other.name == service.name || other.evict == Evict::Unload;
+    act(session, subject, &arguments.dry_run, asks, |config, snapshot| {
         plan::start(config, snapshot, &service, !arguments.no_preempt)
     })
 }

@@ -15,7 +15,11 @@ pub fn run(arguments: &Stop, session: Session) -> Result<Answer> {
         [service] => Subject::Service { service: service.clone() },
         services => Subject::Services { services: services.to_vec() },
     };
-    act(session, subject, &arguments.dry_run, |config, snapshot| {
-        plan::stop(config, snapshot, &arguments.services, arguments.force.force)
-    })
+    act(
+        session,
+        subject,
+        &arguments.dry_run,
+        |_| false,
+        |config, snapshot| plan::stop(config, snapshot, &arguments.services, arguments.force.force),
+    )
 }

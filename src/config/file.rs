@@ -96,7 +96,8 @@ pub struct Service {
     /// Phases that need it.
     #[serde(default)]
     pub phases: Vec<u32>,
-    /// http(s)://… (2xx is healthy) or tcp://host:port. Without it, alive is ready.
+    /// http(s)://… (2xx is healthy) or tcp://host:port. Without it, a container's own HEALTHCHECK
+    /// counts, or that the service is alive.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health: Option<String>,
     /// Native: start command, run by sh -c.

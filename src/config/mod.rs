@@ -82,7 +82,8 @@ impl Config {
             return validate::validate(None, File::default(), gpu, environment);
         };
         let text = trust::read(&path)?;
-        let path = std::path::absolute(&path).unwrap_or(path);
+        // One name for one file: services remember it, and two names would be two configurations.
+        let path = path.canonicalize().unwrap_or(path);
         let source = text::Source { path: &path, text: &text };
         let file = source.parse()?;
         validate::validate(Some(&source), file, gpu, environment)

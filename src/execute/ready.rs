@@ -8,13 +8,12 @@ use crate::exit::Code;
 use crate::model::{Health, Healthy, Manager, Presence, Running, Service, Trouble};
 use crate::observe::{Look, look};
 use crate::plan::StartHow;
+use crate::world::health::{self, Attempt};
 use crate::world::native::{self, Started};
 use crate::world::ports::local_port;
 use crate::world::wait::{Event, Handle, Stop, Woken, wait};
-use crate::world::{docker, health, logs, systemd, unload};
+use crate::world::{docker, logs, systemd, unload};
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant};
 
 /// Health checks follow each other faster at first: a twentieth of the time waited so far keeps
@@ -150,9 +149,10 @@ impl Watch<'_> {
     /// One health check, abandoned at the deadline (`None`) and cut short by a death.
     fn ask(&mut self, check: &Health, deadline: Instant) -> Result<Option<Healthy>> {
         let left = deadline.saturating_duration_since(Instant::now());
-        let attempt = Attempt::begin(check, left.min(health::TRY_LIMIT))?;
+        let attempt = Attempt::begin(check, left.min(health::TRY_LIMIT))
+            .map_err(|e| Failure::new(Code::Internal, format!("cannot make a pipe: {e}")))?;
         loop {
-            match self.wait_for(Some(&attempt.ended), deadline)? {
+            match self.wait_for(Some(attempt.ended()), deadline)? {
                 Woken::TimedOut => return Ok(None),
                 _ => {
                     if let Some(healthy) = attempt.result() {
@@ -163,8 +163,14 @@ impl Watch<'_> {
         }
     }
 
+    /// Without a health check: what its manager says, or that it stays alive for a moment.
     fn settle(&mut self) -> Result<Option<Healthy>> {
-        self.look_after_it()?;
+        let look = self.look_after_it()?;
+        if let Presence::Up(Running { own_health: Some(healthy), .. }) =
+            look.presence(&self.service.name)
+        {
+            return Ok(Some(healthy));
+        }
         self.sleep(Instant::now() + SETTLING)?;
         Ok(Some(Healthy::Yes))
     }
@@ -276,30 +282,5 @@ impl Watch<'_> {
                 ))
             }
         }
-    }
-}
-
-/// A health check under way on a thread of its own.
-struct Attempt {
-    ended: Arc<Event>,
-    result: Arc<Mutex<Option<Healthy>>>,
-}
-
-impl Attempt {
-    fn begin(check: &Health, limit: Duration) -> Result<Attempt> {
-        let ended = Event::new()
-            .map_err(|e| Failure::new(Code::Internal, format!("cannot make a pipe: {e}")))?;
-        let attempt = Attempt { ended, result: Arc::default() };
-        let (check, ended, result) = (check.clone(), attempt.ended.clone(), attempt.result.clone());
-        thread::spawn(move || {
-            let healthy = health::check(&check, limit);
-            *result.lock().unwrap_or_else(PoisonError::into_inner) = Some(healthy);
-            ended.set();
-        });
-        Ok(attempt)
-    }
-
-    fn result(&self) -> Option<Healthy> {
-        self.result.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }

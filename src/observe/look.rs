@@ -3,7 +3,7 @@
 
 use crate::error::{Failure, Result};
 use crate::exit::Code;
-use crate::model::{Manager, Native, Pid, Presence, Service};
+use crate::model::{Manager, Pid, Presence, Service};
 use crate::world::docker::{self, Inspected};
 use crate::world::native::{self, Evidence};
 use crate::world::ports::{Listeners, local_port};
@@ -23,6 +23,7 @@ pub struct Look {
     containers: Vec<(String, String)>,
     control_groups: Vec<(String, String)>,
     table: Table,
+    listeners: Listeners,
 }
 
 /// Asks the managers of these services side by side, and meanwhile `on_gpu` for the processes
@@ -55,7 +56,8 @@ pub fn look(
                 Some((service.name.clone(), scope.spawn(move || native::matching(pattern, stop))))
             })
             .collect();
-        let listeners = Listening::of(&natives);
+        let has_port = |service: &&Service| service.health.as_ref().and_then(local_port).is_some();
+        let listeners = services.iter().any(has_port).then(|| scope.spawn(Listeners::read));
         let on_gpu = on_gpu();
         let mut unasked: HashMap<String, Failure> = HashMap::new();
         let mut matched = HashMap::new();
@@ -67,9 +69,15 @@ pub fn look(
         }
         // Read after pgrep, so that every process that it found is in the table or gone.
         let table = Table::read();
+        let listeners = listeners.and_then(|asked| asked.join().ok()).unwrap_or_default();
         let services_only: Vec<&Service> = natives.iter().map(|(service, _)| *service).collect();
-        let evidence =
-            Evidence { on_gpu: &on_gpu, listens: &|service, pid| listeners.held_by(service, pid) };
+        let evidence = Evidence {
+            on_gpu: &on_gpu,
+            listens: &|service, pid| {
+                let port = service.health.as_ref().and_then(local_port);
+                port.is_some_and(|port| listeners.held_by(port, pid))
+            },
+        };
         let found = native::find(&services_only, config, &table, &matched, &evidence);
         let inspected = answer(inspected.join());
         let units = [answer(system.join()), answer(user.join())];
@@ -80,6 +88,7 @@ pub fn look(
             containers: Vec::new(),
             control_groups: Vec::new(),
             table,
+            listeners,
         };
         for service in services {
             let presence = match &service.manager {
@@ -102,28 +111,6 @@ pub fn look(
 
 fn answer<T>(joined: thread::Result<Result<T>>) -> Result<T> {
     joined.unwrap_or_else(|_| Err(Failure::new(Code::Internal, "a thread of gpuctl panicked")))
-}
-
-/// The listening sockets of native services' health ports.
-struct Listening {
-    by_service: HashMap<String, Listeners>,
-}
-
-impl Listening {
-    fn of(natives: &[(&Service, &Native)]) -> Listening {
-        let by_service = natives
-            .iter()
-            .filter_map(|(service, _)| {
-                let port = local_port(service.health.as_ref()?)?;
-                Some((service.name.clone(), Listeners::on(port)))
-            })
-            .collect();
-        Listening { by_service }
-    }
-
-    fn held_by(&self, service: &Service, pid: Pid) -> bool {
-        self.by_service.get(&service.name).is_some_and(|listeners| listeners.held_by(pid))
-    }
 }
 
 impl Look {
@@ -212,8 +199,9 @@ impl Look {
             Presence::Unknown(_) | Presence::Stopping(_) => return None,
         };
         let port = port?;
-        let listeners = Listeners::on(port);
-        if own.published.contains(&port) || own.pids.iter().any(|pid| listeners.held_by(*pid)) {
+        if own.published.contains(&port)
+            || own.pids.iter().any(|pid| self.listeners.held_by(port, *pid))
+        {
             return None;
         }
         let holders = self.holders(port);
@@ -222,7 +210,8 @@ impl Look {
     }
 
     fn holders(&self, port: u16) -> Vec<Pid> {
-        Listeners::on(port).holders(self.table.iter().map(|process| process.pid))
+        let pids = self.table.iter().map(|process| process.pid);
+        pids.filter(|pid| self.listeners.held_by(port, *pid)).collect()
     }
 
     fn name(&self, holder: Option<Pid>, port: Option<u16>) -> String {

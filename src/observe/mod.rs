@@ -6,42 +6,52 @@ mod state;
 pub use look::{Look, look};
 
 use crate::config::Config;
-use crate::error::Result;
-use crate::model::{Health, Healthy, Mb, Observed, Pid, Presence, Service, Snapshot, Source, Vram};
-use crate::world::health;
+use crate::error::{Failure, Result};
+use crate::exit::Code;
+use crate::model::{Healthy, Mb, Observed, Pid, Presence, Service, Snapshot, Source, Vram};
+use crate::world::health::{Attempt, TRY_LIMIT};
 use crate::world::nvml::Reader;
 use crate::world::ports::local_port;
-use crate::world::wait::Stop;
-use std::collections::{HashMap, HashSet};
-use std::sync::mpsc;
-use std::thread;
+use crate::world::wait::{Stop, wait};
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 /// What a health check may take beyond its own limit, for names that do not resolve.
 const HEALTH_GRACE: Duration = Duration::from_secs(1);
 
-/// One look at everything that is configured.
-pub fn observe(config: &Config, reader: &mut Reader, stop: &Stop) -> Result<Snapshot> {
+/// One look at everything that is configured, at the health only of services that `asks` for: a
+/// service that hangs is waited for by nobody who does not need its answer.
+pub fn observe(
+    config: &Config,
+    reader: &mut Reader,
+    stop: &Stop,
+    asks: impl Fn(&Service) -> bool,
+) -> Result<Snapshot> {
     let services: Vec<&Service> = config.services.iter().collect();
-    let health = HealthChecks::begin(&services);
-    let mut vram = None;
+    let deadline = Instant::now() + TRY_LIMIT + HEALTH_GRACE;
+    let attempts: Vec<Option<Attempt>> = services
+        .iter()
+        .map(|service| begin(service, asks(service)))
+        .collect::<std::io::Result<_>>()
+        .map_err(|e| Failure::new(Code::Internal, format!("cannot make a pipe: {e}")))?;
+    let mut vram = Vram::default();
     let look = look(&services, config.path.as_deref(), stop, || {
-        let reading = reader.read();
-        let on_gpu = reading.as_ref().map_or_else(|_| HashSet::new(), gpu_pids);
-        vram = Some(reading);
-        on_gpu
+        vram = reader.read().unwrap_or_else(|why| Vram { error: Some(why), ..Vram::default() });
+        gpu_pids(&vram)
     });
-    let mut vram =
-        vram.unwrap_or_else(|| Err("NVML was not read".to_owned())).unwrap_or_else(unmeasured);
     for process in vram.processes.iter_mut().flatten() {
         process.service = look.service_of(process.pid).map(str::to_owned);
     }
-    let mut health = health.collect();
     let services: Vec<Observed> = services
         .iter()
-        .map(|service| {
+        .zip(&attempts)
+        .map(|(service, attempt)| {
             let presence = look.presence(&service.name);
-            let healthy = health.remove(&service.name);
+            let healthy = match (&service.health, &presence) {
+                (Some(_), _) => finish(attempt.as_ref(), stop, deadline),
+                (None, Presence::Up(running)) => running.own_health.clone().or(Some(Healthy::Yes)),
+                (None, _) => None,
+            };
             let stranger = match (&healthy, &service.health) {
                 (Some(Healthy::Yes), Some(check)) => look.stranger(service, local_port(check)),
                 _ => None,
@@ -71,10 +81,6 @@ pub fn gpu_pids(vram: &Vram) -> HashSet<Pid> {
     vram.processes.iter().flatten().map(|process| process.pid).collect()
 }
 
-fn unmeasured(why: String) -> Vram {
-    Vram { error: Some(why), ..Vram::default() }
-}
-
 /// What a service's processes hold; `None` where that cannot be told.
 fn used(vram: &Vram, service: &str, presence: &Presence) -> Option<Mb> {
     if matches!(presence, Presence::Unknown(_)) {
@@ -100,44 +106,19 @@ fn estimate(config: &Config, vram: &mut Vram, observed: &[Observed]) {
     }
 }
 
-/// Health checks under way, each on a thread of its own.
-struct HealthChecks {
-    results: mpsc::Receiver<(String, Healthy)>,
-    asked: usize,
-    deadline: Instant,
-}
-
-impl HealthChecks {
-    fn begin(services: &[&Service]) -> HealthChecks {
-        let (sender, results) = mpsc::channel();
-        let mut asked = 0;
-        for service in services {
-            if let Some(check) = service.health.clone() {
-                asked += 1;
-                begin_check(service.name.clone(), check, sender.clone());
-            }
-        }
-        HealthChecks { results, asked, deadline: Instant::now() + health::TRY_LIMIT + HEALTH_GRACE }
-    }
-
-    /// The results by service; a service whose check has not even ended has none.
-    fn collect(self) -> HashMap<String, Healthy> {
-        let mut found = HashMap::new();
-        while found.len() < self.asked {
-            let left = self.deadline.saturating_duration_since(Instant::now());
-            let Ok((service, healthy)) = self.results.recv_timeout(left) else {
-                break;
-            };
-            found.insert(service, healthy);
-        }
-        found
+/// A health check under way; `None` where there is nothing to ask.
+fn begin(service: &Service, ask: bool) -> std::io::Result<Option<Attempt>> {
+    match &service.health {
+        Some(check) if ask => Attempt::begin(check, TRY_LIMIT).map(Some),
+        _ => Ok(None),
     }
 }
 
-fn begin_check(service: String, check: Health, sender: mpsc::Sender<(String, Healthy)>) {
-    thread::spawn(move || {
-        let healthy = health::check(&check, health::TRY_LIMIT);
-        // Nobody listens any more after the deadline.
-        let _ = sender.send((service, healthy));
-    });
+/// Its result, by the deadline at the latest.
+fn finish(attempt: Option<&Attempt>, stop: &Stop, deadline: Instant) -> Option<Healthy> {
+    let attempt = attempt?;
+    wait(&[attempt.ended().fd()], stop, deadline);
+    Some(
+        attempt.result().unwrap_or_else(|| Healthy::No("its health check does not end".to_owned())),
+    )
 }

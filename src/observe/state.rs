@@ -29,15 +29,16 @@ pub fn judge(
         }
         None => {}
     }
-    let why = match (healthy, &service.health) {
-        (Some(Healthy::Yes), _) | (None, None) => return (State::Ready, None),
-        (Some(Healthy::No(why)), _) => why.clone(),
-        (None, Some(_)) => "its health check does not end".to_owned(),
+    let why = match healthy {
+        Some(Healthy::Yes) => return (State::Ready, None),
+        Some(Healthy::No(why)) => why,
+        // Not ready, as far as anybody has asked.
+        None => return (State::Starting, None),
     };
     match running.age {
         Some(age) if age > service.start_timeout => {
             (State::Error, Some(format!("not healthy {} s after its start: {why}", age.as_secs())))
         }
-        _ => (State::Starting, Some(why)),
+        _ => (State::Starting, Some(why.clone())),
     }
 }

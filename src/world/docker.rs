@@ -6,7 +6,7 @@ use super::logs;
 use super::wait::Stop;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
-use crate::model::{Presence, Running, Trouble};
+use crate::model::{Healthy, Presence, Running, Trouble};
 use serde::Deserialize;
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
@@ -42,6 +42,14 @@ struct ContainerState {
     exit_code: i64,
     error: String,
     started_at: String,
+    /// Absent where the image has no HEALTHCHECK.
+    health: Option<ContainerHealth>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct ContainerHealth {
+    status: String,
 }
 
 #[derive(Default, Deserialize)]
@@ -144,6 +152,11 @@ impl Container {
             age: age(&state.started_at),
             restarts: self.restart_count,
             trouble,
+            own_health: state.health.as_ref().and_then(|health| match health.status.as_str() {
+                "none" => None,
+                "healthy" => Some(Healthy::Yes),
+                status => Some(Healthy::No(format!("its HEALTHCHECK says {status}"))),
+            }),
             published: ports.filter_map(|binding| binding.host_port.parse().ok()).collect(),
         })
     }

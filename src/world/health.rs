@@ -1,9 +1,12 @@
 //! Health checks over HTTP(S) and TCP. A try is bounded whatever the server does: only the status
 //! line counts, the body is never read.
 
+use super::wait::Event;
 use crate::config::mask;
 use crate::model::{Health, Healthy};
 use std::net::{TcpStream, ToSocketAddrs};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 use std::time::Duration;
 use ureq::tls::{RootCerts, TlsConfig};
 
@@ -12,8 +15,37 @@ pub const TRY_LIMIT: Duration = Duration::from_secs(10);
 
 const REDIRECTS: u32 = 5;
 
-/// Asks once, within `limit`.
-pub fn check(health: &Health, limit: Duration) -> Healthy {
+/// One try under way, on a thread of its own: whoever waits for it can be called off.
+pub struct Attempt {
+    ended: Arc<Event>,
+    result: Arc<Mutex<Option<Healthy>>>,
+}
+
+impl Attempt {
+    pub fn begin(health: &Health, limit: Duration) -> std::io::Result<Attempt> {
+        let attempt = Attempt { ended: Event::new()?, result: Arc::default() };
+        let (health, ended, result) =
+            (health.clone(), attempt.ended.clone(), attempt.result.clone());
+        thread::spawn(move || {
+            let healthy = check(&health, limit);
+            *result.lock().unwrap_or_else(PoisonError::into_inner) = Some(healthy);
+            ended.set();
+        });
+        Ok(attempt)
+    }
+
+    /// Happens when the try has ended.
+    pub fn ended(&self) -> &Event {
+        &self.ended
+    }
+
+    /// `None` while it is under way.
+    pub fn result(&self) -> Option<Healthy> {
+        self.result.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+fn check(health: &Health, limit: Duration) -> Healthy {
     match health {
         Health::Http(url) => http(url, limit),
         Health::Tcp { host, port } => tcp(host, *port, limit),

@@ -94,7 +94,7 @@ fn read(nvml: &Nvml, selector: &Selector) -> Reading {
         }
         (e, _) => explain(&e),
     })?;
-    let (total, free) = memory(nvml, &device).map_err(|e| explain(&e))?;
+    let (total, used, free) = memory(nvml, &device).map_err(|e| explain(&e))?;
     let processes = processes(nvml, &device);
     Ok(Vram {
         source: Source::Nvml,
@@ -105,7 +105,7 @@ fn read(nvml: &Nvml, selector: &Selector) -> Reading {
             driver_version: nvml.sys_driver_version().ok(),
         }),
         total: Some(total),
-        used: Some(total.saturating_sub(free)),
+        used: Some(used),
         free: Some(free),
         error: processes
             .as_ref()
@@ -117,11 +117,12 @@ fn read(nvml: &Nvml, selector: &Selector) -> Reading {
     })
 }
 
-/// Total and free. `free` is taken as the driver gives it: what is reserved is neither free nor
-/// used, so that `total - used` would be too much.
-fn memory(nvml: &Nvml, device: &nvml_wrapper::Device) -> Result<(Mb, Mb), NvmlError> {
+/// Total, used and free, each as the driver gives it: what it reserves for itself is neither used
+/// nor free, so that `total - used` would be too much.
+fn memory(nvml: &Nvml, device: &nvml_wrapper::Device) -> Result<(Mb, Mb, Mb), NvmlError> {
+    let sizes = |total, used, free| (Mb::of_bytes(total), Mb::of_bytes(used), Mb::of_bytes(free));
     match device.memory_info() {
-        Ok(info) => Ok((Mb::of_bytes(info.total), Mb::of_bytes(info.free))),
+        Ok(info) => Ok(sizes(info.total, info.used, info.free)),
         // Drivers before 510 have only the first version of this call, and the wrapper only the second.
         Err(
             NvmlError::FailedToLoadSymbol(_)
@@ -141,7 +142,7 @@ fn memory(nvml: &Nvml, device: &nvml_wrapper::Device) -> Result<(Mb, Mb), NvmlEr
                 (code, info)
             };
             nvml_wrapper::error::nvml_try(code)?;
-            Ok((Mb::of_bytes(info.total), Mb::of_bytes(info.free)))
+            Ok(sizes(info.total, info.used, info.free))
         }
         Err(e) => Err(e),
     }

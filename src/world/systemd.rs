@@ -59,7 +59,7 @@ fn read(unit: &str, block: &str) -> Shown {
             age: since_boot(number("InactiveExitTimestampMonotonic")),
             restarts: number("NRestarts"),
             trouble,
-            published: Vec::new(),
+            ..Running::default()
         })
     };
     let presence = match (property("LoadState"), property("ActiveState")) {

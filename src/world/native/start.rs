@@ -70,7 +70,13 @@ impl Started {
         let Some(status) = status else { return Ok(()) };
         self.ended = None;
         if !status.success() {
-            let message = format!("{}: its start command {}", service.name, describe(status));
+            // A shell tells of a child's death by a signal in its own way.
+            let signal = status.code().filter(|code| *code > 128);
+            let signal = signal.map_or_else(String::new, |code| {
+                format!(" (its child was killed by signal {})", code - 128)
+            });
+            let message =
+                format!("{}: its start command {}{signal}", service.name, describe(status));
             return Err(self.explain(Failure::new(Code::StartFailed, message)));
         }
         if alive {
