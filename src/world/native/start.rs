@@ -11,16 +11,15 @@ use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::time::{Duration, Instant};
 
-/// How long a start script that has ended well may take to show a process that it had started by
-/// another program (tmux, a job server), which carries no mark.
+/// How long a start script that has ended well may take to show a process: one that is just being
+/// replaced by its program has no environment for a moment, and one that was started by another
+/// program (tmux, a job server) has no mark and is found by its pattern later.
 const SURVIVOR_GRACE: Duration = Duration::from_secs(1);
 
 /// A start command that is under way or has ended.
 pub struct Started {
     child: Child,
     ended: Option<Handle>,
-    /// A pattern may still find what the mark does not.
-    has_pattern: bool,
     left_since: Option<Instant>,
     log: PathBuf,
     log_from: u64,
@@ -49,7 +48,6 @@ pub fn start(
     Ok(Started {
         ended: Handle::open(child.id() as Pid),
         child,
-        has_pattern: native.pattern.is_some(),
         left_since: None,
         log: logs::path_of(state_dir, &service.name),
         log_from,
@@ -84,7 +82,7 @@ impl Started {
             return Ok(());
         }
         let left = *self.left_since.get_or_insert_with(Instant::now);
-        if self.has_pattern && left.elapsed() < SURVIVOR_GRACE {
+        if left.elapsed() < SURVIVOR_GRACE {
             return Ok(());
         }
         let message = format!(

@@ -1,0 +1,22 @@
+//! What the tests stand on: a `Rig` is one test's own machine, with a simulated card, services of all three kinds and a
+//! `gpuctl` that sees nothing else. Everything that a rig has started ends with it, also when the test fails.
+
+mod bystander;
+mod card;
+mod docker;
+mod gpuctl;
+mod outcome;
+mod ports;
+mod processes;
+mod programs;
+mod rig;
+mod services;
+mod systemd;
+mod wait;
+
+pub use gpuctl::TIME_LIMIT;
+pub use rig::Rig;
+pub use rustix::process::Signal;
+pub use services::Script;
+pub use systemd::Fault;
+pub use wait::until;

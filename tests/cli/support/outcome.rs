@@ -1,0 +1,159 @@
+//! How an invocation ended. Strict: a test has to state the exit code, and whatever was printed without being declared
+//! fails it.
+
+use assert_cmd::assert::{Assert, OutputAssertExt};
+use predicates::str::contains;
+use serde_json::Value;
+use std::os::unix::process::ExitStatusExt;
+use std::process::Output;
+
+/// The names of the contract's exit codes.
+const CODES: &[(&str, i32)] = &[
+    ("no", 1),
+    ("usage", 2),
+    ("insufficient_vram", 3),
+    ("not_found", 4),
+    ("start_failed", 5),
+    ("stop_failed", 6),
+    ("unavailable", 69),
+    ("internal", 70),
+    ("io", 74),
+    ("lock_busy", 75),
+    ("lock_lost", 76),
+    ("permission", 77),
+    ("config", 78),
+    ("timeout", 124),
+];
+
+/// State how it ended with `succeeds`, `fails`, `exits` or `dies_of`, and what it printed with the others; on drop it
+/// fails the test if anything is left unsaid.
+pub struct Outcome {
+    /// None for a moment only, while a check has it.
+    assert: Option<Assert>,
+    ending_stated: bool,
+    stdout_declared: bool,
+    stderr_declared: bool,
+}
+
+impl Outcome {
+    pub fn new(command: &str, output: Output) -> Outcome {
+        Outcome {
+            assert: Some(output.assert().append_context("arguments", command.to_owned())),
+            ending_stated: false,
+            stdout_declared: false,
+            stderr_declared: false,
+        }
+    }
+
+    /// Exit code 0.
+    #[track_caller]
+    pub fn succeeds(self) -> Self {
+        self.exits(0)
+    }
+
+    /// The exit code of that name in the contract; with `--json` also that the error on stdout says the same.
+    #[track_caller]
+    pub fn fails(self, name: &str) -> Self {
+        let known = CODES.iter().find(|(code, _)| *code == name);
+        let (_, code) = known.unwrap_or_else(|| panic!("the contract has no code {name:?}"));
+        let outcome = self.exits(*code);
+        if let Ok(document) = serde_json::from_slice::<Value>(&outcome.output().stdout)
+            && let Some(error) = document.get("error")
+        {
+            assert_eq!((&error["code"], &error["exit_code"]), (&name.into(), &(*code).into()));
+        }
+        outcome
+    }
+
+    #[track_caller]
+    pub fn exits(mut self, code: i32) -> Self {
+        self.ending_stated = true;
+        self.check(|assert| assert.code(code))
+    }
+
+    /// Ended by that signal, without having caught it.
+    #[track_caller]
+    pub fn dies_of(mut self, signal: i32) -> Self {
+        self.ending_stated = true;
+        assert_eq!(self.output().status.signal(), Some(signal), "{}", self.assert());
+        self
+    }
+
+    /// Declares stdout, which is to be exactly this.
+    #[track_caller]
+    pub fn stdout(mut self, text: &str) -> Self {
+        self.stdout_declared = true;
+        self.check(|assert| assert.stdout(text.to_owned()))
+    }
+
+    /// Declares stdout, which is to contain this.
+    #[track_caller]
+    pub fn stdout_has(mut self, text: &str) -> Self {
+        self.stdout_declared = true;
+        self.check(|assert| assert.stdout(contains(text)))
+    }
+
+    /// Declares stderr, which is to contain this.
+    #[track_caller]
+    pub fn stderr_has(mut self, text: &str) -> Self {
+        self.stderr_declared = true;
+        self.check(|assert| assert.stderr(contains(text)))
+    }
+
+    /// Declares stderr, which is to tell of progress only: no warning, no error, no hint.
+    #[track_caller]
+    pub fn progress(mut self) -> Self {
+        self.stderr_declared = true;
+        let stderr = String::from_utf8_lossy(&self.output().stderr).into_owned();
+        for line in stderr.lines() {
+            let is_more =
+                ["warning:", "gpuctl:", "hint:"].iter().any(|more| line.starts_with(more));
+            assert!(
+                !is_more && !line.contains("panicked"),
+                "more than progress: {}",
+                self.assert()
+            );
+        }
+        self
+    }
+
+    /// Declares stdout, which is to be one JSON document, and gives it.
+    #[track_caller]
+    pub fn json(mut self) -> Value {
+        self.stdout_declared = true;
+        serde_json::from_slice(&self.output().stdout)
+            .unwrap_or_else(|error| panic!("stdout is not JSON: {error}: {}", self.assert()))
+    }
+
+    /// Declares stdout, and gives it.
+    pub fn text(mut self) -> String {
+        self.stdout_declared = true;
+        String::from_utf8_lossy(&self.output().stdout).into_owned()
+    }
+
+    #[track_caller]
+    fn check(mut self, check: impl FnOnce(Assert) -> Assert) -> Self {
+        self.assert = self.assert.take().map(check);
+        self
+    }
+
+    fn assert(&self) -> &Assert {
+        self.assert.as_ref().expect("a check puts it back")
+    }
+
+    fn output(&self) -> &Output {
+        self.assert().get_output()
+    }
+}
+
+impl Drop for Outcome {
+    fn drop(&mut self) {
+        let Some(assert) = self.assert.as_ref().filter(|_| !std::thread::panicking()) else {
+            return;
+        };
+        let output = assert.get_output();
+        assert!(self.ending_stated, "the test does not state how it ends: {assert}");
+        assert!(self.stdout_declared || output.stdout.is_empty(), "undeclared stdout: {assert}");
+        assert!(self.stderr_declared || output.stderr.is_empty(), "undeclared stderr: {assert}");
+    }
+}

@@ -1,0 +1,45 @@
+//! The programs that tests work with: gpuctl, and the simulated NVML library and model server, which are built on demand
+//! into the same target folder and profile, once a test run.
+
+use rustix::fs::FlockOperation;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+pub const GPUCTL: &str = env!("CARGO_BIN_EXE_gpuctl");
+
+/// To be loaded in the place of `libnvidia-ml.so.1`.
+pub fn nvml_library() -> PathBuf {
+    built().join("libsimgpu.so")
+}
+
+pub fn simserver() -> PathBuf {
+    built().join("simserver")
+}
+
+/// The folder of the helpers.
+fn built() -> &'static Path {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        let folder = Path::new(GPUCTL).parent().unwrap();
+        let profile = match folder.file_name().unwrap().to_str().unwrap() {
+            "debug" => "dev",
+            name => name,
+        };
+        // Test processes that run side by side wait for one another.
+        let lock = File::create(folder.join("gpuctl-test-helpers.lock")).unwrap();
+        rustix::fs::flock(&lock, FlockOperation::LockExclusive).unwrap();
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let status = Command::new(cargo)
+            .args(["build", "--quiet", "--package", "simgpu", "--package", "simserver"])
+            .args(["--profile", profile])
+            .args(["--manifest-path", concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")])
+            .arg("--target-dir")
+            .arg(folder.parent().unwrap())
+            .status()
+            .unwrap();
+        assert!(status.success(), "simgpu and simserver do not build");
+        folder.to_owned()
+    })
+}

@@ -1,0 +1,25 @@
+//! Waiting for what comes by itself. Nothing here sleeps for a fixed time and hopes.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Long enough for a loaded machine; it only keeps a broken build from waiting for ever.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Watches until `done` says so; fails the test, naming `what`, when it never does.
+#[track_caller]
+pub fn until(what: &str, done: impl FnMut() -> bool) {
+    assert!(comes(done), "waited {PATIENCE:?} in vain until {what}");
+}
+
+/// As `until`, for where one must not panic.
+pub fn comes(mut done: impl FnMut() -> bool) -> bool {
+    let begin = Instant::now();
+    while !done() {
+        if begin.elapsed() > PATIENCE {
+            return false;
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    true
+}
