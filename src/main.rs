@@ -17,6 +17,7 @@ use clap::error::ErrorKind;
 use config::Environment;
 use error::Failure;
 use exit::{Answer, Code};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -26,7 +27,10 @@ fn main() -> ExitCode {
         Err(error) => return explain_usage(&error),
     };
     start_logging(&cli.global, &environment);
-    match commands::run(&cli, &environment) {
+    // A panic has told where it happened; what is left is the exit code of a bug.
+    let run = AssertUnwindSafe(|| commands::run(&cli, &environment));
+    let result = catch_unwind(run).unwrap_or_else(|_| Err(anyhow::anyhow!("gpuctl panicked")));
+    match result {
         Ok(Answer::Yes) => ExitCode::SUCCESS,
         Ok(Answer::No) => ExitCode::from(1),
         Err(error) => {

@@ -53,6 +53,8 @@ fn every_shape_of_start_script_can_be_started_and_stopped() {
     let scripts =
         [Script::Foreground, Script::Background, Script::Detached, Script::Daemon, Script::File];
     for script in scripts {
+        // Shown when the test fails.
+        println!("{script:?}");
         let rig = Rig::new();
         let vidi = rig.native("vidi").script(script).without_match().add();
         rig.gpuctl("start vidi --quiet").run().succeeds().stdout_has("vidi");

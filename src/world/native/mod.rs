@@ -36,6 +36,10 @@ const VIEWERS: &str = "ag bat batcat cat code diff ed egrep emacs find gdb gedit
     journalctl kak kate less lnav man micro more most multitail nano nvim pgrep pkill rg rsync scp \
     screen script ssh strace sudo tail tee tmux vi view vim watch";
 
+/// Programs that call gpuctl for somebody; one that has gpuctl on its command line is no service.
+const CALLERS: &str = "bash busybox chrt dash doas env fish flock ionice ksh nice nohup setsid sh \
+    systemd-run taskset time timeout xargs zsh";
+
 /// The processes of the native services, at one moment.
 pub struct Processes {
     pub members: HashMap<String, Vec<Pid>>,
@@ -86,7 +90,7 @@ pub fn find(
             .unwrap_or(&no_match)
             .iter()
             .copied()
-            .filter(|pid| !callers.contains(pid) && is_candidate(table, *pid))
+            .filter(|pid| !callers.contains(pid) && !is_bystander(table, *pid))
             .collect();
         let mut proven = marked.remove(&service.name).unwrap_or_default();
         proven.extend(proposed.iter().filter(|pid| {
@@ -132,28 +136,30 @@ fn mark_of(pid: Pid, config: Option<&Path>) -> Option<String> {
     (!foreign && token.is_none() && !processes::is_in_container(pid)).then_some(mark)
 }
 
-/// Whether a matched process may be a service at all, rather than somebody who mentions it.
-fn is_candidate(table: &Table, pid: Pid) -> bool {
-    let Some(process) = table.get(pid) else {
-        return false;
-    };
-    if is_viewer(&process.name) || processes::is_same_program(pid) {
-        return false;
-    }
+/// Whether a matched process cannot be a service: it only mentions one, or is a container's.
+fn is_bystander(table: &Table, pid: Pid) -> bool {
+    let Some(process) = table.get(pid) else { return true };
     let arguments = processes::arguments(pid);
-    let program = arguments.first().map(|word| base_name(word.trim_start_matches('-')));
-    let calls_gpuctl = arguments.iter().any(|argument| {
-        argument
-            .split(|c: char| c.is_whitespace() || ";|&()`'\"".contains(c))
-            .any(|word| base_name(word) == "gpuctl")
-    });
-    !program.is_some_and(is_viewer) && !calls_gpuctl && !processes::is_in_container(pid)
+    let program = arguments.first().map_or("", |word| base_name(word.trim_start_matches('-')));
+    let is_one_of = |names| is_listed(names, program) || is_listed(names, &process.name);
+    let calls_gpuctl = || arguments.iter().any(|argument| names_gpuctl(argument));
+    is_one_of(VIEWERS)
+        || (is_one_of(CALLERS) && calls_gpuctl())
+        || processes::is_same_program(pid)
+        || processes::is_in_container(pid)
 }
 
-/// Whether it is one of the viewers, as `vim.basic` and `tmux: server` are too.
-fn is_viewer(program: &str) -> bool {
+/// Whether a program is on a list, as `vim.basic` and `tmux: server` are too.
+fn is_listed(names: &str, program: &str) -> bool {
     let word = program.split(['.', ':']).next().unwrap_or(program);
-    VIEWERS.split_whitespace().any(|viewer| viewer == word)
+    names.split_whitespace().any(|name| name == word)
+}
+
+/// Whether an argument is gpuctl, or a shell's text that calls it.
+fn names_gpuctl(argument: &str) -> bool {
+    argument
+        .split(|c: char| c.is_whitespace() || ";|&()`'\"".contains(c))
+        .any(|word| base_name(word) == "gpuctl")
 }
 
 fn base_name(path: &str) -> &str {
