@@ -1,0 +1,146 @@
+//! What an acting command did, or with `--dry-run` would do.
+
+use crate::config::Config;
+use crate::execute::Outcome;
+use crate::model::{Mb, Snapshot};
+use crate::plan::{EvictHow, Plan, StartHow};
+use serde::Serialize;
+
+/// What an acting command did, or would do.
+#[derive(Serialize)]
+pub struct ActReport {
+    pub success: bool,
+    #[serde(flatten)]
+    pub subject: Subject,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub dry_run: bool,
+    pub stopped: Vec<String>,
+    pub unloaded: Vec<String>,
+    pub started: Vec<String>,
+    pub kept: Vec<String>,
+    pub freed_mb: Option<Mb>,
+    pub elapsed_ms: u64,
+    pub steps: Vec<StepReport>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+}
+
+/// What a command acted for.
+#[derive(Clone, Serialize)]
+#[serde(untagged)]
+pub enum Subject {
+    Phase { phase: u32, name: Option<String> },
+    Service { service: String },
+    Services { services: Vec<String> },
+    All {},
+}
+
+#[derive(Serialize)]
+pub struct StepReport {
+    pub action: &'static str,
+    pub service: Option<String>,
+    /// Memory that it concerns, in a plan.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_mb: Option<Mb>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub elapsed_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+}
+
+impl ActReport {
+    /// The plan, for `--dry-run`.
+    pub fn planned(
+        subject: Subject,
+        plan: &Plan,
+        config: &Config,
+        snapshot: &Snapshot,
+    ) -> ActReport {
+        let step = |action, service: &str, memory_mb| StepReport {
+            action,
+            service: Some(service.to_owned()),
+            memory_mb,
+            elapsed_ms: None,
+            note: None,
+        };
+        let mut steps = Vec::new();
+        for eviction in &plan.evict {
+            let action = match eviction.how {
+                EvictHow::Stop => "stop",
+                EvictHow::Kill => "kill",
+                EvictHow::Unload => "unload",
+            };
+            let mut report = step(action, &eviction.service, eviction.frees);
+            report.note = strangers_note(snapshot, &eviction.service);
+            steps.push(report);
+        }
+        if !plan.evict.is_empty() {
+            let freed = plan.evict.iter().map(|eviction| eviction.frees).sum();
+            steps.push(StepReport { service: None, ..step("reclaim", "", freed) });
+        }
+        for start in &plan.start {
+            let action = match start.how {
+                StartHow::Start => "start",
+                StartHow::Await => "await",
+                StartHow::Wake => continue,
+            };
+            let service = config.services.iter().find(|service| service.name == start.service);
+            steps.push(step(action, &start.service, service.map(|service| service.vram)));
+        }
+        let evicted = |unload: bool| {
+            let chosen = plan
+                .evict
+                .iter()
+                .filter(move |eviction| (eviction.how == EvictHow::Unload) == unload);
+            chosen.map(|eviction| eviction.service.clone()).collect()
+        };
+        let starts = plan.start.iter().filter(|start| start.how != StartHow::Wake);
+        ActReport {
+            success: true,
+            subject,
+            dry_run: true,
+            stopped: evicted(false),
+            unloaded: evicted(true),
+            started: starts.map(|start| start.service.clone()).collect(),
+            kept: plan.kept.clone(),
+            freed_mb: plan.evict.iter().map(|eviction| eviction.frees).sum(),
+            elapsed_ms: 0,
+            steps,
+            warnings: plan.warnings.clone(),
+        }
+    }
+
+    /// What was done.
+    pub fn done(subject: Subject, plan: &Plan, outcome: &Outcome) -> ActReport {
+        let steps = outcome.steps.iter().map(|step| StepReport {
+            action: step.action,
+            service: step.service.clone(),
+            memory_mb: None,
+            elapsed_ms: Some(step.elapsed.as_millis() as u64),
+            note: step.note.clone(),
+        });
+        ActReport {
+            success: outcome.failure.is_none(),
+            subject,
+            dry_run: false,
+            stopped: outcome.stopped.clone(),
+            unloaded: outcome.unloaded.clone(),
+            started: outcome.started.clone(),
+            kept: outcome.kept.clone(),
+            freed_mb: outcome.freed,
+            elapsed_ms: outcome.elapsed.as_millis() as u64,
+            steps: steps.collect(),
+            warnings: plan.warnings.clone(),
+        }
+    }
+}
+
+/// Processes that match the service's pattern and are left alone, and those that only its pattern
+/// calls its own.
+fn strangers_note(snapshot: &Snapshot, service: &str) -> Option<String> {
+    let observed = snapshot.service(service);
+    let strangers: Vec<String> =
+        observed.strangers.iter().map(|(pid, line)| format!("{pid} ({line})")).collect();
+    (!strangers.is_empty())
+        .then(|| format!("matched by its pattern and left alone: {}", strangers.join(", ")))
+}

@@ -1,0 +1,153 @@
+//! `status`: the card, its processes, the services and the lock.
+
+use crate::config::{Config, Lock};
+use crate::model::{GpuProcess, Mb, Pid, Snapshot, Source, State, Vram};
+use crate::plan::Budget;
+use indexmap::IndexMap;
+use serde::Serialize;
+
+#[derive(Serialize)]
+pub struct StatusReport {
+    pub schema: u32,
+    pub gpu: GpuReport,
+    pub vram: VramReport,
+    pub services: IndexMap<String, ServiceReport>,
+    pub lock: LockReport,
+}
+
+#[derive(Serialize)]
+pub struct GpuReport {
+    pub index: Option<u32>,
+    pub name: Option<String>,
+    pub uuid: Option<String>,
+    pub driver_version: Option<String>,
+}
+
+#[derive(Serialize)]
+pub struct VramReport {
+    pub source: Source,
+    pub total_mb: Option<Mb>,
+    pub used_mb: Option<Mb>,
+    pub free_mb: Option<Mb>,
+    pub available_mb: Option<Mb>,
+    pub reserve_mb: Mb,
+    pub committed_mb: Mb,
+    pub processes: Option<Vec<ProcessReport>>,
+    pub temperature_c: Option<u32>,
+    pub utilization_percent: Option<u32>,
+    pub error: Option<String>,
+}
+
+#[derive(Serialize)]
+pub struct ProcessReport {
+    pub pid: Pid,
+    pub name: String,
+    pub memory_mb: Option<Mb>,
+    pub service: Option<String>,
+}
+
+impl From<&GpuProcess> for ProcessReport {
+    fn from(process: &GpuProcess) -> Self {
+        ProcessReport {
+            pid: process.pid,
+            name: process.name.clone(),
+            memory_mb: process.memory,
+            service: process.service.clone(),
+        }
+    }
+}
+
+#[derive(Serialize)]
+pub struct ServiceReport {
+    pub state: State,
+    pub r#type: &'static str,
+    pub vram_mb: Mb,
+    pub used_mb: Option<Mb>,
+    pub priority: i64,
+    pub phases: Vec<u32>,
+    pub pids: Vec<Pid>,
+    pub detail: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// The GPU lock. Figures that are not known are `None`.
+#[derive(Serialize)]
+pub struct LockReport {
+    pub backend: &'static str,
+    pub holder: Option<String>,
+    /// Seconds; -2: no lock.
+    pub ttl: Option<i64>,
+    pub owner: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+impl LockReport {
+    /// Nothing of this version takes the lock; of a Redis that other programs use nothing is known.
+    fn of(lock: Lock) -> LockReport {
+        let (backend, ttl, error) = match lock {
+            Lock::File => ("file", Some(-2), None),
+            Lock::Redis => {
+                ("redis", None, Some("this version does not read the lock in Redis".to_owned()))
+            }
+        };
+        LockReport { backend, holder: None, ttl, owner: None, error }
+    }
+}
+
+/// What is left of the free memory beside the reserve.
+pub fn available(vram: &Vram, reserve: Mb) -> Option<Mb> {
+    vram.free.map(|free| free.saturating_sub(reserve))
+}
+
+impl StatusReport {
+    pub fn new(config: &Config, snapshot: &Snapshot) -> StatusReport {
+        let vram = &snapshot.vram;
+        let device = vram.device.as_ref();
+        let services = config.services.iter().map(|service| {
+            let observed = snapshot.service(&service.name);
+            let report = ServiceReport {
+                state: observed.state,
+                r#type: service.manager.type_name(),
+                vram_mb: service.vram,
+                used_mb: observed.used,
+                priority: service.priority,
+                phases: service.phases.iter().copied().collect(),
+                pids: observed.pids().to_vec(),
+                detail: observed.detail.clone(),
+                error: (observed.state == State::Unknown)
+                    .then(|| observed.detail.clone())
+                    .flatten(),
+            };
+            (service.name.clone(), report)
+        });
+        StatusReport {
+            schema: 1,
+            gpu: GpuReport {
+                index: device.map(|device| device.index),
+                name: device.and_then(|device| device.name.clone()),
+                uuid: device.and_then(|device| device.uuid.clone()),
+                driver_version: device.and_then(|device| device.driver_version.clone()),
+            },
+            vram: VramReport {
+                source: vram.source,
+                total_mb: vram.total,
+                used_mb: vram.used,
+                free_mb: vram.free,
+                available_mb: available(vram, config.gpu.reserve),
+                reserve_mb: config.gpu.reserve,
+                committed_mb: Budget::of(config, snapshot).committed(),
+                processes: vram
+                    .processes
+                    .as_ref()
+                    .map(|list| list.iter().map(ProcessReport::from).collect()),
+                temperature_c: vram.temperature_c,
+                utilization_percent: vram.utilization_percent,
+                error: vram.error.clone(),
+            },
+            services: services.collect(),
+            lock: LockReport::of(config.lock),
+        }
+    }
+}
