@@ -249,8 +249,7 @@ pub struct Observed {
     pub answered_by: Option<String>,
     /// Memory held by its processes; `None` where it cannot be told.
     pub used: Option<Mb>,
-    /// Processes that match its pattern and are left alone, with their command lines.
-    pub strangers: Vec<(Pid, String)>,
+    pub unproven: Unproven,
 }
 
 impl Observed {
@@ -264,6 +263,16 @@ impl Observed {
             _ => &[],
         }
     }
+}
+
+/// Processes that a native service's pattern finds and that nothing else ties to the service.
+#[derive(Clone, Debug, Default)]
+pub struct Unproven {
+    /// With their command lines.
+    pub processes: Vec<(Pid, String)>,
+    /// The pattern's word was taken, for want of any proof. Else they are left alone, because
+    /// other processes are proven to be the service.
+    pub taken: bool,
 }
 
 /// The card's memory, measured or estimated. Sizes that are not known are `None`.

@@ -3,9 +3,9 @@
 
 use crate::error::{Failure, Result};
 use crate::exit::Code;
-use crate::model::{Manager, Pid, Presence, Service};
+use crate::model::{Manager, Pid, Presence, Service, Unproven};
 use crate::world::docker::{self, Inspected};
-use crate::world::native::{self, Evidence};
+use crate::world::native::{self, Evidence, Processes};
 use crate::world::ports::{Listeners, local_port};
 use crate::world::processes::{self, Table};
 use crate::world::systemd::{self, Shown};
@@ -17,7 +17,7 @@ use std::thread;
 /// What the managers said, put together.
 pub struct Look {
     presences: HashMap<String, Presence>,
-    strangers: HashMap<String, Vec<(Pid, String)>>,
+    unproven: HashMap<String, Unproven>,
     /// Native services' processes.
     members: HashMap<Pid, String>,
     containers: Vec<(String, String)>,
@@ -83,7 +83,7 @@ pub fn look(
         let units = [answer(system.join()), answer(user.join())];
         let mut look = Look {
             presences: HashMap::new(),
-            strangers: found.strangers,
+            unproven: HashMap::new(),
             members: HashMap::new(),
             containers: Vec::new(),
             control_groups: Vec::new(),
@@ -100,7 +100,7 @@ pub fn look(
                 }
                 Manager::Native(_) => match unasked.remove(&service.name) {
                     Some(failure) => Presence::Unknown(failure),
-                    None => look.native(&service.name, &found.members[&service.name]),
+                    None => look.native(&service.name, &found[&service.name]),
                 },
             };
             look.presences.insert(service.name.clone(), presence);
@@ -155,7 +155,9 @@ impl Look {
         }
     }
 
-    fn native(&mut self, service: &str, members: &[Pid]) -> Presence {
+    fn native(&mut self, service: &str, processes: &Processes) -> Presence {
+        let Processes { members, unproven } = processes;
+        self.unproven.insert(service.to_owned(), unproven.clone());
         self.members.extend(members.iter().map(|pid| (*pid, service.to_owned())));
         native::presence(members, &self.table)
     }
@@ -164,8 +166,8 @@ impl Look {
         self.presences[service].clone()
     }
 
-    pub fn strangers(&self, service: &str) -> Vec<(Pid, String)> {
-        self.strangers.get(service).cloned().unwrap_or_default()
+    pub fn unproven(&self, service: &str) -> Unproven {
+        self.unproven.get(service).cloned().unwrap_or_default()
     }
 
     /// The service that a process belongs to: by its native service's processes, its container

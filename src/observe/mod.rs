@@ -65,7 +65,7 @@ pub fn observe(
                 state,
                 detail,
                 answered_by: stranger,
-                strangers: look.strangers(&service.name),
+                unproven: look.unproven(&service.name),
             }
         })
         .collect();

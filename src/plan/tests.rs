@@ -2,7 +2,7 @@
 //! what is on it, against what is decided.
 
 use super::*;
-use crate::model::{GpuProcess, Running, Vram};
+use crate::model::{GpuProcess, Running, Unproven, Vram};
 
 const BOX: &str = r#"
     [services.comfyui]
@@ -47,7 +47,7 @@ fn world(config: &str) -> World {
         detail: None,
         answered_by: None,
         used: Some(Mb(0)),
-        strangers: Vec::new(),
+        unproven: Unproven::default(),
     });
     let desktop =
         GpuProcess { pid: 7, name: "Xorg".to_owned(), memory: Some(Mb(800)), service: None };

@@ -71,7 +71,7 @@ impl ActReport {
                 EvictHow::Unload => "unload",
             };
             let mut report = step(action, &eviction.service, eviction.frees);
-            report.note = strangers_note(snapshot, &eviction.service);
+            report.note = note_unproven(snapshot, &eviction.service);
             steps.push(report);
         }
         if !plan.evict.is_empty() {
@@ -135,12 +135,14 @@ impl ActReport {
     }
 }
 
-/// Processes that match the service's pattern and are left alone, and those that only its pattern
-/// calls its own.
-fn strangers_note(snapshot: &Snapshot, service: &str) -> Option<String> {
-    let observed = snapshot.service(service);
-    let strangers: Vec<String> =
-        observed.strangers.iter().map(|(pid, line)| format!("{pid} ({line})")).collect();
-    (!strangers.is_empty())
-        .then(|| format!("matched by its pattern and left alone: {}", strangers.join(", ")))
+/// Names the processes that only the service's pattern ties to it, and what becomes of them.
+fn note_unproven(snapshot: &Snapshot, service: &str) -> Option<String> {
+    let unproven = &snapshot.service(service).unproven;
+    let named: Vec<String> =
+        unproven.processes.iter().map(|(pid, line)| format!("{pid} ({line})")).collect();
+    let fate = match unproven.taken {
+        true => "taken for the service by its pattern alone",
+        false => "matched by its pattern and left alone",
+    };
+    (!named.is_empty()).then(|| format!("{fate}: {}", named.join(", ")))
 }

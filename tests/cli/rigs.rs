@@ -54,7 +54,7 @@ fn every_shape_of_start_script_can_be_started_and_stopped() {
         [Script::Foreground, Script::Background, Script::Detached, Script::Daemon, Script::File];
     for script in scripts {
         // Shown when the test fails.
-        println!("{script:?}");
+        eprintln!("{script:?}");
         let rig = Rig::new();
         let vidi = rig.native("vidi").script(script).without_match().add();
         rig.gpuctl("start vidi --quiet").run().succeeds().stdout_has("vidi");

@@ -16,7 +16,7 @@ use super::processes::{self, Table};
 use super::wait::Stop;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
-use crate::model::{Pid, Presence, Running, Service, Trouble};
+use crate::model::{Pid, Presence, Running, Service, Trouble, Unproven};
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::time::Duration;
@@ -40,11 +40,10 @@ const VIEWERS: &str = "ag bat batcat cat code diff ed egrep emacs find gdb gedit
 const CALLERS: &str = "bash busybox chrt dash doas env fish flock ionice ksh nice nohup setsid sh \
     systemd-run taskset time timeout xargs zsh";
 
-/// The processes of the native services, at one moment.
+/// The processes of a native service, at one moment.
 pub struct Processes {
-    pub members: HashMap<String, Vec<Pid>>,
-    /// Matched by a pattern and left alone.
-    pub strangers: HashMap<String, Vec<(Pid, String)>>,
+    pub members: Vec<Pid>,
+    pub unproven: Unproven,
 }
 
 /// What tells a service's own process from one that only mentions it.
@@ -79,10 +78,10 @@ pub fn find(
     table: &Table,
     matches: &HashMap<String, Vec<Pid>>,
     evidence: &Evidence,
-) -> Processes {
+) -> HashMap<String, Processes> {
     let callers = table.callers();
     let mut marked = marked(table, config);
-    let mut found = Processes { members: HashMap::new(), strangers: HashMap::new() };
+    let mut found = HashMap::new();
     for service in services {
         let no_match = Vec::new();
         let proposed: HashSet<Pid> = matches
@@ -104,13 +103,16 @@ pub fn find(
         let mut members: Vec<Pid> =
             table.families(roots).into_iter().filter(|pid| !callers.contains(pid)).collect();
         members.sort_unstable();
-        let strangers = proposed
-            .iter()
-            .filter(|pid| !members.contains(pid))
-            .map(|pid| (*pid, processes::arguments(*pid).join(" ")))
-            .collect();
-        found.strangers.insert(service.name.clone(), strangers);
-        found.members.insert(service.name.clone(), members);
+        let is_unproven = |pid: &&Pid| proven.is_empty() || !members.contains(pid);
+        let unproven = Unproven {
+            processes: proposed
+                .iter()
+                .filter(is_unproven)
+                .map(|pid| (*pid, processes::arguments(*pid).join(" ")))
+                .collect(),
+            taken: proven.is_empty(),
+        };
+        found.insert(service.name.clone(), Processes { members, unproven });
     }
     found
 }
