@@ -59,7 +59,7 @@ pub fn observe(
             let (state, detail) =
                 state::judge(service, &presence, healthy.as_ref(), stranger.as_deref());
             Observed {
-                used: used(&vram, &service.name, &presence),
+                used: used(&vram, service, &presence),
                 name: service.name.clone(),
                 presence,
                 state,
@@ -82,16 +82,25 @@ pub fn gpu_pids(vram: &Vram) -> HashSet<Pid> {
 }
 
 /// What a service's processes hold; `None` where that cannot be told.
-fn used(vram: &Vram, service: &str, presence: &Presence) -> Option<Mb> {
+fn used(vram: &Vram, service: &Service, presence: &Presence) -> Option<Mb> {
     if matches!(presence, Presence::Unknown(_)) {
         return None;
     }
     let processes = vram.processes.as_ref()?;
-    processes
-        .iter()
-        .filter(|process| process.service.as_deref() == Some(service))
-        .map(|process| process.memory)
-        .sum()
+    let sum = |owned: bool| -> Option<Mb> {
+        processes
+            .iter()
+            .filter(|process| (process.service.as_ref() == Some(&service.name)) == owned)
+            .map(|process| process.memory)
+            .sum()
+    };
+    let (own, others) = (sum(true)?, sum(false).unwrap_or_default());
+    // In a PID namespace of our own the driver's list leaves processes out. Much memory that is
+    // listed for nobody may then be that of a service that seems to hold none.
+    let unlisted = vram.used.unwrap_or_default().saturating_sub(own + others);
+    let is_hidden =
+        own == Mb(0) && matches!(presence, Presence::Up(_)) && unlisted.0 * 4 >= service.vram.0;
+    (!is_hidden || service.vram == Mb(0)).then_some(own)
 }
 
 /// Without NVML: what runs holds what it declares.

@@ -85,11 +85,14 @@ pub fn last_lines(text: &[u8]) -> Vec<String> {
         .collect()
 }
 
-/// Gives a failure the last lines of a log: the last one in its message, all of them as hints.
+/// Gives a failure the last lines of a log: the last one in its message, and all of them as hints
+/// where there are more.
 pub fn attach(mut failure: Failure, lines: Vec<String>) -> Failure {
     if let Some(last) = lines.last() {
         failure.message = format!("{}; its last output was: {last}", failure.message);
     }
-    failure.hints.extend(lines.iter().map(|line| format!("log: {line}")));
+    if lines.len() > 1 {
+        failure.hints.extend(lines.iter().map(|line| format!("log: {line}")));
+    }
     failure.detail("log", lines)
 }

@@ -1,4 +1,4 @@
-//! A real Docker engine: the one that `GPUCTL_TEST_DOCKER_HOST` names, else the machine's, else (as root) a private one
+//! A real Docker engine: the one that `GPUCTL_TEST_DOCKER_HOST` names, else the machine's, else (as root, or through sudo) a private one
 //! that a watchdog ends together with the test process.
 
 use super::programs;
@@ -21,15 +21,18 @@ pub struct Engine {
     _leash: Option<ChildStdin>,
 }
 
-/// Starts `dockerd` in its own folder $0, waits for the leash to be closed, ends it and removes the folder.
+/// Starts `dockerd` in its own folder $0, through $1 where that names sudo, for the group $2; waits for the leash to be
+/// closed, ends it and removes the folder. It has its own part of a containerd that the machine may run, and no networks
+/// or overlays, so that it also runs inside a container.
 const WATCHDOG: &str = r#"
-dockerd --data-root "$0/data" --exec-root "$0/exec" --pidfile "$0/pid" -H "unix://$0/docker.sock" \
+$1 dockerd --group "$2" --data-root "$0/data" --exec-root "$0/exec" --pidfile "$0/pid" -H "unix://$0/docker.sock" \
+    --containerd-namespace "${0##*/}" --containerd-plugins-namespace "${0##*/}-plugins" \
     --iptables=false --ip6tables=false --bridge=none --storage-driver=vfs >"$0/log" 2>&1 &
 cat >/dev/null
-kill $!
+$1 kill "$(cat "$0/pid")"
 wait $!
-umount "$0"/exec/netns/* 2>/dev/null
-rm -rf "$0"
+$1 umount "$0"/exec/netns/*
+$1 rm -rf "$0"
 "#;
 
 /// The engine of this test process. None, loudly, where there is none, unless `GPUCTL_TEST_REQUIRE` has `docker`.
@@ -67,8 +70,18 @@ fn find() -> Option<Engine> {
     if let Some(host) = given.or_else(host_of_machine) {
         return Some(Engine::at(host, None));
     }
-    let dockerd = Command::new("dockerd").arg("--version").stdout(Stdio::null()).status();
-    (rustix::process::geteuid().is_root() && dockerd.is_ok()).then(private)?
+    let works = |program: &str, argument: &str| {
+        let mut command = Command::new(program);
+        command.arg(argument).arg("--version").stdout(Stdio::null()).stderr(Stdio::null());
+        command.status().is_ok_and(|status| status.success())
+    };
+    let is_root = rustix::process::geteuid().is_root();
+    match works("dockerd", "--debug") {
+        true if is_root => private(""),
+        // Where it asks no password.
+        true if works("sudo", "--non-interactive") => private("sudo --non-interactive"),
+        _ => None,
+    }
 }
 
 fn host_of_machine() -> Option<String> {
@@ -81,12 +94,14 @@ fn host_of_machine() -> Option<String> {
 }
 
 #[expect(clippy::zombie_processes, reason = "the watchdog outlives this process")]
-fn private() -> Option<Engine> {
+fn private(sudo: &str) -> Option<Engine> {
     // Short, because a socket's path may not be long.
     let folder = tempfile::Builder::new().prefix("gpuctl-dockerd-").tempdir().unwrap().keep();
     let mut watchdog = Command::new("sh")
         .args(["-c", WATCHDOG])
         .arg(&folder)
+        .arg(sudo)
+        .arg(rustix::process::getgid().as_raw().to_string())
         // Out of the way of a Ctrl-C.
         .process_group(0)
         .stdin(Stdio::piped())

@@ -81,10 +81,7 @@ impl Card {
 
     /// One call at a time looks at the claims or changes them, whichever process it comes from.
     pub(crate) fn lock(&self) -> io::Result<File> {
-        let file = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(self.dir.join("card.lock"))?;
+        let file = OpenOptions::new().create(true).append(true).open(self.dir.join("card.lock"))?;
         rustix::io::retry_on_intr(|| rustix::fs::flock(&file, FlockOperation::LockExclusive))?;
         Ok(file)
     }
@@ -100,20 +97,14 @@ impl Card {
         if mb <= memory.free {
             return Ok(Ok(()));
         }
-        let refusal = OutOfMemory {
-            device,
-            asked_mb: mb,
-            free_mb: memory.free,
-            total_mb: memory.total,
-        };
+        let refusal =
+            OutOfMemory { device, asked_mb: mb, free_mb: memory.free, total_mb: memory.total };
         let event = serde_json::json!({
             "ts": now_ms(), "pid": std::process::id(), "name": name,
             "device": device, "asked_mb": mb, "free_mb": memory.free,
         });
-        let mut log = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(self.dir.join("oom.jsonl"))?;
+        let mut log =
+            OpenOptions::new().create(true).append(true).open(self.dir.join("oom.jsonl"))?;
         log.write_all(format!("{event}\n").as_bytes())?;
         Ok(Err(refusal))
     }
@@ -162,9 +153,7 @@ impl Card {
             total: described.total_mb,
             reserved: described.reserved_mb,
             claimed,
-            free: described
-                .total_mb
-                .saturating_sub(described.reserved_mb + claimed),
+            free: described.total_mb.saturating_sub(described.reserved_mb + claimed),
         })
     }
 
@@ -174,10 +163,7 @@ impl Card {
         let mut holders = Vec::new();
         for entry in fs::read_dir(self.claims())? {
             let file_name = entry?.file_name();
-            let Some(id) = file_name
-                .to_str()
-                .and_then(|name| name.strip_suffix(".json"))
-            else {
+            let Some(id) = file_name.to_str().and_then(|name| name.strip_suffix(".json")) else {
                 continue;
             };
             let mut record: Record = serde_json::from_slice(&fs::read(self.record_file(id))?)?;
@@ -199,20 +185,8 @@ impl Card {
             if record != seen {
                 self.write(id, &record)?;
             }
-            let Record {
-                device,
-                mb,
-                kind,
-                name,
-                ..
-            } = record;
-            holders.push(Holder {
-                pid,
-                device,
-                mb,
-                kind,
-                name,
-            });
+            let Record { device, mb, kind, name, .. } = record;
+            holders.push(Holder { pid, device, mb, kind, name });
         }
         Ok(holders)
     }
@@ -233,10 +207,7 @@ impl Card {
 /// Who holds a claim. Our own lock files are known by name and never opened: closing any descriptor of a file drops
 /// all locks that the process has on it, and a process is not shown its own locks anyway.
 fn owner(lock_file: &Path, id: &str, me: &str) -> io::Result<Owner> {
-    if id
-        .rsplit_once('-')
-        .is_some_and(|(process, _)| process == me)
-    {
+    if id.rsplit_once('-').is_some_and(|(process, _)| process == me) {
         return Ok(Owner::Alive(Some(std::process::id())));
     }
     let file = File::open(lock_file)?;
@@ -251,20 +222,10 @@ fn this_process() -> io::Result<String> {
     let namespace = rustix::fs::stat("/proc/self/ns/pid")?.st_ino;
     let stat = fs::read_to_string("/proc/self/stat")?;
     // Field 22, counted from the third, which follows the command in brackets.
-    let start = stat
-        .rsplit(')')
-        .next()
-        .and_then(|rest| rest.split_whitespace().nth(19));
-    Ok(format!(
-        "{namespace}-{}-{}",
-        std::process::id(),
-        start.unwrap_or_default()
-    ))
+    let start = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(19));
+    Ok(format!("{namespace}-{}-{}", std::process::id(), start.unwrap_or_default()))
 }
 
 fn now_ms() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_millis() as u64
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
 }

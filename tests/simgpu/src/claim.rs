@@ -63,21 +63,9 @@ impl Card {
         self.afford(device, mb, name)??;
         let (id, lock) = self.new_claim()?;
         let pid = std::process::id();
-        let record = Record {
-            device,
-            mb,
-            kind,
-            name: name.into(),
-            pid,
-            dead_since_ms: None,
-        };
+        let record = Record { device, mb, kind, name: name.into(), pid, dead_since_ms: None };
         self.write(&id, &record)?;
-        Ok(Claim {
-            card: self.clone(),
-            id,
-            record,
-            _lock: lock,
-        })
+        Ok(Claim { card: self.clone(), id, record, _lock: lock })
     }
 }
 
@@ -91,16 +79,9 @@ impl Claim {
         let _guard = self.card.lock()?;
         let more = mb.saturating_sub(self.record.mb);
         if more > 0 {
-            self.card
-                .afford(self.record.device, more, &self.record.name)??;
+            self.card.afford(self.record.device, more, &self.record.name)??;
         }
-        self.card.write(
-            &self.id,
-            &Record {
-                mb,
-                ..self.record.clone()
-            },
-        )?;
+        self.card.write(&self.id, &Record { mb, ..self.record.clone() })?;
         self.record.mb = mb;
         Ok(())
     }
@@ -118,12 +99,7 @@ impl Drop for Claim {
 impl fmt::Display for OutOfMemory {
     /// In the words of PyTorch, which is where users meet it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            device,
-            asked_mb,
-            free_mb,
-            total_mb,
-        } = self;
+        let Self { device, asked_mb, free_mb, total_mb } = self;
         write!(
             f,
             "CUDA out of memory. Tried to allocate {asked_mb} MiB. GPU {device} has a total capacity of \

@@ -32,27 +32,15 @@ const CODES: [(Code, &str, &CStr); 32] = [
     (14, "corrupted_inforom", c"Corrupted infoROM"),
     (15, "gpu_is_lost", c"GPU is lost"),
     (16, "reset_required", c"GPU requires reset"),
-    (
-        17,
-        "operating_system",
-        c"The operating system has blocked the request",
-    ),
-    (
-        18,
-        "lib_rm_version_mismatch",
-        c"Driver/library version mismatch",
-    ),
+    (17, "operating_system", c"The operating system has blocked the request"),
+    (18, "lib_rm_version_mismatch", c"Driver/library version mismatch"),
     (19, "in_use", c"In use"),
     (20, "memory", c"Insufficient Memory"),
     (21, "no_data", c"No data"),
     (22, "vgpu_ecc_not_supported", c"vGPU ECC not supported"),
     (23, "insufficient_resources", c"Insufficient resources"),
     (24, "freq_not_supported", c"Frequency not supported"),
-    (
-        ARGUMENT_VERSION_MISMATCH,
-        "argument_version_mismatch",
-        c"Argument version mismatch",
-    ),
+    (ARGUMENT_VERSION_MISMATCH, "argument_version_mismatch", c"Argument version mismatch"),
     (26, "deprecated", c"Deprecated"),
     (27, "not_ready", c"Not ready"),
     (28, "gpu_not_found", c"GPU not found"),
@@ -62,15 +50,9 @@ const CODES: [(Code, &str, &CStr); 32] = [
 ];
 
 pub fn named(name: &str) -> Option<Code> {
-    CODES
-        .iter()
-        .find(|(_, known, _)| *known == name)
-        .map(|(code, ..)| *code)
+    CODES.iter().find(|(_, known, _)| *known == name).map(|(code, ..)| *code)
 }
 
 pub fn text(code: Code) -> &'static CStr {
-    CODES
-        .iter()
-        .find(|(known, ..)| *known == code)
-        .map_or(c"Unknown Error", |(.., text)| text)
+    CODES.iter().find(|(known, ..)| *known == code).map_or(c"Unknown Error", |(.., text)| text)
 }

@@ -61,12 +61,9 @@ impl TryFrom<Written> for Fault {
     fn try_from(written: Written) -> Result<Self, String> {
         let long = match written {
             Written::Long(long) => long,
-            Written::Short(error) => Long {
-                error: Some(error),
-                delay_ms: 0,
-                from_call: 0,
-                to_call: None,
-            },
+            Written::Short(error) => {
+                Long { error: Some(error), delay_ms: 0, from_call: 0, to_call: None }
+            }
         };
         Ok(Self {
             outcome: long.error.map_or(Ok(Outcome::Proceed), Outcome::try_from)?,
@@ -84,9 +81,9 @@ impl TryFrom<Error> for Outcome {
         match error {
             Error::Number(code) => Ok(Self::Fail(code)),
             Error::Name(name) if name == "hang" => Ok(Self::Hang),
-            Error::Name(name) => code::named(&name)
-                .map(Self::Fail)
-                .ok_or(format!("no NVML code {name:?}")),
+            Error::Name(name) => {
+                code::named(&name).map(Self::Fail).ok_or(format!("no NVML code {name:?}"))
+            }
         }
     }
 }

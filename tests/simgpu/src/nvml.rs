@@ -42,9 +42,7 @@ macro_rules! export {
 }
 
 export!(nvmlInit nvmlInit_v2, |me| { Session::init(me) });
-export!(nvmlInitWithFlags, |me, _flags: c_uint| {
-    Session::init(me)
-});
+export!(nvmlInitWithFlags, |me, _flags: c_uint| { Session::init(me) });
 export!(nvmlShutdown, |me| { Session::shutdown(me) });
 
 // SAFETY: as in `export!`, which this one escapes because it answers with a text.
@@ -53,45 +51,30 @@ pub extern "C" fn nvmlErrorString(code: Code) -> *const c_char {
     code::text(code).as_ptr()
 }
 
-export!(
-    nvmlSystemGetDriverVersion,
-    |me, version: *mut c_char, length: c_uint| {
-        let session = Session::enter(me)?;
-        // SAFETY: the caller owns `length` bytes at `version`, as `nvml.h` demands.
-        unsafe { put_text(version, length, session.spec.driver_version.as_bytes()) }
-    }
-);
+export!(nvmlSystemGetDriverVersion, |me, version: *mut c_char, length: c_uint| {
+    let session = Session::enter(me)?;
+    // SAFETY: the caller owns `length` bytes at `version`, as `nvml.h` demands.
+    unsafe { put_text(version, length, session.spec.driver_version.as_bytes()) }
+});
 
-export!(
-    nvmlSystemGetNVMLVersion,
-    |me, version: *mut c_char, length: c_uint| {
-        let session = Session::enter(me)?;
-        // SAFETY: the caller owns `length` bytes at `version`, as `nvml.h` demands.
-        unsafe {
-            put_text(
-                version,
-                length,
-                format!("12.{}", session.spec.driver_version).as_bytes(),
-            )
-        }
-    }
-);
+export!(nvmlSystemGetNVMLVersion, |me, version: *mut c_char, length: c_uint| {
+    let session = Session::enter(me)?;
+    // SAFETY: the caller owns `length` bytes at `version`, as `nvml.h` demands.
+    unsafe { put_text(version, length, format!("12.{}", session.spec.driver_version).as_bytes()) }
+});
 
 export!(nvmlSystemGetCudaDriverVersion nvmlSystemGetCudaDriverVersion_v2, |me, version: Out<c_int>| {
     Session::enter(me)?;
     put(version, CUDA_VERSION)
 });
 
-export!(
-    nvmlSystemGetProcessName,
-    |me, pid: c_uint, name: *mut c_char, length: c_uint| {
-        let found = Session::enter(me)?.process_name(pid)?;
-        // The one function that cuts what does not fit.
-        let fits = found.len().min((length as usize).saturating_sub(1));
-        // SAFETY: the caller owns `length` bytes at `name`, as `nvml.h` demands.
-        unsafe { put_text(name, length, &found[..fits]) }
-    }
-);
+export!(nvmlSystemGetProcessName, |me, pid: c_uint, name: *mut c_char, length: c_uint| {
+    let found = Session::enter(me)?.process_name(pid)?;
+    // The one function that cuts what does not fit.
+    let fits = found.len().min((length as usize).saturating_sub(1));
+    // SAFETY: the caller owns `length` bytes at `name`, as `nvml.h` demands.
+    unsafe { put_text(name, length, &found[..fits]) }
+});
 
 export!(nvmlDeviceGetCount nvmlDeviceGetCount_v2, |me, count: Out<c_uint>| {
     put(count, Session::enter(me)?.spec.devices.len() as c_uint)
@@ -102,124 +85,79 @@ export!(nvmlDeviceGetHandleByIndex nvmlDeviceGetHandleByIndex_v2, |me, index: c_
     put(device, handle_of(index as usize))
 });
 
-export!(
-    nvmlDeviceGetHandleByUUID,
-    |me, uuid: *const c_char, device: Out<nvmlDevice_t>| {
-        let session = Session::enter(me)?;
-        if uuid.is_null() {
-            return Err(code::INVALID_ARGUMENT);
-        }
-        // SAFETY: not null, and the caller passes a C string, as `nvml.h` demands.
-        let uuid = unsafe { CStr::from_ptr(uuid) }.to_bytes();
-        let index = session
-            .spec
-            .devices
-            .iter()
-            .position(|device| device.uuid.as_bytes() == uuid);
-        put(device, handle_of(index.ok_or(code::NOT_FOUND)?))
+export!(nvmlDeviceGetHandleByUUID, |me, uuid: *const c_char, device: Out<nvmlDevice_t>| {
+    let session = Session::enter(me)?;
+    if uuid.is_null() {
+        return Err(code::INVALID_ARGUMENT);
     }
-);
-
-export!(
-    nvmlDeviceGetIndex,
-    |me, device: nvmlDevice_t, index: Out<c_uint>| {
-        Session::enter(me)?.device(index_of(device)?)?;
-        put(index, index_of(device)? as c_uint)
-    }
-);
-
-export!(
-    nvmlDeviceGetName,
-    |me, device: nvmlDevice_t, name: *mut c_char, length: c_uint| {
-        let session = Session::enter(me)?;
-        // SAFETY: the caller owns `length` bytes at `name`, as `nvml.h` demands.
-        unsafe {
-            put_text(
-                name,
-                length,
-                session.device(index_of(device)?)?.name.as_bytes(),
-            )
-        }
-    }
-);
-
-export!(
-    nvmlDeviceGetUUID,
-    |me, device: nvmlDevice_t, uuid: *mut c_char, length: c_uint| {
-        let session = Session::enter(me)?;
-        // SAFETY: the caller owns `length` bytes at `uuid`, as `nvml.h` demands.
-        unsafe {
-            put_text(
-                uuid,
-                length,
-                session.device(index_of(device)?)?.uuid.as_bytes(),
-            )
-        }
-    }
-);
-
-export!(
-    nvmlDeviceGetTemperature,
-    |me, device: nvmlDevice_t, sensor: c_uint, temperature: Out<c_uint>| {
-        let session = Session::enter(me)?;
-        if sensor != TEMPERATURE_GPU {
-            return Err(code::INVALID_ARGUMENT);
-        }
-        put(
-            temperature,
-            session.device(index_of(device)?)?.temperature_c,
-        )
-    }
-);
-
-export!(nvmlDeviceGetUtilizationRates, |me,
-                                        device: nvmlDevice_t,
-                                        utilization: Out<
-    nvmlUtilization_t,
->| {
-    let gpu = Session::enter(me)?
-        .device(index_of(device)?)?
-        .utilization_percent;
-    put(utilization, nvmlUtilization_t { gpu, memory: 0 })
+    // SAFETY: not null, and the caller passes a C string, as `nvml.h` demands.
+    let uuid = unsafe { CStr::from_ptr(uuid) }.to_bytes();
+    let index = session.spec.devices.iter().position(|device| device.uuid.as_bytes() == uuid);
+    put(device, handle_of(index.ok_or(code::NOT_FOUND)?))
 });
+
+export!(nvmlDeviceGetIndex, |me, device: nvmlDevice_t, index: Out<c_uint>| {
+    Session::enter(me)?.device(index_of(device)?)?;
+    put(index, index_of(device)? as c_uint)
+});
+
+export!(nvmlDeviceGetName, |me, device: nvmlDevice_t, name: *mut c_char, length: c_uint| {
+    let session = Session::enter(me)?;
+    // SAFETY: the caller owns `length` bytes at `name`, as `nvml.h` demands.
+    unsafe { put_text(name, length, session.device(index_of(device)?)?.name.as_bytes()) }
+});
+
+export!(nvmlDeviceGetUUID, |me, device: nvmlDevice_t, uuid: *mut c_char, length: c_uint| {
+    let session = Session::enter(me)?;
+    // SAFETY: the caller owns `length` bytes at `uuid`, as `nvml.h` demands.
+    unsafe { put_text(uuid, length, session.device(index_of(device)?)?.uuid.as_bytes()) }
+});
+
+export!(nvmlDeviceGetTemperature, |me,
+                                   device: nvmlDevice_t,
+                                   sensor: c_uint,
+                                   temperature: Out<c_uint>| {
+    let session = Session::enter(me)?;
+    if sensor != TEMPERATURE_GPU {
+        return Err(code::INVALID_ARGUMENT);
+    }
+    put(temperature, session.device(index_of(device)?)?.temperature_c)
+});
+
+export!(
+    nvmlDeviceGetUtilizationRates,
+    |me, device: nvmlDevice_t, utilization: Out<nvmlUtilization_t>| {
+        let gpu = Session::enter(me)?.device(index_of(device)?)?.utilization_percent;
+        put(utilization, nvmlUtilization_t { gpu, memory: 0 })
+    }
+);
 
 // The first version knows nothing of reserved memory and counts it as used.
+export!(nvmlDeviceGetMemoryInfo, |me, device: nvmlDevice_t, memory: Out<nvmlMemory_t>| {
+    let now = Session::enter(me)?.memory(index_of(device)?)?;
+    let used = now.claimed + now.reserved;
+    put(memory, nvmlMemory_t { total: now.total * MB, free: now.free * MB, used: used * MB })
+});
+
 export!(
-    nvmlDeviceGetMemoryInfo,
-    |me, device: nvmlDevice_t, memory: Out<nvmlMemory_t>| {
-        let now = Session::enter(me)?.memory(index_of(device)?)?;
-        let used = now.claimed + now.reserved;
-        put(
-            memory,
-            nvmlMemory_t {
-                total: now.total * MB,
-                free: now.free * MB,
-                used: used * MB,
-            },
-        )
+    nvmlDeviceGetMemoryInfo_v2,
+    |me, device: nvmlDevice_t, memory: Option<&mut nvmlMemory_v2_t>| {
+        let session = Session::enter(me)?;
+        let memory = memory.ok_or(code::INVALID_ARGUMENT)?;
+        if memory.version != MEMORY_V2 {
+            return Err(code::ARGUMENT_VERSION_MISMATCH);
+        }
+        let now = session.memory(index_of(device)?)?;
+        *memory = nvmlMemory_v2_t {
+            version: MEMORY_V2,
+            total: now.total * MB,
+            reserved: now.reserved * MB,
+            free: now.free * MB,
+            used: now.claimed * MB,
+        };
+        Ok(())
     }
 );
-
-export!(nvmlDeviceGetMemoryInfo_v2, |me,
-                                     device: nvmlDevice_t,
-                                     memory: Option<
-    &mut nvmlMemory_v2_t,
->| {
-    let session = Session::enter(me)?;
-    let memory = memory.ok_or(code::INVALID_ARGUMENT)?;
-    if memory.version != MEMORY_V2 {
-        return Err(code::ARGUMENT_VERSION_MISMATCH);
-    }
-    let now = session.memory(index_of(device)?)?;
-    *memory = nvmlMemory_v2_t {
-        version: MEMORY_V2,
-        total: now.total * MB,
-        reserved: now.reserved * MB,
-        free: now.free * MB,
-        used: now.claimed * MB,
-    };
-    Ok(())
-});
 
 export!(
     nvmlDeviceGetComputeRunningProcesses,
@@ -277,10 +215,7 @@ fn index_of(device: nvmlDevice_t) -> Result<usize, Code> {
 }
 
 fn process_v1(Process { pid, bytes }: Process) -> nvmlProcessInfo_v1_t {
-    nvmlProcessInfo_v1_t {
-        pid,
-        usedGpuMemory: bytes,
-    }
+    nvmlProcessInfo_v1_t { pid, usedGpuMemory: bytes }
 }
 
 fn process_v2(Process { pid, bytes }: Process) -> nvmlProcessInfo_v2_t {

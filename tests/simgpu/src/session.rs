@@ -81,9 +81,7 @@ impl Session {
 
     pub fn memory(&self, device: usize) -> Result<Memory, Code> {
         self.device(device)?;
-        self.card
-            .memory_as(&self.spec, device)
-            .map_err(|_| code::UNKNOWN)
+        self.card.memory_as(&self.spec, device).map_err(|_| code::UNKNOWN)
     }
 
     pub fn processes(&self, device: usize, kind: Kind) -> Result<Vec<Process>, Code> {
@@ -100,21 +98,14 @@ impl Session {
         let known = self.spec.process_memory_known;
         Ok(bytes
             .into_iter()
-            .map(|(pid, bytes)| Process {
-                pid,
-                bytes: if known { bytes } else { u64::MAX },
-            })
+            .map(|(pid, bytes)| Process { pid, bytes: if known { bytes } else { u64::MAX } })
             .collect())
     }
 
     /// The first word of the command line, as the real library has it.
     pub fn process_name(&self, pid: u32) -> Result<Vec<u8>, Code> {
         let command = std::fs::read(format!("/proc/{pid}/cmdline")).map_err(|_| code::NOT_FOUND)?;
-        Ok(command
-            .split(|byte| *byte == 0)
-            .next()
-            .unwrap_or_default()
-            .to_vec())
+        Ok(command.split(|byte| *byte == 0).next().unwrap_or_default().to_vec())
     }
 }
 

@@ -53,15 +53,10 @@ impl Spec {
     pub fn fault(&self, function: &str, call: u64) -> Option<&Fault> {
         let by_prefix = || {
             self.faults.iter().find_map(|(name, fault)| {
-                function
-                    .starts_with(name.strip_suffix('*')?)
-                    .then_some(fault)
+                function.starts_with(name.strip_suffix('*')?).then_some(fault)
             })
         };
-        self.faults
-            .get(function)
-            .or_else(by_prefix)
-            .filter(|fault| fault.befalls(call))
+        self.faults.get(function).or_else(by_prefix).filter(|fault| fault.befalls(call))
     }
 }
 

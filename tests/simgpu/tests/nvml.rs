@@ -78,18 +78,12 @@ impl Drop for Holder {
 }
 
 fn start_nvml() -> Result<Nvml, NvmlError> {
-    Nvml::builder()
-        .lib_path(built("deps/libsimgpu.so").as_os_str())
-        .init()
+    Nvml::builder().lib_path(built("deps/libsimgpu.so").as_os_str()).init()
 }
 
 /// Cargo leaves what it builds beside the folder of the test itself.
 fn built(path: &str) -> PathBuf {
-    std::env::current_exe()
-        .unwrap()
-        .parent()
-        .unwrap()
-        .with_file_name(path)
+    std::env::current_exe().unwrap().parent().unwrap().with_file_name(path)
 }
 
 /// PID and MB.
@@ -99,10 +93,7 @@ fn compute(device: &Device) -> Vec<(u32, u64)> {
         UsedGpuMemory::Unavailable => u64::MAX,
     };
     let processes = device.running_compute_processes().unwrap();
-    processes
-        .into_iter()
-        .map(|process| (process.pid, used(process.used_gpu_memory)))
-        .collect()
+    processes.into_iter().map(|process| (process.pid, used(process.used_gpu_memory))).collect()
 }
 
 #[test]
@@ -114,20 +105,11 @@ fn an_empty_description_is_one_rtx_4090() {
 
     assert_eq!(nvml.device_count().unwrap(), 1);
     assert_eq!(device.name().unwrap(), "NVIDIA GeForce RTX 4090");
-    assert_eq!(
-        (memory.total, memory.used, memory.free),
-        (24576 * MB, 0, 24576 * MB)
-    );
+    assert_eq!((memory.total, memory.used, memory.free), (24576 * MB, 0, 24576 * MB));
     assert_eq!(device.temperature(TemperatureSensor::Gpu).unwrap(), 45);
     assert_eq!(device.utilization_rates().unwrap().gpu, 10);
     assert_eq!(nvml.sys_driver_version().unwrap(), "570.86.15");
-    assert_eq!(
-        nvml.device_by_uuid(device.uuid().unwrap())
-            .unwrap()
-            .index()
-            .unwrap(),
-        0
-    );
+    assert_eq!(nvml.device_by_uuid(device.uuid().unwrap()).unwrap().index().unwrap(), 0);
     assert!(compute(&device).is_empty());
 }
 
@@ -158,10 +140,7 @@ fn reserved_memory_is_neither_used_nor_free() {
     let _holder = machine.holder(3000);
     let nvml = machine.nvml();
     let memory = nvml.device_by_index(0).unwrap().memory_info().unwrap();
-    assert_eq!(
-        (memory.reserved, memory.used, memory.free),
-        (192 * MB, 3000 * MB, 5000 * MB)
-    );
+    assert_eq!((memory.reserved, memory.used, memory.free), (192 * MB, 3000 * MB, 5000 * MB));
 }
 
 #[test]
@@ -181,11 +160,7 @@ fn processes_are_listed_by_kind_with_all_that_each_holds() {
     assert_eq!(compute(&device), expected);
     assert_eq!(device.running_graphics_processes().unwrap()[0].pid, me);
     assert_eq!(device.memory_info().unwrap().used, 4157 * MB);
-    assert!(
-        nvml.sys_process_name(holder.pid(), 200)
-            .unwrap()
-            .ends_with("hold")
-    );
+    assert!(nvml.sys_process_name(holder.pid(), 200).unwrap().ends_with("hold"));
 }
 
 #[test]
@@ -193,19 +168,9 @@ fn each_device_has_its_own_claims() {
     let machine = Machine::new(json!({"devices": [{"name": "first"}, {"name": "second"}]}));
     let _claim = machine.card().claim(1, 500, Kind::Compute, "me").unwrap();
     let nvml = machine.nvml();
-    let used = |index| {
-        nvml.device_by_index(index)
-            .unwrap()
-            .memory_info()
-            .unwrap()
-            .used
-            / MB
-    };
+    let used = |index| nvml.device_by_index(index).unwrap().memory_info().unwrap().used / MB;
     assert_eq!((used(0), used(1)), (0, 500));
-    assert!(matches!(
-        nvml.device_by_index(2),
-        Err(NvmlError::InvalidArg)
-    ));
+    assert!(matches!(nvml.device_by_index(2), Err(NvmlError::InvalidArg)));
 }
 
 #[test]
@@ -213,10 +178,7 @@ fn under_wsl_the_memory_of_a_process_is_not_known() {
     let machine = Machine::new(json!({"process_memory_known": false}));
     let holder = machine.holder(4000);
     let nvml = machine.nvml();
-    assert_eq!(
-        compute(&nvml.device_by_index(0).unwrap()),
-        [(holder.pid(), u64::MAX)]
-    );
+    assert_eq!(compute(&nvml.device_by_index(0).unwrap()), [(holder.pid(), u64::MAX)]);
 }
 
 #[test]
@@ -229,26 +191,14 @@ fn a_claim_beyond_what_is_free_is_refused_and_recorded() {
         panic!("it was granted");
     };
     assert_eq!((refusal.asked_mb, refusal.free_mb), (401, 400));
-    assert!(matches!(
-        claim.resize(1001),
-        Err(ClaimError::OutOfMemory(_))
-    ));
+    assert!(matches!(claim.resize(1001), Err(ClaimError::OutOfMemory(_))));
     assert_eq!(claim.mb(), 600);
 
     let log = fs::read_to_string(machine.dir.path().join("oom.jsonl")).unwrap();
-    let events: Vec<Value> = log
-        .lines()
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect();
+    let events: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(events.len(), 2);
-    assert_eq!(
-        (&events[0]["name"], &events[0]["asked_mb"]),
-        (&json!("second"), &json!(401))
-    );
-    assert_eq!(
-        (&events[1]["name"], &events[1]["asked_mb"]),
-        (&json!("first"), &json!(401))
-    );
+    assert_eq!((&events[0]["name"], &events[0]["asked_mb"]), (&json!("second"), &json!(401)));
+    assert_eq!((&events[1]["name"], &events[1]["asked_mb"]), (&json!("first"), &json!(401)));
 }
 
 #[test]
@@ -269,10 +219,7 @@ fn many_at_once_never_get_more_than_there_is() {
     let claims = thread::scope(|scope| {
         let claim = || card.claim(0, 300, Kind::Compute, "one of many").ok();
         let threads: Vec<_> = (0..12).map(|_| scope.spawn(claim)).collect();
-        threads
-            .into_iter()
-            .filter_map(|thread| thread.join().unwrap())
-            .collect::<Vec<_>>()
+        threads.into_iter().filter_map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
     });
     assert_eq!(claims.len(), 3);
 }

@@ -39,11 +39,7 @@ pub fn understand(
                 true => named(Asked::Unload, reason("unload")),
                 false => named(
                     Asked::Load,
-                    reason(if body["prompt"].is_string() {
-                        "stop"
-                    } else {
-                        "load"
-                    }),
+                    reason(if body["prompt"].is_string() { "stop" } else { "load" }),
                 ),
             }
         }
@@ -74,11 +70,7 @@ fn ollama_models(models: &Models) -> Value {
 
 fn llama_models(models: &Models) -> Value {
     let status = |model| {
-        if models.loaded.contains(model) {
-            "loaded"
-        } else {
-            "unloaded"
-        }
+        if models.loaded.contains(model) { "loaded" } else { "unloaded" }
     };
     let entry = |model| json!({"id": model, "object": "model", "status": {"value": status(model)}});
     json!({"object": "list", "data": models.all.iter().map(entry).collect::<Vec<_>>()})

@@ -145,12 +145,7 @@ pub struct Misbehaviour {
     pub exit_code: u8,
 
     /// Number of the signal to die by, instead of exiting (9 KILL, 11 SEGV, ..)
-    #[arg(
-        long,
-        value_name = "NUMBER",
-        requires = "exit_after",
-        conflicts_with = "exit_code"
-    )]
+    #[arg(long, value_name = "NUMBER", requires = "exit_after", conflicts_with = "exit_code")]
     pub die_by: Option<i32>,
 }
 

@@ -40,11 +40,8 @@ fn watch_signals(ignore: bool, endings: Sender<Ending>) -> io::Result<()> {
 }
 
 fn watch_clock(misbehaviour: &Misbehaviour, begin: Instant, endings: Sender<Ending>) {
-    let ending = || {
-        misbehaviour
-            .die_by
-            .map_or(Ending::Exit(misbehaviour.exit_code), Ending::Signal)
-    };
+    let ending =
+        || misbehaviour.die_by.map_or(Ending::Exit(misbehaviour.exit_code), Ending::Signal);
     if let Some(after) = misbehaviour.exit_after {
         let ending = ending();
         thread::spawn(move || {

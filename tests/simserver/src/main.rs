@@ -44,11 +44,7 @@ fn run(args: &Args) -> io::Result<ExitCode> {
     let (endings, ending) = mpsc::channel();
     life::watch(args, begin, &endings)?;
     let (workers, words) = Workers::spawn(args)?;
-    let own_vram = if words.is_empty() {
-        args.memory.vram
-    } else {
-        0
-    };
+    let own_vram = if words.is_empty() { args.memory.vram } else { 0 };
     let service = Service::new(args, Models::new(args, own_vram), endings.clone());
     if args.port != 0 && !args.late_listen {
         service.listen()?;
@@ -97,9 +93,7 @@ fn warm_up(
 
 /// The same again without a terminal to die with; the caller is to exit, which leaves the new process to init.
 fn go_to_background() -> io::Result<()> {
-    let arguments = env::args_os()
-        .skip(1)
-        .filter(|argument| argument != "--daemonise");
+    let arguments = env::args_os().skip(1).filter(|argument| argument != "--daemonise");
     Command::new(env::current_exe()?)
         .args(arguments)
         .arg("--own-session")

@@ -37,11 +37,7 @@ impl Models {
         };
         let memory = Memory {
             device: args.memory.device,
-            kind: if args.memory.graphics {
-                Kind::Graphics
-            } else {
-                Kind::Compute
-            },
+            kind: if args.memory.graphics { Kind::Graphics } else { Kind::Compute },
             name: args.name.clone(),
             claim: None,
         };
@@ -51,11 +47,7 @@ impl Models {
             asleep: false,
             loads: 0,
             vram,
-            residual: args
-                .unload
-                .unload_residual
-                .or(args.memory.idle_vram)
-                .unwrap_or(0),
+            residual: args.unload.unload_residual.or(args.memory.idle_vram).unwrap_or(0),
             memory,
         }
     }

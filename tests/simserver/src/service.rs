@@ -79,19 +79,14 @@ impl Service {
         };
         // A client that has gone away does not change what happened.
         let response = Response::from_string(answer.body.to_string());
-        request
-            .respond(response.with_status_code(answer.status))
-            .ok();
+        request.respond(response.with_status_code(answer.status)).ok();
         if let Some(error) = answer.fatal {
             self.endings.send(Ending::Failed(error)).ok();
         }
     }
 
     fn is_well(&self, warm_since: Instant) -> bool {
-        self.args
-            .misbehaviour
-            .unhealthy_after
-            .is_none_or(|after| warm_since.elapsed() < after)
+        self.args.misbehaviour.unhealthy_after.is_none_or(|after| warm_since.elapsed() < after)
     }
 
     /// The work and the API; none if it is neither.
@@ -99,28 +94,23 @@ impl Service {
         let mut models = self.models();
         if (method, path) == ("POST", "/work") {
             let all = models.all.clone();
-            return Some(Answer::to_load(
-                models.load(&all),
-                json!({"status": "done"}),
-            ));
+            return Some(Answer::to_load(models.load(&all), json!({"status": "done"})));
         }
-        Some(
-            match api::understand(self.args.unload.api, method, path, body, &models)? {
-                Asked::Tell(answer) => Answer::new(200, answer),
-                Asked::NoSuchModel(model) => {
-                    Answer::new(404, json!({"error": format!("model '{model}' not found")}))
+        Some(match api::understand(self.args.unload.api, method, path, body, &models)? {
+            Asked::Tell(answer) => Answer::new(200, answer),
+            Asked::NoSuchModel(model) => {
+                Answer::new(404, json!({"error": format!("model '{model}' not found")}))
+            }
+            Asked::Load(names, answer) => Answer::to_load(models.load(&names), answer),
+            Asked::Unload(names, answer) => {
+                models.asleep = true;
+                let (service, loads) = (Arc::clone(self), models.loads);
+                if !self.args.unload.unload_ignored {
+                    thread::spawn(move || service.unload(&names, loads));
                 }
-                Asked::Load(names, answer) => Answer::to_load(models.load(&names), answer),
-                Asked::Unload(names, answer) => {
-                    models.asleep = true;
-                    let (service, loads) = (Arc::clone(self), models.loads);
-                    if !self.args.unload.unload_ignored {
-                        thread::spawn(move || service.unload(&names, loads));
-                    }
-                    Answer::new(200, answer)
-                }
-            },
-        )
+                Answer::new(200, answer)
+            }
+        })
     }
 
     /// Once the delay is over, unless something was loaded in between.
@@ -137,11 +127,7 @@ impl Service {
 
 impl Answer {
     fn new(status: u16, body: Value) -> Self {
-        Self {
-            status,
-            body,
-            fatal: None,
-        }
+        Self { status, body, fatal: None }
     }
 
     fn to_load(loaded: Result<(), ClaimError>, body: Value) -> Self {

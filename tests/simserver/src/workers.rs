@@ -19,16 +19,12 @@ pub struct Word(ChildStdout);
 
 impl Workers {
     pub fn spawn(args: &Args) -> io::Result<(Self, Vec<Word>)> {
-        let count = args
-            .processes
-            .fork
-            .unwrap_or(args.processes.double_fork.into());
+        let count = args.processes.fork.unwrap_or(args.processes.double_fork.into());
         let mut workers = Self::default();
         let mut words = Vec::new();
         for _ in 0..count {
-            let mut child = command(args, args.memory.vram / count)?
-                .stdout(Stdio::piped())
-                .spawn()?;
+            let mut child =
+                command(args, args.memory.vram / count)?.stdout(Stdio::piped()).spawn()?;
             words.extend(child.stdout.take().map(Word));
             if args.processes.double_fork {
                 child.wait()?;
@@ -50,9 +46,7 @@ impl Workers {
 impl Word {
     /// Waits until the worker holds its memory; false if it ended instead.
     pub fn came(self) -> bool {
-        BufReader::new(self.0)
-            .read_line(&mut String::new())
-            .is_ok_and(|length| length > 0)
+        BufReader::new(self.0).read_line(&mut String::new()).is_ok_and(|length| length > 0)
     }
 }
 
@@ -60,17 +54,9 @@ fn command(args: &Args, vram: u64) -> io::Result<Command> {
     let name = args.processes.worker_name.as_ref().unwrap_or(&args.name);
     let mut command = Command::new(std::env::current_exe()?);
     command.args(["--name", name]);
-    command.args([
-        "--vram",
-        &vram.to_string(),
-        "--steps",
-        &args.memory.steps.to_string(),
-    ]);
+    command.args(["--vram", &vram.to_string(), "--steps", &args.memory.steps.to_string()]);
     command.args(["--device", &args.memory.device.to_string()]);
-    command.args([
-        "--warmup",
-        &humantime::format_duration(args.warmup).to_string(),
-    ]);
+    command.args(["--warmup", &humantime::format_duration(args.warmup).to_string()]);
     let flags = [
         ("--graphics", args.memory.graphics),
         ("--ignore-term", args.misbehaviour.ignore_term),

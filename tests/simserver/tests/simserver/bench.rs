@@ -21,9 +21,7 @@ pub struct Server {
 
 impl Bench {
     pub fn new() -> Self {
-        Self {
-            dir: tempfile::tempdir().unwrap(),
-        }
+        Self { dir: tempfile::tempdir().unwrap() }
     }
 
     /// With a card of so many MB.
@@ -90,9 +88,7 @@ impl Server {
     /// Until it says that it is; fails if it ends instead.
     pub fn await_ready(&mut self) {
         let mut line = String::new();
-        BufReader::new(self.process.stdout.take().unwrap())
-            .read_line(&mut line)
-            .unwrap();
+        BufReader::new(self.process.stdout.take().unwrap()).read_line(&mut line).unwrap();
         assert!(line.ends_with("ready\n"), "it said {line:?}");
     }
 
@@ -116,12 +112,7 @@ impl Server {
 
     pub fn complaint(&mut self) -> String {
         let mut text = String::new();
-        self.process
-            .stderr
-            .take()
-            .unwrap()
-            .read_to_string(&mut text)
-            .unwrap();
+        self.process.stderr.take().unwrap().read_to_string(&mut text).unwrap();
         text
     }
 }
@@ -143,28 +134,16 @@ pub fn until(what: &str, done: impl Fn() -> bool) {
 }
 
 pub fn agent() -> ureq::Agent {
-    let config = ureq::Agent::config_builder()
-        .http_status_as_error(false)
-        .max_redirects(3);
-    config
-        .timeout_global(Some(Duration::from_secs(30)))
-        .build()
-        .into()
+    let config = ureq::Agent::config_builder().http_status_as_error(false).max_redirects(3);
+    config.timeout_global(Some(Duration::from_secs(30))).build().into()
 }
 
 fn answer(response: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> (u16, Value) {
     let mut response = response.unwrap();
     let body = response.body_mut().read_to_string().unwrap();
-    (
-        response.status().as_u16(),
-        serde_json::from_str(&body).unwrap_or_default(),
-    )
+    (response.status().as_u16(), serde_json::from_str(&body).unwrap_or_default())
 }
 
 fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port()
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }

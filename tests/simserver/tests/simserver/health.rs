@@ -13,9 +13,7 @@ use crate::bench::{Bench, agent, until};
 fn it_is_healthy_when_warm_and_not_before() {
     let bench = Bench::new();
     let mut server = bench.start("--warmup 2s");
-    until("it listens", || {
-        TcpStream::connect(("127.0.0.1", server.port)).is_ok()
-    });
+    until("it listens", || TcpStream::connect(("127.0.0.1", server.port)).is_ok());
     assert_eq!(server.get("/health").0, 503);
     server.await_ready();
     assert_eq!(server.get("/health").0, 200);
@@ -51,10 +49,7 @@ fn a_redirect_leads_to_itself() {
     let bench = Bench::new();
     let server = bench.start_warm("--health redirect-loop");
     let outcome = agent().get(server.url("/health")).call();
-    assert!(
-        matches!(outcome, Err(ureq::Error::TooManyRedirects)),
-        "{outcome:?}"
-    );
+    assert!(matches!(outcome, Err(ureq::Error::TooManyRedirects)), "{outcome:?}");
 }
 
 #[test]
@@ -82,11 +77,7 @@ fn a_hang_is_no_answer_and_does_not_keep_others_waiting() {
 fn a_drip_comes_byte_by_byte() {
     let bench = Bench::new();
     let server = bench.start_warm("--health drip");
-    let mut body = agent()
-        .get(server.url("/health"))
-        .call()
-        .unwrap()
-        .into_body();
+    let mut body = agent().get(server.url("/health")).call().unwrap().into_body();
     let mut some = [0; 64];
     assert_eq!(body.as_reader().read(&mut some).unwrap(), 1);
     assert_eq!(body.as_reader().read(&mut some).unwrap(), 1);
@@ -96,11 +87,7 @@ fn a_drip_comes_byte_by_byte() {
 fn an_endless_body_goes_on() {
     let bench = Bench::new();
     let server = bench.start_warm("--health endless");
-    let mut body = agent()
-        .get(server.url("/health"))
-        .call()
-        .unwrap()
-        .into_body();
+    let mut body = agent().get(server.url("/health")).call().unwrap().into_body();
     let mut much = vec![0; 20 << 20];
     body.as_reader().read_exact(&mut much).unwrap();
 }

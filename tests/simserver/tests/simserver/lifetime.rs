@@ -31,14 +31,9 @@ fn it_can_ignore_the_request() {
 #[test]
 fn it_can_end_by_itself() {
     let bench = Bench::new();
-    assert_eq!(
-        bench.start("--exit-after 50ms --exit-code 3").end().code(),
-        Some(3)
-    );
+    assert_eq!(bench.start("--exit-after 50ms --exit-code 3").end().code(), Some(3));
     for signal in [6, 9, 11, 15] {
-        let ended = bench
-            .start(&format!("--exit-after 50ms --die-by {signal}"))
-            .end();
+        let ended = bench.start(&format!("--exit-after 50ms --die-by {signal}")).end();
         assert_eq!(ended.signal(), Some(signal));
     }
 }
@@ -72,11 +67,7 @@ fn an_orphan_holds_the_memory_after_the_server_is_gone() {
     let bench = Bench::new();
     let mut server = bench.start_warm("--vram 3000 --double-fork");
     let orphan = bench.holders()[0].pid.unwrap();
-    assert_eq!(
-        getsid(Some(pid(orphan))).unwrap(),
-        pid(orphan),
-        "not in a session of its own"
-    );
+    assert_eq!(getsid(Some(pid(orphan))).unwrap(), pid(orphan), "not in a session of its own");
     server.signal(SIGTERM);
     assert_eq!(server.end().code(), Some(0));
     assert_eq!(bench.claimed(), 3000);

@@ -31,10 +31,7 @@ fn without_enough_memory_it_says_so_and_dies() {
     let mut server = bench.start("--name big --vram 2000");
     assert_eq!(server.end().code(), Some(1));
     let complaint = server.complaint();
-    assert!(
-        complaint.contains("torch.cuda.OutOfMemoryError: CUDA out of memory"),
-        "{complaint}"
-    );
+    assert!(complaint.contains("torch.cuda.OutOfMemoryError: CUDA out of memory"), "{complaint}");
     assert_eq!((bench.claimed(), bench.out_of_memory_events()), (0, 1));
 }
 
@@ -44,13 +41,7 @@ fn a_job_without_enough_memory_is_answered_500_and_is_the_last() {
     let mut server = bench.start_warm("--vram 2000 --idle-vram 600");
     let (status, answer) = server.post("/work", json!({}));
     assert_eq!(status, 500);
-    assert!(
-        answer["error"]
-            .as_str()
-            .unwrap()
-            .contains("CUDA out of memory"),
-        "{answer}"
-    );
+    assert!(answer["error"].as_str().unwrap().contains("CUDA out of memory"), "{answer}");
     assert_eq!(server.end().code(), Some(1));
     assert_eq!((bench.claimed(), bench.out_of_memory_events()), (0, 1));
 }

@@ -11,37 +11,19 @@ fn ollama_unloads_the_model_that_is_named() {
     let listed = || {
         let models = server.get("/api/ps").1["models"].clone();
         let field = |model: &Value| model["name"].as_str().unwrap().to_owned();
-        models
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(field)
-            .collect::<Vec<_>>()
+        models.as_array().unwrap().iter().map(field).collect::<Vec<_>>()
     };
     assert_eq!(listed(), ["a", "b", "c"]);
-    assert_eq!(
-        server.get("/api/ps").1["models"][0]["size_vram"],
-        1000 << 20
-    );
+    assert_eq!(server.get("/api/ps").1["models"][0]["size_vram"], 1000 << 20);
 
     let (status, answer) = server.post("/api/generate", json!({"model": "b", "keep_alive": 0}));
     assert_eq!((status, &answer["done_reason"]), (200, &json!("unload")));
     until("b is unloaded", || bench.claimed() == 2000);
     assert_eq!(listed(), ["a", "c"]);
 
-    assert_eq!(
-        server
-            .post("/api/generate", json!({"model": "b", "prompt": "hello"}))
-            .0,
-        200
-    );
+    assert_eq!(server.post("/api/generate", json!({"model": "b", "prompt": "hello"})).0, 200);
     assert_eq!(bench.claimed(), 3000);
-    assert_eq!(
-        server
-            .post("/api/generate", json!({"model": "d", "keep_alive": 0}))
-            .0,
-        404
-    );
+    assert_eq!(server.post("/api/generate", json!({"model": "d", "keep_alive": 0})).0, 404);
 }
 
 #[test]
@@ -49,12 +31,7 @@ fn comfyui_frees_all_but_its_context() {
     let bench = Bench::new();
     let server = bench.start_warm("--vram 20000 --idle-vram 600 --api comfyui");
     server.post("/work", json!({}));
-    assert_eq!(
-        server
-            .post("/free", json!({"unload_models": true, "free_memory": true}))
-            .0,
-        200
-    );
+    assert_eq!(server.post("/free", json!({"unload_models": true, "free_memory": true})).0, 200);
     until("the models are unloaded", || bench.claimed() == 600);
     assert_eq!(server.get("/system_stats").0, 200);
 }
