@@ -246,7 +246,7 @@ pub struct Observed {
     /// Why it is in that state.
     pub detail: Option<String>,
     /// Who answers its health check instead of it.
-    pub answered_by: Option<String>,
+    pub answered_by: Option<AnsweredBy>,
     /// Memory held by its processes; `None` where it cannot be told.
     pub used: Option<Mb>,
     pub unproven: Unproven,
@@ -263,6 +263,15 @@ impl Observed {
             _ => &[],
         }
     }
+}
+
+/// Who answers a service's health check in its place.
+#[derive(Clone, Debug)]
+pub struct AnsweredBy {
+    /// "process 12 (nginx) answers on port 8099"
+    pub who: String,
+    /// The configured service that it is, if it is one: two that share a port, one at a time.
+    pub service: Option<String>,
 }
 
 /// Processes that a native service's pattern finds and that nothing else ties to the service.

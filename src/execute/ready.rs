@@ -116,9 +116,14 @@ impl Watch<'_> {
             }
             Manager::Systemd { unit, user } => systemd::start(unit, *user, limit, self.stop),
         }
-        .map_err(|failure| Failure {
-            message: format!("{}: {}", self.service.name, failure.message),
-            ..failure
+        .map_err(|failure| match failure.code {
+            // A manager that waits for the service itself, and was waited for long enough.
+            Code::Unavailable if self.begun.elapsed() >= limit => self.timed_out(&failure.message),
+            Code::StartFailed => self.died(&failure.message),
+            _ => Failure {
+                message: format!("{}: {}", self.service.name, failure.message),
+                ..failure
+            },
         })
     }
 
@@ -240,9 +245,10 @@ impl Watch<'_> {
         let look = self.look_after_it()?;
         let service = self.service;
         let is_up = matches!(look.presence(&service.name), Presence::Up(_));
-        match service.health.as_ref().and_then(|check| look.stranger(service, local_port(check))) {
+        match service.health.as_ref().and_then(|check| look.answered_by(service, local_port(check)))
+        {
             Some(stranger) => {
-                Err(Failure::new(Code::StartFailed, format!("{}: {stranger}", service.name))
+                Err(Failure::new(Code::StartFailed, format!("{}: {}", service.name, stranger.who))
                     .hint("stop that process, or give the service another port"))
             }
             None => Ok(is_up),

@@ -3,11 +3,11 @@
 
 use crate::error::{Failure, Result};
 use crate::exit::Code;
-use crate::model::{Manager, Pid, Presence, Service, Unproven};
+use crate::model::{AnsweredBy, Manager, Pid, Presence, Service, Unproven};
 use crate::world::docker::{self, Inspected};
 use crate::world::native::{self, Evidence, Processes};
 use crate::world::ports::{Listeners, local_port};
-use crate::world::processes::{self, Table};
+use crate::world::processes::{self, Process, Table};
 use crate::world::systemd::{self, Shown};
 use crate::world::wait::Stop;
 use std::collections::{HashMap, HashSet};
@@ -191,43 +191,45 @@ impl Look {
 
     /// Who answers a service's health check instead of the service; `None` when it is the service
     /// itself, as far as can be told.
-    pub fn stranger(&self, service: &Service, port: Option<u16>) -> Option<String> {
+    pub fn answered_by(&self, service: &Service, port: Option<u16>) -> Option<AnsweredBy> {
         let own = match &self.presences[&service.name] {
             Presence::Up(running) => running,
-            Presence::Down(_) | Presence::Missing(_) => {
-                let holder = port.and_then(|port| self.holders(port).first().copied());
-                return Some(self.name(holder, port));
-            }
+            Presence::Down(_) | Presence::Missing(_) => return Some(self.holder_of(port)),
             Presence::Unknown(_) | Presence::Stopping(_) => return None,
         };
         let port = port?;
-        if own.published.contains(&port)
-            || own.pids.iter().any(|pid| self.listeners.held_by(port, *pid))
-        {
+        let is_own = own.published.contains(&port)
+            || own.pids.iter().any(|pid| self.listeners.held_by(port, *pid));
+        if is_own || !self.table.iter().any(|process| self.listeners.held_by(port, process.pid)) {
             return None;
         }
-        let holders = self.holders(port);
-        let is_ours = holders.iter().any(|pid| self.service_of(*pid) == Some(&service.name));
-        (!holders.is_empty() && !is_ours).then(|| self.name(holders.first().copied(), Some(port)))
+        let holder = self.holder_of(Some(port));
+        (holder.service.as_ref() != Some(&service.name)).then_some(holder)
     }
 
-    fn holders(&self, port: u16) -> Vec<Pid> {
-        let pids = self.table.iter().map(|process| process.pid);
-        pids.filter(|pid| self.listeners.held_by(port, *pid)).collect()
-    }
-
-    fn name(&self, holder: Option<Pid>, port: Option<u16>) -> String {
-        let who = match holder {
-            Some(pid) => {
-                let name = self.table.get(pid).map_or("?", |process| process.name.as_str());
-                let owner = self.service_of(pid).map(|service| format!(", of service {service}"));
-                format!("process {pid} ({name}{})", owner.unwrap_or_default())
-            }
-            None => "something else".to_owned(),
+    /// Who listens on a port: a service, as far as one can be made out, else a process.
+    fn holder_of(&self, port: Option<u16>) -> AnsweredBy {
+        let Some(port) = port else {
+            return AnsweredBy {
+                who: "something else answers its health URL".to_owned(),
+                service: None,
+            };
         };
-        match port {
-            Some(port) => format!("{who} answers on port {port}"),
-            None => format!("{who} answers its health URL"),
-        }
+        let publishes = |(_, presence): &(&String, &Presence)| match presence {
+            Presence::Up(running) => running.published.contains(&port),
+            _ => false,
+        };
+        let holders: Vec<&Process> =
+            self.table.iter().filter(|process| self.listeners.held_by(port, process.pid)).collect();
+        let service =
+            self.presences.iter().find(publishes).map(|(name, _)| name.clone()).or_else(|| {
+                holders.iter().find_map(|holder| self.service_of(holder.pid)).map(str::to_owned)
+            });
+        let who = match (&service, holders.first()) {
+            (Some(service), _) => format!("service {service}"),
+            (None, Some(process)) => format!("process {} ({})", process.pid, process.name),
+            (None, None) => "something else".to_owned(),
+        };
+        AnsweredBy { who: format!("{who} answers on port {port}"), service }
     }
 }

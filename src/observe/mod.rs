@@ -52,19 +52,19 @@ pub fn observe(
                 (None, Presence::Up(running)) => running.own_health.clone().or(Some(Healthy::Yes)),
                 (None, _) => None,
             };
-            let stranger = match (&healthy, &service.health) {
-                (Some(Healthy::Yes), Some(check)) => look.stranger(service, local_port(check)),
+            let answered_by = match (&healthy, &service.health) {
+                (Some(Healthy::Yes), Some(check)) => look.answered_by(service, local_port(check)),
                 _ => None,
             };
             let (state, detail) =
-                state::judge(service, &presence, healthy.as_ref(), stranger.as_deref());
+                state::judge(service, &presence, healthy.as_ref(), answered_by.as_ref());
             Observed {
                 used: used(&vram, service, &presence),
                 name: service.name.clone(),
                 presence,
                 state,
                 detail,
-                answered_by: stranger,
+                answered_by,
                 unproven: look.unproven(&service.name),
             }
         })

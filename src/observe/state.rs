@@ -1,16 +1,21 @@
 //! From what a service's manager and its health check say to the state that people are shown.
 
-use crate::model::{Healthy, Presence, Service, State, Trouble};
+use crate::model::{AnsweredBy, Healthy, Presence, Service, State, Trouble};
 
-/// The state of a service and why. `stranger` says who answers its health check instead of it.
+/// The state of a service and why.
 pub fn judge(
     service: &Service,
     presence: &Presence,
     healthy: Option<&Healthy>,
-    stranger: Option<&str>,
+    answered_by: Option<&AnsweredBy>,
 ) -> (State, Option<String>) {
-    if let Some(stranger) = stranger {
-        return (State::Error, Some(stranger.to_owned()));
+    match (answered_by, presence) {
+        // The other of two services that share a port, which is no fault.
+        (Some(AnsweredBy { who, service: Some(_) }), Presence::Down(_)) => {
+            return (State::Stopped, Some(who.clone()));
+        }
+        (Some(stranger), _) => return (State::Error, Some(stranger.who.clone())),
+        (None, _) => {}
     }
     let running = match presence {
         Presence::Unknown(failure) => return (State::Unknown, Some(failure.message.clone())),

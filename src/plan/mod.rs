@@ -14,7 +14,9 @@ pub use preempt::start;
 use crate::config::Config;
 use crate::error::Failure;
 use crate::exit::Code;
-use crate::model::{Evict, Mb, Observed, Presence, Service, Snapshot, Source, State, Trouble};
+use crate::model::{
+    AnsweredBy, Evict, Mb, Observed, Presence, Service, Snapshot, Source, State, Trouble,
+};
 
 /// Why a plan is not made; a result like any other.
 pub type Refusal = Failure;
@@ -121,9 +123,8 @@ impl Plan {
 
     /// Adds what makes a needed service ready, whatever state it is in.
     fn need(&mut self, service: &Service, observed: &Observed) -> Result<(), Refusal> {
-        if let Some(stranger) = &observed.answered_by {
-            return Err(Failure::new(Code::StartFailed, format!("{}: {stranger}", service.name))
-                .hint("stop that process, or give the service another port"));
+        if let Some(AnsweredBy { who, service: None }) = &observed.answered_by {
+            return Err(port_taken(service, who));
         }
         let how = match (&observed.presence, observed.state) {
             (Presence::Unknown(failure) | Presence::Missing(failure), _) => {
@@ -156,6 +157,20 @@ impl Plan {
         Ok(())
     }
 
+    /// Sees to the ports that needed services share with others: who holds one must go entirely,
+    /// and who is not evicted is in the way.
+    fn clear_ports(&mut self, needed: &[&Service], snapshot: &Snapshot) -> Result<(), Refusal> {
+        for service in needed {
+            let answered_by = &snapshot.service(&service.name).answered_by;
+            let Some(AnsweredBy { who, service: Some(holder) }) = answered_by else { continue };
+            match self.evict.iter_mut().find(|eviction| eviction.service == *holder) {
+                Some(eviction) => eviction.how = EvictHow::Stop,
+                None => return Err(port_taken(service, who)),
+            }
+        }
+        Ok(())
+    }
+
     /// Evicts a service in the way it is configured for.
     fn evict(&mut self, service: &Service, observed: &Observed) {
         let can_unload = service.evict == Evict::Unload && observed.state == State::Ready;
@@ -179,6 +194,11 @@ impl Eviction {
         let how = if force { EvictHow::Kill } else { EvictHow::Stop };
         Eviction { service: observed.name.clone(), how, frees: observed.used }
     }
+}
+
+fn port_taken(service: &Service, who: &str) -> Refusal {
+    Failure::new(Code::StartFailed, format!("{}: {who}", service.name))
+        .hint("stop that one, or give the service another port")
 }
 
 /// The manager's failure, told of a service.

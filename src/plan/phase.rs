@@ -37,6 +37,7 @@ pub fn prepare_phase(
             ensure_fits(config, snapshot, &budget, &names, &mut plan)?;
         }
     }
+    plan.clear_ports(&needed, snapshot)?;
     warn_of_estimate(&mut plan, snapshot);
     Ok(plan)
 }

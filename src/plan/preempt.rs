@@ -32,6 +32,7 @@ pub fn start(
     } else {
         make_room(config, snapshot, &budget, &needed, &candidates, &mut plan)?;
     }
+    plan.clear_ports(&[service], snapshot)?;
     warn_of_estimate(&mut plan, snapshot);
     Ok(plan)
 }

@@ -242,8 +242,23 @@ fn a_service_in_every_state_is_made_ready() {
 #[test]
 fn a_stranger_on_the_port_is_a_refusal() {
     let mut world = world(BOX);
-    world.service("vidi").answered_by = Some("process 9 (nginx) answers on port 8099".to_owned());
+    let who = "process 9 (nginx) answers on port 8099".to_owned();
+    world.service("vidi").answered_by = Some(AnsweredBy { who, service: None });
     assert_eq!(short(world.start("vidi")), "refused 5");
+}
+
+#[test]
+fn of_two_services_that_share_a_port_the_one_makes_way_for_the_other() {
+    let world = |holder: &str| {
+        let mut world = world(BOX).ready(holder, 4000);
+        let who = format!("service {holder} answers on port 8099");
+        world.service("cosyvoice").answered_by =
+            Some(AnsweredBy { who, service: Some(holder.to_owned()) });
+        world
+    };
+    assert_eq!(short(world("vidi").prepare(3)), "-vidi +cosyvoice");
+    // It fits beside it, but not on the same port.
+    assert_eq!(short(world("vidi").start("cosyvoice")), "refused 5");
 }
 
 #[test]

@@ -54,7 +54,15 @@ pub fn wake(unload: &Unload) -> Result<bool> {
     let Unload::Preset { preset: Preset::Vllm, url } = unload else {
         return Ok(false);
     };
-    let asleep = get(url, "/is_sleeping")?["is_sleeping"] == true;
+    // A server that does not know the question cannot have been put to sleep.
+    let asleep = match client(CALL_LIMIT).get(format!("{url}/is_sleeping")).call() {
+        Ok(mut response) if response.status().is_success() => {
+            let answer = response.body_mut().read_json::<Value>();
+            answer.is_ok_and(|answer| answer["is_sleeping"] == true)
+        }
+        Ok(_) => false,
+        Err(error) => return Err(format!("{}: {error}", mask(url))),
+    };
     if asleep {
         post(url, "/wake_up", &Value::Null)?;
     }

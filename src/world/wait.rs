@@ -8,6 +8,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -43,9 +44,10 @@ impl Stop {
         let (arrived, sender) = UnixStream::pair()?;
         let number = Arc::new(AtomicUsize::new(0));
         let again = Arc::new(AtomicBool::new(false));
-        for signal in
-            [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP]
-        {
+        let mut signals = vec![SIGINT, SIGTERM];
+        // Under `nohup` it stays ignored.
+        signals.extend((!is_ignored(SIGHUP)).then_some(SIGHUP));
+        for signal in signals {
             signal_hook::flag::register_conditional_default(signal, again.clone())?;
             signal_hook::flag::register(signal, again.clone())?;
             signal_hook::flag::register_usize(signal, number.clone(), signal as usize)?;
@@ -73,6 +75,14 @@ impl Stop {
             .hint("the same command run again goes on from here")),
         }
     }
+}
+
+/// Whether the process was started with a signal ignored.
+fn is_ignored(signal: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    mask & (1 << (signal - 1)) != 0
 }
 
 /// Waits until one of `watched` is readable, the deadline passes or the work is called off.
