@@ -1,9 +1,16 @@
-//! Who listens on a local TCP port, from /proc/net/tcp and the descriptors of processes.
+//! Who listens on a local TCP port, from the kernel's sockets and the descriptors of processes.
 
 use crate::model::{Health, Pid};
+use netlink_packet_core::{
+    NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+};
+use netlink_packet_sock_diag::SockDiagMessage;
+use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP};
+use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
+use netlink_sys::protocols::NETLINK_SOCK_DIAG;
+use netlink_sys::{Socket, SocketAddr};
 use std::collections::{HashMap, HashSet};
 use std::fs;
-use std::thread;
 
 /// The port that a health check asks on this machine; `None` when it asks elsewhere.
 pub fn local_port(health: &Health) -> Option<u16> {
@@ -26,21 +33,47 @@ pub fn local_port(health: &Health) -> Option<u16> {
 /// The listening sockets of this network namespace, by port.
 #[derive(Default)]
 pub struct Listeners {
+    /// Named as the links in /proc/PID/fd name them.
     sockets: HashMap<u16, HashSet<String>>,
 }
 
 impl Listeners {
-    /// Takes some milliseconds: the kernel goes through its table of established connections to
-    /// find that there are few.
+    /// Asks the kernel by netlink: /proc/net/tcp takes milliseconds, because it goes through the
+    /// table of established connections. Empty where the kernel does not answer.
     pub fn read() -> Listeners {
-        thread::scope(|scope| {
-            let newer = scope.spawn(|| read_table("/proc/self/net/tcp6"));
-            let mut sockets = read_table("/proc/self/net/tcp");
-            for (port, inodes) in newer.join().unwrap_or_default() {
-                sockets.entry(port).or_default().extend(inodes);
+        let mut listeners = Listeners::default();
+        for family in [AF_INET, AF_INET6] {
+            if let Err(error) = listeners.add(family) {
+                log::debug!("the kernel does not tell who listens: {error}");
             }
-            Listeners { sockets }
-        })
+        }
+        listeners
+    }
+
+    fn add(&mut self, family: u8) -> std::io::Result<()> {
+        let socket = Socket::new(NETLINK_SOCK_DIAG)?;
+        socket.connect(&SocketAddr::new(0, 0))?;
+        socket.send(&request(family), 0)?;
+        loop {
+            let (bytes, _) = socket.recv_from_full()?;
+            let mut rest = &bytes[..];
+            while !rest.is_empty() {
+                let message = NetlinkMessage::<SockDiagMessage>::deserialize(rest)
+                    .map_err(std::io::Error::other)?;
+                match message.payload {
+                    NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response)) => {
+                        let port = response.header.socket_id.source_port;
+                        let socket = format!("socket:[{}]", response.header.inode);
+                        self.sockets.entry(port).or_default().insert(socket);
+                    }
+                    NetlinkPayload::Error(error) => return Err(error.to_io()),
+                    _ => return Ok(()),
+                }
+                // Messages follow each other on addresses divisible by four.
+                let length = (message.header.length as usize).next_multiple_of(4);
+                rest = rest.get(length..).unwrap_or_default();
+            }
+        }
     }
 
     /// Whether a process listens on the port; false where we may not look.
@@ -53,17 +86,20 @@ impl Listeners {
     }
 }
 
-/// Listening sockets, named as the links in /proc/PID/fd name them.
-fn read_table(path: &str) -> HashMap<u16, HashSet<String>> {
-    const LISTEN: &str = "0A";
-    let mut sockets: HashMap<u16, HashSet<String>> = HashMap::new();
-    for line in fs::read_to_string(path).unwrap_or_default().lines().skip(1) {
-        let fields: Vec<&str> = line.split_whitespace().collect();
-        let [_, local, _, LISTEN, _, _, _, _, _, inode, ..] = fields[..] else { continue };
-        let port = local.rsplit_once(':').and_then(|(_, hex)| u16::from_str_radix(hex, 16).ok());
-        if let Some(port) = port {
-            sockets.entry(port).or_default().insert(format!("socket:[{inode}]"));
-        }
-    }
-    sockets
+/// "All listening TCP sockets of this family."
+fn request(family: u8) -> Vec<u8> {
+    let mut header = NetlinkHeader::default();
+    header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+    let request = InetRequest {
+        family,
+        protocol: IPPROTO_TCP,
+        extensions: ExtensionFlags::empty(),
+        states: StateFlags::LISTEN,
+        socket_id: SocketId::new_v4(),
+    };
+    let mut message = NetlinkMessage::new(header, SockDiagMessage::InetRequest(request).into());
+    message.finalize();
+    let mut bytes = vec![0; message.buffer_len()];
+    message.serialize(&mut bytes);
+    bytes
 }
