@@ -2,6 +2,7 @@
 //! outlive gpuctl.
 
 use super::wait::{Handle, Stop, Woken, wait};
+use crate::config::mask;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use std::collections::BTreeMap;
@@ -90,7 +91,7 @@ fn finish(mut command: Command, program: &str, limit: Duration, stop: &Stop) -> 
         kill_group(&child);
     }
     let status = child.wait().map_err(|e| not_started(program, &command, &e))?;
-    log::debug!("{command:?}: {} after {:?}", describe(status), begun.elapsed());
+    log::debug!("`{}` {} after {:?}", line(&command), describe(status), begun.elapsed());
     match woken {
         Woken::Event => {}
         Woken::Stopped => stop.check()?,
@@ -111,12 +112,13 @@ fn finish(mut command: Command, program: &str, limit: Duration, stop: &Stop) -> 
     })
 }
 
+/// A command line as it may be shown: without the environment, and without passwords in URLs.
 fn line(command: &Command) -> String {
     let words: Vec<_> = std::iter::once(command.get_program())
         .chain(command.get_args())
         .map(|word| word.to_string_lossy())
         .collect();
-    words.join(" ")
+    mask(&words.join(" "))
 }
 
 fn not_started(program: &str, command: &Command, error: &std::io::Error) -> Failure {
