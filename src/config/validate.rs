@@ -256,8 +256,13 @@ fn manager(entry: &file::Service) -> std::result::Result<Manager, Complaint<Opti
         Type::Systemd => {
             let unit = entry.unit.clone().ok_or_else(|| missing("unit"))?;
             let plain = |c: char| c.is_ascii_alphanumeric() || "@._-:\\".contains(c);
-            if unit.starts_with('-') || !unit.chars().all(plain) {
+            if unit.is_empty() || unit.starts_with('-') || !unit.chars().all(plain) {
                 return Err((Some("unit"), "is no unit's name".to_owned()));
+            }
+            // Asked for one of these, `systemctl show` fails for all units.
+            if unit.ends_with('@') || unit.contains("@.") {
+                let problem = "is a template; name an instance of it, such as name@0.service";
+                return Err((Some("unit"), problem.to_owned()));
             }
             let unit = if unit.contains('.') { unit } else { format!("{unit}.service") };
             Ok(Manager::Systemd { unit, user: entry.user.unwrap_or(false) })

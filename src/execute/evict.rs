@@ -3,6 +3,7 @@
 
 use super::Context;
 use crate::error::Result;
+use crate::exit::Code;
 use crate::model::{Manager, Mb, Native, Pid, Service, Vram};
 use crate::observe::look;
 use crate::plan::{EvictHow, Eviction};
@@ -66,8 +67,11 @@ fn stop(service: &Service, pids: &[Pid], force: bool, context: &Context) -> Resu
             if !force {
                 let stopped = systemd::stop(unit, *user, limit, context.stop);
                 context.stop.check()?;
-                if stopped.is_ok() {
-                    return Ok(None);
+                match stopped {
+                    Ok(()) => return Ok(None),
+                    // Who may not stop it may not kill it either.
+                    Err(failure) if failure.code == Code::Permission => return Err(failure),
+                    Err(_) => {}
                 }
             }
             systemd::kill(unit, *user, context.stop)?;

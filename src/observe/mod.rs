@@ -8,7 +8,9 @@ pub use look::{Look, look};
 use crate::config::Config;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
-use crate::model::{Healthy, Mb, Observed, Pid, Presence, Service, Snapshot, Source, Vram};
+use crate::model::{
+    Healthy, Mb, Observed, Pid, Presence, Running, Service, Snapshot, Source, Trouble, Vram,
+};
 use crate::world::health::{Attempt, TRY_LIMIT};
 use crate::world::nvml::Reader;
 use crate::world::ports::local_port;
@@ -48,6 +50,8 @@ pub fn observe(
         .map(|(service, attempt)| {
             let presence = look.presence(&service.name);
             let healthy = match (&service.health, &presence) {
+                // It holds its port and does not answer; its state is known without.
+                (Some(_), Presence::Up(running)) if is_frozen(running) => None,
                 (Some(_), _) => finish(attempt.as_ref(), stop, deadline),
                 (None, Presence::Up(running)) => running.own_health.clone().or(Some(Healthy::Yes)),
                 (None, _) => None,
@@ -113,6 +117,11 @@ fn estimate(config: &Config, vram: &mut Vram, observed: &[Observed]) {
         vram.used = Some(used);
         vram.free = Some(total.saturating_sub(used));
     }
+}
+
+/// Alive and given no time to run.
+fn is_frozen(running: &Running) -> bool {
+    matches!(running.trouble, Some(Trouble::Paused | Trouble::Suspended))
 }
 
 /// A health check under way; `None` where there is nothing to ask.

@@ -25,6 +25,14 @@ pub struct Output {
 }
 
 impl Output {
+    /// The first line that the command printed on stderr, for tools that go on with advice.
+    pub fn complaint(&self) -> String {
+        match self.stderr.lines().find(|line| !line.trim().is_empty()) {
+            Some(line) => line.trim().to_owned(),
+            None => describe(self.status),
+        }
+    }
+
     /// The last line that the command printed on stderr, which is where tools put the reason.
     pub fn reason(&self) -> String {
         match self.stderr.lines().rev().find(|line| !line.trim().is_empty()) {

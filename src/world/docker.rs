@@ -223,22 +223,19 @@ fn act(arguments: &[&str], limit: Duration, code: Code, stop: &Stop) -> Result<(
     if let Presence::Missing(failure) = &inspect(&[container], stop)?[container].presence {
         return Err(failure.clone());
     }
-    let reason = output
-        .stderr
-        .lines()
-        .find(|line| !line.trim().is_empty())
-        .map_or_else(|| output.reason(), |line| line.trim().to_owned());
-    Err(Failure::new(code, format!("docker {} {container}: {reason}", arguments[0])))
+    let complaint = output.complaint();
+    Err(Failure::new(code, format!("docker {} {container}: {complaint}", arguments[0])))
 }
 
 /// The last lines of a container's output.
 pub fn log_tail(container: &str, stop: &Stop) -> Vec<String> {
     match command::run("docker", &["logs", "--tail", "15", "--", container], INSPECT_LIMIT, stop) {
-        Ok(output) => {
+        Ok(output) if output.status.success() => {
             let both = [output.stdout, output.stderr.into_bytes()].concat();
             logs::last_lines(&both)
         }
-        // The failure that these lines would explain is told without them.
-        Err(_) => Vec::new(),
+        // The failure that these lines would explain is told without them; that there is no log
+        // (none is kept, or the container is gone) is no part of it.
+        _ => Vec::new(),
     }
 }

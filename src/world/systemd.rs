@@ -5,7 +5,7 @@ use super::logs;
 use super::wait::Stop;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
-use crate::model::{Presence, Running, Trouble};
+use crate::model::{Healthy, Presence, Running, Trouble};
 use std::collections::HashMap;
 use std::time::Duration;
 
@@ -59,6 +59,10 @@ fn read(unit: &str, block: &str) -> Shown {
             age: since_boot(number("InactiveExitTimestampMonotonic")),
             restarts: number("NRestarts"),
             trouble,
+            // A unit that tells systemd when it is ready (Type=notify) has not done so yet.
+            own_health: (property("ActiveState") == "activating").then(|| {
+                Healthy::No(format!("systemd says activating ({})", property("SubState")))
+            }),
             ..Running::default()
         })
     };
@@ -90,7 +94,7 @@ fn missing(unit: &str, load_state: &str) -> Failure {
 }
 
 fn unreachable(output: &Output) -> Failure {
-    Failure::new(Code::Unavailable, format!("systemd cannot be reached: {}", output.reason()))
+    Failure::new(Code::Unavailable, format!("systemd cannot be reached: {}", output.complaint()))
         .hint("is this machine booted with systemd? For a user's unit set user = true")
 }
 
@@ -114,7 +118,7 @@ fn act(arguments: &[&str], user: bool, limit: Duration, code: Code, stop: &Stop)
     }
     let (verb, unit) = (arguments[0], arguments[arguments.len() - 1]);
     let code = if output.status.code() == Some(NOT_PERMITTED) { Code::Permission } else { code };
-    Err(Failure::new(code, format!("systemctl {verb} {unit}: {}", output.reason())))
+    Err(Failure::new(code, format!("systemctl {verb} {unit}: {}", output.complaint())))
 }
 
 fn systemctl(arguments: &[&str], user: bool, limit: Duration, stop: &Stop) -> Result<Output> {

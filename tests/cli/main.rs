@@ -8,6 +8,10 @@
     reason = "the rules of the program's own layers; a test fails by panicking"
 )]
 
+mod docker;
+mod fault_docker;
+mod pipeline;
 mod rigs;
 mod smoke;
 mod support;
+mod systemd;

@@ -14,9 +14,10 @@ mod services;
 mod systemd;
 mod wait;
 
+pub use bystander::Bystander;
 pub use gpuctl::TIME_LIMIT;
 pub use rig::Rig;
 pub use rustix::process::Signal;
-pub use services::Script;
+pub use services::{Script, Service};
 pub use systemd::Fault;
 pub use wait::until;

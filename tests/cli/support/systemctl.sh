@@ -56,7 +56,7 @@ supervise() {
     unit=$1 folder=$units/$1 result=success status=0 restarts=0
     if [ -e "$folder/cgroup" ]; then join="echo \$\$ >$(cat "$folder/cgroup")/cgroup.procs;"; else join=''; fi
     while :; do
-        since=$(awk '{ printf "%d", $1 * 1000000 }' /proc/uptime)
+        since=$(awk '{ printf "%.0f", $1 * 1000000 }' /proc/uptime) # mawk's %d ends at 2^31
         env -i PATH="$PATH" SIMGPU_DIR="$SIMGPU_DIR" sh -c "$join exec $(cat "$folder/command")" >>"$folder/journal" 2>&1 &
         write_state active running $!
         wait $!
