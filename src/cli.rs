@@ -145,7 +145,7 @@ pub enum Config {
 
 #[derive(Debug, Args)]
 pub struct ConfigInit {
-    /// Where to write [default: ~/.config/gpuctl/config.toml]
+    /// Where to write [default: --config, $GPUCTL_CONFIG, or ~/.config/gpuctl/config.toml]
     #[arg(long, value_name = "PATH")]
     pub output: Option<PathBuf>,
     /// Overwrite an existing file

@@ -45,13 +45,24 @@ fn main() -> ExitCode {
 fn explain_usage(error: &clap::Error) -> ExitCode {
     let is_answer = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
     if is_answer || !std::env::args_os().any(|word| word == "--json") {
-        // Where nobody reads it there is nobody to tell.
-        let _ = error.print();
-        return ExitCode::from(if is_answer { 0 } else { Code::Usage.status() });
+        let unprinted = error.print().is_err_and(|e| e.kind() != std::io::ErrorKind::BrokenPipe);
+        let code = match (is_answer, unprinted) {
+            (true, false) => 0,
+            (true, true) => Code::Io.status(),
+            // Where nobody reads it there is nobody to tell.
+            (false, _) => Code::Usage.status(),
+        };
+        return ExitCode::from(code);
     }
     let message = error.to_string();
-    let first = message.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
-    let failure = Failure::new(Code::Usage, first).hint("see `gpuctl --help`");
+    // What is missing is listed below the first line; the usage and the advice come after a blank one.
+    let what: Vec<&str> = message.lines().map(str::trim).take_while(|l| !l.is_empty()).collect();
+    let what = match error.kind() {
+        // clap has only the help to say then.
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => "a subcommand is missing".to_owned(),
+        _ => what.join(" ").trim_start_matches("error: ").to_owned(),
+    };
+    let failure = Failure::new(Code::Usage, what).hint("see `gpuctl --help`");
     report::print_failure(&failure, true);
     ExitCode::from(failure.code.status())
 }

@@ -257,6 +257,11 @@ impl Observed {
         matches!(self.presence, Presence::Up(_))
     }
 
+    /// One whose manager cannot be asked is taken to be running.
+    pub fn may_run(&self) -> bool {
+        matches!(self.presence, Presence::Up(_) | Presence::Unknown(_))
+    }
+
     pub fn pids(&self) -> &[Pid] {
         match &self.presence {
             Presence::Up(running) => &running.pids,
@@ -299,6 +304,9 @@ pub struct Vram {
     pub utilization_percent: Option<u32>,
     /// Why it was not measured, or not fully.
     pub error: Option<String>,
+    /// The driver is well and knows other cards than the one that was asked for: an estimate would
+    /// be one of nothing.
+    pub no_such_gpu: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]

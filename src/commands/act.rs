@@ -7,7 +7,7 @@ use crate::execute::{Context, execute};
 use crate::exit::Answer;
 use crate::model::{Service, Snapshot};
 use crate::observe::observe;
-use crate::plan::{Plan, Refusal};
+use crate::plan::{Plan, Refusal, reading_required};
 use crate::report::{ActReport, Subject, print};
 use anyhow::{Result, bail};
 use std::sync::Mutex;
@@ -21,6 +21,9 @@ pub fn act(
     plan: impl FnOnce(&Config, &Snapshot) -> std::result::Result<Plan, Refusal>,
 ) -> Result<Answer> {
     let before = observe(&session.config, &mut session.reader, &session.stop, asks)?;
+    if before.vram.no_such_gpu {
+        bail!(reading_required(&before.vram));
+    }
     let plan = plan(&session.config, &before)?;
     for warning in &plan.warnings {
         session.progress.warning(warning);

@@ -42,7 +42,7 @@ pub fn run(arguments: &CanFit, mut session: Session) -> Result<Answer> {
     }
     let available = free.saturating_sub(margin).saturating_sub(promised);
     let report = CanFitReport {
-        fits: available >= required,
+        fits: free >= required + margin + promised,
         required_mb: required,
         margin_mb: margin,
         free_mb: free,

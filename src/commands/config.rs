@@ -26,7 +26,9 @@ pub fn run(command: &cli::Config, global: &Global, environment: &Environment) ->
 }
 
 fn init(arguments: &ConfigInit, global: &Global, environment: &Environment) -> Result<Answer> {
-    let path = arguments.output.clone().or_else(|| environment.user_config());
+    let named =
+        arguments.output.clone().or_else(|| environment.named_config(global.config.as_deref()));
+    let path = named.or_else(|| environment.user_config());
     let path = path.ok_or_else(|| {
         Failure::new(Code::Config, "no place for a configuration: HOME is not set")
             .hint("name one with --output PATH")

@@ -44,9 +44,14 @@ impl Environment {
         Some(self.xdg("XDG_CONFIG_HOME", ".config")?.join("gpuctl/config.toml"))
     }
 
+    /// The configuration that was named on the command line or in the environment.
+    pub fn named_config(&self, typed: Option<&Path>) -> Option<PathBuf> {
+        typed.map(Path::to_owned).or_else(|| self.path("GPUCTL_CONFIG"))
+    }
+
     /// The configuration to read: named on the command line, in the environment, or found.
     pub fn find_config(&self, named: Option<&Path>) -> Option<PathBuf> {
-        if let Some(path) = named.map(Path::to_owned).or_else(|| self.path("GPUCTL_CONFIG")) {
+        if let Some(path) = self.named_config(named) {
             return Some(path);
         }
         [

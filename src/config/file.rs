@@ -4,23 +4,28 @@
 use crate::model::{Mb, Preset};
 use indexmap::IndexMap;
 use schemars::JsonSchema;
-use serde::de::{self, Visitor};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{self, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::collections::BTreeMap;
 use std::fmt;
+use std::marker::PhantomData;
 use std::time::Duration;
 
 /// Configuration of gpuctl: the GPU, the lock, the phases and the services.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct File {
+    #[serde(deserialize_with = "table")]
     pub gpu: Gpu,
+    #[serde(deserialize_with = "table")]
     pub lock: Lock,
     /// Optional names of phases, by number. A phase exists if it is named here or listed by a
     /// service.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub phases: BTreeMap<String, String>,
     /// Services by name.
+    #[serde(deserialize_with = "tables")]
     pub services: IndexMap<String, Service>,
 }
 
@@ -124,8 +129,48 @@ pub struct Service {
     /// How its memory is taken back: by stopping it, or by asking it to unload.
     #[serde(default)]
     pub evict: Evict,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "optional_table", skip_serializing_if = "Option::is_none")]
     pub unload: Option<Unload>,
+}
+
+/// serde takes a list for a struct as well, its items for the fields in their order: `gpu = []`
+/// would be a table of defaults.
+#[derive(Clone, Debug)]
+pub struct Table<T>(pub T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Table<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct TableVisitor<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for TableVisitor<T> {
+            type Value = Table<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a table of keys")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Table<T>, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(map)).map(Table)
+            }
+        }
+        deserializer.deserialize_map(TableVisitor(PhantomData))
+    }
+}
+
+fn table<'de, T: Deserialize<'de>, D: Deserializer<'de>>(d: D) -> Result<T, D::Error> {
+    Table::deserialize(d).map(|Table(inner)| inner)
+}
+
+fn optional_table<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+    d: D,
+) -> Result<Option<T>, D::Error> {
+    table(d).map(Some)
+}
+
+fn tables<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+    d: D,
+) -> Result<IndexMap<String, T>, D::Error> {
+    let tables: IndexMap<String, Table<T>> = IndexMap::deserialize(d)?;
+    Ok(tables.into_iter().map(|(name, Table(inner))| (name, inner)).collect())
 }
 
 fn start_timeout() -> Span {

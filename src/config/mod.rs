@@ -16,6 +16,7 @@ use crate::exit::Code;
 use crate::model::{Mb, Service, nearest};
 use file::File;
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 /// The commented configuration that `config init` writes.
@@ -60,6 +61,15 @@ impl Selector {
         match text.parse() {
             Ok(index) => Selector::Index(index),
             Err(_) => Selector::Uuid(text.to_owned()),
+        }
+    }
+}
+
+impl fmt::Display for Selector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Selector::Index(index) => index.fmt(f),
+            Selector::Uuid(uuid) => uuid.fmt(f),
         }
     }
 }

@@ -32,31 +32,28 @@ pub fn mask(text: &str) -> String {
 
 /// A configuration as a document without its secrets.
 pub fn masked(file: &File) -> serde_json::Result<Value> {
+    let mut file = file.clone();
+    let variables = file.services.values_mut().flat_map(|service| &mut service.env);
+    for (_, value) in variables.filter(|(name, _)| is_secret(name)) {
+        *value = MASK.to_owned();
+    }
     let mut document = serde_json::to_value(file)?;
-    mask_document(&mut document);
+    mask_urls(&mut document);
     Ok(document)
 }
 
-fn mask_document(value: &mut Value) {
+fn mask_urls(value: &mut Value) {
     match value {
         Value::String(text) => *text = mask(text),
-        Value::Array(items) => items.iter_mut().for_each(mask_document),
-        Value::Object(fields) => {
-            for (name, value) in fields {
-                if value.is_string() && is_secret(name) {
-                    *value = Value::from(MASK);
-                } else {
-                    mask_document(value);
-                }
-            }
-        }
+        Value::Array(items) => items.iter_mut().for_each(mask_urls),
+        Value::Object(fields) => fields.values_mut().for_each(mask_urls),
         _ => {}
     }
 }
 
-/// Whether an environment variable of this name holds a secret. Only upper-case names are
-/// variables; the configuration's own keys are lower-case.
+/// Whether an environment variable of this name holds a secret.
 fn is_secret(name: &str) -> bool {
+    let name = name.to_ascii_uppercase();
     ["TOKEN", "SECRET", "PASS", "KEY", "CREDENTIAL"].iter().any(|word| name.contains(word))
 }
 

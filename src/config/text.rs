@@ -1,7 +1,8 @@
 //! From the file's text to its types, and from a key back to its line: every complaint about a
 //! configuration names file, line and key.
 
-use super::file::File;
+use super::file::{File, Table};
+use super::secrets::mask;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use std::path::Path;
@@ -20,7 +21,7 @@ impl Source<'_> {
     pub fn parse(&self) -> Result<File> {
         if self.is_json() {
             let mut reader = serde_json::Deserializer::from_str(self.text);
-            let file = serde_path_to_error::deserialize(&mut reader)
+            let Table(file) = serde_path_to_error::deserialize(&mut reader)
                 .map_err(|e| self.unparsable(&e, Some(e.inner().line())))?;
             reader.end().map_err(|e| self.failure(Some(e.line()), &e.to_string()))?;
             Ok(file)
@@ -43,7 +44,14 @@ impl Source<'_> {
         let problem = text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
         let problem = problem.split(" at line ").next().unwrap_or(problem);
         let key = error.path().to_string();
-        let problem = if key == "." { problem.to_owned() } else { format!("{key}: {problem}") };
+        // What an environment variable was set to is nobody's business, whatever its type.
+        let problem = match problem.split_once(", expected ") {
+            Some((_, expected)) if format!("{key}.").contains(".env.") => {
+                format!("expected {expected}")
+            }
+            _ => problem.to_owned(),
+        };
+        let problem = if key == "." { problem } else { format!("{key}: {problem}") };
         let failure = self.failure(line, &problem);
         match nearest_expected(&text) {
             Some(nearest) => failure.hint(format!("did you mean `{nearest}`?")),
@@ -60,7 +68,7 @@ impl Source<'_> {
         let line = line.map(|line| format!(":{line}")).unwrap_or_default();
         Failure::new(
             Code::Config,
-            format!("configuration {}{line}: {problem}", self.path.display()),
+            format!("configuration {}{line}: {}", self.path.display(), mask(problem)),
         )
     }
 

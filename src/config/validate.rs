@@ -129,12 +129,15 @@ fn phases(
 ) -> std::result::Result<BTreeMap<u32, Option<String>>, Complaint<String>> {
     let mut phases: BTreeMap<u32, Option<String>> =
         services.iter().flat_map(|service| &service.phases).map(|number| (*number, None)).collect();
+    let mut names = BTreeSet::new();
     for (key, name) in &file.phases {
-        let number = key.parse().map_err(|_| (key.clone(), "a phase is a number".to_owned()))?;
+        // Written as the number is: "1" and "01" would be one phase with two names.
+        let number: Option<u32> = key.parse().ok().filter(|n: &u32| n.to_string() == *key);
+        let number = number.ok_or_else(|| (key.clone(), "a phase is a number".to_owned()))?;
         if name.is_empty() || name.parse::<u32>().is_ok() {
             return Err((key.clone(), "a phase's name is a word".to_owned()));
         }
-        if phases.values().any(|other| other.as_ref() == Some(name)) {
+        if !names.insert(name) {
             return Err((key.clone(), format!("\"{name}\" names two phases")));
         }
         phases.insert(number, Some(name.clone()));
@@ -328,8 +331,16 @@ fn health(url: &str) -> std::result::Result<Health, String> {
 fn http_url(url: &str) -> std::result::Result<(), String> {
     let form = || "not a http:// or https:// URL".to_owned();
     let uri: ureq::http::Uri = url.parse().map_err(|_| form())?;
-    match (uri.scheme_str(), uri.host()) {
-        (Some("http" | "https"), Some(host)) if !host.is_empty() => Ok(()),
+    match (uri.scheme_str(), uri.authority()) {
+        (Some("http" | "https"), Some(authority)) if !authority.host().is_empty() => {
+            // The parser takes any number for a port, and then says that there is none.
+            let address = authority.as_str().rsplit('@').next().unwrap_or_default();
+            match address[authority.host().len()..].strip_prefix(':') {
+                Some(port) if port.parse().is_ok_and(|port: u16| port != 0) => Ok(()),
+                None => Ok(()),
+                Some(_) => Err(form()),
+            }
+        }
         _ => Err(form()),
     }
 }

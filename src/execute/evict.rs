@@ -55,6 +55,8 @@ pub fn evict(
 
 /// Stops it and says what was remarkable.
 fn stop(service: &Service, pids: &[Pid], force: bool, context: &Context) -> Result<Option<String>> {
+    // An unload call that an interruption cut short has failed, too, and is no reason to stop it.
+    context.stop.check()?;
     let limit = service.stop_timeout;
     match &service.manager {
         Manager::Docker { container } if force => {

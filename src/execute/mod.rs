@@ -79,6 +79,8 @@ fn carry_out(
     if !plan.evict.is_empty() {
         evict_all(&plan.evict, plan.required, before, context, outcome)?;
         reclaim(plan, before, context, outcome)?;
+    } else {
+        outcome.freed = before.vram.free.map(|_| Mb(0));
     }
     context.stop.check()?;
     start_all(&plan.start, context, outcome)

@@ -74,7 +74,7 @@ pub fn observe(
         })
         .collect();
     stop.check()?;
-    if vram.source == Source::Estimate {
+    if vram.source == Source::Estimate && !vram.no_such_gpu {
         estimate(config, &mut vram, &services);
     }
     Ok(Snapshot { vram, services })
@@ -107,12 +107,12 @@ fn used(vram: &Vram, service: &Service, presence: &Presence) -> Option<Mb> {
     (!is_hidden || service.vram == Mb(0)).then_some(own)
 }
 
-/// Without NVML: what runs holds what it declares.
+/// Without NVML: what runs, or may be running for all that can be told, holds what it declares.
 fn estimate(config: &Config, vram: &mut Vram, observed: &[Observed]) {
     vram.total = config.gpu.total;
     if let Some(total) = vram.total {
         let running =
-            config.services.iter().zip(observed).filter(|(_, observed)| observed.is_alive());
+            config.services.iter().zip(observed).filter(|(_, observed)| observed.may_run());
         let used = running.map(|(service, _)| service.vram).sum();
         vram.used = Some(used);
         vram.free = Some(total.saturating_sub(used));

@@ -4,7 +4,7 @@ use super::{Plan, Refusal};
 use crate::config::Config;
 use crate::error::Failure;
 use crate::exit::Code;
-use crate::model::{Evict, Mb, Observed, Presence, Service, Snapshot, Vram};
+use crate::model::{Evict, Mb, Observed, Service, Snapshot, Vram};
 use serde_json::{Value, json};
 use std::collections::HashSet;
 
@@ -15,6 +15,8 @@ use std::collections::HashSet;
 pub struct Budget {
     /// What all services together may commit; `None` where the card's size is not known.
     pub capacity: Option<Mb>,
+    /// What is in use on the card, by whomever.
+    in_use: Option<Mb>,
     services: Vec<Commitment>,
 }
 
@@ -32,11 +34,11 @@ impl Budget {
         let observed =
             || config.services.iter().map(|service| (service, snapshot.service(&service.name)));
         let held: Mb = observed().map(|(service, observed)| presumed(service, observed)).sum();
-        let others = match (snapshot.vram.total, snapshot.vram.free) {
-            (Some(total), Some(free)) => Some(total.saturating_sub(free).saturating_sub(held)),
-            _ => None,
-        };
+        let in_use = snapshot.vram.total.zip(snapshot.vram.free);
+        let in_use = in_use.map(|(total, free)| total.saturating_sub(free));
+        let others = in_use.map(|in_use| in_use.saturating_sub(held));
         Budget {
+            in_use,
             capacity: snapshot.vram.total.zip(others).map(|(total, others)| {
                 total.saturating_sub(config.gpu.reserve).saturating_sub(others)
             }),
@@ -56,9 +58,11 @@ impl Budget {
         self.services.iter().map(|service| service.committed).sum()
     }
 
-    /// What is promised to services and not yet in use.
+    /// What is promised to services and not yet in use. They cannot hold more than is in use, as
+    /// those are presumed to whose manager cannot be asked.
     pub fn unused(&self) -> Mb {
-        self.services.iter().map(|service| service.committed.saturating_sub(service.held)).sum()
+        let held: Mb = self.services.iter().map(|service| service.held).sum();
+        self.committed().saturating_sub(self.in_use.map_or(held, |in_use| held.min(in_use)))
     }
 
     /// What would be committed with `needed` in full use and `evicted` gone.
@@ -91,20 +95,15 @@ impl Budget {
     }
 }
 
-/// A service whose manager cannot be asked is taken to be running.
-fn may_run(observed: &Observed) -> bool {
-    matches!(observed.presence, Presence::Up(_) | Presence::Unknown(_))
-}
-
 /// What it holds, or must be presumed to hold.
 fn presumed(service: &Service, observed: &Observed) -> Mb {
-    let unknown = if may_run(observed) { service.vram } else { Mb(0) };
+    let unknown = if observed.may_run() { service.vram } else { Mb(0) };
     observed.used.unwrap_or(unknown)
 }
 
 fn commitment(service: &Service, observed: &Observed) -> Mb {
     let held = presumed(service, observed);
-    match (may_run(observed), service.evict) {
+    match (observed.may_run(), service.evict) {
         (true, Evict::Stop) => held.max(service.vram),
         _ => held,
     }
@@ -205,6 +204,9 @@ pub fn ensure_fits(
 /// The failure of what cannot be done without a reading of the card.
 pub fn reading_required(vram: &Vram) -> Failure {
     let why = vram.error.as_deref().unwrap_or("the driver gives no figure");
-    Failure::new(Code::Unavailable, format!("VRAM cannot be read: {why}"))
-        .hint("for an estimate from the declared sizes of what runs, set gpu.total_mb in the configuration")
+    let failure = Failure::new(Code::Unavailable, format!("VRAM cannot be read: {why}"));
+    match vram.no_such_gpu {
+        true => failure.hint("--gpu, gpu.index or gpu.uuid names the card"),
+        false => failure.hint("for an estimate from the declared sizes of what runs, set gpu.total_mb in the configuration"),
+    }
 }

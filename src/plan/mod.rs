@@ -112,7 +112,7 @@ impl Plan {
     }
 
     fn starts_nothing(&self) -> bool {
-        self.start.iter().all(|start| start.how == StartHow::Wake)
+        self.required == Mb(0) && self.start.iter().all(|start| start.how == StartHow::Wake)
     }
 
     fn keep_if_alive(&mut self, observed: &Observed) {
@@ -146,7 +146,7 @@ impl Plan {
             }
             (Presence::Down(_) | Presence::Stopping(_), _) => StartHow::Start,
         };
-        if how != StartHow::Wake {
+        if how != StartHow::Wake || has_unloaded(service, observed) {
             let held = match self.evict.iter().any(|eviction| eviction.service == service.name) {
                 true => Mb(0),
                 false => observed.used.unwrap_or_default(),
@@ -199,6 +199,13 @@ impl Eviction {
 fn port_taken(service: &Service, who: &str) -> Refusal {
     Failure::new(Code::StartFailed, format!("{}: {who}", service.name))
         .hint("stop that one, or give the service another port")
+}
+
+/// Whether its memory has been given to others, and will be wanted back when it is woken or used.
+/// A quarter may stay, as when it was asked to unload.
+fn has_unloaded(service: &Service, observed: &Observed) -> bool {
+    let held = observed.used.unwrap_or(service.vram);
+    service.evict == Evict::Unload && held.0 * 4 <= service.vram.0
 }
 
 /// The manager's failure, told of a service.

@@ -227,6 +227,21 @@ fn a_service_that_unloads_commits_what_it_holds_and_is_asked_instead_of_stopped(
 }
 
 #[test]
+fn a_service_that_has_unloaded_needs_its_memory_back() {
+    let soft = BOX.replace(
+        "priority = 10\n",
+        "priority = 200\nevict = \"unload\"\nunload = { preset = \"vllm\", url = \"http://localhost:1\" }\n",
+    );
+    let asleep = || world(&soft).ready("ollama", 600);
+    assert_eq!(short(asleep().start("ollama")), "^ollama =ollama");
+    assert_eq!(short(asleep().ready("comfyui", 600).start("ollama")), "-comfyui ^ollama =ollama");
+    let plan = asleep().start("ollama").expect("it fits");
+    assert_eq!(plan.required, Mb(18000 - 600));
+    let awake = world(&soft).ready("ollama", 17000).ready("comfyui", 600);
+    assert_eq!(short(awake.start("ollama")), "^ollama =ollama =comfyui");
+}
+
+#[test]
 fn a_service_in_every_state_is_made_ready() {
     let cases =
         [(State::Ready, "=vidi"), (State::Starting, "…vidi"), (State::Error, "-vidi +vidi")];

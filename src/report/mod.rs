@@ -45,7 +45,8 @@ pub fn print_text(text: &str) -> Result<()> {
     }
 }
 
-/// A failure, on stdout as JSON or on stderr as lines. Whether that succeeds changes nothing.
+/// A failure, on stdout as JSON or on stderr as lines; on stderr too where stdout takes nothing.
+/// Whether that succeeds changes nothing.
 #[expect(clippy::disallowed_methods, reason = "the one place that prints errors")]
 pub fn print_failure(failure: &Failure, as_json: bool) {
     if as_json {
@@ -60,14 +61,22 @@ pub fn print_failure(failure: &Failure, as_json: bool) {
             "hint": hint,
             "details": failure.details,
         }});
-        let _ = print_json(&document);
-        return;
+        if print_json(&document).is_ok() {
+            return;
+        }
     }
     let mut stderr = std::io::stderr().lock();
-    let _ = writeln!(stderr, "gpuctl: {}", failure.message);
+    let _ = writeln!(stderr, "gpuctl: {}", on_one_line(&failure.message));
     for hint in &failure.hints {
-        let _ = writeln!(stderr, "hint: {hint}");
+        let _ = writeln!(stderr, "hint: {}", on_one_line(hint));
     }
+}
+
+/// Names come from the command line and the configuration, and may hold line breaks and escape
+/// sequences of a terminal.
+fn on_one_line(text: &str) -> String {
+    let shown = |c: char| if c.is_control() { c.escape_default().collect() } else { c.to_string() };
+    text.chars().map(shown).collect()
 }
 
 #[derive(Serialize)]

@@ -36,7 +36,7 @@ impl Output {
     /// The last line that the command printed on stderr, which is where tools put the reason.
     pub fn reason(&self) -> String {
         match self.stderr.lines().rev().find(|line| !line.trim().is_empty()) {
-            Some(line) => line.trim().to_owned(),
+            Some(line) => mask(line.trim()),
             None => describe(self.status),
         }
     }
@@ -99,14 +99,15 @@ fn finish(mut command: Command, program: &str, limit: Duration, stop: &Stop) -> 
         kill_group(&child);
     }
     let status = child.wait().map_err(|e| not_started(program, &command, &e))?;
-    log::debug!("`{}` {} after {:?}", line(&command), describe(status), begun.elapsed());
+    // Not `{command:?}`, which shows the environment that it was given.
+    log::debug!("`{}` {} after {:?}", mask(&line(&command)), describe(status), begun.elapsed());
     match woken {
         Woken::Event => {}
         Woken::Stopped => stop.check()?,
         Woken::TimedOut => {
             return Err(Failure::new(
                 Code::Unavailable,
-                format!("`{}` did not answer within {limit:?}", line(&command)),
+                format!("`{}` did not answer within {limit:?}", mask(&line(&command))),
             ));
         }
     }

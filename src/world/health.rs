@@ -1,9 +1,10 @@
-//! Health checks over HTTP(S) and TCP. A try is bounded whatever the server does: only the status
-//! line counts, the body is never read.
+//! Health checks over HTTP(S) and TCP. A try is bounded whatever the server does: the status counts
+//! once the answer is complete, and nothing of the body is kept.
 
 use super::wait::Event;
 use crate::config::mask;
 use crate::model::{Health, Healthy};
+use std::io::{self, Read};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -14,6 +15,9 @@ use ureq::tls::{RootCerts, TlsConfig};
 pub const TRY_LIMIT: Duration = Duration::from_secs(10);
 
 const REDIRECTS: u32 = 5;
+
+/// Far more than any health check has to say, in bytes.
+const BODY_LIMIT: u64 = 16 * 1024 * 1024;
 
 /// One try under way, on a thread of its own: whoever waits for it can be called off.
 pub struct Attempt {
@@ -69,7 +73,14 @@ pub fn client(limit: Duration) -> ureq::Agent {
 
 fn http(url: &str, limit: Duration) -> Healthy {
     match client(limit).get(url).call() {
-        Ok(response) if response.status().is_success() => Healthy::Yes,
+        Ok(response) if response.status().is_success() => {
+            let mut body = response.into_body().into_reader().take(BODY_LIMIT);
+            match io::copy(&mut body, &mut io::sink()) {
+                Ok(BODY_LIMIT) => Healthy::No(format!("{} answers without end", mask(url))),
+                Ok(_) => Healthy::Yes,
+                Err(error) => Healthy::No(format!("{}: its answer breaks off: {error}", mask(url))),
+            }
+        }
         Ok(response) => Healthy::No(format!("{} answers {}", mask(url), response.status())),
         Err(error) => Healthy::No(format!("{}: {error}", mask(url))),
     }

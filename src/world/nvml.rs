@@ -81,19 +81,23 @@ fn read(nvml: &Nvml, selector: &Selector) -> Reading {
     let device = match selector {
         Selector::Index(index) => nvml.device_by_index(*index),
         Selector::Uuid(uuid) => nvml.device_by_uuid(uuid.as_str()),
-    }
-    .map_err(|e| match (e, selector) {
-        (NvmlError::InvalidArg | NvmlError::NotFound, Selector::Index(index)) => {
-            match nvml.device_count() {
-                Ok(count) => format!("there is no GPU {index}: the driver knows {count}"),
-                Err(_) => format!("there is no GPU {index}"),
-            }
+    };
+    let device = match (device, nvml.device_count()) {
+        (Ok(device), _) => device,
+        // The driver is well and knows other cards: a reading, of a card that is not there.
+        (Err(NvmlError::InvalidArg | NvmlError::NotFound), Ok(count @ 1..)) => {
+            let error = format!(
+                "there is no GPU {selector}: the driver knows {count}; see `nvidia-smi -L`"
+            );
+            return Ok(Vram { no_such_gpu: true, error: Some(error), ..Vram::default() });
         }
-        (NvmlError::InvalidArg | NvmlError::NotFound, Selector::Uuid(uuid)) => {
-            format!("there is no GPU with the UUID {uuid}; `nvidia-smi -L` lists them")
+        (Err(NvmlError::InvalidArg | NvmlError::NotFound), _) => {
+            return Err(format!(
+                "there is no GPU {selector}: the driver knows none; see `nvidia-smi`"
+            ));
         }
-        (e, _) => explain(&e),
-    })?;
+        (Err(e), _) => return Err(explain(&e)),
+    };
     let (total, used, free) = memory(nvml, &device).map_err(|e| explain(&e))?;
     let processes = processes(nvml, &device);
     Ok(Vram {
@@ -114,6 +118,7 @@ fn read(nvml: &Nvml, selector: &Selector) -> Reading {
         processes: processes.ok(),
         temperature_c: device.temperature(TemperatureSensor::Gpu).ok(),
         utilization_percent: device.utilization_rates().ok().map(|rates| rates.gpu),
+        no_such_gpu: false,
     })
 }
 

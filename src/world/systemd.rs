@@ -76,6 +76,7 @@ fn read(unit: &str, block: &str) -> Shown {
         }
         (_, "active" | "activating" | "reloading") => running(None),
         (_, "deactivating") => Presence::Stopping("the unit is being stopped".to_owned()),
+        ("masked", _) => Presence::Down(Some("the unit is masked".to_owned())),
         _ => Presence::Down(ending()),
     };
     let control_group = Some(property("ControlGroup")).filter(|path| path.len() > 1);

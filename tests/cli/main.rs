@@ -8,10 +8,27 @@
     reason = "the rules of the program's own layers; a test fails by panicking"
 )]
 
+mod acceptance;
+mod can_fit;
+mod config;
+mod config_errors;
+mod config_fuzz;
+mod config_secrets;
+mod config_trust;
 mod docker;
+mod execute;
 mod fault_docker;
+/// Of this binary too: built, linked and given its Docker engine once.
+#[path = "../faults/mod.rs"]
+mod faults;
+mod interrupt;
+mod native;
+mod nvml;
 mod pipeline;
+mod refusals;
 mod rigs;
 mod smoke;
+mod status;
 mod support;
 mod systemd;
+mod unload;

@@ -226,14 +226,14 @@ fn each_acting_command_reports_what_it_did_in_the_fields_of_the_contract() {
         told("prepare-phase 2"),
         json!({
             "success": true, "phase": 2, "name": "reason", "stopped": [], "unloaded": [], "started": ["vidi"],
-            "kept": [], "freed_mb": null, "steps": [step("start", "vidi")]
+            "kept": [], "freed_mb": 0, "steps": [step("start", "vidi")]
         })
     );
     assert_eq!(
         told("start cosyvoice"),
         json!({
             "success": true, "service": "cosyvoice", "stopped": [], "unloaded": [], "started": ["cosyvoice"],
-            "kept": ["vidi"], "freed_mb": null, "steps": [step("start", "cosyvoice")]
+            "kept": ["vidi"], "freed_mb": 0, "steps": [step("start", "cosyvoice")]
         })
     );
     assert_eq!(

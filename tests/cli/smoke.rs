@@ -59,7 +59,9 @@ fn a_unit_is_started_and_stopped() {
     assert!(vllm.is_healthy());
     let status = rig.gpuctl("status --json").run().succeeds().json();
     assert_eq!(status["services"]["vllm"]["state"], "ready");
-    assert_eq!(status["services"]["vllm"]["used_mb"], 12000);
+    if rig.systemd().has_control_groups() {
+        assert_eq!(status["services"]["vllm"]["used_mb"], 12000);
+    }
 
     rig.gpuctl("stop vllm --quiet").run().succeeds().stdout_has("vllm");
     rig.assert_no_process_of(&vllm);

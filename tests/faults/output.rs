@@ -1,0 +1,58 @@
+//! Nobody reads what gpuctl prints, or there is no room for it (row 43).
+
+use crate::support::Rig;
+
+#[test]
+fn row_43_closed_and_full_outputs_are_no_panic() {
+    let rig = Rig::new();
+    rig.native("vidi").phases([2]).add();
+    for command in [
+        "status",
+        "status --json",
+        "can-fit 100",
+        "prepare-phase 2 --dry-run",
+        "config show",
+        "config schema",
+        "--help",
+        "--version",
+    ] {
+        for closed in [">&-", "2>&-", ">&- 2>&-", "2>/dev/full", ">&- <&-", "| true"] {
+            let script = format!("gpuctl {command} {closed}; true");
+            let told = rig.shell(&script).run().succeeds().text();
+            assert!(!told.contains("panicked"), "{script}");
+        }
+    }
+    for command in ["status", "can-fit 100", "config show", "config schema"] {
+        let full = rig.shell(&format!("gpuctl {command} >/dev/full")).run();
+        full.fails("io").stderr_has("cannot write to stdout");
+    }
+    // Its error belongs on the same stdout, which takes nothing.
+    let full = rig.shell("gpuctl status --json >/dev/full").run();
+    full.fails("io").stderr_has("cannot write to stdout");
+}
+
+#[test]
+fn row_43_a_failure_keeps_its_code_where_it_cannot_be_told() {
+    let rig = Rig::new();
+    for output in [">&- 2>&-", "2>&-", ">/dev/full 2>&1", "2>/dev/full"] {
+        rig.shell(&format!("gpuctl start nobody {output}")).run().fails("not_found");
+    }
+    let full = rig.shell("gpuctl start nobody --json >/dev/full").run();
+    full.fails("not_found").stderr_has("nobody");
+    rig.shell("gpuctl no-such-command 2>/dev/full").run().fails("usage");
+}
+
+#[test]
+fn row_43_the_work_is_done_and_the_next_command_finds_nothing_locked() {
+    for (output, code) in [(">/dev/full", 74), (">&-", 0), ("2>/dev/full", 0), (">&- 2>&-", 0)] {
+        let rig = Rig::new();
+        let vidi = rig.native("vidi").phases([2]).add();
+        // Its output is of no interest here, only that nobody panics.
+        let script = format!("{{ gpuctl prepare-phase 2 {output}; }} >out 2>err; echo $?");
+        rig.shell(&script).run().succeeds().stdout(&format!("{code}\n"));
+        let err = std::fs::read_to_string(rig.path("home/err")).unwrap();
+        assert!(!err.contains("panicked"), "{err}");
+        assert!(vidi.is_healthy(), "{output}");
+        rig.gpuctl("release-all --quiet").run().succeeds().stdout_has("stopped vidi");
+    }
+}
