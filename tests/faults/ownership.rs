@@ -80,6 +80,7 @@ fn readers(rig: &Rig, vidi: &Service) -> Vec<(&'static str, String)> {
         // Known by what it calls itself.
         ("simserver", format!("bash -c 'exec -a /usr/bin/vim {server} --name {mark}.log'")),
         ("simserver", format!("bash -c 'exec -a -nano {server} --name {mark}.log'")),
+        ("simserver", format!("bash -c 'exec -a \"vim {mark}.log\" {server} --name notes'")),
         // Another shell, which is going to call gpuctl for it.
         ("sh", format!("sh -c 'sleep 1000; gpuctl stop {mark}'")),
         ("bash", format!("bash -c 'sleep 1000; /opt/gpuctl start {mark} && true'")),
@@ -137,4 +138,15 @@ fn row_34_a_pipeline_that_writes_to_the_log_survives_its_own_stop() {
     let script = format!("{{ gpuctl stop {name} --quiet; echo survived; }} | tee -a {name}.log");
     rig.shell(&script).run().succeeds().stdout_has("survived");
     rig.assert_no_process_of(&vidi);
+}
+
+#[test]
+fn row_34_a_service_is_known_by_what_it_calls_itself_whatever_program_it_is() {
+    let rig = Rig::new();
+    let mark = rig.mark("vidi");
+    rig.native("vidi").set("match", format!("^{mark} ")).add();
+    let mut service = rig.by_hand(&format!("bash -c 'exec -a {mark} tail -f /dev/null'"));
+    until("it is what it calls itself", || is(service.pid(), "tail"));
+    rig.gpuctl("stop vidi --quiet").run().succeeds().stdout_has("stopped vidi");
+    assert!(!service.is_alive());
 }

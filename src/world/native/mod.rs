@@ -12,7 +12,7 @@ pub use end::{FirstMove, Targets, end, run_stop_command};
 pub use start::{Started, start};
 
 use super::command;
-use super::processes::{self, Table};
+use super::processes::{self, Process, Table};
 use super::wait::Stop;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
@@ -32,9 +32,10 @@ const FENCE: &str = "GPUCTL_FENCE";
 const PGREP_LIMIT: Duration = Duration::from_secs(5);
 
 /// Programs that mention a service on their command line without being it.
-const VIEWERS: &str = "ag bat batcat cat code diff ed egrep emacs find gdb gedit grep head helix hx \
-    journalctl kak kate less lnav man micro more most multitail nano nvim pgrep pkill rg rsync scp \
-    screen script ssh strace sudo tail tee tmux vi view vim watch";
+const VIEWERS: &str = "ag awk bat batcat cat code cp curl cursor diff ed egrep emacs emacsclient find \
+    gdb gedit git grep gvim head helix hx joe journalctl jq kak kate less lnav man mcedit micro more \
+    most multitail mv nano nvim pgrep pico pkill rg rsync scp screen script sed ssh strace subl sudo \
+    tail tar tee tmux vi view vim vimdiff watch wget zed";
 
 /// Programs that call gpuctl for somebody; one that has gpuctl on its command line is no service.
 const CALLERS: &str = "bash busybox chrt dash doas env fish flock ionice ksh nice nohup setsid sh \
@@ -142,13 +143,24 @@ fn mark_of(pid: Pid, config: Option<&Path>) -> Option<String> {
 fn is_bystander(table: &Table, pid: Pid) -> bool {
     let Some(process) = table.get(pid) else { return true };
     let arguments = processes::arguments(pid);
-    let program = arguments.first().map_or("", |word| base_name(word.trim_start_matches('-')));
-    let is_one_of = |names| is_listed(names, program) || is_listed(names, &process.name);
+    let programs = programs(process, &arguments);
+    let is_one_of = |names| programs.iter().any(|program| is_listed(names, program));
     let calls_gpuctl = || arguments.iter().any(|argument| names_gpuctl(argument));
     is_one_of(VIEWERS)
         || (is_one_of(CALLERS) && calls_gpuctl())
         || processes::is_same_program(pid)
         || processes::is_in_container(pid)
+}
+
+/// What a process calls itself, and the script that it interprets, if it does.
+fn programs<'a>(process: &'a Process, arguments: &'a [String]) -> Vec<&'a str> {
+    let word = |argument: &'a String| base_name(argument.split_whitespace().next().unwrap_or(""));
+    let own = arguments.first().map(word).map(|name| name.trim_start_matches('-'));
+    // The kernel names an interpreter's process after the script, and keeps 15 bytes of it.
+    let script = arguments.get(1).map(word).filter(|script| {
+        script.starts_with(process.name.as_str()) && own != Some(process.name.as_str())
+    });
+    own.into_iter().chain(script).collect()
 }
 
 /// Whether a program is on a list, as `vim.basic` and `tmux: server` are too.
