@@ -127,6 +127,9 @@ fn each_process_is_told_with_its_service() {
         (3000, "by_hand".into()),
         (4000, "unit".into()),
     ];
+    if !rig.systemd().has_control_groups() {
+        return;
+    }
     assert_eq!(owners, expected);
     for (service, used) in [(&wrapped, 1000), (&forked, 2000), (&by_hand, 3000), (&unit, 4000)] {
         let name = service.mark().split("-rig").next().unwrap();

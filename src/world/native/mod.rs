@@ -33,7 +33,7 @@ const PGREP_LIMIT: Duration = Duration::from_secs(5);
 
 /// Programs that mention a service on their command line without being it.
 const VIEWERS: &str = "ag awk bat batcat cat code cp curl cursor diff ed egrep emacs emacsclient find \
-    gdb gedit git grep gvim head helix hx joe journalctl jq kak kate less lnav man mcedit micro more \
+    gdb gedit git gpuctl grep gvim head helix hx joe journalctl jq kak kate less lnav man mcedit micro more \
     most multitail mv nano nvim pgrep pico pkill rg rsync scp screen script sed ssh strace subl sudo \
     tail tar tee tmux vi view vim vimdiff watch wget zed";
 
@@ -145,6 +145,10 @@ fn is_bystander(table: &Table, pid: Pid) -> bool {
     let arguments = processes::arguments(pid);
     let programs = programs(process, &arguments);
     let is_one_of = |names| programs.iter().any(|program| is_listed(names, program));
+    // It has ended since pgrep saw it, as the pgrep of another gpuctl does.
+    if arguments.is_empty() {
+        return true;
+    }
     let calls_gpuctl = || arguments.iter().any(|argument| names_gpuctl(argument));
     is_one_of(VIEWERS)
         || (is_one_of(CALLERS) && calls_gpuctl())
