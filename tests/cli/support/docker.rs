@@ -70,16 +70,15 @@ fn find() -> Option<Engine> {
     if let Some(host) = given.or_else(host_of_machine) {
         return Some(Engine::at(host, None));
     }
-    let works = |program: &str, argument: &str| {
+    let works = |program: &str, arguments: &[&str]| {
         let mut command = Command::new(program);
-        command.arg(argument).arg("--version").stdout(Stdio::null()).stderr(Stdio::null());
+        command.args(arguments).stdout(Stdio::null()).stderr(Stdio::null());
         command.status().is_ok_and(|status| status.success())
     };
-    let is_root = rustix::process::geteuid().is_root();
-    match works("dockerd", "--debug") {
-        true if is_root => private(""),
+    match works("dockerd", &["--version"]) {
+        true if rustix::process::geteuid().is_root() => private(""),
         // Where it asks no password.
-        true if works("sudo", "--non-interactive") => private("sudo --non-interactive"),
+        true if works("sudo", &["-n", "true"]) => private("sudo -n"),
         _ => None,
     }
 }
