@@ -141,6 +141,7 @@ fn however_many_containers_there_are_the_engine_is_asked_once() {
     }
     all.push(rig.container("absent").not_installed().add().mark().to_owned());
     rig.docker(&["start", &all[0], &all[1]]);
+    until("both hold their memory", || rig.card.claims().len() == 2 && rig.card.used_mb() == 200);
     let calls = calls_during(&rig, || {
         let status = status(&rig);
         assert_eq!(status["services"]["tts"]["state"], "stopped");

@@ -31,8 +31,7 @@ $1 dockerd --group "$2" --data-root "$0/data" --exec-root "$0/exec" --pidfile "$
 cat >/dev/null
 $1 kill "$(cat "$0/pid")"
 wait $!
-$1 umount "$0"/exec/netns/*
-$1 rm -rf "$0"
+$1 sh -c 'umount "$0"/exec/netns/*; rm -rf "$0"' "$0"
 "#;
 
 /// The engine of this test process. None, loudly, where there is none, unless `GPUCTL_TEST_REQUIRE` has `docker`.
