@@ -16,7 +16,10 @@ impl Card {
     /// An RTX 4090 with 24576 MB, unless described otherwise.
     pub fn new(folder: &Path) -> Card {
         std::fs::create_dir(folder).unwrap();
-        Card { folder: folder.to_owned(), card: simgpu::Card::open(folder).unwrap() }
+        let card = Card { folder: folder.to_owned(), card: simgpu::Card::open(folder).unwrap() };
+        // The first to look makes the card's lock file, which a container's root is not to do.
+        card.used_mb();
+        card
     }
 
     /// What `SIMGPU_DIR` is to name.
