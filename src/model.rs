@@ -1,7 +1,9 @@
 //! The words of the domain: sizes, services, phases, states, and the snapshot of the world.
 
 use crate::error::Failure;
+use crate::exit::Code;
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
@@ -279,6 +281,14 @@ pub struct AnsweredBy {
     pub service: Option<String>,
 }
 
+impl AnsweredBy {
+    /// The failure of a service whose port is taken.
+    pub fn in_the_way_of(&self, service: &Service) -> Failure {
+        Failure::new(Code::StartFailed, format!("{}: {}", service.name, self.who))
+            .hint("stop that one, or give the service another port")
+    }
+}
+
 /// Processes that a native service's pattern finds and that nothing else ties to the service.
 #[derive(Clone, Debug, Default)]
 pub struct Unproven {
@@ -334,6 +344,21 @@ pub struct GpuProcess {
     pub memory: Option<Mb>,
     /// The service it belongs to.
     pub service: Option<String>,
+}
+
+impl fmt::Display for GpuProcess {
+    /// "process 7 (Xorg, 800 MB)"
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let size = self.memory.map(|memory| format!(", {memory}")).unwrap_or_default();
+        write!(f, "process {} ({}{size})", self.pid, self.name)
+    }
+}
+
+impl GpuProcess {
+    /// The same for programs, as a failure's details have it.
+    pub fn detail(&self) -> Value {
+        json!({"pid": self.pid, "name": self.name, "memory_mb": self.memory})
+    }
 }
 
 /// The candidate most like a mistyped word, if any is like it at all.

@@ -8,13 +8,11 @@ use crate::model::{Manager, Mb, Native, Pid, Service, Vram};
 use crate::observe::look;
 use crate::plan::{EvictHow, Eviction};
 use crate::world::native::FirstMove;
-use crate::world::wait::wait;
 use crate::world::{docker, native, systemd, unload};
 use std::time::{Duration, Instant};
 
 /// How long an unload may take to show.
 const UNLOAD_LIMIT: Duration = Duration::from_secs(10);
-const POLL: Duration = Duration::from_millis(50);
 /// How long systemd may take to notice that a unit was killed.
 const KILLED_LIMIT: Duration = Duration::from_secs(10);
 
@@ -168,7 +166,6 @@ fn ask_to_unload(
             return Ok((freed == Mb(0))
                 .then(|| format!("its memory did not come back within {UNLOAD_LIMIT:?}")));
         }
-        wait(&[], context.stop, Instant::now() + POLL);
-        context.stop.check()?;
+        context.pause()?;
     }
 }

@@ -12,10 +12,13 @@ use crate::model::{Mb, Service, Snapshot, Source, Vram};
 use crate::plan::{EvictHow, Eviction, Plan, Start, StartHow};
 use crate::report::progress::Progress;
 use crate::world::nvml::Reader;
-use crate::world::wait::{Event, Stop};
+use crate::world::wait::{Event, Stop, wait};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
+
+/// Between two readings of the card.
+const POLL: Duration = Duration::from_millis(50);
 
 /// What the steps work with.
 pub struct Context<'a> {
@@ -29,6 +32,12 @@ impl Context<'_> {
     fn service(&self, name: &str) -> &Service {
         let found = self.config.services.iter().find(|service| service.name == name);
         found.expect("a plan names configured services only")
+    }
+
+    /// Waits for the time of the next reading: NVML wakes nobody when memory comes back.
+    fn pause(&self) -> Result<()> {
+        wait(&[], self.stop, Instant::now() + POLL);
+        self.stop.check()
     }
 
     fn vram(&self) -> std::result::Result<Vram, String> {
@@ -123,21 +132,20 @@ fn reclaim(plan: &Plan, before: &Snapshot, context: &Context, outcome: &mut Outc
     }
     let begun = Instant::now();
     let mut result = reclaim::wait_for_memory(plan, &outcome.stopped, before, context);
-    let unloaded = std::mem::take(&mut outcome.unloaded);
     if matches!(&result, Err(failure) if failure.code == Code::InsufficientVram)
-        && !unloaded.is_empty()
+        && !outcome.unloaded.is_empty()
     {
         let stops: Vec<Eviction> = plan
             .evict
             .iter()
-            .filter(|eviction| unloaded.contains(&eviction.service))
+            .filter(|eviction| outcome.unloaded.contains(&eviction.service))
             .map(|eviction| Eviction { how: EvictHow::Stop, ..eviction.clone() })
             .collect();
         context.progress.line("unloading gave back too little; stopping instead");
-        evict_all(&stops, plan.required, before, context, outcome)?;
+        let stopping = evict_all(&stops, plan.required, before, context, outcome);
+        outcome.unloaded.retain(|name| !outcome.stopped.contains(name));
+        stopping?;
         result = reclaim::wait_for_memory(plan, &outcome.stopped, before, context);
-    } else {
-        outcome.unloaded = unloaded;
     }
     outcome.freed = match &result {
         Ok(after) => {
@@ -155,8 +163,7 @@ fn reclaim(plan: &Plan, before: &Snapshot, context: &Context, outcome: &mut Outc
 }
 
 fn start_all(starts: &[Start], context: &Context, outcome: &mut Outcome) -> Result<()> {
-    let failed = Event::new()
-        .map_err(|e| Failure::new(Code::Internal, format!("cannot make a pipe: {e}")))?;
+    let failed = Event::new()?;
     let results = side_by_side(starts, |start| {
         let stop = context.stop.or(&failed);
         let result = ready::make_ready(context.service(&start.service), start.how, &stop, context);

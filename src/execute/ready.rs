@@ -154,8 +154,7 @@ impl Watch<'_> {
     /// One health check, abandoned at the deadline (`None`) and cut short by a death.
     fn ask(&mut self, check: &Health, deadline: Instant) -> Result<Option<Healthy>> {
         let left = deadline.saturating_duration_since(Instant::now());
-        let attempt = Attempt::begin(check, left.min(health::TRY_LIMIT))
-            .map_err(|e| Failure::new(Code::Internal, format!("cannot make a pipe: {e}")))?;
+        let attempt = Attempt::begin(check, left.min(health::TRY_LIMIT))?;
         loop {
             match self.wait_for(Some(attempt.ended()), deadline)? {
                 Woken::TimedOut => return Ok(None),
@@ -247,10 +246,7 @@ impl Watch<'_> {
         let is_up = matches!(look.presence(&service.name), Presence::Up(_));
         match service.health.as_ref().and_then(|check| look.answered_by(service, local_port(check)))
         {
-            Some(stranger) => {
-                Err(Failure::new(Code::StartFailed, format!("{}: {}", service.name, stranger.who))
-                    .hint("stop that process, or give the service another port"))
-            }
+            Some(other) => Err(other.in_the_way_of(service)),
             None => Ok(is_up),
         }
     }

@@ -6,13 +6,10 @@ use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::model::{GpuProcess, Mb, Pid, Snapshot, Vram};
 use crate::plan::Plan;
-use crate::world::wait::wait;
-use serde_json::{Value, json};
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 pub const LIMIT: Duration = Duration::from_secs(15);
-const POLL: Duration = Duration::from_millis(50);
 
 /// Waits until what the stopped services held is free, and then makes sure that there is room
 /// for what the plan starts. Returns the last reading.
@@ -38,8 +35,7 @@ pub fn wait_for_memory(
         if Instant::now() >= deadline {
             return Err(expected.unmet(&now));
         }
-        wait(&[], context.stop, Instant::now() + POLL);
-        context.stop.check()?;
+        context.pause()?;
     }
 }
 
@@ -95,7 +91,7 @@ impl Expectation<'_> {
             .flatten()
             .filter(|process| self.pids.contains(&process.pid))
             .collect();
-        let told: Vec<String> = holders.iter().map(|process| told(process)).collect();
+        let told: Vec<String> = holders.iter().map(|process| process.to_string()).collect();
         let who = match told.is_empty() {
             true => "no process is listed for it any more".to_owned(),
             false => format!("still held by {}", told.join(", ")),
@@ -105,7 +101,7 @@ impl Expectation<'_> {
             format!("the memory of {} did not come back within {LIMIT:?}: {who}", self.stopped.join(", ")),
         )
         .hint("`nvidia-smi` shows who holds it; a process that is gone but listed waits in the driver, see `dmesg`")
-        .detail("holders", holders.iter().map(|process| holder(process)).collect::<Vec<_>>())
+        .detail("holders", holders.iter().map(|process| process.detail()).collect::<Vec<_>>())
     }
 }
 
@@ -119,26 +115,17 @@ fn unlisted(vram: &Vram, own: &HashSet<Pid>) -> i128 {
 /// The memory came back, and others took it meanwhile.
 fn no_room(plan: &Plan, now: &Vram, room: Mb) -> Failure {
     let holders: Vec<&GpuProcess> = now.processes.iter().flatten().collect();
-    let told: Vec<String> = holders.iter().map(|process| told(process)).collect();
+    let told: Vec<String> = holders.iter().map(|process| process.to_string()).collect();
+    let on_the_card = match told.is_empty() {
+        true => String::new(),
+        false => format!("; on the card are: {}", told.join(", ")),
+    };
     Failure::new(
         Code::InsufficientVram,
-        format!(
-            "{} are needed and {room} are there now; on the card are: {}",
-            plan.required,
-            told.join(", ")
-        ),
+        format!("{} are needed and {room} are there now{on_the_card}", plan.required),
     )
     .hint("something else took the memory that was freed; nothing was started")
     .detail("needed_mb", plan.required.0)
     .detail("available_mb", room.0)
-    .detail("blockers", holders.iter().map(|process| holder(process)).collect::<Vec<_>>())
-}
-
-fn told(process: &GpuProcess) -> String {
-    let size = process.memory.map(|memory| format!(", {memory}")).unwrap_or_default();
-    format!("process {} ({}{size})", process.pid, process.name)
-}
-
-fn holder(process: &GpuProcess) -> Value {
-    json!({"pid": process.pid, "name": process.name, "memory_mb": process.memory})
+    .detail("blockers", holders.iter().map(|process| process.detail()).collect::<Vec<_>>())
 }

@@ -6,8 +6,7 @@ mod state;
 pub use look::{Look, look};
 
 use crate::config::Config;
-use crate::error::{Failure, Result};
-use crate::exit::Code;
+use crate::error::Result;
 use crate::model::{
     Healthy, Mb, Observed, Pid, Presence, Running, Service, Snapshot, Source, Trouble, Vram,
 };
@@ -31,11 +30,8 @@ pub fn observe(
 ) -> Result<Snapshot> {
     let services: Vec<&Service> = config.services.iter().collect();
     let deadline = Instant::now() + TRY_LIMIT + HEALTH_GRACE;
-    let attempts: Vec<Option<Attempt>> = services
-        .iter()
-        .map(|service| begin(service, asks(service)))
-        .collect::<std::io::Result<_>>()
-        .map_err(|e| Failure::new(Code::Internal, format!("cannot make a pipe: {e}")))?;
+    let attempts: Vec<Option<Attempt>> =
+        services.iter().map(|service| begin(service, asks(service))).collect::<Result<_>>()?;
     let mut vram = Vram::default();
     let look = look(&services, config.path.as_deref(), stop, || {
         vram = reader.read().unwrap_or_else(|why| Vram { error: Some(why), ..Vram::default() });
@@ -125,7 +121,7 @@ fn is_frozen(running: &Running) -> bool {
 }
 
 /// A health check under way; `None` where there is nothing to ask.
-fn begin(service: &Service, ask: bool) -> std::io::Result<Option<Attempt>> {
+fn begin(service: &Service, ask: bool) -> Result<Option<Attempt>> {
     match &service.health {
         Some(check) if ask => Attempt::begin(check, TRY_LIMIT).map(Some),
         _ => Ok(None),

@@ -145,10 +145,8 @@ pub fn insufficient(
     for process in
         snapshot.vram.processes.iter().flatten().filter(|process| process.service.is_none())
     {
-        let size = process.memory.map(|memory| format!(", {memory}")).unwrap_or_default();
-        told.push(format!("process {} ({}{size})", process.pid, process.name));
-        blockers
-            .push(json!({"pid": process.pid, "name": process.name, "memory_mb": process.memory}));
+        told.push(process.to_string());
+        blockers.push(process.detail());
     }
     let mut names: Vec<&str> = needed.iter().copied().collect();
     names.sort_unstable();

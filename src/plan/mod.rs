@@ -13,7 +13,6 @@ pub use preempt::start;
 
 use crate::config::Config;
 use crate::error::Failure;
-use crate::exit::Code;
 use crate::model::{
     AnsweredBy, Evict, Mb, Observed, Presence, Service, Snapshot, Source, State, Trouble,
 };
@@ -123,8 +122,8 @@ impl Plan {
 
     /// Adds what makes a needed service ready, whatever state it is in.
     fn need(&mut self, service: &Service, observed: &Observed) -> Result<(), Refusal> {
-        if let Some(AnsweredBy { who, service: None }) = &observed.answered_by {
-            return Err(port_taken(service, who));
+        if let Some(stranger @ AnsweredBy { service: None, .. }) = &observed.answered_by {
+            return Err(stranger.in_the_way_of(service));
         }
         let how = match (&observed.presence, observed.state) {
             (Presence::Unknown(failure) | Presence::Missing(failure), _) => {
@@ -162,10 +161,12 @@ impl Plan {
     fn clear_ports(&mut self, needed: &[&Service], snapshot: &Snapshot) -> Result<(), Refusal> {
         for service in needed {
             let answered_by = &snapshot.service(&service.name).answered_by;
-            let Some(AnsweredBy { who, service: Some(holder) }) = answered_by else { continue };
-            match self.evict.iter_mut().find(|eviction| eviction.service == *holder) {
+            let Some(holder @ AnsweredBy { service: Some(name), .. }) = answered_by else {
+                continue;
+            };
+            match self.evict.iter_mut().find(|eviction| eviction.service == *name) {
                 Some(eviction) => eviction.how = EvictHow::Stop,
-                None => return Err(port_taken(service, who)),
+                None => return Err(holder.in_the_way_of(service)),
             }
         }
         Ok(())
@@ -194,11 +195,6 @@ impl Eviction {
         let how = if force { EvictHow::Kill } else { EvictHow::Stop };
         Eviction { service: observed.name.clone(), how, frees: observed.used }
     }
-}
-
-fn port_taken(service: &Service, who: &str) -> Refusal {
-    Failure::new(Code::StartFailed, format!("{}: {who}", service.name))
-        .hint("stop that one, or give the service another port")
 }
 
 /// Whether its memory has been given to others, and will be wanted back when it is woken or used.

@@ -2,6 +2,7 @@
 //! what is on it, against what is decided.
 
 use super::*;
+use crate::exit::Code;
 use crate::model::{GpuProcess, Running, Unproven, Vram};
 
 const BOX: &str = r#"

@@ -28,7 +28,7 @@ impl Output {
     /// The first line that the command printed on stderr, for tools that go on with advice.
     pub fn complaint(&self) -> String {
         match self.stderr.lines().find(|line| !line.trim().is_empty()) {
-            Some(line) => line.trim().to_owned(),
+            Some(line) => mask(line.trim()),
             None => describe(self.status),
         }
     }

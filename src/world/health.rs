@@ -3,6 +3,7 @@
 
 use super::wait::Event;
 use crate::config::mask;
+use crate::error::Result;
 use crate::model::{Health, Healthy};
 use std::io::{self, Read};
 use std::net::{TcpStream, ToSocketAddrs};
@@ -26,7 +27,7 @@ pub struct Attempt {
 }
 
 impl Attempt {
-    pub fn begin(health: &Health, limit: Duration) -> std::io::Result<Attempt> {
+    pub fn begin(health: &Health, limit: Duration) -> Result<Attempt> {
         let attempt = Attempt { ended: Event::new()?, result: Arc::default() };
         let (health, ended, result) =
             (health.clone(), attempt.ended.clone(), attempt.result.clone());

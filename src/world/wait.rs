@@ -125,8 +125,9 @@ pub struct Event {
 }
 
 impl Event {
-    pub fn new() -> std::io::Result<Arc<Event>> {
-        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
+    pub fn new() -> Result<Arc<Event>> {
+        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)
+            .map_err(|e| Failure::new(Code::Internal, format!("cannot make a pipe: {e}")))?;
         Ok(Arc::new(Event { reader, writer, happened: AtomicBool::new(false) }))
     }
 
