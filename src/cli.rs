@@ -1,6 +1,7 @@
 //! What was typed: clap types only. Meaning (sizes, names, defaults) is given further on.
 
 use clap::{ArgAction, Args, Parser, Subcommand};
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 /// Share one GPU between services that do not fit on it together
@@ -51,9 +52,17 @@ pub enum Command {
     Stop(Stop),
     /// Stop every managed service
     ReleaseAll(ReleaseAll),
+    /// Make a service or phase ready, run a command under the GPU lock, pass on its exit code
+    Run(Run),
+    /// Take, give back and show the GPU lock
+    #[command(subcommand)]
+    Lock(Lock),
     /// Write, check and show the configuration
     #[command(subcommand)]
     Config(Config),
+    /// End a command whose gpuctl is gone; `run` starts it
+    #[command(hide = true)]
+    Watchdog,
 }
 
 #[derive(Debug, Args)]
@@ -84,6 +93,8 @@ pub struct PreparePhase {
     #[arg(long)]
     pub lazy: bool,
     #[command(flatten)]
+    pub waiting: Waiting,
+    #[command(flatten)]
     pub dry_run: DryRun,
 }
 
@@ -93,6 +104,8 @@ pub struct Start {
     /// Refuse (3) rather than stop another service
     #[arg(long)]
     pub no_preempt: bool,
+    #[command(flatten)]
+    pub waiting: Waiting,
     #[command(flatten)]
     pub dry_run: DryRun,
 }
@@ -104,6 +117,8 @@ pub struct Stop {
     #[command(flatten)]
     pub force: Force,
     #[command(flatten)]
+    pub waiting: Waiting,
+    #[command(flatten)]
     pub dry_run: DryRun,
 }
 
@@ -112,7 +127,72 @@ pub struct ReleaseAll {
     #[command(flatten)]
     pub force: Force,
     #[command(flatten)]
+    pub waiting: Waiting,
+    #[command(flatten)]
     pub dry_run: DryRun,
+}
+
+#[derive(Debug, Args)]
+pub struct Run {
+    /// Service to make ready
+    #[arg(required_unless_present = "phase")]
+    pub service: Option<String>,
+    /// Phase to prepare, by number or name, instead of one service
+    #[arg(long, conflicts_with = "service")]
+    pub phase: Option<String>,
+    #[command(flatten)]
+    pub waiting: Waiting,
+    /// How long the command may take to end when the lock is lost, before it is killed
+    #[arg(long, value_name = "DUR", default_value = "10s")]
+    pub grace: String,
+    /// The command and its arguments
+    #[arg(last = true, required = true, value_name = "CMD")]
+    pub command: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+pub struct Waiting {
+    /// Wait so long for the GPU lock while another holds it [default: lock.wait]
+    #[arg(long, value_name = "DUR", conflicts_with = "no_wait")]
+    pub wait: Option<String>,
+    /// Do not wait for the GPU lock: exit 75 while another holds it
+    #[arg(long)]
+    pub no_wait: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Lock {
+    /// Take the GPU lock and print its token
+    Acquire(LockAcquire),
+    /// Give the GPU lock back
+    Release(LockRelease),
+    /// Show who holds the GPU lock: exit 0 when it is free, 1 when it is held
+    Status,
+}
+
+#[derive(Debug, Args)]
+pub struct LockAcquire {
+    /// What to show as the holder
+    #[arg(default_value = "manual")]
+    pub holder: String,
+    /// When it ends by itself; nothing renews it [default: lock.ttl]
+    #[arg(long, value_name = "DUR")]
+    pub ttl: Option<String>,
+    #[command(flatten)]
+    pub waiting: Waiting,
+    /// It also ends when this process does
+    #[arg(long)]
+    pub pid: Option<i32>,
+}
+
+#[derive(Debug, Args)]
+pub struct LockRelease {
+    /// What `lock acquire` printed [default: $GPUCTL_LOCK_TOKEN]
+    #[arg(long)]
+    pub token: Option<String>,
+    /// Whoever holds it, without a token
+    #[arg(long, conflicts_with = "token")]
+    pub force: bool,
 }
 
 #[derive(Debug, Args)]

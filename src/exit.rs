@@ -14,18 +14,26 @@ pub enum Code {
     StartFailed,
     /// Still alive after SIGKILL, or its VRAM did not come back.
     StopFailed,
-    /// Docker, systemd or NVML (where a reading was required) cannot be reached.
+    /// Docker, Redis, systemd or NVML (where a reading was required) cannot be reached.
     Unavailable,
     /// A bug in gpuctl.
     Internal,
     /// A file could not be read or written.
     Io,
-    /// The Docker socket is closed to us, or others may write the configuration.
+    /// Another holds the GPU lock, and the wait for it ran out.
+    LockBusy,
+    /// The GPU lock was lost while acting; acting stopped.
+    LockLost,
+    /// The Docker socket or Redis is closed to us, or others may write the configuration or the lock.
     Permission,
     /// Missing, unparsable or contradictory configuration.
     Config,
     /// The service did not become ready in time.
     Timeout,
+    /// The command that `run` was given is not executable.
+    NotExecutable,
+    /// The command that `run` was given is not there.
+    CommandNotFound,
     /// Ended by this signal.
     Interrupted(i32),
 }
@@ -42,9 +50,13 @@ impl Code {
             Code::Unavailable => 69,
             Code::Internal => 70,
             Code::Io => 74,
+            Code::LockBusy => 75,
+            Code::LockLost => 76,
             Code::Permission => 77,
             Code::Config => 78,
             Code::Timeout => 124,
+            Code::NotExecutable => 126,
+            Code::CommandNotFound => 127,
             Code::Interrupted(signal) => 128 + signal as u8,
         }
     }
@@ -60,9 +72,13 @@ impl Code {
             Code::Unavailable => "unavailable",
             Code::Internal => "internal",
             Code::Io => "io",
+            Code::LockBusy => "lock_busy",
+            Code::LockLost => "lock_lost",
             Code::Permission => "permission",
             Code::Config => "config",
             Code::Timeout => "timeout",
+            Code::NotExecutable => "not_executable",
+            Code::CommandNotFound => "command_not_found",
             Code::Interrupted(_) => "interrupted",
         }
     }
@@ -75,6 +91,8 @@ pub enum Answer {
     Yes,
     /// The answer is no: 1.
     No,
+    /// `run` passes on what its command ended with.
+    Passed(u8),
 }
 
 impl From<bool> for Answer {

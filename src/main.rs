@@ -6,6 +6,7 @@ mod config;
 mod error;
 mod execute;
 mod exit;
+mod lock;
 mod model;
 mod observe;
 mod plan;
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
     match result {
         Ok(Answer::Yes) => ExitCode::SUCCESS,
         Ok(Answer::No) => ExitCode::from(1),
+        Ok(Answer::Passed(status)) => ExitCode::from(status),
         Err(error) => {
             let failure = Failure::from(error);
             report::print_failure(&failure, cli.global.json);

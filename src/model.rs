@@ -9,6 +9,18 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+/// Environment variables that gpuctl gives on to what it starts.
+pub mod variable {
+    /// The service that a process belongs to, or that `run` has made ready for it.
+    pub const SERVICE: &str = "GPUCTL_SERVICE";
+    /// The configuration that the service's name is from.
+    pub const CONFIG: &str = "GPUCTL_CONFIG";
+    /// The lock that a command works under, and its number. A process that bears them is no part
+    /// of a service, though it names one.
+    pub const LOCK_TOKEN: &str = "GPUCTL_LOCK_TOKEN";
+    pub const FENCE: &str = "GPUCTL_FENCE";
+}
+
 pub type Pid = i32;
 
 /// A memory size in MB of 1,048,576 bytes, as NVML tools and the seeds count.
@@ -155,6 +167,8 @@ pub enum State {
     /// Alive, not healthy, within its start timeout.
     Starting,
     Ready,
+    /// Ready, and the lock is held for it.
+    Busy,
     Stopping,
     /// Alive and unhealthy for too long, crash-looping, dead, or a stranger answers for it.
     Error,
@@ -167,6 +181,7 @@ impl fmt::Display for State {
             State::Stopped => "stopped",
             State::Starting => "starting",
             State::Ready => "ready",
+            State::Busy => "busy",
             State::Stopping => "stopping",
             State::Error => "error",
         })
@@ -231,6 +246,14 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// Tells of the services that are ready which are in use.
+    pub fn mark_busy(&mut self, is_used: impl Fn(&str) -> bool) {
+        let ready = self.services.iter_mut().filter(|service| service.state == State::Ready);
+        for service in ready.filter(|service| is_used(&service.name)) {
+            service.state = State::Busy;
+        }
+    }
+
     pub fn service(&self, name: &str) -> &Observed {
         self.services
             .iter()

@@ -1,50 +1,61 @@
-//! What all acting commands have in common: observe, plan, carry out or only show, report.
+//! What all acting commands have in common: take the lock, observe, plan, carry out or only show,
+//! report.
 
 use super::Session;
-use crate::cli::DryRun;
+use crate::cli::{DryRun, Waiting};
 use crate::config::Config;
-use crate::execute::{Context, execute};
+use crate::execute::{Context, Outcome, execute};
 use crate::exit::Answer;
+use crate::lock::{Guard, Purpose};
 use crate::model::{Service, Snapshot};
 use crate::observe::observe;
 use crate::plan::{Plan, Refusal, reading_required};
 use crate::report::{ActReport, Subject, print};
+use crate::world::nvml::Reader;
 use anyhow::{Result, bail};
 use std::sync::Mutex;
+use std::time::Duration;
 
 /// Observes (the health only of services that `asks` for), plans, carries out.
 pub fn act(
     mut session: Session,
     subject: Subject,
+    waiting: &Waiting,
     dry_run: &DryRun,
     asks: impl Fn(&Service) -> bool,
     plan: impl FnOnce(&Config, &Snapshot) -> std::result::Result<Plan, Refusal>,
 ) -> Result<Answer> {
-    let before = observe(&session.config, &mut session.reader, &session.stop, asks)?;
-    if before.vram.no_such_gpu {
-        bail!(reading_required(&before.vram));
-    }
-    let plan = plan(&session.config, &before)?;
-    for warning in &plan.warnings {
-        session.progress.warning(warning);
-    }
+    // The driver is woken while the lock is waited for.
+    let mut reader = Reader::open(&session.config.gpu);
     if dry_run.dry_run {
+        let (before, plan) = decide(&session, &mut reader, asks, plan)?;
         print(&ActReport::planned(subject, &plan, &session.config, &before), session.json)?;
         return Ok(Answer::Yes);
     }
-    let reader = Mutex::new(session.reader);
+    let guard = session.hold_lock(&subject, waiting, Duration::ZERO)?;
+    let (plan, outcome) = carry_out(&session, reader, asks, plan)?;
+    guard.release(&session.progress)?;
+    print(&ActReport::done(subject, &plan, &outcome), session.json)?;
+    Ok(Answer::Yes)
+}
+
+/// Observes, plans and carries out, under the lock.
+pub fn carry_out(
+    session: &Session,
+    mut reader: Reader,
+    asks: impl Fn(&Service) -> bool,
+    plan: impl FnOnce(&Config, &Snapshot) -> std::result::Result<Plan, Refusal>,
+) -> Result<(Plan, Outcome)> {
+    let (before, plan) = decide(session, &mut reader, asks, plan)?;
     let context = Context {
         config: &session.config,
         stop: &session.stop,
-        reader: &reader,
+        reader: &Mutex::new(reader),
         progress: &session.progress,
     };
     let mut outcome = execute(&plan, &before, &context);
     match outcome.failure.take() {
-        None => {
-            print(&ActReport::done(subject, &plan, &outcome), session.json)?;
-            Ok(Answer::Yes)
-        }
+        None => Ok((plan, outcome)),
         // What was done before it failed belongs to the failure.
         Some(failure) => bail!(
             failure
@@ -53,5 +64,67 @@ pub fn act(
                 .detail("started", outcome.started)
                 .detail("elapsed_ms", outcome.elapsed.as_millis() as u64)
         ),
+    }
+}
+
+fn decide(
+    session: &Session,
+    reader: &mut Reader,
+    asks: impl Fn(&Service) -> bool,
+    plan: impl FnOnce(&Config, &Snapshot) -> std::result::Result<Plan, Refusal>,
+) -> Result<(Snapshot, Plan)> {
+    let before = observe(&session.config, reader, &session.stop, asks)?;
+    if before.vram.no_such_gpu {
+        bail!(reading_required(&before.vram));
+    }
+    let plan = plan(&session.config, &before)?;
+    for warning in &plan.warnings {
+        session.progress.warning(warning);
+    }
+    Ok((before, plan))
+}
+
+impl Session {
+    /// Takes the lock for what is to be done; from now on its loss calls the work off.
+    pub fn hold_lock(
+        &mut self,
+        subject: &Subject,
+        waiting: &Waiting,
+        margin: Duration,
+    ) -> Result<Guard> {
+        let services = subject.services(&self.config);
+        let purpose = Purpose {
+            holder: &holder(subject, &services),
+            services: &services,
+            patience: waiting.patience(&self.config)?,
+            margin,
+        };
+        let guard = Guard::take(&self.config, &purpose, &self.stop, &self.progress)?;
+        self.stop = self.stop.under(guard.lease());
+        Ok(guard)
+    }
+}
+
+impl Subject {
+    /// The services that something is done for.
+    pub fn services(&self, config: &Config) -> Vec<String> {
+        let is_meant = |service: &&Service| match self {
+            Subject::Phase { phase, .. } => service.phases.contains(phase),
+            Subject::Service { service: name } => service.name == *name,
+            Subject::Services { services } => services.contains(&service.name),
+            Subject::All {} => false,
+        };
+        config.services.iter().filter(is_meant).map(|service| service.name.clone()).collect()
+    }
+}
+
+/// What the lock shows: the service that it is held for, where it is one.
+fn holder(subject: &Subject, services: &[String]) -> String {
+    match (subject, services) {
+        (_, [service]) => service.clone(),
+        (Subject::Phase { name: Some(name), .. }, _) => name.clone(),
+        (Subject::Phase { phase, .. }, _) => format!("phase {phase}"),
+        (Subject::Service { .. } | Subject::Services { .. }, services) => services.join(","),
+        (Subject::All {}, _) => "release-all".to_owned(),
     }
 }

@@ -8,10 +8,12 @@ use crate::model::{Mb, Source};
 use crate::observe::observe;
 use crate::plan::{Budget, reading_required};
 use crate::report::{CanFitReport, print};
+use crate::world::nvml::Reader;
 use anyhow::{Result, bail};
 
-pub fn run(arguments: &CanFit, mut session: Session) -> Result<Answer> {
+pub fn run(arguments: &CanFit, session: Session) -> Result<Answer> {
     let config = &session.config;
+    let mut reader = Reader::open(&config.gpu);
     let required = match Mb::parse(&arguments.what) {
         Some(size) => size,
         None if arguments.what.starts_with(|c: char| c.is_ascii_digit()) => {
@@ -24,10 +26,10 @@ pub fn run(arguments: &CanFit, mut session: Session) -> Result<Answer> {
         None => config.gpu.reserve,
     };
     // For this moment the driver's word is enough; what runs matters for an estimate or a budget.
-    let (vram, promised) = match session.reader.read() {
+    let (vram, promised) = match reader.read() {
         Ok(vram) if !arguments.budget => (vram, Mb(0)),
         _ => {
-            let snapshot = observe(config, &mut session.reader, &session.stop, |_| false)?;
+            let snapshot = observe(config, &mut reader, &session.stop, |_| false)?;
             let promised = match arguments.budget {
                 true => Budget::of(config, &snapshot).unused(),
                 false => Mb(0),

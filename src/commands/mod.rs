@@ -3,40 +3,60 @@
 mod act;
 mod can_fit;
 mod config;
+mod lock;
 mod prepare_phase;
 mod release_all;
+mod run;
 mod start;
 mod status;
 mod stop;
 
-use crate::cli::{Cli, Command, Global};
+use crate::cli::{Cli, Command, Global, Waiting};
+use crate::config::file::Span;
 use crate::config::{Config, Environment};
-use crate::exit::Answer;
+use crate::error::Failure;
+use crate::exit::{Answer, Code};
+use crate::lock::watchdog;
 use crate::report::progress::Progress;
-use crate::world::nvml::Reader;
 use crate::world::wait::Stop;
 use anyhow::{Context, Result};
+use std::time::Duration;
 
 /// What every command that looks at the world works with.
 struct Session {
     config: Config,
     stop: Stop,
-    reader: Reader,
     progress: Progress,
     json: bool,
 }
 
 impl Session {
     fn open(global: &Global, environment: &Environment) -> Result<Session> {
-        let config = load(global, environment)?;
-        let stop = Stop::on_signals().context("cannot handle signals")?;
         Ok(Session {
-            reader: Reader::open(&config.gpu),
-            config,
-            stop,
+            config: load(global, environment)?,
+            stop: Stop::on_signals().context("cannot handle signals")?,
             progress: Progress::new(global.quiet),
             json: global.json,
         })
+    }
+}
+
+/// A duration as it was typed.
+fn duration(flag: &str, text: &str) -> crate::error::Result<Duration> {
+    Span::parse(text).map(|span| span.0).ok_or_else(|| {
+        Failure::new(Code::Usage, format!("{flag}: \"{text}\" is no duration"))
+            .hint("90s, 10m, 1h30m or a number of seconds, 7 days at most")
+    })
+}
+
+impl Waiting {
+    /// How long to wait for the lock.
+    fn patience(&self, config: &Config) -> crate::error::Result<Duration> {
+        match &self.wait {
+            _ if self.no_wait => Ok(Duration::ZERO),
+            Some(text) => duration("--wait", text),
+            None => Ok(config.lock.wait),
+        }
     }
 }
 
@@ -53,6 +73,15 @@ pub fn run(cli: &Cli, environment: &Environment) -> Result<Answer> {
         Command::Start(arguments) => start::run(arguments, session()?),
         Command::Stop(arguments) => stop::run(arguments, session()?),
         Command::ReleaseAll(arguments) => release_all::run(arguments, session()?),
+        Command::Run(arguments) => run::run(arguments, session()?),
+        Command::Lock(command) => lock::run(command, session()?),
+        Command::Watchdog => watch(),
         Command::Config(command) => config::run(command, &cli.global, environment),
     }
+}
+
+/// What `run` starts beside its command, with a pipe as its input.
+fn watch() -> Result<Answer> {
+    let input = rustix::io::dup(rustix::stdio::stdin()).context("cannot read from stdin")?;
+    Ok(watchdog::serve(input)?)
 }

@@ -12,6 +12,7 @@ pub fn run(arguments: &ReleaseAll, session: Session) -> Result<Answer> {
     act(
         session,
         Subject::All {},
+        &arguments.waiting,
         &arguments.dry_run,
         |_| false,
         |config, snapshot| plan::release_all(config, snapshot, arguments.force.force),

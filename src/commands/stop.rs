@@ -18,6 +18,7 @@ pub fn run(arguments: &Stop, session: Session) -> Result<Answer> {
     act(
         session,
         subject,
+        &arguments.waiting,
         &arguments.dry_run,
         |_| false,
         |config, snapshot| plan::stop(config, snapshot, &arguments.services, arguments.force.force),

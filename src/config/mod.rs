@@ -18,6 +18,7 @@ use file::File;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// The commented configuration that `config init` writes.
 pub const TEMPLATE: &str = include_str!("template.toml");
@@ -74,11 +75,28 @@ impl fmt::Display for Selector {
     }
 }
 
+/// The GPU lock.
+#[derive(Clone, Debug)]
+pub struct Lock {
+    pub place: Place,
+    /// In Redis.
+    pub key: String,
+    /// Of a lock that is taken by hand.
+    pub ttl: Duration,
+    /// How long acting commands wait for it.
+    pub wait: Duration,
+    /// Of the lock that the caller holds, and under which this command acts.
+    pub token: Option<String>,
+}
+
 /// Where the GPU lock is kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lock {
-    Redis,
-    File,
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// With its URL, which may hold a password.
+    Redis(String),
+    File(PathBuf),
+    /// No URL is given, and there is no folder for a file.
+    Nowhere,
 }
 
 impl Config {

@@ -6,7 +6,8 @@ use serde_json::Value;
 
 const MASK: &str = "***";
 
-/// A text with the user part of every URL in it replaced.
+/// A text with the user part of every URL in it replaced, and the password that a URL of a Unix
+/// socket has in its query.
 pub fn mask(text: &str) -> String {
     let mut masked = String::with_capacity(text.len());
     let mut rest = text;
@@ -16,7 +17,13 @@ pub fn mask(text: &str) -> String {
         let authority_end = after
             .find(|c: char| c == '/' || c.is_whitespace() || c == '"' || c == '\'')
             .unwrap_or(after.len());
-        let (authority, tail) = after.split_at(authority_end);
+        let (mut authority, mut tail) = after.split_at(authority_end);
+        // A password may hold a slash; a host and a port hold nothing of the kind.
+        let word = after.split([' ', '"', '\'']).next().unwrap_or(after);
+        if let (false, Some(at)) = (is_host(authority), word.rfind('@')) {
+            (authority, tail) =
+                after.split_at(at + after[at..].find('/').unwrap_or(word.len() - at));
+        }
         match authority.rfind('@') {
             Some(at) => {
                 masked.push_str(MASK);
@@ -24,10 +31,34 @@ pub fn mask(text: &str) -> String {
             }
             None => masked.push_str(authority),
         }
-        rest = tail;
+        let end = tail.find(|c: char| c.is_whitespace() || c == '"' || c == '\'');
+        let (path, following) = tail.split_at(end.unwrap_or(tail.len()));
+        masked.push_str(&mask_query(path));
+        rest = following;
     }
     masked.push_str(rest);
     masked
+}
+
+fn is_host(authority: &str) -> bool {
+    authority.contains('@')
+        || authority.rsplit_once(':').is_none_or(|(host, port)| {
+            !host.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit())
+        })
+}
+
+fn mask_query(path: &str) -> String {
+    let masked = |part: &str| match part.split_once('=') {
+        Some((name, _)) if is_secret(name) => format!("{name}={MASK}"),
+        _ => part.to_owned(),
+    };
+    match path.split_once('?') {
+        Some((path, query)) => {
+            let parts: Vec<String> = query.split('&').map(masked).collect();
+            format!("{path}?{}", parts.join("&"))
+        }
+        None => path.to_owned(),
+    }
 }
 
 /// A configuration as a document without its secrets.
@@ -51,7 +82,7 @@ fn mask_urls(value: &mut Value) {
     }
 }
 
-/// Whether an environment variable of this name holds a secret.
+/// Whether an environment variable or a part of a query of this name holds a secret.
 fn is_secret(name: &str) -> bool {
     let name = name.to_ascii_uppercase();
     ["TOKEN", "SECRET", "PASS", "KEY", "CREDENTIAL"].iter().any(|word| name.contains(word))
@@ -68,5 +99,11 @@ mod tests {
             "redis://***@localhost:6379/0 and http://***@h/x"
         );
         assert_eq!(mask("http://localhost:1/a@b"), "http://localhost:1/a@b");
+        assert_eq!(mask("redis://:p/w@h:1/0"), "redis://***@h:1/0");
+        assert_eq!(mask("tcp://h:x is no URL"), "tcp://h:x is no URL");
+        assert_eq!(
+            mask("redis+unix:///run/redis.sock?db=1&pass=p&user=u is down"),
+            "redis+unix:///run/redis.sock?db=1&pass=***&user=u is down"
+        );
     }
 }

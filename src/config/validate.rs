@@ -2,10 +2,10 @@
 
 use super::file::{self, File};
 use super::text::Source;
-use super::{Config, Environment, Gpu, Lock, Selector};
+use super::{Config, Environment, Gpu, Lock, Place, Selector};
 use crate::error::{Failure, Result};
 use crate::exit::Code;
-use crate::model::{Evict, Health, Manager, Mb, Native, Service, Unload};
+use crate::model::{Evict, Health, Manager, Mb, Native, Service, Unload, variable};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -51,8 +51,21 @@ pub fn validate(
             file.lock.url = Some(url.to_owned());
         }
     }
-    let lock = lock_backend(file.lock.url.as_deref())
+    let place = lock_place(&file.lock, environment)
         .map_err(|problem| complain(&["lock", "url"], &problem))?;
+    if file.lock.key.is_empty() {
+        return Err(complain(&["lock", "key"], "is empty"));
+    }
+    if file.lock.ttl.0.is_zero() {
+        return Err(complain(&["lock", "ttl"], "a lock without time is no lock"));
+    }
+    let lock = Lock {
+        place,
+        key: file.lock.key.clone(),
+        ttl: file.lock.ttl.0,
+        wait: file.lock.wait.0,
+        token: environment.get(variable::LOCK_TOKEN).map(str::to_owned),
+    };
 
     let mut services: Vec<Service> = Vec::new();
     for (name, entry) in &file.services {
@@ -112,13 +125,17 @@ fn expand(
     Ok(())
 }
 
-fn lock_backend(url: Option<&str>) -> std::result::Result<Lock, String> {
-    let Some(url) = url else {
-        return Ok(Lock::File);
+fn lock_place(lock: &file::Lock, environment: &Environment) -> std::result::Result<Place, String> {
+    let Some(url) = &lock.url else {
+        let folder = environment.runtime_dir();
+        let name = format!("{}.lock", lock.key.replace('/', "_"));
+        return Ok(folder.map_or(Place::Nowhere, |folder| Place::File(folder.join(name))));
     };
     match url.split_once("://") {
-        Some(("redis" | "rediss" | "redis+unix", _)) => Ok(Lock::Redis),
-        Some(("file", path)) if path.starts_with('/') => Ok(Lock::File),
+        Some(("redis" | "rediss" | "redis+unix", _)) => Ok(Place::Redis(url.clone())),
+        Some(("file", path)) if path.starts_with('/') && !path.ends_with('/') => {
+            Ok(Place::File(PathBuf::from(path)))
+        }
         _ => Err("not a redis://, rediss://, redis+unix:// or file:///path URL".to_owned()),
     }
 }

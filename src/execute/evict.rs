@@ -7,7 +7,7 @@ use crate::exit::Code;
 use crate::model::{Manager, Mb, Native, Pid, Service, Vram};
 use crate::observe::look;
 use crate::plan::{EvictHow, Eviction};
-use crate::world::native::FirstMove;
+use crate::world::ending::{FirstMove, end};
 use crate::world::{docker, native, systemd, unload};
 use std::time::{Duration, Instant};
 
@@ -109,7 +109,7 @@ fn stop_native(
         _ => FirstMove::Term,
     };
     let limit = service.stop_timeout.saturating_sub(begun.elapsed());
-    let killed = native::end(&targets, first, limit, context.stop)?;
+    let killed = end(&service.name, || targets.survivors(), first, limit, context.stop)?;
     let killing = killed.then(|| format!("not gone within {:?}, killed", service.stop_timeout));
     Ok(note.into_iter().chain(killing).reduce(|a, b| format!("{a}; {b}")))
 }

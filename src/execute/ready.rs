@@ -8,7 +8,7 @@ use crate::exit::Code;
 use crate::model::{Health, Healthy, Manager, Presence, Running, Service, Trouble};
 use crate::observe::{Look, look};
 use crate::plan::StartHow;
-use crate::world::health::{self, Attempt};
+use crate::world::health;
 use crate::world::native::{self, Started};
 use crate::world::ports::local_port;
 use crate::world::wait::{Event, Handle, Stop, Woken, wait};
@@ -154,12 +154,12 @@ impl Watch<'_> {
     /// One health check, abandoned at the deadline (`None`) and cut short by a death.
     fn ask(&mut self, check: &Health, deadline: Instant) -> Result<Option<Healthy>> {
         let left = deadline.saturating_duration_since(Instant::now());
-        let attempt = Attempt::begin(check, left.min(health::TRY_LIMIT))?;
+        let attempt = health::begin(check, left.min(health::TRY_LIMIT))?;
         loop {
             match self.wait_for(Some(attempt.ended()), deadline)? {
                 Woken::TimedOut => return Ok(None),
                 _ => {
-                    if let Some(healthy) = attempt.result() {
+                    if let Some(healthy) = attempt.take() {
                         return Ok(Some(healthy));
                     }
                 }

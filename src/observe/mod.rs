@@ -10,10 +10,10 @@ use crate::error::Result;
 use crate::model::{
     Healthy, Mb, Observed, Pid, Presence, Running, Service, Snapshot, Source, Trouble, Vram,
 };
-use crate::world::health::{Attempt, TRY_LIMIT};
+use crate::world::health::{self, TRY_LIMIT};
 use crate::world::nvml::Reader;
 use crate::world::ports::local_port;
-use crate::world::wait::{Stop, wait};
+use crate::world::wait::{Aside, Stop, wait};
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
@@ -30,7 +30,7 @@ pub fn observe(
 ) -> Result<Snapshot> {
     let services: Vec<&Service> = config.services.iter().collect();
     let deadline = Instant::now() + TRY_LIMIT + HEALTH_GRACE;
-    let attempts: Vec<Option<Attempt>> =
+    let attempts: Vec<Option<Aside<Healthy>>> =
         services.iter().map(|service| begin(service, asks(service))).collect::<Result<_>>()?;
     let mut vram = Vram::default();
     let look = look(&services, config.path.as_deref(), stop, || {
@@ -121,18 +121,16 @@ fn is_frozen(running: &Running) -> bool {
 }
 
 /// A health check under way; `None` where there is nothing to ask.
-fn begin(service: &Service, ask: bool) -> Result<Option<Attempt>> {
+fn begin(service: &Service, ask: bool) -> Result<Option<Aside<Healthy>>> {
     match &service.health {
-        Some(check) if ask => Attempt::begin(check, TRY_LIMIT).map(Some),
+        Some(check) if ask => health::begin(check, TRY_LIMIT).map(Some),
         _ => Ok(None),
     }
 }
 
 /// Its result, by the deadline at the latest.
-fn finish(attempt: Option<&Attempt>, stop: &Stop, deadline: Instant) -> Option<Healthy> {
+fn finish(attempt: Option<&Aside<Healthy>>, stop: &Stop, deadline: Instant) -> Option<Healthy> {
     let attempt = attempt?;
     wait(&[attempt.ended().fd()], stop, deadline);
-    Some(
-        attempt.result().unwrap_or_else(|| Healthy::No("its health check does not end".to_owned())),
-    )
+    Some(attempt.take().unwrap_or_else(|| Healthy::No("its health check does not end".to_owned())))
 }

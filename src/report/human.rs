@@ -44,6 +44,7 @@ impl Report for StatusReport {
         if let Some(error) = &vram.error {
             line!(text, "warning: {error}");
         }
+        line!(text, "GPU lock {}", self.lock.describe());
         if !self.services.is_empty() {
             line!(text, "");
             let width = self.services.keys().map(String::len).max().unwrap_or(0).max(7);

@@ -3,10 +3,12 @@
 
 mod act;
 mod human;
+mod lock;
 pub mod progress;
 mod status;
 
 pub use act::{ActReport, Subject};
+pub use lock::{AcquiredReport, LockReport, LockStatusReport, ReleasedReport};
 pub use status::StatusReport;
 
 use crate::error::Failure;

@@ -1,6 +1,9 @@
 //! `status`: the card, its processes, the services and the lock.
 
-use crate::config::{Config, Lock};
+use super::LockReport;
+use crate::config::Config;
+use crate::error::Result;
+use crate::lock::Held;
 use crate::model::{GpuProcess, Mb, Pid, Snapshot, Source, State, Vram};
 use crate::plan::Budget;
 use indexmap::IndexMap;
@@ -71,38 +74,13 @@ pub struct ServiceReport {
     pub error: Option<String>,
 }
 
-/// The GPU lock. Figures that are not known are `None`.
-#[derive(Serialize)]
-pub struct LockReport {
-    pub backend: &'static str,
-    pub holder: Option<String>,
-    /// Seconds; -2: no lock.
-    pub ttl: Option<i64>,
-    pub owner: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub error: Option<String>,
-}
-
-impl LockReport {
-    /// Nothing of this version takes the lock; of a Redis that other programs use nothing is known.
-    fn of(lock: Lock) -> LockReport {
-        let (backend, ttl, error) = match lock {
-            Lock::File => ("file", Some(-2), None),
-            Lock::Redis => {
-                ("redis", None, Some("this version does not read the lock in Redis".to_owned()))
-            }
-        };
-        LockReport { backend, holder: None, ttl, owner: None, error }
-    }
-}
-
 /// What is left of the free memory beside the reserve.
 pub fn available(vram: &Vram, reserve: Mb) -> Option<Mb> {
     vram.free.map(|free| free.saturating_sub(reserve))
 }
 
 impl StatusReport {
-    pub fn new(config: &Config, snapshot: &Snapshot) -> StatusReport {
+    pub fn new(config: &Config, snapshot: &Snapshot, lock: &Result<Option<Held>>) -> StatusReport {
         let vram = &snapshot.vram;
         let device = vram.device.as_ref();
         let services = config.services.iter().map(|service| {
@@ -147,7 +125,7 @@ impl StatusReport {
                 error: vram.error.clone(),
             },
             services: services.collect(),
-            lock: LockReport::of(config.lock),
+            lock: LockReport::new(config, lock),
         }
     }
 }

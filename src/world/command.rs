@@ -5,7 +5,10 @@ use super::wait::{Handle, Stop, Woken, wait};
 use crate::config::mask;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
+use crate::model::variable;
+use rustix::fd::OwnedFd;
 use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -184,16 +187,54 @@ pub fn start_detached(
         .try_clone()
         .map_err(|e| Failure::new(Code::Io, format!("cannot open the log twice: {e}")))?;
     command.stdout(log).stderr(errors);
-    // SAFETY: between fork and exec only async-signal-safe system calls are made, and no memory
-    // is allocated.
-    #[expect(unsafe_code, reason = "a new session can only be made between fork and exec")]
-    unsafe {
-        command.pre_exec(|| {
-            rustix::process::setsid()?;
-            // Marked rather than closed: the standard library reports a failed exec through one.
-            let all = libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
-            if all == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
-        });
-    }
+    detach(&mut command);
     command.spawn().map_err(|e| not_started("sh", &command, &e))
+}
+
+/// Starts gpuctl itself beside us, to outlive us: its own session, `input` as its input, and
+/// nothing else of what we were given.
+pub fn start_companion(arguments: &[&str], input: OwnedFd) -> Result<Child> {
+    // The file may have been replaced since; this is what runs now.
+    let mut command = new("/proc/self/exe");
+    command.args(arguments).stdin(input).stdout(Stdio::null()).stderr(Stdio::null());
+    command.arg0("gpuctl").current_dir("/");
+    // It is neither part of a service nor a command under the lock.
+    for name in [variable::SERVICE, variable::LOCK_TOKEN, variable::FENCE] {
+        command.env_remove(name);
+    }
+    detach(&mut command);
+    command.spawn().map_err(|e| not_started("gpuctl", &command, &e))
+}
+
+fn detach(command: &mut Command) {
+    before_exec(command, || {
+        rustix::process::setsid()?;
+        // Marked rather than closed: the standard library reports a failed exec through one.
+        // SAFETY: a plain system call.
+        #[expect(unsafe_code, reason = "no crate of ours has it")]
+        let all =
+            unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+        if all == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+    });
+}
+
+/// A program with our own input and output, and with more variables.
+pub fn foreground(words: &[OsString], variables: &[(&str, &OsStr)]) -> Command {
+    #[expect(clippy::disallowed_methods, reason = "the one place that spawns processes")]
+    let mut command = Command::new(&words[0]);
+    command.args(&words[1..]).envs(variables.iter().copied());
+    command
+}
+
+/// Has a command do something in its new process before it becomes the program: only system calls
+/// that are safe in a signal handler, and no allocation.
+pub fn before_exec(
+    command: &mut Command,
+    work: impl FnMut() -> std::io::Result<()> + Send + Sync + 'static,
+) {
+    // SAFETY: as the comment above demands of the callers, all of which are in this folder.
+    #[expect(unsafe_code, reason = "process groups and sessions are made between fork and exec")]
+    unsafe {
+        command.pre_exec(work);
+    }
 }

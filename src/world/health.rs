@@ -1,14 +1,12 @@
 //! Health checks over HTTP(S) and TCP. A try is bounded whatever the server does: the status counts
 //! once the answer is complete, and nothing of the body is kept.
 
-use super::wait::Event;
+use super::wait::Aside;
 use crate::config::mask;
 use crate::error::Result;
 use crate::model::{Health, Healthy};
 use std::io::{self, Read};
 use std::net::{TcpStream, ToSocketAddrs};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
 use std::time::Duration;
 use ureq::tls::{RootCerts, TlsConfig};
 
@@ -20,41 +18,13 @@ const REDIRECTS: u32 = 5;
 /// Far more than any health check has to say, in bytes.
 const BODY_LIMIT: u64 = 16 * 1024 * 1024;
 
-/// One try under way, on a thread of its own: whoever waits for it can be called off.
-pub struct Attempt {
-    ended: Arc<Event>,
-    result: Arc<Mutex<Option<Healthy>>>,
-}
-
-impl Attempt {
-    pub fn begin(health: &Health, limit: Duration) -> Result<Attempt> {
-        let attempt = Attempt { ended: Event::new()?, result: Arc::default() };
-        let (health, ended, result) =
-            (health.clone(), attempt.ended.clone(), attempt.result.clone());
-        thread::spawn(move || {
-            let healthy = check(&health, limit);
-            *result.lock().unwrap_or_else(PoisonError::into_inner) = Some(healthy);
-            ended.set();
-        });
-        Ok(attempt)
-    }
-
-    /// Happens when the try has ended.
-    pub fn ended(&self) -> &Event {
-        &self.ended
-    }
-
-    /// `None` while it is under way.
-    pub fn result(&self) -> Option<Healthy> {
-        self.result.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-}
-
-fn check(health: &Health, limit: Duration) -> Healthy {
-    match health {
+/// One try under way.
+pub fn begin(health: &Health, limit: Duration) -> Result<Aside<Healthy>> {
+    let health = health.clone();
+    Aside::begin(move || match &health {
         Health::Http(url) => http(url, limit),
         Health::Tcp { host, port } => tcp(host, *port, limit),
-    }
+    })
 }
 
 /// An HTTP client with a limit on everything; statuses are answers, not errors. The services are

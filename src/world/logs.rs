@@ -1,12 +1,12 @@
 //! Output of native services: one file each under the state folder, private, never through a
 //! link; and the tail that a failed start shows.
 
+use super::files;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
-use rustix::fs::{Mode, OFlags};
-use std::fs::{DirBuilder, File};
+use rustix::fs::OFlags;
+use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 const TAIL_LINES: usize = 15;
@@ -18,38 +18,14 @@ pub fn path_of(state_dir: &Path, service: &str) -> PathBuf {
 
 /// Opens a service's log for appending, and tells its length so far.
 pub fn open(state_dir: &Path, service: &str) -> Result<(File, u64)> {
-    private_dir(state_dir)?;
-    private_dir(&state_dir.join("logs"))?;
+    for folder in [state_dir, &state_dir.join("logs")] {
+        files::private_dir(folder).map_err(|e| unwritable(folder, &e))?;
+    }
     let path = path_of(state_dir, service);
     let failed = |e: std::io::Error| unwritable(&path, &e);
-    let flags =
-        OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let fd =
-        rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR).map_err(|e| failed(e.into()))?;
-    let file = File::from(fd);
-    let meta = file.metadata().map_err(failed)?;
-    if !meta.is_file() {
-        return Err(unwritable(&path, &"it is not a regular file"));
-    }
-    Ok((file, meta.len()))
-}
-
-/// Makes a folder of mode 0700, or makes sure that the one that is there is ours.
-fn private_dir(path: &Path) -> Result<()> {
-    let failed = |e: std::io::Error| unwritable(path, &e);
-    match DirBuilder::new().recursive(true).mode(0o700).create(path) {
-        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
-        made => made.map_err(failed)?,
-    }
-    let meta = path.symlink_metadata().map_err(failed)?;
-    let me = rustix::process::geteuid().as_raw();
-    if !meta.is_dir() {
-        return Err(unwritable(path, &"it is not a folder, or a link to one"));
-    }
-    if meta.uid() != me || meta.mode() & 0o022 != 0 {
-        return Err(unwritable(path, &"it belongs to another user, or others may write to it"));
-    }
-    Ok(())
+    let file = files::open(&path, OFlags::WRONLY | OFlags::APPEND).map_err(failed)?;
+    let length = file.metadata().map_err(failed)?.len();
+    Ok((file, length))
 }
 
 fn unwritable(path: &Path, why: &dyn std::fmt::Display) -> Failure {

@@ -2,7 +2,11 @@
 
 pub mod command;
 pub mod docker;
+pub mod ending;
+pub mod files;
 pub mod health;
+pub mod host;
+pub mod job;
 pub mod logs;
 pub mod native;
 pub mod nvml;

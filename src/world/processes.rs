@@ -1,6 +1,7 @@
 //! The process table as /proc shows it, read once per look: parents, groups, sessions, ages, and
 //! on demand command lines, environments and control groups.
 
+use super::host;
 use crate::model::Pid;
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -17,11 +18,18 @@ pub struct Process {
     pub state: char,
     /// Since boot.
     pub started: Duration,
+    /// The same as the kernel counts it: with the PID, it names a process for good.
+    pub ticks: u64,
     /// At most 15 bytes of the program's name.
     pub name: String,
 }
 
 impl Process {
+    /// It holds nothing any more, and cannot be ended.
+    fn is_dead(&self) -> bool {
+        matches!(self.state, 'Z' | 'X')
+    }
+
     pub fn is_suspended(&self) -> bool {
         matches!(self.state, 'T' | 't')
     }
@@ -38,28 +46,21 @@ pub struct Table {
 
 impl Table {
     pub fn read() -> Table {
-        let ticks = rustix::param::clock_ticks_per_second().max(1);
         let mut processes = HashMap::new();
         let mut children: HashMap<Pid, Vec<Pid>> = HashMap::new();
         for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
             let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
                 continue;
             };
-            let Some(process) = read_stat(pid, ticks) else {
+            let Some(process) = read_stat(pid) else {
                 continue;
             };
-            if !matches!(process.state, 'Z' | 'X') {
+            if !process.is_dead() {
                 children.entry(process.parent).or_default().push(pid);
                 processes.insert(pid, process);
             }
         }
-        let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-        Table {
-            processes,
-            children,
-            now: Duration::new(now.tv_sec as u64, now.tv_nsec as u32),
-            me: std::process::id() as Pid,
-        }
+        Table { processes, children, now: host::since_boot(), me: std::process::id() as Pid }
     }
 
     pub fn get(&self, pid: Pid) -> Option<&Process> {
@@ -114,7 +115,28 @@ impl Table {
     }
 }
 
-fn read_stat(pid: Pid, ticks: u64) -> Option<Process> {
+/// When a process was started, in clock ticks since boot.
+pub fn start_of(pid: Pid) -> Option<u64> {
+    Some(read_stat(pid)?.ticks)
+}
+
+/// Whether the process that was started then still runs. One that we may not look at counts as it.
+pub fn is_alive(pid: Pid, start: u64) -> bool {
+    match read_stat(pid) {
+        Some(process) => process.ticks == start && !process.is_dead(),
+        None => rustix::process::Pid::from_raw(pid).is_some_and(|pid| {
+            rustix::process::test_kill_process(pid) == Err(rustix::io::Errno::PERM)
+        }),
+    }
+}
+
+/// Whether a process is stopped by a signal.
+pub fn is_suspended(pid: Pid) -> bool {
+    read_stat(pid).is_some_and(|process| process.is_suspended())
+}
+
+fn read_stat(pid: Pid) -> Option<Process> {
+    let ticks_per_second = rustix::param::clock_ticks_per_second().max(1);
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name stands in parentheses and may itself hold any character.
     let (before, after) = text.rsplit_once(')')?;
@@ -126,7 +148,8 @@ fn read_stat(pid: Pid, ticks: u64) -> Option<Process> {
         group: number(2)? as Pid,
         session: number(3)? as Pid,
         state: fields.first()?.chars().next()?,
-        started: Duration::from_millis(number(19)? * 1000 / ticks),
+        started: Duration::from_millis(number(19)? * 1000 / ticks_per_second),
+        ticks: number(19)?,
         name: before.split_once('(')?.1.to_owned(),
     })
 }

@@ -1,6 +1,7 @@
 //! Waiting for events: deaths of processes, answers of threads, signals to gpuctl itself.
 //! Everything that blocks blocks here, so that every wait has a deadline and can be called off.
 
+use super::host::since_boot;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::model::Pid;
@@ -8,10 +9,14 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime,
+};
+use signal_hook::SigId;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Why a wait ended.
@@ -24,18 +29,21 @@ pub enum Woken {
     Stopped,
 }
 
-/// Tells work to stop: on SIGINT or SIGTERM, or when a parallel step has failed. Once told, it
-/// stays told.
+/// Tells work to stop: on SIGINT or SIGTERM, when a parallel step has failed, or when the lock
+/// that it is done under is lost. Once told, it stays told.
 #[derive(Clone)]
 pub struct Stop {
-    signals: Arc<Signals>,
+    signals: Option<Arc<Signals>>,
     siblings: Option<Arc<Event>>,
+    lease: Option<Arc<Lease>>,
 }
 
 struct Signals {
     /// Readable once a signal has come.
     arrived: UnixStream,
     number: Arc<AtomicUsize>,
+    /// What makes a second signal end the process at once.
+    last_resort: Vec<SigId>,
 }
 
 impl Stop {
@@ -44,26 +52,50 @@ impl Stop {
         let (arrived, sender) = UnixStream::pair()?;
         let number = Arc::new(AtomicUsize::new(0));
         let again = Arc::new(AtomicBool::new(false));
+        let mut last_resort = Vec::new();
         let mut signals = vec![SIGINT, SIGTERM];
         // Under `nohup` it stays ignored.
         signals.extend((!is_ignored(SIGHUP)).then_some(SIGHUP));
         for signal in signals {
-            signal_hook::flag::register_conditional_default(signal, again.clone())?;
+            let at_once = signal_hook::flag::register_conditional_default(signal, again.clone())?;
+            last_resort.push(at_once);
             signal_hook::flag::register(signal, again.clone())?;
             signal_hook::flag::register_usize(signal, number.clone(), signal as usize)?;
             signal_hook::low_level::pipe::register(signal, sender.try_clone()?)?;
         }
-        Ok(Stop { signals: Arc::new(Signals { arrived, number }), siblings: None })
+        let signals = Signals { arrived, number, last_resort };
+        Ok(Stop { signals: Some(Arc::new(signals)), siblings: None, lease: None })
+    }
+
+    /// For work that nothing calls off but its deadline.
+    pub fn never() -> Stop {
+        Stop { signals: None, siblings: None, lease: None }
     }
 
     /// The same, and also stopped when `event` happens.
     pub fn or(&self, event: &Arc<Event>) -> Stop {
-        Stop { signals: self.signals.clone(), siblings: Some(event.clone()) }
+        Stop { siblings: Some(event.clone()), ..self.clone() }
+    }
+
+    /// The same, and also stopped when the lock is lost.
+    pub fn under(&self, lease: &Arc<Lease>) -> Stop {
+        Stop { lease: Some(lease.clone()), ..self.clone() }
+    }
+
+    /// The same from now on without the signals, which somebody else takes: they neither stop
+    /// this work nor end the process.
+    pub fn without_signals(self) -> Stop {
+        for id in self.signals.iter().flat_map(|signals| &signals.last_resort) {
+            signal_hook::low_level::unregister(*id);
+        }
+        Stop { signals: None, ..self }
     }
 
     /// Fails when the work is to stop: asked before every step that changes the world.
     pub fn check(&self) -> Result<()> {
-        match self.signals.number.load(Ordering::SeqCst) {
+        self.lease.as_ref().map_or(Ok(()), |lease| lease.check())?;
+        let signals = self.signals.as_ref();
+        match signals.map_or(0, |signals| signals.number.load(Ordering::SeqCst)) {
             0 if self.siblings.as_ref().is_some_and(|event| event.happened()) => {
                 Err(Failure::new(Code::Internal, "given up because another step failed"))
             }
@@ -75,10 +107,63 @@ impl Stop {
             .hint("the same command run again goes on from here")),
         }
     }
+
+    /// Readable once the work is to stop.
+    fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let signals = self.signals.iter().map(|signals| signals.arrived.as_fd());
+        let siblings = self.siblings.iter().map(|event| event.fd());
+        signals.chain(siblings).chain(self.lease.iter().map(|lease| lease.lost.fd()))
+    }
+}
+
+/// How long a lock is ours: until a time that only a renewal moves, or until it is seen to be
+/// another's. It is told by the clock since boot, which also runs while gpuctl is stopped or the
+/// machine sleeps.
+pub struct Lease {
+    lost: Arc<Event>,
+    /// Milliseconds since boot.
+    valid_until: AtomicU64,
+    why: OnceLock<String>,
+}
+
+impl Lease {
+    pub fn until(valid_until: Duration) -> Result<Arc<Lease>> {
+        let valid_until = AtomicU64::new(valid_until.as_millis() as u64);
+        Ok(Arc::new(Lease { lost: Event::new()?, valid_until, why: OnceLock::new() }))
+    }
+
+    /// A renewal has moved its end.
+    pub fn extend(&self, valid_until: Duration) {
+        self.valid_until.store(valid_until.as_millis() as u64, Ordering::SeqCst);
+    }
+
+    pub fn valid_until(&self) -> Duration {
+        Duration::from_millis(self.valid_until.load(Ordering::SeqCst))
+    }
+
+    /// It is another's now, or nobody's.
+    pub fn lose(&self, why: &str) {
+        // The first reason is the one that counts.
+        let _ = self.why.set(why.to_owned());
+        self.lost.set();
+    }
+
+    pub fn check(&self) -> Result<()> {
+        if !self.lost.happened() && since_boot() >= self.valid_until() {
+            self.lose("it was not renewed in time, so that others may have taken it");
+        }
+        match self.why.get() {
+            None => Ok(()),
+            Some(why) => Err(Failure::new(Code::LockLost, format!("the GPU lock is lost: {why}"))
+                .hint(
+                    "nothing was done since; look with `gpuctl status`, then run the command again",
+                )),
+        }
+    }
 }
 
 /// Whether the process was started with a signal ignored.
-fn is_ignored(signal: i32) -> bool {
+pub fn is_ignored(signal: i32) -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
@@ -87,12 +172,12 @@ fn is_ignored(signal: i32) -> bool {
 
 /// Waits until one of `watched` is readable, the deadline passes or the work is called off.
 pub fn wait(watched: &[BorrowedFd], stop: &Stop, deadline: Instant) -> Woken {
-    let mut fds: Vec<PollFd> =
-        watched.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
-    fds.push(PollFd::from_borrowed_fd(stop.signals.arrived.as_fd(), PollFlags::IN));
-    if let Some(event) = &stop.siblings {
-        fds.push(PollFd::from_borrowed_fd(event.reader.as_fd(), PollFlags::IN));
-    }
+    let mut fds: Vec<PollFd> = watched
+        .iter()
+        .copied()
+        .chain(stop.fds())
+        .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN))
+        .collect();
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let timeout = Timespec::try_from(left).unwrap_or(Timespec { tv_sec: 1, tv_nsec: 0 });
@@ -114,6 +199,36 @@ pub fn wait(watched: &[BorrowedFd], stop: &Stop, deadline: Instant) -> Woken {
                 return Woken::TimedOut;
             }
         }
+    }
+}
+
+/// Work on a thread of its own, for calls that have no deadline themselves: whoever waits for it
+/// can be called off, and leaves it behind then.
+pub struct Aside<T> {
+    ended: Arc<Event>,
+    result: Arc<Mutex<Option<T>>>,
+}
+
+impl<T: Send + 'static> Aside<T> {
+    pub fn begin(work: impl FnOnce() -> T + Send + 'static) -> Result<Aside<T>> {
+        let aside = Aside { ended: Event::new()?, result: Arc::default() };
+        let (ended, sink) = (aside.ended.clone(), aside.result.clone());
+        std::thread::spawn(move || {
+            let result = work();
+            *sink.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
+            ended.set();
+        });
+        Ok(aside)
+    }
+
+    /// Happens when the work has ended.
+    pub fn ended(&self) -> &Event {
+        &self.ended
+    }
+
+    /// What came of it; `None` while it is under way, and once it has been taken.
+    pub fn take(&self) -> Option<T> {
+        self.result.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 
@@ -144,6 +259,39 @@ impl Event {
 
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.reader.as_fd()
+    }
+}
+
+/// Wakes at a time since boot, also when the machine has slept past it.
+pub struct Timer {
+    fd: OwnedFd,
+}
+
+impl Timer {
+    pub fn at(since_boot: Duration) -> Result<Timer> {
+        let set = || {
+            let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
+            let fd = timerfd_create(TimerfdClockId::Boottime, flags)?;
+            let never = Timespec { tv_sec: 0, tv_nsec: 0 };
+            // Zero would disarm it.
+            let at = since_boot.max(Duration::from_nanos(1));
+            let it_value =
+                Timespec { tv_sec: at.as_secs() as i64, tv_nsec: at.subsec_nanos().into() };
+            timerfd_settime(
+                &fd,
+                TimerfdTimerFlags::ABSTIME,
+                &Itimerspec { it_interval: never, it_value },
+            )?;
+            Ok(fd)
+        };
+        let failed =
+            |e: rustix::io::Errno| Failure::new(Code::Internal, format!("cannot set a timer: {e}"));
+        Ok(Timer { fd: set().map_err(failed)? })
+    }
+
+    /// Readable when the time has come.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 }
 

@@ -115,7 +115,8 @@ fn a_place_that_is_named_is_not_passed_over() {
 #[test]
 fn without_any_file_the_defaults_are_shown_and_there_is_no_path() {
     let rig = Rig::new();
-    let run = |words: &str| rig.gpuctl(words).env_remove("GPUCTL_CONFIG").run();
+    let run =
+        |words: &str| rig.gpuctl(words).env_remove("GPUCTL_CONFIG").env_remove("REDIS_URL").run();
     let show = run("config show --json").succeeds().json();
     assert_eq!(
         show,

@@ -27,6 +27,7 @@ mod nvml;
 mod pipeline;
 mod refusals;
 mod rigs;
+mod rigs_redis;
 mod smoke;
 mod status;
 mod support;

@@ -8,7 +8,7 @@
 mod end;
 mod start;
 
-pub use end::{FirstMove, Targets, end, run_stop_command};
+pub use end::{Targets, run_stop_command};
 pub use start::{Started, start};
 
 use super::command;
@@ -16,18 +16,10 @@ use super::processes::{self, Process, Table};
 use super::wait::Stop;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
-use crate::model::{Pid, Presence, Running, Service, Trouble, Unproven};
+use crate::model::{Pid, Presence, Running, Service, Trouble, Unproven, variable};
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::time::Duration;
-
-/// Names the service in the environment of every process that gpuctl started for it.
-const MARK: &str = "GPUCTL_SERVICE";
-/// Beside the mark: the configuration that the service's name is from.
-const MARK_CONFIG: &str = "GPUCTL_CONFIG";
-/// Set by `gpuctl run` for its command, which is no part of the service though it carries the mark.
-const LOCK_TOKEN: &str = "GPUCTL_LOCK_TOKEN";
-const FENCE: &str = "GPUCTL_FENCE";
 
 const PGREP_LIMIT: Duration = Duration::from_secs(5);
 
@@ -132,7 +124,8 @@ fn marked(table: &Table, config: Option<&Path>) -> HashMap<String, HashSet<Pid>>
 
 /// The service that a process was started for by this configuration's gpuctl.
 fn mark_of(pid: Pid, config: Option<&Path>) -> Option<String> {
-    let [mark, from, token] = processes::variables(pid, [MARK, MARK_CONFIG, LOCK_TOKEN]);
+    let [mark, from, token] =
+        processes::variables(pid, [variable::SERVICE, variable::CONFIG, variable::LOCK_TOKEN]);
     let mark = mark?;
     let foreign =
         matches!((&from, config), (Some(from), Some(config)) if Path::new(from) != config);

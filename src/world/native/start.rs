@@ -1,9 +1,8 @@
 //! Starting a native service, and what its start command has come to.
 
-use super::{FENCE, LOCK_TOKEN, MARK, MARK_CONFIG};
 use crate::error::{Failure, Result};
 use crate::exit::Code;
-use crate::model::{Native, Pid, Service};
+use crate::model::{Native, Pid, Service, variable};
 use crate::world::command::{self, describe};
 use crate::world::logs;
 use crate::world::wait::Handle;
@@ -34,14 +33,14 @@ pub fn start(
 ) -> Result<Started> {
     let (log, log_from) = logs::open(state_dir, &service.name)?;
     let mut env = native.env.clone();
-    env.insert(MARK.to_owned(), service.name.clone());
+    env.insert(variable::SERVICE.to_owned(), service.name.clone());
     if let Some(config) = config {
-        env.insert(MARK_CONFIG.to_owned(), config.to_string_lossy().into_owned());
+        env.insert(variable::CONFIG.to_owned(), config.to_string_lossy().into_owned());
     }
     let child = command::start_detached(
         &native.start,
         &env,
-        &[LOCK_TOKEN, FENCE],
+        &[variable::LOCK_TOKEN, variable::FENCE],
         native.cwd.as_deref(),
         log,
     )?;

@@ -3,13 +3,13 @@
 
 use super::programs;
 use super::rig::Rig;
+use super::skip::skip_or_fail;
 use super::wait;
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::Write;
 use std::os::unix::fs::symlink;
 use std::os::unix::process::CommandExt;
-use std::panic::Location;
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, Command, Output, Stdio};
 use std::sync::OnceLock;
@@ -40,12 +40,7 @@ pub fn engine_or_skip() -> Option<&'static Engine> {
     static ENGINE: OnceLock<Option<Engine>> = OnceLock::new();
     let engine = ENGINE.get_or_init(find).as_ref();
     if engine.is_none() {
-        let required = std::env::var("GPUCTL_TEST_REQUIRE").unwrap_or_default();
-        assert!(!required.split(',').any(|what| what == "docker"), "there is no Docker engine");
-        let (thread, place) = (std::thread::current(), Location::caller());
-        let test = thread.name().unwrap_or_default();
-        // Not by eprintln!, which the test harness would swallow.
-        writeln!(std::io::stderr(), "SKIPPED (no Docker engine): {test} at {place}").ok();
+        skip_or_fail("docker", "Docker engine");
     }
     engine
 }
@@ -69,15 +64,10 @@ fn find() -> Option<Engine> {
     if let Some(host) = given.or_else(host_of_machine) {
         return Some(Engine::at(host, None));
     }
-    let works = |program: &str, arguments: &[&str]| {
-        let mut command = Command::new(program);
-        command.args(arguments).stdout(Stdio::null()).stderr(Stdio::null());
-        command.status().is_ok_and(|status| status.success())
-    };
-    match works("dockerd", &["--version"]) {
+    match programs::works("dockerd", &["--version"]) {
         true if rustix::process::geteuid().is_root() => private(""),
         // Where it asks no password.
-        true if works("sudo", &["-n", "true"]) => private("sudo -n"),
+        true if programs::works("sudo", &["-n", "true"]) => private("sudo -n"),
         _ => None,
     }
 }

@@ -3,19 +3,27 @@
 
 mod bystander;
 mod card;
+mod carrier;
 mod docker;
 mod gpuctl;
 mod outcome;
 mod ports;
 mod processes;
 mod programs;
+mod proxy;
+mod redis;
+mod redis_tls;
 mod rig;
 mod services;
+mod skip;
 mod systemd;
 mod wait;
 
 pub use bystander::Bystander;
 pub use gpuctl::TIME_LIMIT;
+pub use outcome::Outcome;
+pub use proxy::Proxy;
+pub use redis::{LOCK_KEY, Redis};
 pub use rig::Rig;
 pub use rustix::process::Signal;
 pub use services::{Script, Service};

@@ -1,6 +1,7 @@
 //! TCP ports for services that will listen only later. A port is claimed for as long as the rig lives by an abstract Unix
 //! socket of its name: other tests, also those of other processes, see it taken, and nothing is left behind.
 
+use rustix::net::{Shutdown, shutdown};
 use std::hash::{BuildHasher, RandomState};
 use std::net::TcpListener;
 use std::os::linux::net::SocketAddrExt;
@@ -18,7 +19,14 @@ pub fn claim() -> (u16, UnixListener) {
         .find_map(|port| {
             let name = SocketAddr::from_abstract_name(format!("gpuctl-test-port-{port}")).unwrap();
             let claim = UnixListener::bind_addr(&name).ok()?;
-            TcpListener::bind(("127.0.0.1", port)).ok().map(|_| (port, claim))
+            close(TcpListener::bind(("127.0.0.1", port)).ok()?);
+            Some((port, claim))
         })
         .expect("no free port between 20000 and 32000")
+}
+
+/// Nobody listens from now on. Dropping it is not enough: what another thread is starting has it too, until it is a
+/// program.
+pub fn close(listener: TcpListener) {
+    shutdown(&listener, Shutdown::Both).unwrap();
 }

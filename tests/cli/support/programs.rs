@@ -4,7 +4,7 @@
 use rustix::fs::FlockOperation;
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
 pub const GPUCTL: &str = env!("CARGO_BIN_EXE_gpuctl");
@@ -16,6 +16,13 @@ pub fn nvml_library() -> PathBuf {
 
 pub fn simserver() -> PathBuf {
     built().join("simserver")
+}
+
+/// Whether the machine has a program, and it says so by exit code 0.
+pub fn works(program: &str, arguments: &[&str]) -> bool {
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.status().is_ok_and(|status| status.success())
 }
 
 /// The folder of the helpers.

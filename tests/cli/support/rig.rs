@@ -191,6 +191,8 @@ impl Rig {
             .env("GPUCTL_CONFIG", self.path("gpuctl.toml"))
             .env("GPUCTL_STATE_DIR", self.state_dir())
             .env("SIMGPU_DIR", self.card.folder())
+            // A lock of the rig's own, which `lock.url` stands over; root's default is the machine's.
+            .env("REDIS_URL", format!("file://{}", self.path("run/lock").display()))
             .env("DOCKER_HOST", docker_host)
             .current_dir(self.path("home"));
         command

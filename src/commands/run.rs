@@ -1,0 +1,93 @@
+//! `gpuctl run`: the lock, a service or phase made ready, and a command under the lock.
+
+use super::Session;
+use super::act::carry_out;
+use super::duration;
+use crate::cli::Run;
+use crate::config::Config;
+use crate::error::Failure;
+use crate::exit::{Answer, Code};
+use crate::lock::watchdog::end_command;
+use crate::lock::{Group, Guard};
+use crate::model::{Evict, Pid, Service, Snapshot, variable};
+use crate::plan;
+use crate::report::Subject;
+use crate::world::job::{Ending, Job};
+use crate::world::nvml::Reader;
+use crate::world::wait::Stop;
+use anyhow::Result;
+use std::ffi::{OsStr, OsString};
+use std::time::Duration;
+
+pub fn run(arguments: &Run, mut session: Session) -> Result<Answer> {
+    let grace = duration("--grace", &arguments.grace)?;
+    let subject = subject(arguments, &session.config)?;
+    let needed = subject.services(&session.config);
+    let reader = Reader::open(&session.config.gpu);
+    let guard = session.hold_lock(&subject, &arguments.waiting, grace)?;
+    let asks = |service: &Service| needed.contains(&service.name) || service.evict == Evict::Unload;
+    let decide = |config: &Config, snapshot: &Snapshot| match &subject {
+        Subject::Phase { phase, .. } => plan::prepare_phase(config, snapshot, *phase, false),
+        _ => plan::start(config, snapshot, config.service(&needed[0])?, true),
+    };
+    carry_out(&session, reader, asks, decide)?;
+    let ending = work(&arguments.command, &needed, &session, &guard, grace)?;
+    guard.release(&session.progress)?;
+    Ok(Answer::Passed(ending.status()))
+}
+
+fn subject(arguments: &Run, config: &Config) -> Result<Subject> {
+    Ok(match (&arguments.service, &arguments.phase) {
+        (Some(name), _) => Subject::Service { service: config.service(name)?.name.clone() },
+        (None, phase) => {
+            let phase = config.phase(phase.as_deref().unwrap_or_default())?;
+            Subject::Phase { phase, name: config.phases[&phase].clone() }
+        }
+    })
+}
+
+/// Runs the command to its end; where the lock is lost, to the end that we make of it.
+fn work(
+    words: &[OsString],
+    services: &[String],
+    session: &Session,
+    guard: &Guard,
+    grace: Duration,
+) -> Result<Ending> {
+    let (services, fence) = (services.join(","), guard.fence().to_string());
+    let mut variables: Vec<(&str, &OsStr)> = vec![
+        (variable::SERVICE, services.as_ref()),
+        (variable::LOCK_TOKEN, guard.token().as_ref()),
+        (variable::FENCE, fence.as_ref()),
+    ];
+    // For what the command calls gpuctl for: the same services, the same lock.
+    let path = session.config.path.as_ref();
+    variables.extend(path.map(|path| (variable::CONFIG, path.as_os_str())));
+
+    let until_lost = session.stop.clone().without_signals();
+    let mut group = None;
+    let started = Job::start(words, &variables, |pid| {
+        // A signal that came before signals were the command's.
+        session.stop.check()?;
+        let named = Group::led_by(pid).ok_or_else(|| vanished(pid))?;
+        group = Some(named);
+        guard.name_command(named, grace)
+    });
+    let mut ending = started.map(|mut job| (job.attend(&until_lost), job));
+    if let (Ok((Ending::Running, job)), Some(group)) = (&mut ending, group) {
+        session.progress.line("the GPU lock is lost; ending the command");
+        end_command(group, guard.token(), grace)?;
+        job.attend(&Stop::never());
+    }
+    guard.forget_command();
+    let (ending, _) = ending?;
+    guard.lease().check()?;
+    Ok(ending)
+}
+
+fn vanished(pid: Pid) -> Failure {
+    Failure::new(
+        Code::Internal,
+        format!("process {pid}, just started, is not in the process table"),
+    )
+}

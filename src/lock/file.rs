@@ -1,0 +1,400 @@
+//! The lock on one machine, without a server. Beside the lock's file, which is only ever locked by
+//! flock(2) for a moment and never removed, lie the record and a folder of tickets: one file for
+//! each who waits, locked as long as its owner lives, so that the kernel tells of every death.
+//!
+//! Layout: `PATH` is locked while the others are changed; `PATH.json` the record, replaced whole;
+//! `PATH.queue/NUMBER-PID` the tickets.
+
+use super::record::{Held, Record};
+use super::{Attempt, Backend, Busy, Claim};
+use crate::error::{Failure, Result};
+use crate::exit::Code;
+use crate::model::Pid;
+use crate::world::files;
+use crate::world::host::{self, since_boot, since_epoch};
+use crate::world::processes;
+use crate::world::wait::{Aside, Handle, Stop, wait};
+use rustix::fd::OwnedFd;
+use rustix::fs::{FlockOperation, OFlags, flock, inotify};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::fs;
+use std::io::{Error, ErrorKind};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// The lock's file is locked for microseconds; who keeps it longer is stopped.
+const MUTEX_LIMIT: Duration = Duration::from_secs(5);
+
+/// Nothing wakes us when one who waits before us is stopped by a signal.
+const LOOK: Duration = Duration::from_secs(1);
+
+pub struct File {
+    path: PathBuf,
+    ticket: Option<Ticket>,
+    /// Tells of changes of the record; once we are first in the line.
+    changes: Option<OwnedFd>,
+    obstacle: Obstacle,
+}
+
+/// What a waiter waits for.
+enum Obstacle {
+    /// Another waiter: the end of its hold on its ticket.
+    Waiter { ticket: PathBuf, end: Aside<()> },
+    /// The holder: a change of the record, the end of a process, or of the lock's time.
+    Holder { living: Vec<Handle>, end: Option<Instant> },
+    /// Not known yet.
+    None,
+}
+
+/// A place in the line: locked as long as this process lives, and removed with it.
+struct Ticket {
+    path: PathBuf,
+    _locked: fs::File,
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        // Who finds it left over sees that nobody locks it.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// What the record's file holds: the highest fence, and the lock where somebody holds it.
+struct Stored {
+    fence: u64,
+    locked: Option<Locked>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Locked {
+    holder: String,
+    #[serde(flatten)]
+    record: Record,
+    /// When it ends, in milliseconds since the boot that the record names.
+    until_since_boot_ms: u64,
+    /// The same in milliseconds since 1970, for a reader of another boot.
+    until_ms: u64,
+}
+
+impl Locked {
+    fn new(claim: &Claim) -> Locked {
+        let until = |now: Duration| (now + claim.ttl).as_millis() as u64;
+        Locked {
+            holder: claim.holder.clone(),
+            record: claim.record.clone(),
+            until_since_boot_ms: until(since_boot()),
+            until_ms: until(since_epoch()),
+        }
+    }
+
+    fn left(&self) -> Duration {
+        let (until, now) = match self.record.boot == host::boot_id() {
+            true => (self.until_since_boot_ms, since_boot()),
+            false => (self.until_ms, since_epoch()),
+        };
+        Duration::from_millis(until).saturating_sub(now)
+    }
+
+    fn held(&self) -> Held {
+        let (holder, record) = (self.holder.clone(), Some(self.record.clone()));
+        Held { holder, record, left: Some(self.left()) }
+    }
+
+    /// Whether the lock may be taken: its holder is gone or its time is over, and its command gone.
+    fn is_over(&self) -> bool {
+        let command_is_gone =
+            || self.record.command.is_none_or(|group| group.members(&self.record.token).is_empty());
+        self.held().is_over() || (self.left().is_zero() && command_is_gone())
+    }
+}
+
+impl File {
+    pub fn new(path: PathBuf) -> File {
+        File { path, ticket: None, changes: None, obstacle: Obstacle::None }
+    }
+
+    fn beside(&self, suffix: &str) -> PathBuf {
+        let mut name = self.path.as_os_str().to_owned();
+        name.push(suffix);
+        PathBuf::from(name)
+    }
+
+    fn folder(&self) -> &Path {
+        self.path.parent().unwrap_or(Path::new("/"))
+    }
+
+    fn unusable(&self, path: &Path, error: &Error) -> Failure {
+        let message = format!("the lock {}: {error}", path.display());
+        match error.kind() {
+            ErrorKind::PermissionDenied => Failure::new(Code::Permission, message)
+                .hint("the lock's folder must be yours, and writable for nobody else (chmod go-w); or set lock.url to a file elsewhere"),
+            _ => Failure::new(Code::Io, message)
+                .hint("mend it, or set lock.url to a file elsewhere: file:///path"),
+        }
+    }
+
+    /// The right to change the record and the line, until the file is closed.
+    fn enter(&self, stop: &Stop) -> Result<fs::File> {
+        files::private_dir(self.folder()).map_err(|e| self.unusable(self.folder(), &e))?;
+        let unusable = |e: Error| self.unusable(&self.path, &e);
+        // Opened for reading: who watches the folder is not to be woken by it.
+        let file = files::open(&self.path, OFlags::RDONLY).map_err(unusable)?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(file),
+            Err(rustix::io::Errno::WOULDBLOCK) => {}
+            Err(e) => return Err(unusable(e.into())),
+        }
+        let entering = Aside::begin(move || {
+            flock(&file, FlockOperation::LockExclusive)?;
+            Ok::<_, Error>(file)
+        })?;
+        wait(&[entering.ended().fd()], stop, Instant::now() + MUTEX_LIMIT);
+        match entering.take() {
+            Some(entered) => entered.map_err(unusable),
+            None => {
+                stop.check()?;
+                let message = format!(
+                    "the lock's file {} has been locked for {MUTEX_LIMIT:?}",
+                    self.path.display()
+                );
+                Err(Failure::new(Code::Unavailable, message).hint(
+                    "only a gpuctl that is stopped keeps it so long; `fuser -v` on that file names it",
+                ))
+            }
+        }
+    }
+
+    fn read(&self) -> Result<Stored> {
+        let path = self.beside(".json");
+        let flags = OFlags::NOFOLLOW.bits() as i32;
+        let opened = fs::OpenOptions::new().read(true).custom_flags(flags).open(&path);
+        let text = match opened.and_then(std::io::read_to_string) {
+            Ok(text) => text,
+            Err(e) if e.kind() == ErrorKind::NotFound => {
+                return Ok(Stored { fence: 0, locked: None });
+            }
+            // Not text at all.
+            Err(e) if e.kind() == ErrorKind::InvalidData => String::new(),
+            Err(e) => return Err(self.unusable(&path, &e)),
+        };
+        Stored::parse(&text).ok_or_else(|| {
+            let message = format!("the lock's record {} is damaged", path.display());
+            Failure::new(Code::Config, message)
+                .hint("when nothing uses the GPU: `gpuctl lock release --force` clears it")
+        })
+    }
+
+    fn write(&self, stored: &Stored) -> Result<()> {
+        let path = self.beside(".json");
+        let mut document = match &stored.locked {
+            Some(locked) => serde_json::to_value(locked).expect("a record of plain fields"),
+            None => serde_json::json!({}),
+        };
+        document["fence"] = stored.fence.into();
+        files::replace(&path, format!("{document:#}\n").as_bytes())
+            .map_err(|e| self.unusable(&path, &e))
+    }
+
+    /// The tickets of the line in its order.
+    fn tickets(&self) -> Result<Vec<PathBuf>> {
+        let folder = self.beside(".queue");
+        let listed = fs::read_dir(&folder).and_then(|entries| {
+            entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>()
+        });
+        let mut tickets = match listed {
+            Ok(tickets) => tickets,
+            Err(e) if e.kind() == ErrorKind::NotFound => Vec::new(),
+            Err(e) => return Err(self.unusable(&folder, &e)),
+        };
+        tickets.sort();
+        Ok(tickets)
+    }
+
+    /// The waiter next before us that is there and not stopped; how many there may be in all.
+    fn waiter_before_us(&self, tickets: &[PathBuf]) -> (Option<PathBuf>, usize) {
+        let mine = self
+            .ticket
+            .as_ref()
+            .and_then(|ticket| tickets.iter().position(|path| *path == ticket.path));
+        let before = &tickets[..mine.unwrap_or(tickets.len())];
+        for (index, path) in before.iter().enumerate().rev() {
+            let Ok(file) = fs::File::open(path) else { continue };
+            match flock(&file, FlockOperation::NonBlockingLockShared) {
+                Err(rustix::io::Errno::WOULDBLOCK) if !is_suspended(path) => {
+                    return (Some(path.clone()), index + 1);
+                }
+                Err(_) => {}
+                // Left over by one that was killed.
+                Ok(()) => drop(fs::remove_file(path)),
+            }
+        }
+        (None, 0)
+    }
+
+    fn queue_up(&mut self, tickets: &[PathBuf]) -> Result<()> {
+        let folder = self.beside(".queue");
+        let number = tickets.last().map_or(0, |path| number_and_pid(path).0) + 1;
+        let path = folder.join(format!("{number:020}-{}", std::process::id()));
+        let make = || {
+            files::private_dir(&folder)?;
+            let file = files::open(&path, OFlags::RDONLY | OFlags::EXCL)?;
+            flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+            Ok(file)
+        };
+        let locked = make().map_err(|e: Error| self.unusable(&path, &e))?;
+        self.ticket = Some(Ticket { path, _locked: locked });
+        Ok(())
+    }
+
+    /// Remembers what has to change before another try is worth it.
+    fn note_obstacle(&mut self, before: Option<PathBuf>, held: Option<&Held>) -> Result<()> {
+        self.obstacle = match (before, std::mem::replace(&mut self.obstacle, Obstacle::None)) {
+            (Some(path), Obstacle::Waiter { ticket, end }) if ticket == path => {
+                Obstacle::Waiter { ticket, end }
+            }
+            (Some(path), _) => {
+                let opened = fs::File::open(&path);
+                let end = Aside::begin(move || {
+                    // That it cannot be opened or locked shows at the next try.
+                    let _ = opened.map(|file| flock(&file, FlockOperation::LockShared));
+                })?;
+                Obstacle::Waiter { ticket: path, end }
+            }
+            (None, _) => {
+                let left = held.and_then(|held| held.left).filter(|left| !left.is_zero());
+                let end = left.map(|left| Instant::now() + left);
+                Obstacle::Holder { living: held.map_or_else(Vec::new, Held::living), end }
+            }
+        };
+        Ok(())
+    }
+
+    /// Watches the record from now on.
+    fn watch(&self) -> std::io::Result<OwnedFd> {
+        let flags = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
+        let changes = inotify::init(flags)?;
+        let events = inotify::WatchFlags::MOVED_TO
+            | inotify::WatchFlags::DELETE
+            | inotify::WatchFlags::CLOSE_WRITE;
+        inotify::add_watch(&changes, self.folder(), events)?;
+        Ok(changes)
+    }
+}
+
+impl Stored {
+    /// `None` for anything but a whole record: a lock that cannot be read is not free.
+    fn parse(text: &str) -> Option<Stored> {
+        let document: Value = serde_json::from_str(text).ok()?;
+        let fence = document.get("fence")?.as_u64()?;
+        let locked = match document.as_object()?.len() {
+            1 => None,
+            _ => Some(serde_json::from_value(document).ok()?),
+        };
+        Some(Stored { fence, locked })
+    }
+
+    fn free(fence: u64) -> Stored {
+        Stored { fence, locked: None }
+    }
+
+    fn is_of(&self, token: &str) -> bool {
+        self.locked.as_ref().is_some_and(|locked| locked.record.token == token)
+    }
+}
+
+fn number_and_pid(ticket: &Path) -> (u64, Pid) {
+    let name = ticket.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let (number, pid) = name.split_once('-').unwrap_or_default();
+    (number.parse().unwrap_or(0), pid.parse().unwrap_or(0))
+}
+
+/// Whether the owner of a ticket is stopped, as by Ctrl-Z: it holds up nobody.
+fn is_suspended(ticket: &Path) -> bool {
+    processes::is_suspended(number_and_pid(ticket).1)
+}
+
+impl Backend for File {
+    fn attempt(&mut self, claim: &Claim, queues: bool, stop: &Stop) -> Result<Attempt> {
+        let _entered = self.enter(stop)?;
+        let stored = self.read()?;
+        let held = stored.locked.as_ref().filter(|locked| !locked.is_over()).map(Locked::held);
+        let tickets = self.tickets()?;
+        let (before, ahead) = self.waiter_before_us(&tickets);
+        if held.is_none() && before.is_none() {
+            let fence = stored.fence.max(claim.floor) + 1;
+            let mut locked = Locked::new(claim);
+            locked.record.fence = fence;
+            self.write(&Stored { fence, locked: Some(locked) })?;
+            (self.ticket, self.changes, self.obstacle) = (None, None, Obstacle::None);
+            return Ok(Attempt::Taken(fence));
+        }
+        if queues && self.ticket.is_none() {
+            self.queue_up(&tickets)?;
+        }
+        if queues {
+            self.note_obstacle(before, held.as_ref())?;
+        }
+        Ok(Attempt::Busy(Busy { held, ahead }))
+    }
+
+    fn wait_for_change(&mut self, _: &Claim, stop: &Stop, deadline: Instant) -> Result<()> {
+        let look = deadline.min(Instant::now() + LOOK);
+        match &self.obstacle {
+            Obstacle::Waiter { end, .. } => drop(wait(&[end.ended().fd()], stop, look)),
+            Obstacle::Holder { living, end } => {
+                let Some(changes) = &self.changes else {
+                    // What changed before the watch began is seen by the next try.
+                    let watch = self.watch();
+                    self.changes = Some(watch.map_err(|e| self.unusable(self.folder(), &e))?);
+                    return Ok(());
+                };
+                let mut watched = vec![rustix::fd::AsFd::as_fd(changes)];
+                watched.extend(living.iter().map(Handle::fd));
+                wait(&watched, stop, end.map_or(look, |end| end.min(look)));
+                let mut events = [0; 4096];
+                // Which ones they were does not matter.
+                while rustix::io::read(changes, &mut events).is_ok_and(|count| count > 0) {}
+            }
+            Obstacle::None => {}
+        }
+        Ok(())
+    }
+
+    fn renew(&mut self, claim: &Claim) -> Result<bool> {
+        let _entered = self.enter(&Stop::never())?;
+        let stored = self.read()?;
+        let is_ours = stored.is_of(&claim.record.token);
+        if is_ours {
+            self.write(&Stored { locked: Some(Locked::new(claim)), ..stored })?;
+        }
+        Ok(is_ours)
+    }
+
+    fn release(&mut self, token: Option<&str>) -> Result<bool> {
+        let _entered = self.enter(&Stop::never())?;
+        self.ticket = None;
+        let (fence, is_there) = match (self.read(), token) {
+            (Ok(stored), Some(token)) => (stored.fence, stored.is_of(token)),
+            (Ok(stored), None) => (stored.fence, stored.locked.is_some()),
+            (Err(failure), None) if failure.code == Code::Config => (0, true),
+            (Err(failure), _) => return Err(failure),
+        };
+        if is_there && let Err(failure) = self.write(&Stored::free(fence)) {
+            // A full disk must not keep the lock; the state folder remembers the fence too.
+            let removed = fs::remove_file(self.beside(".json"));
+            return removed.map(|()| true).map_err(|_| failure);
+        }
+        Ok(is_there)
+    }
+
+    fn look(&mut self) -> Result<Option<Held>> {
+        match self.folder().symlink_metadata() {
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+            _ => files::private_dir(self.folder()).map_err(|e| self.unusable(self.folder(), &e))?,
+        }
+        let locked = self.read()?.locked;
+        Ok(locked.filter(|locked| !locked.is_over()).as_ref().map(Locked::held))
+    }
+}

@@ -1,0 +1,248 @@
+//! Holding the lock while gpuctl acts: a thread renews it at a third of its time, its loss calls
+//! off the work, and it is released whatever the work comes to.
+
+use super::watchdog::Watchdog;
+use super::{Backend, Claim, Group, Held, Record, holder_name, joined, open, remember_fence};
+use crate::config::Config;
+use crate::error::Result;
+use crate::report::progress::Progress;
+use crate::world::host::since_boot;
+use crate::world::wait::{Event, Lease, Stop, Timer, wait};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+/// Of a lock that is renewed: how long a holder that has vanished may hold up others elsewhere.
+const TTL: Duration = Duration::from_secs(30);
+
+/// Between two tries to renew at a server that cannot be reached.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Of a lock that has no end, for arithmetic.
+const ENDLESS: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+/// The lock, held. Dropping it releases it.
+pub struct Guard {
+    shared: Arc<Mutex<Hold>>,
+    lease: Arc<Lease>,
+    quit: Arc<Event>,
+    renewal: Option<JoinHandle<()>>,
+    fence: u64,
+    token: String,
+}
+
+struct Hold {
+    backend: Box<dyn Backend>,
+    title: Title,
+    /// So much before the end of its time the lock counts as lost, for what has to be ended first.
+    margin: Duration,
+    /// Beside a command that works under the lock.
+    watchdog: Option<Watchdog>,
+}
+
+/// By what right the lock is ours.
+enum Title {
+    Own(Claim),
+    /// The caller's, who renews and releases it; with its token.
+    Borrowed(String),
+}
+
+/// What a command wants the lock for.
+pub struct Purpose<'a> {
+    /// The service or phase that it acts for.
+    pub holder: &'a str,
+    pub services: &'a [String],
+    /// How long to wait for it.
+    pub patience: Duration,
+    /// What ending the work takes when the lock is lost.
+    pub margin: Duration,
+}
+
+impl Guard {
+    /// Takes the lock, or joins the one that the caller holds and has named in the environment.
+    pub fn take(
+        config: &Config,
+        purpose: &Purpose,
+        stop: &Stop,
+        progress: &Progress,
+    ) -> Result<Guard> {
+        let mut backend = open(config)?;
+        if let Some(token) = &config.lock.token {
+            return Guard::join(backend, token);
+        }
+        let pid = Some(std::process::id() as i32);
+        let name = holder_name(purpose.holder);
+        let mut claim = Claim::new(config, &name, purpose.services, pid, TTL)?;
+        let valid_until = claim.acquire(backend.as_mut(), purpose.patience, stop, |busy| {
+            progress.line(&format!("waiting for the GPU lock, {busy}"));
+        })?;
+        if let Some(warning) = remember_fence(config, claim.record.fence) {
+            progress.warning(&warning);
+        }
+        let Record { fence, token, .. } = claim.record.clone();
+        log::debug!("the GPU lock is held for {name}, fence {fence}");
+        let margin = purpose.margin.min(TTL / 3);
+        let hold = Hold { backend, title: Title::Own(claim), margin, watchdog: None };
+        Guard::watch(hold, fence, token, valid_until)
+    }
+
+    fn join(mut backend: Box<dyn Backend>, token: &str) -> Result<Guard> {
+        let asked = since_boot();
+        let held = joined(backend.as_mut(), token)?;
+        let fence = held.record.as_ref().map_or(0, |record| record.fence);
+        let valid_until = asked + left(&held);
+        let title = Title::Borrowed(token.to_owned());
+        let hold = Hold { backend, title, margin: Duration::ZERO, watchdog: None };
+        Guard::watch(hold, fence, token.to_owned(), valid_until)
+    }
+
+    fn watch(hold: Hold, fence: u64, token: String, valid_until: Duration) -> Result<Guard> {
+        let lease = Lease::until(valid_until.saturating_sub(hold.margin))?;
+        let (quit, shared) = (Event::new()?, Arc::new(Mutex::new(hold)));
+        let renewal = thread::spawn({
+            let (shared, lease, quit) = (shared.clone(), lease.clone(), quit.clone());
+            move || keep(&shared, &lease, &quit)
+        });
+        Ok(Guard { shared, lease, quit, renewal: Some(renewal), fence, token })
+    }
+
+    pub fn lease(&self) -> &Arc<Lease> {
+        &self.lease
+    }
+
+    pub fn fence(&self) -> u64 {
+        self.fence
+    }
+
+    pub fn token(&self) -> &str {
+        &self.token
+    }
+
+    /// Has the lock name the command that works under it, so that who takes it over waits for the
+    /// command's end, and has a watchdog end the command when we cannot any more.
+    pub fn name_command(&self, group: Group, grace: Duration) -> Result<()> {
+        let mut hold = lock(&self.shared);
+        let mut watchdog = Watchdog::start()?;
+        watchdog.watch(group, &self.token, grace, self.lease.valid_until());
+        hold.watchdog = Some(watchdog);
+        if let Hold { backend, title: Title::Own(claim), .. } = &mut *hold {
+            claim.record.command = Some(group);
+            if !backend.renew(claim)? {
+                self.lease.lose("it is not ours any more");
+            }
+        }
+        self.lease.check()
+    }
+
+    /// The command has ended.
+    pub fn forget_command(&self) {
+        if let Some(watchdog) = lock(&self.shared).watchdog.take() {
+            watchdog.dismiss();
+        }
+    }
+
+    /// Gives the lock back; fails where it was lost before, so that others may have acted too.
+    pub fn release(mut self, progress: &Progress) -> Result<()> {
+        self.end_renewal();
+        let released = lock(&self.shared).release();
+        self.lease.check()?;
+        match released {
+            Ok(true) => Ok(()),
+            Ok(false) => {
+                self.lease.lose("it was not ours any more in the end");
+                self.lease.check()
+            }
+            Err(failure) => {
+                let message = format!(
+                    "the GPU lock could not be released and ends by itself within {TTL:?}: {failure}"
+                );
+                progress.warning(&message);
+                Ok(())
+            }
+        }
+    }
+
+    fn end_renewal(&mut self) {
+        self.quit.set();
+        if let Some(renewal) = self.renewal.take() {
+            // It has nothing to tell, and a panic of it has told of itself.
+            let _ = renewal.join();
+        }
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if self.renewal.is_some() {
+            self.end_renewal();
+            // The work has failed already, and tells why; the lock ends by itself.
+            let _ = lock(&self.shared).release();
+        }
+    }
+}
+
+fn lock(shared: &Mutex<Hold>) -> MutexGuard<'_, Hold> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn left(held: &Held) -> Duration {
+    held.left.unwrap_or(ENDLESS)
+}
+
+/// Renews until told to quit, or until the lock is lost.
+fn keep(shared: &Mutex<Hold>, lease: &Lease, quit: &Event) {
+    let mut pause = TTL / 3;
+    loop {
+        // Also where no timer can be had, the work asks the lease before every step.
+        let end = Timer::at(lease.valid_until()).ok();
+        let mut watched = vec![quit.fd()];
+        watched.extend(end.iter().map(Timer::fd));
+        wait(&watched, &Stop::never(), Instant::now() + pause);
+        if quit.happened() || lease.check().is_err() {
+            return;
+        }
+        let asked = since_boot();
+        let mut hold = lock(shared);
+        match hold.confirm() {
+            Ok(Some(left)) => {
+                let end = (asked + left).saturating_sub(hold.margin);
+                lease.extend(end);
+                hold.watchdog.iter_mut().for_each(|watchdog| watchdog.extend(end));
+                pause = (left / 3).min(TTL / 3);
+            }
+            Ok(None) => {
+                let now = hold.backend.look().ok().flatten();
+                let now = now.map_or("nobody holds it".to_owned(), |held| {
+                    format!("it is held by {}", held.describe())
+                });
+                lease.lose(&format!("{now} now"));
+                return;
+            }
+            Err(failure) => {
+                log::warn!("the GPU lock could not be renewed: {failure}");
+                pause = RETRY;
+            }
+        }
+    }
+}
+
+impl Hold {
+    /// Tells whether it was still ours.
+    fn release(&mut self) -> Result<bool> {
+        match &self.title {
+            Title::Own(claim) => self.backend.release(Some(&claim.record.token)),
+            Title::Borrowed(_) => Ok(true),
+        }
+    }
+
+    /// How long the lock is ours from now on; `None` where it is not any more.
+    fn confirm(&mut self) -> Result<Option<Duration>> {
+        match &self.title {
+            Title::Own(claim) => Ok(self.backend.renew(claim)?.then_some(claim.ttl)),
+            Title::Borrowed(token) => {
+                let held = self.backend.look()?.filter(|held| held.is_of(token));
+                Ok(held.as_ref().map(left))
+            }
+        }
+    }
+}

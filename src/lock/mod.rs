@@ -1,0 +1,235 @@
+//! The GPU lock: one holder at a time, the longest waiting next, and a number (the fence) that
+//! rises with every holder. It is kept in Redis or in a file; both make the same promises.
+
+mod file;
+mod guard;
+mod record;
+mod redis;
+pub mod watchdog;
+
+pub use guard::{Guard, Purpose};
+pub use record::{Group, Held, Record};
+
+use crate::config::{Config, Place};
+use crate::error::{Failure, Result};
+use crate::exit::Code;
+use crate::model::Pid;
+use crate::world::files;
+use crate::world::host::{random_hex, since_boot};
+use crate::world::wait::{Stop, wait};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// Between two tries at a server that will be ready in a moment.
+const UNREADY_PAUSE: Duration = Duration::from_millis(100);
+
+/// A place where the lock is kept.
+pub trait Backend: Send {
+    /// One try to take the lock, and with `queues` a place in the line for it.
+    fn attempt(&mut self, claim: &Claim, queues: bool, stop: &Stop) -> Result<Attempt>;
+
+    /// Sleeps until another try may have another result; after one that found the lock busy.
+    fn wait_for_change(&mut self, claim: &Claim, stop: &Stop, deadline: Instant) -> Result<()>;
+
+    /// Gives a lock that is still the claim's its full time again, and the record its new content;
+    /// false where it is not the claim's any more.
+    fn renew(&mut self, claim: &Claim) -> Result<bool>;
+
+    /// Gives up the lock or the place in the line; without a token whatever lock there is. Tells
+    /// whether there was such a lock.
+    fn release(&mut self, token: Option<&str>) -> Result<bool>;
+
+    /// Who holds it; one that is proved to be over still counts.
+    fn look(&mut self) -> Result<Option<Held>>;
+}
+
+/// Who wants the lock, for what, and for how long.
+pub struct Claim {
+    pub holder: String,
+    /// Its fence is 0 until the lock is taken.
+    pub record: Record,
+    pub ttl: Duration,
+    /// The fence has to be above it.
+    pub floor: u64,
+}
+
+/// What came of a try.
+pub enum Attempt {
+    /// With its fence.
+    Taken(u64),
+    Busy(Busy),
+    /// The server is there and will be ready soon.
+    Unready(Failure),
+}
+
+pub struct Busy {
+    /// `None` where it is free for a moment, for another one who waits.
+    pub held: Option<Held>,
+    /// How many are before us in the line.
+    pub ahead: usize,
+}
+
+impl Busy {
+    /// "held by comfyui (nora:1234, 29 s left), 2 waiting before us".
+    pub fn describe(&self) -> String {
+        let mut text = match &self.held {
+            Some(held) => format!("held by {}", held.describe()),
+            None => "about to be taken by another".to_owned(),
+        };
+        if self.ahead > 0 {
+            text.push_str(&format!(", {} waiting before us", self.ahead));
+        }
+        text
+    }
+}
+
+/// The place that the configuration names.
+pub fn open(config: &Config) -> Result<Box<dyn Backend>> {
+    Ok(match &config.lock.place {
+        Place::Redis(url) => Box::new(redis::Redis::new(url, &config.lock.key)?),
+        Place::File(path) => Box::new(file::File::new(path.clone())),
+        Place::Nowhere => {
+            let message = "no place for the lock: XDG_RUNTIME_DIR is not set and /run/user has no folder of yours";
+            return Err(Failure::new(Code::Config, message)
+                .hint("set lock.url, for instance to \"file:///home/me/.gpuctl/lock\""));
+        }
+    })
+}
+
+/// The lock that the caller holds, by the token that it has put into the environment.
+pub fn joined(backend: &mut dyn Backend, token: &str) -> Result<Held> {
+    backend.look()?.filter(|held| held.is_of(token)).ok_or_else(|| {
+        Failure::new(
+            Code::LockLost,
+            "the lock that GPUCTL_LOCK_TOKEN names is not held any more: it has ended or was released",
+        )
+        .hint("unset GPUCTL_LOCK_TOKEN, or take the lock again")
+    })
+}
+
+impl Claim {
+    /// A claim with a token of its own. `pid`: the process that the lock ends with.
+    pub fn new(
+        config: &Config,
+        holder: &str,
+        services: &[String],
+        pid: Option<Pid>,
+        ttl: Duration,
+    ) -> Result<Claim> {
+        let Some(record) = Record::new(random_hex::<16>()?, pid, services) else {
+            let pid = pid.unwrap_or_default();
+            return Err(Failure::new(Code::NotFound, format!("there is no process {pid}")));
+        };
+        let floor = remembered_fence(config);
+        Ok(Claim { holder: holder.to_owned(), record, ttl, floor })
+    }
+
+    /// Takes the lock, waiting in line for so long; gives the time since boot at which it ends
+    /// unless it is renewed. `tell` is told who is in the way, once for each.
+    pub fn acquire(
+        &mut self,
+        backend: &mut dyn Backend,
+        patience: Duration,
+        stop: &Stop,
+        tell: impl FnMut(&str),
+    ) -> Result<Duration> {
+        let taken = self.take_in_turn(backend, patience, stop, tell);
+        if taken.is_err() && !patience.is_zero() {
+            // The place in the line; a server that cannot be asked now forgets it by itself.
+            let _ = backend.release(Some(&self.record.token));
+        }
+        taken
+    }
+
+    fn take_in_turn(
+        &mut self,
+        backend: &mut dyn Backend,
+        patience: Duration,
+        stop: &Stop,
+        mut tell: impl FnMut(&str),
+    ) -> Result<Duration> {
+        let deadline = Instant::now() + patience;
+        let queues = !patience.is_zero();
+        let mut in_the_way = None;
+        loop {
+            stop.check()?;
+            // The lock's time began at the latest when the server did as it was asked.
+            let asked = since_boot();
+            match backend.attempt(self, queues, stop)? {
+                Attempt::Taken(fence) => {
+                    self.record.fence = fence;
+                    return Ok(asked + self.ttl);
+                }
+                Attempt::Unready(failure) if Instant::now() >= deadline => return Err(failure),
+                Attempt::Unready(_) => {
+                    wait(&[], stop, (Instant::now() + UNREADY_PAUSE).min(deadline));
+                }
+                Attempt::Busy(busy) if Instant::now() >= deadline => {
+                    return Err(refusal(&busy, patience));
+                }
+                Attempt::Busy(busy) => {
+                    let who = busy.held.as_ref().map(|held| (held.holder.clone(), held.owner()));
+                    if in_the_way.as_ref() != Some(&who) {
+                        tell(&busy.describe());
+                        in_the_way = Some(who);
+                    }
+                    backend.wait_for_change(self, stop, deadline)?;
+                }
+            }
+        }
+    }
+}
+
+fn refusal(busy: &Busy, patience: Duration) -> Failure {
+    let waited = match patience.is_zero() {
+        true => String::new(),
+        false => format!(", and the wait of {patience:?} is over"),
+    };
+    let failure =
+        Failure::new(Code::LockBusy, format!("the GPU lock is {}{waited}", busy.describe()));
+    let Some(held) = &busy.held else {
+        return failure.hint("try again, or wait in line with --wait");
+    };
+    let failure = match held.left {
+        Some(_) => failure.hint("wait longer with --wait; `gpuctl lock status` shows the holder"),
+        None => failure.hint(
+            "it has no time to live, so it is never taken over; if its holder is gone: `gpuctl lock release --force`",
+        ),
+    };
+    failure
+        .detail("holder", held.holder.as_str())
+        .detail("owner", held.owner())
+        .detail("ttl", held.ttl())
+}
+
+/// The highest fence that this machine has seen: it has to rise also where the server has
+/// forgotten everything.
+fn remembered_fence(config: &Config) -> u64 {
+    let file = config.state_dir().map(|folder| folder.join(FENCE_FILE));
+    let text = file.ok().and_then(|file| std::fs::read_to_string(file).ok());
+    text.and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+}
+
+const FENCE_FILE: &str = "fence";
+
+/// Keeps a fence for later; tells why where that is not possible.
+pub fn remember_fence(config: &Config, fence: u64) -> Option<String> {
+    if fence <= remembered_fence(config) {
+        return None;
+    }
+    let keep = |folder: &Path| {
+        files::private_dir(folder)?;
+        files::replace(&folder.join(FENCE_FILE), fence.to_string().as_bytes())
+    };
+    match config.state_dir() {
+        Ok(folder) => keep(folder)
+            .err()
+            .map(|e| format!("the lock's fence cannot be remembered in {}: {e}", folder.display())),
+        Err(failure) => Some(format!("the lock's fence cannot be remembered: {failure}")),
+    }
+}
+
+/// A name as the lock can show it: neither our mark nor anything that a terminal obeys.
+pub fn holder_name(name: &str) -> String {
+    name.chars().map(|c| if c.is_control() || c == '|' { '_' } else { c }).collect()
+}

@@ -1,0 +1,314 @@
+//! The lock in Redis: one string key that clients of the older kind respect too (`SET key NAME NX
+//! EX 600`), and beside it a counter, the line of those who wait, and a list for each to be woken
+//! by. Every decision is made by a script, in one step on the server.
+//!
+//! Layout: `KEY` the lock, `KEY:fence` the counter, `KEY:queue` waiters by arrival, `KEY:seen`
+//! waiters by when they last looked, `KEY:wake:TOKEN` what wakes one.
+
+use super::record::Held;
+use super::{Attempt, Backend, Busy, Claim};
+use crate::config::mask;
+use crate::error::{Failure, Result};
+use crate::exit::Code;
+use crate::world::wait::{Aside, Stop, wait};
+use redis::{Client, Cmd, Connection, ErrorKind, RedisError, Value};
+use std::time::{Duration, Instant};
+
+/// For one question; a server that takes longer hangs.
+const CALL_LIMIT: Duration = Duration::from_secs(3);
+
+/// Between two tries to reach a server that was there.
+const RECONNECT: Duration = Duration::from_millis(50);
+
+/// A client of the older kind wakes nobody when it deletes the key, nor does a key that expires.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// A waiter that has not looked for so long is gone, or stopped, and holds up nobody.
+const SILENCE: Duration = Duration::from_millis(700);
+
+/// In a failure's details: the server's own code.
+const ERROR: &str = "redis_error";
+const LOADING: &str = "LOADING";
+
+pub struct Redis {
+    client: Client,
+    key: String,
+    connection: Option<Connection>,
+    /// The server was there, so that it may come back.
+    was_reached: bool,
+    /// The last question was asked more than once: it may have been carried out the first time.
+    asked_again: bool,
+    /// When this waiter got in line, by the server's clock.
+    arrival: String,
+}
+
+/// The connection, where it can be used again, whether there ever was one, and the answer.
+type Exchange = (Option<Connection>, bool, redis::RedisResult<Value>);
+
+impl Redis {
+    pub fn new(url: &str, key: &str) -> Result<Redis> {
+        let client = Client::open(url).map_err(|e| {
+            Failure::new(Code::Config, format!("lock.url is no Redis URL: {}", e.category()))
+                .hint("redis://[USER:PASSWORD@]HOST[:PORT][/DB], rediss://… for TLS, redis+unix:///PATH for a socket")
+        })?;
+        let key = key.to_owned();
+        Ok(Redis {
+            client,
+            key,
+            connection: None,
+            was_reached: false,
+            asked_again: false,
+            arrival: String::new(),
+        })
+    }
+
+    fn place(&self) -> String {
+        mask(&self.client.get_connection_info().addr().to_string())
+    }
+
+    fn beside(&self, what: &str) -> String {
+        format!("{}:{what}", self.key)
+    }
+
+    /// Runs a script, and makes an error of what keeps the key from being a lock.
+    fn script<const K: usize, const A: usize>(
+        &mut self,
+        text: &str,
+        keys: [&str; K],
+        arguments: [&str; A],
+        stop: &Stop,
+    ) -> Result<Vec<String>> {
+        let mut command = redis::cmd("EVAL");
+        command.arg(text).arg(K).arg(keys.as_slice()).arg(arguments.as_slice());
+        match self.ask(command, CALL_LIMIT, stop)? {
+            Value::Array(items) => Ok(items.iter().map(text_of).collect()),
+            single => Ok(vec![text_of(&single)]),
+        }
+    }
+
+    /// One question, on a thread of its own: the library's own limits are for single reads.
+    fn ask(&mut self, command: Cmd, limit: Duration, stop: &Stop) -> Result<Value> {
+        let deadline = Instant::now() + limit;
+        self.asked_again = false;
+        loop {
+            stop.check()?;
+            let (client, connection, command) =
+                (self.client.clone(), self.connection.take(), command.clone());
+            let exchange = Aside::begin(move || exchange(&client, connection, &command, limit))?;
+            wait(&[exchange.ended().fd()], stop, deadline);
+            // Left behind with its connection: a late answer would be taken for the next one's.
+            let Some((connection, reached, answer)) = exchange.take() else {
+                stop.check()?;
+                return Err(self
+                    .unavailable("does not answer")
+                    .hint("is it stopped or overloaded?"));
+            };
+            self.connection = connection;
+            self.was_reached |= reached;
+            match answer {
+                Ok(value) => return Ok(value),
+                // Every script can be run again: it knows its own token.
+                Err(e) if e.is_io_error() && self.was_reached && Instant::now() < deadline => {
+                    log::debug!("Redis at {}: {e}; connecting again", self.place());
+                    if !reached || self.asked_again {
+                        wait(&[], stop, (Instant::now() + RECONNECT).min(deadline));
+                    }
+                    self.asked_again = true;
+                }
+                Err(e) => return Err(self.explain(&e)),
+            }
+        }
+    }
+
+    fn unavailable(&self, why: &str) -> Failure {
+        Failure::new(Code::Unavailable, format!("Redis at {} {why}", self.place()))
+    }
+
+    fn refused(&self, why: &str) -> Failure {
+        Failure::new(Code::Permission, format!("Redis at {} {why}", self.place()))
+    }
+
+    /// What an error means: told by its code, never by its text.
+    fn explain(&self, error: &RedisError) -> Failure {
+        let failure = self.explain_code(error);
+        match error.code() {
+            Some(code) => failure.detail(ERROR, code),
+            None => failure,
+        }
+    }
+
+    fn explain_code(&self, error: &RedisError) -> Failure {
+        let detail = mask(error.detail().unwrap_or_default());
+        match (error.kind(), error.code().unwrap_or_default()) {
+            (ErrorKind::AuthenticationFailed, _) | (_, "WRONGPASS") => self
+                .refused("does not take the user and password of the lock's URL")
+                .hint("correct lock.url, $GPUCTL_LOCK_URL or $REDIS_URL (a server that has no password takes none)"),
+            (_, "NOAUTH") => self
+                .refused("wants a password, and the lock's URL has none")
+                .hint("put it into the URL: redis://:PASSWORD@HOST:PORT"),
+            (_, "NOPERM") => self
+                .refused(&format!("does not let this user do what the lock needs: {detail}"))
+                .hint(format!(
+                    "its ACL must allow ~{}* and the commands eval, type, get, set, del, exists, pttl, pexpire, \
+                     time, lpush, blpop and those of sorted sets",
+                    self.key
+                )),
+            (_, "WRONGTYPE") => Failure::new(
+                Code::Config,
+                format!("a key beside {} is used for something else: {detail}", self.key),
+            )
+            .hint("choose another lock.key"),
+            (_, LOADING) => self.unavailable("is still loading its data"),
+            (_, "READONLY") => {
+                self.unavailable("is a read-only replica").hint("name its primary in lock.url")
+            }
+            (_, "OOM") => self.unavailable("has no memory left").hint("raise its maxmemory"),
+            (_, "MISCONF") => self
+                .unavailable("cannot save to disk and takes no writes")
+                .hint("see its log, and the disk that it saves to"),
+            (_, "NOREPLICAS") => self.unavailable("has too few replicas and takes no writes"),
+            (_, code) if !code.is_empty() => {
+                self.unavailable(&format!("answers {code}: {detail}"))
+            }
+            _ => self
+                .unavailable(&format!("cannot be reached: {}", mask(&error.to_string())))
+                .hint("start it, or correct lock.url; without one gpuctl uses a lock file"),
+        }
+    }
+
+    fn wrong_type(&self, kind: &str) -> Failure {
+        Failure::new(
+            Code::Config,
+            format!("the key {} in Redis at {} is a {kind}, not a lock", self.key, self.place()),
+        )
+        .hint("choose another lock.key, or remove that key if nobody needs it")
+    }
+}
+
+fn exchange(
+    client: &Client,
+    connection: Option<Connection>,
+    command: &Cmd,
+    limit: Duration,
+) -> Exchange {
+    let connected = match connection {
+        Some(connection) => Ok(connection),
+        None => client.get_connection_with_timeout(limit),
+    };
+    match connected {
+        Ok(mut connection) => {
+            let answer = command.query(&mut connection);
+            let is_usable = answer.as_ref().err().is_none_or(|e: &RedisError| !e.is_io_error());
+            (is_usable.then_some(connection), true, answer)
+        }
+        Err(e) => (None, false, Err(e)),
+    }
+}
+
+fn text_of(value: &Value) -> String {
+    match value {
+        Value::BulkString(bytes) => String::from_utf8_lossy(bytes).into_owned(),
+        Value::Int(number) => number.to_string(),
+        Value::SimpleString(text) => text.clone(),
+        _ => String::new(),
+    }
+}
+
+/// What PTTL said: -1 for no end, -2 for no key.
+fn left_of(pttl: &str) -> Option<Duration> {
+    pttl.parse().ok().map(Duration::from_millis)
+}
+
+impl Backend for Redis {
+    fn attempt(&mut self, claim: &Claim, queues: bool, stop: &Stop) -> Result<Attempt> {
+        let value = claim.record.encode(&claim.holder);
+        let (before, after) = value.split_once("\"fence\":0").expect("a record not yet taken");
+        let before = format!("{before}\"fence\":");
+        let (ttl, floor) = (claim.ttl.as_millis().to_string(), claim.floor.to_string());
+        let silence = SILENCE.as_millis().to_string();
+        let [counter, queue, seen] = ["fence", "queue", "seen"].map(|what| self.beside(what));
+        let wake = self.beside(&format!("wake:{}", claim.record.token));
+        let mut over = String::new();
+        loop {
+            let (key, arrival) = (self.key.clone(), self.arrival.clone());
+            let answer = self.script(
+                include_str!("redis/acquire.lua"),
+                [&key, &counter, &queue, &seen, &wake],
+                [
+                    &claim.record.token,
+                    &before,
+                    after,
+                    &ttl,
+                    &floor,
+                    if queues { "1" } else { "0" },
+                    &arrival,
+                    &over,
+                    &silence,
+                ],
+                stop,
+            );
+            let answer = match answer {
+                Ok(answer) => answer,
+                Err(failure) if failure.details.get(ERROR) == Some(&LOADING.into()) => {
+                    return Ok(Attempt::Unready(failure));
+                }
+                Err(failure) => return Err(failure),
+            };
+            match answer.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+                ["taken", fence] => return Ok(Attempt::Taken(fence.parse().unwrap_or(0))),
+                ["type", kind] => return Err(self.wrong_type(kind)),
+                ["busy", value, left, ahead, arrival] => {
+                    self.arrival = (*arrival).to_owned();
+                    let held = (!value.is_empty()).then(|| Held::decode(value, left_of(left)));
+                    if over != *value && held.as_ref().is_some_and(Held::is_over) {
+                        over = (*value).to_owned();
+                        continue;
+                    }
+                    let ahead = ahead.parse().unwrap_or(0);
+                    return Ok(Attempt::Busy(Busy { held, ahead }));
+                }
+                _ => return Err(self.unavailable("answers the lock's script with nonsense")),
+            }
+        }
+    }
+
+    fn wait_for_change(&mut self, claim: &Claim, stop: &Stop, deadline: Instant) -> Result<()> {
+        let left = deadline.saturating_duration_since(Instant::now()).min(LOOK);
+        // Redis would wait for ever with 0.
+        let seconds = left.as_secs_f64().max(0.001);
+        let mut command = redis::cmd("BLPOP");
+        command.arg(self.beside(&format!("wake:{}", claim.record.token))).arg(seconds);
+        self.ask(command, left + CALL_LIMIT, stop).map(drop)
+    }
+
+    fn renew(&mut self, claim: &Claim) -> Result<bool> {
+        let value = claim.record.encode(&claim.holder);
+        let (key, ttl) = (self.key.clone(), claim.ttl.as_millis().to_string());
+        let script = include_str!("redis/renew.lua");
+        let arguments = [claim.record.token.as_str(), &value, &ttl];
+        Ok(self.script(script, [&key], arguments, &Stop::never())? == ["1"])
+    }
+
+    fn release(&mut self, token: Option<&str>) -> Result<bool> {
+        let [queue, seen, wake] = ["queue", "seen", "wake:"].map(|what| self.beside(what));
+        let (key, anybody) = (self.key.clone(), if token.is_some() { "0" } else { "1" });
+        let answer = self.script(
+            include_str!("redis/release.lua"),
+            [&key, &queue, &seen, &wake],
+            [token.unwrap_or_default(), anybody],
+            &Stop::never(),
+        )?;
+        Ok(answer == ["1"] || self.asked_again)
+    }
+
+    fn look(&mut self) -> Result<Option<Held>> {
+        let key = self.key.clone();
+        let answer = self.script(include_str!("redis/look.lua"), [&key], [], &Stop::never())?;
+        match answer.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+            ["none", ..] => Ok(None),
+            ["string", value, left] => Ok(Some(Held::decode(value, left_of(left)))),
+            [kind, ..] => Err(self.wrong_type(kind)),
+            [] => Err(self.unavailable("answers the lock's script with nonsense")),
+        }
+    }
+}

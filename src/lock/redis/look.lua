@@ -1,0 +1,3 @@
+-- {type, value, pttl} of the lock.
+local kind = redis.call('TYPE', KEYS[1]).ok
+return {kind, kind == 'string' and redis.call('GET', KEYS[1]) or '', redis.call('PTTL', KEYS[1])}

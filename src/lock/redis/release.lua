@@ -1,0 +1,22 @@
+-- Gives up the lock, or the place in the line for it, and wakes the next: 1 if it was held by this token, or by
+-- anybody where that is enough.
+local key, queue, seen, wake = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local token, anybody = ARGV[1], ARGV[2] == '1'
+
+local value = redis.call('TYPE', key).ok == 'string' and redis.call('GET', key)
+local held = value and string.find(value, '"token":"' .. token .. '"', 1, true)
+if anybody then held = redis.call('EXISTS', key) == 1 end
+if held then redis.call('DEL', key) end
+redis.call('ZREM', queue, token)
+redis.call('ZREM', seen, token)
+redis.call('DEL', wake .. token)
+if redis.call('EXISTS', key) == 0 then
+    local following = redis.call('ZRANGE', queue, 0, 0)[1]
+    if following then
+        redis.call('DEL', wake .. following)
+        -- A server without memory refuses it; the waiter looks again by itself.
+        redis.pcall('LPUSH', wake .. following, '1')
+        redis.call('PEXPIRE', wake .. following, 1000)
+    end
+end
+return held and 1 or 0

@@ -1,0 +1,88 @@
+//! Ending processes, politely first, and waiting until they are gone.
+
+use super::wait::{Handle, Stop, Woken, wait};
+use crate::error::{Failure, Result};
+use crate::exit::Code;
+use crate::model::Pid;
+use rustix::process::Signal;
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
+
+/// From SIGKILL to gone; longer only when the kernel is stuck in a driver.
+const KILL_LIMIT: Duration = Duration::from_secs(5);
+
+/// How an end begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FirstMove {
+    Term,
+    Kill,
+    /// It has been asked by its own stop command.
+    Wait,
+}
+
+/// Ends processes: TERM and CONT, then after `limit` KILL. What they have forked meanwhile is looked
+/// for again by `survivors` until nobody is left. Tells whether time ran out and KILL was needed.
+pub fn end(
+    name: &str,
+    survivors: impl Fn() -> Vec<Pid>,
+    first: FirstMove,
+    limit: Duration,
+    stop: &Stop,
+) -> Result<bool> {
+    let mut killing = first == FirstMove::Kill;
+    let mut deadline = Instant::now() + if killing { KILL_LIMIT } else { limit };
+    let mut signalled: HashSet<(Pid, bool)> = HashSet::new();
+    loop {
+        let pids = survivors();
+        if pids.is_empty() {
+            return Ok(killing && first != FirstMove::Kill);
+        }
+        let handles: Vec<Handle> = pids.iter().filter_map(|pid| Handle::open(*pid)).collect();
+        for handle in &handles {
+            let is_due = killing || first == FirstMove::Term;
+            if is_due && signalled.insert((handle.pid, killing)) {
+                send(name, handle, killing)?;
+            }
+        }
+        match wait_for_all(&handles, stop, deadline) {
+            Woken::Event => {}
+            Woken::Stopped => stop.check()?,
+            Woken::TimedOut if !killing => {
+                killing = true;
+                deadline = Instant::now() + KILL_LIMIT;
+            }
+            Woken::TimedOut => {
+                let pids: Vec<String> = pids.iter().map(Pid::to_string).collect();
+                return Err(Failure::new(
+                    Code::StopFailed,
+                    format!("{name}: still alive after SIGKILL: PID {}", pids.join(", ")),
+                )
+                .hint("a process that SIGKILL does not end waits in the kernel, mostly for the GPU driver; see `dmesg`")
+                .detail("pids", pids));
+            }
+        }
+    }
+}
+
+/// Sleeps until every one of them has ended, or it is time for something else.
+fn wait_for_all(handles: &[Handle], stop: &Stop, deadline: Instant) -> Woken {
+    handles
+        .iter()
+        .map(|handle| wait(&[handle.fd()], stop, deadline))
+        .find(|woken| *woken != Woken::Event)
+        .unwrap_or(Woken::Event)
+}
+
+fn send(name: &str, handle: &Handle, kill: bool) -> Result<()> {
+    let signals: &[Signal] = if kill { &[Signal::KILL] } else { &[Signal::TERM, Signal::CONT] };
+    for signal in signals {
+        handle.signal(*signal).map_err(|e| {
+            Failure::new(
+                Code::Permission,
+                format!("{name}: cannot signal its process {}: {e}", handle.pid),
+            )
+            .hint("it belongs to another user; run gpuctl as that user or as root")
+        })?;
+    }
+    Ok(())
+}

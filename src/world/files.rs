@@ -1,0 +1,51 @@
+//! Files that are nobody's business but ours: made private, never through a link, replaced whole.
+
+use rustix::fs::{Mode, OFlags};
+use std::fs::{self, DirBuilder, File};
+use std::io::{Error, ErrorKind, Result, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::Path;
+
+/// Makes a folder of mode 0700, or makes sure that the one that is there is ours alone
+/// (`PermissionDenied`).
+pub fn private_dir(path: &Path) -> Result<()> {
+    match DirBuilder::new().recursive(true).mode(0o700).create(path) {
+        Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
+        made => made?,
+    }
+    let meta = path.symlink_metadata()?;
+    if !meta.is_dir() {
+        return Err(Error::new(ErrorKind::NotADirectory, "it is not a folder, or a link to one"));
+    }
+    if meta.uid() != rustix::process::geteuid().as_raw() || meta.mode() & 0o022 != 0 {
+        let why = "it belongs to another user, or others may write to it";
+        return Err(Error::new(ErrorKind::PermissionDenied, why));
+    }
+    Ok(())
+}
+
+/// Opens a regular file of mode 0600 in a private folder, made if need be.
+pub fn open(path: &Path, flags: OFlags) -> Result<File> {
+    let flags = flags | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = File::from(rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)?);
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(Error::new(ErrorKind::InvalidInput, "it is not a regular file")),
+    }
+}
+
+/// Gives a file new content: a reader sees the old one or the new one, whenever we are killed.
+/// Two writers at once have to be kept apart by the caller.
+pub fn replace(path: &Path, content: &[u8]) -> Result<()> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".new");
+    let new = Path::new(&name);
+    let written = open(new, OFlags::WRONLY | OFlags::TRUNC)
+        .and_then(|mut file| file.write_all(content))
+        .and_then(|()| fs::rename(new, path));
+    if written.is_err() {
+        // The first error is the one to tell.
+        let _ = fs::remove_file(new);
+    }
+    written
+}

@@ -1,0 +1,53 @@
+//! This machine and its clocks: what a lock's record says of its holder, so that others can tell
+//! whether the holder is theirs to judge, and time that neither a suspend nor a clock step bends.
+
+use crate::error::{Failure, Result};
+use crate::exit::Code;
+use rustix::rand::GetRandomFlags;
+use std::fs;
+use std::time::Duration;
+
+/// Which boot of which kernel this is; two processes with the same one share a process table.
+pub fn boot_id() -> String {
+    let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    id.trim().to_owned()
+}
+
+pub fn name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+/// The PID namespace that gpuctl is in: the same number is another process in another one.
+pub fn pid_namespace() -> Option<u64> {
+    let link = fs::read_link("/proc/self/ns/pid").ok()?;
+    link.to_str()?.strip_prefix("pid:[")?.strip_suffix(']')?.parse().ok()
+}
+
+/// Time since boot, a suspend included; nobody can set it.
+pub fn since_boot() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
+}
+
+/// The date and time, since 1970.
+pub fn since_epoch() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+    Duration::new(now.tv_sec.max(0) as u64, now.tv_nsec as u32)
+}
+
+/// So many random bytes, as lower-case hexadecimal digits.
+pub fn random_hex<const BYTES: usize>() -> Result<String> {
+    let mut bytes = [0_u8; BYTES];
+    let mut filled = 0;
+    while filled < BYTES {
+        match rustix::rand::getrandom(&mut bytes[filled..], GetRandomFlags::empty()) {
+            Ok(count) => filled += count,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(e) => {
+                let message = format!("the kernel gives no random numbers: {e}");
+                return Err(Failure::new(Code::Internal, message));
+            }
+        }
+    }
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
