@@ -40,7 +40,7 @@ fn acquire(arguments: &LockAcquire, session: &Session) -> Result<Answer> {
         return Ok(Answer::Yes);
     }
     let mut claim = Claim::new(config, holder, &[], arguments.pid, ttl)?;
-    claim.acquire(backend.as_mut(), patience, &session.stop, |busy| {
+    claim.acquire_to_keep(backend.as_mut(), patience, &session.stop, |busy| {
         session.progress.line(&format!("waiting for the GPU lock, {busy}"));
     })?;
     if let Some(warning) = remember_fence(config, claim.record.fence) {

@@ -16,12 +16,16 @@ use crate::exit::Code;
 use crate::model::Pid;
 use crate::world::files;
 use crate::world::host::{random_hex, since_boot};
+use crate::world::processes;
 use crate::world::wait::{Stop, wait};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// Between two tries at a server that will be ready in a moment.
 const UNREADY_PAUSE: Duration = Duration::from_millis(100);
+
+/// Of a lock that is to last, while it is not known to be taken.
+const BEFORE_KEPT: Duration = Duration::from_secs(30);
 
 /// A place where the lock is kept.
 pub trait Backend: Send {
@@ -134,11 +138,37 @@ impl Claim {
         tell: impl FnMut(&str),
     ) -> Result<Duration> {
         let taken = self.take_in_turn(backend, patience, stop, tell);
-        if taken.is_err() && !patience.is_zero() {
-            // The place in the line; a server that cannot be asked now forgets it by itself.
+        let cannot_be_asked =
+            taken.as_ref().is_err_and(|failure| failure.code == Code::Unavailable);
+        if taken.is_err() && !patience.is_zero() && !cannot_be_asked {
+            // The place in the line, which is forgotten by itself where this fails.
             let _ = backend.release(Some(&self.record.token));
         }
         taken
+    }
+
+    /// As `acquire`, for a lock that outlives us. It ends with us until it is known to be taken:
+    /// where the answer is lost, nobody has the token that would release it.
+    pub fn acquire_to_keep(
+        &mut self,
+        backend: &mut dyn Backend,
+        patience: Duration,
+        stop: &Stop,
+        tell: impl FnMut(&str),
+    ) -> Result<()> {
+        let me = std::process::id() as Pid;
+        let Record { pid, pid_start, .. } = self.record;
+        let ttl = self.ttl;
+        (self.record.pid, self.record.pid_start) = (Some(me), processes::start_of(me));
+        self.ttl = ttl.min(BEFORE_KEPT);
+        let taken = self.acquire(backend, patience, stop, tell);
+        (self.record.pid, self.record.pid_start, self.ttl) = (pid, pid_start, ttl);
+        taken?;
+        match backend.renew(self)? {
+            true => Ok(()),
+            false => Err(Failure::new(Code::LockLost, "the GPU lock was lost as soon as taken")
+                .hint("somebody deletes it; look with `gpuctl lock status`")),
+        }
     }
 
     fn take_in_turn(

@@ -14,6 +14,13 @@ use crate::world::wait::{Aside, Stop, wait};
 use redis::{Client, Cmd, Connection, ErrorKind, RedisError, Value};
 use std::time::{Duration, Instant};
 
+/// A script, by its name.
+macro_rules! script {
+    ($name:literal) => {
+        concat!(include_str!("redis/permitted.lua"), include_str!(concat!("redis/", $name, ".lua")))
+    };
+}
+
 /// For one question; a server that takes longer hangs.
 const CALL_LIMIT: Duration = Duration::from_secs(3);
 
@@ -90,6 +97,7 @@ impl Redis {
     fn ask(&mut self, command: Cmd, limit: Duration, stop: &Stop) -> Result<Value> {
         let deadline = Instant::now() + limit;
         self.asked_again = false;
+        let mut trouble = None;
         loop {
             stop.check()?;
             let (client, connection, command) =
@@ -99,9 +107,12 @@ impl Redis {
             // Left behind with its connection: a late answer would be taken for the next one's.
             let Some((connection, reached, answer)) = exchange.take() else {
                 stop.check()?;
-                return Err(self
-                    .unavailable("does not answer")
-                    .hint("is it stopped or overloaded?"));
+                return Err(match trouble {
+                    Some(error) => self.explain(&error),
+                    None => {
+                        self.unavailable("does not answer").hint("is it stopped or overloaded?")
+                    }
+                });
             };
             self.connection = connection;
             self.was_reached |= reached;
@@ -114,6 +125,7 @@ impl Redis {
                         wait(&[], stop, (Instant::now() + RECONNECT).min(deadline));
                     }
                     self.asked_again = true;
+                    trouble = Some(e);
                 }
                 Err(e) => return Err(self.explain(&e)),
             }
@@ -193,7 +205,7 @@ fn exchange(
 ) -> Exchange {
     let connected = match connection {
         Some(connection) => Ok(connection),
-        None => client.get_connection_with_timeout(limit),
+        None => client.get_connection_with_timeout(limit).and_then(introduce),
     };
     match connected {
         Ok(mut connection) => {
@@ -205,6 +217,14 @@ fn exchange(
     }
 }
 
+/// A server that wants a password breaks off a question as long as ours without saying why.
+fn introduce(mut connection: Connection) -> redis::RedisResult<Connection> {
+    match redis::cmd("PING").exec(&mut connection) {
+        Err(e) if e.code() == Some("NOAUTH") => Err(e),
+        _ => Ok(connection),
+    }
+}
+
 fn text_of(value: &Value) -> String {
     match value {
         Value::BulkString(bytes) => String::from_utf8_lossy(bytes).into_owned(),
@@ -212,6 +232,10 @@ fn text_of(value: &Value) -> String {
         Value::SimpleString(text) => text.clone(),
         _ => String::new(),
     }
+}
+
+fn is_loading(failure: &Failure) -> bool {
+    failure.details.get(ERROR) == Some(&LOADING.into())
 }
 
 /// What PTTL said: -1 for no end, -2 for no key.
@@ -232,7 +256,7 @@ impl Backend for Redis {
         loop {
             let (key, arrival) = (self.key.clone(), self.arrival.clone());
             let answer = self.script(
-                include_str!("redis/acquire.lua"),
+                script!("acquire"),
                 [&key, &counter, &queue, &seen, &wake],
                 [
                     &claim.record.token,
@@ -249,9 +273,7 @@ impl Backend for Redis {
             );
             let answer = match answer {
                 Ok(answer) => answer,
-                Err(failure) if failure.details.get(ERROR) == Some(&LOADING.into()) => {
-                    return Ok(Attempt::Unready(failure));
-                }
+                Err(failure) if is_loading(&failure) => return Ok(Attempt::Unready(failure)),
                 Err(failure) => return Err(failure),
             };
             match answer.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
@@ -278,32 +300,50 @@ impl Backend for Redis {
         let seconds = left.as_secs_f64().max(0.001);
         let mut command = redis::cmd("BLPOP");
         command.arg(self.beside(&format!("wake:{}", claim.record.token))).arg(seconds);
-        self.ask(command, left + CALL_LIMIT, stop).map(drop)
+        match self.ask(command, left + CALL_LIMIT, stop) {
+            // The next try finds that out too, and knows what to do.
+            Err(failure) if !is_loading(&failure) => Err(failure),
+            _ => Ok(()),
+        }
     }
 
     fn renew(&mut self, claim: &Claim) -> Result<bool> {
         let value = claim.record.encode(&claim.holder);
         let (key, ttl) = (self.key.clone(), claim.ttl.as_millis().to_string());
-        let script = include_str!("redis/renew.lua");
+        let script = script!("renew");
         let arguments = [claim.record.token.as_str(), &value, &ttl];
         Ok(self.script(script, [&key], arguments, &Stop::never())? == ["1"])
     }
 
     fn release(&mut self, token: Option<&str>) -> Result<bool> {
+        // Asked first, and as often as it takes: the answer to a release that was done and whose
+        // reply was lost is the same as to one of a lock that was gone before.
+        let was_held = match token.map(|token| (token, self.look())) {
+            None => true,
+            Some((token, Ok(held))) => held.is_some_and(|held| held.is_of(token)),
+            // What is no lock is not ours.
+            Some((_, Err(failure))) if failure.code == Code::Config => false,
+            Some((_, Err(failure))) => return Err(failure),
+        };
         let [queue, seen, wake] = ["queue", "seen", "wake:"].map(|what| self.beside(what));
         let (key, anybody) = (self.key.clone(), if token.is_some() { "0" } else { "1" });
         let answer = self.script(
-            include_str!("redis/release.lua"),
+            script!("release"),
             [&key, &queue, &seen, &wake],
             [token.unwrap_or_default(), anybody],
             &Stop::never(),
         )?;
-        Ok(answer == ["1"] || self.asked_again)
+        match answer.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+            ["type", kind] if token.is_none() => Err(self.wrong_type(kind)),
+            ["type", _] => Ok(false),
+            [released] => Ok(*released == "1" || (was_held && self.asked_again)),
+            _ => Err(self.unavailable("answers the lock's script with nonsense")),
+        }
     }
 
     fn look(&mut self) -> Result<Option<Held>> {
         let key = self.key.clone();
-        let answer = self.script(include_str!("redis/look.lua"), [&key], [], &Stop::never())?;
+        let answer = self.script(script!("look"), [&key], [], &Stop::never())?;
         match answer.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
             ["none", ..] => Ok(None),
             ["string", value, left] => Ok(Some(Held::decode(value, left_of(left)))),

@@ -22,6 +22,7 @@ mod fault_docker;
 #[path = "../faults/mod.rs"]
 mod faults;
 mod interrupt;
+mod lock_redis;
 mod native;
 mod nvml;
 mod pipeline;

@@ -1,7 +1,16 @@
 //! The fault table (`FAULTS.md`): each test is named after its row and says what gpuctl promises there.
 
+mod backends;
 mod health;
 mod killed;
+mod lock_access;
+mod lock_holder;
+mod lock_legacy;
+mod lock_lost;
+mod lock_network;
+mod lock_server;
+mod lock_waiting;
+mod lock_work;
 mod memory;
 mod output;
 mod ownership;

@@ -1,11 +1,13 @@
 -- Gives up the lock, or the place in the line for it, and wakes the next: 1 if it was held by this token, or by
--- anybody where that is enough.
+-- anybody where that is enough; {"type", type} where the key is no lock.
 local key, queue, seen, wake = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local token, anybody = ARGV[1], ARGV[2] == '1'
 
-local value = redis.call('TYPE', key).ok == 'string' and redis.call('GET', key)
+local kind = redis.call('TYPE', key).ok
+if kind ~= 'string' and kind ~= 'none' then return {'type', kind} end
+local value = redis.call('GET', key)
 local held = value and string.find(value, '"token":"' .. token .. '"', 1, true)
-if anybody then held = redis.call('EXISTS', key) == 1 end
+if anybody then held = value end
 if held then redis.call('DEL', key) end
 redis.call('ZREM', queue, token)
 redis.call('ZREM', seen, token)

@@ -20,7 +20,7 @@ mod systemd;
 mod wait;
 
 pub use bystander::Bystander;
-pub use gpuctl::TIME_LIMIT;
+pub use gpuctl::{Running, TIME_LIMIT};
 pub use outcome::Outcome;
 pub use proxy::Proxy;
 pub use redis::{LOCK_KEY, Redis};
