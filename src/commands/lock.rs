@@ -5,7 +5,7 @@ use crate::cli::{Lock, LockAcquire, LockRelease};
 use crate::error::Failure;
 use crate::exit::{Answer, Code};
 use crate::lock::{self, Claim, remember_fence};
-use crate::report::{AcquiredReport, LockStatusReport, ReleasedReport, print};
+use crate::report::{AcquiredReport, LockStatusReport, ReleasedReport, deliver, print};
 use anyhow::{Result, bail};
 
 pub fn run(command: &Lock, session: Session) -> Result<Answer> {
@@ -46,7 +46,7 @@ fn acquire(arguments: &LockAcquire, session: &Session) -> Result<Answer> {
     if let Some(warning) = remember_fence(config, claim.record.fence) {
         session.progress.warning(&warning);
     }
-    let printed = print(&AcquiredReport::new(&claim), session.json);
+    let printed = deliver(&AcquiredReport::new(&claim), session.json);
     if printed.is_err() {
         // Nobody knows the token, so nobody could release it.
         backend.release(Some(&claim.record.token))?;

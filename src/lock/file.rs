@@ -20,7 +20,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::fs;
 use std::io::{Error, ErrorKind};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -136,19 +135,19 @@ impl File {
     }
 
     /// The right to change the record and the line, until the file is closed.
-    fn enter(&self, stop: &Stop) -> Result<fs::File> {
+    fn enter(&self, stop: &Stop) -> Result<files::Locked> {
         files::private_dir(self.folder()).map_err(|e| self.unusable(self.folder(), &e))?;
         let unusable = |e: Error| self.unusable(&self.path, &e);
         // Opened for reading: who watches the folder is not to be woken by it.
         let file = files::open(&self.path, OFlags::RDONLY).map_err(unusable)?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(file),
+            Ok(()) => return Ok(files::Locked(file)),
             Err(rustix::io::Errno::WOULDBLOCK) => {}
             Err(e) => return Err(unusable(e.into())),
         }
         let entering = Aside::begin(move || {
             flock(&file, FlockOperation::LockExclusive)?;
-            Ok::<_, Error>(file)
+            Ok::<_, Error>(files::Locked(file))
         })?;
         wait(&[entering.ended().fd()], stop, Instant::now() + MUTEX_LIMIT);
         match entering.take() {
@@ -168,13 +167,9 @@ impl File {
 
     fn read(&self) -> Result<Stored> {
         let path = self.beside(".json");
-        let flags = OFlags::NOFOLLOW.bits() as i32;
-        let opened = fs::OpenOptions::new().read(true).custom_flags(flags).open(&path);
-        let text = match opened.and_then(std::io::read_to_string) {
+        let text = match files::existing(&path).and_then(std::io::read_to_string) {
             Ok(text) => text,
-            Err(e) if e.kind() == ErrorKind::NotFound => {
-                return Ok(Stored { fence: 0, locked: None });
-            }
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Stored::free(0)),
             // Not text at all.
             Err(e) if e.kind() == ErrorKind::InvalidData => String::new(),
             Err(e) => return Err(self.unusable(&path, &e)),
@@ -200,27 +195,25 @@ impl File {
     /// The tickets of the line in its order.
     fn tickets(&self) -> Result<Vec<PathBuf>> {
         let folder = self.beside(".queue");
-        let listed = fs::read_dir(&folder).and_then(|entries| {
-            entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>()
-        });
-        let mut tickets = match listed {
-            Ok(tickets) => tickets,
-            Err(e) if e.kind() == ErrorKind::NotFound => Vec::new(),
-            Err(e) => return Err(self.unusable(&folder, &e)),
+        let list = || -> std::io::Result<Vec<PathBuf>> {
+            files::private_dir(&folder)?;
+            fs::read_dir(&folder)?.map(|entry| Ok(entry?.path())).collect()
         };
+        let mut tickets = list().map_err(|e| self.unusable(&folder, &e))?;
+        // Those that are left over get removed, and nothing else.
+        tickets.retain(|path| number_and_pid(path).0 > 0);
         tickets.sort();
         Ok(tickets)
     }
 
     /// The waiter next before us that is there and not stopped; how many there may be in all.
     fn waiter_before_us(&self, tickets: &[PathBuf]) -> (Option<PathBuf>, usize) {
-        let mine = self
-            .ticket
-            .as_ref()
-            .and_then(|ticket| tickets.iter().position(|path| *path == ticket.path));
+        let is_ours =
+            |path: &PathBuf| self.ticket.as_ref().is_some_and(|ticket| ticket.path == *path);
+        let mine = tickets.iter().position(is_ours);
         let before = &tickets[..mine.unwrap_or(tickets.len())];
         for (index, path) in before.iter().enumerate().rev() {
-            let Ok(file) = fs::File::open(path) else { continue };
+            let Ok(file) = files::existing(path) else { continue };
             match flock(&file, FlockOperation::NonBlockingLockShared) {
                 Err(rustix::io::Errno::WOULDBLOCK) if !is_suspended(path) => {
                     return (Some(path.clone()), index + 1);
@@ -234,11 +227,9 @@ impl File {
     }
 
     fn queue_up(&mut self, tickets: &[PathBuf]) -> Result<()> {
-        let folder = self.beside(".queue");
         let number = tickets.last().map_or(0, |path| number_and_pid(path).0) + 1;
-        let path = folder.join(format!("{number:020}-{}", std::process::id()));
+        let path = self.beside(".queue").join(format!("{number:020}-{}", std::process::id()));
         let make = || {
-            files::private_dir(&folder)?;
             let file = files::open(&path, OFlags::RDONLY | OFlags::EXCL)?;
             flock(&file, FlockOperation::NonBlockingLockExclusive)?;
             Ok(file)
@@ -273,8 +264,8 @@ impl File {
 
     /// Watches the record from now on.
     fn watch(&self) -> std::io::Result<OwnedFd> {
-        let flags = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
-        let changes = inotify::init(flags)?;
+        use inotify::CreateFlags;
+        let changes = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
         let events = inotify::WatchFlags::MOVED_TO
             | inotify::WatchFlags::DELETE
             | inotify::WatchFlags::CLOSE_WRITE;
@@ -301,6 +292,11 @@ impl Stored {
 
     fn is_of(&self, token: &str) -> bool {
         self.locked.as_ref().is_some_and(|locked| locked.record.token == token)
+    }
+
+    /// Whether there is a lock whose time has not ended it.
+    fn is_there(&self) -> bool {
+        self.locked.as_ref().is_some_and(|locked| !locked.left().is_zero() || !locked.is_over())
     }
 }
 
@@ -373,11 +369,15 @@ impl Backend for File {
     }
 
     fn release(&mut self, token: Option<&str>) -> Result<bool> {
-        let _entered = self.enter(&Stop::never())?;
         self.ticket = None;
+        // Nobody else writes our token, so this holds also where the lock's file cannot be had.
+        if token.is_some_and(|token| self.read().is_ok_and(|stored| !stored.is_of(token))) {
+            return Ok(false);
+        }
+        let _entered = self.enter(&Stop::never())?;
         let (fence, is_there) = match (self.read(), token) {
-            (Ok(stored), Some(token)) => (stored.fence, stored.is_of(token)),
-            (Ok(stored), None) => (stored.fence, stored.locked.is_some()),
+            (Ok(stored), Some(token)) => (stored.fence, stored.is_of(token) && stored.is_there()),
+            (Ok(stored), None) => (stored.fence, stored.is_there()),
             (Err(failure), None) if failure.code == Code::Config => (0, true),
             (Err(failure), _) => return Err(failure),
         };

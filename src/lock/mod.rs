@@ -236,7 +236,8 @@ fn refusal(busy: &Busy, patience: Duration) -> Failure {
 /// forgotten everything.
 fn remembered_fence(config: &Config) -> u64 {
     let file = config.state_dir().map(|folder| folder.join(FENCE_FILE));
-    let text = file.ok().and_then(|file| std::fs::read_to_string(file).ok());
+    let text =
+        file.ok().and_then(|file| std::io::read_to_string(files::existing(&file).ok()?).ok());
     text.and_then(|text| text.trim().parse().ok()).unwrap_or(0)
 }
 

@@ -26,7 +26,16 @@ pub trait Report: Serialize {
 
 /// Prints a report on stdout. A reader that has gone away is no failure of the command.
 pub fn print(report: &impl Report, as_json: bool) -> Result<()> {
-    if as_json { print_json(&serde_json::to_value(report)?) } else { print_text(&report.text()) }
+    print_text(&text_of(report, as_json)?)
+}
+
+/// The same of a report that is of no use unread: that nobody reads it is a failure too.
+pub fn deliver(report: &impl Report, as_json: bool) -> Result<()> {
+    Ok(write(&text_of(report, as_json)?).map_err(|e| unprinted(&e))?)
+}
+
+fn text_of(report: &impl Report, as_json: bool) -> Result<String> {
+    Ok(if as_json { format!("{:#}\n", serde_json::to_value(report)?) } else { report.text() })
 }
 
 /// Prints a document that is asked for as such.
@@ -35,16 +44,21 @@ pub fn print_json(document: &Value) -> Result<()> {
 }
 
 /// Prints text that is asked for as such (a template, a schema).
-#[expect(clippy::disallowed_methods, reason = "the one place that prints results")]
 pub fn print_text(text: &str) -> Result<()> {
-    let mut stdout = std::io::stdout().lock();
-    let written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
-    match written {
-        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
-            Err(Failure::new(Code::Io, format!("cannot write to stdout: {e}")).into())
-        }
+    match write(text) {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(unprinted(&e).into()),
         _ => Ok(()),
     }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the one place that prints results")]
+fn write(text: &str) -> std::io::Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush())
+}
+
+fn unprinted(error: &std::io::Error) -> Failure {
+    Failure::new(Code::Io, format!("cannot write to stdout: {error}"))
 }
 
 /// A failure, on stdout as JSON or on stderr as lines; on stderr too where stdout takes nothing.
@@ -63,7 +77,7 @@ pub fn print_failure(failure: &Failure, as_json: bool) {
             "hint": hint,
             "details": failure.details,
         }});
-        if print_json(&document).is_ok() {
+        if write(&format!("{document:#}\n")).is_ok() {
             return;
         }
     }

@@ -1,6 +1,6 @@
 //! Files that are nobody's business but ours: made private, never through a link, replaced whole.
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use std::fs::{self, DirBuilder, File};
 use std::io::{Error, ErrorKind, Result, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
@@ -26,11 +26,32 @@ pub fn private_dir(path: &Path) -> Result<()> {
 
 /// Opens a regular file of mode 0600 in a private folder, made if need be.
 pub fn open(path: &Path, flags: OFlags) -> Result<File> {
-    let flags = flags | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    regular(path, flags | OFlags::CREATE)
+}
+
+/// Opens one that is there for reading.
+pub fn existing(path: &Path) -> Result<File> {
+    regular(path, OFlags::RDONLY)
+}
+
+/// Not blocking: a FIFO in its place would never open otherwise.
+fn regular(path: &Path, flags: OFlags) -> Result<File> {
+    let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let file = File::from(rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)?);
     match file.metadata()?.is_file() {
         true => Ok(file),
         false => Err(Error::new(ErrorKind::InvalidInput, "it is not a regular file")),
+    }
+}
+
+/// A file that is locked by flock(2) until this is dropped, also where a process has inherited it
+/// that was forked meanwhile and has not become another program yet.
+pub struct Locked(pub File);
+
+impl Drop for Locked {
+    fn drop(&mut self) {
+        // Closing it does the same where nobody else has it.
+        let _ = flock(&self.0, FlockOperation::Unlock);
     }
 }
 

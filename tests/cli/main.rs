@@ -22,7 +22,13 @@ mod fault_docker;
 #[path = "../faults/mod.rs"]
 mod faults;
 mod interrupt;
+mod lock;
+mod lock_fence;
+mod lock_place;
 mod lock_redis;
+mod lock_stopped;
+mod lock_token;
+mod locking;
 mod native;
 mod nvml;
 mod pipeline;

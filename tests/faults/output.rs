@@ -1,6 +1,6 @@
 //! Nobody reads what gpuctl prints, or there is no room for it (row 43).
 
-use crate::support::Rig;
+use crate::support::{Rig, on_both};
 
 #[test]
 fn row_43_closed_and_full_outputs_are_no_panic() {
@@ -55,4 +55,39 @@ fn row_43_the_work_is_done_and_the_next_command_finds_nothing_locked() {
         assert!(vidi.is_healthy(), "{output}");
         rig.gpuctl("release-all --quiet").run().succeeds().stdout_has("stopped vidi");
     }
+}
+
+#[test]
+fn row_43_a_lock_whose_token_nobody_gets_to_know_is_given_back() {
+    // In the last one, the reader of a pipe has gone.
+    let gone = "mkfifo pipe; exec 3<>pipe; exec 4>pipe; exec 3<&-; ";
+    on_both(|rig| {
+        for (before, output) in [("", ">/dev/full"), (gone, ">&4")] {
+            for words in ["lock acquire me", "lock acquire me --quiet"] {
+                let acquire =
+                    rig.shell(&format!("rm -f pipe; {before}exec gpuctl {words} {output}")).run();
+                acquire.fails("io").stderr_has("cannot write to stdout");
+                rig.assert_lock_was_given_back();
+            }
+            let script = format!("rm -f pipe; {before}exec gpuctl lock acquire me --json {output}");
+            rig.shell(&script).run().fails("io").stderr_has("cannot write to stdout");
+            rig.assert_lock_was_given_back();
+        }
+    });
+}
+
+#[test]
+fn row_43_the_lock_is_given_back_whatever_becomes_of_the_output() {
+    on_both(|rig| {
+        let vidi = rig.native("vidi").phases([2]).add();
+        for output in [">/dev/full", ">&-", "2>/dev/full", ">&- 2>&-", "| true"] {
+            rig.shell(&format!("{{ gpuctl prepare-phase 2 {output}; }} 2>/dev/null; true"))
+                .run()
+                .succeeds()
+                .text();
+            assert!(vidi.is_healthy(), "{output}");
+            rig.assert_lock_was_given_back();
+            rig.gpuctl("stop vidi --quiet --no-wait").run().succeeds().stdout_has("stopped vidi");
+        }
+    });
 }

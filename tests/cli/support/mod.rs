@@ -6,6 +6,7 @@ mod card;
 mod carrier;
 mod docker;
 mod gpuctl;
+mod locks;
 mod outcome;
 mod ports;
 mod processes;
@@ -21,6 +22,7 @@ mod wait;
 
 pub use bystander::Bystander;
 pub use gpuctl::{Running, TIME_LIMIT};
+pub use locks::on_both;
 pub use outcome::Outcome;
 pub use proxy::Proxy;
 pub use redis::{LOCK_KEY, Redis};
