@@ -93,6 +93,8 @@ pub enum Answer {
     No,
     /// `run` passes on what its command ended with.
     Passed(u8),
+    /// Its command was ended by Ctrl-C: a shell has to see the same of us, or its script goes on.
+    Interrupted,
 }
 
 impl From<bool> for Answer {

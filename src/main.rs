@@ -18,6 +18,7 @@ use clap::error::ErrorKind;
 use config::Environment;
 use error::Failure;
 use exit::{Answer, Code};
+use signal_hook::consts::SIGINT;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
@@ -35,6 +36,10 @@ fn main() -> ExitCode {
         Ok(Answer::Yes) => ExitCode::SUCCESS,
         Ok(Answer::No) => ExitCode::from(1),
         Ok(Answer::Passed(status)) => ExitCode::from(status),
+        Ok(Answer::Interrupted) => {
+            let _ = signal_hook::low_level::emulate_default_handler(SIGINT);
+            ExitCode::from(Code::Interrupted(SIGINT).status())
+        }
         Err(error) => {
             let failure = Failure::from(error);
             report::print_failure(&failure, cli.global.json);

@@ -33,7 +33,7 @@ pub fn run(arguments: &Run, mut session: Session) -> Result<Answer> {
     carry_out(&session, reader, asks, decide)?;
     let ending = work(&arguments.command, &needed, &session, &guard, grace)?;
     guard.release(&session.progress)?;
-    Ok(Answer::Passed(ending.status()))
+    Ok(ending.answer())
 }
 
 fn subject(arguments: &Run, config: &Config) -> Result<Subject> {

@@ -212,6 +212,8 @@ fn keep(shared: &Mutex<Hold>, lease: &Lease, quit: &Event) {
             }
             Ok(None) => {
                 let now = hold.backend.look().ok().flatten();
+                // What is left of ours is the command.
+                let now = now.filter(|held| !held.is_of(hold.title.token()));
                 let now = now.map_or("nobody holds it".to_owned(), |held| {
                     format!("it is held by {}", held.describe())
                 });
@@ -222,6 +224,15 @@ fn keep(shared: &Mutex<Hold>, lease: &Lease, quit: &Event) {
                 log::warn!("the GPU lock could not be renewed: {failure}");
                 pause = RETRY;
             }
+        }
+    }
+}
+
+impl Title {
+    fn token(&self) -> &str {
+        match self {
+            Title::Own(claim) => &claim.record.token,
+            Title::Borrowed(token) => token,
         }
     }
 }

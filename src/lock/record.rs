@@ -101,6 +101,12 @@ impl Group {
     /// The processes that the command consists of: those in its group, and those that it gave its
     /// token on to, whatever group they have made for themselves.
     pub fn members(self, token: &str) -> Vec<Pid> {
+        // One that is just being replaced by a program has no environment for a moment.
+        let found = self.find(token);
+        if found.is_empty() { self.find(token) } else { found }
+    }
+
+    fn find(self, token: &str) -> Vec<Pid> {
         let table = Table::read();
         // A number is not given to another process while a group still bears it.
         let is_gone = table.get(self.pid).is_some_and(|leader| leader.ticks != self.pid_start);
@@ -145,6 +151,15 @@ impl Held {
     pub fn is_over(&self) -> bool {
         let living = self.record.as_ref().and_then(Record::living);
         self.left.is_some() && living.is_some_and(|living| living.is_empty())
+    }
+
+    /// Whether no command is left that a lock whose time is over may have had: nobody can tell of
+    /// another machine's.
+    pub fn command_is_over(&self) -> bool {
+        let record = self.record.as_ref().filter(|record| record.is_here());
+        record
+            .and_then(|record| Some(record.command?.members(&record.token)))
+            .is_none_or(|left| left.is_empty())
     }
 
     /// Handles on those whose end is to be waited for.

@@ -3,7 +3,8 @@
 //! by. Every decision is made by a script, in one step on the server.
 //!
 //! Layout: `KEY` the lock, `KEY:fence` the counter, `KEY:queue` waiters by arrival, `KEY:seen`
-//! waiters by when they last looked, `KEY:wake:TOKEN` what wakes one.
+//! waiters by when they last looked, `KEY:wake:TOKEN` what wakes one, `KEY:command` the last record that
+//! names a command, which may outlive the lock's time.
 
 use super::record::Held;
 use super::{Attempt, Backend, Busy, Claim};
@@ -240,7 +241,10 @@ fn is_loading(failure: &Failure) -> bool {
 
 /// What PTTL said: -1 for no end, -2 for no key.
 fn left_of(pttl: &str) -> Option<Duration> {
-    pttl.parse().ok().map(Duration::from_millis)
+    match pttl {
+        "-2" => Some(Duration::ZERO),
+        _ => pttl.parse().ok().map(Duration::from_millis),
+    }
 }
 
 impl Backend for Redis {
@@ -250,14 +254,15 @@ impl Backend for Redis {
         let before = format!("{before}\"fence\":");
         let (ttl, floor) = (claim.ttl.as_millis().to_string(), claim.floor.to_string());
         let silence = SILENCE.as_millis().to_string();
-        let [counter, queue, seen] = ["fence", "queue", "seen"].map(|what| self.beside(what));
+        let [counter, queue, seen, command] =
+            ["fence", "queue", "seen", "command"].map(|what| self.beside(what));
         let wake = self.beside(&format!("wake:{}", claim.record.token));
         let mut over = String::new();
         loop {
             let (key, arrival) = (self.key.clone(), self.arrival.clone());
             let answer = self.script(
                 script!("acquire"),
-                [&key, &counter, &queue, &seen, &wake],
+                [&key, &counter, &queue, &seen, &wake, &command],
                 [
                     &claim.record.token,
                     &before,
@@ -282,7 +287,11 @@ impl Backend for Redis {
                 ["busy", value, left, ahead, arrival] => {
                     self.arrival = (*arrival).to_owned();
                     let held = (!value.is_empty()).then(|| Held::decode(value, left_of(left)));
-                    if over != *value && held.as_ref().is_some_and(Held::is_over) {
+                    let is_over = match *left {
+                        "-2" => Held::command_is_over,
+                        _ => Held::is_over,
+                    };
+                    if over != *value && held.as_ref().is_some_and(is_over) {
                         over = (*value).to_owned();
                         continue;
                     }
@@ -310,9 +319,11 @@ impl Backend for Redis {
     fn renew(&mut self, claim: &Claim) -> Result<bool> {
         let value = claim.record.encode(&claim.holder);
         let (key, ttl) = (self.key.clone(), claim.ttl.as_millis().to_string());
+        let names_command = if claim.record.command.is_some() { "1" } else { "0" };
         let script = script!("renew");
-        let arguments = [claim.record.token.as_str(), &value, &ttl];
-        Ok(self.script(script, [&key], arguments, &Stop::never())? == ["1"])
+        let arguments = [claim.record.token.as_str(), &value, &ttl, names_command];
+        let command = self.beside("command");
+        Ok(self.script(script, [&key, &command], arguments, &Stop::never())? == ["1"])
     }
 
     fn release(&mut self, token: Option<&str>) -> Result<bool> {
@@ -325,11 +336,12 @@ impl Backend for Redis {
             Some((_, Err(failure))) if failure.code == Code::Config => false,
             Some((_, Err(failure))) => return Err(failure),
         };
-        let [queue, seen, wake] = ["queue", "seen", "wake:"].map(|what| self.beside(what));
+        let [queue, seen, wake, command] =
+            ["queue", "seen", "wake:", "command"].map(|what| self.beside(what));
         let (key, anybody) = (self.key.clone(), if token.is_some() { "0" } else { "1" });
         let answer = self.script(
             script!("release"),
-            [&key, &queue, &seen, &wake],
+            [&key, &queue, &seen, &wake, &command],
             [token.unwrap_or_default(), anybody],
             &Stop::never(),
         )?;
@@ -343,10 +355,15 @@ impl Backend for Redis {
 
     fn look(&mut self) -> Result<Option<Held>> {
         let key = self.key.clone();
-        let answer = self.script(script!("look"), [&key], [], &Stop::never())?;
+        let command = self.beside("command");
+        let script = script!("look");
+        let answer = self.script(script, [&key, &command], [], &Stop::never())?;
         match answer.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
-            ["none", ..] => Ok(None),
-            ["string", value, left] => Ok(Some(Held::decode(value, left_of(left)))),
+            ["none", _, left, value] => {
+                let last = (!value.is_empty()).then(|| Held::decode(value, left_of(left)));
+                Ok(last.filter(|held| !held.command_is_over()))
+            }
+            ["string", value, left, _] => Ok(Some(Held::decode(value, left_of(left)))),
             [kind, ..] => Err(self.wrong_type(kind)),
             [] => Err(self.unavailable("answers the lock's script with nonsense")),
         }

@@ -11,8 +11,10 @@ use crate::world::wait::{Stop, Timer, wait};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::pipe::{PipeFlags, pipe_with};
 use serde::{Deserialize, Serialize};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::io::Write;
 use std::process::Child;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// The subcommand that it is called with.
@@ -26,8 +28,6 @@ enum Message {
     Command { group: Group, token: String, grace: Duration },
     /// The lock is held until then, since boot.
     Valid(Duration),
-    /// There is nothing left to do.
-    Done,
 }
 
 /// Our side of it.
@@ -55,9 +55,8 @@ impl Watchdog {
 
     /// It ends, and with it the last process that is ours.
     pub fn dismiss(mut self) {
-        self.tell(&Message::Done);
-        drop(self.pipe);
-        // It has nothing to tell.
+        // Before the pipe is closed, which tells it to act. It has nothing to tell itself.
+        let _ = self.child.kill();
         let _ = self.child.wait();
     }
 
@@ -71,6 +70,11 @@ impl Watchdog {
 
 /// The other side: listens on `input` until it may go or has to act.
 pub fn serve(input: OwnedFd) -> Result<Answer> {
+    // What ends gpuctl politely is passed on to the command, which may take its time.
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        signal_hook::flag::register(signal, Arc::default())
+            .map_err(|e| Failure::new(Code::Internal, format!("cannot handle signals: {e}")))?;
+    }
     let mut heard: Vec<u8> = Vec::new();
     let mut command = None;
     let mut valid = None;
@@ -94,7 +98,6 @@ pub fn serve(input: OwnedFd) -> Result<Answer> {
                     command = Some((group, token, grace));
                 }
                 Ok(Message::Valid(until)) => valid = Some(until),
-                Ok(Message::Done) => return Ok(Answer::Yes),
                 Err(e) => {
                     let message = format!("the watchdog was told something it does not know: {e}");
                     return Err(Failure::new(Code::Internal, message));

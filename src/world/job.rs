@@ -2,17 +2,18 @@
 //! the terminal, so that Ctrl-C and Ctrl-Z are for the command, and pagers and shells work.
 
 use super::command;
-use super::wait::{Aside, Stop, Woken, wait};
+use super::wait::{Aside, Stop, Woken, is_ignored, wait};
 use crate::error::{Failure, Result};
-use crate::exit::Code;
+use crate::exit::{Answer, Code};
 use crate::model::Pid;
-use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use rustix::fs::{Mode, OFlags};
+use rustix::fd::{AsFd, AsRawFd, OwnedFd};
+use rustix::fs::{FileType, Mode, OFlags};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{self, Signal, WaitId, WaitIdOptions};
-use rustix::termios::{tcgetpgrp, tcsetpgrp};
+use rustix::termios::{isatty, tcgetpgrp, tcsetpgrp};
 use signal_hook::consts::{
-    SIGCHLD, SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH,
+    SIGCHLD, SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGTTIN, SIGTTOU, SIGUSR1,
+    SIGUSR2, SIGWINCH,
 };
 use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
@@ -26,8 +27,9 @@ const BIRTH_LIMIT: Duration = Duration::from_secs(10);
 /// Where nobody can continue us, the kernel does not stop us either.
 const CONTINUE_LIMIT: Duration = Duration::from_millis(200);
 
-/// What people and other programs tell gpuctl is passed on to the command.
-const FORWARDED: [i32; 7] = [SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2, SIGWINCH];
+/// What people and other programs tell gpuctl is passed on to the command; where it stops for that,
+/// we stop with it.
+const FORWARDED: [i32; 8] = [SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2, SIGWINCH, SIGTSTP];
 
 pub struct Job {
     group: process::Pid,
@@ -40,17 +42,20 @@ pub struct Job {
 pub enum Ending {
     Exited(u8),
     Killed(i32),
+    /// By Ctrl-C, as far as the shell that called us is concerned.
+    Interrupted,
     /// Called off; it still runs.
     Running,
 }
 
 impl Ending {
     /// As a shell tells it.
-    pub fn status(self) -> u8 {
+    pub fn answer(self) -> Answer {
         match self {
-            Ending::Exited(code) => code,
-            Ending::Killed(signal) => 128_u8.wrapping_add(signal as u8),
-            Ending::Running => 0,
+            Ending::Exited(code) => Answer::Passed(code),
+            Ending::Killed(signal) => Answer::Passed(128_u8.wrapping_add(signal as u8)),
+            Ending::Interrupted => Answer::Interrupted,
+            Ending::Running => Answer::Passed(0),
         }
     }
 }
@@ -71,16 +76,16 @@ impl Job {
         let mut command = command::foreground(words, variables);
         let shown = terminal
             .as_ref()
-            .filter(|terminal| terminal.is_ours())
+            .filter(|terminal| terminal.is_the_commands)
             .map(|terminal| terminal.device.try_clone())
             .transpose()
             .map_err(|e| internal("share the terminal", &e))?;
-        let parents_end = permit.as_raw_fd();
+        let (parents_end, callers) = (permit.as_raw_fd(), process::getpgrp());
+        let ours = FORWARDED.map(|signal| (!is_ignored(signal)).then_some(signal));
         command::before_exec(&mut command, move || {
+            // What is sent to it is its own from the start; our handlers would swallow it.
+            ours.iter().flatten().for_each(|signal| set_action(*signal, libc::SIG_DFL));
             process::setpgid(None, None)?;
-            if let Some(terminal) = &shown {
-                give(terminal.as_fd(), process::getpid())?;
-            }
             // SAFETY: a copy of gpuctl's end, which would keep this process from seeing that gpuctl
             // is gone; nothing else in this process uses it.
             #[expect(unsafe_code, reason = "the owner of that number is in another process")]
@@ -89,43 +94,56 @@ impl Job {
             };
             let me = process::getpid().as_raw_pid().to_ne_bytes();
             rustix::io::write(&announce, &me)?;
-            match rustix::io::read(&permission, &mut [0_u8])? {
-                1 => Ok(()),
-                _ => Err(rustix::io::Errno::CANCELED.into()),
+            if rustix::io::read(&permission, &mut [0_u8])? != 1 {
+                // Not as an error, which the standard library would report to a gpuctl that is gone.
+                // SAFETY: a plain system call.
+                #[expect(unsafe_code, reason = "only main may end gpuctl, and this is not gpuctl")]
+                unsafe {
+                    libc::_exit(1)
+                };
             }
+            // Not before: until then Ctrl-C and Ctrl-Z are for gpuctl. Without it, it runs too.
+            if let Some(terminal) = shown.as_ref().filter(|at| tcgetpgrp(at) == Ok(callers)) {
+                let _ = tcsetpgrp(terminal, process::getpid());
+            }
+            set_action(SIGTTOU, libc::SIG_DFL);
+            Ok(())
         });
         // Starting ends with exec, which waits for `prepare`.
         let starting = Aside::begin(move || command.spawn())?;
-        let deadline = Instant::now() + BIRTH_LIMIT;
+        let limit = || Instant::now() + BIRTH_LIMIT;
         let watched = [announced.as_fd(), starting.ended().fd()];
-        wait(&watched, &Stop::never(), deadline);
+        let is_born = wait(&watched, &Stop::never(), limit()) == Woken::Event;
+        let stuck = || internal("start the command", &rustix::io::Errno::TIMEDOUT.into());
         let mut number = [0; 4];
         let pid = match starting.take() {
-            None if rustix::io::read(&announced, &mut number) == Ok(4) => {
+            None if is_born && rustix::io::read(&announced, &mut number) == Ok(4) => {
                 Pid::from_ne_bytes(number)
             }
-            None => return Err(internal("start the command", &rustix::io::Errno::TIMEDOUT.into())),
+            None => return Err(stuck()),
             Some(failed) => return Err(not_started(&program, failed.err())),
         };
         let group = process::Pid::from_raw(pid).expect("a process has a number");
         let job = Job { group, terminal, signals };
-        match prepare(pid) {
+        let prepared = prepare(pid);
+        match prepared {
             Ok(()) => drop(rustix::io::write(&permit, &[1])),
-            Err(failure) => {
-                drop(permit);
-                wait(&[starting.ended().fd()], &Stop::never(), deadline);
-                job.take_terminal_back();
-                return Err(failure);
-            }
+            Err(_) => drop(permit),
         }
-        wait(&[starting.ended().fd()], &Stop::never(), deadline);
-        match starting.take() {
-            Some(Ok(_)) => Ok(job),
-            failed => {
-                job.take_terminal_back();
-                Err(not_started(&program, failed.and_then(std::result::Result::err)))
-            }
+        wait(&[starting.ended().fd()], &Stop::never(), limit());
+        let started = starting.take();
+        if started.is_none() {
+            // It is not to begin later, when the lock is another's.
+            let _ = process::kill_process_group(group, Signal::KILL);
         }
+        let failure = match (prepared, started) {
+            (Ok(()), Some(Ok(_))) => return Ok(job),
+            (Ok(()), Some(Err(e))) => not_started(&program, Some(e)),
+            (Ok(()), None) => stuck(),
+            (Err(failure), _) => failure,
+        };
+        job.take_terminal_back();
+        Err(failure)
     }
 
     /// Waits until it has ended or the work is called off, and passes on signals meanwhile.
@@ -133,18 +151,20 @@ impl Job {
         // What made us wake is looked at again whenever anything wakes us.
         loop {
             match self.ask() {
-                Some(Ended::For(ending)) => {
-                    self.take_terminal_back();
-                    return ending;
+                Some(Ended::For(ending)) => return self.ended(ending),
+                Some(Ended::Stopped(signal)) => {
+                    self.stopped(signal, stop);
+                    continue;
                 }
-                Some(Ended::Stopped) => self.stop_with_it(stop),
                 None => {}
             }
             let far = Instant::now() + Duration::from_secs(24 * 60 * 60);
             if wait(&[self.signals.get_read().as_fd()], stop, far) == Woken::Stopped {
                 return Ending::Running;
             }
-            self.pass_on();
+            if self.pass_on() {
+                self.go_on(stop);
+            }
         }
     }
 
@@ -165,8 +185,8 @@ impl Job {
         let status = process::waitid(WaitId::Pid(self.group), options).ok()??;
         if status.stopped() {
             // Who stops it by SIGSTOP has something else in mind than job control.
-            let signal = status.stopping_signal();
-            return (signal != Some(Signal::STOP.as_raw())).then_some(Ended::Stopped);
+            let signal = status.stopping_signal()?;
+            return (signal != Signal::STOP.as_raw()).then_some(Ended::Stopped(signal));
         }
         Some(Ended::For(match (status.exit_status(), status.terminating_signal()) {
             (Some(code), _) => Ending::Exited(code as u8),
@@ -174,84 +194,134 @@ impl Job {
         }))
     }
 
-    /// Ctrl-Z: whoever called us is to notice, and to continue us and with us the command.
-    fn stop_with_it(&mut self, stop: &Stop) {
-        if self.terminal.is_none() {
-            return;
+    fn ended(&self, ending: Ending) -> Ending {
+        let had_terminal = self.take_terminal_back();
+        let is_in_foreground = self.terminal.as_ref().is_some_and(Terminal::is_ours);
+        match ending {
+            Ending::Killed(signal @ (SIGINT | SIGQUIT)) if is_in_foreground => {
+                // The keys would have told the script that called us too, had it not been for us.
+                if let Some(signal) = Signal::from_named_raw(signal).filter(|_| had_terminal) {
+                    let _ = process::kill_current_process_group(signal);
+                }
+                if signal == SIGINT { Ending::Interrupted } else { ending }
+            }
+            _ => ending,
         }
+    }
+
+    fn stopped(&mut self, signal: i32, stop: &Stop) {
+        // It wants the terminal, and that is ours to give.
+        let wants_terminal = matches!(signal, SIGTTIN | SIGTTOU);
+        if wants_terminal && self.terminal.as_ref().is_some_and(|at| at.lend(self.group)) {
+            let _ = process::kill_process_group(self.group, Signal::CONT);
+        } else if self.terminal.is_some() {
+            self.stop_with_it();
+            self.go_on(stop);
+        }
+    }
+
+    /// Ctrl-Z: whoever called us is to notice, and to continue us and with us the command.
+    fn stop_with_it(&mut self) {
         self.take_terminal_back();
         // It stops this process too; a SIGCONT is what goes on with it.
-        let _ = process::kill_current_process_group(Signal::TSTP);
+        stop_own_group();
         let deadline = Instant::now() + CONTINUE_LIMIT;
-        while wait(&[self.signals.get_read().as_fd()], stop, deadline) == Woken::Event {
+        let never = Stop::never();
+        while wait(&[self.signals.get_read().as_fd()], &never, deadline) == Woken::Event {
             if self.pass_on() {
                 break;
             }
         }
-        if let Some(terminal) = self.terminal.as_ref().filter(|terminal| terminal.is_ours()) {
-            // Without it, the command is stopped again at once.
-            let _ = give(terminal.device.as_fd(), self.group);
+    }
+
+    /// We have been continued, and so is the command to be.
+    fn go_on(&self, stop: &Stop) {
+        if let Some(terminal) = self.terminal.as_ref().filter(|at| at.is_the_commands) {
+            terminal.lend(self.group);
         }
         if stop.check().is_ok() {
             let _ = process::kill_process_group(self.group, Signal::CONT);
         }
     }
 
-    fn take_terminal_back(&self) {
-        if let Some(terminal) = &self.terminal
-            && tcgetpgrp(&terminal.device) == Ok(self.group)
-        {
-            // Without it, whoever called us takes it anyway.
-            let _ = give(terminal.device.as_fd(), process::getpgrp());
+    /// Tells whether the command had it.
+    fn take_terminal_back(&self) -> bool {
+        match &self.terminal {
+            Some(terminal) if tcgetpgrp(&terminal.device) == Ok(self.group) => {
+                // Without it, whoever called us takes it anyway.
+                let _ = tcsetpgrp(&terminal.device, process::getpgrp());
+                true
+            }
+            _ => false,
         }
     }
 }
 
 enum Ended {
     For(Ending),
-    Stopped,
+    Stopped(i32),
 }
 
 /// The terminal that we are called from.
 struct Terminal {
     device: OwnedFd,
+    /// The command gets it whenever it is ours, not only when it asks for it. In a pipeline others
+    /// use it beside the command (`| less`), and a script gives its background jobs no input.
+    is_the_commands: bool,
 }
 
 impl Terminal {
     fn open() -> Option<Terminal> {
         let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOCTTY;
         let device = rustix::fs::open("/dev/tty", flags, Mode::empty()).ok()?;
-        Some(Terminal { device })
+        let output = rustix::fs::fstat(rustix::stdio::stdout()).ok()?;
+        let is_pipe = FileType::from_raw_mode(output.st_mode) == FileType::Fifo;
+        let is_the_commands = isatty(rustix::stdio::stdin()) && !is_pipe;
+        Some(Terminal { device, is_the_commands })
     }
 
     /// Whether we are in its foreground.
     fn is_ours(&self) -> bool {
         tcgetpgrp(&self.device) == Ok(process::getpgrp())
     }
+
+    /// Makes the command's group its foreground, where that was ours; tells whether it was.
+    fn lend(&self, group: process::Pid) -> bool {
+        self.is_ours() && tcsetpgrp(&self.device, group).is_ok()
+    }
 }
 
-/// Makes a process group the terminal's foreground. From the background the kernel would stop us
-/// for it (SIGTTOU), so that signal is held off meanwhile. Async-signal-safe.
-fn give(terminal: BorrowedFd, group: process::Pid) -> rustix::io::Result<()> {
-    // SAFETY: both sets are initialised by the calls that take them first, and only this thread's
-    // mask is changed.
-    #[expect(unsafe_code, reason = "no safe crate of ours sets a thread's signal mask")]
+/// Stops all of our group as Ctrl-Z does, where somebody can continue us.
+fn stop_own_group() {
+    // SAFETY: all three are plain system calls, on values that the first one fills in.
+    #[expect(unsafe_code, reason = "no crate of ours sets and restores a signal's action")]
     unsafe {
-        let mut held_off = std::mem::zeroed();
-        let mut before = std::mem::zeroed();
-        libc::sigemptyset(&mut held_off);
-        libc::sigaddset(&mut held_off, libc::SIGTTOU);
-        libc::pthread_sigmask(libc::SIG_BLOCK, &held_off, &mut before);
-        let given = tcsetpgrp(terminal, group);
-        libc::pthread_sigmask(libc::SIG_SETMASK, &before, std::ptr::null_mut());
-        given
+        let mut before: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(SIGTSTP, std::ptr::null(), &mut before);
+        if before.sa_sigaction != libc::SIG_IGN {
+            set_action(SIGTSTP, libc::SIG_DFL);
+        }
+        let _ = process::kill_current_process_group(Signal::TSTP);
+        libc::sigaction(SIGTSTP, &before, std::ptr::null_mut());
     }
+}
+
+/// Async-signal-safe.
+fn set_action(signal: i32, action: libc::sighandler_t) {
+    // SAFETY: a plain system call, and neither action is a function.
+    #[expect(unsafe_code, reason = "no crate of ours sets a signal's action")]
+    unsafe {
+        libc::signal(signal, action)
+    };
 }
 
 /// Takes over the signals of the process; those that are ignored (`nohup`) stay so.
 fn signals() -> std::io::Result<SignalDelivery<UnixStream, SignalOnly>> {
     let (read, write) = UnixStream::pair()?;
-    let wanted = FORWARDED.into_iter().filter(|signal| !super::wait::is_ignored(*signal));
+    let wanted = FORWARDED.into_iter().filter(|signal| !is_ignored(*signal));
+    // From the background the kernel would stop us for changing the terminal, or for a line of ours
+    // on it (`stty tostop`).
+    set_action(SIGTTOU, libc::SIG_IGN);
     SignalDelivery::with_pipe(read, write, SignalOnly, wanted.chain([SIGCHLD, SIGCONT]))
 }
 

@@ -6,6 +6,7 @@ use crate::model::Pid;
 use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 #[derive(Clone, Debug)]
@@ -166,7 +167,7 @@ pub fn arguments(pid: Pid) -> Vec<String> {
 
 /// Variables from the environment that a process was started with; none where we may not look.
 pub fn variables<const N: usize>(pid: Pid, names: [&str; N]) -> [Option<String>; N] {
-    let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+    let environment = environment(pid).unwrap_or_default();
     let mut values = [const { None }; N];
     for entry in environment.split(|byte| *byte == 0) {
         for (name, value) in names.iter().zip(&mut values) {
@@ -178,6 +179,20 @@ pub fn variables<const N: usize>(pid: Pid, names: [&str; N]) -> [Option<String>;
         }
     }
     values
+}
+
+/// In one go: of a process that ends or executes a program between two reads, a part would be shown.
+fn environment(pid: Pid) -> std::io::Result<Vec<u8>> {
+    let file = fs::File::open(format!("/proc/{pid}/environ"))?;
+    let mut text = vec![0; 64 * 1024];
+    loop {
+        let count = file.read_at(&mut text, 0)?;
+        if count < text.len() {
+            text.truncate(count);
+            return Ok(text);
+        }
+        text.resize(4 * count, 0);
+    }
 }
 
 /// The control groups of a process, one path per line; empty where we may not look.

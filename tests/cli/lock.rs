@@ -16,7 +16,7 @@ fn pid_of_nobody() -> u32 {
 
 #[test]
 fn acquire_prints_the_token_alone() {
-    on_both(|rig| {
+    on_both(|rig, _| {
         let printed = rig.gpuctl("lock acquire me").run().succeeds().text();
         let token = printed.strip_suffix('\n').unwrap();
         assert_eq!(token.len(), 32, "{token}");
@@ -28,7 +28,7 @@ fn acquire_prints_the_token_alone() {
 
 #[test]
 fn acquire_in_json_gives_token_fence_holder_and_ttl() {
-    on_both(|rig| {
+    on_both(|rig, _| {
         let told = rig.gpuctl("lock acquire me --ttl 1h30m --json").run().succeeds().json();
         let keys: Vec<&String> = told.as_object().unwrap().keys().collect();
         assert_eq!(keys, ["token", "fence", "holder", "ttl"]);
@@ -42,7 +42,7 @@ fn acquire_in_json_gives_token_fence_holder_and_ttl() {
 
 #[test]
 fn time_and_holder_have_defaults() {
-    on_both(|rig| {
+    on_both(|rig, _| {
         let told = rig.gpuctl("lock acquire --json").run().succeeds().json();
         assert_eq!((&told["holder"], &told["ttl"]), (&"manual".into(), &600.into()));
         rig.release(told["token"].as_str().unwrap());
@@ -55,7 +55,7 @@ fn time_and_holder_have_defaults() {
 
 #[test]
 fn a_lock_ends_with_its_time_and_a_waiter_gets_it_then() {
-    on_both(|rig| {
+    on_both(|rig, _| {
         let old = rig.acquire("old --ttl 1");
         until("its time is over", || rig.lock_is_free());
         let release = rig.gpuctl(&format!("lock release --token {old} --json")).run();
@@ -69,7 +69,7 @@ fn a_lock_ends_with_its_time_and_a_waiter_gets_it_then() {
 
 #[test]
 fn a_command_line_that_makes_no_sense_is_refused_and_takes_nothing() {
-    on_both(|rig| {
+    on_both(|rig, _| {
         for (words, why) in [
             ("--wait 5 --no-wait", "cannot be used with"),
             ("--ttl soon", "--ttl: \"soon\" is no duration"),
@@ -90,7 +90,7 @@ fn a_command_line_that_makes_no_sense_is_refused_and_takes_nothing() {
 
 #[test]
 fn a_holder_that_cannot_be_shown_is_refused() {
-    on_both(|rig| {
+    on_both(|rig, _| {
         for name in ["a|b", "me|gpuctl1|{}", "a\nb", "\u{1b}[31mred", "\u{7f}", "\u{9b}0m", ""] {
             let acquire = rig.gpuctl("lock acquire").arg(name).run();
             acquire.fails("usage").stderr_has("holder").stderr_has("control characters");
@@ -103,7 +103,7 @@ fn a_holder_that_cannot_be_shown_is_refused() {
 
 #[test]
 fn who_does_not_wait_is_told_the_holder() {
-    on_both(|rig| {
+    on_both(|rig, _| {
         rig.acquire("me --ttl 60");
         for patience in ["--no-wait", "--wait 0", "--wait 0s"] {
             let told = rig.gpuctl(&format!("lock acquire other {patience} --json")).run();
@@ -118,7 +118,7 @@ fn who_does_not_wait_is_told_the_holder() {
 
 #[test]
 fn who_waits_waits_as_long_as_configured() {
-    on_both(|rig| {
+    on_both(|rig, _| {
         rig.acquire("me --ttl 60");
         rig.set("lock.wait", "1s");
         let other = rig.gpuctl("lock acquire other").run();
@@ -134,7 +134,7 @@ fn who_waits_waits_as_long_as_configured() {
 
 #[test]
 fn a_waiter_gets_the_lock_when_it_is_released() {
-    on_both(|rig| {
+    on_both(|rig, _| {
         let token = rig.acquire("me --ttl 60");
         let waiter = rig.gpuctl("lock acquire next --wait 50").spawn();
         until("it waits", || waiter.stderr().contains("held by me"));
@@ -146,7 +146,7 @@ fn a_waiter_gets_the_lock_when_it_is_released() {
 
 #[test]
 fn a_lock_ends_with_the_process_that_it_was_taken_for() {
-    on_both(|rig| {
+    on_both(|rig, _| {
         let job = rig.by_hand("sleep 1000");
         rig.acquire(&format!("me --ttl 1h --pid {}", job.pid()));
         assert_eq!(rig.lock_held()["owner"], format!("{}:{}", hostname(), job.pid()));
@@ -169,7 +169,7 @@ fn a_lock_ends_with_the_process_that_it_was_taken_for() {
 
 #[test]
 fn no_lock_is_taken_for_a_process_that_is_not_there() {
-    on_both(|rig| {
+    on_both(|rig, _| {
         for pid in [pid_of_nobody(), 0] {
             let acquire = rig.gpuctl(&format!("lock acquire me --pid {pid}")).run();
             acquire.fails("not_found").stderr_has(&format!("no process {pid}"));
@@ -180,7 +180,7 @@ fn no_lock_is_taken_for_a_process_that_is_not_there() {
 
 #[test]
 fn release_takes_the_token_from_the_flag_or_the_environment() {
-    on_both(|rig| {
+    on_both(|rig, _| {
         let token = rig.acquire("me");
         let release = rig.gpuctl(&format!("lock release --token {token} --json")).run();
         assert_eq!(release.succeeds().json(), json!({"released": true}));
@@ -200,7 +200,7 @@ fn release_takes_the_token_from_the_flag_or_the_environment() {
 
 #[test]
 fn release_of_anothers_lock_is_refused_and_by_force_done() {
-    on_both(|rig| {
+    on_both(|rig, _| {
         let token = rig.acquire("me");
         for wrong in ["0".repeat(32), String::new(), token[..31].to_owned(), token.to_uppercase()] {
             if wrong == token {
@@ -223,7 +223,7 @@ fn release_of_anothers_lock_is_refused_and_by_force_done() {
 
 #[test]
 fn release_of_a_lock_that_nobody_holds_is_done_already() {
-    on_both(|rig| {
+    on_both(|rig, _| {
         for words in ["--token 00000000000000000000000000000000", "--force"] {
             let release = rig.gpuctl(&format!("lock release {words}")).run();
             release.succeeds().stdout_has("the lock is free");
@@ -235,7 +235,7 @@ fn release_of_a_lock_that_nobody_holds_is_done_already() {
 
 #[test]
 fn status_of_a_free_lock_and_of_a_held_one() {
-    on_both(|rig| {
+    on_both(|rig, _| {
         let free = rig.gpuctl("lock status --json").run().succeeds().json();
         let backend = free["backend"].clone();
         assert!(["file", "redis"].map(Value::from).contains(&backend));

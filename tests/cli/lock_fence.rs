@@ -17,7 +17,7 @@ fn release(rig: &Rig) {
 
 #[test]
 fn fences_rise_across_release_expiry_and_takeover() {
-    on_both(|rig| {
+    on_both(|rig, _| {
         let mut fences = Vec::new();
         for _ in 0..3 {
             fences.push(fence_of(rig, "released"));
@@ -37,7 +37,7 @@ fn fences_rise_across_release_expiry_and_takeover() {
 
 #[test]
 fn fences_rise_also_for_commands_that_act() {
-    on_both(|rig| {
+    on_both(|rig, _| {
         rig.native("vidi").add();
         let before = fence_of(rig, "me");
         release(rig);
@@ -71,7 +71,7 @@ fn a_fence_is_remembered_where_the_lock_itself_was_removed() {
 
 #[test]
 fn a_fence_rises_over_what_the_state_folder_has_forgotten() {
-    on_both(|rig| {
+    on_both(|rig, _| {
         let first = fence_of(rig, "me");
         release(rig);
         for content in ["", "not a number", "0", "-1", "99999999999999999999999"] {
@@ -84,7 +84,7 @@ fn a_fence_rises_over_what_the_state_folder_has_forgotten() {
 
 #[test]
 fn a_state_folder_that_takes_no_fence_is_a_warning() {
-    on_both(|rig| {
+    on_both(|rig, _| {
         let file = rig.file("a-file", "precious");
         for folder in [Path::new("/sys/gpuctl-state"), &file] {
             let acquire = rig.gpuctl("lock acquire me").env("GPUCTL_STATE_DIR", folder).run();

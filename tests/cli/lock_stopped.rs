@@ -14,7 +14,7 @@ fn waiting(rig: &Rig, command: &str) -> Running {
 
 #[test]
 fn a_waiter_that_is_stopped_holds_up_nobody_behind_it() {
-    on_both(|rig| {
+    on_both(|rig, _| {
         let token = rig.acquire("me --ttl 1h");
         let stopped = waiting(rig, "lock acquire stopped --ttl 1h --wait 55");
         stopped.signal(Signal::STOP);

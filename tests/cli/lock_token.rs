@@ -15,7 +15,7 @@ const ACTING: [&str; 6] = [
 
 #[test]
 fn acquire_inside_a_lock_neither_waits_nor_takes_another() {
-    on_both(|rig| {
+    on_both(|rig, _| {
         let told = rig.gpuctl("lock acquire me --ttl 1h --json").run().succeeds().json();
         let token = told["token"].as_str().unwrap();
         let inner = rig.gpuctl("lock acquire inner --ttl 5 --wait 1h");
@@ -33,7 +33,7 @@ fn acquire_inside_a_lock_neither_waits_nor_takes_another() {
 
 #[test]
 fn commands_under_a_token_neither_wait_nor_release() {
-    on_both(|rig| {
+    on_both(|rig, _| {
         let vidi = rig.native("vidi").phases([2]).add();
         let voice = rig.native("voice").phases([3]).add();
         let token = rig.acquire("me --ttl 1h");
@@ -67,7 +67,7 @@ fn world(rig: &Rig) -> (Vec<String>, Value) {
 
 #[test]
 fn under_a_stale_token_nothing_is_done() {
-    on_both(|rig| {
+    on_both(|rig, _| {
         rig.native("vidi").phases([2]).add();
         let voice = rig.native("voice").phases([3]).add();
         rig.gpuctl("start voice --quiet").run().succeeds().stdout_has("started voice");
@@ -94,7 +94,7 @@ fn under_a_stale_token_nothing_is_done() {
 
 #[test]
 fn what_only_looks_asks_for_no_token() {
-    on_both(|rig| {
+    on_both(|rig, _| {
         rig.native("vidi").phases([2]).add();
         for command in ["status", "can-fit 100", "start vidi --dry-run", "lock status"] {
             let outcome = rig.gpuctl(command).env("GPUCTL_LOCK_TOKEN", "stale").run();

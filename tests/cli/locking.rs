@@ -36,7 +36,7 @@ const ACTS: [Act; 4] = [
 
 #[test]
 fn acting_commands_wait_for_the_holder_and_act_then() {
-    on_both(|rig| {
+    on_both(|rig, _| {
         let world = world(rig);
         for (command, is_done) in ACTS {
             if is_done(rig, &world) {
@@ -59,7 +59,7 @@ fn acting_commands_wait_for_the_holder_and_act_then() {
 
 #[test]
 fn acting_commands_whose_wait_runs_out_do_nothing_and_name_the_holder() {
-    on_both(|rig| {
+    on_both(|rig, _| {
         let world = world(rig);
         rig.acquire("somebody --ttl 1h");
         for command in ["start vidi", "stop voice", "prepare-phase 2", "release-all"] {
@@ -83,7 +83,7 @@ fn acting_commands_whose_wait_runs_out_do_nothing_and_name_the_holder() {
 #[test]
 fn a_dry_run_takes_no_lock_and_minds_no_holder() {
     let commands = ["start vidi", "stop voice", "prepare-phase 2", "release-all"];
-    on_both(|rig| {
+    on_both(|rig, _| {
         world(rig);
         fs::remove_dir_all(rig.path("run")).unwrap();
         for command in commands {
@@ -165,7 +165,7 @@ fn a_stop_of_one_service_and_of_all_is_shown_too() {
 
 #[test]
 fn the_lock_is_given_back_when_the_command_fails() {
-    on_both(|rig| {
+    on_both(|rig, _| {
         rig.native("vidi").vram(30000).add();
         rig.unit("missing").not_installed().add();
         rig.native("broken").server("--exit-after 0s --exit-code 3").add();
@@ -189,7 +189,7 @@ fn the_lock_is_given_back_when_the_command_fails() {
 
 #[test]
 fn the_lock_is_given_back_when_the_command_is_interrupted() {
-    on_both(|rig| {
+    on_both(|rig, _| {
         rig.native("slow").server(SLOW).phases([2]).add();
         for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143), (Signal::HUP, 129)] {
             let acting = rig.gpuctl("prepare-phase 2").spawn();
@@ -208,7 +208,7 @@ fn state(rig: &Rig, service: &str) -> Value {
 
 #[test]
 fn a_ready_service_whose_lock_is_held_is_busy() {
-    on_both(|rig| {
+    on_both(|rig, _| {
         let World { vidi, .. } = world(rig);
         let check = |code: &str| {
             let check = rig.gpuctl("status --check vidi").run();
@@ -241,7 +241,7 @@ fn a_ready_service_whose_lock_is_held_is_busy() {
 
 #[test]
 fn all_services_of_a_phase_are_busy_while_it_is_held() {
-    on_both(|rig| {
+    on_both(|rig, _| {
         rig.native("vidi").phases([2]).add();
         rig.native("voice").phases([2]).add();
         rig.set("phases.2", "speech");

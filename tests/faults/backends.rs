@@ -1,5 +1,5 @@
 //! A machine for tests of the lock, once with the lock in a file and once with it in Redis: where both make the same
-//! promise, one test holds both to it: `on_both([|place| …])`
+//! promise, one test holds both to it: `in_both_places([|place| …])`
 
 use crate::support::{LOCK_KEY, Redis, Rig, Running, until};
 use serde_json::Value;
@@ -14,7 +14,7 @@ pub struct Place {
 }
 
 /// All side by side, since much of what is proved here takes time and no work.
-pub fn on_both<const N: usize>(tests: [fn(&Place); N]) {
+pub fn in_both_places<const N: usize>(tests: [fn(&Place); N]) {
     thread::scope(|scope| {
         for (name, has_redis) in [("a lock file", false), ("Redis", true)] {
             for test in tests {

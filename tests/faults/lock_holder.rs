@@ -1,6 +1,6 @@
 //! The lock's holder dies (row 1), is paused for too long (row 2), or is not asked to give it up by who may (row 14).
 
-use super::backends::{Place, on_both};
+use super::backends::{Place, in_both_places};
 use super::lock_work::Work;
 use crate::support::{Signal, until};
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ const A_SECOND: Duration = Duration::from_secs(3);
 
 #[test]
 fn row_01_a_waiter_on_the_same_host_takes_over_from_a_killed_holder_at_once() {
-    on_both([|place| {
+    in_both_places([|place| {
         place.rig.native("slow").server("--warmup 1h").add();
         let holder = place.rig.gpuctl("start slow").spawn();
         until("it acts", || holder.stderr().contains("starting slow"));
@@ -27,7 +27,7 @@ fn row_01_a_waiter_on_the_same_host_takes_over_from_a_killed_holder_at_once() {
 
 #[test]
 fn row_01_a_lock_that_was_taken_for_a_process_ends_with_it() {
-    on_both([|place| {
+    in_both_places([|place| {
         let process = place.rig.by_hand("sleep 1000");
         place.acquire(&format!("mine --ttl 1h --pid {}", process.pid()));
         assert_eq!(place.holder().as_deref(), Some("mine"));
@@ -49,7 +49,7 @@ fn row_01_a_lock_that_was_taken_for_a_process_ends_with_it() {
 
 #[test]
 fn row_01_a_holder_on_another_host_is_waited_for_until_its_time_is_over() {
-    on_both([|place| {
+    in_both_places([|place| {
         let process = place.rig.by_hand("sleep 1000");
         let before = Instant::now();
         place.acquire(&format!("far --ttl 4s --pid {}", process.pid()));
@@ -69,7 +69,7 @@ fn row_01_a_holder_on_another_host_is_waited_for_until_its_time_is_over() {
 
 #[test]
 fn row_02_a_holder_that_was_paused_beyond_its_time_acts_no_more_nor_does_its_command() {
-    on_both([pause_while_it_stops_a_service, pause_while_its_command_works]);
+    in_both_places([pause_while_it_stops_a_service, pause_while_its_command_works]);
 }
 
 fn pause_while_it_stops_a_service(place: &Place) {
@@ -107,7 +107,7 @@ fn pause_while_its_command_works(place: &Place) {
 
 #[test]
 fn row_14_a_release_with_a_wrong_token_is_refused() {
-    on_both([|place| {
+    in_both_places([|place| {
         let token = place.acquire("me --ttl 1h");
         let other = "0".repeat(32);
         for wrong in [&other, &token[1..], "me", "*", ".*", "\"", ""] {

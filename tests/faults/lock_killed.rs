@@ -38,7 +38,7 @@ fn assert_line_is_empty(rig: &Rig) {
 
 #[test]
 fn row_01_a_holder_that_is_killed_at_any_moment_is_followed_at_once() {
-    on_both(|rig| {
+    on_both(|rig, _| {
         rig.native("vidi").add();
         let command = "stop vidi --quiet";
         for moment in moments(|| drop(rig.gpuctl(command).run().succeeds().text())) {
@@ -52,7 +52,7 @@ fn row_01_a_holder_that_is_killed_at_any_moment_is_followed_at_once() {
 
 #[test]
 fn row_01_one_that_is_killed_while_it_takes_the_lock_has_it_or_not_and_nothing_in_between() {
-    on_both(|rig| {
+    on_both(|rig, _| {
         let command = "lock acquire me --ttl 1h --quiet";
         let moments = moments(|| rig.release(&rig.acquire("me --ttl 1h")));
         for moment in moments {
@@ -69,7 +69,7 @@ fn row_01_one_that_is_killed_while_it_takes_the_lock_has_it_or_not_and_nothing_i
 
 #[test]
 fn row_05_waiters_that_are_killed_at_any_moment_hold_up_nobody() {
-    on_both(|rig| {
+    on_both(|rig, _| {
         let token = rig.acquire("me --ttl 1h");
         let command = "lock acquire waiter --ttl 1h --wait 50 --quiet";
         let refused = || {
@@ -90,7 +90,7 @@ fn row_05_waiters_that_are_killed_at_any_moment_hold_up_nobody() {
 
 #[test]
 fn row_05_when_the_woken_waiter_is_killed_the_next_gets_the_lock() {
-    on_both(|rig| {
+    on_both(|rig, _| {
         rig.native("vidi").add();
         let mut token = rig.acquire("me --ttl 1h");
         for number in 0..10 {

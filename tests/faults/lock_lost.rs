@@ -1,6 +1,6 @@
 //! The lock goes while its holder acts: it is deleted (row 11), or Redis loses all (rows 22 and 23).
 
-use super::backends::{Place, on_both};
+use super::backends::{Place, in_both_places};
 use super::lock_work::Work;
 use crate::support::{LOCK_KEY, Rig, until};
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ const A_RENEWAL: Duration = Duration::from_secs(13);
 
 #[test]
 fn row_11_a_lock_that_is_deleted_or_taken_is_noticed_at_the_next_renewal_and_the_command_ended() {
-    on_both([delete, delete_and_take]);
+    in_both_places([delete, delete_and_take]);
 }
 
 fn delete(place: &Place) {
@@ -35,7 +35,7 @@ fn delete_and_take(place: &Place) {
 
 #[test]
 fn row_11_a_lock_that_was_deleted_since_the_last_renewal_is_noticed_in_the_end() {
-    on_both([|place| {
+    in_both_places([|place| {
         let rig = &place.rig;
         rig.native("vidi").server("--warmup 2s").add();
         let start = rig.gpuctl("start vidi --json").spawn();

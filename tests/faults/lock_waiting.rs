@@ -1,7 +1,7 @@
 //! Waiting for the lock: a waiter dies or is stopped (row 5), is interrupted (row 6), gives up (row 7), or does not wait
 //! at all (row 8).
 
-use super::backends::{Place, on_both};
+use super::backends::{Place, in_both_places};
 use crate::support::{Running, Signal, until};
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ fn gets_it(place: &Place, waiter: Running, name: &str) -> String {
 
 #[test]
 fn row_05_a_waiter_that_dies_in_line_holds_up_nobody() {
-    on_both([|place| {
+    in_both_places([|place| {
         let token = place.acquire("holder --ttl 1h");
         let first = place.waiter("first");
         let second = place.waiter("second --ttl 1h");
@@ -36,7 +36,7 @@ fn row_05_a_waiter_that_dies_in_line_holds_up_nobody() {
 
 #[test]
 fn row_05_a_woken_waiter_that_dies_before_it_takes_the_lock_holds_up_nobody() {
-    on_both([|place| {
+    in_both_places([|place| {
         let token = place.acquire("holder --ttl 1h");
         let first = place.waiter("first");
         let second = place.waiter("second --ttl 1h");
@@ -51,7 +51,7 @@ fn row_05_a_woken_waiter_that_dies_before_it_takes_the_lock_holds_up_nobody() {
 
 #[test]
 fn row_05_a_stopped_waiter_holds_up_nobody_and_comes_back_to_its_place() {
-    on_both([|place| {
+    in_both_places([|place| {
         let token = place.acquire("holder --ttl 1h");
         let first = place.waiter("first --wait 50s --ttl 1h");
         let second = place.waiter("second --wait 50s --ttl 1h");
@@ -70,7 +70,7 @@ fn row_05_a_stopped_waiter_holds_up_nobody_and_comes_back_to_its_place() {
 
 #[test]
 fn row_06_a_waiter_that_is_interrupted_leaves_nothing_behind() {
-    on_both([|place| {
+    in_both_places([|place| {
         place.rig.native("vidi").phases([2]).add();
         let token = place.acquire("holder --ttl 1h");
         place.waiter("nobody --wait 100ms").wait().fails("lock_busy").stderr_has("held by holder");
@@ -94,7 +94,7 @@ fn row_06_a_waiter_that_is_interrupted_leaves_nothing_behind() {
 
 #[test]
 fn row_06_the_next_in_line_gets_the_lock_that_an_interrupted_one_was_woken_for() {
-    on_both([|place| {
+    in_both_places([|place| {
         let token = place.acquire("holder --ttl 1h");
         let first = place.waiter("first");
         let second = place.waiter("second");
@@ -110,7 +110,7 @@ fn row_06_the_next_in_line_gets_the_lock_that_an_interrupted_one_was_woken_for()
 
 #[test]
 fn row_07_a_wait_ends_on_time() {
-    on_both([|place| {
+    in_both_places([|place| {
         place.acquire("holder --ttl 1h");
         place.rig.set("lock.wait", "1s");
         for (words, seconds) in [("--wait 1500ms", 1.5), ("--wait 300ms", 0.3), ("", 1.0)] {
@@ -127,7 +127,7 @@ fn row_07_a_wait_ends_on_time() {
 
 #[test]
 fn row_08_who_does_not_want_to_wait_is_told_who_holds_the_lock() {
-    on_both([|place| {
+    in_both_places([|place| {
         let rig = &place.rig;
         let vidi = rig.native("vidi").phases([2]).add();
         rig.native("other").phases([3]).add();

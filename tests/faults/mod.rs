@@ -16,6 +16,7 @@ mod lock_work;
 mod memory;
 mod output;
 mod ownership;
+mod run_killed;
 mod start;
 mod state_dir;
 mod stop;

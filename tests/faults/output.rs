@@ -61,7 +61,7 @@ fn row_43_the_work_is_done_and_the_next_command_finds_nothing_locked() {
 fn row_43_a_lock_whose_token_nobody_gets_to_know_is_given_back() {
     // In the last one, the reader of a pipe has gone.
     let gone = "mkfifo pipe; exec 3<>pipe; exec 4>pipe; exec 3<&-; ";
-    on_both(|rig| {
+    on_both(|rig, _| {
         for (before, output) in [("", ">/dev/full"), (gone, ">&4")] {
             for words in ["lock acquire me", "lock acquire me --quiet"] {
                 let acquire =
@@ -78,7 +78,7 @@ fn row_43_a_lock_whose_token_nobody_gets_to_know_is_given_back() {
 
 #[test]
 fn row_43_the_lock_is_given_back_whatever_becomes_of_the_output() {
-    on_both(|rig| {
+    on_both(|rig, _| {
         let vidi = rig.native("vidi").phases([2]).add();
         for output in [">/dev/full", ">&-", "2>/dev/full", ">&- 2>&-", "| true"] {
             rig.shell(&format!("{{ gpuctl prepare-phase 2 {output}; }} 2>/dev/null; true"))

@@ -21,7 +21,7 @@ fn assert_end_state(rig: &Rig, service: &str) {
 
 #[test]
 fn row_46_two_phases_at_once_are_prepared_one_after_the_other() {
-    on_both(|rig| {
+    on_both(|rig, _| {
         two_phases(rig);
         for _ in 0..3 {
             let both = ["2", "4"].map(|phase| {
@@ -45,7 +45,7 @@ fn row_46_two_phases_at_once_are_prepared_one_after_the_other() {
 
 #[test]
 fn row_46_they_are_prepared_in_the_order_in_which_they_came() {
-    on_both(|rig| {
+    on_both(|rig, _| {
         two_phases(rig);
         for phases in [["2", "4"], ["4", "2"]] {
             let token = rig.acquire("somebody --ttl 1h");

@@ -1,5 +1,5 @@
 -- One try to take the lock: {"taken", fence}, {"busy", value, pttl, ahead, arrival}, or {"type", type}.
-local key, counter, queue, seen, wake = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local key, counter, queue, seen, wake, command = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local token, before_fence, after_fence, ttl, floor, queues, arrival, over, silence =
     ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6] == '1', ARGV[7], ARGV[8], ARGV[9]
 
@@ -14,6 +14,11 @@ if value and string.find(value, '"token":"' .. token .. '"', 1, true) then
 end
 -- Proved to be over by one who could tell; a lock without an end is nobody's to take.
 if value and value == over and left ~= -1 then value = false end
+-- Its time is over, and the command under it may still be at work: told with -2 as the time left.
+if not value and left == -2 then
+    value = redis.call('GET', command)
+    if value == over then value = false end
+end
 
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -41,5 +46,5 @@ redis.call('SET', counter, fence)
 redis.call('SET', key, before_fence .. fence .. after_fence, 'PX', ttl)
 redis.call('ZREM', queue, token)
 redis.call('ZREM', seen, token)
-redis.call('DEL', wake)
+redis.call('DEL', wake, command)
 return {'taken', fence}

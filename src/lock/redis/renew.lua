@@ -4,7 +4,9 @@ if not (value and string.find(value, '"token":"' .. ARGV[1] .. '"', 1, true)) th
 -- A server without memory takes no new value, and still a longer time for the old one.
 if value == ARGV[2] then
     redis.call('PEXPIRE', KEYS[1], ARGV[3])
-else
-    redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+    return 1
 end
+redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+-- Outlives the lock, whose time may run out before the command ends; a week, in case that nobody comes back.
+if ARGV[4] == '1' then redis.call('SET', KEYS[2], ARGV[2], 'PX', 604800000) end
 return 1

@@ -5,6 +5,7 @@ use super::processes;
 use rustix::process::Signal;
 use std::ffi::OsStr;
 use std::io::Read;
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
@@ -48,7 +49,8 @@ impl Invocation {
         self.spawn().wait()
     }
 
-    /// Lets it run beside the test; ended when dropped.
+    /// Lets it run beside the test; ended when dropped. In a process group of its own: in the foreground of the tester's
+    /// terminal, `gpuctl run` would give that to its command.
     pub fn spawn(mut self) -> Running {
         let text = format!("{:?}", self.command.get_args().collect::<Vec<_>>());
         let mut child = self
@@ -56,6 +58,7 @@ impl Invocation {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
+            .process_group(0)
             .spawn()
             .unwrap();
         Running {
@@ -82,6 +85,11 @@ impl Running {
 
     pub fn signal(&self, signal: Signal) {
         processes::signal(self.pid(), signal);
+    }
+
+    /// What it has printed so far.
+    pub fn stdout(&self) -> String {
+        self.stdout.text()
     }
 
     /// What it has told so far.

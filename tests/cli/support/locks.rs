@@ -5,13 +5,14 @@ use super::rig::Rig;
 use serde_json::{Value, json};
 use std::fs;
 
-/// Proves the same of the lock's both places. Without a Redis to be had, of the file alone, and it is said so.
+/// Proves the same of the lock's both places: of the file (no Redis) and of Redis. Without a Redis to be had, of the
+/// file alone, and it is said so.
 #[track_caller]
-pub fn on_both(prove: impl Fn(&Rig)) {
-    prove(&Rig::new());
+pub fn on_both(prove: impl Fn(&Rig, Option<&Redis>)) {
+    prove(&Rig::new(), None);
     let rig = Rig::new();
-    if let Some(_redis) = rig.lock_in_redis() {
-        prove(&rig);
+    if let Some(redis) = rig.lock_in_redis() {
+        prove(&rig, Some(&redis));
     }
 }
 

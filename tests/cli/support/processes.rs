@@ -9,6 +9,24 @@ pub fn mentioning(mark: &str) -> Vec<i32> {
     find(mark, &["cmdline"])
 }
 
+/// Those that run a program and have `mark` in their environment.
+pub fn running(program: &str, mark: &str) -> Vec<i32> {
+    let program = fs::canonicalize(program).unwrap();
+    let is_it = |pid: &i32| fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|at| at == program);
+    find(mark, &["environ"]).into_iter().filter(is_it).collect()
+}
+
+/// The kernel's letter for what a process does: S sleeps, T is stopped; None once it has ended.
+pub fn state(pid: i32) -> Option<char> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(") ")?.1.chars().next().filter(|state| !matches!(state, 'Z' | 'X'))
+}
+
+pub fn parent(pid: i32) -> Option<i32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()
+}
+
 /// SIGKILL to all that have `mark` in their command line or environment, and to what they fork meanwhile.
 /// Tells whether they are gone.
 pub fn end_all(mark: &str) -> bool {

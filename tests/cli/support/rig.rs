@@ -7,6 +7,7 @@ use super::docker::{self, Engine};
 use super::gpuctl::Invocation;
 use super::services::Service;
 use super::systemd::Systemd;
+use super::terminal::Terminal;
 use super::{ports, processes, programs};
 use std::fs::{self, Permissions};
 use std::hash::{BuildHasher, RandomState};
@@ -125,6 +126,13 @@ impl Rig {
         Invocation::new(command)
     }
 
+    /// A shell command on a terminal of its own, in a session of its own: `rig.terminal("sh -i")`.
+    pub fn terminal(&self, command: &str) -> Terminal {
+        let mut session = self.command("setsid");
+        session.args(["--ctty", "sh", "-c", &format!("exec {command}")]);
+        Terminal::start(session)
+    }
+
     /// `sh -c`, with `gpuctl` on the PATH.
     pub fn shell(&self, script: &str) -> Invocation {
         let mut command = self.command("sh");
@@ -143,6 +151,19 @@ impl Rig {
     /// The processes of a service, wherever they come from: what has its mark in the command line.
     pub fn processes_of(&self, service: &Service) -> Vec<i32> {
         processes::mentioning(service.mark())
+    }
+
+    /// Every gpuctl that runs on this rig, watchdogs too.
+    pub fn gpuctls(&self) -> Vec<i32> {
+        processes::running(programs::GPUCTL, &self.token)
+    }
+
+    /// Nothing of a `gpuctl run` is left: no gpuctl, no watchdog, no lock.
+    #[track_caller]
+    pub fn assert_free_and_alone(&self) {
+        let left = self.gpuctls();
+        assert!(left.is_empty(), "of gpuctl there are left: {left:?}");
+        self.gpuctl("lock status --json").run().succeeds().stdout_has("\"holder\": null");
     }
 
     #[track_caller]
