@@ -25,8 +25,8 @@ lint: ## format check and clippy
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 
-bench: ## what gpuctl adds to the time that others take
-	$(CARGO) bench --locked --bench overhead
+bench: ## what gpuctl adds to the time that others take, and how fast the lock changes hands
+	$(CARGO) bench --locked --bench overhead --bench handover
 
 clean: ## remove what was built
 	$(CARGO) clean

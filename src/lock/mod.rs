@@ -18,6 +18,8 @@ use crate::world::files;
 use crate::world::host::{random_hex, since_boot};
 use crate::world::processes;
 use crate::world::wait::{Stop, wait};
+use rustix::fs::{FlockOperation, OFlags, flock};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -243,14 +245,26 @@ fn remembered_fence(config: &Config) -> u64 {
 
 const FENCE_FILE: &str = "fence";
 
-/// Keeps a fence for later; tells why where that is not possible.
+/// Keeps a fence for later; tells why where that is not possible. In place and one at a time, since
+/// several locks (of several cards) may share the state folder, and the next one waits for it.
 pub fn remember_fence(config: &Config, fence: u64) -> Option<String> {
     if fence <= remembered_fence(config) {
         return None;
     }
     let keep = |folder: &Path| {
         files::private_dir(folder)?;
-        files::replace(&folder.join(FENCE_FILE), fence.to_string().as_bytes())
+        let file = files::open(&folder.join(FENCE_FILE), OFlags::RDWR)?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            // Another lock's, which keeps its own; ours is kept with the next holder.
+            Err(rustix::io::Errno::WOULDBLOCK) => return Ok(()),
+            locked => locked?,
+        }
+        if fence > remembered_fence(config) {
+            let text = fence.to_string();
+            file.write_all_at(text.as_bytes(), 0)?;
+            file.set_len(text.len() as u64)?;
+        }
+        std::io::Result::Ok(())
     };
     match config.state_dir() {
         Ok(folder) => keep(folder)

@@ -3,22 +3,26 @@
 //! by. Every decision is made by a script, in one step on the server.
 //!
 //! Layout: `KEY` the lock, `KEY:fence` the counter, `KEY:queue` waiters by arrival, `KEY:seen`
-//! waiters by when they last looked, `KEY:wake:TOKEN` what wakes one, `KEY:command` the last record that
-//! names a command, which may outlive the lock's time.
+//! waiters by when they last looked, `KEY:called` whose turn it is, `KEY:wake:TOKEN` what wakes
+//! one, `KEY:command` the last record that names a command, which may outlive the lock's time.
 
 use super::record::Held;
 use super::{Attempt, Backend, Busy, Claim};
 use crate::config::mask;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
-use crate::world::wait::{Aside, Stop, wait};
+use crate::world::wait::{Aside, Handle, Stop, wait};
 use redis::{Client, Cmd, Connection, ErrorKind, RedisError, Value};
 use std::time::{Duration, Instant};
 
 /// A script, by its name.
 macro_rules! script {
     ($name:literal) => {
-        concat!(include_str!("redis/permitted.lua"), include_str!(concat!("redis/", $name, ".lua")))
+        concat!(
+            include_str!("redis/permitted.lua"),
+            include_str!("redis/line.lua"),
+            include_str!(concat!("redis/", $name, ".lua"))
+        )
     };
 }
 
@@ -29,10 +33,11 @@ const CALL_LIMIT: Duration = Duration::from_secs(3);
 const RECONNECT: Duration = Duration::from_millis(50);
 
 /// A client of the older kind wakes nobody when it deletes the key, nor does a key that expires.
-const LOOK: Duration = Duration::from_millis(250);
+/// Shorter than the silence that `line.lua` takes for a waiter's end.
+const LOOK: Duration = Duration::from_millis(800);
 
-/// A waiter that has not looked for so long is gone, or stopped, and holds up nobody.
-const SILENCE: Duration = Duration::from_millis(700);
+/// For one question to be woken: so long it outlives a waiter that has found the lock free itself.
+const LISTEN: Duration = Duration::from_secs(10);
 
 /// In a failure's details: the server's own code.
 const ERROR: &str = "redis_error";
@@ -48,6 +53,12 @@ pub struct Redis {
     asked_again: bool,
     /// When this waiter got in line, by the server's clock.
     arrival: String,
+    /// What wakes it, on a connection of its own that is kept over many looks.
+    call: Option<Aside<redis::RedisResult<Value>>>,
+    /// Those whose end may end the lock.
+    living: Vec<Handle>,
+    /// Until the next look.
+    pause: Duration,
 }
 
 /// The connection, where it can be used again, whether there ever was one, and the answer.
@@ -67,6 +78,9 @@ impl Redis {
             was_reached: false,
             asked_again: false,
             arrival: String::new(),
+            call: None,
+            living: Vec::new(),
+            pause: LOOK,
         })
     }
 
@@ -131,6 +145,14 @@ impl Redis {
                 Err(e) => return Err(self.explain(&e)),
             }
         }
+    }
+
+    fn listen(&self, claim: &Claim) -> Result<Aside<redis::RedisResult<Value>>> {
+        let mut command = redis::cmd("BLPOP");
+        let wake = self.beside(&format!("wake:{}", claim.record.token));
+        command.arg(wake).arg(LISTEN.as_secs());
+        let client = self.client.clone();
+        Aside::begin(move || command.query(&mut client.get_connection_with_timeout(CALL_LIMIT)?))
     }
 
     fn unavailable(&self, why: &str) -> Failure {
@@ -253,16 +275,14 @@ impl Backend for Redis {
         let (before, after) = value.split_once("\"fence\":0").expect("a record not yet taken");
         let before = format!("{before}\"fence\":");
         let (ttl, floor) = (claim.ttl.as_millis().to_string(), claim.floor.to_string());
-        let silence = SILENCE.as_millis().to_string();
-        let [counter, queue, seen, command] =
-            ["fence", "queue", "seen", "command"].map(|what| self.beside(what));
-        let wake = self.beside(&format!("wake:{}", claim.record.token));
+        let [counter, queue, seen, called, wake, command] =
+            ["fence", "queue", "seen", "called", "wake:", "command"].map(|what| self.beside(what));
         let mut over = String::new();
         loop {
             let (key, arrival) = (self.key.clone(), self.arrival.clone());
             let answer = self.script(
                 script!("acquire"),
-                [&key, &counter, &queue, &seen, &wake, &command],
+                [&key, &counter, &queue, &seen, &called, &wake, &command],
                 [
                     &claim.record.token,
                     &before,
@@ -272,7 +292,6 @@ impl Backend for Redis {
                     if queues { "1" } else { "0" },
                     &arrival,
                     &over,
-                    &silence,
                 ],
                 stop,
             );
@@ -295,6 +314,10 @@ impl Backend for Redis {
                         over = (*value).to_owned();
                         continue;
                     }
+                    self.living = held.as_ref().map_or_else(Vec::new, Held::living);
+                    // Another's turn is short.
+                    let turn = left_of(left).filter(|_| held.is_none());
+                    self.pause = turn.map_or(LOOK, |left| left + Duration::from_millis(1));
                     let ahead = ahead.parse().unwrap_or(0);
                     return Ok(Attempt::Busy(Busy { held, ahead }));
                 }
@@ -304,16 +327,24 @@ impl Backend for Redis {
     }
 
     fn wait_for_change(&mut self, claim: &Claim, stop: &Stop, deadline: Instant) -> Result<()> {
-        let left = deadline.saturating_duration_since(Instant::now()).min(LOOK);
-        // Redis would wait for ever with 0.
-        let seconds = left.as_secs_f64().max(0.001);
-        let mut command = redis::cmd("BLPOP");
-        command.arg(self.beside(&format!("wake:{}", claim.record.token))).arg(seconds);
-        match self.ask(command, left + CALL_LIMIT, stop) {
-            // The next try finds that out too, and knows what to do.
-            Err(failure) if !is_loading(&failure) => Err(failure),
-            _ => Ok(()),
+        let look = deadline.min(Instant::now() + self.pause);
+        let call = match self.call.take() {
+            Some(call) => call,
+            None => self.listen(claim)?,
+        };
+        let mut watched = vec![call.ended().fd()];
+        watched.extend(self.living.iter().map(Handle::fd));
+        wait(&watched, stop, look);
+        match call.take() {
+            None => self.call = Some(call),
+            Some(Ok(_)) => {}
+            // What is the matter shows at the next look.
+            Some(Err(e)) if e.is_io_error() || e.code() == Some(LOADING) => {
+                wait(&[], stop, look);
+            }
+            Some(Err(e)) => return Err(self.explain(&e)),
         }
+        Ok(())
     }
 
     fn renew(&mut self, claim: &Claim) -> Result<bool> {
@@ -336,12 +367,12 @@ impl Backend for Redis {
             Some((_, Err(failure))) if failure.code == Code::Config => false,
             Some((_, Err(failure))) => return Err(failure),
         };
-        let [queue, seen, wake, command] =
-            ["queue", "seen", "wake:", "command"].map(|what| self.beside(what));
+        let [queue, seen, called, wake, command] =
+            ["queue", "seen", "called", "wake:", "command"].map(|what| self.beside(what));
         let (key, anybody) = (self.key.clone(), if token.is_some() { "0" } else { "1" });
         let answer = self.script(
             script!("release"),
-            [&key, &queue, &seen, &wake, &command],
+            [&key, &queue, &seen, &called, &wake, &command],
             [token.unwrap_or_default(), anybody],
             &Stop::never(),
         )?;

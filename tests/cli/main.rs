@@ -24,6 +24,7 @@ mod faults;
 mod interrupt;
 mod lock;
 mod lock_fence;
+mod lock_line;
 mod lock_place;
 mod lock_redis;
 mod lock_stopped;

@@ -8,7 +8,7 @@ const CTRL_BACKSLASH: &str = "\x1c";
 
 /// Works until it is told to end. Without a child: the kernel does not stop a shell that waits for one to execute its
 /// program, and nobody notices then that the job is stopped.
-const WORK: &str = "echo pid=$$=; read _ <go; echo work-is-done";
+const WORK: &str = "exec 3<>go; echo pid=$$=; read _ <&3; echo work-is-done";
 
 /// The same, ready for a trap.
 const LOOP: &str = "echo pid=$$=; while :; do sleep 0.02; done";
@@ -234,7 +234,7 @@ fn an_interactive_shell_as_the_command_has_jobs_of_its_own() {
 #[test]
 fn in_the_background_it_leaves_the_terminal_alone_until_fg() {
     let rig = with_comfyui();
-    rig.program("work", "echo pid=$$=; read _ <go; read line; echo \"got($line)\"");
+    rig.program("work", "exec 3<>go; echo pid=$$=; read _ <&3; read line; echo \"got($line)\"");
     let terminal = shell(&rig);
     terminal.types("gpuctl run --quiet comfyui -- work &");
     let work = pid_shown(&terminal);

@@ -1,6 +1,6 @@
 -- Gives up the lock, or the place in the line for it, and wakes the next: 1 if it was held by this token, or by
 -- anybody where that is enough; {"type", type} where the key is no lock.
-local key, queue, seen, wake, command = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local key, queue, seen, called, wake, command = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local token, anybody = ARGV[1], ARGV[2] == '1'
 
 local kind = redis.call('TYPE', key).ok
@@ -14,13 +14,9 @@ if anybody or (last and string.find(last, '"token":"' .. token .. '"', 1, true))
 redis.call('ZREM', queue, token)
 redis.call('ZREM', seen, token)
 redis.call('DEL', wake .. token)
-if redis.call('EXISTS', key) == 0 then
-    local following = redis.call('ZRANGE', queue, 0, 0)[1]
-    if following then
-        redis.call('DEL', wake .. following)
-        -- A server without memory refuses it; the waiter looks again by itself.
-        redis.pcall('LPUSH', wake .. following, '1')
-        redis.call('PEXPIRE', wake .. following, 1000)
-    end
+if redis.call('GET', called) == token then redis.call('DEL', called) end
+if redis.call('EXISTS', key, called) == 0 then
+    drop_silent(queue, seen)
+    call_first(queue, called, wake)
 end
 return held and 1 or 0

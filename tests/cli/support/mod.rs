@@ -22,7 +22,7 @@ mod terminal;
 mod wait;
 
 pub use bystander::Bystander;
-pub use gpuctl::{Running, TIME_LIMIT};
+pub use gpuctl::{Invocation, Running, TIME_LIMIT};
 pub use locks::on_both;
 pub use outcome::Outcome;
 pub use processes::{parent, signal, state};

@@ -125,6 +125,12 @@ impl Outcome {
             .unwrap_or_else(|error| panic!("stdout is not JSON: {error}: {}", self.assert()))
     }
 
+    /// Declares stderr, and gives it.
+    pub fn stderr_text(mut self) -> String {
+        self.stderr_declared = true;
+        String::from_utf8_lossy(&self.output().stderr).into_owned()
+    }
+
     /// Declares stdout, and gives it.
     pub fn text(mut self) -> String {
         self.stdout_declared = true;

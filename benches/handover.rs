@@ -1,0 +1,283 @@
+//! How fast the lock changes hands: in Redis and in a file, beside flock(1) as the floor and the client that gpuctl
+//! replaces. All of one run on one machine, so that the ratios hold. `make bench`
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    clippy::disallowed_methods,
+    reason = "a measurement fails by panicking, and prints what it measured"
+)]
+#![allow(dead_code, unused_imports, reason = "the tests' support has more than is measured here")]
+
+#[path = "../tests/cli/support/mod.rs"]
+mod support;
+
+mod measure;
+
+use measure::{compare, compare_heading, in_a_loop};
+use std::io::{BufRead, BufReader};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+use support::{Redis, Rig, until};
+use tempfile::TempDir;
+
+const HANDOVERS: usize = 300;
+
+/// What no hand-over takes; only keeps a broken build from hanging.
+const LIMIT: Duration = Duration::from_secs(60);
+
+fn main() {
+    let cores = thread::available_parallelism().unwrap();
+    println!("on {cores} cores; from the call that releases to the next one's first step, in ms");
+    println!("{:24} {:>8} {:>8} {:>8} {:>8}", "", "median", "p90", "p99", "max");
+    for waiters in [1, 10, 50] {
+        for kind in [Kind::Redis, Kind::File, Kind::Flock] {
+            let Some(lock) = Lock::new(kind) else { continue };
+            tell(&format!("{}, {waiters} in line", kind.name()), hand_over(&lock, waiters));
+        }
+    }
+    if let Some(times) = by_the_old_client() {
+        tell("SET NX, sleeps, 1 waiter", times);
+    }
+    println!("\nentries a second, each an acquire and a release by processes of their own");
+    println!("{:24} {:>8} {:>8} {:>8}", "contenders", "redis", "file", "flock");
+    for contenders in [2, 10, 50] {
+        let rate =
+            |kind| Lock::new(kind).map_or(f64::NAN, |lock| entries_a_second(&lock, contenders));
+        let (redis, file, flock) = (rate(Kind::Redis), rate(Kind::File), rate(Kind::Flock));
+        println!("{contenders:<24} {redis:8.0} {file:8.0} {flock:8.0}");
+    }
+    println!("\nan acquire and a release that nobody contends");
+    compare_heading();
+    for kind in [Kind::File, Kind::Redis] {
+        let Some(lock) = Lock::new(kind) else { continue };
+        let (name, floor) = match &lock.redis {
+            Some(redis) => {
+                ("redis, against redis-cli PING", format!("redis-cli -p {} PING", redis.port()))
+            }
+            None => ("file, against flock FILE true", format!("flock {} true", lock.floor())),
+        };
+        let entry = lock.entry();
+        compare(name, 10, || in_a_loop(&lock.rig, &entry), || in_a_loop(&lock.rig, &floor));
+    }
+}
+
+fn tell(name: &str, mut times: Vec<f64>) {
+    times.sort_by(f64::total_cmp);
+    let at = |part: f64| times[((times.len() - 1) as f64 * part).round() as usize];
+    let (median, p90, p99, max) = (at(0.5), at(0.9), at(0.99), at(1.0));
+    println!("{name:24} {median:8.2} {p90:8.2} {p99:8.2} {max:8.2}");
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    Redis,
+    File,
+    Flock,
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Kind::Redis => "redis",
+            Kind::File => "file",
+            Kind::Flock => "flock(1)",
+        }
+    }
+}
+
+/// A lock on a machine of its own.
+struct Lock {
+    kind: Kind,
+    redis: Option<Redis>,
+    rig: Rig,
+    /// In memory, as the place is where the file lies by default.
+    folder: TempDir,
+}
+
+/// One that waits for the lock or has it; ends with this.
+struct Client {
+    process: Child,
+    /// Of flock's command, which ends with it.
+    input: Option<ChildStdin>,
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.process.kill().ok();
+        self.process.wait().ok();
+    }
+}
+
+/// Who has it since when; gpuctl's token.
+struct Taken {
+    number: usize,
+    at: Instant,
+    token: String,
+}
+
+impl Lock {
+    fn new(kind: Kind) -> Option<Lock> {
+        let rig = Rig::new();
+        let redis = match kind {
+            Kind::Redis => Some(rig.redis()?),
+            Kind::File | Kind::Flock => None,
+        };
+        let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+        Some(Lock { kind, redis, rig, folder })
+    }
+
+    fn url(&self) -> String {
+        match &self.redis {
+            Some(redis) => redis.url(),
+            None => format!("file://{}/run/lock", self.folder.path().display()),
+        }
+    }
+
+    /// For flock(1).
+    fn floor(&self) -> String {
+        format!("{}/floor", self.folder.path().display())
+    }
+
+    /// A program that sees only this lock, without the rig's shell around it.
+    fn command(&self, program: &str, arguments: &[&str]) -> Command {
+        let mut command = Command::new(program);
+        command
+            .args(arguments)
+            .env_clear()
+            .env("PATH", std::env::var("PATH").unwrap())
+            .env("HOME", self.rig.path("home"))
+            .env("GPUCTL_LOCK_URL", self.url())
+            .env("GPUCTL_STATE_DIR", self.rig.state_dir())
+            .current_dir(self.rig.path("home"));
+        command
+    }
+
+    fn gpuctl(&self, words: &str) -> Command {
+        let words: Vec<&str> = words.split(' ').collect();
+        self.command(env!("CARGO_BIN_EXE_gpuctl"), &words)
+    }
+
+    /// One more in line, told of when it has the lock.
+    fn queue_up(&self, number: usize, tell: &Sender<Taken>) -> Client {
+        let mut command = match self.kind {
+            Kind::Flock => self.command("flock", &[&self.floor(), "sh", "-c", "echo; read -r end"]),
+            _ => self.gpuctl("lock acquire me --wait 1h --ttl 1h"),
+        };
+        let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut process = piped.spawn().unwrap();
+        let (input, output) = (process.stdin.take(), process.stdout.take().unwrap());
+        let told = tell.clone();
+        thread::spawn(move || {
+            let mut token = String::new();
+            // Nothing comes of one that is ended while it waits.
+            if BufReader::new(output).read_line(&mut token).is_ok_and(|count| count > 0) {
+                let at = Instant::now();
+                told.send(Taken { number, at, token: token.trim().to_owned() }).ok();
+            }
+        });
+        Client { process, input }
+    }
+
+    /// Until it waits.
+    fn watch(&self, client: &mut Client) {
+        if self.kind == Kind::Flock {
+            let (pid, blocked) = (client.process.id().to_string(), "->");
+            until("flock waits", || {
+                let locks = std::fs::read_to_string("/proc/locks").unwrap();
+                let mut lines = locks.lines().filter(|line| line.contains(blocked));
+                lines.any(|line| line.split_whitespace().any(|word| word == pid))
+            });
+        } else {
+            let mut line = String::new();
+            BufReader::new(client.process.stderr.as_mut().unwrap()).read_line(&mut line).unwrap();
+            assert!(line.starts_with("waiting for the GPU lock"), "{line}");
+        }
+    }
+
+    /// Lets the holder give it up.
+    fn release(&self, holder: &mut Client, token: &str) -> Option<Child> {
+        holder.input = None;
+        (self.kind != Kind::Flock).then(|| {
+            let mut release = self.gpuctl(&format!("lock release --quiet --token {token}"));
+            release.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap()
+        })
+    }
+
+    /// One entry, for a shell.
+    fn entry(&self) -> String {
+        match self.kind {
+            Kind::Flock => format!("flock {} true", self.floor()),
+            _ => format!(
+                "export GPUCTL_LOCK_URL={}; t=$(gpuctl lock acquire me -q --wait 1h); \
+                 gpuctl lock release --token $t",
+                self.url()
+            ),
+        }
+    }
+}
+
+/// From the holder's release, its process included, to the next one's first output. The line is always as long.
+fn hand_over(lock: &Lock, waiters: usize) -> Vec<f64> {
+    let (tell, told): (_, Receiver<Taken>) = channel();
+    let mut clients = vec![lock.queue_up(0, &tell)];
+    let mut taken = told.recv_timeout(LIMIT).unwrap();
+    let add = |clients: &mut Vec<Client>| {
+        let mut client = lock.queue_up(clients.len(), &tell);
+        lock.watch(&mut client);
+        clients.push(client);
+    };
+    (0..waiters).for_each(|_| add(&mut clients));
+    let mut times = Vec::new();
+    for _ in 0..HANDOVERS {
+        let begun = Instant::now();
+        let release = lock.release(&mut clients[taken.number], &taken.token);
+        let former = taken.number;
+        taken = told.recv_timeout(LIMIT).unwrap();
+        times.push((taken.at - begun).as_secs_f64() * 1e3);
+        if let Some(mut release) = release {
+            assert!(release.wait().unwrap().success());
+        }
+        clients[former].process.wait().unwrap();
+        add(&mut clients);
+    }
+    times
+}
+
+/// As the services did it before: SET NX, and on failure sleeps of 1, 2, 4, 8, 16 s between tries. The holder works
+/// for a time that suits none of them.
+fn by_the_old_client() -> Option<Vec<f64>> {
+    let lock = Lock::new(Kind::Redis)?;
+    let redis = lock.redis.as_ref().unwrap();
+    let try_it = format!("redis-cli -p {} SET gpu_mutex_v2 me NX EX 600", redis.port());
+    let script = format!(
+        "echo; for pause in 1 2 4 8 16; do [ \"$({try_it})\" = OK ] && break; sleep $pause; done"
+    );
+    let round = |work: u64| {
+        assert!(redis.legacy_acquire("other"));
+        let waiter = lock.rig.shell(&script).spawn();
+        thread::sleep(Duration::from_millis(work));
+        let begun = Instant::now();
+        redis.legacy_release("other");
+        waiter.wait().succeeds().text();
+        let time = begun.elapsed().as_secs_f64() * 1e3;
+        redis.legacy_release("me");
+        time
+    };
+    Some([300, 1500, 2500, 4000, 5500].map(round).to_vec())
+}
+
+fn entries_a_second(lock: &Lock, contenders: usize) -> f64 {
+    let entries = 400 / contenders;
+    let entry = lock.entry();
+    let script = format!(
+        "i=0; while [ $i -lt {entries} ]; do {{ {entry}; }} >/dev/null || exit 1; i=$((i+1)); done"
+    );
+    let begun = Instant::now();
+    let running: Vec<_> = (0..contenders).map(|_| lock.rig.shell(&script).spawn()).collect();
+    running.into_iter().for_each(|running| drop(running.wait().succeeds()));
+    (contenders * entries) as f64 / begun.elapsed().as_secs_f64()
+}

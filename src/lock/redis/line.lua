@@ -1,0 +1,28 @@
+-- The line of those who wait; put before the scripts. One that has not looked for SILENCE is gone or
+-- stopped, and one that is called has CALL to take the lock; both come back to their old place when they look again.
+local SILENCE, CALL = 1400, 400
+
+local function now()
+    local time = redis.call('TIME')
+    return time[1] * 1000000 + time[2]
+end
+
+local function drop_silent(queue, seen)
+    for _, silent in ipairs(redis.call('ZRANGEBYSCORE', seen, '-inf', now() / 1000 - SILENCE)) do
+        redis.call('ZREM', queue, silent)
+        redis.call('ZREM', seen, silent)
+    end
+end
+
+-- Out of the line, and awake: nobody else may take the lock until it has, or has had its time.
+local function call_first(queue, called, wake)
+    local first = redis.call('ZRANGE', queue, 0, 0)[1]
+    if not first then return end
+    redis.call('ZREM', queue, first)
+    redis.call('DEL', wake .. first)
+    -- A server without memory refuses both; the waiter looks again by itself.
+    redis.pcall('SET', called, first, 'PX', CALL)
+    redis.pcall('LPUSH', wake .. first, '1')
+    redis.call('PEXPIRE', wake .. first, 1000)
+end
+
