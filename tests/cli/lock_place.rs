@@ -229,7 +229,7 @@ fn nothing_is_written_through_a_link() {
     rig.shell(&format!("mkfifo {}", draft.display())).run().succeeds();
     rig.gpuctl("lock acquire me").run().fails("io").stderr_has("lock.json");
     fs::remove_file(&draft).ok();
-    symlink(&precious, rig.state_dir().join("fence.new")).unwrap();
+    symlink(&precious, rig.state_dir().join("fence")).unwrap();
     let acquire = rig.gpuctl("lock acquire me").run().succeeds();
     acquire.stderr_has("the lock's fence cannot be remembered").text();
     assert_eq!(fs::read_to_string(&precious).unwrap(), "precious");
