@@ -1,6 +1,6 @@
 //! What was typed: clap types only. Meaning (sizes, names, defaults) is given further on.
 
-use clap::{ArgAction, Args, Parser, Subcommand};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -57,9 +57,15 @@ pub enum Command {
     /// Take, give back and show the GPU lock
     #[command(subcommand)]
     Lock(Lock),
+    /// Try a changed configuration of production before it is promoted
+    #[command(subcommand)]
+    Canary(Canary),
     /// Write, check and show the configuration
     #[command(subcommand)]
     Config(Config),
+    /// Bring production back when the gpuctl of a trial is gone; `canary run` starts it
+    #[command(hide = true)]
+    Guardian,
     /// End a command whose gpuctl is gone; `run` starts it
     #[command(hide = true)]
     Watchdog,
@@ -206,6 +212,66 @@ pub struct DryRun {
 pub struct Force {
     /// SIGKILL or `docker kill` at once
     #[arg(long)]
+    pub force: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Canary {
+    /// Judge a candidate by arithmetic: exit 0 if it can work, 1 if not or out of bounds
+    Check(CanaryCheck),
+    /// Try a candidate in the configured mode
+    Run(CanaryRun),
+    /// Show mode, window, budget, runs, lock, and whether a restore is owed
+    Status,
+    /// Put an interrupted trial right: production back, its downtime booked
+    Recover,
+    /// Begin this night's downtime budget anew (an emergency; written to the audit)
+    ResetBudget,
+    /// Release a lock that is stuck (an emergency; written to the audit)
+    Unlock(CanaryUnlock),
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub struct Candidate {
+    /// JSON file with the candidate's parameters; - for stdin
+    #[arg(long, value_name = "FILE")]
+    pub candidate: Option<PathBuf>,
+    /// A parameter of the candidate (repeatable)
+    #[arg(long, value_name = "KEY=VALUE", num_args = 1..)]
+    pub set: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct CanaryCheck {
+    #[command(flatten)]
+    pub candidate: Candidate,
+}
+
+#[derive(Debug, Args)]
+pub struct CanaryRun {
+    #[command(flatten)]
+    pub candidate: Candidate,
+    /// predictive: arithmetic only; canary: a real second server [default: canary.mode]
+    #[arg(long, value_name = "MODE")]
+    pub mode: Option<CanaryMode>,
+    /// Waive the window and the cooldown, never the budget
+    #[arg(long)]
+    pub now: bool,
+    #[command(flatten)]
+    pub dry_run: DryRun,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum CanaryMode {
+    Predictive,
+    Canary,
+}
+
+#[derive(Debug, Args)]
+pub struct CanaryUnlock {
+    /// Whoever holds it
+    #[arg(long, required = true)]
     pub force: bool,
 }
 

@@ -22,6 +22,8 @@ pub enum Code {
     Io,
     /// Another holds the GPU lock, and the wait for it ran out.
     LockBusy,
+    /// Not now, by this limit of the canary.
+    NotNow(&'static str),
     /// The GPU lock was lost while acting; acting stopped.
     LockLost,
     /// The Docker socket or Redis is closed to us, or others may write the configuration or the lock.
@@ -50,7 +52,7 @@ impl Code {
             Code::Unavailable => 69,
             Code::Internal => 70,
             Code::Io => 74,
-            Code::LockBusy => 75,
+            Code::LockBusy | Code::NotNow(_) => 75,
             Code::LockLost => 76,
             Code::Permission => 77,
             Code::Config => 78,
@@ -73,6 +75,7 @@ impl Code {
             Code::Internal => "internal",
             Code::Io => "io",
             Code::LockBusy => "lock_busy",
+            Code::NotNow(limit) => limit,
             Code::LockLost => "lock_lost",
             Code::Permission => "permission",
             Code::Config => "config",

@@ -1,5 +1,6 @@
 //! gpuctl shares one GPU between services that do not fit on it together: parse, run, exit code.
 
+mod canary;
 mod cli;
 mod commands;
 mod config;

@@ -2,6 +2,8 @@
 //! report.
 
 use super::Session;
+use crate::canary::ledger::Ledger;
+use crate::canary::run::owed;
 use crate::cli::{DryRun, Waiting};
 use crate::config::Config;
 use crate::execute::{Context, Outcome, execute};
@@ -25,6 +27,7 @@ pub fn act(
     asks: impl Fn(&Service) -> bool,
     plan: impl FnOnce(&Config, &Snapshot) -> std::result::Result<Plan, Refusal>,
 ) -> Result<Answer> {
+    session.tell_what_is_owed();
     // The driver is woken while the lock is waited for.
     let mut reader = Reader::open(&session.config.gpu);
     if dry_run.dry_run {
@@ -85,6 +88,17 @@ fn decide(
 }
 
 impl Session {
+    /// A trial that was interrupted has left production away.
+    pub fn tell_what_is_owed(&self) {
+        let Ok(canary) = self.config.canary() else { return };
+        // One that cannot be read is told of by the canary's own commands.
+        let journal = Ledger::open(canary).and_then(|ledger| ledger.journal()).ok().flatten();
+        if let Some(journal) = journal.filter(|journal| journal.is_orphaned()) {
+            self.progress.warning(&owed(&journal).message);
+            self.progress.line("hint: `gpuctl canary recover` puts it right");
+        }
+    }
+
     /// Takes the lock for what is to be done; from now on its loss calls the work off.
     pub fn hold_lock(
         &mut self,

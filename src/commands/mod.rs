@@ -2,6 +2,7 @@
 
 mod act;
 mod can_fit;
+mod canary;
 mod config;
 mod lock;
 mod prepare_phase;
@@ -11,6 +12,7 @@ mod start;
 mod status;
 mod stop;
 
+use crate::canary::guardian;
 use crate::cli::{Cli, Command, Global, Waiting};
 use crate::config::file::Span;
 use crate::config::{Config, Environment};
@@ -75,13 +77,9 @@ pub fn run(cli: &Cli, environment: &Environment) -> Result<Answer> {
         Command::ReleaseAll(arguments) => release_all::run(arguments, session()?),
         Command::Run(arguments) => run::run(arguments, session()?),
         Command::Lock(command) => lock::run(command, session()?),
-        Command::Watchdog => watch(),
+        Command::Canary(command) => canary::run(command, session()?),
+        Command::Guardian => Ok(guardian::serve(&load(&cli.global, environment)?)?),
+        Command::Watchdog => Ok(watchdog::serve()?),
         Command::Config(command) => config::run(command, &cli.global, environment),
     }
-}
-
-/// What `run` starts beside its command, with a pipe as its input.
-fn watch() -> Result<Answer> {
-    let input = rustix::io::dup(rustix::stdio::stdin()).context("cannot read from stdin")?;
-    Ok(watchdog::serve(input)?)
 }

@@ -23,6 +23,7 @@ pub fn run(arguments: &Run, mut session: Session) -> Result<Answer> {
     let grace = duration("--grace", &arguments.grace)?;
     let subject = subject(arguments, &session.config)?;
     let needed = subject.services(&session.config);
+    session.tell_what_is_owed();
     let reader = Reader::open(&session.config.gpu);
     let guard = session.hold_lock(&subject, &arguments.waiting, grace)?;
     let asks = |service: &Service| needed.contains(&service.name) || service.evict == Evict::Unload;
@@ -71,12 +72,12 @@ fn work(
         session.stop.check()?;
         let named = Group::led_by(pid).ok_or_else(|| vanished(pid))?;
         group = Some(named);
-        guard.name_command(named, grace)
+        guard.name_command(named, guard.token(), grace)
     });
     let mut ending = started.map(|mut job| (job.attend(&until_lost), job));
     if let (Ok((Ending::Running, job)), Some(group)) = (&mut ending, group) {
         session.progress.line("the GPU lock is lost; ending the command");
-        end_command(group, guard.token(), grace)?;
+        end_command(Some(group), guard.token(), grace)?;
         job.attend(&Stop::never());
     }
     guard.forget_command();

@@ -27,6 +27,8 @@ pub struct File {
     /// Services by name.
     #[serde(deserialize_with = "tables")]
     pub services: IndexMap<String, Service>,
+    #[serde(deserialize_with = "optional_table", skip_serializing_if = "Option::is_none")]
+    pub canary: Option<super::canary::File>,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
@@ -220,7 +222,7 @@ impl Span {
     /// Longer than anybody waits for a service; keeps clock arithmetic from overflowing.
     pub const MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 
-    const fn seconds(seconds: u64) -> Span {
+    pub const fn seconds(seconds: u64) -> Span {
         Span(Duration::from_secs(seconds))
     }
 

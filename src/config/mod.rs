@@ -1,6 +1,7 @@
 //! The configuration: file, environment and flags become one validated value. Nothing else reads
 //! the file or the environment.
 
+mod canary;
 mod environment;
 pub mod file;
 mod secrets;
@@ -8,6 +9,7 @@ mod text;
 mod trust;
 mod validate;
 
+pub use canary::{Bound, Canary, Mode};
 pub use environment::Environment;
 pub use secrets::{mask, masked};
 
@@ -36,6 +38,7 @@ pub struct Config {
     pub phases: BTreeMap<u32, Option<String>>,
     /// In the order of the file.
     pub services: Vec<Service>,
+    canary: Option<Canary>,
     state_dir: Option<PathBuf>,
 }
 
@@ -168,6 +171,15 @@ impl Config {
             true => "the configuration has no phases".to_owned(),
             false => format!("configured are: {}", known.join(", ")),
         }))
+    }
+
+    /// For commands that are about the canary: there must be such a section.
+    pub fn canary(&self) -> Result<&Canary> {
+        self.require_file()?;
+        self.canary.as_ref().ok_or_else(|| {
+            Failure::new(Code::Config, "the configuration has no [canary] section")
+                .hint("name at least the production service: canary.service = \"vllm\"")
+        })
     }
 
     /// Where logs of native services are kept.

@@ -2,7 +2,7 @@
 
 use super::file::{self, File};
 use super::text::Source;
-use super::{Config, Environment, Gpu, Lock, Place, Selector};
+use super::{Canary, Config, Environment, Gpu, Lock, Place, Selector};
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::model::{Evict, Health, Manager, Mb, Native, Service, Unload, variable};
@@ -85,6 +85,12 @@ pub fn validate(
         }
         services.push(service);
     }
+    let canary = canary(&mut file, &services, environment).map_err(|(key, problem)| {
+        match key.starts_with("KLR_") {
+            true => Failure::new(Code::Config, format!("${key}: {problem}")),
+            false => complain(&["canary", key], &problem),
+        }
+    })?;
     let phases =
         phases(&file, &services).map_err(|(key, problem)| complain(&["phases", &key], &problem))?;
 
@@ -94,6 +100,7 @@ pub fn validate(
         lock,
         phases,
         services,
+        canary,
         state_dir: environment.state_dir(),
         file,
     })
@@ -110,6 +117,13 @@ fn expand(
     let key = |parts: &[&str]| parts.iter().map(|part| (*part).to_owned()).collect::<Vec<_>>();
     texts.extend(file.gpu.nvml_library.as_mut().map(|text| (key(&["gpu", "nvml_library"]), text)));
     texts.extend(file.lock.url.as_mut().map(|text| (key(&["lock", "url"]), text)));
+    if let Some(canary) = &mut file.canary {
+        let entry = |field: &str| key(&["canary", field]);
+        texts.push((entry("start"), &mut canary.start));
+        texts.push((entry("model"), &mut canary.model));
+        texts.extend(canary.maintenance_lock.as_mut().map(|t| (entry("maintenance_lock"), t)));
+        texts.extend(canary.state_dir.as_mut().map(|text| (entry("state_dir"), text)));
+    }
     for (name, service) in &mut file.services {
         let entry = |field: &str| key(&["services", name, field]);
         texts.extend(service.health.as_mut().map(|text| (entry("health"), text)));
@@ -138,6 +152,16 @@ fn lock_place(lock: &file::Lock, environment: &Environment) -> std::result::Resu
         }
         _ => Err("not a redis://, rediss://, redis+unix:// or file:///path URL".to_owned()),
     }
+}
+
+fn canary(
+    file: &mut File,
+    services: &[Service],
+    environment: &Environment,
+) -> std::result::Result<Option<Canary>, Complaint<&'static str>> {
+    let Some(canary) = &mut file.canary else { return Ok(None) };
+    canary.overlay(environment)?;
+    canary.resolve(services, environment.state_dir()).map(Some)
 }
 
 fn phases(

@@ -135,31 +135,16 @@ impl File {
     /// The right to change the record and the line, until the file is closed.
     fn enter(&self, stop: &Stop) -> Result<files::Locked> {
         files::private_dir(self.folder()).map_err(|e| self.unusable(self.folder(), &e))?;
-        let unusable = |e: Error| self.unusable(&self.path, &e);
-        let file = files::open(&self.path, OFlags::RDONLY).map_err(unusable)?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(files::Locked(file)),
-            Err(rustix::io::Errno::WOULDBLOCK) => {}
-            Err(e) => return Err(unusable(e.into())),
+        let locked = files::lock(&self.path, MUTEX_LIMIT, stop);
+        if let Some(file) = locked.map_err(|e| self.unusable(&self.path, &e))? {
+            return Ok(file);
         }
-        let entering = Aside::begin(move || {
-            flock(&file, FlockOperation::LockExclusive)?;
-            Ok::<_, Error>(files::Locked(file))
-        })?;
-        wait(&[entering.ended().fd()], stop, Instant::now() + MUTEX_LIMIT);
-        match entering.take() {
-            Some(entered) => entered.map_err(unusable),
-            None => {
-                stop.check()?;
-                let message = format!(
-                    "the lock's file {} has been locked for {MUTEX_LIMIT:?}",
-                    self.path.display()
-                );
-                Err(Failure::new(Code::Unavailable, message).hint(
-                    "only a gpuctl that is stopped keeps it so long; `fuser -v` on that file names it",
-                ))
-            }
-        }
+        stop.check()?;
+        let message =
+            format!("the lock's file {} has been locked for {MUTEX_LIMIT:?}", self.path.display());
+        Err(Failure::new(Code::Unavailable, message).hint(
+            "only a gpuctl that is stopped keeps it so long; `fuser -v` on that file names it",
+        ))
     }
 
     fn read(&self) -> Result<Stored> {

@@ -8,6 +8,7 @@ use crate::error::Result;
 use crate::report::progress::Progress;
 use crate::world::host::since_boot;
 use crate::world::wait::{Event, Lease, Stop, Timer, wait};
+use serde::{Deserialize, Serialize};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -45,6 +46,13 @@ enum Title {
     Own(Claim),
     /// The caller's, who renews and releases it; with its token.
     Borrowed(String),
+}
+
+/// A lock that is handed on.
+#[derive(Serialize, Deserialize)]
+pub struct Heirloom {
+    token: String,
+    fence: u64,
 }
 
 /// What a command wants the lock for.
@@ -86,6 +94,34 @@ impl Guard {
         Guard::watch(hold, fence, token, valid_until)
     }
 
+    /// Goes on with the lock of a gpuctl that has died, where it still is that one's.
+    pub fn adopt(
+        config: &Config,
+        holder: &str,
+        services: &[String],
+        claim: &Heirloom,
+    ) -> Result<Option<Guard>> {
+        let mut backend = open(config)?;
+        let pid = Some(std::process::id() as i32);
+        let mut adopted = Claim::new(config, &holder_name(holder), services, pid, TTL)?;
+        adopted.record.token.clone_from(&claim.token);
+        adopted.record.fence = claim.fence;
+        let asked = since_boot();
+        if !backend.renew(&adopted)? {
+            return Ok(None);
+        }
+        let (fence, token) = (claim.fence, claim.token.clone());
+        let title = Title::Own(adopted);
+        let hold = Hold { backend, title, margin: Duration::ZERO, watchdog: None };
+        Guard::watch(hold, fence, token, asked + TTL).map(Some)
+    }
+
+    /// What a companion needs to go on with this lock; nothing where it is the caller's.
+    pub fn heirloom(&self) -> Option<Heirloom> {
+        let is_own = matches!(lock(&self.shared).title, Title::Own(_));
+        is_own.then(|| Heirloom { token: self.token.clone(), fence: self.fence })
+    }
+
     fn join(mut backend: Box<dyn Backend>, token: &str) -> Result<Guard> {
         let asked = since_boot();
         let held = joined(backend.as_mut(), token)?;
@@ -118,14 +154,26 @@ impl Guard {
         &self.token
     }
 
-    /// Has the lock name the command that works under it, so that who takes it over waits for the
-    /// command's end, and has a watchdog end the command when we cannot any more.
-    pub fn name_command(&self, group: Group, grace: Duration) -> Result<()> {
-        let mut hold = lock(&self.shared);
+    /// Has the lock name the command that works under it, and has a watchdog end the command, and
+    /// whatever bears its token, when we cannot any more.
+    pub fn name_command(&self, group: Group, token: &str, grace: Duration) -> Result<()> {
+        self.watch_over(Some(group), token, grace)?;
+        self.name_group(group)
+    }
+
+    /// The watchdog alone; without a group for a command that is not there yet, and begins to work
+    /// as soon as it is: its processes are those that bear the token.
+    pub fn watch_over(&self, group: Option<Group>, token: &str, grace: Duration) -> Result<()> {
         let mut watchdog = Watchdog::start()?;
-        watchdog.watch(group, &self.token, grace, self.lease.valid_until());
-        hold.watchdog = Some(watchdog);
-        if let Hold { backend, title: Title::Own(claim), .. } = &mut *hold {
+        watchdog.watch(group, token, grace, self.lease.valid_until());
+        lock(&self.shared).watchdog = Some(watchdog);
+        Ok(())
+    }
+
+    /// Has the lock name processes that act for its holder and may outlive it: who takes it over
+    /// waits for their end.
+    pub fn name_group(&self, group: Group) -> Result<()> {
+        if let Hold { backend, title: Title::Own(claim), .. } = &mut *lock(&self.shared) {
             claim.record.command = Some(group);
             if !backend.renew(claim)? {
                 self.lease.lose("it is not ours any more");

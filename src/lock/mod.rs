@@ -7,8 +7,8 @@ mod record;
 mod redis;
 pub mod watchdog;
 
-pub use guard::{Guard, Purpose};
-pub use record::{Group, Held, Record};
+pub use guard::{Guard, Heirloom, Purpose};
+pub use record::{Group, Held, Record, bearers};
 
 use crate::config::{Config, Place};
 use crate::error::{Failure, Result};

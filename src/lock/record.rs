@@ -98,30 +98,45 @@ impl Group {
         Some(Group { pid, pid_start: processes::start_of(pid)? })
     }
 
+    pub fn leader_is_alive(self) -> bool {
+        processes::is_alive(self.pid, self.pid_start)
+    }
+
     /// The processes that the command consists of: those in its group, and those that it gave its
     /// token on to, whatever group they have made for themselves.
     pub fn members(self, token: &str) -> Vec<Pid> {
-        // One that is just being replaced by a program has no environment for a moment.
-        let found = self.find(token);
-        if found.is_empty() { self.find(token) } else { found }
+        looked_for_twice(|table| self.find(table, token))
     }
 
-    fn find(self, token: &str) -> Vec<Pid> {
-        let table = Table::read();
+    fn find(self, table: &Table, token: &str) -> Vec<Pid> {
         // A number is not given to another process while a group still bears it.
         let is_gone = table.get(self.pid).is_some_and(|leader| leader.ticks != self.pid_start);
-        let me = std::process::id() as Pid;
-        let bears_token = |pid| {
-            let [value] = processes::variables(pid, [variable::LOCK_TOKEN]);
-            value.as_deref() == Some(token)
-        };
-        table
-            .iter()
-            .filter(|process| process.pid != me)
-            .filter(|process| (!is_gone && process.group == self.pid) || bears_token(process.pid))
-            .map(|process| process.pid)
-            .collect()
+        let in_group = table.iter().filter(|process| !is_gone && process.group == self.pid);
+        let mut members: Vec<Pid> = in_group.map(|process| process.pid).collect();
+        members.extend(
+            bearers_in(table, token).filter(|pid| !members.contains(pid)).collect::<Vec<_>>(),
+        );
+        members
     }
+}
+
+/// The processes that bear a token, but for us.
+pub fn bearers(token: &str) -> Vec<Pid> {
+    looked_for_twice(|table| bearers_in(table, token).collect())
+}
+
+/// One that is just being replaced by a program has no environment for a moment.
+fn looked_for_twice(look: impl Fn(&Table) -> Vec<Pid>) -> Vec<Pid> {
+    let found = look(&Table::read());
+    if found.is_empty() { look(&Table::read()) } else { found }
+}
+
+fn bearers_in(table: &Table, token: &str) -> impl Iterator<Item = Pid> {
+    let me = std::process::id() as Pid;
+    table.iter().map(|process| process.pid).filter(move |pid| {
+        let [value] = processes::variables(*pid, [variable::LOCK_TOKEN]);
+        *pid != me && value.as_deref() == Some(token)
+    })
 }
 
 /// A lock that somebody holds.

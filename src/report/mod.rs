@@ -2,12 +2,14 @@
 //! Nothing else prints.
 
 mod act;
+mod canary;
 mod human;
 mod lock;
 pub mod progress;
 mod status;
 
 pub use act::{ActReport, Subject};
+pub use canary::{CanaryRunReport, CanaryStatusReport, DoneReport, VerdictReport};
 pub use lock::{AcquiredReport, LockReport, LockStatusReport, ReleasedReport};
 pub use status::StatusReport;
 

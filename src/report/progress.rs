@@ -2,6 +2,7 @@
 
 use std::io::Write;
 
+#[derive(Clone)]
 pub struct Progress {
     quiet: bool,
 }

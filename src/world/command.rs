@@ -197,7 +197,7 @@ pub fn start_companion(arguments: &[&str], input: OwnedFd) -> Result<Child> {
     // The file may have been replaced since; this is what runs now.
     let mut command = new("/proc/self/exe");
     command.args(arguments).stdin(input).stdout(Stdio::null()).stderr(Stdio::null());
-    command.arg0("gpuctl").current_dir("/");
+    command.arg0("gpuctl");
     // It is neither part of a service nor a command under the lock.
     for name in [variable::SERVICE, variable::LOCK_TOKEN, variable::FENCE] {
         command.env_remove(name);

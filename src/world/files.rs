@@ -1,10 +1,12 @@
 //! Files that are nobody's business but ours: made private, never through a link, replaced whole.
 
+use super::wait::{Aside, Stop, wait};
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use std::fs::{self, DirBuilder, File};
 use std::io::{Error, ErrorKind, Result, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 /// Makes a folder of mode 0700, or makes sure that the one that is there is ours alone
 /// (`PermissionDenied`).
@@ -58,15 +60,69 @@ impl Drop for Locked {
 /// Gives a file new content: a reader sees the old one or the new one, whenever we are killed.
 /// Two writers at once have to be kept apart by the caller.
 pub fn replace(path: &Path, content: &[u8]) -> Result<()> {
+    put(path, content, |_| Ok(()))
+}
+
+/// The same, and once it returns also when the machine loses its power.
+pub fn replace_durably(path: &Path, content: &[u8]) -> Result<()> {
+    put(path, content, File::sync_all)?;
+    sync_folder(path)
+}
+
+/// Removes a file, so that it stays removed when the machine loses its power.
+pub fn remove_durably(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(e),
+        _ => sync_folder(path),
+    }
+}
+
+/// Adds a whole line to a file, durably. One that was cut short before stays a line of its own.
+pub fn append_line(path: &Path, line: &str) -> Result<()> {
+    let mut file = open(path, OFlags::RDWR | OFlags::APPEND)?;
+    let length = file.metadata()?.len();
+    let mut last = [b'\n'];
+    if length > 0 {
+        file.read_exact_at(&mut last, length - 1)?;
+    }
+    let before = if last == [b'\n'] { "" } else { "\n" };
+    file.write_all(format!("{before}{line}\n").as_bytes())?;
+    file.sync_all()
+}
+
+fn put(path: &Path, content: &[u8], finish: impl FnOnce(&File) -> Result<()>) -> Result<()> {
     let mut name = path.as_os_str().to_owned();
     name.push(".new");
     let new = Path::new(&name);
     let written = open(new, OFlags::WRONLY | OFlags::TRUNC)
-        .and_then(|mut file| file.write_all(content))
+        .and_then(|mut file| file.write_all(content).and_then(|()| finish(&file)))
         .and_then(|()| fs::rename(new, path));
     if written.is_err() {
         // The first error is the one to tell.
         let _ = fs::remove_file(new);
     }
     written
+}
+
+fn sync_folder(path: &Path) -> Result<()> {
+    File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
+}
+
+/// The right to change what lies beside a file, until the result is dropped: `None` where another
+/// process has had it for longer than `limit`.
+pub fn lock(path: &Path, limit: Duration, stop: &Stop) -> Result<Option<Locked>> {
+    // Opened for reading: who watches the folder is not to be woken by it.
+    let file = open(path, OFlags::RDONLY)?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => return Ok(Some(Locked(file))),
+        Err(rustix::io::Errno::WOULDBLOCK) => {}
+        Err(e) => return Err(e.into()),
+    }
+    let locking = Aside::begin(move || {
+        flock(&file, FlockOperation::LockExclusive)?;
+        Ok(Locked(file))
+    });
+    let locking = locking.map_err(Error::other)?;
+    wait(&[locking.ended().fd()], stop, Instant::now() + limit);
+    locking.take().transpose()
 }

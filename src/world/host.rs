@@ -3,6 +3,7 @@
 
 use crate::error::{Failure, Result};
 use crate::exit::Code;
+use jiff::Timestamp;
 use rustix::rand::GetRandomFlags;
 use std::fs;
 use std::time::Duration;
@@ -29,10 +30,15 @@ pub fn since_boot() -> Duration {
     Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
 }
 
-/// The date and time, since 1970.
+/// The date and time.
+#[expect(clippy::disallowed_methods, reason = "the one place that reads the calendar's clock")]
+pub fn now() -> Timestamp {
+    Timestamp::now()
+}
+
+/// The same, since 1970.
 pub fn since_epoch() -> Duration {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
-    Duration::new(now.tv_sec.max(0) as u64, now.tv_nsec as u32)
+    Duration::try_from(now().as_duration()).unwrap_or_default()
 }
 
 /// So many random bytes, as lower-case hexadecimal digits.

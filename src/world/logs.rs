@@ -10,7 +10,8 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 const TAIL_LINES: usize = 15;
-const TAIL_BYTES: u64 = 16 * 1024;
+/// Of a log, from its end: far more than a start has to say.
+const LOG_BYTES: u64 = 1024 * 1024;
 
 pub fn path_of(state_dir: &Path, service: &str) -> PathBuf {
     state_dir.join("logs").join(format!("{service}.log"))
@@ -35,30 +36,35 @@ fn unwritable(path: &Path, why: &dyn std::fmt::Display) -> Failure {
 
 /// Gives a failure what a service has written to its log after `from`.
 pub fn attach_file(failure: Failure, path: &Path, from: u64) -> Failure {
-    attach(failure, tail(path, from)).hint(format!("its log: {}", path.display()))
+    attach(failure, last_of(lines_from(path, from))).hint(format!("its log: {}", path.display()))
 }
 
-fn tail(path: &Path, from: u64) -> Vec<String> {
+/// What was written to a log after `from`, as far as it is worth reading: its last part.
+pub fn lines_from(path: &Path, from: u64) -> Vec<String> {
     let read = || -> std::io::Result<Vec<u8>> {
         let mut file = File::open(path)?;
         let end = file.metadata()?.len();
-        file.seek(SeekFrom::Start(from.max(end.saturating_sub(TAIL_BYTES))))?;
+        file.seek(SeekFrom::Start(from.max(end.saturating_sub(LOG_BYTES))))?;
         let mut text = Vec::new();
-        file.take(TAIL_BYTES).read_to_end(&mut text)?;
+        file.take(LOG_BYTES).read_to_end(&mut text)?;
         Ok(text)
     };
-    // A log that cannot be read must not hide the failure that it would explain.
-    last_lines(&read().unwrap_or_default())
+    let text = read().unwrap_or_default();
+    String::from_utf8_lossy(&text).lines().map(printable).collect()
 }
 
 /// The last lines of a command's output, for logs that a manager keeps.
 pub fn last_lines(text: &[u8]) -> Vec<String> {
-    let text = String::from_utf8_lossy(text);
-    let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
-    lines[lines.len().saturating_sub(TAIL_LINES)..]
-        .iter()
-        .map(|line| line.chars().filter(|c| !c.is_control() || *c == '\t').collect())
-        .collect()
+    last_of(String::from_utf8_lossy(text).lines().map(printable).collect())
+}
+
+fn last_of(mut lines: Vec<String>) -> Vec<String> {
+    lines.retain(|line| !line.trim().is_empty());
+    lines.split_off(lines.len().saturating_sub(TAIL_LINES))
+}
+
+fn printable(line: &str) -> String {
+    line.chars().filter(|c| !c.is_control() || *c == '\t').collect()
 }
 
 /// Gives a failure the last lines of a log: the last one in its message, and all of them as hints

@@ -1,6 +1,7 @@
 //! Thin adapters, one file per thing talked to. They ask and they act; they decide nothing.
 
 pub mod command;
+pub mod companion;
 pub mod docker;
 pub mod ending;
 pub mod files;

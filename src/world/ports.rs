@@ -76,6 +76,11 @@ impl Listeners {
         }
     }
 
+    /// Whether anybody listens on the port.
+    pub fn is_taken(&self, port: u16) -> bool {
+        self.sockets.contains_key(&port)
+    }
+
     /// Whether a process listens on the port; false where we may not look.
     pub fn held_by(&self, port: u16, pid: Pid) -> bool {
         let Some(sockets) = self.sockets.get(&port) else { return false };

@@ -253,6 +253,17 @@ impl Event {
         }
     }
 
+    /// One that happens at a time, whatever else does.
+    pub fn at(deadline: Instant) -> Result<Arc<Event>> {
+        let event = Event::new()?;
+        let due = event.clone();
+        std::thread::spawn(move || {
+            wait(&[due.fd()], &Stop::never(), deadline);
+            due.set();
+        });
+        Ok(event)
+    }
+
     pub fn happened(&self) -> bool {
         self.happened.load(Ordering::SeqCst)
     }

@@ -10,6 +10,13 @@
 
 mod acceptance;
 mod can_fit;
+mod canary_bench;
+mod canary_check;
+mod canary_config;
+mod canary_ledger;
+mod canary_refusals;
+mod canary_run;
+mod canary_spare;
 mod config;
 mod config_errors;
 mod config_fuzz;

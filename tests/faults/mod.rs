@@ -1,6 +1,12 @@
 //! The fault table (`FAULTS.md`): each test is named after its row and says what gpuctl promises there.
 
 mod backends;
+mod canary_downtime;
+mod canary_killed;
+mod canary_limits;
+mod canary_owed;
+mod canary_rejected;
+mod canary_stopped;
 mod health;
 mod killed;
 mod lock_access;

@@ -142,8 +142,11 @@ fn is_bystander(table: &Table, pid: Pid) -> bool {
     if arguments.is_empty() {
         return true;
     }
+    let [token] = processes::variables(pid, [variable::LOCK_TOKEN]);
     let calls_gpuctl = || arguments.iter().any(|argument| names_gpuctl(argument));
-    is_one_of(VIEWERS)
+    // What works under the lock uses the service, or is tried in its place.
+    token.is_some()
+        || is_one_of(VIEWERS)
         || (is_one_of(CALLERS) && calls_gpuctl())
         || processes::is_same_program(pid)
         || processes::is_in_container(pid)

@@ -2,6 +2,7 @@
 //! `gpuctl` that sees nothing else. Everything that a rig has started ends with it, also when the test fails.
 
 mod bystander;
+mod canary;
 mod card;
 mod carrier;
 mod docker;
@@ -22,6 +23,7 @@ mod terminal;
 mod wait;
 
 pub use bystander::Bystander;
+pub use canary::Trial;
 pub use gpuctl::{Invocation, Running, TIME_LIMIT};
 pub use locks::on_both;
 pub use outcome::Outcome;

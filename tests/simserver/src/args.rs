@@ -128,6 +128,14 @@ pub struct Misbehaviour {
     #[arg(long, value_enum, default_value_t = Health::Ok)]
     pub health: Health,
 
+    /// How POST /v1/completions is answered
+    #[arg(long, value_enum, default_value_t = Completion::Ok)]
+    pub completion: Completion,
+
+    /// Time that a completion takes
+    #[arg(long, value_name = "DUR", default_value = "0s", value_parser = humantime::parse_duration)]
+    pub completion_delay: Duration,
+
     /// Answer 503 again this long after it became healthy
     #[arg(long, value_name = "DUR", value_parser = humantime::parse_duration)]
     pub unhealthy_after: Option<Duration>,
@@ -179,4 +187,21 @@ pub enum Health {
     RedirectLoop,
     /// 200, and a body without end
     Endless,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+pub enum Completion {
+    /// 200, and a text
+    Ok,
+    /// 200, and no JSON
+    Garbage,
+    /// 200, and JSON with an empty text
+    Empty,
+    /// 500
+    #[value(name = "500")]
+    Error,
+    /// 500, and CUDA's complaint on standard error
+    Oom,
+    /// The server ends
+    Crash,
 }

@@ -12,7 +12,7 @@ use simgpu::ClaimError;
 use tiny_http::{Request, Response, Server};
 
 use crate::api::{self, Asked};
-use crate::args::Args;
+use crate::args::{Args, Completion};
 use crate::health;
 use crate::life::Ending;
 use crate::models::Models;
@@ -29,6 +29,8 @@ struct Answer {
     body: Value,
     /// It dies of this once it has answered.
     fatal: Option<String>,
+    /// The body is the text itself, and no JSON.
+    raw: bool,
 }
 
 impl Service {
@@ -66,7 +68,9 @@ impl Service {
         request.as_reader().read_to_string(&mut text).ok();
         let body = serde_json::from_str(&text).unwrap_or_default();
         let path = request.url().split('?').next().unwrap_or_default();
+        let is_completion = request.method().as_str() == "POST" && path == "/v1/completions";
         let answer = match (self.warm_since.get(), request.method().as_str()) {
+            (Some(_), _) if is_completion => self.complete(),
             (None, _) => Answer::new(503, json!({"status": "loading"})),
             (Some(warm_since), method) => match (self.asked(method, path, &body), method) {
                 (Some(answer), _) => answer,
@@ -78,7 +82,11 @@ impl Service {
             },
         };
         // A client that has gone away does not change what happened.
-        let response = Response::from_string(answer.body.to_string());
+        let body = match (answer.raw, answer.body.as_str()) {
+            (true, Some(text)) => text.to_owned(),
+            _ => answer.body.to_string(),
+        };
+        let response = Response::from_string(body);
         request.respond(response.with_status_code(answer.status)).ok();
         if let Some(error) = answer.fatal {
             self.endings.send(Ending::Failed(error)).ok();
@@ -87,6 +95,31 @@ impl Service {
 
     fn is_well(&self, warm_since: Instant) -> bool {
         self.args.misbehaviour.unhealthy_after.is_none_or(|after| warm_since.elapsed() < after)
+    }
+
+    fn complete(&self) -> Answer {
+        let misbehaviour = &self.args.misbehaviour;
+        thread::sleep(misbehaviour.completion_delay);
+        let completion =
+            |text| json!({"object": "text_completion", "choices": [{"index": 0, "text": text}]});
+        match misbehaviour.completion {
+            Completion::Ok => Answer::new(200, completion(" and a good day to you")),
+            Completion::Empty => Answer::new(200, completion("")),
+            Completion::Garbage => {
+                Answer { raw: true, ..Answer::new(200, json!("<html>gateway</html>")) }
+            }
+            Completion::Error => Answer::new(500, json!({"error": "internal error"})),
+            Completion::Oom => {
+                eprintln!(
+                    "{}: torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB",
+                    self.args.name
+                );
+                Answer::new(500, json!({"error": "out of memory"}))
+            }
+            Completion::Crash => {
+                Answer { fatal: Some("engine core died".to_owned()), ..Answer::new(500, json!({})) }
+            }
+        }
     }
 
     /// The work and the API; none if it is neither.
@@ -127,7 +160,7 @@ impl Service {
 
 impl Answer {
     fn new(status: u16, body: Value) -> Self {
-        Self { status, body, fatal: None }
+        Self { status, body, fatal: None, raw: false }
     }
 
     fn to_load(loaded: Result<(), ClaimError>, body: Value) -> Self {
@@ -137,6 +170,7 @@ impl Answer {
                 status: 500,
                 body: json!({"error": error.to_string()}),
                 fatal: Some(error.to_string()),
+                raw: false,
             },
         }
     }

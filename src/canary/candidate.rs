@@ -1,0 +1,130 @@
+//! A candidate: the parameters that are to be tried, each within the bounds of the configuration.
+
+use crate::config::Bound;
+use indexmap::IndexMap;
+use serde_json::{Map, Number, Value};
+use std::collections::BTreeMap;
+
+/// Parameters by name; only such as are within their bounds.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Candidate {
+    parameters: BTreeMap<String, Value>,
+}
+
+type Bounds = IndexMap<String, Bound>;
+
+/// The first half of SHA-256 of a candidate as JSON with sorted keys and no spaces, as 16 digits.
+pub fn id(document: &Map<String, Value>) -> String {
+    let sorted: BTreeMap<_, _> = document.iter().collect();
+    let text = serde_json::to_string(&sorted).expect("a document is a document");
+    let digest = ring::digest::digest(&ring::digest::SHA256, text.as_bytes());
+    digest.as_ref()[..8].iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// KEY=VALUE from the command line, typed by the bounds of KEY.
+pub fn set(
+    document: &mut Map<String, Value>,
+    assignment: &str,
+    bounds: &Bounds,
+) -> Result<(), String> {
+    let (name, text) = assignment
+        .split_once('=')
+        .ok_or_else(|| format!("\"{assignment}\" is not of the form KEY=VALUE"))?;
+    let value = match bounds.get(name) {
+        Some(Bound::Range { .. }) => text
+            .parse::<i64>()
+            .map(Number::from)
+            .ok()
+            .or_else(|| Number::from_f64(text.parse().ok()?))
+            .map(Value::Number),
+        _ => None,
+    };
+    // What is no number where one is wanted is judged, and told, with the bounds.
+    document.insert(name.to_owned(), value.unwrap_or_else(|| Value::from(text)));
+    Ok(())
+}
+
+impl Candidate {
+    /// The text says which parameter is not within which bounds.
+    pub fn new(document: &Map<String, Value>, bounds: &Bounds) -> Result<Candidate, String> {
+        if document.is_empty() {
+            return Err("the candidate sets nothing".to_owned());
+        }
+        for (name, value) in document {
+            let Some(bound) = bounds.get(name) else {
+                let known: Vec<&str> = bounds.keys().map(String::as_str).collect();
+                return Err(format!("unknown parameter {name}; known are {}", known.join(", ")));
+            };
+            let is_within = match bound {
+                Bound::Range { min, max } => {
+                    value.as_f64().is_some_and(|number| (*min..=*max).contains(&number))
+                }
+                Bound::OneOf { one_of } => {
+                    value.as_str().is_some_and(|text| one_of.iter().any(|choice| choice == text))
+                }
+            };
+            if !is_within {
+                let bound = match bound {
+                    Bound::Range { min, max } => format!("{min} to {max}"),
+                    Bound::OneOf { one_of } => format!("one of {}", one_of.join(", ")),
+                };
+                return Err(format!("{name} = {value} is out of bounds: {bound}"));
+            }
+        }
+        let parameters = document.iter().map(|(name, value)| (name.clone(), value.clone()));
+        Ok(Candidate { parameters: parameters.collect() })
+    }
+
+    pub fn number(&self, name: &str) -> Option<f64> {
+        self.parameters.get(name)?.as_f64()
+    }
+
+    /// A parameter as it is written on a command line.
+    pub fn text(&self, name: &str) -> Option<String> {
+        Some(match self.parameters.get(name)? {
+            Value::String(text) => text.clone(),
+            value => value.to_string(),
+        })
+    }
+
+    /// A start command with `{port}`, `{model}` and the parameters put in.
+    pub fn command(&self, template: &str, port: u16, model: &str) -> Result<String, String> {
+        let mut command = String::new();
+        let mut rest = template;
+        while let Some(begin) = rest.find('{') {
+            let end = rest[begin..].find('}').map(|end| begin + end);
+            let name = end.map(|end| &rest[begin + 1..end]).filter(|name| is_name(name));
+            let is_shells = rest[..begin].ends_with('$');
+            let (Some(name), Some(end), false) = (name, end, is_shells) else {
+                command.push_str(&rest[..=begin]);
+                rest = &rest[begin + 1..];
+                continue;
+            };
+            command.push_str(&rest[..begin]);
+            command.push_str(&match name {
+                "port" => port.to_string(),
+                "model" => model.to_owned(),
+                name => self.text(name).ok_or_else(|| {
+                    format!(
+                        "the canary's start command needs {name}, which the candidate does not set"
+                    )
+                })?,
+            });
+            rest = &rest[end + 1..];
+        }
+        command.push_str(rest);
+        Ok(command)
+    }
+
+    pub fn id(&self) -> String {
+        id(&self.parameters.clone().into_iter().collect())
+    }
+
+    pub fn document(&self) -> Value {
+        self.parameters.iter().map(|(name, value)| (name.clone(), value.clone())).collect()
+    }
+}
+
+fn is_name(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+}

@@ -1,0 +1,271 @@
+//! What outlives a trial: for how long production was away each night, the audit, the promotions,
+//! and the journal of a trial under way, by which it is put right after any accident.
+
+use super::candidate::Candidate;
+use super::window::History;
+use crate::config::Canary;
+use crate::error::{Failure, Result};
+use crate::exit::Code;
+use crate::lock::Group;
+use crate::world::files;
+use crate::world::host;
+use crate::world::wait::Stop;
+use jiff::Timestamp;
+use jiff::civil::Date;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{Error, ErrorKind};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Others change the budget for a moment only.
+const LOCK_LIMIT: Duration = Duration::from_secs(5);
+
+/// Of a night, in seconds: what is more cannot have been booked.
+const MOST: f64 = 1e9;
+
+const LOCK: &str = "gpu_canary.lock";
+const JOURNAL: &str = "gpu_canary_journal.json";
+
+pub struct Ledger {
+    folder: PathBuf,
+    service: String,
+}
+
+/// For how long production was away in a night.
+#[derive(Default, Serialize, Deserialize)]
+struct Budget {
+    seconds_used: f64,
+    /// What each run has cost or may cost: booked under its name, so that it is booked once.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    runs: BTreeMap<String, f64>,
+}
+
+/// A trial under way.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Journal {
+    pub run_id: String,
+    pub service: String,
+    pub candidate_id: String,
+    pub night: Date,
+    pub progress: Progress,
+    /// When production was taken away.
+    pub away: Option<Moment>,
+    /// By which the canary's processes are known.
+    pub token: String,
+    pub boot: String,
+    /// Those who see to it while they live: gpuctl and its guardian.
+    pub keepers: Vec<Group>,
+}
+
+/// What has been begun; all before it is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Progress {
+    /// Production is untouched.
+    Ready,
+    /// Production is being stopped, or is away for the canary.
+    Away,
+    /// Production is being started.
+    Restoring,
+}
+
+/// A time by both clocks: the one since boot for this boot, the calendar's for a later one.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Moment {
+    pub at: Timestamp,
+    pub since_boot: Duration,
+}
+
+impl Moment {
+    pub fn now() -> Moment {
+        Moment { at: host::now(), since_boot: host::since_boot() }
+    }
+
+    /// How long ago it was; `boot`: in which it was.
+    pub fn elapsed(&self, boot: &str) -> Duration {
+        match boot == host::boot_id() {
+            true => host::since_boot().saturating_sub(self.since_boot),
+            false => Duration::try_from(host::now().duration_since(self.at)).unwrap_or_default(),
+        }
+    }
+}
+
+impl Journal {
+    /// Whether nobody sees to it any more.
+    pub fn is_orphaned(&self) -> bool {
+        self.boot != host::boot_id() || !self.keepers.iter().any(|keeper| keeper.leader_is_alive())
+    }
+}
+
+impl Ledger {
+    pub fn open(canary: &Canary) -> Result<Ledger> {
+        let Some(folder) = canary.state_dir.clone() else {
+            return Err(Failure::new(Code::Config, "no folder for the canary's budget and audit")
+                .hint("set canary.state_dir or GPUCTL_STATE_DIR"));
+        };
+        Ok(Ledger { folder, service: canary.service.clone() })
+    }
+
+    fn unusable(&self, path: &Path, error: &Error) -> Failure {
+        Failure::new(Code::Io, format!("cannot use {}: {error}", path.display()))
+            .hint("mend it, or choose another folder with canary.state_dir")
+    }
+
+    /// The right to change the ledger, until the result is dropped.
+    pub fn lock(&self, stop: &Stop) -> Result<files::Locked> {
+        files::private_dir(&self.folder).map_err(|e| self.unusable(&self.folder, &e))?;
+        let path = self.folder.join(LOCK);
+        let locked = files::lock(&path, LOCK_LIMIT, stop).map_err(|e| self.unusable(&path, &e))?;
+        locked.ok_or_else(|| {
+            Failure::new(
+                Code::Unavailable,
+                format!("{} has been locked for {LOCK_LIMIT:?}", path.display()),
+            )
+            .hint(
+                "only a gpuctl that is stopped keeps it so long; `fuser -v` on that file names it",
+            )
+        })
+    }
+
+    fn budget_path(&self, night: Date) -> PathBuf {
+        self.folder.join(format!("gpu_budget_{}.json", night.strftime("%Y%m%d")))
+    }
+
+    fn audit_path(&self, night: Date) -> PathBuf {
+        self.folder.join(format!("gpu_canary_{}.jsonl", night.strftime("%Y%m%d")))
+    }
+
+    fn budget(&self, night: Date) -> Result<Budget> {
+        let path = self.budget_path(night);
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Budget::default()),
+            Err(e) if e.kind() == ErrorKind::InvalidData => String::new(),
+            Err(e) => return Err(self.unusable(&path, &e)),
+        };
+        let budget = serde_json::from_str::<Budget>(&text).ok();
+        // A figure that nobody can have booked is no figure.
+        budget.filter(|budget| (0.0..=MOST).contains(&budget.seconds_used)).ok_or_else(|| {
+            Failure::new(Code::Config, format!("{} is damaged", path.display())).hint(
+                "see the audit for what was used; `gpuctl canary reset-budget` begins the night anew",
+            )
+        })
+    }
+
+    fn write_budget(&self, night: Date, budget: &Budget) -> Result<()> {
+        let path = self.budget_path(night);
+        let text = serde_json::to_string(budget).expect("plain figures");
+        files::replace_durably(&path, text.as_bytes()).map_err(|e| self.unusable(&path, &e))
+    }
+
+    /// For how long production was away in a night, in seconds, bookings included.
+    pub fn used(&self, night: Date) -> Result<f64> {
+        Ok(self.budget(night)?.seconds_used)
+    }
+
+    /// Books what a run may cost, or in its place what it has cost. The caller has the lock.
+    pub fn book(&self, night: Date, run_id: &str, seconds: f64) -> Result<()> {
+        let mut budget = self.budget(night)?;
+        // Milliseconds are more than anybody measures here.
+        let seconds = (seconds * 1000.0).round() / 1000.0;
+        let before = budget.runs.insert(run_id.to_owned(), seconds).unwrap_or(0.0);
+        let used = (budget.seconds_used + seconds - before).max(0.0);
+        budget.seconds_used = (used * 1000.0).round() / 1000.0;
+        self.write_budget(night, &budget)
+    }
+
+    /// Begins a night anew. The caller has the lock.
+    pub fn reset_budget(&self, night: Date) -> Result<()> {
+        self.write_budget(night, &Budget::default())
+    }
+
+    /// When the service's runs began that may still count.
+    pub fn history(&self, night: Date) -> Result<History> {
+        let mut runs: Vec<Timestamp> = Vec::new();
+        let nights = [
+            night.yesterday().and_then(Date::yesterday),
+            night.yesterday(),
+            Ok(night),
+            night.tomorrow(),
+        ];
+        for night in nights.into_iter().flatten() {
+            let path = self.audit_path(night);
+            let text = match fs::read(&path) {
+                Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+                Err(e) if e.kind() == ErrorKind::NotFound => continue,
+                Err(e) => return Err(self.unusable(&path, &e)),
+            };
+            // A line that was cut short by a power failure is no event.
+            let events = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+            runs.extend(
+                events
+                    .filter(|event| self.is_start(event))
+                    .filter_map(|event| event["ts"].as_str()?.parse::<Timestamp>().ok()),
+            );
+        }
+        runs.sort();
+        Ok(History { runs, used: Duration::from_secs_f64(self.used(night)?) })
+    }
+
+    fn is_start(&self, event: &Value) -> bool {
+        event["event"] == "canary_start" && event["service"] == self.service.as_str()
+    }
+
+    /// Writes an event into a night's audit.
+    pub fn audit(&self, night: Date, event: &str, details: Map<String, Value>) -> Result<()> {
+        files::private_dir(&self.folder).map_err(|e| self.unusable(&self.folder, &e))?;
+        let path = self.audit_path(night);
+        let mut line =
+            json!({"ts": host::now().to_string(), "event": event, "service": self.service});
+        line.as_object_mut().expect("an object").extend(details);
+        files::append_line(&path, &line.to_string()).map_err(|e| self.unusable(&path, &e))
+    }
+
+    /// The trial that is under way, or was when everything ended.
+    pub fn journal(&self) -> Result<Option<Journal>> {
+        let path = self.folder.join(JOURNAL);
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(self.unusable(&path, &e)),
+        };
+        serde_json::from_str(&text).map(Some).map_err(|e| {
+            Failure::new(Code::Config, format!("{} is damaged: {e}", path.display()))
+                .hint("see that production is well (`gpuctl start`), then remove that file")
+        })
+    }
+
+    pub fn write_journal(&self, journal: &Journal) -> Result<()> {
+        let path = self.folder.join(JOURNAL);
+        let text = serde_json::to_string_pretty(journal).expect("a journal of plain fields");
+        files::replace_durably(&path, text.as_bytes()).map_err(|e| self.unusable(&path, &e))
+    }
+
+    pub fn remove_journal(&self) -> Result<()> {
+        let path = self.folder.join(JOURNAL);
+        files::remove_durably(&path).map_err(|e| self.unusable(&path, &e))
+    }
+
+    /// Writes down that a candidate has passed; gives the file.
+    pub fn promote(&self, candidate: &Candidate, run_id: &str, metrics: &Value) -> Result<PathBuf> {
+        let folder = self.folder.join("promotions");
+        files::private_dir(&folder).map_err(|e| self.unusable(&folder, &e))?;
+        let id = &run_id[..8.min(run_id.len())];
+        let path = folder.join(format!("config_tuning_{}_{id}.json", self.service));
+        let document = json!({
+            "schema": "config_tuning.v1",
+            "promotion_id": format!("config_tuning_{}_{id}", self.service),
+            "subsystem": self.service,
+            "candidate": candidate.document(),
+            "metrics": metrics,
+            "bounds_checked": true,
+            "timestamp": host::now().to_string(),
+        });
+        let text = format!("{document:#}\n");
+        files::replace_durably(&path, text.as_bytes()).map_err(|e| self.unusable(&path, &e))?;
+        Ok(path)
+    }
+}

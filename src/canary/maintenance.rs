@@ -1,0 +1,76 @@
+//! `gpu_maintenance.lock`, for programs that look for that file: HOLDER:PID:TIMESTAMP.
+
+use crate::config::Canary;
+use crate::error::{Failure, Result};
+use crate::exit::Code;
+use crate::model::Pid;
+use crate::world::files;
+use crate::world::host;
+use crate::world::processes;
+use rustix::fs::OFlags;
+use std::fs;
+use std::io::{Error, ErrorKind, Write};
+use std::path::{Path, PathBuf};
+
+/// The file, ours until it is dropped.
+pub struct Maintenance {
+    path: PathBuf,
+}
+
+impl Drop for Maintenance {
+    fn drop(&mut self) {
+        // One that is left over is seen to be by its PID.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Makes the file, where one is configured. Fails where another program's is there (75).
+pub fn begin(canary: &Canary) -> Result<Option<Maintenance>> {
+    let Some(path) = &canary.maintenance_lock else { return Ok(None) };
+    clear_stale(canary)?;
+    let content = format!("canary:{}:{}\n", std::process::id(), host::now());
+    let made = files::open(path, OFlags::WRONLY | OFlags::EXCL)
+        .and_then(|mut file| file.write_all(content.as_bytes()));
+    match made {
+        Ok(()) => Ok(Some(Maintenance { path: path.clone() })),
+        Err(e) if e.kind() == ErrorKind::AlreadyExists => {
+            let holder = fs::read_to_string(path).unwrap_or_default();
+            let message = format!("{} is held by {}", path.display(), holder.trim());
+            Err(Failure::new(Code::LockBusy, message)
+                .hint("wait for that program; if it is gone: `gpuctl canary unlock --force`"))
+        }
+        Err(e) => Err(unusable(path, &e)),
+    }
+}
+
+/// Removes a file whose process is gone.
+pub fn clear_stale(canary: &Canary) -> Result<()> {
+    let Some(path) = &canary.maintenance_lock else { return Ok(()) };
+    let text = match fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(unusable(path, &e)),
+    };
+    let pid = text.split(':').nth(1).and_then(|pid| pid.trim().parse().ok());
+    // One that we may not look at, or that has another's PID by now, counts as living.
+    let is_over = |pid: Pid| !processes::is_alive(pid, processes::start_of(pid).unwrap_or(0));
+    match pid.filter(|pid| *pid > 0).is_some_and(is_over) {
+        true => fs::remove_file(path).map_err(|e| unusable(path, &e)),
+        false => Ok(()),
+    }
+}
+
+/// Removes the file, whosever it is. Tells whether there was one.
+pub fn clear(canary: &Canary) -> Result<bool> {
+    let Some(path) = &canary.maintenance_lock else { return Ok(false) };
+    match fs::remove_file(path) {
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(unusable(path, &e)),
+    }
+}
+
+fn unusable(path: &Path, error: &Error) -> Failure {
+    Failure::new(Code::Io, format!("cannot use {}: {error}", path.display()))
+        .hint("correct canary.maintenance_lock")
+}

@@ -1,0 +1,15 @@
+//! The GPU canary: a changed configuration of production is tried in a maintenance window, for a
+//! bounded time, and production always comes back.
+
+pub mod candidate;
+pub mod guardian;
+pub mod ledger;
+pub mod maintenance;
+pub mod restore;
+pub mod run;
+mod trial;
+pub mod verdict;
+pub mod window;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,158 @@
+//! Production comes back: by the trial itself, by the guardian of one that was killed, or by
+//! `canary recover`. Whatever was begun is gone through to its end.
+
+use super::ledger::{Journal, Ledger, Progress as Stage};
+use super::trial;
+use crate::config::{Canary, Config};
+use crate::error::{Failure, Result};
+use crate::execute::{Context, execute};
+use crate::lock::bearers;
+use crate::model::{Service, Snapshot};
+use crate::observe::observe;
+use crate::plan::{self, Plan, Refusal};
+use crate::report::progress::Progress;
+use crate::world::nvml::Reader;
+use crate::world::wait::{Stop, wait};
+use serde_json::{Map, Value, json};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Between two tries to start production.
+const RETRY: Duration = Duration::from_millis(100);
+
+/// What bringing production back came to.
+pub struct Restored {
+    /// From its first start to ready, or to giving up.
+    pub took: Duration,
+    /// For which it was away, in all.
+    pub downtime: Duration,
+    /// `Some`: it is not back.
+    pub failure: Option<Failure>,
+}
+
+/// What it is done with.
+pub struct Hands<'a> {
+    pub config: &'a Config,
+    pub canary: &'a Canary,
+    pub ledger: &'a Ledger,
+    pub reader: &'a Mutex<Reader>,
+    pub progress: &'a Progress,
+}
+
+impl Hands<'_> {
+    /// Observes, plans and carries out.
+    pub fn carry_out(
+        &self,
+        stop: &Stop,
+        plan: impl FnOnce(&Config, &Snapshot) -> std::result::Result<Plan, Refusal>,
+    ) -> Result<()> {
+        let before = {
+            let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
+            let asks = |service: &Service| service.name == self.canary.service;
+            observe(self.config, &mut reader, stop, asks)?
+        };
+        let plan = plan(self.config, &before)?;
+        let context =
+            Context { config: self.config, stop, reader: self.reader, progress: self.progress };
+        execute(&plan, &before, &context).failure.map_or(Ok(()), Err)
+    }
+
+    pub fn stop_production(&self, stop: &Stop, force: bool) -> Result<()> {
+        let names = [self.canary.service.clone()];
+        self.carry_out(stop, |config, snapshot| plan::stop(config, snapshot, &names, force))
+    }
+
+    /// Writes an event of a trial into the audit.
+    pub fn audit(&self, journal: &Journal, event: &str, details: Value) -> Result<()> {
+        let mut all = Map::new();
+        all.insert("run_id".to_owned(), json!(journal.run_id));
+        all.insert("candidate_id".to_owned(), json!(journal.candidate_id));
+        all.insert("budget_used".to_owned(), json!(self.ledger.used(journal.night).ok()));
+        all.insert("reason".to_owned(), Value::Null);
+        all.extend(details.as_object().cloned().unwrap_or_default());
+        self.ledger.audit(journal.night, event, all)
+    }
+}
+
+/// Ends the canary, starts production again and settles the account. Nothing calls it off: it is
+/// what has to be done.
+pub fn restore(hands: &Hands, journal: &mut Journal) -> Result<Restored> {
+    let service = hands.config.service(&journal.service)?;
+    if !bearers(&journal.token).is_empty() {
+        let ended = trial::stop(&journal.token);
+        note(hands, journal, "canary_stopped", json!({"reason": ended.err().map(|e| e.message)}));
+    }
+    // One that was being stopped is stopped first: it may answer for a moment still.
+    if journal.progress == Stage::Away {
+        let _ = hands.stop_production(&Stop::never(), false);
+    }
+    if journal.progress != Stage::Ready {
+        journal.progress = Stage::Restoring;
+        // Without it the worst is that production is stopped and started once more.
+        let _ = hands.ledger.write_journal(journal);
+    }
+    let begun = Instant::now();
+    let limit = service.start_timeout.max(hands.canary.restore_sla);
+    let failure = loop {
+        let started = hands.carry_out(&Stop::never(), |config, snapshot| {
+            plan::start(config, snapshot, service, false)
+        });
+        match started {
+            Ok(()) => break None,
+            Err(failure) if begun.elapsed() >= limit => break Some(failure),
+            // Memory that is not back yet, a port that is still taken: another try is all there is.
+            Err(failure) => log::warn!("production does not start: {failure}"),
+        }
+        wait(&[], &Stop::never(), Instant::now() + RETRY);
+        // The canary may have its place: one that was just being started when its gpuctl was killed.
+        let _ = trial::stop(&journal.token);
+    };
+    let took = begun.elapsed();
+    // One that was just being started when its gpuctl was killed bore no token yet.
+    let _ = trial::stop(&journal.token);
+    let downtime = journal.away.map_or(Duration::ZERO, |away| away.elapsed(&journal.boot));
+    let account = settle(hands, journal, downtime);
+    let facts = json!({
+        "restore_seconds": seconds(took),
+        "downtime_seconds": seconds(downtime),
+        "reason": failure.as_ref().map(|failure| failure.message.clone()),
+    });
+    if took > hands.canary.restore_sla || failure.is_some() {
+        let sla = hands.canary.restore_sla;
+        hands.progress.warning(&format!("{} was not back within {sla:?}", journal.service));
+        note(hands, journal, "restore_sla_missed", facts.clone());
+    }
+    match &failure {
+        None => {
+            note(hands, journal, "prod_restored", facts);
+            account.and_then(|()| hands.ledger.remove_journal())?;
+        }
+        Some(_) => {
+            note(hands, journal, "restore_failed", facts);
+            // It is owed still; the time until it is paid is booked then.
+            hands.ledger.write_journal(journal)?;
+        }
+    }
+    Ok(Restored { took, downtime, failure })
+}
+
+/// Puts what the trial has really cost in the place of what was booked for it.
+fn settle(hands: &Hands, journal: &Journal, downtime: Duration) -> Result<()> {
+    let _locked = hands.ledger.lock(&Stop::never())?;
+    hands.ledger.book(journal.night, &journal.run_id, downtime.as_secs_f64())
+}
+
+/// An event that must not keep production away where it cannot be written.
+fn note(hands: &Hands, journal: &Journal, event: &str, details: Value) {
+    if let Err(failure) = hands.audit(journal, event, details) {
+        hands.progress.warning(&format!("{event} is missing in the audit: {failure}"));
+    }
+}
+
+pub fn seconds(span: Duration) -> f64 {
+    (span.as_secs_f64() * 1000.0).round() / 1000.0
+}
+
+pub fn milliseconds(span: Duration) -> f64 {
+    seconds(span * 1000)
+}

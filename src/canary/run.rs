@@ -1,0 +1,283 @@
+//! A trial from its beginning to its end: production away, the canary in its place, production
+//! back; or the canary beside it on another card.
+
+use super::candidate::Candidate;
+use super::guardian::Guardian;
+use super::ledger::{Journal, Moment, Progress as Stage};
+use super::maintenance::{self, Maintenance};
+use super::restore::{Hands, Restored, milliseconds, restore};
+use super::trial::{self, Server, Tested};
+use super::window::{Limits, NotNow, Path, after, permit};
+use crate::error::{Failure, Result};
+use crate::exit::Code;
+use crate::lock::{Group, Guard};
+use crate::world::host;
+use crate::world::wait::{Event, Stop};
+use serde_json::{Value, json};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// What came of a trial.
+pub struct Outcome {
+    pub path: Path,
+    pub tested: Tested,
+    pub restored: Option<Restored>,
+    pub promotion: Option<PathBuf>,
+    /// Why it was broken off.
+    pub broken_off: Option<Failure>,
+}
+
+/// A trial that may begin.
+pub struct Trial<'a> {
+    pub hands: Hands<'a>,
+    pub candidate: &'a Candidate,
+    pub guard: &'a Guard,
+    pub stop: &'a Stop,
+    /// The window and the cooldown are waived.
+    pub waived: bool,
+    pub state_dir: &'a std::path::Path,
+}
+
+impl Hands<'_> {
+    /// Whether a trial may be now, by the limits; the refusal says when it may.
+    pub fn permit(&self, path: Path, waived: bool) -> Result<()> {
+        let (canary, now) = (self.canary, host::now());
+        let limits = Limits {
+            window: &canary.window,
+            cooldown: canary.cooldown,
+            max_runs_per_day: canary.max_runs_per_day,
+            max_downtime: canary.max_downtime,
+            reserve: canary.timeout + canary.restore_sla,
+        };
+        let night = canary.window.night(now);
+        let history = self.ledger.history(night)?;
+        permit(&limits, &history, path, waived, now)
+            .map_err(|not_now| self.refusal(&not_now, &limits))
+    }
+
+    fn refusal(&self, not_now: &NotNow, limits: &Limits) -> Failure {
+        let window = limits.window;
+        let (limit, message) = match not_now {
+            NotNow::OutsideWindow { .. } => {
+                ("outside_window", format!("outside the maintenance window {window}"))
+            }
+            NotNow::Cooldown { .. } => {
+                ("cooldown", format!("the last run was less than {:?} ago", limits.cooldown))
+            }
+            NotNow::RateLimited { .. } => (
+                "rate_limited",
+                format!("there were {} runs within 24 hours", limits.max_runs_per_day),
+            ),
+            NotNow::BudgetExhausted { used, .. } => (
+                "budget_exhausted",
+                format!(
+                    "production was away for {:.1} of {} s this night, and a run may take {} s",
+                    used.as_secs_f64(),
+                    limits.max_downtime.as_secs(),
+                    limits.reserve.as_secs()
+                ),
+            ),
+        };
+        let next = not_now.next();
+        Failure::new(Code::NotNow(limit), message)
+            .hint(format!("come again at {} ({next})", window.local(next)))
+            .detail("next", next.to_string())
+    }
+}
+
+impl Trial<'_> {
+    /// In production's place.
+    pub fn quiesced(&self) -> Result<Outcome> {
+        let mut guardian = Guardian::start(self.hands.config)?;
+        // Who takes over the lock of one that was killed waits for its guardian.
+        self.guard.name_group(guardian.group)?;
+        guardian.guard(self.guard.heirloom());
+        let mut journal = self.journal(vec![guardian.group])?;
+        let maintenance = match self.begin(&journal) {
+            Ok(maintenance) => maintenance,
+            Err(failure) => {
+                // Where there is a journal already, the guardian settles it.
+                if matches!(self.hands.ledger.journal(), Ok(None)) {
+                    guardian.dismiss();
+                }
+                return Err(failure);
+            }
+        };
+        let deadline = Event::at(Instant::now() + self.hands.canary.timeout)?;
+        let result = self.try_in_place(&mut journal, &self.stop.or(&deadline));
+        let (mut tested, broken_off) = self.judge(result, &deadline);
+        let restored = restore(&self.hands, &mut journal)?;
+        drop(maintenance);
+        guardian.dismiss();
+        if restored.failure.is_some() && tested.rejection.is_none() {
+            tested.rejection = Some("production did not come back".to_owned());
+        }
+        self.conclude(&journal, Path::Quiesced, tested, Some(restored), broken_off)
+    }
+
+    /// Writes down what is about to be done, and books what it may cost.
+    fn begin(&self, journal: &Journal) -> Result<Option<Maintenance>> {
+        let maintenance = maintenance::begin(self.hands.canary)?;
+        let _locked = self.hands.ledger.lock(self.stop)?;
+        refuse_unsettled(&self.hands)?;
+        self.hands.permit(Path::Quiesced, self.waived)?;
+        self.hands.ledger.write_journal(journal)?;
+        let reserve = self.hands.canary.timeout + self.hands.canary.restore_sla;
+        self.hands.ledger.book(journal.night, &journal.run_id, reserve.as_secs_f64())?;
+        Ok(maintenance)
+    }
+
+    /// Beside production, on the card of that number.
+    pub fn spare(&self, device: u32) -> Result<Outcome> {
+        let journal = self.journal(Vec::new())?;
+        {
+            let _locked = self.hands.ledger.lock(self.stop)?;
+            self.hands.permit(Path::Spare, self.waived)?;
+            self.audit(&journal, "canary_start", json!({"path": "spare"}))?;
+        }
+        self.audit(&journal, "spare_path_selected", json!({"gpu": device}))?;
+        let deadline = Event::at(Instant::now() + self.hands.canary.timeout)?;
+        let stop = self.stop.or(&deadline);
+        // Before the canary is there: it ends with us, whenever that is.
+        self.guard.watch_over(None, &journal.token, trial::GRACE)?;
+        let mut server = self.start(&journal, Some(device))?;
+        if let Some(group) = server.group() {
+            self.guard.name_group(group)?;
+        }
+        self.audit(&journal, "canary_started", json!({}))?;
+        let result = self.examine(&journal, &mut server, &stop);
+        let (tested, broken_off) = self.judge(result, &deadline);
+        trial::stop(&journal.token)?;
+        self.guard.forget_command();
+        self.audit(&journal, "canary_stopped", json!({}))?;
+        self.conclude(&journal, Path::Spare, tested, None, broken_off)
+    }
+
+    /// What a test came to, and why it was broken off if it was.
+    fn judge(&self, result: Result<Tested>, deadline: &Event) -> (Tested, Option<Failure>) {
+        let timed_out = deadline.happened() && self.stop.check().is_ok();
+        deadline.set();
+        let rejected = |why: String| Tested { rejection: Some(why), ..Tested::default() };
+        match result {
+            Ok(tested) => (tested, None),
+            Err(_) if timed_out => {
+                (rejected(format!("not done within {:?}", self.hands.canary.timeout)), None)
+            }
+            Err(failure) => (rejected(failure.message.clone()), Some(failure)),
+        }
+    }
+
+    fn journal(&self, guardians: Vec<Group>) -> Result<Journal> {
+        let me = Group::led_by(std::process::id() as i32);
+        Ok(Journal {
+            run_id: host::random_hex::<8>()?,
+            service: self.hands.canary.service.clone(),
+            candidate_id: self.candidate.id(),
+            night: self.hands.canary.window.night(host::now()),
+            progress: Stage::Ready,
+            away: None,
+            token: host::random_hex::<16>()?,
+            boot: host::boot_id(),
+            keepers: me.into_iter().chain(guardians).collect(),
+        })
+    }
+
+    fn try_in_place(&self, journal: &mut Journal, stop: &Stop) -> Result<Tested> {
+        self.audit(journal, "canary_start", json!({"path": "quiesced"}))?;
+        stop.check()?;
+        // Where it cannot be written, production has not been touched.
+        let away = Journal { progress: Stage::Away, away: Some(Moment::now()), ..journal.clone() };
+        self.hands.ledger.write_journal(&away)?;
+        *journal = away;
+        self.hands.stop_production(stop, false)?;
+        self.audit(journal, "prod_stopped", json!({}))?;
+        let mut server = self.start(journal, None)?;
+        self.audit(journal, "canary_started", json!({}))?;
+        self.examine(journal, &mut server, stop)
+    }
+
+    fn start(&self, journal: &Journal, device: Option<u32>) -> Result<Server> {
+        self.hands.progress.line("starting the canary");
+        let (canary, token) = (self.hands.canary, &journal.token);
+        trial::start(canary, self.candidate, device, token, self.state_dir)
+    }
+
+    /// Asks the canary what there is to ask, until something is wrong.
+    fn examine(&self, journal: &Journal, server: &mut Server, stop: &Stop) -> Result<Tested> {
+        let canary = self.hands.canary;
+        let mut tested = match server.until_healthy(canary, stop)? {
+            Some(why) => Tested { rejection: Some(why), ..Tested::default() },
+            None => {
+                self.audit(journal, "health_ok", json!({}))?;
+                let tested = server.complete(canary, stop)?;
+                let latency = tested.latency.map(milliseconds);
+                let facts = json!({"llm_latency_ms": latency, "reason": tested.rejection});
+                self.audit(journal, "completion", facts)?;
+                tested
+            }
+        };
+        tested.oom_events = server.oom_events(canary);
+        if tested.oom_events > 0 {
+            let times = tested.oom_events;
+            tested.rejection =
+                Some(format!("the canary ran out of memory: {times} lines of its log say so"));
+        }
+        Ok(tested)
+    }
+
+    fn conclude(
+        &self,
+        journal: &Journal,
+        path: Path,
+        tested: Tested,
+        restored: Option<Restored>,
+        broken_off: Option<Failure>,
+    ) -> Result<Outcome> {
+        let promotion = match &tested.rejection {
+            None => {
+                let latency = tested.latency.map(milliseconds);
+                let metrics = json!({"llm_latency_ms": latency, "oom_events": tested.oom_events});
+                let file = self.hands.ledger.promote(self.candidate, &journal.run_id, &metrics)?;
+                self.audit(journal, "promoted", json!({"promotion": file.display().to_string()}))?;
+                Some(file)
+            }
+            Some(why) => {
+                self.audit(journal, "rejected", json!({"reason": why}))?;
+                None
+            }
+        };
+        Ok(Outcome { path, tested, restored, promotion, broken_off })
+    }
+
+    fn audit(&self, journal: &Journal, event: &str, details: Value) -> Result<()> {
+        self.hands.audit(journal, event, details)
+    }
+}
+
+/// Nothing new is tried before an earlier trial is put right.
+pub fn refuse_unsettled(hands: &Hands) -> Result<()> {
+    match hands.ledger.journal()? {
+        None => Ok(()),
+        Some(journal) if journal.is_orphaned() => Err(owed(&journal)),
+        Some(journal) => Err(Failure::new(
+            Code::LockBusy,
+            format!("another trial of {} is under way (run {})", journal.service, journal.run_id),
+        )
+        .hint("`gpuctl canary status` shows it")
+        .detail("next", later(hands.canary.timeout + hands.canary.restore_sla))),
+    }
+}
+
+/// When that time will be over, as it is told.
+pub fn later(span: Duration) -> Option<String> {
+    after(host::now(), span).map(|moment| moment.to_string())
+}
+
+/// That production has not been brought back.
+pub fn owed(journal: &Journal) -> Failure {
+    let message = format!(
+        "a trial was interrupted (run {}), and {} has not been restored since",
+        journal.run_id, journal.service
+    );
+    Failure::new(Code::LockBusy, message).hint("`gpuctl canary recover` puts it right")
+}

@@ -1,0 +1,286 @@
+//! The canary's decisions in tables: windows through nights and clock changes, limits, verdicts.
+
+use super::candidate::{self, Candidate};
+use super::verdict::{Card, Status, judge};
+use super::window::{History, Limits, NotNow, Path, Window, permit, runs_in_a_day};
+use crate::config::Config;
+use crate::model::Mb;
+use jiff::Timestamp;
+use jiff::tz::TimeZoneDatabase;
+use serde_json::{Map, Value, json};
+use std::time::Duration;
+
+fn window(text: &str) -> Window {
+    Window::parse(text, "America/New_York", &TimeZoneDatabase::bundled()).expect(text)
+}
+
+fn at(text: &str) -> Timestamp {
+    text.parse().expect(text)
+}
+
+#[test]
+fn both_ends_belong_to_the_window_and_not_a_moment_more() {
+    // New York is at -05:00 in January.
+    let window = window("03:00-07:00");
+    for (moment, is_in) in [
+        ("2026-01-10T07:59:59.999Z", false),
+        ("2026-01-10T08:00:00Z", true),
+        ("2026-01-10T12:00:00Z", true),
+        ("2026-01-10T12:00:00.001Z", false),
+        ("2026-01-10T20:00:00Z", false),
+    ] {
+        assert_eq!(window.contains(at(moment)), is_in, "{moment}");
+    }
+}
+
+#[test]
+fn a_window_across_midnight_is_one_night_with_the_date_of_its_beginning() {
+    let window = window("22:30-04:00 Europe/Berlin");
+    for (moment, is_in, night) in [
+        ("2026-01-10T21:29:59Z", false, "2026-01-10"),
+        ("2026-01-10T21:30:00Z", true, "2026-01-10"),
+        ("2026-01-10T22:59:59Z", true, "2026-01-10"),
+        ("2026-01-10T23:00:00Z", true, "2026-01-10"),
+        ("2026-01-11T03:00:00Z", true, "2026-01-10"),
+        ("2026-01-11T03:00:01Z", false, "2026-01-11"),
+    ] {
+        assert_eq!(window.contains(at(moment)), is_in, "{moment}");
+        assert_eq!(window.night(at(moment)).to_string(), night, "{moment}");
+    }
+}
+
+#[test]
+fn the_zone_of_the_window_stands_over_the_configured_one() {
+    let berlin = window("03:00-07:00 Europe/Berlin");
+    assert!(berlin.contains(at("2026-01-10T02:00:00Z")));
+    assert!(!berlin.contains(at("2026-01-10T08:00:00Z")));
+}
+
+#[test]
+fn clock_changes_move_the_window_with_the_clock_on_the_wall() {
+    let window = window("03:00-07:00");
+    // Forward on 2026-03-08: 07:00Z is 03:00 already.
+    assert!(!window.contains(at("2026-03-08T06:59:59Z")));
+    assert!(window.contains(at("2026-03-08T07:00:00Z")));
+    assert!(window.contains(at("2026-03-08T11:00:00Z")));
+    assert!(!window.contains(at("2026-03-08T11:00:01Z")));
+    // Back on 2026-11-01: 03:00 is at 08:00Z again.
+    assert!(!window.contains(at("2026-11-01T07:30:00Z")));
+    assert!(window.contains(at("2026-11-01T08:00:00Z")));
+}
+
+#[test]
+fn a_window_that_begins_in_the_hour_that_is_skipped_opens_after_it() {
+    let window = window("02:30-05:00");
+    assert_eq!(window.opens_next(at("2026-03-08T05:00:00Z")), at("2026-03-08T07:30:00Z"));
+    // In the hour that comes twice it is open both times.
+    let twice = self::window("01:15-01:45");
+    assert!(twice.contains(at("2026-11-01T05:30:00Z")));
+    assert!(twice.contains(at("2026-11-01T06:30:00Z")));
+}
+
+#[test]
+fn the_next_opening_is_always_later_than_now() {
+    let window = window("03:00-07:00");
+    assert_eq!(window.opens_next(at("2026-01-10T07:59:59Z")), at("2026-01-10T08:00:00Z"));
+    assert_eq!(window.opens_next(at("2026-01-10T08:00:00Z")), at("2026-01-11T08:00:00Z"));
+    assert_eq!(window.opens_next(at("2026-03-07T20:00:00Z")), at("2026-03-08T07:00:00Z"));
+}
+
+#[test]
+fn what_is_no_window_or_no_zone_is_refused() {
+    for text in ["", "03:00", "3-7", "25:00-26:00", "03:00-07:00 Mars/Olympus", "03:00/07:00"] {
+        let parsed = Window::parse(text, "UTC", &TimeZoneDatabase::bundled());
+        assert!(parsed.is_err(), "{text}");
+    }
+    let zone = Window::parse("03:00-07:00", "Nowhere", &TimeZoneDatabase::bundled());
+    assert_eq!(zone.expect_err("no zone").0, "time_zone");
+}
+
+fn limits(window: &Window) -> Limits<'_> {
+    Limits {
+        window,
+        cooldown: Duration::from_secs(6 * 3600),
+        max_runs_per_day: 3,
+        max_downtime: Duration::from_secs(60),
+        reserve: Duration::from_secs(45),
+    }
+}
+
+fn history(runs: &[&str], used: f64) -> History {
+    History { runs: runs.iter().map(|run| at(run)).collect(), used: Duration::from_secs_f64(used) }
+}
+
+/// In the window, in UTC.
+const NOW: &str = "2026-01-10T04:00:00Z";
+
+#[test]
+fn each_limit_refuses_with_the_time_to_come_again() {
+    let window = window("03:00-07:00 UTC");
+    let limits = limits(&window);
+    let refused =
+        |history: &History, now: &str| permit(&limits, history, Path::Quiesced, false, at(now));
+    assert_eq!(refused(&history(&[], 15.0), NOW), Ok(()));
+    assert_eq!(
+        refused(&history(&[], 0.0), "2026-01-10T12:00:00Z"),
+        Err(NotNow::OutsideWindow { next: at("2026-01-11T03:00:00Z") })
+    );
+    assert_eq!(
+        refused(&history(&["2026-01-09T22:00:01Z"], 0.0), NOW),
+        Err(NotNow::Cooldown { next: at("2026-01-10T04:00:01Z") })
+    );
+    assert_eq!(refused(&history(&["2026-01-09T22:00:00Z"], 0.0), NOW), Ok(()));
+    let three = ["2026-01-09T05:00:00Z", "2026-01-09T12:00:00Z", "2026-01-09T20:00:00Z"];
+    assert_eq!(
+        refused(&history(&three, 0.0), NOW),
+        Err(NotNow::RateLimited { next: at("2026-01-10T05:00:00Z") })
+    );
+    assert_eq!(refused(&history(&three, 0.0), "2026-01-10T05:00:00Z"), Ok(()));
+    assert_eq!(
+        refused(&history(&[], 15.1), NOW),
+        Err(NotNow::BudgetExhausted {
+            used: Duration::from_secs_f64(15.1),
+            next: at("2026-01-11T03:00:00Z")
+        })
+    );
+}
+
+#[test]
+fn an_operators_word_waives_window_and_cooldown_and_never_the_budget_or_the_rate() {
+    let window = window("03:00-07:00 UTC");
+    let limits = limits(&window);
+    let noon = at("2026-01-10T12:00:00Z");
+    let recent = history(&["2026-01-10T11:59:00Z"], 0.0);
+    assert_eq!(permit(&limits, &recent, Path::Quiesced, true, noon), Ok(()));
+    let spent = permit(&limits, &history(&[], 16.0), Path::Quiesced, true, noon);
+    assert!(matches!(spent, Err(NotNow::BudgetExhausted { .. })));
+    let runs = ["2026-01-10T09:00:00Z", "2026-01-10T10:00:00Z", "2026-01-10T11:00:00Z"];
+    let fourth = permit(&limits, &history(&runs, 0.0), Path::Quiesced, true, noon);
+    assert_eq!(fourth, Err(NotNow::RateLimited { next: at("2026-01-11T09:00:00Z") }));
+}
+
+#[test]
+fn a_budget_that_is_spent_before_its_night_has_begun_comes_back_in_the_next_one() {
+    for (window, now, next) in [
+        ("03:00-07:00 UTC", "2026-01-10T01:00:00Z", "2026-01-11T03:00:00Z"),
+        ("22:00-04:00 UTC", "2026-01-10T12:00:00Z", "2026-01-11T22:00:00Z"),
+        ("22:00-04:00 UTC", "2026-01-10T03:00:00Z", "2026-01-10T22:00:00Z"),
+    ] {
+        let window = self::window(window);
+        let refusal = permit(&limits(&window), &history(&[], 16.0), Path::Quiesced, true, at(now));
+        assert_eq!(refusal.map_err(|not_now| not_now.next()), Err(at(next)), "{now}");
+    }
+}
+
+#[test]
+fn beside_production_neither_window_nor_budget_apply() {
+    let window = window("03:00-07:00 UTC");
+    let limits = limits(&window);
+    let noon = at("2026-01-10T12:00:00Z");
+    assert_eq!(permit(&limits, &history(&[], 60.0), Path::Spare, false, noon), Ok(()));
+    let recent =
+        permit(&limits, &history(&["2026-01-10T11:00:00Z"], 0.0), Path::Spare, false, noon);
+    assert!(matches!(recent, Err(NotNow::Cooldown { .. })));
+}
+
+#[test]
+fn a_run_that_a_clock_step_has_put_into_the_future_counts() {
+    let ahead = history(&["2026-01-12T00:00:00Z"], 0.0);
+    assert_eq!(runs_in_a_day(&ahead, at(NOW)).len(), 1);
+}
+
+fn document(value: Value) -> Map<String, Value> {
+    value.as_object().cloned().expect("an object")
+}
+
+const BOX: &str = r#"
+[services.vllm]
+type = "docker"
+container = "vllm"
+vram_mb = 18000
+[canary]
+service = "vllm"
+[canary.extra_mb.whisper_model_size]
+small = 2000
+"#;
+
+#[test]
+fn a_candidate_is_known_by_its_content_and_not_by_its_order() {
+    // echo -n '{"vllm_memory_util":0.75,"whisper_model_size":"small"}' | sha256sum
+    let one = document(json!({"whisper_model_size": "small", "vllm_memory_util": 0.75}));
+    let other = document(json!({"vllm_memory_util": 0.75, "whisper_model_size": "small"}));
+    assert_eq!(candidate::id(&one), candidate::id(&other));
+    assert_eq!(candidate::id(&one), "9c21dcc68ad15da0");
+}
+
+#[test]
+fn what_is_set_is_typed_by_its_bounds() {
+    let config = Config::of_text(BOX).expect("a good configuration");
+    let bounds = &config.canary().expect("a canary").bounds;
+    let mut set = Map::new();
+    for assignment in ["vllm_memory_util=0.75", "max_model_len=8192", "whisper_model_size=base"] {
+        candidate::set(&mut set, assignment, bounds).expect(assignment);
+    }
+    let typed =
+        json!({"vllm_memory_util": 0.75, "max_model_len": 8192, "whisper_model_size": "base"});
+    assert_eq!(Value::from(set), typed);
+    assert!(candidate::set(&mut Map::new(), "vllm_memory_util", bounds).is_err());
+}
+
+#[test]
+fn verdicts_follow_the_arithmetic() {
+    let config = Config::of_text(BOX).expect("a good configuration");
+    let canary = config.canary().expect("a canary");
+    let judged = |value: Value, persistent: u64| {
+        let candidate = Candidate::new(&document(value), &canary.bounds);
+        let card = Card { total: Mb(24576), persistent: Mb(persistent) };
+        let verdict = judge(&candidate, canary, card);
+        (verdict.status, verdict.allocation)
+    };
+    let share = |share: f64| json!({"vllm_memory_util": share});
+    assert_eq!(judged(share(0.75), 0), (Status::Pass, Some(Mb(18432))));
+    assert_eq!(judged(share(0.75), 6144), (Status::Pass, Some(Mb(18432))));
+    assert_eq!(judged(share(0.75), 6145), (Status::Fail, Some(Mb(18432))));
+    let with_whisper = json!({"vllm_memory_util": 0.75, "whisper_model_size": "small"});
+    assert_eq!(judged(with_whisper.clone(), 4144), (Status::Pass, Some(Mb(18432))));
+    assert_eq!(judged(with_whisper, 4145), (Status::Fail, Some(Mb(18432))));
+    for invalid in [
+        share(0.59),
+        share(0.91),
+        json!({}),
+        json!({"vllm_memory_util": "0.75"}),
+        json!({"vllm_memory_util": null}),
+        json!({"max_model_len": 8192}),
+        json!({"vllm_memory_util": 0.7, "whisper_model_size": "huge"}),
+        json!({"vllm_memory_util": 0.7, "tensor_parallel": 2}),
+    ] {
+        assert_eq!(judged(invalid.clone(), 0), (Status::Invalid, None), "{invalid}");
+    }
+}
+
+#[test]
+fn a_small_card_leaves_no_room_for_the_cache() {
+    let config = Config::of_text(BOX).expect("a good configuration");
+    let canary = config.canary().expect("a canary");
+    let candidate = Candidate::new(&document(json!({"vllm_memory_util": 0.6})), &canary.bounds);
+    // 0.6 of it is 6069.6 MB, of which 6070 are needed.
+    let judged = judge(&candidate, canary, Card { total: Mb(10116), persistent: Mb(0) });
+    assert_eq!((judged.status, judged.allocation), (Status::Fail, Some(Mb(6069))));
+    let judged = judge(&candidate, canary, Card { total: Mb(10117), persistent: Mb(0) });
+    assert_eq!((judged.status, judged.kv_cache), (Status::Pass, Some(Mb(370))));
+}
+
+#[test]
+fn the_start_command_takes_what_is_in_braces_and_leaves_the_shells_alone() {
+    let config = Config::of_text(BOX).expect("a good configuration");
+    let bounds = &config.canary().expect("a canary").bounds;
+    let candidate = Candidate::new(&document(json!({"vllm_memory_util": 0.75})), bounds);
+    let candidate = candidate.expect("within bounds");
+    let command = |template: &str| candidate.command(template, 9011, "/models/m");
+    assert_eq!(
+        command("serve --port {port} -m {model} -u {vllm_memory_util}").as_deref(),
+        Ok("serve --port 9011 -m /models/m -u 0.75")
+    );
+    assert_eq!(command("f() { echo ${x}; }; f").as_deref(), Ok("f() { echo ${x}; }; f"));
+    assert!(command("serve {max_model_len}").is_err());
+}

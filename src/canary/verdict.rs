@@ -1,0 +1,93 @@
+//! Whether a candidate can work, by arithmetic alone. Pure.
+
+use super::candidate::Candidate;
+use crate::config::Canary;
+use crate::model::Mb;
+use serde::Serialize;
+
+/// The candidate's share of the whole card, as vLLM takes it.
+const SHARE: &str = "vllm_memory_util";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    Pass,
+    Fail,
+    /// Not a candidate at all.
+    Invalid,
+}
+
+/// A judgement and the figures that it rests on.
+#[derive(Clone, Debug, Serialize)]
+pub struct Verdict {
+    pub status: Status,
+    #[serde(rename = "validation_passed")]
+    pub passed: bool,
+    #[serde(rename = "validation_reason")]
+    pub reason: String,
+    #[serde(rename = "allocation_mb")]
+    pub allocation: Option<Mb>,
+    #[serde(rename = "model_mb")]
+    pub model: Mb,
+    #[serde(rename = "kv_cache_mb")]
+    pub kv_cache: Option<Mb>,
+    /// What every process but production's holds.
+    #[serde(rename = "persistent_mb")]
+    pub persistent: Option<Mb>,
+    #[serde(rename = "available_mb")]
+    pub available: Option<Mb>,
+}
+
+/// The card, as it matters here.
+#[derive(Clone, Copy, Debug)]
+pub struct Card {
+    pub total: Mb,
+    /// What every process but production's holds.
+    pub persistent: Mb,
+}
+
+/// Judges a candidate, whose problem is the reason where it is none.
+pub fn judge(candidate: &Result<Candidate, String>, canary: &Canary, card: Card) -> Verdict {
+    let available = card.total.saturating_sub(card.persistent);
+    let verdict = |status, reason, allocation: Option<Mb>| Verdict {
+        status,
+        passed: status == Status::Pass,
+        reason,
+        allocation,
+        model: canary.model_mb,
+        kv_cache: allocation.map(|allocation| allocation.saturating_sub(canary.model_mb)),
+        persistent: Some(card.persistent),
+        available: Some(available),
+    };
+    let candidate = match candidate {
+        Ok(candidate) => candidate,
+        Err(problem) => return verdict(Status::Invalid, problem.clone(), None),
+    };
+    let Some(share) = candidate.number(SHARE) else {
+        return verdict(Status::Invalid, format!("the candidate does not set {SHARE}"), None);
+    };
+    let allocation = Mb((card.total.0 as f64 * share) as u64);
+    let extra: Mb = canary
+        .extra
+        .iter()
+        .filter_map(|(parameter, choices)| choices.get(&candidate.text(parameter)?).copied())
+        .sum();
+    let least = canary.model_mb + canary.kv_cache_min;
+    if allocation < least {
+        let reason = format!(
+            "an allocation of {allocation} is less than the model ({}) and its smallest cache ({}) need",
+            canary.model_mb, canary.kv_cache_min
+        );
+        return verdict(Status::Fail, reason, Some(allocation));
+    }
+    if allocation + extra > available {
+        let with_extra = if extra == Mb(0) { String::new() } else { format!(" and {extra} more") };
+        let reason = format!(
+            "an allocation of {allocation}{with_extra} does not fit into {available}: {} of {} is held by others",
+            card.persistent, card.total
+        );
+        return verdict(Status::Fail, reason, Some(allocation));
+    }
+    let reason = format!("an allocation of {allocation} fits into {available}");
+    verdict(Status::Pass, reason, Some(allocation))
+}

@@ -1,0 +1,349 @@
+//! `gpuctl canary`: a changed configuration of production, judged and tried.
+
+use super::Session;
+use crate::canary::candidate::{self, Candidate};
+use crate::canary::ledger::Ledger;
+use crate::canary::maintenance;
+use crate::canary::restore::{Hands, restore};
+use crate::canary::run::{Trial, later, owed, refuse_unsettled};
+use crate::canary::verdict::{Card, Verdict, judge};
+use crate::canary::window::Path;
+use crate::cli::{self, CanaryMode, CanaryRun};
+use crate::config::{Canary, Gpu, Mode, Selector};
+use crate::error::{Failure, Result as Fallible};
+use crate::exit::{Answer, Code};
+use crate::lock::{self, Guard, Purpose};
+use crate::model::{Mb, Source, State, Vram};
+use crate::observe::observe;
+use crate::plan::reading_required;
+use crate::report::{CanaryRunReport, CanaryStatusReport, DoneReport, VerdictReport, print};
+use crate::world::host;
+use crate::world::nvml::Reader;
+use crate::world::ports::Listeners;
+use anyhow::{Result, bail};
+use serde_json::{Map, Value, json};
+use std::fs;
+use std::io::Read;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+/// A candidate is a handful of parameters.
+const CANDIDATE_LIMIT: u64 = 1024 * 1024;
+
+pub fn run(command: &cli::Canary, session: Session) -> Result<Answer> {
+    match command {
+        cli::Canary::Check(arguments) => check(&arguments.candidate, &session),
+        cli::Canary::Run(arguments) => trial(arguments, session),
+        cli::Canary::Status => status(&session),
+        cli::Canary::Recover => recover(&session),
+        cli::Canary::ResetBudget => reset_budget(&session),
+        cli::Canary::Unlock(_) => unlock(&session),
+    }
+}
+
+fn check(arguments: &cli::Candidate, session: &Session) -> Result<Answer> {
+    let canary = session.config.canary()?;
+    let document = document(arguments, canary)?;
+    let candidate = Candidate::new(&document, &canary.bounds);
+    let mut reader = Reader::open(&session.config.gpu);
+    let verdict = predict(&candidate, canary, session, &mut reader)?;
+    print(&VerdictReport::new(&verdict, Mode::Predictive, &document), session.json)?;
+    Ok(Answer::from(verdict.passed))
+}
+
+fn trial(arguments: &CanaryRun, mut session: Session) -> Result<Answer> {
+    let canary = session.config.canary()?.clone();
+    let mode = match arguments.mode {
+        Some(CanaryMode::Predictive) => Mode::Predictive,
+        Some(CanaryMode::Canary) => Mode::Canary,
+        None => canary.mode,
+    };
+    let document = document(&arguments.candidate, &canary)?;
+    let candidate = Candidate::new(&document, &canary.bounds);
+    let mut reader = Reader::open(&session.config.gpu);
+    let verdict = predict(&candidate, &canary, &session, &mut reader)?;
+    let ledger = Ledger::open(&canary)?;
+    let config = session.config.clone();
+    let progress = session.progress.clone();
+    let reader = Mutex::new(reader);
+    let hands = Hands {
+        config: &config,
+        canary: &canary,
+        ledger: &ledger,
+        reader: &reader,
+        progress: &progress,
+    };
+    if mode == Mode::Canary && candidate.is_ok() && !verdict.passed {
+        // What it does not fit beside may be another trial's canary.
+        refuse_unsettled(&hands)?;
+    }
+    let (Ok(candidate), true, Mode::Canary) = (candidate, verdict.passed, mode) else {
+        print(&VerdictReport::new(&verdict, mode, &document), session.json)?;
+        return Ok(Answer::from(verdict.passed));
+    };
+    candidate
+        .command(&canary.start, canary.port, &canary.model)
+        .map_err(|problem| Failure::new(Code::Config, problem))?;
+    let spare = canary.spare_gpu.filter(|device| has_room(*device, &candidate, &verdict, &hands));
+    let path = if spare.is_some() { Path::Spare } else { Path::Quiesced };
+    let permitted = (|| {
+        refuse_unsettled(&hands)?;
+        hands.permit(path, arguments.now)?;
+        refuse_unready(&hands, &session, path)
+    })();
+    if arguments.dry_run.dry_run {
+        permitted?;
+        print(&VerdictReport::new(&verdict, mode, &document).on(path), session.json)?;
+        return Ok(Answer::Yes);
+    }
+    let services = [canary.service.clone()];
+    let purpose = Purpose {
+        holder: "canary",
+        services: &services,
+        patience: Duration::ZERO,
+        margin: Duration::ZERO,
+    };
+    let guard = permitted.and_then(|()| {
+        Guard::take(&config, &purpose, &session.stop, &progress).map_err(come_again)
+    });
+    let guard = guard.inspect_err(|refusal| note_refusal(&hands, &document, refusal))?;
+    session.stop = session.stop.under(guard.lease());
+    let trial = Trial {
+        hands,
+        candidate: &candidate,
+        guard: &guard,
+        stop: &session.stop,
+        waived: arguments.now,
+        state_dir: config.state_dir()?,
+    };
+    let outcome = match spare {
+        Some(device) => trial.spare(device),
+        None => trial.quiesced(),
+    };
+    let outcome = outcome.inspect_err(|refusal| note_refusal(&trial.hands, &document, refusal))?;
+    let released = guard.release(&progress);
+    let report = CanaryRunReport::new(&verdict, mode, &document, &outcome);
+    if let Some(failure) = outcome.restored.and_then(|restored| restored.failure) {
+        let message = format!("{} has not come back: {}", canary.service, failure.message);
+        bail!(
+            Failure { code: Code::StartFailed, message, ..failure }
+                .hint("`gpuctl canary recover` tries again")
+                .detail("canary", serde_json::to_value(&report)?)
+        );
+    }
+    if let Some(failure) = outcome.broken_off {
+        bail!(failure.detail("canary", serde_json::to_value(&report)?));
+    }
+    released?;
+    print(&report, session.json)?;
+    Ok(Answer::from(outcome.tested.rejection.is_none()))
+}
+
+/// The candidate's parameters as they were given.
+fn document(arguments: &cli::Candidate, canary: &Canary) -> Fallible<Map<String, Value>> {
+    let wrong = |problem: String| Failure::new(Code::Usage, problem);
+    let Some(path) = &arguments.candidate else {
+        let mut document = Map::new();
+        for assignment in &arguments.set {
+            candidate::set(&mut document, assignment, &canary.bounds)
+                .map_err(|e| wrong(format!("--set: {e}")))?;
+        }
+        return Ok(document);
+    };
+    let shown = path.display();
+    let mut text = String::new();
+    let read = match path.as_os_str() == "-" {
+        true => std::io::stdin().take(CANDIDATE_LIMIT).read_to_string(&mut text),
+        false => fs::File::open(path)
+            .and_then(|file| file.take(CANDIDATE_LIMIT).read_to_string(&mut text)),
+    };
+    read.map_err(|e| Failure::new(Code::Io, format!("the candidate {shown} cannot be read: {e}")))?;
+    serde_json::from_str(&text).map_err(|e| {
+        wrong(format!("the candidate {shown} is no JSON object: {e}"))
+            .hint("{\"vllm_memory_util\": 0.75}")
+    })
+}
+
+/// The verdict by arithmetic over the live card.
+fn predict(
+    candidate: &std::result::Result<Candidate, String>,
+    canary: &Canary,
+    session: &Session,
+    reader: &mut Reader,
+) -> Fallible<Verdict> {
+    let config = &session.config;
+    let snapshot = observe(config, reader, &session.stop, |_| false)?;
+    let vram = &snapshot.vram;
+    let (Some(total), Some(used)) = (vram.total, vram.used) else {
+        return Err(reading_required(vram));
+    };
+    let production = snapshot.service(&canary.service);
+    let own = match vram.source {
+        Source::Nvml => production.used,
+        Source::Estimate => Some(match production.may_run() {
+            true => config.service(&canary.service)?.vram,
+            false => Mb(0),
+        }),
+    };
+    let own = own.ok_or_else(|| {
+        Failure::new(Code::Unavailable, format!("what {} holds cannot be told", canary.service))
+            .hint("`gpuctl status` says why")
+    })?;
+    Ok(judge(candidate, canary, Card { total, persistent: used.saturating_sub(own) }))
+}
+
+/// Whether that card is another than production's, and has room for the candidate: for what it
+/// takes of production's card, and for the share that it takes of this one.
+fn has_room(device: u32, candidate: &Candidate, verdict: &Verdict, hands: &Hands) -> bool {
+    let mut own = hands.reader.lock().unwrap_or_else(PoisonError::into_inner);
+    let own = own.read().ok().and_then(|vram| vram.device);
+    let other = Gpu { selector: Selector::Index(device), ..hands.config.gpu.clone() };
+    let other = Reader::open(&other).read().ok();
+    let (Some(own), Some(Vram { total: Some(total), used: Some(used), free: Some(free), .. })) =
+        (own, other)
+    else {
+        return false;
+    };
+    let there = judge(&Ok(candidate.clone()), hands.canary, Card { total, persistent: used });
+    let fits = verdict.allocation.is_some_and(|needed| free >= needed);
+    own.index != device && there.passed && fits
+}
+
+/// A trial needs production to be well, and its own port to be free.
+fn refuse_unready(hands: &Hands, session: &Session, path: Path) -> Fallible<()> {
+    let canary = hands.canary;
+    let listeners = Listeners::read();
+    if listeners.is_taken(canary.port) {
+        let message = format!("something listens on the canary's port {}", canary.port);
+        return Err(
+            Failure::new(Code::StartFailed, message).hint("end it, or choose another canary.port")
+        );
+    }
+    if path == Path::Spare {
+        return Ok(());
+    }
+    let mut reader = hands.reader.lock().unwrap_or_else(PoisonError::into_inner);
+    let asks = |service: &crate::model::Service| service.name == canary.service;
+    let snapshot = observe(&session.config, &mut reader, &session.stop, asks)?;
+    match snapshot.service(&canary.service).state {
+        State::Ready => Ok(()),
+        state => Err(Failure::new(
+            Code::Unavailable,
+            format!("{} is {state}: there is no production to be tried against", canary.service),
+        )
+        .hint(format!("`gpuctl start {}` first", canary.service))),
+    }
+}
+
+/// A trial does not wait for the lock: its refusal says when the lock ends by itself.
+fn come_again(refusal: Failure) -> Failure {
+    let left = refusal.details.get("ttl").and_then(Value::as_u64).map(Duration::from_secs);
+    match (refusal.code, left) {
+        (Code::LockBusy, Some(left)) => {
+            let hints = vec!["come again when it is free; `gpuctl lock status` says so".to_owned()];
+            Failure { hints, ..refusal }.detail("next", later(left))
+        }
+        _ => refusal,
+    }
+}
+
+/// A refusal belongs into the audit; that it cannot be written there changes nothing.
+fn note_refusal(hands: &Hands, document: &Map<String, Value>, refusal: &Failure) {
+    let night = hands.canary.window.night(host::now());
+    let facts = json!({
+        "run_id": null,
+        "candidate_id": candidate::id(document),
+        "budget_used": hands.ledger.used(night).ok(),
+        "reason": format!("{}: {}", refusal.code.name(), refusal.message),
+    });
+    let facts = facts.as_object().cloned().unwrap_or_default();
+    if let Err(failure) = hands.ledger.audit(night, "refused", facts) {
+        hands.progress.warning(&format!("the refusal is missing in the audit: {failure}"));
+    }
+}
+
+fn status(session: &Session) -> Result<Answer> {
+    let canary = session.config.canary()?;
+    let ledger = Ledger::open(canary)?;
+    let held = lock::open(&session.config).and_then(|mut backend| backend.look());
+    let held = held.map(|held| held.filter(|held| !held.is_over()));
+    let report = CanaryStatusReport::new(&session.config, canary, &ledger, &held, host::now())?;
+    print(&report, session.json)?;
+    Ok(Answer::Yes)
+}
+
+fn recover(session: &Session) -> Result<Answer> {
+    let config = session.config.clone();
+    let canary = config.canary()?;
+    let ledger = Ledger::open(canary)?;
+    let progress = session.progress.clone();
+    let reader = Mutex::new(Reader::open(&config.gpu));
+    let hands =
+        Hands { config: &config, canary, ledger: &ledger, reader: &reader, progress: &progress };
+    let settled = || -> Result<Answer> {
+        maintenance::clear_stale(canary)?;
+        print(&DoneReport::new("nothing to settle"), session.json)?;
+        Ok(Answer::Yes)
+    };
+    match ledger.journal()? {
+        None => return settled(),
+        Some(journal) if !journal.is_orphaned() => refuse_unsettled(&hands)?,
+        Some(_) => {}
+    }
+    let services = [canary.service.clone()];
+    let purpose = Purpose {
+        holder: "canary",
+        services: &services,
+        patience: config.lock.wait,
+        margin: Duration::ZERO,
+    };
+    let guard = Guard::take(&config, &purpose, &session.stop, &progress)?;
+    // Who had the lock before us may have done it.
+    let Some(mut journal) = ledger.journal()? else {
+        guard.release(&progress)?;
+        return settled();
+    };
+    hands.audit(&journal, "recover", json!({}))?;
+    let restored = restore(&hands, &mut journal)?;
+    maintenance::clear_stale(canary)?;
+    guard.release(&progress)?;
+    if let Some(failure) = restored.failure {
+        let message = format!("{} has not come back: {}", canary.service, failure.message);
+        bail!(Failure { code: Code::StartFailed, message, ..failure });
+    }
+    let away = restored.downtime.as_secs_f64();
+    let told = format!("{} is back; it was away for {away:.1} s", canary.service);
+    print(&DoneReport::new(&told), session.json)?;
+    Ok(Answer::Yes)
+}
+
+fn reset_budget(session: &Session) -> Result<Answer> {
+    let canary = session.config.canary()?;
+    let ledger = Ledger::open(canary)?;
+    let night = canary.window.night(host::now());
+    let _locked = ledger.lock(&session.stop)?;
+    let used = ledger.used(night).ok();
+    ledger.reset_budget(night)?;
+    let facts = json!({"run_id": null, "candidate_id": null, "budget_used": 0.0, "reason": null, "before": used});
+    ledger.audit(night, "budget_reset", facts.as_object().cloned().unwrap_or_default())?;
+    print(&DoneReport::new(&format!("the budget of {night} is whole again")), session.json)?;
+    Ok(Answer::Yes)
+}
+
+fn unlock(session: &Session) -> Result<Answer> {
+    let canary = session.config.canary()?;
+    let ledger = Ledger::open(canary)?;
+    let mut backend = lock::open(&session.config)?;
+    let holder = backend.look().ok().flatten().map(|held| held.holder);
+    let released = backend.release(None)?;
+    let cleared = maintenance::clear(canary)?;
+    let night = canary.window.night(host::now());
+    let facts = json!({"run_id": null, "candidate_id": null, "budget_used": ledger.used(night).ok(), "reason": holder});
+    ledger.audit(night, "unlocked", facts.as_object().cloned().unwrap_or_default())?;
+    let told = if released || cleared { "unlocked" } else { "there was no lock" };
+    print(&DoneReport::new(told), session.json)?;
+    if let Some(journal) = ledger.journal()?.filter(|journal| journal.is_orphaned()) {
+        session.progress.warning(&owed(&journal).message);
+    }
+    Ok(Answer::Yes)
+}

@@ -1,0 +1,262 @@
+//! `[canary]`: what the file says of the trial of a changed configuration, the `KLR_*` variables
+//! that stand over it, and the value that comes of both.
+
+use super::Environment;
+use super::file::Span;
+use crate::canary::window::Window;
+use crate::model::{Mb, Service};
+use indexmap::IndexMap;
+use jiff::tz::TimeZoneDatabase;
+use regex_lite::Regex;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// A changed configuration of one service is tried before it is promoted.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct File {
+    /// The production service.
+    pub service: String,
+    /// predictive: arithmetic only; canary: a real second server [$KLR_CANARY_MODE].
+    pub mode: Mode,
+    /// Starts the canary, run by sh -c; {port}, {model} and the candidate's parameters are put in.
+    pub start: String,
+    /// Model to load, for {model} and the test request.
+    pub model: String,
+    /// Port of the canary [$KLR_CANARY_PORT].
+    pub port: u16,
+    /// One test, the canary's start included [$KLR_CANARY_TIMEOUT].
+    pub timeout: Span,
+    /// For production to come back.
+    pub restore_sla: Span,
+    /// Of the test completion.
+    pub max_latency: Span,
+    /// For which production may be away, per night [$KLR_GPU_MAINTENANCE_MAX_DOWNTIME].
+    pub max_downtime: Span,
+    /// HH:MM-HH:MM, both ends included; may cross midnight, may carry a time zone
+    /// [$KLR_GPU_MAINTENANCE_WINDOW].
+    pub window: String,
+    /// IANA name of the window's time zone.
+    pub time_zone: String,
+    /// Between two runs [$KLR_CANARY_COOLDOWN_HOURS].
+    pub cooldown: Span,
+    /// In any 24 hours.
+    pub max_runs_per_day: u32,
+    /// Try it on another card, beside production [$KLR_ALLOW_SPARE_GPU].
+    pub allow_spare_gpu: bool,
+    /// NVML index of that card [$KLR_SPARE_GPU_ID].
+    pub spare_gpu: u32,
+    /// What the model's weights take, in MB.
+    pub model_mb: Mb,
+    /// What the cache has to have at least, in MB.
+    pub kv_cache_min_mb: Mb,
+    /// File of the form HOLDER:PID:TIMESTAMP, for programs that look for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub maintenance_lock: Option<String>,
+    /// Budget, audit and promotions [default: the state folder].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state_dir: Option<String>,
+    /// Extended regular expression that finds a lack of memory in the canary's log.
+    pub oom_pattern: String,
+    /// What a candidate may set, and within which bounds.
+    pub bounds: IndexMap<String, Bound>,
+    /// What a choice adds to the need for memory, in MB: by parameter, by value.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub extra_mb: BTreeMap<String, BTreeMap<String, Mb>>,
+}
+
+impl Default for File {
+    fn default() -> Self {
+        let range = |min: f64, max: f64| Bound::Range { min, max };
+        let sizes = ["tiny", "base", "small"].map(str::to_owned).to_vec();
+        File {
+            service: String::new(),
+            mode: Mode::Predictive,
+            start: "python3 -m vllm.entrypoints.openai.api_server --port {port} --model {model} \
+                    --gpu-memory-utilization {vllm_memory_util}"
+                .to_owned(),
+            model: "~/models/llm/current".to_owned(),
+            port: 9011,
+            timeout: Span::seconds(30),
+            restore_sla: Span::seconds(15),
+            max_latency: Span::seconds(2),
+            max_downtime: Span::seconds(60),
+            window: "03:00-07:00".to_owned(),
+            time_zone: "America/New_York".to_owned(),
+            cooldown: Span::seconds(6 * 3600),
+            max_runs_per_day: 3,
+            allow_spare_gpu: false,
+            spare_gpu: 1,
+            model_mb: Mb(5700),
+            kv_cache_min_mb: Mb(370),
+            maintenance_lock: None,
+            state_dir: None,
+            oom_pattern: r"CUDA out of memory|OutOfMemoryError|CUDA error: out of memory|No available memory for the cache blocks|larger than the maximum number of tokens that can be stored in KV cache|less than desired GPU memory utilization"
+                .to_owned(),
+            bounds: IndexMap::from([
+                ("vllm_memory_util".to_owned(), range(0.60, 0.90)),
+                ("max_model_len".to_owned(), range(4096.0, 16384.0)),
+                ("whisper_model_size".to_owned(), Bound::OneOf { one_of: sizes }),
+            ]),
+            extra_mb: BTreeMap::new(),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    Predictive,
+    Canary,
+}
+
+/// What a parameter of a candidate may be.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(untagged, deny_unknown_fields)]
+pub enum Bound {
+    Range { min: f64, max: f64 },
+    OneOf { one_of: Vec<String> },
+}
+
+/// What the canary works with.
+#[derive(Clone, Debug)]
+pub struct Canary {
+    pub service: String,
+    pub mode: Mode,
+    pub start: String,
+    pub model: String,
+    pub port: u16,
+    pub timeout: Duration,
+    pub restore_sla: Duration,
+    pub max_latency: Duration,
+    pub max_downtime: Duration,
+    pub window: Window,
+    pub cooldown: Duration,
+    pub max_runs_per_day: usize,
+    /// The other card, where it may be used.
+    pub spare_gpu: Option<u32>,
+    pub model_mb: Mb,
+    pub kv_cache_min: Mb,
+    pub maintenance_lock: Option<PathBuf>,
+    /// `None`: there is no state folder either.
+    pub state_dir: Option<PathBuf>,
+    pub oom: Regex,
+    pub bounds: IndexMap<String, Bound>,
+    pub extra: BTreeMap<String, BTreeMap<String, Mb>>,
+}
+
+/// Where a complaint belongs: a key of the section, or a variable of the environment.
+pub type Complaint = (&'static str, String);
+
+impl File {
+    /// Puts the environment's word over the file's.
+    pub fn overlay(&mut self, environment: &Environment) -> Result<(), Complaint> {
+        let span = |text: &str| Span::parse(text).ok_or("no duration");
+        let some_time = |text: &str| match span(text)? {
+            Span(Duration::ZERO) => Err("no time at all"),
+            span => Ok(span),
+        };
+        let hours = |text: &str| {
+            let hours = text.parse::<f64>().ok().filter(|hours| (0.0..=168.0).contains(hours));
+            hours
+                .map(|hours| Span(Duration::from_secs_f64(hours * 3600.0)))
+                .ok_or("no number of hours")
+        };
+        over(environment, "KLR_CANARY_MODE", &mut self.mode, |text| match text {
+            "predictive" => Ok(Mode::Predictive),
+            "canary" => Ok(Mode::Canary),
+            _ => Err("neither predictive nor canary"),
+        })?;
+        over(environment, "KLR_CANARY_PORT", &mut self.port, |text| {
+            text.parse().ok().filter(|port| *port != 0).ok_or("no port")
+        })?;
+        over(environment, "KLR_CANARY_TIMEOUT", &mut self.timeout, some_time)?;
+        over(environment, "KLR_GPU_MAINTENANCE_MAX_DOWNTIME", &mut self.max_downtime, span)?;
+        let (zone, zones) = (&self.time_zone, TimeZoneDatabase::bundled());
+        over(environment, "KLR_GPU_MAINTENANCE_WINDOW", &mut self.window, |text| {
+            match Window::parse(text, zone, &zones) {
+                Err(("window", _)) => Err("no window such as \"03:00-07:00\""),
+                // A wrong time_zone is the file's.
+                _ => Ok(text.to_owned()),
+            }
+        })?;
+        over(environment, "KLR_CANARY_COOLDOWN_HOURS", &mut self.cooldown, hours)?;
+        over(environment, "KLR_ALLOW_SPARE_GPU", &mut self.allow_spare_gpu, |text| {
+            match text.to_ascii_lowercase().as_str() {
+                "true" | "1" | "yes" | "on" => Ok(true),
+                "false" | "0" | "no" | "off" => Ok(false),
+                _ => Err("neither true nor false"),
+            }
+        })?;
+        over(environment, "KLR_SPARE_GPU_ID", &mut self.spare_gpu, |text| {
+            text.parse().map_err(|_| "no NVML index")
+        })
+    }
+
+    pub fn resolve(
+        &self,
+        services: &[Service],
+        default_state_dir: Option<PathBuf>,
+    ) -> Result<Canary, Complaint> {
+        if !services.iter().any(|service| service.name == self.service) {
+            return Err(("service", format!("no service \"{}\" is configured", self.service)));
+        }
+        if self.port == 0 {
+            return Err(("port", "0 is no port".to_owned()));
+        }
+        for (key, span) in [("timeout", self.timeout), ("restore_sla", self.restore_sla)] {
+            if span.0.is_zero() {
+                return Err((key, "leaves no time".to_owned()));
+            }
+        }
+        for (name, bound) in &self.bounds {
+            let is_empty = match bound {
+                Bound::Range { min, max } => !(min.is_finite() && max.is_finite() && min <= max),
+                Bound::OneOf { one_of } => one_of.is_empty(),
+            };
+            if is_empty {
+                return Err(("bounds", format!("nothing is within the bounds of {name}")));
+            }
+        }
+        let window = Window::parse(&self.window, &self.time_zone, &TimeZoneDatabase::bundled())?;
+        let oom = Regex::new(&self.oom_pattern).map_err(|e| ("oom_pattern", e.to_string()))?;
+        Ok(Canary {
+            service: self.service.clone(),
+            mode: self.mode,
+            start: self.start.clone(),
+            model: self.model.clone(),
+            port: self.port,
+            timeout: self.timeout.0,
+            restore_sla: self.restore_sla.0,
+            max_latency: self.max_latency.0,
+            max_downtime: self.max_downtime.0,
+            window,
+            cooldown: self.cooldown.0,
+            max_runs_per_day: self.max_runs_per_day as usize,
+            spare_gpu: self.allow_spare_gpu.then_some(self.spare_gpu),
+            model_mb: self.model_mb,
+            kv_cache_min: self.kv_cache_min_mb,
+            maintenance_lock: self.maintenance_lock.as_ref().map(PathBuf::from),
+            state_dir: self.state_dir.as_ref().map(PathBuf::from).or(default_state_dir),
+            oom,
+            bounds: self.bounds.clone(),
+            extra: self.extra_mb.clone(),
+        })
+    }
+}
+
+fn over<T>(
+    environment: &Environment,
+    variable: &'static str,
+    value: &mut T,
+    parse: impl FnOnce(&str) -> Result<T, &'static str>,
+) -> Result<(), Complaint> {
+    if let Some(text) = environment.get(variable) {
+        *value =
+            parse(text.trim()).map_err(|problem| (variable, format!("\"{text}\" is {problem}")))?;
+    }
+    Ok(())
+}

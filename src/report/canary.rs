@@ -1,0 +1,243 @@
+//! What the `canary` commands say.
+
+use super::{LockReport, Report};
+use crate::canary::candidate;
+use crate::canary::ledger::Ledger;
+use crate::canary::restore::{milliseconds, seconds};
+use crate::canary::run::Outcome;
+use crate::canary::verdict::{Status, Verdict};
+use crate::canary::window::{Path, runs_in_a_day};
+use crate::config::{Canary, Config, Mode};
+use crate::error::Result;
+use crate::lock::Held;
+use jiff::Timestamp;
+use serde::Serialize;
+use serde_json::{Map, Value};
+use std::time::Duration;
+
+/// A verdict by arithmetic.
+#[derive(Serialize)]
+pub struct VerdictReport {
+    #[serde(flatten)]
+    verdict: Verdict,
+    mode: Mode,
+    candidate: Map<String, Value>,
+    candidate_id: String,
+    /// How it would be tried, for `--dry-run`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    path: Option<&'static str>,
+}
+
+impl VerdictReport {
+    pub fn new(verdict: &Verdict, mode: Mode, document: &Map<String, Value>) -> VerdictReport {
+        VerdictReport {
+            verdict: verdict.clone(),
+            mode,
+            candidate: document.clone(),
+            candidate_id: candidate::id(document),
+            path: None,
+        }
+    }
+
+    pub fn on(self, path: Path) -> VerdictReport {
+        VerdictReport { path: Some(name(path)), ..self }
+    }
+}
+
+impl Report for VerdictReport {
+    fn text(&self) -> String {
+        let path = self.path.map(|path| format!("; would be tried {path}")).unwrap_or_default();
+        format!("{}: {}{path}\n", word(self.verdict.status), self.verdict.reason)
+    }
+}
+
+fn word(status: Status) -> &'static str {
+    match status {
+        Status::Pass => "pass",
+        Status::Fail => "fail",
+        Status::Invalid => "invalid",
+    }
+}
+
+fn name(path: Path) -> &'static str {
+    match path {
+        Path::Spare => "spare",
+        Path::Quiesced => "quiesced",
+    }
+}
+
+/// What a trial came to.
+#[derive(Serialize)]
+pub struct CanaryRunReport {
+    #[serde(flatten)]
+    verdict: VerdictReport,
+    /// Why it was rejected.
+    rejection: Option<String>,
+    llm_latency_ms: Option<f64>,
+    oom_events: usize,
+    downtime_seconds: f64,
+    /// `None`: production was never away.
+    restored: Option<bool>,
+    restore_seconds: Option<f64>,
+    promotion: Option<String>,
+}
+
+impl CanaryRunReport {
+    pub fn new(
+        verdict: &Verdict,
+        mode: Mode,
+        document: &Map<String, Value>,
+        outcome: &Outcome,
+    ) -> CanaryRunReport {
+        let mut verdict = verdict.clone();
+        if outcome.tested.rejection.is_some() {
+            verdict.status = Status::Fail;
+        }
+        let restored = outcome.restored.as_ref();
+        CanaryRunReport {
+            verdict: VerdictReport::new(&verdict, mode, document).on(outcome.path),
+            rejection: outcome.tested.rejection.clone(),
+            llm_latency_ms: outcome.tested.latency.map(milliseconds),
+            oom_events: outcome.tested.oom_events,
+            downtime_seconds: restored.map_or(0.0, |restored| seconds(restored.downtime)),
+            restored: restored.map(|restored| restored.failure.is_none()),
+            restore_seconds: restored.map(|restored| seconds(restored.took)),
+            promotion: outcome.promotion.as_ref().map(|path| path.display().to_string()),
+        }
+    }
+}
+
+impl Report for CanaryRunReport {
+    fn text(&self) -> String {
+        let away = match self.restored {
+            Some(_) => format!(", production away for {:.1} s", self.downtime_seconds),
+            None => String::new(),
+        };
+        match (&self.rejection, &self.promotion) {
+            (Some(why), _) => format!("rejected: {why}{away}\n"),
+            (None, Some(file)) => {
+                let latency = self.llm_latency_ms.unwrap_or_default();
+                format!("passed: completion in {latency:.0} ms{away}; {file}\n")
+            }
+            (None, None) => format!("passed{away}\n"),
+        }
+    }
+}
+
+/// `canary status`.
+#[derive(Serialize)]
+pub struct CanaryStatusReport {
+    service: String,
+    mode: Mode,
+    window: String,
+    in_window: bool,
+    /// When the window opens next.
+    next_window: String,
+    night: String,
+    budget_used: Option<f64>,
+    budget_left: Option<f64>,
+    runs_24h: usize,
+    max_runs_per_day: usize,
+    /// Seconds.
+    cooldown_left: f64,
+    lock: LockReport,
+    /// Whether production still has to be brought back after a trial that was interrupted.
+    restore_owed: bool,
+    /// The trial that is under way, or was interrupted.
+    run_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+}
+
+impl CanaryStatusReport {
+    pub fn new(
+        config: &Config,
+        canary: &Canary,
+        ledger: &Ledger,
+        lock: &Result<Option<Held>>,
+        now: Timestamp,
+    ) -> Result<CanaryStatusReport> {
+        let night = canary.window.night(now);
+        let journal = ledger.journal()?;
+        let history = ledger.history(night);
+        let (used, error) = match &history {
+            Ok(history) => (Some(history.used), None),
+            Err(failure) => (None, Some(failure.message.clone())),
+        };
+        let runs = history.as_ref().map_or(Vec::new(), |history| runs_in_a_day(history, now));
+        let since = history
+            .as_ref()
+            .ok()
+            .and_then(|history| Duration::try_from(now.duration_since(*history.runs.last()?)).ok());
+        Ok(CanaryStatusReport {
+            service: canary.service.clone(),
+            mode: canary.mode,
+            window: canary.window.to_string(),
+            in_window: canary.window.contains(now),
+            next_window: canary.window.opens_next(now).to_string(),
+            night: night.strftime("%Y%m%d").to_string(),
+            budget_used: used.map(seconds),
+            budget_left: used.map(|used| seconds(canary.max_downtime.saturating_sub(used))),
+            runs_24h: runs.len(),
+            max_runs_per_day: canary.max_runs_per_day,
+            cooldown_left: since
+                .map_or(0.0, |since| seconds(canary.cooldown.saturating_sub(since))),
+            lock: LockReport::new(config, lock),
+            restore_owed: journal.as_ref().is_some_and(|journal| journal.is_orphaned()),
+            run_id: journal.map(|journal| journal.run_id),
+            error,
+        })
+    }
+}
+
+impl Report for CanaryStatusReport {
+    fn text(&self) -> String {
+        let figure =
+            |value: Option<f64>| value.map_or("?".to_owned(), |value| format!("{value:.1}"));
+        let window = match self.in_window {
+            true => "open now".to_owned(),
+            false => format!("opens {}", self.next_window),
+        };
+        let mode = match self.mode {
+            Mode::Predictive => "predictive",
+            Mode::Canary => "canary",
+        };
+        let mut text = format!(
+            "canary of {}, mode {mode}\nwindow {}: {window}\nnight {}: {} s used, {} s left\nruns within 24 h: {} of {}; cooldown {:.0} s\nGPU lock {}\n",
+            self.service,
+            self.window,
+            self.night,
+            figure(self.budget_used),
+            figure(self.budget_left),
+            self.runs_24h,
+            self.max_runs_per_day,
+            self.cooldown_left,
+            self.lock.describe(),
+        );
+        if self.restore_owed {
+            text.push_str("a restore is owed: `gpuctl canary recover`\n");
+        } else if let Some(run_id) = &self.run_id {
+            text.push_str(&format!("run {run_id} is under way\n"));
+        }
+        text
+    }
+}
+
+/// One sentence on what was done.
+#[derive(Serialize)]
+pub struct DoneReport {
+    success: bool,
+    message: String,
+}
+
+impl DoneReport {
+    pub fn new(message: &str) -> DoneReport {
+        DoneReport { success: true, message: message.to_owned() }
+    }
+}
+
+impl Report for DoneReport {
+    fn text(&self) -> String {
+        format!("{}\n", self.message)
+    }
+}

@@ -1,0 +1,109 @@
+//! A gpuctl beside a gpuctl, in a session of its own, that goes on when the first one dies. The
+//! two talk over a pipe, one line of JSON a message; the kernel tells the companion of the end.
+
+use super::command::start_companion;
+use super::host::since_boot;
+use super::wait::{Stop, Timer, Woken, wait};
+use crate::error::{Failure, Result};
+use crate::exit::Code;
+use crate::model::Pid;
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::pipe::{PipeFlags, pipe_with};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use std::io::Write;
+use std::process::Child;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Our side of it. When it is dropped, the companion takes us for dead.
+pub struct Companion {
+    pipe: std::fs::File,
+    child: Child,
+}
+
+impl Companion {
+    /// Starts gpuctl with these arguments.
+    pub fn start(arguments: &[&str]) -> Result<Companion> {
+        let (input, pipe) = pipe_with(PipeFlags::CLOEXEC)
+            .map_err(|e| Failure::new(Code::Internal, format!("cannot make a pipe: {e}")))?;
+        let child = start_companion(arguments, input)?;
+        Ok(Companion { pipe: pipe.into(), child })
+    }
+
+    pub fn pid(&self) -> Pid {
+        self.child.id() as Pid
+    }
+
+    /// Tells it something; where it has been killed, nobody listens.
+    pub fn tell(&mut self, message: &impl Serialize) {
+        let mut line = serde_json::to_vec(message).expect("a message of plain fields");
+        line.push(b'\n');
+        let _ = self.pipe.write_all(&line);
+    }
+
+    /// It is needed no more, and ends before it can take us for dead.
+    pub fn dismiss(mut self) {
+        // It has nothing to tell.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The companion's side.
+pub struct Listener {
+    input: OwnedFd,
+    heard: Vec<u8>,
+}
+
+pub enum Heard<M> {
+    Message(M),
+    /// The other one has ended.
+    Gone,
+    TimedOut,
+}
+
+impl Listener {
+    /// Listens on stdin.
+    pub fn new() -> Result<Listener> {
+        let input = rustix::io::dup(rustix::stdio::stdin())
+            .map_err(|e| Failure::new(Code::Io, format!("cannot read from stdin: {e}")))?;
+        // What asks us politely to end is for the other one, who tells when we may.
+        for signal in [SIGINT, SIGTERM, SIGHUP] {
+            signal_hook::flag::register(signal, Arc::default())
+                .map_err(|e| Failure::new(Code::Internal, format!("cannot handle signals: {e}")))?;
+        }
+        Ok(Listener { input, heard: Vec::new() })
+    }
+
+    /// The next message, waited for until a time since boot.
+    pub fn next<M: DeserializeOwned>(&mut self, until: Option<Duration>) -> Result<Heard<M>> {
+        loop {
+            if let Some(end) = self.heard.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.heard.drain(..=end).collect();
+                let message = serde_json::from_slice(&line).map_err(|e| {
+                    Failure::new(Code::Internal, format!("told something unknown: {e}"))
+                })?;
+                return Ok(Heard::Message(message));
+            }
+            let timer = until.map(Timer::at).transpose()?;
+            let mut watched = vec![self.input.as_fd()];
+            watched.extend(timer.iter().map(Timer::fd));
+            let far = Instant::now() + Duration::from_secs(24 * 60 * 60);
+            wait(&watched, &Stop::never(), far);
+            // What was told in time counts, though it is read too late.
+            if wait(&[self.input.as_fd()], &Stop::never(), Instant::now()) == Woken::Event {
+                let mut part = [0; 4096];
+                match rustix::io::read(&self.input, &mut part) {
+                    Ok(0) => return Ok(Heard::Gone),
+                    Ok(count) => self.heard.extend_from_slice(&part[..count]),
+                    Err(rustix::io::Errno::INTR) => {}
+                    Err(_) => return Ok(Heard::Gone),
+                }
+            } else if until.is_some_and(|until| since_boot() >= until) {
+                return Ok(Heard::TimedOut);
+            }
+        }
+    }
+}
