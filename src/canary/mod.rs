@@ -4,6 +4,7 @@
 pub mod candidate;
 pub mod guardian;
 pub mod ledger;
+pub mod look;
 pub mod maintenance;
 pub mod restore;
 pub mod run;

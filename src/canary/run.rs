@@ -229,10 +229,17 @@ impl Trial<'_> {
         &self,
         journal: &Journal,
         path: Path,
-        tested: Tested,
+        mut tested: Tested,
         restored: Option<Restored>,
-        broken_off: Option<Failure>,
+        mut broken_off: Option<Failure>,
     ) -> Result<Outcome> {
+        // What was measured while others may have used the card is worth nothing.
+        if tested.rejection.is_none()
+            && let Err(lost) = self.guard.confirm()
+        {
+            tested.rejection = Some(lost.message.clone());
+            broken_off = broken_off.or(Some(lost));
+        }
         let promotion = match &tested.rejection {
             None => {
                 let latency = tested.latency.map(milliseconds);

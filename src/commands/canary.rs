@@ -3,28 +3,24 @@
 use super::Session;
 use crate::canary::candidate::{self, Candidate};
 use crate::canary::ledger::Ledger;
+use crate::canary::look::{has_room, predict, refuse_unready};
 use crate::canary::maintenance;
 use crate::canary::restore::{Hands, restore};
 use crate::canary::run::{Trial, later, owed, refuse_unsettled};
-use crate::canary::verdict::{Card, Verdict, judge};
 use crate::canary::window::Path;
 use crate::cli::{self, CanaryMode, CanaryRun};
-use crate::config::{Canary, Gpu, Mode, Selector};
+use crate::config::{Canary, Mode};
 use crate::error::{Failure, Result as Fallible};
 use crate::exit::{Answer, Code};
 use crate::lock::{self, Guard, Purpose};
-use crate::model::{Mb, Source, State, Vram};
-use crate::observe::observe;
-use crate::plan::reading_required;
 use crate::report::{CanaryRunReport, CanaryStatusReport, DoneReport, VerdictReport, print};
 use crate::world::host;
 use crate::world::nvml::Reader;
-use crate::world::ports::Listeners;
 use anyhow::{Result, bail};
 use serde_json::{Map, Value, json};
 use std::fs;
 use std::io::Read;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 /// A candidate is a handful of parameters.
@@ -46,7 +42,7 @@ fn check(arguments: &cli::Candidate, session: &Session) -> Result<Answer> {
     let document = document(arguments, canary)?;
     let candidate = Candidate::new(&document, &canary.bounds);
     let mut reader = Reader::open(&session.config.gpu);
-    let verdict = predict(&candidate, canary, session, &mut reader)?;
+    let verdict = predict(&candidate, &session.config, canary, &mut reader, &session.stop)?;
     print(&VerdictReport::new(&verdict, Mode::Predictive, &document), session.json)?;
     Ok(Answer::from(verdict.passed))
 }
@@ -61,7 +57,7 @@ fn trial(arguments: &CanaryRun, mut session: Session) -> Result<Answer> {
     let document = document(&arguments.candidate, &canary)?;
     let candidate = Candidate::new(&document, &canary.bounds);
     let mut reader = Reader::open(&session.config.gpu);
-    let verdict = predict(&candidate, &canary, &session, &mut reader)?;
+    let verdict = predict(&candidate, &session.config, &canary, &mut reader, &session.stop)?;
     let ledger = Ledger::open(&canary)?;
     let config = session.config.clone();
     let progress = session.progress.clone();
@@ -89,7 +85,7 @@ fn trial(arguments: &CanaryRun, mut session: Session) -> Result<Answer> {
     let permitted = (|| {
         refuse_unsettled(&hands)?;
         hands.permit(path, arguments.now)?;
-        refuse_unready(&hands, &session, path)
+        refuse_unready(&hands, &session.stop, path)
     })();
     if arguments.dry_run.dry_run {
         permitted?;
@@ -139,102 +135,6 @@ fn trial(arguments: &CanaryRun, mut session: Session) -> Result<Answer> {
     Ok(Answer::from(outcome.tested.rejection.is_none()))
 }
 
-/// The candidate's parameters as they were given.
-fn document(arguments: &cli::Candidate, canary: &Canary) -> Fallible<Map<String, Value>> {
-    let wrong = |problem: String| Failure::new(Code::Usage, problem);
-    let Some(path) = &arguments.candidate else {
-        let mut document = Map::new();
-        for assignment in &arguments.set {
-            candidate::set(&mut document, assignment, &canary.bounds)
-                .map_err(|e| wrong(format!("--set: {e}")))?;
-        }
-        return Ok(document);
-    };
-    let shown = path.display();
-    let mut text = String::new();
-    let read = match path.as_os_str() == "-" {
-        true => std::io::stdin().take(CANDIDATE_LIMIT).read_to_string(&mut text),
-        false => fs::File::open(path)
-            .and_then(|file| file.take(CANDIDATE_LIMIT).read_to_string(&mut text)),
-    };
-    read.map_err(|e| Failure::new(Code::Io, format!("the candidate {shown} cannot be read: {e}")))?;
-    serde_json::from_str(&text).map_err(|e| {
-        wrong(format!("the candidate {shown} is no JSON object: {e}"))
-            .hint("{\"vllm_memory_util\": 0.75}")
-    })
-}
-
-/// The verdict by arithmetic over the live card.
-fn predict(
-    candidate: &std::result::Result<Candidate, String>,
-    canary: &Canary,
-    session: &Session,
-    reader: &mut Reader,
-) -> Fallible<Verdict> {
-    let config = &session.config;
-    let snapshot = observe(config, reader, &session.stop, |_| false)?;
-    let vram = &snapshot.vram;
-    let (Some(total), Some(used)) = (vram.total, vram.used) else {
-        return Err(reading_required(vram));
-    };
-    let production = snapshot.service(&canary.service);
-    let own = match vram.source {
-        Source::Nvml => production.used,
-        Source::Estimate => Some(match production.may_run() {
-            true => config.service(&canary.service)?.vram,
-            false => Mb(0),
-        }),
-    };
-    let own = own.ok_or_else(|| {
-        Failure::new(Code::Unavailable, format!("what {} holds cannot be told", canary.service))
-            .hint("`gpuctl status` says why")
-    })?;
-    Ok(judge(candidate, canary, Card { total, persistent: used.saturating_sub(own) }))
-}
-
-/// Whether that card is another than production's, and has room for the candidate: for what it
-/// takes of production's card, and for the share that it takes of this one.
-fn has_room(device: u32, candidate: &Candidate, verdict: &Verdict, hands: &Hands) -> bool {
-    let mut own = hands.reader.lock().unwrap_or_else(PoisonError::into_inner);
-    let own = own.read().ok().and_then(|vram| vram.device);
-    let other = Gpu { selector: Selector::Index(device), ..hands.config.gpu.clone() };
-    let other = Reader::open(&other).read().ok();
-    let (Some(own), Some(Vram { total: Some(total), used: Some(used), free: Some(free), .. })) =
-        (own, other)
-    else {
-        return false;
-    };
-    let there = judge(&Ok(candidate.clone()), hands.canary, Card { total, persistent: used });
-    let fits = verdict.allocation.is_some_and(|needed| free >= needed);
-    own.index != device && there.passed && fits
-}
-
-/// A trial needs production to be well, and its own port to be free.
-fn refuse_unready(hands: &Hands, session: &Session, path: Path) -> Fallible<()> {
-    let canary = hands.canary;
-    let listeners = Listeners::read();
-    if listeners.is_taken(canary.port) {
-        let message = format!("something listens on the canary's port {}", canary.port);
-        return Err(
-            Failure::new(Code::StartFailed, message).hint("end it, or choose another canary.port")
-        );
-    }
-    if path == Path::Spare {
-        return Ok(());
-    }
-    let mut reader = hands.reader.lock().unwrap_or_else(PoisonError::into_inner);
-    let asks = |service: &crate::model::Service| service.name == canary.service;
-    let snapshot = observe(&session.config, &mut reader, &session.stop, asks)?;
-    match snapshot.service(&canary.service).state {
-        State::Ready => Ok(()),
-        state => Err(Failure::new(
-            Code::Unavailable,
-            format!("{} is {state}: there is no production to be tried against", canary.service),
-        )
-        .hint(format!("`gpuctl start {}` first", canary.service))),
-    }
-}
-
 /// A trial does not wait for the lock: its refusal says when the lock ends by itself.
 fn come_again(refusal: Failure) -> Failure {
     let left = refusal.details.get("ttl").and_then(Value::as_u64).map(Duration::from_secs);
@@ -260,6 +160,31 @@ fn note_refusal(hands: &Hands, document: &Map<String, Value>, refusal: &Failure)
     if let Err(failure) = hands.ledger.audit(night, "refused", facts) {
         hands.progress.warning(&format!("the refusal is missing in the audit: {failure}"));
     }
+}
+
+/// The candidate's parameters as they were given.
+fn document(arguments: &cli::Candidate, canary: &Canary) -> Fallible<Map<String, Value>> {
+    let wrong = |problem: String| Failure::new(Code::Usage, problem);
+    let Some(path) = &arguments.candidate else {
+        let mut document = Map::new();
+        for assignment in &arguments.set {
+            candidate::set(&mut document, assignment, &canary.bounds)
+                .map_err(|e| wrong(format!("--set: {e}")))?;
+        }
+        return Ok(document);
+    };
+    let shown = path.display();
+    let mut text = String::new();
+    let read = match path.as_os_str() == "-" {
+        true => std::io::stdin().take(CANDIDATE_LIMIT).read_to_string(&mut text),
+        false => fs::File::open(path)
+            .and_then(|file| file.take(CANDIDATE_LIMIT).read_to_string(&mut text)),
+    };
+    read.map_err(|e| Failure::new(Code::Io, format!("the candidate {shown} cannot be read: {e}")))?;
+    serde_json::from_str(&text).map_err(|e| {
+        wrong(format!("the candidate {shown} is no JSON object: {e}"))
+            .hint("{\"vllm_memory_util\": 0.75}")
+    })
 }
 
 fn status(session: &Session) -> Result<Answer> {

@@ -153,7 +153,7 @@ pub type Complaint = (&'static str, String);
 
 impl File {
     /// Puts the environment's word over the file's.
-    pub fn overlay(&mut self, environment: &Environment) -> Result<(), Complaint> {
+    fn overlay(&mut self, environment: &Environment) -> Result<(), Complaint> {
         let span = |text: &str| Span::parse(text).ok_or("no duration");
         let some_time = |text: &str| match span(text)? {
             Span(Duration::ZERO) => Err("no time at all"),
@@ -197,10 +197,11 @@ impl File {
     }
 
     pub fn resolve(
-        &self,
+        &mut self,
         services: &[Service],
-        default_state_dir: Option<PathBuf>,
+        environment: &Environment,
     ) -> Result<Canary, Complaint> {
+        self.overlay(environment)?;
         if !services.iter().any(|service| service.name == self.service) {
             return Err(("service", format!("no service \"{}\" is configured", self.service)));
         }
@@ -240,7 +241,11 @@ impl File {
             model_mb: self.model_mb,
             kv_cache_min: self.kv_cache_min_mb,
             maintenance_lock: self.maintenance_lock.as_ref().map(PathBuf::from),
-            state_dir: self.state_dir.as_ref().map(PathBuf::from).or(default_state_dir),
+            state_dir: self
+                .state_dir
+                .as_ref()
+                .map(PathBuf::from)
+                .or_else(|| environment.state_dir()),
             oom,
             bounds: self.bounds.clone(),
             extra: self.extra_mb.clone(),

@@ -2,7 +2,7 @@
 
 use super::file::{self, File};
 use super::text::Source;
-use super::{Canary, Config, Environment, Gpu, Lock, Place, Selector};
+use super::{Config, Environment, Gpu, Lock, Place, Selector};
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::model::{Evict, Health, Manager, Mb, Native, Service, Unload, variable};
@@ -85,11 +85,10 @@ pub fn validate(
         }
         services.push(service);
     }
-    let canary = canary(&mut file, &services, environment).map_err(|(key, problem)| {
-        match key.starts_with("KLR_") {
-            true => Failure::new(Code::Config, format!("${key}: {problem}")),
-            false => complain(&["canary", key], &problem),
-        }
+    let canary = file.canary.as_mut().map(|canary| canary.resolve(&services, environment));
+    let canary = canary.transpose().map_err(|(key, problem)| match key.starts_with("KLR_") {
+        true => Failure::new(Code::Config, format!("${key}: {problem}")),
+        false => complain(&["canary", key], &problem),
     })?;
     let phases =
         phases(&file, &services).map_err(|(key, problem)| complain(&["phases", &key], &problem))?;
@@ -152,16 +151,6 @@ fn lock_place(lock: &file::Lock, environment: &Environment) -> std::result::Resu
         }
         _ => Err("not a redis://, rediss://, redis+unix:// or file:///path URL".to_owned()),
     }
-}
-
-fn canary(
-    file: &mut File,
-    services: &[Service],
-    environment: &Environment,
-) -> std::result::Result<Option<Canary>, Complaint<&'static str>> {
-    let Some(canary) = &mut file.canary else { return Ok(None) };
-    canary.overlay(environment)?;
-    canary.resolve(services, environment.state_dir()).map(Some)
 }
 
 fn phases(

@@ -182,6 +182,14 @@ impl Guard {
         self.lease.check()
     }
 
+    /// Asks whether the lock is still ours, where more than the next renewal hangs on it.
+    pub fn confirm(&self) -> Result<()> {
+        if lock(&self.shared).confirm()?.is_none() {
+            self.lease.lose("it is not ours any more");
+        }
+        self.lease.check()
+    }
+
     /// The command has ended.
     pub fn forget_command(&self) {
         if let Some(watchdog) = lock(&self.shared).watchdog.take() {

@@ -1,12 +1,14 @@
 //! The GPU lock: one holder at a time, the longest waiting next, and a number (the fence) that
 //! rises with every holder. It is kept in Redis or in a file; both make the same promises.
 
+mod fence;
 mod file;
 mod guard;
 mod record;
 mod redis;
 pub mod watchdog;
 
+pub use fence::remember as remember_fence;
 pub use guard::{Guard, Heirloom, Purpose};
 pub use record::{Group, Held, Record, bearers};
 
@@ -14,13 +16,9 @@ use crate::config::{Config, Place};
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::model::Pid;
-use crate::world::files;
 use crate::world::host::{random_hex, since_boot};
 use crate::world::processes;
 use crate::world::wait::{Stop, wait};
-use rustix::fs::{FlockOperation, OFlags, flock};
-use std::os::unix::fs::FileExt;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// Between two tries at a server that will be ready in a moment.
@@ -126,7 +124,7 @@ impl Claim {
             let pid = pid.unwrap_or_default();
             return Err(Failure::new(Code::NotFound, format!("there is no process {pid}")));
         };
-        let floor = remembered_fence(config);
+        let floor = fence::remembered(config);
         Ok(Claim { holder: holder.to_owned(), record, ttl, floor })
     }
 
@@ -232,46 +230,6 @@ fn refusal(busy: &Busy, patience: Duration) -> Failure {
         .detail("holder", held.holder.as_str())
         .detail("owner", held.owner())
         .detail("ttl", held.ttl())
-}
-
-/// The highest fence that this machine has seen: it has to rise also where the server has
-/// forgotten everything.
-fn remembered_fence(config: &Config) -> u64 {
-    let file = config.state_dir().map(|folder| folder.join(FENCE_FILE));
-    let text =
-        file.ok().and_then(|file| std::io::read_to_string(files::existing(&file).ok()?).ok());
-    text.and_then(|text| text.trim().parse().ok()).unwrap_or(0)
-}
-
-const FENCE_FILE: &str = "fence";
-
-/// Keeps a fence for later; tells why where that is not possible. In place and one at a time, since
-/// several locks (of several cards) may share the state folder, and the next one waits for it.
-pub fn remember_fence(config: &Config, fence: u64) -> Option<String> {
-    if fence <= remembered_fence(config) {
-        return None;
-    }
-    let keep = |folder: &Path| {
-        files::private_dir(folder)?;
-        let file = files::open(&folder.join(FENCE_FILE), OFlags::RDWR)?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            // Another lock's, which keeps its own; ours is kept with the next holder.
-            Err(rustix::io::Errno::WOULDBLOCK) => return Ok(()),
-            locked => locked?,
-        }
-        if fence > remembered_fence(config) {
-            let text = fence.to_string();
-            file.write_all_at(text.as_bytes(), 0)?;
-            file.set_len(text.len() as u64)?;
-        }
-        std::io::Result::Ok(())
-    };
-    match config.state_dir() {
-        Ok(folder) => keep(folder)
-            .err()
-            .map(|e| format!("the lock's fence cannot be remembered in {}: {e}", folder.display())),
-        Err(failure) => Some(format!("the lock's fence cannot be remembered: {failure}")),
-    }
 }
 
 /// A name as the lock can show it: neither our mark nor anything that a terminal obeys.

@@ -6,13 +6,15 @@
 //! waiters by when they last looked, `KEY:called` whose turn it is, `KEY:wake:TOKEN` what wakes
 //! one, `KEY:command` the last record that names a command, which may outlive the lock's time.
 
+mod explain;
+
 use super::record::Held;
 use super::{Attempt, Backend, Busy, Claim};
 use crate::config::mask;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::world::wait::{Aside, Handle, Stop, wait};
-use redis::{Client, Cmd, Connection, ErrorKind, RedisError, Value};
+use redis::{Client, Cmd, Connection, RedisError, Value};
 use std::time::{Duration, Instant};
 
 /// A script, by its name.
@@ -153,70 +155,6 @@ impl Redis {
         command.arg(wake).arg(LISTEN.as_secs());
         let client = self.client.clone();
         Aside::begin(move || command.query(&mut client.get_connection_with_timeout(CALL_LIMIT)?))
-    }
-
-    fn unavailable(&self, why: &str) -> Failure {
-        Failure::new(Code::Unavailable, format!("Redis at {} {why}", self.place()))
-    }
-
-    fn refused(&self, why: &str) -> Failure {
-        Failure::new(Code::Permission, format!("Redis at {} {why}", self.place()))
-    }
-
-    /// What an error means: told by its code, never by its text.
-    fn explain(&self, error: &RedisError) -> Failure {
-        let failure = self.explain_code(error);
-        match error.code() {
-            Some(code) => failure.detail(ERROR, code),
-            None => failure,
-        }
-    }
-
-    fn explain_code(&self, error: &RedisError) -> Failure {
-        let detail = mask(error.detail().unwrap_or_default());
-        match (error.kind(), error.code().unwrap_or_default()) {
-            (ErrorKind::AuthenticationFailed, _) | (_, "WRONGPASS") => self
-                .refused("does not take the user and password of the lock's URL")
-                .hint("correct lock.url, $GPUCTL_LOCK_URL or $REDIS_URL (a server that has no password takes none)"),
-            (_, "NOAUTH") => self
-                .refused("wants a password, and the lock's URL has none")
-                .hint("put it into the URL: redis://:PASSWORD@HOST:PORT"),
-            (_, "NOPERM") => self
-                .refused(&format!("does not let this user do what the lock needs: {detail}"))
-                .hint(format!(
-                    "its ACL must allow ~{}* and the commands eval, type, get, set, del, exists, pttl, pexpire, \
-                     time, lpush, blpop and those of sorted sets",
-                    self.key
-                )),
-            (_, "WRONGTYPE") => Failure::new(
-                Code::Config,
-                format!("a key beside {} is used for something else: {detail}", self.key),
-            )
-            .hint("choose another lock.key"),
-            (_, LOADING) => self.unavailable("is still loading its data"),
-            (_, "READONLY") => {
-                self.unavailable("is a read-only replica").hint("name its primary in lock.url")
-            }
-            (_, "OOM") => self.unavailable("has no memory left").hint("raise its maxmemory"),
-            (_, "MISCONF") => self
-                .unavailable("cannot save to disk and takes no writes")
-                .hint("see its log, and the disk that it saves to"),
-            (_, "NOREPLICAS") => self.unavailable("has too few replicas and takes no writes"),
-            (_, code) if !code.is_empty() => {
-                self.unavailable(&format!("answers {code}: {detail}"))
-            }
-            _ => self
-                .unavailable(&format!("cannot be reached: {}", mask(&error.to_string())))
-                .hint("start it, or correct lock.url; without one gpuctl uses a lock file"),
-        }
-    }
-
-    fn wrong_type(&self, kind: &str) -> Failure {
-        Failure::new(
-            Code::Config,
-            format!("the key {} in Redis at {} is a {kind}, not a lock", self.key, self.place()),
-        )
-        .hint("choose another lock.key, or remove that key if nobody needs it")
     }
 }
 

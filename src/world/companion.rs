@@ -3,7 +3,8 @@
 
 use super::command::start_companion;
 use super::host::since_boot;
-use super::wait::{Stop, Timer, Woken, wait};
+use super::processes::is_same_program;
+use super::wait::{Handle, Stop, Timer, Woken, wait};
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::model::Pid;
@@ -16,6 +17,9 @@ use std::io::Write;
 use std::process::Child;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+/// From the end of its descriptors to that of a process.
+const END_LIMIT: Duration = Duration::from_secs(1);
 
 /// Our side of it. When it is dropped, the companion takes us for dead.
 pub struct Companion {
@@ -54,6 +58,7 @@ impl Companion {
 /// The companion's side.
 pub struct Listener {
     input: OwnedFd,
+    other: Option<Handle>,
     heard: Vec<u8>,
 }
 
@@ -74,7 +79,18 @@ impl Listener {
             signal_hook::flag::register(signal, Arc::default())
                 .map_err(|e| Failure::new(Code::Internal, format!("cannot handle signals: {e}")))?;
         }
-        Ok(Listener { input, heard: Vec::new() })
+        // Where it has died already, somebody else has become our parent.
+        let parent = rustix::process::getppid().map(|pid| pid.as_raw_pid());
+        let other = parent.filter(|pid| is_same_program(*pid)).and_then(Handle::open);
+        Ok(Listener { input, other, heard: Vec::new() })
+    }
+
+    /// A pipe is closed a moment before its process has ended, and counts as ended for others.
+    fn gone<M>(&self) -> Heard<M> {
+        if let Some(other) = &self.other {
+            wait(&[other.fd()], &Stop::never(), Instant::now() + END_LIMIT);
+        }
+        Heard::Gone
     }
 
     /// The next message, waited for until a time since boot.
@@ -96,10 +112,9 @@ impl Listener {
             if wait(&[self.input.as_fd()], &Stop::never(), Instant::now()) == Woken::Event {
                 let mut part = [0; 4096];
                 match rustix::io::read(&self.input, &mut part) {
-                    Ok(0) => return Ok(Heard::Gone),
-                    Ok(count) => self.heard.extend_from_slice(&part[..count]),
+                    Ok(count @ 1..) => self.heard.extend_from_slice(&part[..count]),
                     Err(rustix::io::Errno::INTR) => {}
-                    Err(_) => return Ok(Heard::Gone),
+                    Ok(0) | Err(_) => return Ok(self.gone()),
                 }
             } else if until.is_some_and(|until| since_boot() >= until) {
                 return Ok(Heard::TimedOut);

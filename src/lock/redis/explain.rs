@@ -1,0 +1,73 @@
+//! What an error of Redis means, and what to do about it: told by its code, never by its text.
+
+use super::{ERROR, LOADING, Redis};
+use crate::config::mask;
+use crate::error::Failure;
+use crate::exit::Code;
+use redis::{ErrorKind, RedisError};
+
+impl Redis {
+    pub(super) fn unavailable(&self, why: &str) -> Failure {
+        Failure::new(Code::Unavailable, format!("Redis at {} {why}", self.place()))
+    }
+
+    pub(super) fn refused(&self, why: &str) -> Failure {
+        Failure::new(Code::Permission, format!("Redis at {} {why}", self.place()))
+    }
+
+    /// What an error means: told by its code, never by its text.
+    pub(super) fn explain(&self, error: &RedisError) -> Failure {
+        let failure = self.explain_code(error);
+        match error.code() {
+            Some(code) => failure.detail(ERROR, code),
+            None => failure,
+        }
+    }
+
+    fn explain_code(&self, error: &RedisError) -> Failure {
+        let detail = mask(error.detail().unwrap_or_default());
+        match (error.kind(), error.code().unwrap_or_default()) {
+            (ErrorKind::AuthenticationFailed, _) | (_, "WRONGPASS") => self
+                .refused("does not take the user and password of the lock's URL")
+                .hint("correct lock.url, $GPUCTL_LOCK_URL or $REDIS_URL (a server that has no password takes none)"),
+            (_, "NOAUTH") => self
+                .refused("wants a password, and the lock's URL has none")
+                .hint("put it into the URL: redis://:PASSWORD@HOST:PORT"),
+            (_, "NOPERM") => self
+                .refused(&format!("does not let this user do what the lock needs: {detail}"))
+                .hint(format!(
+                    "its ACL must allow ~{}* and the commands eval, type, get, set, del, exists, pttl, pexpire, \
+                     time, lpush, blpop and those of sorted sets",
+                    self.key
+                )),
+            (_, "WRONGTYPE") => Failure::new(
+                Code::Config,
+                format!("a key beside {} is used for something else: {detail}", self.key),
+            )
+            .hint("choose another lock.key"),
+            (_, LOADING) => self.unavailable("is still loading its data"),
+            (_, "READONLY") => {
+                self.unavailable("is a read-only replica").hint("name its primary in lock.url")
+            }
+            (_, "OOM") => self.unavailable("has no memory left").hint("raise its maxmemory"),
+            (_, "MISCONF") => self
+                .unavailable("cannot save to disk and takes no writes")
+                .hint("see its log, and the disk that it saves to"),
+            (_, "NOREPLICAS") => self.unavailable("has too few replicas and takes no writes"),
+            (_, code) if !code.is_empty() => {
+                self.unavailable(&format!("answers {code}: {detail}"))
+            }
+            _ => self
+                .unavailable(&format!("cannot be reached: {}", mask(&error.to_string())))
+                .hint("start it, or correct lock.url; without one gpuctl uses a lock file"),
+        }
+    }
+
+    pub(super) fn wrong_type(&self, kind: &str) -> Failure {
+        Failure::new(
+            Code::Config,
+            format!("the key {} in Redis at {} is a {kind}, not a lock", self.key, self.place()),
+        )
+        .hint("choose another lock.key, or remove that key if nobody needs it")
+    }
+}
