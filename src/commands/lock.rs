@@ -22,7 +22,7 @@ fn acquire(arguments: &LockAcquire, session: &Session) -> Result<Answer> {
     if holder.is_empty() || *holder != lock::holder_name(holder) {
         bail!(
             Failure::new(Code::Usage, format!("\"{holder}\" cannot be shown as a holder"))
-                .hint("a name without | and control characters")
+                .hint("a name without |, quotes and control characters")
         );
     }
     let ttl = match &arguments.ttl {

@@ -77,7 +77,7 @@ fn work(
     let mut ending = started.map(|mut job| (job.attend(&until_lost), job));
     if let (Ok((Ending::Running, job)), Some(group)) = (&mut ending, group) {
         session.progress.line("the GPU lock is lost; ending the command");
-        end_command(Some(group), guard.token(), grace)?;
+        end_command(Some(group), guard.token(), grace).inspect_err(|_| guard.let_run_out())?;
         job.attend(&Stop::never());
     }
     guard.forget_command();

@@ -197,6 +197,12 @@ impl Guard {
         }
     }
 
+    /// From now on it is neither renewed nor released: what works under it cannot be ended, and who
+    /// takes it over has to wait for that.
+    pub fn let_run_out(&self) {
+        lock(&self.shared).title = Title::Borrowed(self.token.clone());
+    }
+
     /// Gives the lock back; fails where it was lost before, so that others may have acted too.
     pub fn release(mut self, progress: &Progress) -> Result<()> {
         self.end_renewal();

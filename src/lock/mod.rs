@@ -232,7 +232,7 @@ fn refusal(busy: &Busy, patience: Duration) -> Failure {
         .detail("ttl", held.ttl())
 }
 
-/// A name as the lock can show it: neither our mark nor anything that a terminal obeys.
+/// A name as the lock can show it: nothing that a terminal obeys, nor that is part of our record.
 pub fn holder_name(name: &str) -> String {
-    name.chars().map(|c| if c.is_control() || c == '|' { '_' } else { c }).collect()
+    name.chars().map(|c| if c.is_control() || "|\"".contains(c) { '_' } else { c }).collect()
 }

@@ -91,7 +91,16 @@ fn a_command_line_that_makes_no_sense_is_refused_and_takes_nothing() {
 #[test]
 fn a_holder_that_cannot_be_shown_is_refused() {
     on_both(|rig, _| {
-        for name in ["a|b", "me|gpuctl1|{}", "a\nb", "\u{1b}[31mred", "\u{7f}", "\u{9b}0m", ""] {
+        for name in [
+            "a|b",
+            "me|gpuctl1|{}",
+            "\"token\":\"x\"",
+            "a\nb",
+            "\u{1b}[31mred",
+            "\u{7f}",
+            "\u{9b}0m",
+            "",
+        ] {
             let acquire = rig.gpuctl("lock acquire").arg(name).run();
             acquire.fails("usage").stderr_has("holder").stderr_has("control characters");
         }

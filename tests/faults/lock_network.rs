@@ -110,9 +110,10 @@ fn row_24_a_waiter_whose_connection_is_reset_waits_on() {
     redis.legacy_acquire("vidi_generate");
     let waiter = rig.gpuctl("lock acquire").spawn();
     until("it waits", || waiter.stderr().contains("held by vidi_generate"));
-    for connections in [2, 3] {
+    for _ in 0..2 {
+        let before = proxy.connections();
         proxy.reset();
-        until("it connects again", || proxy.connections() == connections);
+        until("it connects again", || proxy.connections() > before);
     }
     redis.legacy_release("vidi_generate");
     waiter.wait().succeeds().stderr_has("held by vidi_generate").stdout_has("\n");
