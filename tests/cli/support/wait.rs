@@ -4,7 +4,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// Long enough for a loaded machine; it only keeps a broken build from waiting for ever.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Watches until `done` says so; fails the test, naming `what`, when it never does.
 #[track_caller]
