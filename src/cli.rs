@@ -65,10 +65,16 @@ pub enum Command {
     Config(Config),
     /// Bring production back when the gpuctl of a trial is gone; `canary run` starts it
     #[command(hide = true)]
-    Guardian,
+    Guardian(Companion),
     /// End a command whose gpuctl is gone; `run` starts it
     #[command(hide = true)]
-    Watchdog,
+    Watchdog(Companion),
+}
+
+#[derive(Debug, Args)]
+pub struct Companion {
+    /// Whose companion it is
+    pub of: i32,
 }
 
 #[derive(Debug, Args)]

@@ -28,9 +28,9 @@ impl Guardian {
     pub fn start(config: &Config) -> Result<Guardian> {
         let path = config.path.as_ref().map(|path| path.to_string_lossy().into_owned());
         let gpu = config.gpu.selector.to_string();
-        let mut arguments = vec![COMMAND, "--gpu", &gpu];
+        let mut arguments = vec!["--gpu", &gpu];
         arguments.extend(path.as_deref().map(|path| ["--config", path]).into_iter().flatten());
-        let companion = Companion::start(&arguments)?;
+        let companion = Companion::start(COMMAND, &arguments)?;
         let group = Group::led_by(companion.pid()).ok_or_else(|| {
             Failure::new(Code::Internal, "the guardian, just started, is not in the process table")
         })?;
@@ -48,8 +48,8 @@ impl Guardian {
 }
 
 /// The other side.
-pub fn serve(config: &Config) -> Result<Answer> {
-    let mut listener = Listener::new()?;
+pub fn serve(config: &Config, of: Pid) -> Result<Answer> {
+    let mut listener = Listener::new(of)?;
     let mut heirloom = None;
     while let Heard::Message(lock) = listener.next::<Option<Heirloom>>(None)? {
         heirloom = lock;

@@ -7,9 +7,8 @@ use crate::model::Pid;
 use crate::world::files;
 use crate::world::host;
 use crate::world::processes;
-use rustix::fs::OFlags;
 use std::fs;
-use std::io::{Error, ErrorKind, Write};
+use std::io::{Error, ErrorKind};
 use std::path::{Path, PathBuf};
 
 /// The file, ours until it is dropped.
@@ -29,9 +28,7 @@ pub fn begin(canary: &Canary) -> Result<Option<Maintenance>> {
     let Some(path) = &canary.maintenance_lock else { return Ok(None) };
     clear_stale(canary)?;
     let content = format!("canary:{}:{}\n", std::process::id(), host::now());
-    let made = files::open(path, OFlags::WRONLY | OFlags::EXCL)
-        .and_then(|mut file| file.write_all(content.as_bytes()));
-    match made {
+    match files::create(path, content.as_bytes()) {
         Ok(()) => Ok(Some(Maintenance { path: path.clone() })),
         Err(e) if e.kind() == ErrorKind::AlreadyExists => {
             let holder = fs::read_to_string(path).unwrap_or_default();

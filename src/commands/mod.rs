@@ -78,8 +78,10 @@ pub fn run(cli: &Cli, environment: &Environment) -> Result<Answer> {
         Command::Run(arguments) => run::run(arguments, session()?),
         Command::Lock(command) => lock::run(command, session()?),
         Command::Canary(command) => canary::run(command, session()?),
-        Command::Guardian => Ok(guardian::serve(&load(&cli.global, environment)?)?),
-        Command::Watchdog => Ok(watchdog::serve()?),
+        Command::Guardian(companion) => {
+            Ok(guardian::serve(&load(&cli.global, environment)?, companion.of)?)
+        }
+        Command::Watchdog(companion) => Ok(watchdog::serve(companion.of)?),
         Command::Config(command) => config::run(command, &cli.global, environment),
     }
 }

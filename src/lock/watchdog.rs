@@ -4,6 +4,7 @@
 use super::{Group, bearers};
 use crate::error::Result;
 use crate::exit::Answer;
+use crate::model::Pid;
 use crate::world::companion::{Companion, Heard, Listener};
 use crate::world::ending::{FirstMove, end};
 use crate::world::wait::Stop;
@@ -29,7 +30,7 @@ pub struct Watchdog {
 
 impl Watchdog {
     pub fn start() -> Result<Watchdog> {
-        Ok(Watchdog { companion: Companion::start(&[COMMAND])? })
+        Ok(Watchdog { companion: Companion::start(COMMAND, &[])? })
     }
 
     pub fn watch(
@@ -54,8 +55,8 @@ impl Watchdog {
 }
 
 /// The other side: listens until it has to act, or is dismissed.
-pub fn serve() -> Result<Answer> {
-    let mut listener = Listener::new()?;
+pub fn serve(of: Pid) -> Result<Answer> {
+    let mut listener = Listener::new(of)?;
     let (mut command, mut valid) = (None, None);
     loop {
         match listener.next(valid)? {

@@ -3,7 +3,6 @@
 
 use super::command::start_companion;
 use super::host::since_boot;
-use super::processes::is_same_program;
 use super::wait::{Handle, Stop, Timer, Woken, wait};
 use crate::error::{Failure, Result};
 use crate::exit::Code;
@@ -28,11 +27,12 @@ pub struct Companion {
 }
 
 impl Companion {
-    /// Starts gpuctl with these arguments.
-    pub fn start(arguments: &[&str]) -> Result<Companion> {
+    /// Starts gpuctl with a subcommand that takes our PID, and these arguments.
+    pub fn start(subcommand: &str, arguments: &[&str]) -> Result<Companion> {
         let (input, pipe) = pipe_with(PipeFlags::CLOEXEC)
             .map_err(|e| Failure::new(Code::Internal, format!("cannot make a pipe: {e}")))?;
-        let child = start_companion(arguments, input)?;
+        let me = std::process::id().to_string();
+        let child = start_companion(&[&[subcommand, &me], arguments].concat(), input)?;
         Ok(Companion { pipe: pipe.into(), child })
     }
 
@@ -70,8 +70,8 @@ pub enum Heard<M> {
 }
 
 impl Listener {
-    /// Listens on stdin.
-    pub fn new() -> Result<Listener> {
+    /// Listens on stdin to the process that has started us.
+    pub fn new(other: Pid) -> Result<Listener> {
         let input = rustix::io::dup(rustix::stdio::stdin())
             .map_err(|e| Failure::new(Code::Io, format!("cannot read from stdin: {e}")))?;
         // What asks us politely to end is for the other one, who tells when we may.
@@ -79,10 +79,7 @@ impl Listener {
             signal_hook::flag::register(signal, Arc::default())
                 .map_err(|e| Failure::new(Code::Internal, format!("cannot handle signals: {e}")))?;
         }
-        // Where it has died already, somebody else has become our parent.
-        let parent = rustix::process::getppid().map(|pid| pid.as_raw_pid());
-        let other = parent.filter(|pid| is_same_program(*pid)).and_then(Handle::open);
-        Ok(Listener { input, other, heard: Vec::new() })
+        Ok(Listener { input, other: Handle::open(other), heard: Vec::new() })
     }
 
     /// A pipe is closed a moment before its process has ended, and counts as ended for others.

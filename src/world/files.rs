@@ -5,7 +5,7 @@ use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use std::fs::{self, DirBuilder, File};
 use std::io::{Error, ErrorKind, Result, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// Makes a folder of mode 0700, or makes sure that the one that is there is ours alone
@@ -69,6 +69,18 @@ pub fn replace_durably(path: &Path, content: &[u8]) -> Result<()> {
     sync_folder(path)
 }
 
+/// Makes a file with its content, or fails where there is one (`AlreadyExists`): nobody sees it
+/// without.
+pub fn create(path: &Path, content: &[u8]) -> Result<()> {
+    let new = draft(path);
+    // One that was left over may be another name of the file that is there.
+    let _ = fs::remove_file(&new);
+    let made = fill(&new, content, |_| Ok(())).and_then(|()| fs::hard_link(&new, path));
+    // The first error is the one to tell.
+    let _ = fs::remove_file(&new);
+    made
+}
+
 /// Removes a file, so that it stays removed when the machine loses its power.
 pub fn remove_durably(path: &Path) -> Result<()> {
     match fs::remove_file(path) {
@@ -91,17 +103,25 @@ pub fn append_line(path: &Path, line: &str) -> Result<()> {
 }
 
 fn put(path: &Path, content: &[u8], finish: impl FnOnce(&File) -> Result<()>) -> Result<()> {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".new");
-    let new = Path::new(&name);
-    let written = open(new, OFlags::WRONLY | OFlags::TRUNC)
-        .and_then(|mut file| file.write_all(content).and_then(|()| finish(&file)))
-        .and_then(|()| fs::rename(new, path));
+    let new = draft(path);
+    let written = fill(&new, content, finish).and_then(|()| fs::rename(&new, path));
     if written.is_err() {
         // The first error is the one to tell.
-        let _ = fs::remove_file(new);
+        let _ = fs::remove_file(&new);
     }
     written
+}
+
+fn fill(new: &Path, content: &[u8], finish: impl FnOnce(&File) -> Result<()>) -> Result<()> {
+    let mut file = open(new, OFlags::WRONLY | OFlags::TRUNC)?;
+    file.write_all(content)?;
+    finish(&file)
+}
+
+fn draft(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".new");
+    PathBuf::from(name)
 }
 
 fn sync_folder(path: &Path) -> Result<()> {

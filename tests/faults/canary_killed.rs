@@ -41,7 +41,8 @@ fn assert_settled(trial: &Trial, killed: Instant, absences: &[Duration], when: &
     assert!(took < LIMIT, "{when}: production was back after {took:?}");
     trial.assert_all_is_well(when);
     trial.rig.assert_lock_is_free();
-    assert!(!trial.rig.path("maintenance.lock").exists(), "{when}");
+    let maintenance = fs::read_to_string(trial.rig.path("maintenance.lock"));
+    assert!(maintenance.is_err(), "{when}: {maintenance:?} is left");
     let events = trial.events();
     if trial.has_told("guardian_acts") {
         trial.rig.assert_lock_was_given_back();
