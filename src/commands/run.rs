@@ -81,9 +81,9 @@ fn work(
         job.attend(&Stop::never());
     }
     guard.forget_command();
-    let (ending, _) = ending?;
+    // Where the lock is lost, nothing else that went wrong matters.
     guard.lease().check()?;
-    Ok(ending)
+    Ok(ending?.0)
 }
 
 fn vanished(pid: Pid) -> Failure {

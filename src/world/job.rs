@@ -130,7 +130,10 @@ impl Job {
             Ok(()) => drop(rustix::io::write(&permit, &[1])),
             Err(_) => drop(permit),
         }
-        wait(&[starting.ended().fd()], &Stop::never(), limit());
+        // Twice: we may have been stopped by a signal until the limit was over, and it with us.
+        for _ in 0..2 {
+            wait(&[starting.ended().fd()], &Stop::never(), limit());
+        }
         let started = starting.take();
         if started.is_none() {
             // It is not to begin later, when the lock is another's.
