@@ -56,7 +56,7 @@ pub fn serve(config: &Config, of: Pid) -> Result<Answer> {
     }
     let canary = config.canary()?;
     let ledger = Ledger::open(canary)?;
-    // Production comes back with the lock or without it: who has it now has been told of the wait.
+    // Production comes back with the lock or without it.
     let services = [canary.service.clone()];
     let guard =
         heirloom.and_then(|lock| Guard::adopt(config, "canary", &services, &lock).ok().flatten());

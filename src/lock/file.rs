@@ -132,7 +132,7 @@ impl File {
         }
     }
 
-    /// The right to change the record and the line, until the file is closed.
+    /// The right to change the record and the line, until the result is dropped.
     fn enter(&self, stop: &Stop) -> Result<files::Locked> {
         files::private_dir(self.folder()).map_err(|e| self.unusable(self.folder(), &e))?;
         let locked = files::lock(&self.path, MUTEX_LIMIT, stop);
