@@ -60,6 +60,8 @@ pub enum Command {
     /// Try a changed configuration of production before it is promoted
     #[command(subcommand)]
     Canary(Canary),
+    /// Show what gpuctl did, when, and how it ended
+    History(History),
     /// Write, check and show the configuration
     #[command(subcommand)]
     Config(Config),
@@ -279,6 +281,16 @@ pub struct CanaryUnlock {
     /// Whoever holds it
     #[arg(long, required = true)]
     pub force: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct History {
+    /// So many calls at most, the last ones
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 20)]
+    pub lines: usize,
+    /// Only calls that began within this time
+    #[arg(long, value_name = "DUR")]
+    pub since: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]

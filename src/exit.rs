@@ -1,6 +1,8 @@
 //! The exit codes of the contract, each named once. Scripts branch on these numbers, so a
 //! published one never changes its meaning.
 
+use signal_hook::consts::SIGINT;
+
 /// Why a command ended without having done what was asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Code {
@@ -98,6 +100,18 @@ pub enum Answer {
     Passed(u8),
     /// Its command was ended by Ctrl-C: a shell has to see the same of us, or its script goes on.
     Interrupted,
+}
+
+impl Answer {
+    /// The process's exit status, as a shell sees it.
+    pub fn status(self) -> u8 {
+        match self {
+            Answer::Yes => 0,
+            Answer::No => 1,
+            Answer::Passed(status) => status,
+            Answer::Interrupted => Code::Interrupted(SIGINT).status(),
+        }
+    }
 }
 
 impl From<bool> for Answer {

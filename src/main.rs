@@ -7,6 +7,7 @@ mod config;
 mod error;
 mod execute;
 mod exit;
+mod history;
 mod lock;
 mod model;
 mod observe;
@@ -34,12 +35,12 @@ fn main() -> ExitCode {
     let run = AssertUnwindSafe(|| commands::run(&cli, &environment));
     let result = catch_unwind(run).unwrap_or_else(|_| Err(anyhow::anyhow!("gpuctl panicked")));
     match result {
-        Ok(Answer::Yes) => ExitCode::SUCCESS,
-        Ok(Answer::No) => ExitCode::from(1),
-        Ok(Answer::Passed(status)) => ExitCode::from(status),
-        Ok(Answer::Interrupted) => {
-            let _ = signal_hook::low_level::emulate_default_handler(SIGINT);
-            ExitCode::from(Code::Interrupted(SIGINT).status())
+        Ok(answer) => {
+            if answer == Answer::Interrupted {
+                // Only where that does not end us is there a status to give.
+                let _ = signal_hook::low_level::emulate_default_handler(SIGINT);
+            }
+            ExitCode::from(answer.status())
         }
         Err(error) => {
             let failure = Failure::from(error);

@@ -60,7 +60,7 @@ pub fn serve(config: &Config, of: Pid) -> Result<Answer> {
     let services = [canary.service.clone()];
     let guard =
         heirloom.and_then(|lock| Guard::adopt(config, "canary", &services, &lock).ok().flatten());
-    let progress = Progress::new(true);
+    let progress = Progress::silent();
     // Without one, or with another's, there is nothing to bring back.
     let me = std::process::id() as Pid;
     let is_ours = |journal: &Journal| journal.keepers.iter().any(|keeper| keeper.pid == me);

@@ -221,7 +221,7 @@ impl Ledger {
         let mut line =
             json!({"ts": host::now().to_string(), "event": event, "service": self.service});
         line.as_object_mut().expect("an object").extend(details);
-        files::append_line(&path, &line.to_string()).map_err(|e| self.unusable(&path, &e))
+        files::append_line_durably(&path, &line.to_string()).map_err(|e| self.unusable(&path, &e))
     }
 
     /// The trial that is under way, or was when everything ended.

@@ -197,7 +197,6 @@ impl Trial<'_> {
     }
 
     fn start(&self, journal: &Journal, device: Option<u32>) -> Result<Server> {
-        self.hands.progress.line("starting the canary");
         let (canary, token) = (self.hands.canary, &journal.token);
         trial::start(canary, self.candidate, device, token, self.state_dir)
     }

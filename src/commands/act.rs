@@ -8,6 +8,7 @@ use crate::cli::{DryRun, Waiting};
 use crate::config::Config;
 use crate::execute::{Context, Outcome, execute};
 use crate::exit::Answer;
+use crate::history::Recorder;
 use crate::lock::{Guard, Purpose};
 use crate::model::{Service, Snapshot};
 use crate::observe::observe;
@@ -15,12 +16,14 @@ use crate::plan::{Plan, Refusal, reading_required};
 use crate::report::{ActReport, Subject, print};
 use crate::world::nvml::Reader;
 use anyhow::{Result, bail};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-/// Observes (the health only of services that `asks` for), plans, carries out.
+/// Observes (the health only of services that `asks` for), plans, carries out; `command` is what
+/// the event log calls it.
 pub fn act(
-    mut session: Session,
+    session: Session,
+    command: &str,
     subject: Subject,
     waiting: &Waiting,
     dry_run: &DryRun,
@@ -32,14 +35,17 @@ pub fn act(
     let mut reader = Reader::open(&session.config.gpu);
     if dry_run.dry_run {
         let (before, plan) = decide(&session, &mut reader, asks, plan)?;
-        print(&ActReport::planned(subject, &plan, &session.config, &before), session.json)?;
+        print(&ActReport::planned(subject, &plan, &session.config, &before), &session.form)?;
         return Ok(Answer::Yes);
     }
-    let guard = session.hold_lock(&subject, waiting, Duration::ZERO)?;
-    let (plan, outcome) = carry_out(&session, reader, asks, plan)?;
-    guard.release(&session.progress)?;
-    print(&ActReport::done(subject, &plan, &outcome), session.json)?;
-    Ok(Answer::Yes)
+    let title = subject.title();
+    session.recorded(command, &title, |mut session| {
+        let guard = session.hold_lock(&subject, waiting, Duration::ZERO)?;
+        let (plan, outcome) = carry_out(&session, reader, asks, plan)?;
+        guard.release(&session.progress)?;
+        session.conclude(&ActReport::done(subject, &plan, &outcome))?;
+        Ok(Answer::Yes)
+    })
 }
 
 /// Observes, plans and carries out, under the lock.
@@ -88,6 +94,27 @@ fn decide(
 }
 
 impl Session {
+    /// Does what a command is for, and leaves in the event log what was done.
+    pub fn recorded(
+        mut self,
+        command: &str,
+        subject: &str,
+        work: impl FnOnce(Session) -> Result<Answer>,
+    ) -> Result<Answer> {
+        let recorder = match Recorder::begin(&self.config, command, subject) {
+            Ok(recorder) => Arc::new(recorder),
+            // What is to be done matters more than that it is written down.
+            Err(failure) => {
+                self.progress.warning(&failure.message);
+                return work(self);
+            }
+        };
+        self.progress = self.progress.recorded(&recorder);
+        let result = work(self);
+        recorder.end(&result);
+        result
+    }
+
     /// A trial that was interrupted has left production away.
     pub fn tell_what_is_owed(&self) {
         let Ok(canary) = self.config.canary() else { return };

@@ -7,7 +7,7 @@ use crate::exit::{Answer, Code};
 use crate::model::{Mb, Source};
 use crate::observe::observe;
 use crate::plan::{Budget, reading_required};
-use crate::report::{CanFitReport, print};
+use crate::report::CanFitReport;
 use crate::world::nvml::Reader;
 use anyhow::{Result, bail};
 
@@ -51,7 +51,7 @@ pub fn run(arguments: &CanFit, session: Session) -> Result<Answer> {
         available_mb: available,
         source: vram.source,
     };
-    print(&report, session.json)?;
+    session.conclude(&report)?;
     Ok(Answer::from(report.fits))
 }
 

@@ -29,12 +29,24 @@ const CANDIDATE_LIMIT: u64 = 1024 * 1024;
 pub fn run(command: &cli::Canary, session: Session) -> Result<Answer> {
     match command {
         cli::Canary::Check(arguments) => check(&arguments.candidate, &session),
-        cli::Canary::Run(arguments) => trial(arguments, session),
+        cli::Canary::Run(arguments) if arguments.dry_run.dry_run => trial(arguments, session),
+        cli::Canary::Run(arguments) => {
+            recorded("canary run", session, |session| trial(arguments, session))
+        }
         cli::Canary::Status => status(&session),
-        cli::Canary::Recover => recover(&session),
+        cli::Canary::Recover => recorded("canary recover", session, |session| recover(&session)),
         cli::Canary::ResetBudget => reset_budget(&session),
         cli::Canary::Unlock(_) => unlock(&session),
     }
+}
+
+fn recorded(
+    command: &str,
+    session: Session,
+    work: impl FnOnce(Session) -> Result<Answer>,
+) -> Result<Answer> {
+    let service = session.config.canary()?.service.clone();
+    session.recorded(command, &service, work)
 }
 
 fn check(arguments: &cli::Candidate, session: &Session) -> Result<Answer> {
@@ -43,7 +55,7 @@ fn check(arguments: &cli::Candidate, session: &Session) -> Result<Answer> {
     let candidate = Candidate::new(&document, &canary.bounds);
     let mut reader = Reader::open(&session.config.gpu);
     let verdict = predict(&candidate, &session.config, canary, &mut reader, &session.stop)?;
-    print(&VerdictReport::new(&verdict, Mode::Predictive, &document), session.json)?;
+    print(&VerdictReport::new(&verdict, Mode::Predictive, &document), &session.form)?;
     Ok(Answer::from(verdict.passed))
 }
 
@@ -74,7 +86,7 @@ fn trial(arguments: &CanaryRun, mut session: Session) -> Result<Answer> {
         refuse_unsettled(&hands)?;
     }
     let (Ok(candidate), true, Mode::Canary) = (candidate, verdict.passed, mode) else {
-        print(&VerdictReport::new(&verdict, mode, &document), session.json)?;
+        print(&VerdictReport::new(&verdict, mode, &document), &session.form)?;
         return Ok(Answer::from(verdict.passed));
     };
     candidate
@@ -89,7 +101,7 @@ fn trial(arguments: &CanaryRun, mut session: Session) -> Result<Answer> {
     })();
     if arguments.dry_run.dry_run {
         permitted?;
-        print(&VerdictReport::new(&verdict, mode, &document).on(path), session.json)?;
+        print(&VerdictReport::new(&verdict, mode, &document).on(path), &session.form)?;
         return Ok(Answer::Yes);
     }
     let services = [canary.service.clone()];
@@ -131,7 +143,7 @@ fn trial(arguments: &CanaryRun, mut session: Session) -> Result<Answer> {
         bail!(failure.detail("canary", serde_json::to_value(&report)?));
     }
     released?;
-    print(&report, session.json)?;
+    print(&report, &session.form)?;
     Ok(Answer::from(outcome.tested.rejection.is_none()))
 }
 
@@ -193,7 +205,7 @@ fn status(session: &Session) -> Result<Answer> {
     let held = lock::open(&session.config).and_then(|mut backend| backend.look());
     let held = held.map(|held| held.filter(|held| !held.is_over()));
     let report = CanaryStatusReport::new(&session.config, canary, &ledger, &held, host::now())?;
-    print(&report, session.json)?;
+    print(&report, &session.form)?;
     Ok(Answer::Yes)
 }
 
@@ -207,7 +219,7 @@ fn recover(session: &Session) -> Result<Answer> {
         Hands { config: &config, canary, ledger: &ledger, reader: &reader, progress: &progress };
     let settled = || -> Result<Answer> {
         maintenance::clear_stale(canary)?;
-        print(&DoneReport::new("nothing to settle"), session.json)?;
+        print(&DoneReport::new("nothing to settle"), &session.form)?;
         Ok(Answer::Yes)
     };
     match ledger.journal()? {
@@ -238,7 +250,7 @@ fn recover(session: &Session) -> Result<Answer> {
     }
     let away = restored.downtime.as_secs_f64();
     let told = format!("{} is back; it was away for {away:.1} s", canary.service);
-    print(&DoneReport::new(&told), session.json)?;
+    print(&DoneReport::new(&told), &session.form)?;
     Ok(Answer::Yes)
 }
 
@@ -251,7 +263,7 @@ fn reset_budget(session: &Session) -> Result<Answer> {
     ledger.reset_budget(night)?;
     let facts = json!({"run_id": null, "candidate_id": null, "budget_used": 0.0, "reason": null, "before": used});
     ledger.audit(night, "budget_reset", facts.as_object().cloned().unwrap_or_default())?;
-    print(&DoneReport::new(&format!("the budget of {night} is whole again")), session.json)?;
+    print(&DoneReport::new(&format!("the budget of {night} is whole again")), &session.form)?;
     Ok(Answer::Yes)
 }
 
@@ -266,7 +278,7 @@ fn unlock(session: &Session) -> Result<Answer> {
     let facts = json!({"run_id": null, "candidate_id": null, "budget_used": ledger.used(night).ok(), "reason": holder});
     ledger.audit(night, "unlocked", facts.as_object().cloned().unwrap_or_default())?;
     let told = if released || cleared { "unlocked" } else { "there was no lock" };
-    print(&DoneReport::new(told), session.json)?;
+    print(&DoneReport::new(told), &session.form)?;
     if let Some(journal) = ledger.journal()?.filter(|journal| journal.is_orphaned()) {
         session.progress.warning(&owed(&journal).message);
     }

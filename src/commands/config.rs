@@ -5,7 +5,7 @@ use crate::cli::{self, ConfigInit, Global};
 use crate::config::{Environment, TEMPLATE, file::File, masked};
 use crate::error::{self, Failure};
 use crate::exit::{Answer, Code};
-use crate::report::{CheckReport, PathReport, print, print_json, print_text};
+use crate::report::{CheckReport, Form, PathReport, print, print_json, print_text};
 use anyhow::{Result, bail};
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::Write;
@@ -35,7 +35,7 @@ fn init(arguments: &ConfigInit, global: &Global, environment: &Environment) -> R
     })?;
     write(&path, arguments.force)?;
     let report = PathReport { path: Some(path.display().to_string()) };
-    print(&report, global.json).map(|()| Answer::Yes)
+    print(&report, &Form::new(global.json, environment)).map(|()| Answer::Yes)
 }
 
 /// Writes the template as a new private file, which replaces an old one only as a whole.
@@ -75,7 +75,7 @@ fn check(global: &Global, environment: &Environment) -> Result<Answer> {
         services: config.services.into_iter().map(|service| service.name).collect(),
         phases: config.phases.into_keys().collect(),
     };
-    print(&report, global.json).map(|()| Answer::Yes)
+    print(&report, &Form::new(global.json, environment)).map(|()| Answer::Yes)
 }
 
 fn show(global: &Global, environment: &Environment) -> Result<Answer> {
@@ -97,5 +97,5 @@ fn path(global: &Global, environment: &Environment) -> Result<Answer> {
         );
     };
     let report = PathReport { path: Some(path.display().to_string()) };
-    print(&report, global.json).map(|()| Answer::Yes)
+    print(&report, &Form::new(global.json, environment)).map(|()| Answer::Yes)
 }

@@ -5,6 +5,7 @@ use crate::cli::{Lock, LockAcquire, LockRelease};
 use crate::error::Failure;
 use crate::exit::{Answer, Code};
 use crate::lock::{self, Claim, remember_fence};
+use crate::report::progress::Waiting;
 use crate::report::{AcquiredReport, LockStatusReport, ReleasedReport, deliver, print};
 use anyhow::{Result, bail};
 
@@ -36,17 +37,17 @@ fn acquire(arguments: &LockAcquire, session: &Session) -> Result<Answer> {
     let mut backend = lock::open(config)?;
     if let Some(token) = &config.lock.token {
         let held = lock::joined(backend.as_mut(), token)?;
-        print(&AcquiredReport::of(&held, token), session.json)?;
+        print(&AcquiredReport::of(&held, token), &session.form)?;
         return Ok(Answer::Yes);
     }
     let mut claim = Claim::new(config, holder, &[], arguments.pid, ttl)?;
-    claim.acquire_to_keep(backend.as_mut(), patience, &session.stop, |busy| {
-        session.progress.line(&format!("waiting for the GPU lock, {busy}"));
-    })?;
+    let mut waiting = Waiting::new(&session.progress, patience);
+    claim.acquire_to_keep(backend.as_mut(), patience, &session.stop, |busy| waiting.tell(busy))?;
+    waiting.done();
     if let Some(warning) = remember_fence(config, claim.record.fence) {
         session.progress.warning(&warning);
     }
-    let printed = deliver(&AcquiredReport::new(&claim), session.json);
+    let printed = deliver(&AcquiredReport::new(&claim), &session.form);
     if printed.is_err() {
         // Nobody knows the token, so nobody could release it.
         backend.release(Some(&claim.record.token))?;
@@ -68,13 +69,13 @@ fn release(arguments: &LockRelease, session: &Session) -> Result<Answer> {
     let mut backend = lock::open(config)?;
     let released = backend.release(token)?;
     let holder = if released { None } else { backend.look()? };
-    print(&ReleasedReport::new(released, holder.as_ref()), session.json)?;
+    print(&ReleasedReport::new(released, holder.as_ref()), &session.form)?;
     // That nobody holds it is what was asked for.
     Ok(Answer::from(released || holder.is_none()))
 }
 
 fn status(session: &Session) -> Result<Answer> {
     let held = lock::open(&session.config)?.look()?.filter(|held| !held.is_over());
-    print(&LockStatusReport::new(&session.config, held.as_ref()), session.json)?;
+    print(&LockStatusReport::new(&session.config, held.as_ref()), &session.form)?;
     Ok(Answer::from(held.is_none()))
 }

@@ -4,6 +4,7 @@ mod act;
 mod can_fit;
 mod canary;
 mod config;
+mod history;
 mod lock;
 mod prepare_phase;
 mod release_all;
@@ -20,6 +21,8 @@ use crate::error::Failure;
 use crate::exit::{Answer, Code};
 use crate::lock::watchdog;
 use crate::report::progress::Progress;
+use crate::report::screen::Screen;
+use crate::report::{Form, Report, print};
 use crate::world::wait::Stop;
 use anyhow::{Context, Result};
 use std::time::Duration;
@@ -29,7 +32,9 @@ struct Session {
     config: Config,
     stop: Stop,
     progress: Progress,
-    json: bool,
+    form: Form,
+    /// Nothing but errors, and what is asked for as such.
+    quiet: bool,
 }
 
 impl Session {
@@ -37,9 +42,24 @@ impl Session {
         Ok(Session {
             config: load(global, environment)?,
             stop: Stop::on_signals().context("cannot handle signals")?,
-            progress: Progress::new(global.quiet),
-            json: global.json,
+            progress: Progress::new(
+                global.quiet,
+                Screen::of(rustix::stdio::stderr(), environment),
+                log::max_level() > log::LevelFilter::Off,
+            ),
+            form: Form::new(global.json, environment),
+            quiet: global.quiet,
         })
+    }
+}
+
+impl Session {
+    /// Prints what was done or found, unless the exit code is all that is wanted.
+    fn conclude(&self, report: &impl Report) -> Result<()> {
+        match (self.quiet, &self.form) {
+            (true, Form::Text(_)) => Ok(()),
+            (_, form) => print(report, form),
+        }
     }
 }
 
@@ -78,6 +98,7 @@ pub fn run(cli: &Cli, environment: &Environment) -> Result<Answer> {
         Command::Run(arguments) => run::run(arguments, session()?),
         Command::Lock(command) => lock::run(command, session()?),
         Command::Canary(command) => canary::run(command, session()?),
+        Command::History(arguments) => history::run(arguments, &session()?),
         Command::Guardian(companion) => {
             Ok(guardian::serve(&load(&cli.global, environment)?, companion.of)?)
         }

@@ -11,6 +11,7 @@ pub fn run(arguments: &ReleaseAll, session: Session) -> Result<Answer> {
     session.config.require_file()?;
     act(
         session,
+        "release-all",
         Subject::All {},
         &arguments.waiting,
         &arguments.dry_run,

@@ -11,28 +11,52 @@ use crate::lock::watchdog::end_command;
 use crate::lock::{Group, Guard};
 use crate::model::{Evict, Pid, Service, Snapshot, variable};
 use crate::plan;
-use crate::report::Subject;
+use crate::report::progress::{Action, StepDone};
+use crate::report::{ActReport, Subject};
 use crate::world::job::{Ending, Job};
 use crate::world::nvml::Reader;
 use crate::world::wait::Stop;
 use anyhow::Result;
 use std::ffi::{OsStr, OsString};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-pub fn run(arguments: &Run, mut session: Session) -> Result<Answer> {
+pub fn run(arguments: &Run, session: Session) -> Result<Answer> {
     let grace = duration("--grace", &arguments.grace)?;
     let subject = subject(arguments, &session.config)?;
-    let needed = subject.services(&session.config);
     session.tell_what_is_owed();
+    // Its arguments may hold secrets.
+    let title = format!("{}: {}", subject.title(), arguments.command[0].to_string_lossy());
+    session.recorded("run", &title, |session| under_lock(arguments, &subject, grace, session))
+}
+
+fn under_lock(
+    arguments: &Run,
+    subject: &Subject,
+    grace: Duration,
+    mut session: Session,
+) -> Result<Answer> {
+    let needed = subject.services(&session.config);
     let reader = Reader::open(&session.config.gpu);
-    let guard = session.hold_lock(&subject, &arguments.waiting, grace)?;
+    let guard = session.hold_lock(subject, &arguments.waiting, grace)?;
     let asks = |service: &Service| needed.contains(&service.name) || service.evict == Evict::Unload;
-    let decide = |config: &Config, snapshot: &Snapshot| match &subject {
+    let decide = |config: &Config, snapshot: &Snapshot| match subject {
         Subject::Phase { phase, .. } => plan::prepare_phase(config, snapshot, *phase, false),
         _ => plan::start(config, snapshot, config.service(&needed[0])?, true),
     };
-    carry_out(&session, reader, asks, decide)?;
-    let ending = work(&arguments.command, &needed, &session, &guard, grace)?;
+    let (plan, outcome) = carry_out(&session, reader, asks, decide)?;
+    if !plan.is_empty() {
+        session.progress.line(&ActReport::done(subject.clone(), &plan, &outcome).summary());
+    }
+    let begun = Instant::now();
+    let ending = work(&arguments.command, &needed, &session, &guard, grace);
+    session.progress.record(&StepDone {
+        action: Action::Run,
+        service: None,
+        memory: None,
+        elapsed: begun.elapsed(),
+        note: None,
+    });
+    let ending = ending?;
     guard.release(&session.progress)?;
     Ok(ending.answer())
 }

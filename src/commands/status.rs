@@ -30,7 +30,7 @@ pub fn run(arguments: &Status, session: Session) -> Result<Answer> {
     if let Ok(Some(held)) = &held {
         snapshot.mark_busy(|service| held.is_for(service));
     }
-    print(&StatusReport::new(config, &snapshot, &held), session.json)?;
+    print(&StatusReport::new(config, &snapshot, &held), &session.form)?;
     let is_ready =
         |name: &String| matches!(snapshot.service(name).state, State::Ready | State::Busy);
     Ok(Answer::from(arguments.check.iter().all(is_ready)))

@@ -17,6 +17,7 @@ pub fn run(arguments: &Stop, session: Session) -> Result<Answer> {
     };
     act(
         session,
+        "stop",
         subject,
         &arguments.waiting,
         &arguments.dry_run,

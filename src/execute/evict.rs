@@ -7,6 +7,7 @@ use crate::exit::Code;
 use crate::model::{Manager, Mb, Native, Pid, Service, Vram};
 use crate::observe::look;
 use crate::plan::{EvictHow, Eviction};
+use crate::report::progress::{Action, StepDone};
 use crate::world::ending::{FirstMove, end};
 use crate::world::{docker, native, systemd, unload};
 use std::time::{Duration, Instant};
@@ -16,39 +17,28 @@ const UNLOAD_LIMIT: Duration = Duration::from_secs(10);
 /// How long systemd may take to notice that a unit was killed.
 const KILLED_LIMIT: Duration = Duration::from_secs(10);
 
-pub struct Evicted {
-    pub unloaded: bool,
-    pub note: Option<String>,
-}
-
-/// Evicts a service whose processes are `pids`; `required` is what the plan will start.
+/// Evicts a service whose processes are `pids`; `required` is what the plan will start. What was
+/// done at last is a stop or an unload.
 pub fn evict(
     eviction: &Eviction,
     required: Mb,
     pids: &[Pid],
     context: &Context,
-) -> Result<Evicted> {
+) -> Result<StepDone> {
     let service = context.service(&eviction.service);
-    let force = match eviction.how {
-        EvictHow::Stop => false,
-        EvictHow::Kill => true,
-        EvictHow::Unload => match ask_to_unload(service, eviction.frees, required, context)? {
-            None => {
-                return Ok(Evicted { unloaded: true, note: None });
-            }
-            Some(why) => {
-                context.progress.line(&format!("{}: {why}; stopping it instead", service.name));
-                let killed = stop(service, pids, false, context)?;
-                return Ok(Evicted { unloaded: false, note: Some(killed.unwrap_or(why)) });
-            }
-        },
-    };
-    context.progress.line(&format!("stopping {}", service.name));
-    let note = stop(service, pids, force, context)?;
-    if let Some(note) = &note {
-        context.progress.line(&format!("{}: {note}", service.name));
+    let mut reason = None;
+    if eviction.how == EvictHow::Unload {
+        let step = context.progress.begin(Action::Unload, &service.name, UNLOAD_LIMIT);
+        match ask_to_unload(service, eviction.frees, required, context)? {
+            None => return Ok(step.done(None)),
+            Some(why) => reason = Some(format!("{why}; stopped instead")),
+        }
     }
-    Ok(Evicted { unloaded: false, note })
+    let force = eviction.how == EvictHow::Kill;
+    let action = if force { Action::Kill } else { Action::Stop };
+    let step = context.progress.begin(action, &service.name, service.stop_timeout);
+    let note = stop(service, pids, force, context)?;
+    Ok(step.done(note.or(reason)))
 }
 
 /// Stops it and says what was remarkable.
@@ -127,7 +117,6 @@ fn ask_to_unload(
     let Ok(before) = context.vram() else {
         return Ok(Some("whether it unloads cannot be seen without NVML".to_owned()));
     };
-    context.progress.line(&format!("unloading {}", service.name));
     if let Err(why) = unload::request(call) {
         return Ok(Some(format!("its unload call failed: {why}")));
     }

@@ -9,8 +9,8 @@ use crate::config::Config;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::model::{Mb, Service, Snapshot, Source, Vram};
-use crate::plan::{EvictHow, Eviction, Plan, Start, StartHow};
-use crate::report::progress::Progress;
+use crate::plan::{EvictHow, Eviction, Plan, Start};
+use crate::report::progress::{Action, Progress, StepDone};
 use crate::world::nvml::Reader;
 use crate::world::wait::{Event, Stop, wait};
 use std::sync::{Mutex, PoisonError};
@@ -59,15 +59,6 @@ pub struct Outcome {
     pub failure: Option<Failure>,
 }
 
-#[derive(Clone, Debug)]
-pub struct StepDone {
-    pub action: &'static str,
-    pub service: Option<String>,
-    pub elapsed: Duration,
-    /// What was remarkable about it.
-    pub note: Option<String>,
-}
-
 /// Carries the plan out, as made from `before`.
 pub fn execute(plan: &Plan, before: &Snapshot, context: &Context) -> Outcome {
     let begun = Instant::now();
@@ -106,17 +97,15 @@ fn evict_all(
         evict::evict(eviction, required, before.service(&eviction.service).pids(), context)
     });
     let mut failure = None;
-    for (eviction, (elapsed, result)) in evictions.iter().zip(results) {
+    for (eviction, result) in evictions.iter().zip(results) {
         match result {
             Ok(done) => {
-                let list = if done.unloaded { &mut outcome.unloaded } else { &mut outcome.stopped };
+                let list = match done.action {
+                    Action::Unload => &mut outcome.unloaded,
+                    _ => &mut outcome.stopped,
+                };
                 list.push(eviction.service.clone());
-                outcome.steps.push(StepDone {
-                    action: if done.unloaded { "unload" } else { "stop" },
-                    service: Some(eviction.service.clone()),
-                    elapsed,
-                    note: done.note,
-                });
+                outcome.steps.push(done);
             }
             Err(error) => failure = failure.or(Some(error)),
         }
@@ -130,8 +119,8 @@ fn reclaim(plan: &Plan, before: &Snapshot, context: &Context, outcome: &mut Outc
     if before.vram.source == Source::Estimate {
         return Ok(());
     }
-    let begun = Instant::now();
-    let mut result = reclaim::wait_for_memory(plan, &outcome.stopped, before, context);
+    let mut step = context.progress.begin(Action::Reclaim, "memory", reclaim::LIMIT);
+    let mut result = reclaim::wait_for_memory(plan, &outcome.stopped, before, &mut step, context);
     if matches!(&result, Err(failure) if failure.code == Code::InsufficientVram)
         && !outcome.unloaded.is_empty()
     {
@@ -145,21 +134,13 @@ fn reclaim(plan: &Plan, before: &Snapshot, context: &Context, outcome: &mut Outc
         let stopping = evict_all(&stops, plan.required, before, context, outcome);
         outcome.unloaded.retain(|name| !outcome.stopped.contains(name));
         stopping?;
-        result = reclaim::wait_for_memory(plan, &outcome.stopped, before, context);
+        result = reclaim::wait_for_memory(plan, &outcome.stopped, before, &mut step, context);
     }
-    outcome.freed = match &result {
-        Ok(after) => {
-            after.free.zip(before.vram.free).map(|(after, before)| after.saturating_sub(before))
-        }
-        Err(_) => None,
-    };
-    outcome.steps.push(StepDone {
-        action: "reclaim",
-        service: None,
-        elapsed: begun.elapsed(),
-        note: None,
-    });
-    result.map(drop)
+    let after = result?;
+    outcome.steps.push(step.done(None));
+    outcome.freed =
+        after.free.zip(before.vram.free).map(|(after, before)| after.saturating_sub(before));
+    Ok(())
 }
 
 fn start_all(starts: &[Start], context: &Context, outcome: &mut Outcome) -> Result<()> {
@@ -171,23 +152,15 @@ fn start_all(starts: &[Start], context: &Context, outcome: &mut Outcome) -> Resu
         result.inspect_err(|_| failed.set())
     });
     let mut failures = Vec::new();
-    for (start, (elapsed, result)) in starts.iter().zip(results) {
+    for (start, result) in starts.iter().zip(results) {
         match result {
-            Ok(done) => {
-                if done.changed {
-                    outcome.kept.retain(|name| *name != start.service);
-                    outcome.started.push(start.service.clone());
-                }
-                let action = match start.how {
-                    StartHow::Start => "start",
-                    StartHow::Await => "await",
-                    StartHow::Wake => "wake",
-                };
-                if start.how != StartHow::Wake || done.changed {
-                    let service = Some(start.service.clone());
-                    outcome.steps.push(StepDone { action, service, elapsed, note: done.note });
-                }
+            Ok(Some(done)) => {
+                outcome.kept.retain(|name| *name != start.service);
+                outcome.started.push(start.service.clone());
+                outcome.steps.push(done);
             }
+            // It was ready.
+            Ok(None) => {}
             Err(failure) => failures.push(failure),
         }
     }
@@ -196,23 +169,18 @@ fn start_all(starts: &[Start], context: &Context, outcome: &mut Outcome) -> Resu
     failures.into_iter().next().map_or(Ok(()), Err)
 }
 
-/// Runs a step for each item on a thread of its own and tells how long each took.
+/// Runs a step for each item on a thread of its own.
 fn side_by_side<T: Sync, R: Send>(
     items: &[T],
     step: impl Fn(&T) -> Result<R> + Sync,
-) -> Vec<(Duration, Result<R>)> {
-    let timed = |item| {
-        let begun = Instant::now();
-        let result = step(item);
-        (begun.elapsed(), result)
-    };
+) -> Vec<Result<R>> {
     if let [only] = items {
-        return vec![timed(only)];
+        return vec![step(only)];
     }
     thread::scope(|scope| {
-        let threads: Vec<_> = items.iter().map(|item| scope.spawn(|| timed(item))).collect();
-        let panicked =
-            |_| (Duration::ZERO, Err(Failure::new(Code::Internal, "a thread of gpuctl panicked")));
+        let step = &step;
+        let threads: Vec<_> = items.iter().map(|item| scope.spawn(move || step(item))).collect();
+        let panicked = |_| Err(Failure::new(Code::Internal, "a thread of gpuctl panicked"));
         threads.into_iter().map(|thread| thread.join().unwrap_or_else(panicked)).collect()
     })
 }

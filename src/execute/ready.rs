@@ -8,6 +8,7 @@ use crate::exit::Code;
 use crate::model::{Health, Healthy, Manager, Presence, Running, Service, Trouble};
 use crate::observe::{Look, look};
 use crate::plan::StartHow;
+use crate::report::progress::{Action, StepDone};
 use crate::world::health;
 use crate::world::native::{self, Started};
 use crate::world::ports::local_port;
@@ -27,18 +28,13 @@ const SETTLING: Duration = Duration::from_millis(500);
 /// A manager restarts a service this often before it counts as looping.
 const RESTARTS: u64 = 2;
 
-pub struct Done {
-    /// It was started or woken, rather than found ready.
-    pub changed: bool,
-    pub note: Option<String>,
-}
-
+/// `None` where it was found ready.
 pub fn make_ready(
     service: &Service,
     how: StartHow,
     stop: &Stop,
     context: &Context,
-) -> Result<Done> {
+) -> Result<Option<StepDone>> {
     stop.check()?;
     let mut watch = Watch {
         service,
@@ -49,31 +45,40 @@ pub fn make_ready(
         deaths: Vec::new(),
         begun: Instant::now(),
     };
+    let begin = |action| context.progress.begin(action, &service.name, service.start_timeout);
+    let step = match how {
+        StartHow::Wake if !is_asleep(service)? => return Ok(None),
+        StartHow::Wake => begin(Action::Wake),
+        StartHow::Await => begin(Action::Await),
+        StartHow::Start => begin(Action::Start),
+    };
     match how {
-        StartHow::Wake => return wake(service),
-        StartHow::Await => context.progress.line(&format!("waiting for {}", service.name)),
-        StartHow::Start => {
-            context.progress.line(&format!("starting {}", service.name));
-            watch.start()?;
-        }
+        StartHow::Wake => return wake(service).map(|()| Some(step.done(None))),
+        StartHow::Await => {}
+        StartHow::Start => watch.start()?,
     }
     watch.until_ready()?;
-    context.progress.line(&format!(
-        "{} is ready after {:.1} s",
-        service.name,
-        watch.begun.elapsed().as_secs_f64()
-    ));
-    wake(service).map(|woken| Done { changed: true, note: woken.note })
+    let slept = is_asleep(service)?;
+    if slept {
+        wake(service)?;
+    }
+    Ok(Some(step.done(slept.then(|| "woken from sleep".to_owned()))))
 }
 
-/// Wakes it if it was put to sleep by an unload.
-fn wake(service: &Service) -> Result<Done> {
-    let woken = service.unload.as_ref().map_or(Ok(false), unload::wake);
-    match woken {
-        Ok(changed) => Ok(Done { changed, note: changed.then(|| "woken from sleep".to_owned()) }),
-        Err(why) => Err(Failure::new(Code::StartFailed, format!("{}: cannot be woken: {why}", service.name))
-            .hint("vLLM sleeps and wakes in development mode only (VLLM_SERVER_DEV_MODE=1, --enable-sleep-mode)")),
-    }
+/// Whether it was put to sleep by an unload.
+fn is_asleep(service: &Service) -> Result<bool> {
+    let asked = service.unload.as_ref().map_or(Ok(false), unload::is_asleep);
+    asked.map_err(|why| not_woken(service, &why))
+}
+
+fn wake(service: &Service) -> Result<()> {
+    let woken = service.unload.as_ref().map_or(Ok(()), unload::wake);
+    woken.map_err(|why| not_woken(service, &why))
+}
+
+fn not_woken(service: &Service, why: &str) -> Failure {
+    Failure::new(Code::StartFailed, format!("{}: cannot be woken: {why}", service.name))
+        .hint("vLLM sleeps and wakes in development mode only (VLLM_SERVER_DEV_MODE=1, --enable-sleep-mode)")
 }
 
 struct Watch<'a> {

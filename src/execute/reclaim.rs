@@ -6,6 +6,7 @@ use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::model::{GpuProcess, Mb, Pid, Snapshot, Vram};
 use crate::plan::Plan;
+use crate::report::progress::Step;
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,7 @@ pub fn wait_for_memory(
     plan: &Plan,
     stopped: &[String],
     before: &Snapshot,
+    step: &mut Step,
     context: &Context,
 ) -> Result<Vram> {
     let expected = Expectation::of(plan, stopped, before);
@@ -28,6 +30,9 @@ pub fn wait_for_memory(
                 format!("whether the memory is back cannot be read: {why}"),
             )
         })?;
+        if let Some(held) = expected.held {
+            step.memory(expected.back(&now).min(held), held);
+        }
         let room = now.free.unwrap_or_default().saturating_sub(context.config.gpu.reserve);
         if expected.is_met(&now, room >= plan.required) {
             return if room >= plan.required { Ok(now) } else { Err(no_room(plan, &now, room)) };
@@ -78,10 +83,16 @@ impl Expectation<'_> {
         let still_there =
             now.processes.iter().flatten().any(|process| self.pids.contains(&process.pid));
         let is_back = match self.held {
-            Some(held) => unlisted(now, &self.pids) <= self.unlisted - i128::from(held.0) * 9 / 10,
+            Some(held) => self.back(now).0 * 10 >= held.0 * 9,
             None => has_room,
         };
         !still_there && is_back
+    }
+
+    /// What is no longer in use of what was.
+    fn back(&self, now: &Vram) -> Mb {
+        let back = self.unlisted - unlisted(now, &self.pids);
+        Mb(u64::try_from(back).unwrap_or(0))
     }
 
     fn unmet(&self, now: &Vram) -> Failure {

@@ -5,7 +5,7 @@ use super::watchdog::Watchdog;
 use super::{Backend, Claim, Group, Held, Record, holder_name, joined, open, remember_fence};
 use crate::config::Config;
 use crate::error::Result;
-use crate::report::progress::Progress;
+use crate::report::progress::{Progress, Waiting};
 use crate::world::host::since_boot;
 use crate::world::wait::{Event, Lease, Stop, Timer, wait};
 use serde::{Deserialize, Serialize};
@@ -81,9 +81,11 @@ impl Guard {
         let pid = Some(std::process::id() as i32);
         let name = holder_name(purpose.holder);
         let mut claim = Claim::new(config, &name, purpose.services, pid, TTL)?;
-        let valid_until = claim.acquire(backend.as_mut(), purpose.patience, stop, |busy| {
-            progress.line(&format!("waiting for the GPU lock, {busy}"));
-        })?;
+        let mut waiting = Waiting::new(progress, purpose.patience);
+        let taken =
+            claim.acquire(backend.as_mut(), purpose.patience, stop, |busy| waiting.tell(busy));
+        let valid_until = taken?;
+        waiting.done();
         if let Some(warning) = remember_fence(config, claim.record.fence) {
             progress.warning(&warning);
         }

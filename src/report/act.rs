@@ -39,7 +39,7 @@ pub enum Subject {
 pub struct StepReport {
     pub action: &'static str,
     pub service: Option<String>,
-    /// Memory that it concerns, in a plan.
+    /// Memory that it concerns in a plan, or that came back.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_mb: Option<Mb>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -113,9 +113,9 @@ impl ActReport {
     /// What was done.
     pub fn done(subject: Subject, plan: &Plan, outcome: &Outcome) -> ActReport {
         let steps = outcome.steps.iter().map(|step| StepReport {
-            action: step.action,
+            action: step.action.name(),
             service: step.service.clone(),
-            memory_mb: None,
+            memory_mb: step.memory,
             elapsed_ms: Some(step.elapsed.as_millis() as u64),
             note: step.note.clone(),
         });

@@ -1,5 +1,6 @@
 //! What the `canary` commands say.
 
+use super::screen::Screen;
 use super::{LockReport, Report};
 use crate::canary::candidate;
 use crate::canary::ledger::Ledger;
@@ -45,7 +46,7 @@ impl VerdictReport {
 }
 
 impl Report for VerdictReport {
-    fn text(&self) -> String {
+    fn text(&self, _: &Screen) -> String {
         let path = self.path.map(|path| format!("; would be tried {path}")).unwrap_or_default();
         format!("{}: {}{path}\n", word(self.verdict.status), self.verdict.reason)
     }
@@ -108,7 +109,7 @@ impl CanaryRunReport {
 }
 
 impl Report for CanaryRunReport {
-    fn text(&self) -> String {
+    fn text(&self, _: &Screen) -> String {
         let away = match self.restored {
             Some(_) => format!(", production away for {:.1} s", self.downtime_seconds),
             None => String::new(),
@@ -191,7 +192,7 @@ impl CanaryStatusReport {
 }
 
 impl Report for CanaryStatusReport {
-    fn text(&self) -> String {
+    fn text(&self, _: &Screen) -> String {
         let figure =
             |value: Option<f64>| value.map_or("?".to_owned(), |value| format!("{value:.1}"));
         let window = match self.in_window {
@@ -237,7 +238,7 @@ impl DoneReport {
 }
 
 impl Report for DoneReport {
-    fn text(&self) -> String {
+    fn text(&self, _: &Screen) -> String {
         format!("{}\n", self.message)
     }
 }

@@ -1,8 +1,12 @@
 //! The reports as text for people.
 
-use super::{ActReport, CanFitReport, CheckReport, PathReport, Report, StatusReport, Subject};
+use super::screen::Screen;
+use super::{
+    ActReport, CanFitReport, CheckReport, PathReport, Report, StatusReport, Subject, span,
+};
 use crate::model::{Mb, Source};
 use std::fmt::Write;
+use std::time::Duration;
 
 /// Text is collected in a `String`, to which writing cannot fail.
 macro_rules! line {
@@ -14,7 +18,7 @@ fn size(size: Option<Mb>) -> String {
 }
 
 impl Report for StatusReport {
-    fn text(&self) -> String {
+    fn text(&self, _: &Screen) -> String {
         let mut text = String::new();
         let vram = &self.vram;
         let mut card = match (&self.gpu.index, &self.gpu.name) {
@@ -87,7 +91,7 @@ impl Report for StatusReport {
 }
 
 impl Report for CanFitReport {
-    fn text(&self) -> String {
+    fn text(&self, _: &Screen) -> String {
         let estimate = if self.source == Source::Estimate { " (estimate)" } else { "" };
         format!(
             "{}: {} needed, {} available ({} free, margin {}){estimate}\n",
@@ -101,7 +105,7 @@ impl Report for CanFitReport {
 }
 
 impl Report for ActReport {
-    fn text(&self) -> String {
+    fn text(&self, _: &Screen) -> String {
         let mut text = String::new();
         if self.dry_run {
             for step in &self.steps {
@@ -118,29 +122,35 @@ impl Report for ActReport {
             }
             return text;
         }
+        format!("{}\n", self.summary())
+    }
+}
+
+impl ActReport {
+    /// One line: what was stopped, freed and started, and how long it took.
+    pub fn summary(&self) -> String {
+        let named = |verb: &str, names: &[String]| {
+            (!names.is_empty()).then(|| format!("{verb} {}", names.join(", ")))
+        };
+        let freed = self.freed_mb.filter(|freed| *freed > Mb(0));
         let parts: Vec<String> = [
-            ("stopped", &self.stopped),
-            ("unloaded", &self.unloaded),
-            ("started", &self.started),
-            ("kept", &self.kept),
+            named("stopped", &self.stopped),
+            named("unloaded", &self.unloaded),
+            freed.map(|freed| format!("freed {freed}")),
+            named("started", &self.started),
+            named("kept", &self.kept),
         ]
-        .iter()
-        .filter(|(_, names)| !names.is_empty())
-        .map(|(verb, names)| format!("{verb} {}", names.join(", ")))
+        .into_iter()
+        .flatten()
         .collect();
         let what = if parts.is_empty() { "nothing to do".to_owned() } else { parts.join("; ") };
-        let freed = match self.freed_mb {
-            Some(freed) => format!(", {freed} freed"),
-            None => String::new(),
-        };
-        let seconds = self.elapsed_ms as f64 / 1000.0;
-        line!(text, "{}: {what}{freed} ({seconds:.1} s)", self.subject.title());
-        text
+        let took = span(Duration::from_millis(self.elapsed_ms));
+        format!("{}: {what} ({took})", self.subject.title())
     }
 }
 
 impl Subject {
-    fn title(&self) -> String {
+    pub fn title(&self) -> String {
         match self {
             Subject::Phase { phase, name: Some(name) } => format!("phase {phase} ({name})"),
             Subject::Phase { phase, name: None } => format!("phase {phase}"),
@@ -152,7 +162,7 @@ impl Subject {
 }
 
 impl Report for CheckReport {
-    fn text(&self) -> String {
+    fn text(&self, _: &Screen) -> String {
         format!(
             "{}: good: {} services, {} phases\n",
             self.path,
@@ -163,7 +173,7 @@ impl Report for CheckReport {
 }
 
 impl Report for PathReport {
-    fn text(&self) -> String {
+    fn text(&self, _: &Screen) -> String {
         self.path.as_ref().map(|path| format!("{path}\n")).unwrap_or_default()
     }
 }

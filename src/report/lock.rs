@@ -1,6 +1,7 @@
 //! The GPU lock: in `status`, and what the `lock` commands say.
 
 use super::Report;
+use super::screen::Screen;
 use crate::config::{Config, Place};
 use crate::error::Result;
 use crate::lock::{Claim, Held};
@@ -73,7 +74,7 @@ impl LockStatusReport {
 }
 
 impl Report for LockStatusReport {
-    fn text(&self) -> String {
+    fn text(&self, _: &Screen) -> String {
         let fence = self.fence.map(|fence| format!(", fence {fence}")).unwrap_or_default();
         format!("{}{fence}\n", self.lock.describe())
     }
@@ -111,7 +112,7 @@ impl AcquiredReport {
 }
 
 impl Report for AcquiredReport {
-    fn text(&self) -> String {
+    fn text(&self, _: &Screen) -> String {
         format!("{}\n", self.token)
     }
 }
@@ -132,7 +133,7 @@ impl ReleasedReport {
 }
 
 impl Report for ReleasedReport {
-    fn text(&self) -> String {
+    fn text(&self, _: &Screen) -> String {
         match (self.released, &self.holder) {
             (true, _) => "released\n".to_owned(),
             (false, None) => "nothing to release: the lock is free\n".to_owned(),

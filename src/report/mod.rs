@@ -3,41 +3,67 @@
 
 mod act;
 mod canary;
+mod history;
 mod human;
 mod lock;
 pub mod progress;
+pub mod screen;
 mod status;
 
 pub use act::{ActReport, Subject};
 pub use canary::{CanaryRunReport, CanaryStatusReport, DoneReport, VerdictReport};
+pub use history::HistoryReport;
 pub use lock::{AcquiredReport, LockReport, LockStatusReport, ReleasedReport};
 pub use status::StatusReport;
 
+use crate::config::Environment;
 use crate::error::Failure;
 use crate::exit::Code;
 use crate::model::{Mb, Source};
 use anyhow::Result;
+use screen::Screen;
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::io::Write;
+use std::time::Duration;
 
 /// A report in its two forms.
 pub trait Report: Serialize {
-    fn text(&self) -> String;
+    fn text(&self, screen: &Screen) -> String;
+}
+
+/// In which form results are wanted.
+#[derive(Clone, Copy, Debug)]
+pub enum Form {
+    Json,
+    /// For people, on this screen.
+    Text(Screen),
+}
+
+impl Form {
+    pub fn new(as_json: bool, environment: &Environment) -> Form {
+        match as_json {
+            true => Form::Json,
+            false => Form::Text(Screen::of(rustix::stdio::stdout(), environment)),
+        }
+    }
 }
 
 /// Prints a report on stdout. A reader that has gone away is no failure of the command.
-pub fn print(report: &impl Report, as_json: bool) -> Result<()> {
-    print_text(&text_of(report, as_json)?)
+pub fn print(report: &impl Report, form: &Form) -> Result<()> {
+    print_text(&text_of(report, form)?)
 }
 
 /// The same of a report that is of no use unread: that nobody reads it is a failure too.
-pub fn deliver(report: &impl Report, as_json: bool) -> Result<()> {
-    Ok(write(&text_of(report, as_json)?).map_err(|e| unprinted(&e))?)
+pub fn deliver(report: &impl Report, form: &Form) -> Result<()> {
+    Ok(write(&text_of(report, form)?).map_err(|e| unprinted(&e))?)
 }
 
-fn text_of(report: &impl Report, as_json: bool) -> Result<String> {
-    Ok(if as_json { format!("{:#}\n", serde_json::to_value(report)?) } else { report.text() })
+fn text_of(report: &impl Report, form: &Form) -> Result<String> {
+    Ok(match form {
+        Form::Json => format!("{:#}\n", serde_json::to_value(report)?),
+        Form::Text(screen) => report.text(screen),
+    })
 }
 
 /// Prints a document that is asked for as such.
@@ -87,6 +113,18 @@ pub fn print_failure(failure: &Failure, as_json: bool) {
     let _ = writeln!(stderr, "gpuctl: {}", on_one_line(&failure.message));
     for hint in &failure.hints {
         let _ = writeln!(stderr, "hint: {}", on_one_line(hint));
+    }
+}
+
+/// A time as people tell it: "0.4 s", "2 min 5 s", "3 h 10 min".
+pub fn span(span: Duration) -> String {
+    let seconds = span.as_secs();
+    match seconds {
+        0..60 => format!("{:.1} s", span.as_secs_f64()),
+        60..3600 if seconds.is_multiple_of(60) => format!("{} min", seconds / 60),
+        60..3600 => format!("{} min {} s", seconds / 60, seconds % 60),
+        3600..86_400 => format!("{} h {} min", seconds / 3600, seconds % 3600 / 60),
+        _ => format!("{} d {} h", seconds / 86_400, seconds % 86_400 / 3600),
     }
 }
 

@@ -1,26 +1,319 @@
-//! What is told while work goes on: plain lines on stderr.
+//! What is told while work goes on, on stderr: on a terminal each step with its clock, its limit
+//! and the memory that comes back; elsewhere a plain line a step. The event log hears of each
+//! step that has ended.
 
-use std::io::Write;
+use super::screen::{BAD, FAINT, GOOD, Screen};
+use super::{on_one_line, span};
+use crate::history::Recorder;
+use crate::model::Mb;
+use anstyle::Style;
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
+use std::io::Write as _;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Between two pictures of a terminal's running steps.
+const TICK: Duration = Duration::from_millis(100);
+
+/// Of a gauge, in columns; none is drawn where the screen is too narrow for it.
+const GAUGE: usize = 24;
+/// What a line needs beside its gauge.
+const BESIDE_GAUGE: usize = 52;
+/// A step's words, in columns.
+const WORDS: usize = 28;
+
+/// How much is told, and how.
+#[derive(Clone)]
+enum Face {
+    Silent,
+    Lines,
+    Live(MultiProgress, Screen),
+}
 
 #[derive(Clone)]
 pub struct Progress {
-    quiet: bool,
+    face: Face,
+    recorder: Option<Arc<Recorder>>,
+}
+
+/// What a step does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// For the lock.
+    Wait,
+    Stop,
+    Kill,
+    Unload,
+    /// The wait for memory that was given up.
+    Reclaim,
+    Start,
+    /// The wait for a service that somebody else has started.
+    Await,
+    Wake,
+    /// `run`'s command.
+    Run,
+}
+
+impl Action {
+    /// As programs see it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Action::Wait => "wait",
+            Action::Stop => "stop",
+            Action::Kill => "kill",
+            Action::Unload => "unload",
+            Action::Reclaim => "reclaim",
+            Action::Start => "start",
+            Action::Await => "await",
+            Action::Wake => "wake",
+            Action::Run => "run",
+        }
+    }
+
+    fn doing(self) -> &'static str {
+        match self {
+            Action::Wait | Action::Await => "waiting for",
+            Action::Stop => "stopping",
+            Action::Kill => "killing",
+            Action::Unload => "unloading",
+            Action::Reclaim => "reclaiming",
+            Action::Start => "starting",
+            Action::Wake => "waking",
+            Action::Run => "running",
+        }
+    }
+
+    fn did(self) -> &'static str {
+        match self {
+            Action::Wait => "had to wait for",
+            Action::Stop => "stopped",
+            Action::Kill => "killed",
+            Action::Unload => "unloaded",
+            Action::Reclaim => "reclaimed",
+            Action::Start => "started",
+            Action::Await => "saw come up",
+            Action::Wake => "woke",
+            Action::Run => "ran",
+        }
+    }
+}
+
+/// A step that has ended well.
+#[derive(Clone, Debug)]
+pub struct StepDone {
+    pub action: Action,
+    pub service: Option<String>,
+    /// That came back.
+    pub memory: Option<Mb>,
+    pub elapsed: Duration,
+    /// What was remarkable about it.
+    pub note: Option<String>,
 }
 
 impl Progress {
-    pub fn new(quiet: bool) -> Progress {
-        Progress { quiet }
+    /// Nothing where `quiet`; plain lines on `screen` where it is no terminal, or where the log
+    /// of what is done is written to it too (`logs`).
+    pub fn new(quiet: bool, screen: Screen, logs: bool) -> Progress {
+        let face = match (quiet, screen.is_terminal && !logs) {
+            (true, _) => Face::Silent,
+            (false, true) => {
+                Face::Live(MultiProgress::with_draw_target(ProgressDrawTarget::stderr()), screen)
+            }
+            (false, false) => Face::Lines,
+        };
+        Progress { face, recorder: None }
     }
 
-    /// One step, as it begins or ends. That stderr is closed is no reason to stop working.
-    #[expect(clippy::disallowed_methods, reason = "the one place that prints progress")]
+    /// Tells nobody.
+    pub fn silent() -> Progress {
+        Progress { face: Face::Silent, recorder: None }
+    }
+
+    /// The same, and each step into the event log.
+    pub fn recorded(&self, recorder: &Arc<Recorder>) -> Progress {
+        Progress { recorder: Some(recorder.clone()), ..self.clone() }
+    }
+
+    /// One remark.
     pub fn line(&self, text: &str) {
-        if !self.quiet {
-            let _ = writeln!(std::io::stderr(), "{text}");
-        }
+        self.print(&on_one_line(text));
     }
 
     pub fn warning(&self, text: &str) {
         self.line(&format!("warning: {text}"));
     }
+
+    /// A step begins, on a service or for `what`; it has `limit` to end.
+    pub fn begin(&self, action: Action, what: &str, limit: Duration) -> Step<'_> {
+        let mut step = Step {
+            progress: self,
+            action,
+            what: what.to_owned(),
+            limit,
+            begun: Instant::now(),
+            memory: None,
+            bar: None,
+            is_over: false,
+        };
+        step.show();
+        step
+    }
+
+    /// Writes a step into the event log.
+    pub fn record(&self, done: &StepDone) {
+        if let Some(recorder) = &self.recorder {
+            recorder.step(done);
+        }
+    }
+
+    /// That stderr is closed is no reason to stop working.
+    #[expect(clippy::disallowed_methods, reason = "the one place that prints progress")]
+    fn print(&self, line: &str) {
+        let _ = match &self.face {
+            Face::Silent => Ok(()),
+            Face::Lines => writeln!(std::io::stderr(), "{line}"),
+            // Above the steps that are drawn just now.
+            Face::Live(bars, _) => bars.suspend(|| writeln!(std::io::stderr(), "{line}")),
+        };
+    }
+}
+
+/// A step under way. One that is dropped before it was `done` has failed.
+pub struct Step<'a> {
+    progress: &'a Progress,
+    action: Action,
+    what: String,
+    limit: Duration,
+    begun: Instant,
+    /// That has come back.
+    memory: Option<Mb>,
+    bar: Option<ProgressBar>,
+    is_over: bool,
+}
+
+impl Step<'_> {
+    fn words(&self) -> String {
+        format!("{} {}", self.action.doing(), on_one_line(&self.what))
+    }
+
+    fn show(&mut self) {
+        match &self.progress.face {
+            Face::Silent => {}
+            Face::Lines => self.progress.print(&self.words()),
+            Face::Live(bars, screen) => {
+                let bar = bars.add(ProgressBar::no_length().with_style(style(*screen, self.limit)));
+                bar.set_message(format!("{:WORDS$}", self.words()));
+                bar.enable_steady_tick(TICK);
+                self.bar = Some(bar);
+            }
+        }
+    }
+
+    /// What is waited for has changed.
+    pub fn now_for(&mut self, what: &str) {
+        self.what = what.to_owned();
+        match &self.bar {
+            Some(bar) => bar.set_message(format!("{:WORDS$}", self.words())),
+            None => self.progress.print(&self.words()),
+        }
+    }
+
+    /// So much of the memory is back.
+    pub fn memory(&mut self, back: Mb, expected: Mb) {
+        self.memory = Some(back);
+        if let Some(bar) = &self.bar {
+            bar.set_length(expected.0);
+            bar.set_position(back.0);
+        }
+    }
+
+    pub fn done(mut self, note: Option<String>) -> StepDone {
+        let words = format!("{} {}", self.action.did(), on_one_line(&self.what));
+        let memory = self.memory.map(|memory| format!(", {memory}"));
+        let remark = note.as_ref().map(|note| format!("; {}", on_one_line(note)));
+        self.leave(GOOD, "✓", &words, &[memory, remark].map(Option::unwrap_or_default).concat());
+        if let (Face::Lines, Some(note)) = (&self.progress.face, &note) {
+            self.progress.line(&format!("{}: {note}", self.what));
+        }
+        let is_about_service = !matches!(self.action, Action::Wait | Action::Reclaim);
+        let done = StepDone {
+            action: self.action,
+            service: is_about_service.then(|| self.what.clone()),
+            memory: self.memory,
+            elapsed: self.begun.elapsed(),
+            note,
+        };
+        self.progress.record(&done);
+        done
+    }
+
+    /// The line that remains of it on a terminal.
+    fn leave(&mut self, style: Style, sign: &str, words: &str, rest: &str) {
+        self.is_over = true;
+        let Some(bar) = &self.bar else { return };
+        bar.finish_and_clear();
+        if let Face::Live(_, screen) = &self.progress.face {
+            let took = format!("{:>8}{rest}", span(self.begun.elapsed()));
+            let (sign, took) = (screen.paint(style, sign), screen.paint(FAINT, took));
+            self.progress.print(&format!("{sign} {words:WORDS$} {took}"));
+        }
+    }
+}
+
+impl Drop for Step<'_> {
+    fn drop(&mut self) {
+        if !self.is_over {
+            self.leave(BAD, "✗", &self.words(), "");
+        }
+    }
+}
+
+/// The step of waiting for the lock, which begins when somebody is in the way.
+pub struct Waiting<'a> {
+    progress: &'a Progress,
+    patience: Duration,
+    step: Option<Step<'a>>,
+}
+
+impl<'a> Waiting<'a> {
+    pub fn new(progress: &'a Progress, patience: Duration) -> Self {
+        Waiting { progress, patience, step: None }
+    }
+
+    /// Who is in the way, at first and when that changes: "held by me (host:12), 20 s left".
+    pub fn tell(&mut self, busy: &str) {
+        let what = format!("the GPU lock, {busy}");
+        match &mut self.step {
+            Some(step) => step.now_for(&what),
+            None => self.step = Some(self.progress.begin(Action::Wait, &what, self.patience)),
+        }
+    }
+
+    pub fn done(self) {
+        self.step.map(|step| step.done(None));
+    }
+}
+
+/// A running step's line: what, a gauge of its time or of the memory, the clock and its limit.
+fn style(screen: Screen, limit: Duration) -> ProgressStyle {
+    let gauge = move |state: &ProgressState, line: &mut dyn std::fmt::Write| {
+        let share = match state.len() {
+            Some(expected) => state.pos() as f64 / expected.max(1) as f64,
+            None => state.elapsed().as_secs_f64() / limit.as_secs_f64().max(0.001),
+        };
+        let filled = (share.clamp(0.0, 1.0) * GAUGE as f64).round() as usize;
+        let rest = screen.paint(FAINT, "─".repeat(GAUGE - filled));
+        let _ = write!(line, "{}{rest}", screen.paint(GOOD, "━".repeat(filled)));
+    };
+    let clock = move |state: &ProgressState, line: &mut dyn std::fmt::Write| {
+        let time = format!("{:>8} of {}", span(state.elapsed()), span(limit));
+        let memory = state.len().map(|all| format!(", {} of {}", Mb(state.pos()), Mb(all)));
+        let _ = line.write_str(&screen.paint(FAINT, time + &memory.unwrap_or_default()));
+    };
+    let template = match screen.width >= BESIDE_GAUGE + GAUGE {
+        true => "{spinner} {msg} {gauge} {clock}",
+        false => "{spinner} {msg} {clock}",
+    };
+    let style = ProgressStyle::with_template(template).expect("a template of known keys");
+    style.with_key("gauge", gauge).with_key("clock", clock)
 }

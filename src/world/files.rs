@@ -89,8 +89,17 @@ pub fn remove_durably(path: &Path) -> Result<()> {
     }
 }
 
-/// Adds a whole line to a file, durably. One that was cut short before stays a line of its own.
+/// Adds a whole line to a file. One that was cut short before stays a line of its own.
 pub fn append_line(path: &Path, line: &str) -> Result<()> {
+    append(path, line).map(drop)
+}
+
+/// The same, and once it returns also when the machine loses its power.
+pub fn append_line_durably(path: &Path, line: &str) -> Result<()> {
+    append(path, line)?.sync_all()
+}
+
+fn append(path: &Path, line: &str) -> Result<File> {
     let mut file = open(path, OFlags::RDWR | OFlags::APPEND)?;
     let length = file.metadata()?.len();
     let mut last = [b'\n'];
@@ -99,7 +108,7 @@ pub fn append_line(path: &Path, line: &str) -> Result<()> {
     }
     let before = if last == [b'\n'] { "" } else { "\n" };
     file.write_all(format!("{before}{line}\n").as_bytes())?;
-    file.sync_all()
+    Ok(file)
 }
 
 fn put(path: &Path, content: &[u8], finish: impl FnOnce(&File) -> Result<()>) -> Result<()> {

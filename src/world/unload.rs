@@ -48,25 +48,29 @@ pub fn request(unload: &Unload) -> Result<()> {
     }
 }
 
-/// Wakes a server that was put to sleep by [`request`]; tells whether it slept. Only vLLM sleeps:
-/// the others load again when they are asked for something.
-pub fn wake(unload: &Unload) -> Result<bool> {
+/// Whether a server was put to sleep by [`request`]. Only vLLM sleeps: the others load again when
+/// they are asked for something.
+pub fn is_asleep(unload: &Unload) -> Result<bool> {
     let Unload::Preset { preset: Preset::Vllm, url } = unload else {
         return Ok(false);
     };
     // A server that does not know the question cannot have been put to sleep.
-    let asleep = match client(CALL_LIMIT).get(format!("{url}/is_sleeping")).call() {
+    match client(CALL_LIMIT).get(format!("{url}/is_sleeping")).call() {
         Ok(mut response) if response.status().is_success() => {
             let answer = response.body_mut().read_json::<Value>();
-            answer.is_ok_and(|answer| answer["is_sleeping"] == true)
+            Ok(answer.is_ok_and(|answer| answer["is_sleeping"] == true))
         }
-        Ok(_) => false,
-        Err(error) => return Err(format!("{}: {error}", mask(url))),
-    };
-    if asleep {
-        post(url, "/wake_up", &Value::Null)?;
+        Ok(_) => Ok(false),
+        Err(error) => Err(format!("{}: {error}", mask(url))),
     }
-    Ok(asleep)
+}
+
+/// Wakes a server that is asleep.
+pub fn wake(unload: &Unload) -> Result<()> {
+    match unload {
+        Unload::Preset { preset: Preset::Vllm, url } => post(url, "/wake_up", &Value::Null),
+        Unload::Preset { .. } | Unload::Call { .. } => Ok(()),
+    }
 }
 
 fn names<'a>(list: &'a Value, key: &'static str) -> impl Iterator<Item = &'a str> {

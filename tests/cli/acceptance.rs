@@ -64,7 +64,7 @@ fn ac_1_a_job_that_comes_later_finds_the_memory_that_its_service_declared() {
     let rig = Rig::new();
     rig.native("vidi").vram(4000).phases([2]).add();
     let comfyui = rig.native("comfyui").vram(20000).priority(100).server("--idle-vram 600").add();
-    rig.gpuctl("start comfyui --quiet").run().succeeds().stdout_has("started comfyui");
+    rig.gpuctl("start comfyui").run().succeeds().stdout_has("started comfyui").progress();
     assert_eq!(rig.card.used_mb(), 600);
 
     let start = rig.gpuctl("start vidi --quiet").run();
@@ -78,7 +78,7 @@ fn ac_1_a_job_that_comes_later_finds_the_memory_that_its_service_declared() {
 fn ac_3_a_higher_priority_stops_a_lower_one_waits_for_its_memory_and_starts() {
     let rig = Rig::new();
     let services = pipeline(&rig);
-    rig.gpuctl("start cosyvoice --quiet").run().succeeds().stdout_has("started cosyvoice");
+    rig.gpuctl("start cosyvoice").run().succeeds().stdout_has("started cosyvoice").progress();
     rig.card.describe(&json!({"reclaim_delay_ms": 1000}));
 
     let start = rig.gpuctl("start comfyui --json").run().succeeds().progress().json();
@@ -97,7 +97,7 @@ fn ac_3_a_higher_priority_stops_a_lower_one_waits_for_its_memory_and_starts() {
 fn ac_3_what_fits_beside_the_others_stops_nobody() {
     let rig = Rig::new();
     let services = pipeline(&rig);
-    rig.gpuctl("start vidi --quiet").run().succeeds().stdout_has("started vidi");
+    rig.gpuctl("start vidi").run().succeeds().stdout_has("started vidi").progress();
     let start = rig.gpuctl("start cosyvoice --json --quiet").run().succeeds().json();
     assert_eq!((&start["stopped"], &start["kept"]), (&json!([]), &json!(["vidi"])));
     assert!(services.vidi.is_healthy() && services.voice.is_healthy());
@@ -108,7 +108,7 @@ fn ac_3_a_lower_priority_is_refused_and_told_who_is_in_the_way() {
     let rig = Rig::new();
     let services = pipeline(&rig);
     rig.native("ollama").vram(18000).priority(10).add();
-    rig.gpuctl("prepare-phase 4 --quiet").run().succeeds().stdout_has("started comfyui");
+    rig.gpuctl("prepare-phase 4").run().succeeds().stdout_has("started comfyui").progress();
     let before = (rig.processes_of(&services.comfyui), rig.card.claims());
 
     for arguments in ["start ollama", "start ollama --dry-run", "start ollama --no-preempt"] {
@@ -125,7 +125,7 @@ fn ac_3_a_lower_priority_is_refused_and_told_who_is_in_the_way() {
 fn ac_3_no_preempt_stops_nobody_of_lower_priority_either() {
     let rig = Rig::new();
     let services = pipeline(&rig);
-    rig.gpuctl("start cosyvoice --quiet").run().succeeds().stdout_has("started cosyvoice");
+    rig.gpuctl("start cosyvoice").run().succeeds().stdout_has("started cosyvoice").progress();
     let start = rig.gpuctl("start comfyui --no-preempt").run().fails("insufficient_vram");
     start.stderr_has("in the way: cosyvoice (priority 50, 4000 MB)");
     assert!(services.voice.is_healthy());
@@ -137,7 +137,7 @@ fn what_has_been_done_is_not_done_again() {
     let rig = Rig::new();
     let services = pipeline(&rig);
     for _ in 0..2 {
-        rig.gpuctl("prepare-phase 3 --quiet").run().succeeds().stdout_has("cosyvoice");
+        rig.gpuctl("prepare-phase 3").run().succeeds().stdout_has("cosyvoice").progress();
     }
     let before = rig.processes_of(&services.voice);
     let again = rig.gpuctl("prepare-phase 3 --json").run().succeeds().json();
@@ -145,7 +145,7 @@ fn what_has_been_done_is_not_done_again() {
     rig.gpuctl("start cosyvoice").run().succeeds().stdout_has("kept cosyvoice");
     assert_eq!(rig.processes_of(&services.voice), before);
     for _ in 0..2 {
-        rig.gpuctl("release-all --quiet").run().succeeds().stdout_has("all services");
+        rig.gpuctl("release-all").run().succeeds().stdout_has("all services").progress();
     }
     rig.gpuctl("stop cosyvoice").run().succeeds().stdout_has("nothing to do");
 }
@@ -154,7 +154,7 @@ fn what_has_been_done_is_not_done_again() {
 fn a_dry_run_tells_the_plan_and_changes_nothing() {
     let rig = Rig::new();
     let services = pipeline(&rig);
-    rig.gpuctl("prepare-phase 3 --quiet").run().succeeds().stdout_has("started cosyvoice");
+    rig.gpuctl("prepare-phase 3").run().succeeds().stdout_has("started cosyvoice").progress();
     let before = rig.processes_of(&services.voice);
     rig.gpuctl("prepare-phase 4 --dry-run")
         .run()

@@ -162,7 +162,7 @@ fn without_a_reading_there_is_an_answer_only_by_the_cards_declared_size() {
             "available_mb": 19552, "source": "estimate"})
     );
     estimate("can-fit 19553", 1);
-    rig.gpuctl("can-fit 1 --quiet").run().succeeds().stdout_has("(estimate)");
+    rig.gpuctl("can-fit 1 --quiet").run().succeeds();
 }
 
 #[test]

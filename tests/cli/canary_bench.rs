@@ -39,7 +39,7 @@ impl Bench {
         bench.rig.set("canary.port", i64::from(port));
         bench.rig.set("canary.window", open_window());
         bench.canary("--vram 14000");
-        bench.rig.gpuctl("start vllm --quiet").run().succeeds().stdout_has("started vllm");
+        bench.rig.gpuctl("start vllm").run().succeeds().stdout_has("started vllm").progress();
         bench
     }
 

@@ -163,7 +163,7 @@ fn a_wrong_value_of_a_variable_is_told_with_the_variable() {
 fn the_seeds_environment_gives_the_seeds_behaviour() {
     let rig = Rig::new();
     let vllm = rig.native("vllm").vram(18000).add();
-    rig.gpuctl("start vllm --quiet").run().succeeds().stdout_has("started vllm");
+    rig.gpuctl("start vllm").run().succeeds().stdout_has("started vllm").progress();
     rig.set("canary.service", "vllm");
     rig.set("canary.start", "sleep 1000");
     rig.set("canary.model", "/models/m");

@@ -92,8 +92,8 @@ fn the_fourth_run_in_a_day_is_refused_also_by_an_operators_word() {
     assert_eq!(bench.status()["runs_24h"], 3);
     // Of this service: another one has its own three.
     let other = bench.rig.native("other").vram(1000).add();
-    bench.rig.gpuctl("stop vllm --quiet").run().succeeds().stdout_has("stopped vllm");
-    bench.rig.gpuctl("start other --quiet").run().succeeds().stdout_has("started other");
+    bench.rig.gpuctl("stop vllm").run().succeeds().stdout_has("stopped vllm").progress();
+    bench.rig.gpuctl("start other").run().succeeds().stdout_has("started other").progress();
     bench.rig.set("canary.service", "other");
     assert_eq!(bench.status()["runs_24h"], 0);
     assert_eq!(bench.status()["cooldown_left"], 0.0);
@@ -206,7 +206,7 @@ fn a_candidate_that_cannot_work_costs_no_downtime() {
 #[test]
 fn without_production_nothing_is_tried() {
     let bench = Bench::new();
-    bench.rig.gpuctl("stop vllm --quiet").run().succeeds().stdout_has("stopped vllm");
+    bench.rig.gpuctl("stop vllm").run().succeeds().stdout_has("stopped vllm").progress();
     let error = bench.try_it("--json").fails("unavailable").json();
     let message = error["error"]["message"].as_str().unwrap();
     assert!(message.contains("vllm is stopped"), "{error}");

@@ -240,7 +240,7 @@ fn a_dry_run_changes_nothing_and_says_how_it_would_be_tried() {
     bench.refuses("--dry-run", "budget_exhausted");
     bench.refuses("--dry-run --now", "budget_exhausted");
     bench.rig.set("canary.max_downtime", "45s");
-    bench.rig.gpuctl("stop vllm --quiet").run().succeeds().stdout_has("stopped vllm");
+    bench.rig.gpuctl("stop vllm").run().succeeds().stdout_has("stopped vllm").progress();
     bench.try_it("--dry-run").fails("unavailable").stderr_has("vllm is stopped");
     assert_eq!(bench.files("gpu_"), Vec::<std::path::PathBuf>::new());
 }

@@ -38,7 +38,7 @@ fn memory_on_the_card_is_told_to_the_containers_whose_processes_hold_it() {
         rig.by_hand(&format!("{simserver} --name {} --vram 800 --graphics", rig.mark("desktop")));
     until("the desktop is there", || rig.card.used_mb() == 800);
     for service in ["voice", "ollama"] {
-        rig.gpuctl("start --quiet").arg(service).run().succeeds().stdout_has(service);
+        rig.gpuctl("start").arg(service).run().succeeds().stdout_has(service).progress();
     }
 
     let status = status(&rig);
@@ -67,7 +67,7 @@ fn memory_on_the_card_is_told_to_the_containers_whose_processes_hold_it() {
 fn a_container_that_takes_no_notice_of_term_is_killed_after_its_stop_timeout() {
     let Some(rig) = Rig::with_docker() else { return };
     let voice = rig.container("voice").set("stop_timeout", "1s").server("--ignore-term").add();
-    rig.gpuctl("start voice --quiet").run().succeeds().stdout_has("voice");
+    rig.gpuctl("start voice").run().succeeds().stdout_has("voice").progress();
     let stop = rig.gpuctl("stop voice --json --quiet").run().succeeds().json();
     assert_eq!(stop["stopped"], json!(["voice"]));
     assert_eq!(fact(&rig, voice.mark(), ".State.Running"), "false");
@@ -79,9 +79,9 @@ fn a_container_that_takes_no_notice_of_term_is_killed_after_its_stop_timeout() {
 fn the_engine_is_told_how_long_a_container_may_take_to_stop() {
     let Some(rig) = Rig::with_docker() else { return };
     let voice = rig.container("voice").set("stop_timeout", "50s").add();
-    rig.gpuctl("start voice --quiet").run().succeeds().stdout_has("voice");
+    rig.gpuctl("start voice").run().succeeds().stdout_has("voice").progress();
     let calls = calls_during(&rig, || {
-        rig.gpuctl("stop voice --quiet").run().succeeds().stdout_has("voice");
+        rig.gpuctl("stop voice").run().succeeds().stdout_has("voice").progress();
     });
     assert!(calls.contains(&format!("stop --time 50 -- {}", voice.mark())), "{calls:?}");
 }
@@ -90,9 +90,9 @@ fn the_engine_is_told_how_long_a_container_may_take_to_stop() {
 fn a_forced_stop_kills_the_container_at_once() {
     let Some(rig) = Rig::with_docker() else { return };
     let voice = rig.container("voice").set("stop_timeout", "1h").server("--term-delay 1h").add();
-    rig.gpuctl("start voice --quiet").run().succeeds().stdout_has("voice");
+    rig.gpuctl("start voice").run().succeeds().stdout_has("voice").progress();
     let calls = calls_during(&rig, || {
-        rig.gpuctl("stop voice --force --quiet").run().succeeds().stdout_has("voice");
+        rig.gpuctl("stop voice --force").run().succeeds().stdout_has("voice").progress();
     });
     assert!(calls.contains(&format!("kill -- {}", voice.mark())), "{calls:?}");
     assert!(!calls.iter().any(|call| call.starts_with("stop")), "{calls:?}");
@@ -184,11 +184,11 @@ fn a_container_may_be_configured_by_its_id() {
     let id = fact(&rig, voice.mark(), ".Id");
     for id in [&id[..], &id[..12]] {
         rig.set("services.voice.container", id);
-        rig.gpuctl("start voice --quiet").run().succeeds().stdout_has("started voice");
+        rig.gpuctl("start voice").run().succeeds().stdout_has("started voice").progress();
         let status = status(&rig);
         assert_eq!(status["services"]["voice"]["state"], "ready");
         assert_eq!(status["services"]["voice"]["used_mb"], 4000);
-        rig.gpuctl("stop voice --quiet").run().succeeds().stdout_has("stopped voice");
+        rig.gpuctl("stop voice").run().succeeds().stdout_has("stopped voice").progress();
         assert_eq!(fact(&rig, voice.mark(), ".State.Running"), "false");
     }
 }

@@ -66,7 +66,7 @@ fn when_one_start_fails_the_others_are_not_waited_for() {
     let error = prepare.json();
     assert!(error["error"]["message"].as_str().unwrap().starts_with("broken: "));
     assert_eq!(error["error"]["details"]["started"], json!([]));
-    rig.gpuctl("release-all --quiet").run().succeeds().stdout_has("all services");
+    rig.gpuctl("release-all").run().succeeds().stdout_has("all services").progress();
     rig.assert_no_process_of(&slow);
 }
 
@@ -92,7 +92,7 @@ fn independent_starts_run_side_by_side_and_so_do_stops() {
         );
         rig.set(&format!("services.{name}.stop"), stop.to_str().unwrap());
     }
-    rig.gpuctl("prepare-phase 1 --quiet").run().succeeds().stdout_has("started left, right");
+    rig.gpuctl("prepare-phase 1").run().succeeds().stdout_has("started left, right").progress();
     let release = rig.gpuctl("release-all").run().succeeds().stdout_has("stopped left, right");
     release.progress();
     assert!(rig.path("right.stop").exists());
@@ -103,10 +103,10 @@ fn a_port_that_accepts_connections_is_ready_where_the_check_is_tcp() {
     let rig = Rig::new();
     let vidi = rig.native("vidi").server("--warmup 500ms --late-listen --health 500").add();
     rig.set("services.vidi.health", vidi.url("").replace("http:", "tcp:"));
-    rig.gpuctl("start vidi --quiet").run().succeeds().stdout_has("started vidi");
+    rig.gpuctl("start vidi").run().succeeds().stdout_has("started vidi").progress();
     let status = rig.gpuctl("status --json").run().succeeds().json();
     assert_eq!(status["services"]["vidi"]["state"], "ready");
-    rig.gpuctl("stop vidi --quiet").run().succeeds().stdout_has("stopped vidi");
+    rig.gpuctl("stop vidi").run().succeeds().stdout_has("stopped vidi").progress();
     let check = rig.gpuctl("status --check vidi").run().fails("no");
     check.stdout_has("stopped");
 }
@@ -123,7 +123,7 @@ fn without_a_health_check_a_service_that_stays_alive_is_ready() {
     let rig = Rig::new();
     let vidi = rig.native("vidi").add();
     without_health(&rig);
-    rig.gpuctl("start vidi --quiet").run().succeeds().stdout_has("started vidi");
+    rig.gpuctl("start vidi").run().succeeds().stdout_has("started vidi").progress();
     assert!(vidi.is_healthy());
 }
 
@@ -143,8 +143,8 @@ fn a_service_that_needs_no_start_is_not_hindered_by_a_hanging_neighbour() {
     let hanging = rig.native("hanging").server("--health hang").add();
     let _neighbour = rig.by_hand(hanging.command());
     until("the neighbour runs", || rig.card.used_mb() == 1000);
-    rig.gpuctl("start vidi --quiet").run().succeeds().stdout_has("kept hanging");
+    rig.gpuctl("start vidi").run().succeeds().stdout_has("kept hanging").progress();
     assert!(vidi.is_healthy());
-    rig.gpuctl("release-all --quiet").run().succeeds().stdout_has("stopped vidi, hanging");
+    rig.gpuctl("release-all").run().succeeds().stdout_has("stopped vidi, hanging").progress();
     rig.assert_no_process_of(&hanging);
 }

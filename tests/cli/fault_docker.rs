@@ -57,14 +57,14 @@ fn row_35_a_missing_container_is_in_nobody_elses_way() {
     rig.container("absent").vram(4000).phases([3]).not_installed().add();
     let vidi = rig.native("vidi").phases([2]).add();
     let voice = rig.container("voice").phases([4]).add();
-    rig.gpuctl("prepare-phase 2 --quiet").run().succeeds().stdout_has("started vidi");
+    rig.gpuctl("prepare-phase 2").run().succeeds().stdout_has("started vidi").progress();
     // Phase 3 is refused before vidi is stopped for it.
     let before = rig.processes_of(&vidi);
     rig.gpuctl("prepare-phase 3 --quiet").run().fails("not_found").stderr_has("absent");
     assert_eq!(rig.processes_of(&vidi), before);
-    rig.gpuctl("prepare-phase 4 --quiet").run().succeeds().stdout_has("started voice");
+    rig.gpuctl("prepare-phase 4").run().succeeds().stdout_has("started voice").progress();
     rig.assert_no_process_of(&vidi);
-    rig.gpuctl("release-all --quiet").run().succeeds().stdout_has("stopped voice");
+    rig.gpuctl("release-all").run().succeeds().stdout_has("stopped voice").progress();
     assert_eq!(fact(&rig, voice.mark(), ".State.Running"), "false");
 }
 
@@ -84,7 +84,7 @@ fn rig_without_engine() -> Rig {
     let rig = Rig::new();
     rig.container("voice").phases([3]).not_installed().add();
     rig.native("vidi").phases([2]).add();
-    rig.gpuctl("start vidi --quiet").run().succeeds().stdout_has("vidi");
+    rig.gpuctl("start vidi --quiet").run().succeeds();
     rig
 }
 
@@ -103,7 +103,7 @@ fn row_36_an_engine_without_its_socket_is_unavailable() {
     }
     // Nothing was stopped on such ground, and what needs no container still works.
     assert_eq!(service(&rig, "vidi")["state"], "ready");
-    rig.gpuctl("stop vidi --quiet").run().succeeds().stdout_has("stopped vidi");
+    rig.gpuctl("stop vidi").run().succeeds().stdout_has("stopped vidi").progress();
 }
 
 #[test]
@@ -174,7 +174,7 @@ fn row_36_waiting_for_an_engine_that_hangs_can_be_interrupted() {
 fn row_37_a_paused_container_is_told_as_such_and_made_to_run() {
     let Some(rig) = Rig::with_docker() else { return };
     let voice = rig.container("voice").vram(4000).phases([3]).add();
-    rig.gpuctl("start voice --quiet").run().succeeds().stdout_has("voice");
+    rig.gpuctl("start voice").run().succeeds().stdout_has("voice").progress();
     let pid = fact(&rig, voice.mark(), ".State.Pid");
     for command in ["start voice", "prepare-phase 3"] {
         rig.docker(&["pause", voice.mark()]);
@@ -193,7 +193,7 @@ fn row_37_a_paused_container_can_be_stopped() {
     let Some(rig) = Rig::with_docker() else { return };
     let voice = rig.container("voice").vram(4000).add();
     for command in ["stop voice", "stop voice --force", "release-all"] {
-        rig.gpuctl("start voice --quiet").run().succeeds().stdout_has("voice");
+        rig.gpuctl("start voice").run().succeeds().stdout_has("voice").progress();
         rig.docker(&["pause", voice.mark()]);
         rig.gpuctl(command).run().succeeds().stdout_has("stopped voice").progress();
         assert_eq!(fact(&rig, voice.mark(), ".State.Status"), "exited");
@@ -214,7 +214,7 @@ fn row_37_a_container_in_a_restart_loop_is_found_out_before_its_time_is_over() {
         voice["state"] == "error" && has(&voice["detail"], "restarts in a loop")
     });
     // Having been told, it can be ended.
-    rig.gpuctl("stop voice --quiet").run().succeeds().stdout_has("stopped voice");
+    rig.gpuctl("stop voice").run().succeeds().stdout_has("stopped voice").progress();
     assert_eq!(fact(&rig, voice.mark(), ".State.Restarting"), "false");
     assert_eq!(fact(&rig, voice.mark(), ".State.Running"), "false");
 }

@@ -41,7 +41,7 @@ fn fences_rise_also_for_commands_that_act() {
         rig.native("vidi").add();
         let before = fence_of(rig, "me");
         release(rig);
-        rig.gpuctl("stop vidi --quiet").run().succeeds().stdout_has("nothing to do");
+        rig.gpuctl("stop vidi").run().succeeds().stdout_has("nothing to do").progress();
         let shown = rig.gpuctl("run vidi --quiet -- sh -c").arg("echo $GPUCTL_FENCE").run();
         let shown: u64 = shown.succeeds().text().trim().parse().unwrap();
         assert!(shown > before + 1, "{before}, one that stopped, {shown}");

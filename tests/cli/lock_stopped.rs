@@ -60,5 +60,5 @@ fn one_that_is_stopped_while_it_changes_the_lock_file_is_told_instead_of_waited_
     assert_eq!(rig.lock_held()["holder"], "me");
     drop(stopped);
     rig.release(&token);
-    rig.gpuctl("start vidi --quiet").run().succeeds().stdout_has("started vidi");
+    rig.gpuctl("start vidi").run().succeeds().stdout_has("started vidi").progress();
 }

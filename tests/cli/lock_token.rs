@@ -70,7 +70,7 @@ fn under_a_stale_token_nothing_is_done() {
     on_both(|rig, _| {
         rig.native("vidi").phases([2]).add();
         let voice = rig.native("voice").phases([3]).add();
-        rig.gpuctl("start voice --quiet").run().succeeds().stdout_has("started voice");
+        rig.gpuctl("start voice").run().succeeds().stdout_has("started voice").progress();
         let stale = rig.acquire("me");
         rig.release(&stale);
         for holder in [None, Some("other")] {

@@ -16,7 +16,7 @@ struct World {
 fn world(rig: &Rig) -> World {
     let vidi = rig.native("vidi").phases([2]).add();
     let voice = rig.native("voice").phases([3]).add();
-    rig.gpuctl("start voice --quiet").run().succeeds().stdout_has("started voice");
+    rig.gpuctl("start voice").run().succeeds().stdout_has("started voice").progress();
     World { vidi, voice }
 }
 
@@ -149,7 +149,7 @@ fn a_stop_of_one_service_and_of_all_is_shown_too() {
     let Some(redis) = rig.lock_in_redis() else { return };
     let stubborn = |name: &str| {
         rig.native(name).server("--ignore-term").set("stop_timeout", "1h").add();
-        rig.gpuctl(&format!("start {name} --quiet")).run().succeeds().stdout_has("started");
+        rig.gpuctl(&format!("start {name} --quiet")).run().succeeds();
     };
     stubborn("vidi");
     stubborn("voice");
@@ -231,7 +231,7 @@ fn a_ready_service_whose_lock_is_held_is_busy() {
         rig.release(&token);
 
         // Of one that does not answer, the lock says nothing.
-        rig.gpuctl("stop vidi --quiet").run().succeeds().stdout_has("stopped vidi");
+        rig.gpuctl("stop vidi").run().succeeds().stdout_has("stopped vidi").progress();
         let token = rig.acquire("vidi --ttl 1h");
         assert_eq!(state(rig, "vidi"), "stopped");
         check("no");

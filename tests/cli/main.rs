@@ -28,6 +28,7 @@ mod fault_docker;
 /// Of this binary too: built, linked and given its Docker engine once.
 #[path = "../faults/mod.rs"]
 mod faults;
+mod history;
 mod interrupt;
 mod lock;
 mod lock_fence;
@@ -40,6 +41,7 @@ mod locking;
 mod native;
 mod nvml;
 mod pipeline;
+mod progress;
 mod refusals;
 mod rigs;
 mod rigs_redis;

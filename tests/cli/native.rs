@@ -28,7 +28,7 @@ fn the_environment_and_the_folder_of_the_configuration_reach_the_service() {
     fs::create_dir(&folder).unwrap();
     let env = Table::from_iter([("CUDA_VISIBLE_DEVICES".to_owned(), "1, 2".into())]);
     let vidi = rig.native("vidi").set("env", env).set("cwd", "~/models").add();
-    rig.gpuctl("start vidi --quiet").run().succeeds().stdout_has("started vidi");
+    rig.gpuctl("start vidi").run().succeeds().stdout_has("started vidi").progress();
 
     let process = format!("/proc/{}", server_of(&rig, &vidi));
     let environment = fs::read_to_string(format!("{process}/environ")).unwrap();
@@ -50,10 +50,10 @@ fn what_a_service_prints_is_appended_to_its_log() {
     let vidi = rig.native("vidi").add();
     let log = rig.state_dir().join("logs/vidi.log");
     for runs in 1..=2 {
-        rig.gpuctl("start vidi --quiet").run().succeeds().stdout_has("started vidi");
+        rig.gpuctl("start vidi").run().succeeds().stdout_has("started vidi").progress();
         let text = || fs::read_to_string(&log).unwrap();
         until("it has told so", || text() == format!("{}: ready\n", vidi.mark()).repeat(runs));
-        rig.gpuctl("stop vidi --quiet").run().succeeds().stdout_has("stopped vidi");
+        rig.gpuctl("stop vidi").run().succeeds().stdout_has("stopped vidi").progress();
     }
 }
 
@@ -120,7 +120,7 @@ fn a_stop_command_takes_the_place_of_the_signal() {
     let rig = Rig::new();
     let vidi = rig.native("vidi").server("--ignore-term").set("stop", "stop-vidi").add();
     rig.program("stop-vidi", &format!("pkill -KILL -f 'simserver.*{}'", vidi.mark()));
-    rig.gpuctl("start vidi --quiet").run().succeeds().stdout_has("started vidi");
+    rig.gpuctl("start vidi").run().succeeds().stdout_has("started vidi").progress();
     let stop = rig.gpuctl("stop vidi --json --quiet").run().succeeds().json();
     assert_eq!(stop["steps"][0]["note"], Value::Null);
     rig.assert_no_process_of(&vidi);
@@ -130,7 +130,7 @@ fn a_stop_command_takes_the_place_of_the_signal() {
 fn a_stop_command_that_fails_is_no_reason_to_leave_the_service_running() {
     let rig = Rig::new();
     let vidi = rig.native("vidi").set("stop", "echo not in the mood >&2; exit 3").add();
-    rig.gpuctl("start vidi --quiet").run().succeeds().stdout_has("started vidi");
+    rig.gpuctl("start vidi").run().succeeds().stdout_has("started vidi").progress();
     let stop = rig.gpuctl("stop vidi").run().succeeds().stdout_has("stopped vidi");
     stop.stderr_has("its stop command failed: not in the mood");
     rig.assert_no_process_of(&vidi);
@@ -142,7 +142,7 @@ fn a_stop_command_that_hangs_is_ended_and_the_service_too() {
     let draft = rig.native("vidi").server("--ignore-term").set("stop_timeout", "500ms");
     let hanging = rig.program(&format!("stop-{}", rig.mark("vidi")), "sleep 1000");
     let vidi = draft.set("stop", hanging.to_str().unwrap()).add();
-    rig.gpuctl("start vidi --quiet").run().succeeds().stdout_has("started vidi");
+    rig.gpuctl("start vidi").run().succeeds().stdout_has("started vidi").progress();
     let stop = rig.gpuctl("stop vidi").run().succeeds().stdout_has("stopped vidi");
     stop.stderr_has("did not answer within 500ms").stderr_has("killed");
     // Of the stop command neither.
@@ -153,7 +153,7 @@ fn a_stop_command_that_hangs_is_ended_and_the_service_too() {
 fn a_stop_command_that_succeeds_without_effect_is_followed_by_a_kill() {
     let rig = Rig::new();
     let vidi = rig.native("vidi").set("stop", "true").set("stop_timeout", "300ms").add();
-    rig.gpuctl("start vidi --quiet").run().succeeds().stdout_has("started vidi");
+    rig.gpuctl("start vidi").run().succeeds().stdout_has("started vidi").progress();
     let stop = rig.gpuctl("stop vidi").run().succeeds().stdout_has("stopped vidi");
     stop.stderr_has("not gone within 300ms, killed");
     rig.assert_no_process_of(&vidi);
@@ -169,7 +169,7 @@ fn force_kills_at_once_and_asks_no_stop_command() {
         // More than the rig waits.
         .set("stop_timeout", "2m")
         .add();
-    rig.gpuctl("start vidi --quiet").run().succeeds().stdout_has("started vidi");
+    rig.gpuctl("start vidi").run().succeeds().stdout_has("started vidi").progress();
     let stop = rig.gpuctl("stop vidi --force --json").run().succeeds().progress().json();
     assert_eq!(stop["stopped"], json!(["vidi"]));
     rig.assert_no_process_of(&vidi);
@@ -189,7 +189,11 @@ fn release_all_stops_what_was_started_in_every_shape() {
             draft.without_match().server("--fork 1").add()
         })
         .collect();
-    rig.gpuctl("prepare-phase 1 --quiet").run().succeeds().stdout_has("started s0, s1, s2, s3, s4");
+    rig.gpuctl("prepare-phase 1")
+        .run()
+        .succeeds()
+        .stdout_has("started s0, s1, s2, s3, s4")
+        .progress();
     assert!(services.iter().all(Service::is_healthy));
     let release = rig.gpuctl("release-all --json --quiet").run().succeeds().json();
     assert_eq!(release["stopped"], json!(["s0", "s1", "s2", "s3", "s4"]));
@@ -201,13 +205,13 @@ fn release_all_stops_what_was_started_in_every_shape() {
 fn a_stranger_that_mentions_a_marked_service_is_named_and_survives() {
     let rig = Rig::new();
     let vidi = rig.native("vidi").vram(0).set("match", rig.mark("vidi")).add();
-    rig.gpuctl("start vidi --quiet").run().succeeds().stdout_has("started vidi");
+    rig.gpuctl("start vidi").run().succeeds().stdout_has("started vidi").progress();
     let mut stranger = rig.by_hand(&format!("{} --name about-{}", simserver(&vidi), vidi.mark()));
     until("the stranger runs", || comm(stranger.pid()) == "simserver");
 
     let plan = rig.gpuctl("stop vidi --dry-run").run().succeeds();
     plan.stdout_has(&format!("left alone: {} (", stranger.pid()));
-    rig.gpuctl("stop vidi --quiet").run().succeeds().stdout_has("stopped vidi");
+    rig.gpuctl("stop vidi").run().succeeds().stdout_has("stopped vidi").progress();
     assert!(stranger.is_alive());
     assert_eq!(rig.processes_of(&vidi), [stranger.pid()]);
 }
@@ -229,9 +233,9 @@ fn a_service_of_the_same_name_in_another_configuration_is_another() {
     let vidi = rig.native("vidi").without_match().add();
     let other = rig.path("other.toml");
     fs::copy(rig.path("gpuctl.toml"), &other).unwrap();
-    rig.gpuctl("start vidi --quiet").run().succeeds().stdout_has("started vidi");
-    let stop = rig.gpuctl("stop vidi --quiet --config").arg(&other).run();
-    stop.succeeds().stdout_has("nothing to do");
+    rig.gpuctl("start vidi").run().succeeds().stdout_has("started vidi").progress();
+    let stop = rig.gpuctl("stop vidi --config").arg(&other).run();
+    stop.succeeds().stdout_has("nothing to do").progress();
     assert!(vidi.is_healthy());
 }
 
@@ -241,9 +245,9 @@ fn a_link_to_the_configuration_is_the_same_configuration() {
     let vidi = rig.native("vidi").without_match().add();
     let link = rig.path("link.toml");
     std::os::unix::fs::symlink(rig.path("gpuctl.toml"), &link).unwrap();
-    rig.gpuctl("start vidi --quiet").run().succeeds().stdout_has("started vidi");
-    let stop = rig.gpuctl("stop vidi --quiet --config").arg(&link).run();
-    stop.succeeds().stdout_has("stopped vidi");
+    rig.gpuctl("start vidi").run().succeeds().stdout_has("started vidi").progress();
+    let stop = rig.gpuctl("stop vidi --config").arg(&link).run();
+    stop.succeeds().stdout_has("stopped vidi").progress();
     rig.assert_no_process_of(&vidi);
 }
 

@@ -31,7 +31,7 @@ fn is_survived(rig: &Rig, problem: &str) {
 
     rig.set("gpu.total_mb", 24576);
     let [status, text, fits, too_large] =
-        ["status --json", "status", "can-fit 19552 --json", "can-fit 19553 --quiet"]
+        ["status --json", "status", "can-fit 19552 --json", "can-fit 19553"]
             .map(|words| rig.gpuctl(words).spawn());
     let status = status.wait().succeeds().json();
     let vram = &status["vram"];
@@ -42,7 +42,7 @@ fn is_survived(rig: &Rig, problem: &str) {
     drop(text.stdout_has(&format!("warning: {error}")));
     let fits = fits.wait().succeeds().stderr_has(&format!("warning: {error}")).json();
     assert_eq!(fits["source"], "estimate");
-    too_large.wait().exits(1).stdout_has("(estimate)");
+    too_large.wait().exits(1).stdout_has("(estimate)").stderr_has("warning: ");
 
     let prepared = rig.gpuctl("prepare-phase 3 --json").run().succeeds();
     let prepared = prepared.stderr_has(&format!("warning: {error}; planning with gpu.total_mb"));
@@ -153,7 +153,7 @@ fn a_plan_without_the_cards_size_keeps_to_what_cannot_go_wrong() {
     let prepare = rig.gpuctl("prepare-phase 2").run().succeeds().stdout_has("vidi");
     drop(prepare.stderr_has("planning without knowing the card's size; set gpu.total_mb"));
     // Whether both fit cannot be told, so the eager plan, which leaves nothing else, is the only safe one.
-    rig.gpuctl("prepare-phase 3 --quiet").run().succeeds().stdout_has("voice");
+    rig.gpuctl("prepare-phase 3 --quiet").run().succeeds();
     rig.assert_no_process_of(&vidi);
     let refused = rig.gpuctl("start vidi").run().fails("unavailable");
     drop(refused.stderr_has("who has to make room cannot be decided"));
@@ -165,7 +165,7 @@ fn processes_whose_memory_is_not_told_are_listed_without_it() {
     let rig = Rig::new();
     rig.card.describe(&json!({"process_memory_known": false}));
     let vidi = rig.native("vidi").vram(4000).phases([2]).add();
-    rig.gpuctl("start vidi --quiet").run().succeeds().stdout_has("vidi");
+    rig.gpuctl("start vidi").run().succeeds().stdout_has("vidi").progress();
     let status = rig.gpuctl("status --json").run().succeeds().json();
     assert_eq!(status["vram"]["source"], "nvml");
     assert_eq!(status["vram"]["used_mb"], 4000);
@@ -174,7 +174,7 @@ fn processes_whose_memory_is_not_told_are_listed_without_it() {
     assert_eq!(status["services"]["vidi"]["used_mb"], Value::Null);
     assert_eq!(status["vram"]["committed_mb"], 4000);
     rig.gpuctl("can-fit 19552").run().succeeds().stdout_has("fits");
-    rig.gpuctl("stop vidi --quiet").run().succeeds().stdout_has("vidi");
+    rig.gpuctl("stop vidi").run().succeeds().stdout_has("vidi").progress();
     rig.assert_no_process_of(&vidi);
 }
 
@@ -187,7 +187,7 @@ fn a_process_list_that_is_not_supported_is_told_and_the_memory_measured() {
     }}));
     let vidi = rig.native("vidi").vram(20000).phases([2]).add();
     let voice = rig.native("voice").vram(20000).phases([3]).add();
-    rig.gpuctl("prepare-phase 2 --quiet").run().succeeds().stdout_has("vidi");
+    rig.gpuctl("prepare-phase 2").run().succeeds().stdout_has("vidi").progress();
     let status = rig.gpuctl("status --json").run().succeeds().json();
     assert_eq!(status["vram"]["source"], "nvml");
     assert_eq!(
@@ -196,7 +196,7 @@ fn a_process_list_that_is_not_supported_is_told_and_the_memory_measured() {
     );
     let error = status["vram"]["error"].as_str().unwrap();
     assert!(error.contains("the GPU's processes cannot be listed"), "{error}");
-    rig.gpuctl("prepare-phase 3 --quiet").run().succeeds().stdout_has("voice");
+    rig.gpuctl("prepare-phase 3").run().succeeds().stdout_has("voice").progress();
     rig.assert_no_process_of(&vidi);
     rig.assert_no_out_of_memory();
     assert!(voice.is_healthy());
@@ -233,7 +233,7 @@ fn a_gpu_that_is_lost_while_memory_is_waited_for_ends_the_command_before_anythin
     let rig = Rig::new();
     let vidi = rig.native("vidi").vram(4000).phases([2]).add();
     let voice = rig.native("voice").vram(20000).phases([3]).add();
-    rig.gpuctl("prepare-phase 2 --quiet").run().succeeds().stdout_has("vidi");
+    rig.gpuctl("prepare-phase 2").run().succeeds().stdout_has("vidi").progress();
     // gpuctl's own first two readings are good; the memory takes longer than these to come back.
     rig.card.describe(&json!({"reclaim_delay_ms": 20000, "faults": {
         "nvmlDeviceGetMemoryInfo_v2": {"error": "gpu_is_lost", "from_call": 3}}}));

@@ -89,15 +89,15 @@ fn the_phases_of_the_pipeline_follow_one_another_and_the_card_never_overflows() 
             let prepare = rig.gpuctl("prepare-phase").arg(phase).run().succeeds();
             prepare.stdout_has(told).progress();
         };
-        prepare("2", "stopped ollama; started vidi");
+        prepare("2", "stopped ollama; freed 18000 MB; started vidi");
         pipeline.assert_ready(&["vidi"], "in phase 2");
         assert_eq!(rig.card.used_mb(), 4800);
 
-        prepare("3", "stopped vidi; started cosyvoice");
+        prepare("3", "stopped vidi; freed 4000 MB; started cosyvoice");
         pipeline.assert_ready(&["cosyvoice"], "in phase 3");
         assert_eq!(rig.card.used_mb(), 4800);
 
-        prepare("4", "stopped cosyvoice; started comfyui");
+        prepare("4", "stopped cosyvoice; freed 4000 MB; started comfyui");
         pipeline.assert_ready(&["comfyui"], "in phase 4");
         assert_eq!(rig.card.used_mb(), 1400, "the desktop, and an idle ComfyUI");
         pipeline.comfyui.work();
@@ -208,7 +208,10 @@ fn timeless(mut document: Value) -> Value {
     let object = document.as_object_mut().unwrap();
     assert!(object.remove("elapsed_ms").unwrap().is_u64());
     for step in object["steps"].as_array_mut().unwrap() {
-        assert!(step.as_object_mut().unwrap().remove("elapsed_ms").unwrap().is_u64());
+        let step = step.as_object_mut().unwrap();
+        assert!(step.remove("elapsed_ms").unwrap().is_u64());
+        let has_freed = step["action"] == "reclaim";
+        assert_eq!(step.remove("memory_mb").is_some(), has_freed, "{step:?}");
     }
     document
 }

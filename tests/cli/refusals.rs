@@ -152,7 +152,7 @@ fn memory_that_does_not_come_back_fails_the_stop() {
     let [text, json] = ["", "--json"].map(|form| {
         let rig = Rig::new();
         rig.native("vidi").vram(4000).add();
-        rig.gpuctl("start vidi --quiet").run().succeeds().stdout_has("vidi");
+        rig.gpuctl("start vidi").run().succeeds().stdout_has("vidi").progress();
         rig.card.describe(&serde_json::json!({"reclaim_delay_ms": 600_000}));
         let script = format!("exec gpuctl stop vidi --quiet {form} 2>../stderr");
         (rig.shell(&script).spawn(), rig)
@@ -340,8 +340,8 @@ fn help_and_version_are_answers() {
 fn quiet_is_silent_and_verbose_shows_external_commands() {
     let rig = Rig::new();
     let vidi = rig.native("vidi").add();
-    rig.gpuctl("start vidi --quiet").run().succeeds().stdout_has("vidi");
-    rig.gpuctl("stop vidi -q").run().succeeds().stdout_has("vidi");
+    rig.gpuctl("start vidi").run().succeeds().stdout_has("vidi").progress();
+    rig.gpuctl("stop vidi").run().succeeds().stdout_has("vidi").progress();
     rig.gpuctl("start vidi").run().succeeds().stdout_has("vidi").stderr_has("vidi");
     let pattern = format!("`pgrep -f -- simserver.*{}` exited with code 0", vidi.mark());
     rig.gpuctl("status -v").run().succeeds().stdout_has("ready").stderr_has(&pattern);

@@ -38,7 +38,7 @@ fn a_rig_that_panics_takes_its_processes_and_its_folder_with_it() {
         let rig = Rig::new();
         folder = Some(rig.path(""));
         let vidi = rig.native("vidi").script(Script::Daemon).server("--double-fork").add();
-        rig.gpuctl("start vidi --quiet").run().succeeds().stdout_has("");
+        rig.gpuctl("start vidi").run().succeeds().stdout_has("").progress();
         process = rig.processes_of(&vidi).first().copied();
         panic!("as a test does that fails");
     }));
@@ -57,9 +57,9 @@ fn every_shape_of_start_script_can_be_started_and_stopped() {
         eprintln!("{script:?}");
         let rig = Rig::new();
         let vidi = rig.native("vidi").script(script).without_match().add();
-        rig.gpuctl("start vidi --quiet").run().succeeds().stdout_has("vidi");
+        rig.gpuctl("start vidi").run().succeeds().stdout_has("vidi").progress();
         assert!(vidi.is_healthy(), "{script:?}");
-        rig.gpuctl("stop vidi --quiet").run().succeeds().stdout_has("vidi");
+        rig.gpuctl("stop vidi").run().succeeds().stdout_has("vidi").progress();
         rig.assert_no_process_of(&vidi);
     }
 }
@@ -76,7 +76,7 @@ fn what_runs_by_hand_is_seen_and_a_reader_of_the_log_survives() {
     assert_eq!(rig.card.used_mb(), 4000);
     assert!(rig.processes_of(&vidi).contains(&server.pid()));
 
-    rig.gpuctl("stop vidi --quiet").run().succeeds().stdout_has("vidi");
+    rig.gpuctl("stop vidi").run().succeeds().stdout_has("vidi").progress();
     assert!(!server.is_alive());
     assert!(reader.is_alive());
 }

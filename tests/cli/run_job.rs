@@ -6,7 +6,7 @@ use std::fs;
 fn with_comfyui() -> Rig {
     let rig = Rig::new();
     rig.native("comfyui").add();
-    rig.gpuctl("start comfyui --quiet").run().succeeds().stdout_has("comfyui");
+    rig.gpuctl("start comfyui").run().succeeds().stdout_has("comfyui").progress();
     rig
 }
 
@@ -150,7 +150,7 @@ fn the_run_ends_with_the_command_whatever_runs_on_in_the_background() {
     rig.assert_free_and_alone();
     let left: Vec<i32> = text.lines().map(|line| line.parse().unwrap()).collect();
     assert!(left.iter().all(|pid| state(*pid).is_some()), "they run on");
-    rig.gpuctl("stop comfyui --quiet").run().succeeds().stdout_has("stopped comfyui");
+    rig.gpuctl("stop comfyui").run().succeeds().stdout_has("stopped comfyui").progress();
     assert!(left.iter().all(|pid| state(*pid).is_some()), "they were taken for the service");
     rig.gpuctl("run --quiet comfyui -- true").run().succeeds();
 }

@@ -101,7 +101,7 @@ fn a_gpuctl_that_is_stopped_for_too_long_loses_its_command_first() {
 fn a_lock_that_was_taken_by_hand_and_is_over_ends_the_command() {
     on_both(|rig, _| {
         rig.native("comfyui").add();
-        rig.gpuctl("start comfyui --quiet").run().succeeds().stdout_has("comfyui");
+        rig.gpuctl("start comfyui").run().succeeds().stdout_has("comfyui").progress();
         rig.program("work", "echo child $$; exec sleep 1000");
         let token = rig.gpuctl("lock acquire me --ttl 5").run().succeeds().text();
         let run = rig.gpuctl("run --quiet comfyui -- work").env("GPUCTL_LOCK_TOKEN", token.trim());

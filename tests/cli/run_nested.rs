@@ -55,8 +55,12 @@ fn its_own_service_can_be_stopped_inside_and_outside_without_ending_the_command(
         let status = rig.gpuctl("status --json").run().succeeds().json();
         assert_eq!(status["services"]["comfyui"]["pids"], serde_json::json!([]));
         for command in ["start", "stop --force", "start", "stop"] {
-            let act = rig.gpuctl(&format!("{command} comfyui --quiet --no-wait"));
-            act.env("GPUCTL_LOCK_TOKEN", words[2]).run().succeeds().stdout_has("comfyui");
+            let act = rig.gpuctl(&format!("{command} comfyui --no-wait"));
+            act.env("GPUCTL_LOCK_TOKEN", words[2])
+                .run()
+                .succeeds()
+                .stdout_has("comfyui")
+                .progress();
             assert!(state(work).is_some() && state(child).is_some(), "{command}");
         }
         rig.file("home/done", "");

@@ -21,7 +21,7 @@ fn with_comfyui() -> Rig {
     let rig = Rig::new();
     rig.native("comfyui").add();
     rig.shell("mkfifo go").run().succeeds();
-    rig.gpuctl("start comfyui --quiet").run().succeeds().stdout_has("comfyui");
+    rig.gpuctl("start comfyui").run().succeeds().stdout_has("comfyui").progress();
     rig
 }
 

@@ -39,14 +39,14 @@ fn a_container_is_started_and_stopped() {
     let running = || rig.docker(&["inspect", "--format", "{{.State.Running}}", voice.mark()]);
     assert_eq!(running(), "false\n");
 
-    rig.gpuctl("start cosyvoice --quiet").run().succeeds().stdout_has("cosyvoice");
+    rig.gpuctl("start cosyvoice").run().succeeds().stdout_has("cosyvoice").progress();
     assert_eq!(running(), "true\n");
     assert_eq!(rig.card.used_mb(), 4000);
     let status = rig.gpuctl("status --json").run().succeeds().json();
     assert_eq!(status["services"]["cosyvoice"]["state"], "ready");
     assert_eq!(status["services"]["cosyvoice"]["used_mb"], 4000);
 
-    rig.gpuctl("stop cosyvoice --quiet").run().succeeds().stdout_has("cosyvoice");
+    rig.gpuctl("stop cosyvoice").run().succeeds().stdout_has("cosyvoice").progress();
     assert_eq!(running(), "false\n");
     assert_eq!(rig.card.used_mb(), 0);
 }
@@ -55,7 +55,7 @@ fn a_container_is_started_and_stopped() {
 fn a_unit_is_started_and_stopped() {
     let rig = Rig::new();
     let vllm = rig.unit("vllm").vram(12000).add();
-    rig.gpuctl("start vllm --quiet").run().succeeds().stdout_has("vllm");
+    rig.gpuctl("start vllm").run().succeeds().stdout_has("vllm").progress();
     assert!(vllm.is_healthy());
     let status = rig.gpuctl("status --json").run().succeeds().json();
     assert_eq!(status["services"]["vllm"]["state"], "ready");
@@ -63,7 +63,7 @@ fn a_unit_is_started_and_stopped() {
         assert_eq!(status["services"]["vllm"]["used_mb"], 12000);
     }
 
-    rig.gpuctl("stop vllm --quiet").run().succeeds().stdout_has("vllm");
+    rig.gpuctl("stop vllm").run().succeeds().stdout_has("vllm").progress();
     rig.assert_no_process_of(&vllm);
     assert_eq!(rig.card.used_mb(), 0);
 }

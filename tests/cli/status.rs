@@ -31,7 +31,7 @@ fn the_document_has_the_fields_of_the_contract() {
     let vidi =
         rig.native("vidi").vram(4000).priority(40).phases([7, 2]).server("--idle-vram 600").add();
     rig.native("idle").vram(500).add();
-    rig.gpuctl("start vidi --quiet").run().succeeds().stdout_has("vidi");
+    rig.gpuctl("start vidi").run().succeeds().stdout_has("vidi").progress();
     let pid = rig.processes_of(&vidi)[0];
     let status = status(&rig);
     let keys: Vec<&String> = status.as_object().unwrap().keys().collect();
@@ -107,7 +107,7 @@ fn each_process_is_told_with_its_service() {
     let by_hand = rig.native("by_hand").vram(3000).add();
     let unit = rig.unit("unit").vram(4000).add();
     for service in ["wrapped", "forked", "unit"] {
-        rig.gpuctl("start --quiet").arg(service).run().succeeds().stdout_has(service);
+        rig.gpuctl("start").arg(service).run().succeeds().stdout_has(service).progress();
     }
     let _server = rig.by_hand(by_hand.command());
     let _stranger = rig.by_hand(&server(by_hand.command(), &rig.mark("stranger"), 500));

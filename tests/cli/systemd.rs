@@ -181,7 +181,7 @@ fn a_unit_that_restarts_in_a_loop_is_found_out_before_its_time_is_over() {
     let start = rig.gpuctl("start vllm --quiet").run().fails("start_failed");
     start.stderr_has("vllm: restarts in a loop: failed: exit-code, status 3");
     until("status says so", || service(&rig, "vllm")["state"] == "error");
-    rig.gpuctl("stop vllm --quiet").run().succeeds().stdout_has("stopped vllm");
+    rig.gpuctl("stop vllm").run().succeeds().stdout_has("stopped vllm").progress();
     assert_ne!(service(&rig, "vllm")["state"], "error");
 }
 
@@ -197,7 +197,7 @@ fn a_job_that_fails_is_told_in_systemds_words() {
 fn a_unit_that_is_being_stopped_is_shown_as_such() {
     let rig = Rig::new();
     let vllm = rig.unit("vllm").server("--term-delay 1h").add();
-    rig.gpuctl("start vllm --quiet").run().succeeds().stdout_has("vllm");
+    rig.gpuctl("start vllm").run().succeeds().stdout_has("vllm").progress();
     let mut stop = rig.by_hand(&format!("systemctl stop -- {}.service", vllm.mark()));
     until("it is stopping", || service(&rig, "vllm")["state"] == "stopping");
     assert!(stop.is_alive());
@@ -211,12 +211,12 @@ fn a_unit_that_systemd_does_not_know_is_not_found() {
     let rig = Rig::new();
     rig.unit("vllm").phases([3]).not_installed().add();
     let vidi = rig.native("vidi").phases([2]).add();
-    rig.gpuctl("prepare-phase 2 --quiet").run().succeeds().stdout_has("started vidi");
+    rig.gpuctl("prepare-phase 2").run().succeeds().stdout_has("started vidi").progress();
     for command in ["start vllm", "stop vllm", "prepare-phase 3", "prepare-phase 3 --dry-run"] {
         rig.gpuctl(command).run().fails("not_found").stderr_has("systemctl daemon-reload");
     }
     assert!(vidi.is_healthy());
-    rig.gpuctl("release-all --quiet").run().succeeds().stdout_has("stopped vidi");
+    rig.gpuctl("release-all").run().succeeds().stdout_has("stopped vidi").progress();
 }
 
 #[test]
@@ -224,7 +224,7 @@ fn without_systemd_its_units_are_unknown_and_the_others_are_not() {
     let rig = Rig::new();
     rig.unit("vllm").phases([3]).add();
     rig.native("vidi").phases([2]).add();
-    rig.gpuctl("start vidi --quiet").run().succeeds().stdout_has("vidi");
+    rig.gpuctl("start vidi").run().succeeds().stdout_has("vidi").progress();
     rig.systemd().fails(Fault::NotBooted);
     for command in ["start vllm", "stop vllm", "prepare-phase 2", "release-all"] {
         rig.gpuctl(command).run().fails("unavailable").stderr_has("systemd cannot be reached");
@@ -264,7 +264,7 @@ fn a_unit_that_takes_no_notice_of_term_is_killed_after_its_stop_timeout() {
         false => "--ignore-term",
     };
     let vllm = rig.unit("vllm").set("stop_timeout", "1s").server(flags).add();
-    rig.gpuctl("start vllm --quiet").run().succeeds().stdout_has("vllm");
+    rig.gpuctl("start vllm").run().succeeds().stdout_has("vllm").progress();
     let stop = rig.gpuctl("stop vllm --json --quiet").run().succeeds().json();
     assert_eq!(stop["stopped"], json!(["vllm"]));
     assert_eq!(stop["steps"][0]["note"], "not gone within 1s, killed");
@@ -276,8 +276,8 @@ fn a_unit_that_takes_no_notice_of_term_is_killed_after_its_stop_timeout() {
 fn a_forced_stop_kills_the_unit_at_once() {
     let rig = Rig::new();
     let vllm = rig.unit("vllm").set("stop_timeout", "1h").server("--term-delay 1h").add();
-    rig.gpuctl("start vllm --quiet").run().succeeds().stdout_has("vllm");
-    rig.gpuctl("stop vllm --force --quiet").run().succeeds().stdout_has("stopped vllm");
+    rig.gpuctl("start vllm").run().succeeds().stdout_has("vllm").progress();
+    rig.gpuctl("stop vllm --force").run().succeeds().stdout_has("stopped vllm").progress();
     rig.assert_no_process_of(&vllm);
     assert_eq!(rig.card.used_mb(), 0);
 }
@@ -300,8 +300,8 @@ fn systemd_is_asked_once_for_all_units_and_the_users_systemd_for_the_users() {
     assert!(systems.ends_with(&units), "{systems}");
 
     let acts = calls_during(&rig, || {
-        rig.gpuctl("start mine --quiet").run().succeeds().stdout_has("mine");
-        rig.gpuctl("stop mine --quiet").run().succeeds().stdout_has("mine");
+        rig.gpuctl("start mine").run().succeeds().stdout_has("mine").progress();
+        rig.gpuctl("stop mine").run().succeeds().stdout_has("mine").progress();
     });
     let acts = |verb: &str| acts.iter().find(|call| call.contains(verb)).cloned().unwrap();
     assert!(acts(" start ").contains("--user start -- mine"), "{}", acts(" start "));
@@ -318,8 +318,8 @@ fn memory_is_told_to_the_unit_in_whose_control_group_it_is_held() {
     let server = "--double-fork --worker-name engine-core";
     rig.unit("vllm").vram(12000).server(server).add();
     let other = rig.unit("vllm-2").vram(3000).add();
-    rig.gpuctl("start vllm --quiet").run().succeeds().stdout_has("vllm");
-    rig.gpuctl("start vllm-2 --quiet").run().succeeds().stdout_has("vllm-2");
+    rig.gpuctl("start vllm").run().succeeds().stdout_has("vllm").progress();
+    rig.gpuctl("start vllm-2").run().succeeds().stdout_has("vllm-2").progress();
     let status = rig.gpuctl("status --json").run().succeeds().json();
     let processes = status["vram"]["processes"].as_array().unwrap();
     let owner = |mb: u64| processes.iter().find(|p| p["memory_mb"] == mb).unwrap();
@@ -328,7 +328,7 @@ fn memory_is_told_to_the_unit_in_whose_control_group_it_is_held() {
     assert_eq!(status["services"]["vllm"]["used_mb"], 12000);
     assert_ne!(owner(12000)["pid"], status["services"]["vllm"]["pids"][0]);
     // It is stopped with its unit, and its memory waited for.
-    rig.gpuctl("stop vllm --quiet").run().succeeds().stdout_has("12000 MB freed");
+    rig.gpuctl("stop vllm").run().succeeds().stdout_has("freed 12000 MB").progress();
     assert_eq!(rig.card.used_mb(), 3000);
     assert!(other.is_healthy());
 }
@@ -338,7 +338,7 @@ fn a_systemctl_that_hangs_is_given_up_at_the_deadline() {
     let rig = Rig::new();
     rig.unit("vllm").add();
     rig.native("vidi").add();
-    rig.gpuctl("start vidi --quiet").run().succeeds().stdout_has("vidi");
+    rig.gpuctl("start vidi").run().succeeds().stdout_has("vidi").progress();
     rig.program("systemctl", "exec sleep 1000");
     let start = rig.gpuctl("start vllm").spawn();
     let status = rig.gpuctl("status --json").run().succeeds().json();
@@ -359,7 +359,7 @@ fn a_unit_is_taken_for_a_service_and_what_is_no_units_name_is_refused() {
     let rig = Rig::new();
     let vllm = rig.unit("vllm").add();
     rig.set("services.vllm.unit", vllm.mark());
-    rig.gpuctl("start vllm --quiet").run().succeeds().stdout_has("started vllm");
+    rig.gpuctl("start vllm").run().succeeds().stdout_has("started vllm").progress();
     for name in ["--user", "-H", "", "a b", "../a", "a;b.service", "vllm@.service", "vllm@"] {
         rig.set("services.vllm.unit", name);
         rig.gpuctl("status").run().fails("config").stderr_has("services.vllm.unit");

@@ -22,7 +22,7 @@ fn rig_with(preset: &str, server: &str) -> (Rig, Service, Service) {
     }
     rig.set("services.model.unload.url", model.url(""));
     let big = rig.native("big").vram(20000).priority(100).add();
-    rig.gpuctl("start model --quiet").run().succeeds().stdout_has("started model");
+    rig.gpuctl("start model").run().succeeds().stdout_has("started model").progress();
     assert_eq!(rig.card.used_mb(), u64::from(HELD));
     (rig, model, big)
 }
@@ -79,7 +79,7 @@ fn sdwebui_unloads_its_checkpoint() {
 fn vllm_sleeps_and_is_woken_by_its_next_start() {
     let (rig, model, big) = assert_unloads("vllm", "--api vllm --unload-residual 700");
     assert_eq!(rig.card.used_mb(), 20700);
-    rig.gpuctl("stop big --quiet").run().succeeds().stdout_has("stopped big");
+    rig.gpuctl("stop big").run().succeeds().stdout_has("stopped big").progress();
 
     let process = rig.processes_of(&model);
     let wake = rig.gpuctl("start model --json --quiet").run().succeeds().json();
@@ -128,7 +128,7 @@ fn a_call_of_its_own_unloads_too() {
 #[test]
 fn what_is_unloaded_already_is_kept_as_it_is() {
     let (rig, model, _) = assert_unloads("ollama", "--api ollama");
-    rig.gpuctl("stop big --quiet").run().succeeds().stdout_has("stopped big");
+    rig.gpuctl("stop big").run().succeeds().stdout_has("stopped big").progress();
     let report = start_big(&rig);
     assert_eq!((&report["unloaded"], &report["kept"]), (&json!([]), &json!(["model"])));
     assert!(model.is_healthy());
@@ -167,6 +167,6 @@ fn one_that_does_not_answer_is_stopped_rather_than_asked() {
 #[test]
 fn a_stop_stops_also_what_unloads_when_it_is_evicted() {
     let (rig, model, _) = rig_with("comfyui", "--api comfyui");
-    rig.gpuctl("release-all --quiet").run().succeeds().stdout_has("stopped model");
+    rig.gpuctl("release-all").run().succeeds().stdout_has("stopped model").progress();
     rig.assert_no_process_of(&model);
 }

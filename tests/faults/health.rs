@@ -67,7 +67,7 @@ fn row_40_another_service_on_the_health_port_is_named_as_such() {
     let rig = Rig::new();
     let vidi = rig.native("vidi").without_match().add();
     rig.native("voice").set("health", vidi.url("/health")).add();
-    rig.gpuctl("start vidi --quiet").run().succeeds().stdout_has("started vidi");
+    rig.gpuctl("start vidi").run().succeeds().stdout_has("started vidi").progress();
     let start = rig.gpuctl("start voice").run().fails("start_failed");
     start.stderr_has("service vidi answers on port");
 }

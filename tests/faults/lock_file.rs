@@ -39,8 +39,8 @@ fn row_25_a_holder_whose_pid_is_anothers_now_is_stale() {
 
     take().succeeds().json();
     forge_start(&rig);
-    let start = rig.gpuctl("start vidi --no-wait --quiet").run();
-    start.succeeds().stdout_has("started vidi");
+    let start = rig.gpuctl("start vidi --no-wait").run();
+    start.succeeds().stdout_has("started vidi").progress();
     assert!(vidi.is_healthy());
 
     // Who waits is not left waiting either.
@@ -210,7 +210,7 @@ fn row_27_a_service_has_none_of_the_locks_files_open() {
         let rig = Rig::new();
         // Slow enough that it starts while gpuctl holds the lock and renews it.
         let vidi = rig.native("vidi").script(script).server("--fork 2 --warmup 200ms").add();
-        rig.gpuctl("start vidi --quiet").run().succeeds().stdout_has("started vidi");
+        rig.gpuctl("start vidi").run().succeeds().stdout_has("started vidi").progress();
         assert_no_descriptor(&rig, &vidi);
         rig.assert_lock_was_given_back();
         rig.release(&rig.acquire("me --no-wait"));

@@ -131,7 +131,7 @@ fn row_08_who_does_not_want_to_wait_is_told_who_holds_the_lock() {
         let rig = &place.rig;
         let vidi = rig.native("vidi").phases([2]).add();
         rig.native("other").phases([3]).add();
-        rig.gpuctl("start other --quiet").run().succeeds().stdout_has("started other");
+        rig.gpuctl("start other").run().succeeds().stdout_has("started other").progress();
         let token = place.acquire("nightly --ttl 1h");
         for command in [
             "prepare-phase 2 --no-wait",

@@ -10,7 +10,7 @@ fn row_42_memory_that_does_not_come_back_is_told_with_its_holders() {
     let rig = Rig::new();
     let vidi = rig.native("vidi").vram(18000).phases([2]).add();
     let voice = rig.native("voice").vram(18000).phases([3]).add();
-    rig.gpuctl("prepare-phase 2 --quiet").run().succeeds().stdout_has("started vidi");
+    rig.gpuctl("prepare-phase 2").run().succeeds().stdout_has("started vidi").progress();
     let holder = rig.card.claims()[0].pid.unwrap();
     rig.card.describe(&json!({"reclaim_delay_ms": FOR_EVER}));
 
@@ -35,7 +35,7 @@ fn row_42_what_somebody_else_takes_meanwhile_is_told_and_nothing_is_started() {
     let rig = Rig::new();
     let voice = rig.native("voice").vram(4000).phases([3]).add();
     let comfyui = rig.native("comfyui").vram(20000).phases([4]).add();
-    rig.gpuctl("prepare-phase 3 --quiet").run().succeeds().stdout_has("started voice");
+    rig.gpuctl("prepare-phase 3").run().succeeds().stdout_has("started voice").progress();
     rig.card.describe(&json!({"reclaim_delay_ms": FOR_EVER}));
     let prepare = rig.gpuctl("prepare-phase 4").spawn();
     until("voice has ended", || rig.processes_of(&voice).is_empty());
@@ -58,7 +58,7 @@ fn row_42_memory_that_somebody_else_gives_back_is_not_taken_for_it() {
     let game = rig.native("game").vram(8000).server("--api comfyui").add();
     let _game = rig.by_hand(game.command());
     until("the game runs", || rig.card.used_mb() == 8000);
-    rig.gpuctl("start voice --quiet").run().succeeds().stdout_has("started voice");
+    rig.gpuctl("start voice").run().succeeds().stdout_has("started voice").progress();
     rig.card.describe(&json!({"reclaim_delay_ms": FOR_EVER}));
     let stop = rig.gpuctl("stop voice").spawn();
     until("voice has ended", || rig.processes_of(&voice).is_empty());

@@ -53,7 +53,7 @@ fn row_43_the_work_is_done_and_the_next_command_finds_nothing_locked() {
         let err = std::fs::read_to_string(rig.path("home/err")).unwrap();
         assert!(!err.contains("panicked"), "{err}");
         assert!(vidi.is_healthy(), "{output}");
-        rig.gpuctl("release-all --quiet").run().succeeds().stdout_has("stopped vidi");
+        rig.gpuctl("release-all").run().succeeds().stdout_has("stopped vidi").progress();
     }
 }
 
@@ -87,7 +87,11 @@ fn row_43_the_lock_is_given_back_whatever_becomes_of_the_output() {
                 .text();
             assert!(vidi.is_healthy(), "{output}");
             rig.assert_lock_was_given_back();
-            rig.gpuctl("stop vidi --quiet --no-wait").run().succeeds().stdout_has("stopped vidi");
+            rig.gpuctl("stop vidi --no-wait")
+                .run()
+                .succeeds()
+                .stdout_has("stopped vidi")
+                .progress();
         }
     });
 }

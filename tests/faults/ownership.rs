@@ -35,10 +35,10 @@ fn service_named_as_its_pattern(rig: &Rig) -> (String, Service) {
 fn row_33_a_pattern_that_matches_gpuctl_and_its_shell_ends_neither() {
     let rig = Rig::new();
     let (name, vidi) = service_named_as_its_pattern(&rig);
-    rig.gpuctl(&format!("start {name} --quiet")).run().succeeds().stdout_has("started");
+    rig.gpuctl(&format!("start {name} --quiet")).run().succeeds();
     assert!(vidi.is_healthy());
-    let script = format!("bash -c 'gpuctl stop {name} --quiet; echo survived with $?'; echo too");
-    rig.shell(&script).run().succeeds().stdout_has("survived with 0\ntoo");
+    let script = format!("bash -c 'gpuctl stop {name}; echo survived with $?'; echo too");
+    rig.shell(&script).run().succeeds().stdout_has("survived with 0\ntoo").progress();
     rig.assert_no_process_of(&vidi);
     rig.shell(&script).run().succeeds().stdout_has("nothing to do").stdout_has("survived with 0");
 }
@@ -48,10 +48,10 @@ fn row_33_a_script_of_the_services_name_survives_its_own_stop() {
     let rig = Rig::new();
     let (name, vidi) = service_named_as_its_pattern(&rig);
     // Nothing on its command line tells that it calls gpuctl.
-    let script = format!("gpuctl start {name} -q\ngpuctl stop {name} -q\necho survived with $?");
+    let script = format!("gpuctl start {name}\ngpuctl stop {name}\necho survived with $?");
     let script = rig.program(&format!("cycle-{name}"), &script);
     let cycle = rig.shell(&script.display().to_string()).run().succeeds();
-    cycle.stdout_has("started").stdout_has("stopped").stdout_has("survived with 0");
+    cycle.stdout_has("started").stdout_has("stopped").stdout_has("survived with 0").progress();
     rig.assert_no_process_of(&vidi);
 }
 
@@ -59,8 +59,13 @@ fn row_33_a_script_of_the_services_name_survives_its_own_stop() {
 fn row_33_nor_does_a_start_take_its_own_shell_for_the_service() {
     let rig = Rig::new();
     let (name, vidi) = service_named_as_its_pattern(&rig);
-    let script = format!("bash -c 'gpuctl start {name} --quiet; echo survived with $?'");
-    rig.shell(&script).run().succeeds().stdout_has("started").stdout_has("survived with 0");
+    let script = format!("bash -c 'gpuctl start {name}; echo survived with $?'");
+    rig.shell(&script)
+        .run()
+        .succeeds()
+        .stdout_has("started")
+        .stdout_has("survived with 0")
+        .progress();
     assert!(vidi.is_healthy());
 }
 
@@ -110,12 +115,12 @@ fn row_34_those_who_read_edit_or_call_survive_a_running_service_and_one_that_doe
             assert!(bystander.is_alive(), "{command}, {when}");
         }
     };
-    let stop = || rig.gpuctl("stop vidi --quiet").run().succeeds();
+    let stop = || rig.gpuctl("stop vidi").run().succeeds().progress();
 
     stop().stdout_has("nothing to do");
     all_live("where nothing runs");
 
-    rig.gpuctl("start vidi --quiet").run().succeeds().stdout_has("started vidi");
+    rig.gpuctl("start vidi").run().succeeds().stdout_has("started vidi").progress();
     stop().stdout_has("stopped vidi");
     all_live("with what gpuctl started");
 
@@ -125,8 +130,8 @@ fn row_34_those_who_read_edit_or_call_survive_a_running_service_and_one_that_doe
     assert!(!server.is_alive());
     all_live("with what was started by hand");
 
-    rig.gpuctl("start vidi --quiet").run().succeeds().stdout_has("started vidi");
-    rig.gpuctl("stop vidi --force --quiet").run().succeeds().stdout_has("stopped vidi");
+    rig.gpuctl("start vidi").run().succeeds().stdout_has("started vidi").progress();
+    rig.gpuctl("stop vidi --force").run().succeeds().stdout_has("stopped vidi").progress();
     all_live("by force");
 }
 
@@ -134,7 +139,7 @@ fn row_34_those_who_read_edit_or_call_survive_a_running_service_and_one_that_doe
 fn row_34_a_pipeline_that_writes_to_the_log_survives_its_own_stop() {
     let rig = Rig::new();
     let (name, vidi) = service_named_as_its_pattern(&rig);
-    rig.gpuctl(&format!("start {name} --quiet")).run().succeeds().stdout_has("started");
+    rig.gpuctl(&format!("start {name} --quiet")).run().succeeds();
     let script = format!("{{ gpuctl stop {name} --quiet; echo survived; }} | tee -a {name}.log");
     rig.shell(&script).run().succeeds().stdout_has("survived");
     rig.assert_no_process_of(&vidi);
@@ -147,6 +152,6 @@ fn row_34_a_service_is_known_by_what_it_calls_itself_whatever_program_it_is() {
     rig.native("vidi").set("match", format!("^{mark} ")).add();
     let mut service = rig.by_hand(&format!("bash -c 'exec -a {mark} tail -f /dev/null'"));
     until("it is what it calls itself", || is(service.pid(), "tail"));
-    rig.gpuctl("stop vidi --quiet").run().succeeds().stdout_has("stopped vidi");
+    rig.gpuctl("stop vidi").run().succeeds().stdout_has("stopped vidi").progress();
     assert!(!service.is_alive());
 }

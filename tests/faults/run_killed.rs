@@ -26,7 +26,7 @@ enum Killed {
 
 fn prepare(rig: &Rig, body: &str) {
     rig.native("comfyui").add();
-    rig.gpuctl("start comfyui --quiet").run().succeeds().stdout_has("comfyui");
+    rig.gpuctl("start comfyui").run().succeeds().stdout_has("comfyui").progress();
     rig.program("first", &format!("{ALONE}{body}"));
     rig.program("second", &format!("{ALONE}echo second >>log"));
 }

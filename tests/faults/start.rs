@@ -14,14 +14,14 @@ fn row_27_a_detached_service_inherits_no_lock() {
         let vidi = rig.native("vidi").script(shape).add();
         let lock = rig.file("a.lock", "");
         // flock(1) hands its descriptor on to the command, and holds the lock as long as anybody has it.
-        let locked = format!("flock {} gpuctl start vidi --quiet", lock.display());
-        rig.shell(&locked).run().succeeds().stdout_has("started vidi");
+        let locked = format!("flock {} gpuctl start vidi", lock.display());
+        rig.shell(&locked).run().succeeds().stdout_has("started vidi").progress();
         assert!(vidi.is_healthy());
         let lock = File::open(lock).unwrap();
         let taken = rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive);
         assert!(taken.is_ok(), "{shape:?} still holds it");
         // Nor gpuctl's own: the next one finds it free.
-        rig.gpuctl("stop vidi --quiet").run().succeeds().stdout_has("stopped vidi");
+        rig.gpuctl("stop vidi").run().succeeds().stdout_has("stopped vidi").progress();
     }
 }
 

@@ -92,8 +92,8 @@ fn row_45_what_gpuctl_makes_is_private() {
     let rig = Rig::new();
     rig.native("vidi").add();
     let state = rig.path("fresh/state");
-    let start = rig.gpuctl("start vidi --quiet").env("GPUCTL_STATE_DIR", &state).run();
-    start.succeeds().stdout_has("started vidi");
+    let start = rig.gpuctl("start vidi").env("GPUCTL_STATE_DIR", &state).run();
+    start.succeeds().stdout_has("started vidi").progress();
     let mode = |path: &str| fs::metadata(state.join(path)).unwrap().permissions().mode() & 0o777;
     assert_eq!((mode(""), mode("logs"), mode("logs/vidi.log")), (0o700, 0o700, 0o600));
 }

@@ -38,7 +38,7 @@ fn row_46_two_phases_at_once_are_prepared_one_after_the_other() {
                 _ => panic!("neither is the last one: {video} {image}"),
             };
             assert_end_state(rig, last);
-            rig.gpuctl("release-all --quiet").run().succeeds().stdout_has(last);
+            rig.gpuctl("release-all").run().succeeds().stdout_has(last).progress();
         }
     });
 }
@@ -59,7 +59,7 @@ fn row_46_they_are_prepared_in_the_order_in_which_they_came() {
             second.wait().succeeds().progress().stdout_has("stopped");
             let last = if phases[1] == "2" { "vidi" } else { "comfyui" };
             assert_end_state(rig, last);
-            rig.gpuctl("release-all --quiet").run().succeeds().stdout_has(last);
+            rig.gpuctl("release-all").run().succeeds().stdout_has(last).progress();
         }
     });
 }

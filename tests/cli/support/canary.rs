@@ -48,7 +48,7 @@ impl Trial {
         rig.set("canary.port", i64::from(port));
         let trial = Trial { rig, vllm, port };
         trial.canary("");
-        trial.rig.gpuctl("start vllm --quiet").run().succeeds().stdout_has("started vllm");
+        trial.rig.gpuctl("start vllm --quiet").run().succeeds();
         trial
     }
 

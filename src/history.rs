@@ -1,0 +1,248 @@
+//! The event log: what gpuctl did, when, and how it ended. One line of JSON an event, in a file
+//! of the state folder that every call appends to, so that a call that was killed has left its
+//! steps too.
+
+use crate::config::Config;
+use crate::error::{Failure, Result};
+use crate::exit::{Answer, Code};
+use crate::lock::Group;
+use crate::model::Mb;
+use crate::report::progress::StepDone;
+use crate::world::wait::Stop;
+use crate::world::{files, host};
+use indexmap::IndexMap;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// At this size a new file is begun, and the one before the last is given up.
+const FILE_LIMIT: u64 = 1024 * 1024;
+/// How long others may keep the log from us; a line is written within a millisecond.
+const LOCK_LIMIT: Duration = Duration::from_secs(2);
+
+#[derive(Serialize, Deserialize)]
+struct Event {
+    time: Timestamp,
+    /// The call that it belongs to.
+    run: String,
+    #[serde(flatten)]
+    what: What,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "lowercase")]
+enum What {
+    Begin {
+        command: String,
+        subject: String,
+        /// Who does it, to tell whether it is still at work.
+        by: Option<Group>,
+        boot: String,
+    },
+    Step(Step),
+    End {
+        exit_code: u8,
+        error: Option<String>,
+        elapsed_ms: u64,
+    },
+}
+
+/// Something that a call has done.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Step {
+    pub action: String,
+    pub service: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_mb: Option<Mb>,
+    pub elapsed_ms: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+}
+
+/// One call, as the log has it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Run {
+    pub run: String,
+    pub command: String,
+    pub subject: String,
+    pub began: Timestamp,
+    pub state: State,
+    /// As far as it has come.
+    pub elapsed_ms: Option<u64>,
+    pub exit_code: Option<u8>,
+    pub error: Option<String>,
+    pub steps: Vec<Step>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    Running,
+    Ended,
+    /// It was killed, or the machine was.
+    Lost,
+}
+
+/// Writes down what one call does.
+pub struct Recorder {
+    folder: PathBuf,
+    run: String,
+    begun: Instant,
+}
+
+impl Recorder {
+    /// Writes that a command begins.
+    pub fn begin(config: &Config, command: &str, subject: &str) -> Result<Recorder> {
+        let recorder = Recorder {
+            folder: config.state_dir()?.to_owned(),
+            run: host::random_hex::<6>()?,
+            begun: Instant::now(),
+        };
+        files::private_dir(&recorder.folder).map_err(|e| recorder.unwritable(&e))?;
+        recorder.write(What::Begin {
+            command: command.to_owned(),
+            subject: subject.to_owned(),
+            by: Group::led_by(std::process::id() as i32),
+            boot: host::boot_id(),
+        })?;
+        Ok(recorder)
+    }
+
+    pub fn step(&self, done: &StepDone) {
+        let step = Step {
+            action: done.action.name().to_owned(),
+            service: done.service.clone(),
+            memory_mb: done.memory,
+            elapsed_ms: done.elapsed.as_millis() as u64,
+            note: done.note.clone(),
+        };
+        self.write_if_possible(What::Step(step));
+    }
+
+    /// Writes how the command ended.
+    pub fn end(&self, result: &anyhow::Result<Answer>) {
+        let (exit_code, error) = match result {
+            Ok(answer) => (answer.status(), None),
+            Err(error) => match error.downcast_ref::<Failure>() {
+                Some(failure) => (failure.code.status(), Some(failure.message.clone())),
+                None => (Code::Internal.status(), Some(format!("{error:#}"))),
+            },
+        };
+        let elapsed_ms = self.begun.elapsed().as_millis() as u64;
+        self.write_if_possible(What::End { exit_code, error, elapsed_ms });
+    }
+
+    /// That it began could be written, so what keeps the rest from it is rare, and no reason to
+    /// disturb the work.
+    fn write_if_possible(&self, what: What) {
+        if let Err(failure) = self.write(what) {
+            log::warn!("{failure}");
+        }
+    }
+
+    fn write(&self, what: What) -> Result<()> {
+        let event = Event { time: host::now(), run: self.run.clone(), what };
+        let line = serde_json::to_string(&event).expect("an event of plain fields");
+        self.append(&line).map_err(|e| self.unwritable(&e))
+    }
+
+    fn append(&self, line: &str) -> std::io::Result<()> {
+        let _locked = locked(&self.folder)?;
+        let path = current(&self.folder);
+        if path.symlink_metadata().is_ok_and(|meta| meta.is_file() && meta.len() >= FILE_LIMIT) {
+            std::fs::rename(&path, previous(&self.folder))?;
+        }
+        files::append_line(&path, line)
+    }
+
+    fn unwritable(&self, why: &dyn std::fmt::Display) -> Failure {
+        let path = current(&self.folder);
+        Failure::new(Code::Io, format!("cannot write the event log {}: {why}", path.display()))
+            .hint("mend it, or choose another folder with GPUCTL_STATE_DIR")
+    }
+}
+
+fn current(folder: &Path) -> PathBuf {
+    folder.join("history.jsonl")
+}
+
+fn previous(folder: &Path) -> PathBuf {
+    folder.join("history.1.jsonl")
+}
+
+/// The right to write, or to read without missing what is moved meanwhile.
+fn locked(folder: &Path) -> std::io::Result<files::Locked> {
+    let path = folder.join("history.lock");
+    files::lock(&path, LOCK_LIMIT, &Stop::never())?.ok_or_else(|| {
+        std::io::Error::new(std::io::ErrorKind::TimedOut, "another process keeps it locked")
+    })
+}
+
+/// What the log holds, oldest first. Lines that were cut short are passed over.
+pub fn read(folder: &Path) -> Result<Vec<Run>> {
+    if !current(folder).exists() && !previous(folder).exists() {
+        return Ok(Vec::new());
+    }
+    let failed = |e: std::io::Error| {
+        let path = current(folder);
+        Failure::new(Code::Io, format!("cannot read the event log {}: {e}", path.display()))
+    };
+    let locked = locked(folder).map_err(failed)?;
+    let mut text = String::new();
+    for path in [previous(folder), current(folder)] {
+        match files::existing(&path) {
+            Ok(mut file) => {
+                let mut bytes = Vec::new();
+                file.read_to_end(&mut bytes).map_err(failed)?;
+                text.push_str(&String::from_utf8_lossy(&bytes));
+            }
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            Err(e) => return Err(failed(e)),
+        }
+    }
+    drop(locked);
+    let events = text.lines().filter_map(|line| serde_json::from_str(line).ok());
+    Ok(assemble(events, |by, boot| boot == host::boot_id() && by.leader_is_alive()))
+}
+
+/// Calls from their events; `works` tells whether a process is still the one that began.
+fn assemble(events: impl Iterator<Item = Event>, works: impl Fn(Group, &str) -> bool) -> Vec<Run> {
+    let mut runs: IndexMap<String, Run> = IndexMap::new();
+    for Event { time, run, what } in events {
+        match what {
+            What::Begin { command, subject, by, boot } => {
+                let state = match by.is_some_and(|by| works(by, &boot)) {
+                    true => State::Running,
+                    false => State::Lost,
+                };
+                let begun = Run {
+                    run: run.clone(),
+                    command,
+                    subject,
+                    began: time,
+                    state,
+                    elapsed_ms: None,
+                    exit_code: None,
+                    error: None,
+                    steps: Vec::new(),
+                };
+                runs.insert(run, begun);
+            }
+            What::Step(step) => {
+                if let Some(known) = runs.get_mut(&run) {
+                    known.steps.push(step);
+                }
+            }
+            What::End { exit_code, error, elapsed_ms } => {
+                if let Some(known) = runs.get_mut(&run) {
+                    known.state = State::Ended;
+                    (known.exit_code, known.error) = (Some(exit_code), error);
+                    known.elapsed_ms = Some(elapsed_ms);
+                }
+            }
+        }
+    }
+    runs.into_values().collect()
+}

@@ -1,0 +1,96 @@
+//! `history`: earlier calls as a time line.
+
+use super::screen::{BAD, FAINT, GOOD, STRONG, Screen, WARNING};
+use super::{Report, on_one_line, span};
+use crate::history::{Run, State, Step};
+use jiff::tz::TimeZone;
+use serde::Serialize;
+use std::fmt::Write;
+use std::time::Duration;
+
+/// Where a call's steps begin: below its command.
+const INDENT: usize = 10;
+
+#[derive(Serialize)]
+pub struct HistoryReport {
+    /// Oldest first.
+    pub runs: Vec<Run>,
+}
+
+impl Report for HistoryReport {
+    fn text(&self, screen: &Screen) -> String {
+        let zone = TimeZone::system();
+        let mut text = String::new();
+        let mut day = None;
+        for run in &self.runs {
+            let began = run.began.to_zoned(zone.clone());
+            if day != Some(began.date()) {
+                let gap = if day.is_some() { "\n" } else { "" };
+                // Text is collected in a `String`, to which writing cannot fail.
+                let _ = writeln!(text, "{gap}{}", screen.paint(STRONG, began.date()));
+                day = Some(began.date());
+            }
+            let time = began.strftime("%H:%M:%S");
+            let what = on_one_line(&format!("{} {}", run.command, run.subject));
+            let _ = writeln!(text, "{time}  {what}  {}", ending(run, screen));
+            let steps: Vec<String> = run.steps.iter().map(step).collect();
+            for line in wrapped(&steps, screen.width.saturating_sub(INDENT)) {
+                let _ = writeln!(text, "{:INDENT$}{}", "", screen.paint(FAINT, line));
+            }
+        }
+        if self.runs.is_empty() {
+            text.push_str("nothing yet\n");
+        }
+        text
+    }
+}
+
+fn ending(run: &Run, screen: &Screen) -> String {
+    let took = run.elapsed_ms.map(|ms| span(Duration::from_millis(ms))).unwrap_or_default();
+    match (run.state, run.exit_code, &run.error) {
+        (State::Running, ..) => screen.paint(WARNING, "at work"),
+        (State::Lost, ..) => screen.paint(BAD, "did not end: gpuctl was killed"),
+        (State::Ended, Some(0), _) => format!("{} {took}", screen.paint(GOOD, "done in")),
+        (State::Ended, code, error) => {
+            let code = format!("exit {} after", code.unwrap_or_default());
+            let why = error.as_deref().map(|why| format!(": {}", on_one_line(why)));
+            format!("{} {took}{}", screen.paint(BAD, code), why.unwrap_or_default())
+        }
+    }
+}
+
+/// "stopped vidi 1.2 s (not gone within 30s, killed)"
+fn step(step: &Step) -> String {
+    let past = match step.action.as_str() {
+        "wait" => "waited for the lock",
+        "stop" => "stopped",
+        "kill" => "killed",
+        "unload" => "unloaded",
+        "reclaim" => "memory back",
+        "start" => "started",
+        "await" => "saw come up",
+        "wake" => "woke",
+        "run" => "ran the command",
+        other => other,
+    };
+    let service = step.service.as_ref().map(|name| format!(" {name}")).unwrap_or_default();
+    let memory = step.memory_mb.map(|memory| format!(" ({memory})")).unwrap_or_default();
+    let took = span(Duration::from_millis(step.elapsed_ms));
+    let note = step.note.as_ref().map(|note| format!(" ({note})")).unwrap_or_default();
+    on_one_line(&format!("{past}{service}{memory} {took}{note}"))
+}
+
+/// As many of the steps on a line as fit.
+fn wrapped(steps: &[String], width: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for step in steps {
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + step.chars().count() + 2 <= width => {
+                line.push_str(", ");
+                line.push_str(step);
+            }
+            _ => lines.push(step.clone()),
+        }
+    }
+    lines
+}
