@@ -1,7 +1,15 @@
 # Everything that is done with this repository. `make help` lists it.
 CARGO ?= cargo
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-gpu setup build lint bench clean
+.PHONY: help demo test test-gpu setup build install uninstall deb test-package lint bench clean
+
+PREFIX ?= /usr/local
+BUILT = $(or $(CARGO_TARGET_DIR),target)
+to = $(DESTDIR)$(PREFIX)
+# What `make install` leaves, below PREFIX.
+INSTALLED = bin/gpuctl share/bash-completion/completions/gpuctl share/zsh/site-functions/_gpuctl \
+	share/fish/vendor_completions.d/gpuctl.fish $(patsubst man/%.1,share/man/man1/%.1,$(wildcard man/*.1)) \
+	$(patsubst man/%.5,share/man/man5/%.5,$(wildcard man/*.5)) share/doc/gpuctl
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' $(MAKEFILE_LIST) | column -t -s @ 2>/dev/null || sed -n 's/^\([a-z-]*\):.*## /  make \1: /p' $(MAKEFILE_LIST)
@@ -20,6 +28,34 @@ setup: ## install the system packages that the tests need
 
 build: ## the release binary, target/release/gpuctl
 	$(CARGO) build --locked --release --package gpuctl
+
+install: $(BUILT)/release/gpuctl ## binary, manuals, completions and examples below PREFIX (/usr/local), or DESTDIR/PREFIX
+	install -D -m 755 $(BUILT)/release/gpuctl $(to)/bin/gpuctl
+	install -D -m 644 completions/gpuctl.bash $(to)/share/bash-completion/completions/gpuctl
+	install -D -m 644 completions/_gpuctl $(to)/share/zsh/site-functions/_gpuctl
+	install -D -m 644 completions/gpuctl.fish $(to)/share/fish/vendor_completions.d/gpuctl.fish
+	install -d $(to)/share/man/man1 $(to)/share/man/man5 $(to)/share/doc/gpuctl
+	install -m 644 man/*.1 $(to)/share/man/man1
+	install -m 644 man/*.5 $(to)/share/man/man5
+	for folder in docs examples/ci examples/systemd; do install -d $(to)/share/doc/gpuctl/$$folder; done
+	install -m 644 README.md CHANGELOG.md LICENSE-MIT LICENSE-APACHE $(to)/share/doc/gpuctl
+	install -m 644 docs/*.md $(to)/share/doc/gpuctl/docs
+	install -m 644 examples/*.toml $(to)/share/doc/gpuctl/examples
+	install -m 644 examples/ci/* $(to)/share/doc/gpuctl/examples/ci
+	install -m 644 examples/systemd/* $(to)/share/doc/gpuctl/examples/systemd
+
+uninstall: ## remove what `make install` left
+	cd $(to) && rm -rf $(INSTALLED)
+
+# Built only where it is missing, so that `sudo make install` after `make build` builds nothing as root.
+$(BUILT)/release/gpuctl:
+	$(MAKE) build
+
+deb: ## a Debian package, in target/debian (needs cargo-deb)
+	$(CARGO) deb --locked
+
+test-package: ## install it in the three ways, in a Debian of its own, and remove it again
+	@tests/package/run
 
 lint: ## format check and clippy
 	$(CARGO) fmt --all --check
