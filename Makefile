@@ -1,7 +1,7 @@
 # Everything that is done with this repository. `make help` lists it.
 CARGO ?= cargo
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-gpu setup build install uninstall deb test-package lint bench clean
+.PHONY: help demo test test-gpu setup build install uninstall pictures deb test-package faults lint bench clean
 
 PREFIX ?= /usr/local
 BUILT = $(or $(CARGO_TARGET_DIR),target)
@@ -51,11 +51,17 @@ uninstall: ## remove what `make install` left
 $(BUILT)/release/gpuctl:
 	$(MAKE) build
 
+pictures: ## draw the pictures of the README anew (needs python3-pyte)
+	@docs/pictures/render
+
 deb: ## a Debian package, in target/debian (needs cargo-deb)
 	$(CARGO) deb --locked
 
 test-package: ## install it in the three ways, in a Debian of its own, and remove it again
 	@tests/package/run
+
+faults: ## the fault table with what is seen of each row, made for real; writes docs/faults.md
+	@tests/faults/scorecard
 
 lint: ## format check and clippy
 	$(CARGO) fmt --all --check

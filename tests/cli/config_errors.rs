@@ -20,7 +20,7 @@ fn refuses(cases: &[(&str, &str, &str)]) {
 }
 
 #[test]
-fn an_unknown_key_is_told_with_the_nearest_known_one() {
+fn row_44_an_unknown_key_is_told_with_the_nearest_known_one() {
     refuses(&[
         ("[gpu]\nreserve = 1", "2: gpu.reserve", "did you mean `reserve_mb`?"),
         ("[gpu]\nindx = 1", "2: gpu.indx", "did you mean `index`?"),
@@ -51,7 +51,7 @@ fn an_unknown_word_is_told_with_the_nearest_known_one() {
 }
 
 #[test]
-fn a_value_of_the_wrong_type_is_refused() {
+fn row_44_a_value_of_the_wrong_type_is_refused() {
     refuses(&[
         ("gpu = 1", "1: gpu", "invalid type: integer `1`"),
         ("gpu = []", "1: gpu", "invalid type: sequence"),
@@ -73,7 +73,7 @@ fn a_value_of_the_wrong_type_is_refused() {
 }
 
 #[test]
-fn a_number_that_is_out_of_bounds_is_refused() {
+fn row_44_a_number_that_is_out_of_bounds_is_refused() {
     refuses(&[
         ("[gpu]\nindex = -1", "2: gpu.index", "integer `-1`"),
         ("[gpu]\nindex = 4294967296", "2: gpu.index", "integer `4294967296`"),
@@ -100,7 +100,7 @@ fn a_number_that_is_out_of_bounds_is_refused() {
 }
 
 #[test]
-fn text_that_is_no_toml_is_refused_with_its_line() {
+fn row_44_text_that_is_no_toml_is_refused_with_its_line() {
     refuses(&[
         ("[gpu", "1", "unclosed"),
         ("[gpu]\nindex = ", "2", ""),
@@ -215,7 +215,7 @@ fn a_name_that_is_no_plain_word_is_refused() {
 }
 
 #[test]
-fn a_text_that_is_empty_or_holds_a_nul_is_refused() {
+fn row_44_a_text_that_is_empty_or_holds_a_nul_is_refused() {
     for key in ["health", "match", "stop", "cwd"] {
         refuses(&[
             (&native(&format!("{key} = \"\"")), &format!("5: services.a.{key}"), "is empty"),

@@ -131,7 +131,7 @@ fn private(rig: &Rig, file: &str) {
 }
 
 #[test]
-fn bytes_at_random_are_refused_and_never_panic() {
+fn row_44_bytes_at_random_are_refused_and_never_panic() {
     let rig = Rig::new();
     for seed in 1..=ROUNDS {
         let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
@@ -148,7 +148,7 @@ fn bytes_at_random_are_refused_and_never_panic() {
 }
 
 #[test]
-fn a_valid_configuration_that_is_mangled_never_panics() {
+fn row_44_a_valid_configuration_that_is_mangled_never_panics() {
     let rig = Rig::new();
     for (file, valid) in [("fuzz.toml", VALID_TOML), ("fuzz.json", VALID_JSON)] {
         private(&rig, file);
@@ -174,7 +174,7 @@ fn a_valid_configuration_that_is_mangled_never_panics() {
 }
 
 #[test]
-fn a_value_of_any_kind_in_the_place_of_any_other_never_panics() {
+fn row_44_a_value_of_any_kind_in_the_place_of_any_other_never_panics() {
     let rig = Rig::new();
     private(&rig, "fuzz.toml");
     let values = [

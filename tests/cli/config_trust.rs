@@ -21,7 +21,7 @@ fn is_root() -> bool {
 }
 
 #[test]
-fn a_file_that_others_may_write_is_refused() {
+fn row_44_a_file_that_others_may_write_is_refused() {
     let rig = Rig::new();
     rig.write_config("");
     for mode in [0o620, 0o602, 0o666, 0o777] {

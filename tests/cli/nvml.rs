@@ -56,14 +56,14 @@ fn is_survived(rig: &Rig, problem: &str) {
 }
 
 #[test]
-fn a_library_that_is_missing_is_survived() {
+fn row_41_a_library_that_is_missing_is_survived() {
     let rig = Rig::new();
     rig.set("gpu.nvml_library", "/nowhere/libnvidia-ml.so.1");
     is_survived(&rig, "the NVML library (libnvidia-ml.so.1) cannot be loaded");
 }
 
 #[test]
-fn a_library_that_is_none_is_survived() {
+fn row_41_a_library_that_is_none_is_survived() {
     let rig = Rig::new();
     let path = rig.file("text.so", "not a library");
     rig.set("gpu.nvml_library", path.to_str().unwrap());
@@ -71,14 +71,14 @@ fn a_library_that_is_none_is_survived() {
 }
 
 #[test]
-fn a_driver_that_was_updated_while_it_ran_is_survived() {
+fn row_41_a_driver_that_was_updated_while_it_ran_is_survived() {
     let rig = Rig::new();
     rig.card.describe(&json!({"faults": {"nvmlInit_v2": "lib_rm_version_mismatch"}}));
     is_survived(&rig, "the NVML library does not fit the loaded driver");
 }
 
 #[test]
-fn a_driver_that_is_not_loaded_is_survived() {
+fn row_41_a_driver_that_is_not_loaded_is_survived() {
     let rig = Rig::new();
     rig.card.describe(&json!({"faults": {"nvmlInit_v2": "driver_not_loaded"}}));
     is_survived(&rig, "the NVIDIA driver is not loaded");
@@ -92,7 +92,7 @@ fn memory_fault(code: &str) -> Rig {
 }
 
 #[test]
-fn a_gpu_that_is_lost_is_survived() {
+fn row_41_a_gpu_that_is_lost_is_survived() {
     is_survived(&memory_fault("gpu_is_lost"), "the GPU is lost: it fell off the bus");
     let rig = Rig::new();
     rig.card.describe(&json!({"faults": {"nvmlDeviceGetHandle*": "gpu_is_lost"}}));
@@ -100,39 +100,39 @@ fn a_gpu_that_is_lost_is_survived() {
 }
 
 #[test]
-fn a_gpu_that_needs_a_reset_is_survived() {
+fn row_41_a_gpu_that_needs_a_reset_is_survived() {
     is_survived(&memory_fault("reset_required"), "the GPU needs a reset");
 }
 
 #[test]
-fn a_gpu_that_cannot_tell_its_memory_is_survived() {
+fn row_41_a_gpu_that_cannot_tell_its_memory_is_survived() {
     is_survived(&memory_fault("not_supported"), "does not support reading its memory");
 }
 
 #[test]
-fn a_driver_that_permits_nothing_is_survived() {
+fn row_41_a_driver_that_permits_nothing_is_survived() {
     is_survived(&memory_fault("no_permission"), "the driver does not let us in");
 }
 
 #[test]
-fn an_error_without_a_name_of_its_own_is_survived() {
+fn row_41_an_error_without_a_name_of_its_own_is_survived() {
     is_survived(&memory_fault("unknown"), "NVML: ");
 }
 
 #[test]
-fn a_driver_that_hangs_at_once_is_survived() {
+fn row_41_a_driver_that_hangs_at_once_is_survived() {
     let rig = Rig::new();
     rig.card.describe(&json!({"faults": {"nvmlInit_v2": "hang"}}));
     is_survived(&rig, "the driver hangs");
 }
 
 #[test]
-fn a_driver_that_hangs_later_is_survived() {
+fn row_41_a_driver_that_hangs_later_is_survived() {
     is_survived(&memory_fault("hang"), "the driver hangs");
 }
 
 #[test]
-fn a_machine_without_a_gpu_is_told_as_such() {
+fn row_41_a_machine_without_a_gpu_is_told_as_such() {
     let rig = Rig::new();
     rig.card.describe(&json!({"devices": []}));
     let status = rig.gpuctl("status --json").run().succeeds().json();
@@ -161,7 +161,7 @@ fn a_plan_without_the_cards_size_keeps_to_what_cannot_go_wrong() {
 }
 
 #[test]
-fn processes_whose_memory_is_not_told_are_listed_without_it() {
+fn row_41_processes_whose_memory_is_not_told_are_listed_without_it() {
     let rig = Rig::new();
     rig.card.describe(&json!({"process_memory_known": false}));
     let vidi = rig.native("vidi").vram(4000).phases([2]).add();
@@ -179,7 +179,7 @@ fn processes_whose_memory_is_not_told_are_listed_without_it() {
 }
 
 #[test]
-fn a_process_list_that_is_not_supported_is_told_and_the_memory_measured() {
+fn row_41_a_process_list_that_is_not_supported_is_told_and_the_memory_measured() {
     let rig = Rig::new();
     rig.card.describe(&json!({"reclaim_delay_ms": 300, "faults": {
         "nvmlDeviceGetComputeRunningProcesses*": "not_supported",
@@ -229,7 +229,8 @@ fn what_the_driver_reserves_for_itself_is_not_free() {
 }
 
 #[test]
-fn a_gpu_that_is_lost_while_memory_is_waited_for_ends_the_command_before_anything_is_started() {
+fn row_41_a_gpu_that_is_lost_while_memory_is_waited_for_ends_the_command_before_anything_is_started()
+ {
     let rig = Rig::new();
     let vidi = rig.native("vidi").vram(4000).phases([2]).add();
     let voice = rig.native("voice").vram(20000).phases([3]).add();
