@@ -60,6 +60,8 @@ pub enum Command {
     /// Try a changed configuration of production before it is promoted
     #[command(subcommand)]
     Canary(Canary),
+    /// Check every precondition, and say how to mend what fails: exit 1 if anything does
+    Doctor,
     /// Show what gpuctl did, when, and how it ended
     History(History),
     /// Write, check and show the configuration

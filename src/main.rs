@@ -4,6 +4,7 @@ mod canary;
 mod cli;
 mod commands;
 mod config;
+mod doctor;
 mod error;
 mod execute;
 mod exit;

@@ -4,6 +4,7 @@ mod act;
 mod can_fit;
 mod canary;
 mod config;
+mod doctor;
 mod history;
 mod lock;
 mod prepare_phase;
@@ -103,6 +104,7 @@ pub fn run(cli: &Cli, environment: &Environment) -> Result<Answer> {
             Ok(guardian::serve(&load(&cli.global, environment)?, companion.of)?)
         }
         Command::Watchdog(companion) => Ok(watchdog::serve(companion.of)?),
+        Command::Doctor => doctor::run(&cli.global, environment),
         Command::Config(command) => config::run(command, &cli.global, environment),
     }
 }

@@ -6,12 +6,12 @@ mod environment;
 pub mod file;
 mod secrets;
 mod text;
-mod trust;
+pub mod trust;
 mod validate;
 
 pub use canary::{Bound, Canary, Mode};
 pub use environment::Environment;
-pub use secrets::{mask, masked};
+pub use secrets::{mask, masked, writes_secrets};
 
 use crate::error::{Failure, Result};
 use crate::exit::Code;
@@ -66,6 +66,14 @@ impl Selector {
             Ok(index) => Selector::Index(index),
             Err(_) => Selector::Uuid(text.to_owned()),
         }
+    }
+}
+
+impl Gpu {
+    /// The card of a configuration that says nothing of it.
+    pub fn unconfigured(typed: Option<&str>) -> Gpu {
+        let selector = typed.map_or(Selector::Index(0), Selector::parse);
+        Gpu { selector, reserve: file::Gpu::default().reserve_mb, total: None, library: None }
     }
 }
 

@@ -73,6 +73,25 @@ pub fn masked(file: &File) -> serde_json::Result<Value> {
     Ok(document)
 }
 
+/// Whether a configuration's text holds a secret itself, and not the name of a variable that does.
+pub fn writes_secrets(file: &File, text: &str) -> bool {
+    let (Ok(shown), Ok(whole)) = (masked(file), serde_json::to_value(file)) else { return false };
+    differs(&shown, &whole, &|secret| text.contains(secret))
+}
+
+fn differs(shown: &Value, whole: &Value, is_written: &impl Fn(&str) -> bool) -> bool {
+    match (shown, whole) {
+        (Value::String(shown), Value::String(whole)) => shown != whole && is_written(whole),
+        (Value::Array(shown), Value::Array(whole)) => {
+            shown.iter().zip(whole).any(|(a, b)| differs(a, b, is_written))
+        }
+        (Value::Object(shown), Value::Object(whole)) => {
+            shown.values().zip(whole.values()).any(|(a, b)| differs(a, b, is_written))
+        }
+        _ => false,
+    }
+}
+
 fn mask_urls(value: &mut Value) {
     match value {
         Value::String(text) => *text = mask(text),

@@ -13,31 +13,44 @@ use std::path::Path;
 const LIMIT: u64 = 1024 * 1024;
 
 pub fn read(path: &Path) -> Result<String> {
-    let shown = path.display();
-    let unreadable = |e: std::io::Error| {
-        let code = match e.kind() {
-            std::io::ErrorKind::NotFound => Code::Config,
-            std::io::ErrorKind::PermissionDenied => Code::Permission,
-            _ => Code::Io,
-        };
-        let failure = Failure::new(code, format!("configuration {shown}: cannot be read: {e}"));
-        match code {
-            Code::Config => failure.hint("write one with `gpuctl config init --output PATH`"),
-            _ => failure,
-        }
+    let mut file = open(path)?;
+    judge(&file, path)?;
+    text(&mut file, path)
+}
+
+fn unreadable(path: &Path, error: &std::io::Error) -> Failure {
+    let code = match error.kind() {
+        std::io::ErrorKind::NotFound => Code::Config,
+        std::io::ErrorKind::PermissionDenied => Code::Permission,
+        _ => Code::Io,
     };
+    let message = format!("configuration {}: cannot be read: {error}", path.display());
+    match code {
+        Code::Config => {
+            Failure::new(code, message).hint("write one with `gpuctl config init --output PATH`")
+        }
+        _ => Failure::new(code, message),
+    }
+}
+
+/// Opens a regular file.
+pub fn open(path: &Path) -> Result<fs::File> {
+    let failed = |e: std::io::Error| unreadable(path, &e);
     // Not blocking: a FIFO that nobody writes to would never open otherwise.
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(|e| unreadable(e.into()))?;
-    let mut file = fs::File::from(fd);
-    // Judged on the open file, so that it cannot be exchanged in between.
-    let meta = file.metadata().map_err(unreadable)?;
-    if !meta.is_file() {
-        return Err(Failure::new(
-            Code::Config,
-            format!("configuration {shown}: not a regular file"),
-        ));
+    let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(|e| failed(e.into()))?;
+    let file = fs::File::from(fd);
+    if !file.metadata().map_err(failed)?.is_file() {
+        let message = format!("configuration {}: not a regular file", path.display());
+        return Err(Failure::new(Code::Config, message));
     }
+    Ok(file)
+}
+
+/// Whose it is, and who may write it; of the open file, so that it cannot be exchanged in between.
+pub fn judge(file: &fs::File, path: &Path) -> Result<()> {
+    let shown = path.display();
+    let meta = file.metadata().map_err(|e| unreadable(path, &e))?;
     let me = rustix::process::geteuid().as_raw();
     if meta.uid() != me && meta.uid() != 0 {
         return Err(Failure::new(
@@ -56,8 +69,13 @@ pub fn read(path: &Path) -> Result<String> {
         )
         .hint(format!("chmod go-w {shown}")));
     }
+    Ok(())
+}
+
+pub fn text(file: &mut fs::File, path: &Path) -> Result<String> {
+    let shown = path.display();
     let mut text = String::new();
-    match file.by_ref().take(LIMIT + 1).read_to_string(&mut text) {
+    match file.take(LIMIT + 1).read_to_string(&mut text) {
         Ok(read) if read as u64 > LIMIT => Err(Failure::new(
             Code::Config,
             format!("configuration {shown}: larger than {LIMIT} bytes"),
@@ -66,6 +84,6 @@ pub fn read(path: &Path) -> Result<String> {
         Err(e) if e.kind() == std::io::ErrorKind::InvalidData => {
             Err(Failure::new(Code::Config, format!("configuration {shown}: not UTF-8 text")))
         }
-        Err(e) => Err(unreadable(e)),
+        Err(e) => Err(unreadable(path, &e)),
     }
 }

@@ -378,7 +378,7 @@ impl Backend for File {
     fn look(&mut self) -> Result<Option<Held>> {
         match self.folder().symlink_metadata() {
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
-            _ => files::private_dir(self.folder()).map_err(|e| self.unusable(self.folder(), &e))?,
+            _ => files::is_private(self.folder()).map_err(|e| self.unusable(self.folder(), &e))?,
         }
         let locked = self.read()?.locked;
         Ok(locked.filter(|locked| !locked.is_over()).as_ref().map(Locked::held))

@@ -11,6 +11,7 @@ pub mod watchdog;
 pub use fence::remember as remember_fence;
 pub use guard::{Guard, Heirloom, Purpose};
 pub use record::{Group, Held, Record, bearers};
+pub use redis::Server;
 
 use crate::config::{Config, Place};
 use crate::error::{Failure, Result};
@@ -98,6 +99,11 @@ pub fn open(config: &Config) -> Result<Box<dyn Backend>> {
                 .hint("set lock.url, for instance to \"file:///home/me/.gpuctl/lock\""));
         }
     })
+}
+
+/// The server at a Redis URL.
+pub fn server(url: &str) -> Result<Server> {
+    redis::Redis::new(url, "")?.server()
 }
 
 /// The lock that the caller holds, by the token that it has put into the environment.

@@ -7,6 +7,9 @@
 //! one, `KEY:command` the last record that names a command, which may outlive the lock's time.
 
 mod explain;
+mod server;
+
+pub use server::Server;
 
 use super::record::Held;
 use super::{Attempt, Backend, Busy, Claim};

@@ -3,6 +3,7 @@
 
 mod act;
 mod canary;
+mod doctor;
 mod history;
 mod human;
 mod lock;
@@ -12,6 +13,7 @@ mod status;
 
 pub use act::{ActReport, Subject};
 pub use canary::{CanaryRunReport, CanaryStatusReport, DoneReport, VerdictReport};
+pub use doctor::DoctorReport;
 pub use history::HistoryReport;
 pub use lock::{AcquiredReport, LockReport, LockStatusReport, ReleasedReport};
 pub use status::StatusReport;

@@ -6,20 +6,17 @@ use crate::config::mask;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::model::variable;
-use rustix::fd::OwnedFd;
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::Read;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc;
-use std::thread;
 use std::time::{Duration, Instant};
 
 /// More than any command that we run has to say.
-const OUTPUT_LIMIT: u64 = 8 * 1024 * 1024;
+const OUTPUT_LIMIT: usize = 8 * 1024 * 1024;
 
 pub struct Output {
     pub status: ExitStatus,
@@ -93,11 +90,21 @@ fn finish(mut command: Command, program: &str, limit: Duration, stop: &Stop) -> 
     let begun = Instant::now();
     command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
     let mut child = command.spawn().map_err(|e| not_started(program, &command, &e))?;
-    let stdout = read_aside(child.stdout.take());
-    let stderr = read_aside(child.stderr.take());
+    let mut stdout = Pipe::of(child.stdout.take());
+    let mut stderr = Pipe::of(child.stderr.take());
     let ended = Handle::open(child.id() as i32);
-    let watched: Vec<_> = ended.iter().map(Handle::fd).collect();
-    let woken = wait(&watched, stop, begun + limit);
+    let woken = loop {
+        let mut watched: Vec<_> = ended.iter().map(Handle::fd).collect();
+        watched.extend([&stdout, &stderr].into_iter().filter_map(Pipe::fd));
+        let woken = wait(&watched, stop, begun + limit);
+        // Asked first: what a program has written is in its pipes once it has ended.
+        let has_ended = ended.as_ref().is_some_and(Handle::has_ended);
+        stdout.read();
+        stderr.read();
+        if has_ended || woken != Woken::Event {
+            break woken;
+        }
+    };
     if woken != Woken::Event {
         kill_group(&child);
     }
@@ -114,14 +121,44 @@ fn finish(mut command: Command, program: &str, limit: Duration, stop: &Stop) -> 
             ));
         }
     }
-    // A grandchild may keep the pipe open; what has been written by now is what there is.
-    let grace = Duration::from_millis(200);
-    Ok(Output {
-        status,
-        stdout: stdout.recv_timeout(grace).unwrap_or_default(),
-        stderr: String::from_utf8_lossy(&stderr.recv_timeout(grace).unwrap_or_default())
-            .into_owned(),
-    })
+    let stderr = String::from_utf8_lossy(&stderr.text).into_owned();
+    Ok(Output { status, stdout: stdout.text, stderr })
+}
+
+/// What a program writes, read as it comes: neither of its pipes fills up, and nobody waits for the
+/// end of one that another process keeps open.
+struct Pipe {
+    /// `None` at its end.
+    source: Option<OwnedFd>,
+    text: Vec<u8>,
+}
+
+impl Pipe {
+    fn of(source: Option<impl Into<OwnedFd>>) -> Pipe {
+        let source = source.map(Into::into);
+        let source = source.filter(|fd: &OwnedFd| rustix::io::ioctl_fionbio(fd, true).is_ok());
+        Pipe { source, text: Vec::new() }
+    }
+
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.source.as_ref().map(OwnedFd::as_fd)
+    }
+
+    /// All that has been written by now.
+    fn read(&mut self) {
+        let mut part = [0; 16 * 1024];
+        while let Some(source) = &self.source {
+            match rustix::io::read(source, &mut part) {
+                Ok(count @ 1..) if self.text.len() < OUTPUT_LIMIT => {
+                    self.text.extend(&part[..count]);
+                }
+                Err(rustix::io::Errno::AGAIN) => return,
+                Err(rustix::io::Errno::INTR) => {}
+                // What was read before an error is still worth having.
+                _ => self.source = None,
+            }
+        }
+    }
 }
 
 /// A command line as it may be shown: without the environment, and without passwords in URLs.
@@ -146,21 +183,6 @@ fn not_started(program: &str, command: &Command, error: &std::io::Error) -> Fail
             format!("the command `{program}` cannot be run: {error}"),
         ),
     }
-}
-
-/// Reads a pipe on a thread of its own, so that neither pipe of the child can fill up.
-fn read_aside(pipe: Option<impl Read + Send + 'static>) -> mpsc::Receiver<Vec<u8>> {
-    let (sender, receiver) = mpsc::channel();
-    thread::spawn(move || {
-        let mut text = Vec::new();
-        if let Some(pipe) = pipe {
-            // What was read before an error is still worth having.
-            let _ = pipe.take(OUTPUT_LIMIT).read_to_end(&mut text);
-        }
-        // Nobody listens any more after the deadline.
-        let _ = sender.send(text);
-    });
-    receiver
 }
 
 fn kill_group(child: &Child) {

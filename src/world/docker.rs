@@ -1,6 +1,10 @@
 //! Docker through its command line. States are read from inspected fields: the wording of
 //! messages differs between versions.
 
+mod setup;
+
+pub use setup::{GpuAccess, Setup, engine, setups};
+
 use super::command::{self, Output};
 use super::logs;
 use super::wait::Stop;
@@ -83,15 +87,7 @@ pub fn inspect(containers: &[&str], stop: &Stop) -> Result<HashMap<String, Inspe
     let found: Vec<Container> = serde_json::from_slice(&output.stdout).unwrap_or_default();
     if !output.status.success() && found.is_empty() {
         // None exists, or the engine cannot be asked: only the engine itself can tell.
-        let version = command::run(
-            "docker",
-            &["version", "--format", "{{.Server.Version}}"],
-            INSPECT_LIMIT,
-            stop,
-        )?;
-        if !version.status.success() {
-            return Err(unreachable(&version));
-        }
+        ask_version(stop)?;
     }
     let inspected = |name: &&str| {
         let container = found.iter().find(|container| {
@@ -108,7 +104,17 @@ pub fn inspect(containers: &[&str], stop: &Stop) -> Result<HashMap<String, Inspe
     Ok(containers.iter().map(inspected).collect())
 }
 
-fn missing(container: &str) -> Failure {
+/// Whether the engine can be asked at all: only its own version tells for sure.
+fn ask_version(stop: &Stop) -> Result<String> {
+    let arguments = ["version", "--format", "{{.Server.Version}}"];
+    let version = command::run("docker", &arguments, INSPECT_LIMIT, stop)?;
+    match version.status.success() {
+        true => Ok(String::from_utf8_lossy(&version.stdout).trim().to_owned()),
+        false => Err(unreachable(&version)),
+    }
+}
+
+pub fn missing(container: &str) -> Failure {
     Failure::new(
         Code::NotFound,
         format!("there is no Docker container named \"{container}\""),

@@ -15,6 +15,11 @@ pub fn private_dir(path: &Path) -> Result<()> {
         Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
         made => made?,
     }
+    is_private(path)
+}
+
+/// Makes sure that a folder is ours alone, and makes none.
+pub fn is_private(path: &Path) -> Result<()> {
     let meta = path.symlink_metadata()?;
     if !meta.is_dir() {
         return Err(Error::new(ErrorKind::NotADirectory, "it is not a folder, or a link to one"));

@@ -9,6 +9,7 @@ use nvml_wrapper::enums::device::UsedGpuMemory;
 use nvml_wrapper::error::NvmlError;
 use nvml_wrapper::struct_wrappers::device::ProcessInfo;
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::Duration;
@@ -26,9 +27,38 @@ pub struct Reader {
     ask: Sender<()>,
     answers: Receiver<Reading>,
     silent: bool,
+    fault: Option<Fault>,
 }
 
-type Reading = std::result::Result<Vram, String>;
+type Reading = std::result::Result<Vram, Fault>;
+
+/// Why there is no reading.
+#[derive(Clone, Debug)]
+pub struct Fault {
+    pub part: Part,
+    pub what: String,
+    pub remedy: String,
+}
+
+/// What a reading goes through, in this order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Part {
+    Library,
+    Driver,
+    Device,
+}
+
+impl Fault {
+    fn new(part: Part, what: impl Into<String>, remedy: impl Into<String>) -> Fault {
+        Fault { part, what: what.into(), remedy: remedy.into() }
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.what, self.remedy)
+    }
+}
 
 impl Reader {
     pub fn open(gpu: &Gpu) -> Reader {
@@ -36,13 +66,26 @@ impl Reader {
         let (answer, answers) = mpsc::channel();
         let gpu = gpu.clone();
         thread::spawn(move || serve(&gpu, &asked, &answer));
-        Reader { ask, answers, silent: false }
+        Reader { ask, answers, silent: false, fault: None }
     }
 
     /// One reading; the text says why there is none.
-    pub fn read(&mut self) -> Reading {
-        let silence =
-            || format!("NVML has not answered within {LIMIT:?}: the driver hangs; see `dmesg`");
+    pub fn read(&mut self) -> std::result::Result<Vram, String> {
+        let reading = self.ask();
+        self.fault = reading.as_ref().err().cloned();
+        reading.map_err(|fault| fault.to_string())
+    }
+
+    /// Why there was no last reading.
+    pub fn fault(&self) -> Option<&Fault> {
+        self.fault.as_ref()
+    }
+
+    fn ask(&mut self) -> Reading {
+        let silence = || {
+            let what = format!("NVML has not answered within {LIMIT:?}: the driver hangs");
+            Fault::new(Part::Driver, what, "see `dmesg`")
+        };
         // A late answer would be taken for that to the next question.
         if self.silent || self.ask.send(()).is_err() {
             return Err(silence());
@@ -54,7 +97,7 @@ impl Reader {
                 Err(silence())
             }
             Err(RecvTimeoutError::Disconnected) => {
-                Err("the thread that reads NVML has ended".to_owned())
+                Err(Fault::new(Part::Library, "the thread that reads NVML has ended", "try again"))
             }
         }
     }
@@ -92,9 +135,8 @@ fn read(nvml: &Nvml, selector: &Selector) -> Reading {
             return Ok(Vram { no_such_gpu: true, error: Some(error), ..Vram::default() });
         }
         (Err(NvmlError::InvalidArg | NvmlError::NotFound), _) => {
-            return Err(format!(
-                "there is no GPU {selector}: the driver knows none; see `nvidia-smi`"
-            ));
+            let what = format!("there is no GPU {selector}: the driver knows none");
+            return Err(Fault::new(Part::Device, what, "see `nvidia-smi`"));
         }
         (Err(e), _) => return Err(explain(&e)),
     };
@@ -192,7 +234,12 @@ fn process_name(nvml: &Nvml, pid: Pid) -> String {
 }
 
 /// What an NVML error means here and what to do about it.
-fn explain(error: &NvmlError) -> String {
+fn explain(error: &NvmlError) -> Fault {
+    let part = match error {
+        NvmlError::LibloadingError(_) | NvmlError::LibraryNotFound => Part::Library,
+        NvmlError::GpuLost | NvmlError::ResetRequired | NvmlError::NotSupported => Part::Device,
+        _ => Part::Driver,
+    };
     let (what, remedy) = match error {
         NvmlError::LibloadingError(_) | NvmlError::LibraryNotFound => (
             "the NVML library (libnvidia-ml.so.1) cannot be loaded".to_owned(),
@@ -221,5 +268,5 @@ fn explain(error: &NvmlError) -> String {
         ),
         other => (format!("NVML: {other}"), "see `nvidia-smi` and `dmesg`"),
     };
-    format!("{what} ({remedy})")
+    Fault::new(part, what, remedy)
 }

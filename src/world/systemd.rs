@@ -28,7 +28,34 @@ pub fn show(units: &[&str], user: bool, stop: &Stop) -> Result<HashMap<String, S
     if units.is_empty() {
         return Ok(HashMap::new());
     }
-    let mut arguments = vec!["show", "--property", PROPERTIES, "--"];
+    ask(units, user, PROPERTIES, read, stop)
+}
+
+/// How a unit is installed.
+#[derive(Clone, Debug)]
+pub struct Installed {
+    /// "loaded", "not-found", "masked", …
+    pub load_state: String,
+    /// "enabled", "disabled", "static", …
+    pub file_state: String,
+}
+
+pub fn installed(units: &[&str], user: bool, stop: &Stop) -> Result<HashMap<String, Installed>> {
+    let read = |_: &str, properties: &HashMap<&str, &str>| {
+        let property = |name| properties.get(name).copied().unwrap_or_default().to_owned();
+        Installed { load_state: property("LoadState"), file_state: property("UnitFileState") }
+    };
+    ask(units, user, "Id,LoadState,UnitFileState", read, stop)
+}
+
+fn ask<T>(
+    units: &[&str],
+    user: bool,
+    properties: &str,
+    read: impl Fn(&str, &HashMap<&str, &str>) -> T,
+    stop: &Stop,
+) -> Result<HashMap<String, T>> {
+    let mut arguments = vec!["show", "--property", properties, "--"];
     arguments.extend(units);
     let output = systemctl(&arguments, user, SHOW_LIMIT, stop)?;
     if !output.status.success() {
@@ -37,16 +64,14 @@ pub fn show(units: &[&str], user: bool, stop: &Stop) -> Result<HashMap<String, S
     let text = String::from_utf8_lossy(&output.stdout);
     // One block a unit, in the order asked for.
     let blocks = text.split("\n\n").filter(|block| !block.trim().is_empty());
-    Ok(units
-        .iter()
-        .zip(blocks)
-        .map(|(unit, block)| ((*unit).to_owned(), read(unit, block)))
-        .collect())
+    let read = |(unit, block): (&&str, &str)| {
+        let properties = block.lines().filter_map(|line| line.split_once('=')).collect();
+        ((*unit).to_owned(), read(unit, &properties))
+    };
+    Ok(units.iter().zip(blocks).map(read).collect())
 }
 
-fn read(unit: &str, block: &str) -> Shown {
-    let properties: HashMap<&str, &str> =
-        block.lines().filter_map(|line| line.split_once('=')).collect();
+fn read(unit: &str, properties: &HashMap<&str, &str>) -> Shown {
     let property = |name: &str| properties.get(name).copied().unwrap_or_default();
     let number = |name: &str| property(name).parse::<u64>().unwrap_or(0);
     let ending = || match property("Result") {
@@ -89,7 +114,7 @@ fn since_boot(microseconds: u64) -> Option<Duration> {
     (microseconds > 0).then(|| now.saturating_sub(Duration::from_micros(microseconds)))
 }
 
-fn missing(unit: &str, load_state: &str) -> Failure {
+pub fn missing(unit: &str, load_state: &str) -> Failure {
     Failure::new(Code::NotFound, format!("there is no usable systemd unit {unit} ({load_state})"))
         .hint(format!("`systemctl status {unit}` says more; after writing a unit file run `systemctl daemon-reload`"))
 }

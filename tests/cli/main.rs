@@ -23,6 +23,7 @@ mod config_fuzz;
 mod config_secrets;
 mod config_trust;
 mod docker;
+mod doctor;
 mod execute;
 mod fault_docker;
 /// Of this binary too: built, linked and given its Docker engine once.

@@ -293,6 +293,16 @@ fn a_process_table_that_cannot_be_searched_leaves_native_services_unknown() {
 }
 
 #[test]
+fn what_a_command_has_answered_counts_though_another_process_keeps_its_output_open() {
+    let rig = Rig::new();
+    let vidi = rig.native("vidi").add();
+    let _server = rig.by_hand(vidi.command());
+    until("vidi is healthy", || vidi.is_healthy());
+    rig.program("pgrep", "sleep 1000 & PATH=${PATH#*:} pgrep \"$@\"");
+    assert_eq!(state(&rig, "vidi"), ("ready".into(), String::new()));
+}
+
+#[test]
 fn a_native_service_is_told_in_each_of_its_states() {
     let rig = Rig::new();
     let vidi = rig.native("vidi").server("--warmup 1h").add();

@@ -17,8 +17,13 @@ pub type Order = Box<dyn FnOnce(&mut Carrier) + Send>;
 /// What goes wrong from now on.
 pub enum Fault {
     None,
-    LoseReply { to: Vec<u8>, once: bool },
+    LoseReply {
+        to: Vec<u8>,
+        once: bool,
+    },
     Swallow,
+    /// So long before each reply.
+    Delay(Duration),
 }
 
 struct Connection {
@@ -150,6 +155,9 @@ impl Carrier {
         let Some(part) = connection.server.as_mut().and_then(read) else { return false };
         connection.request.clear();
         self.lost += usize::from(connection.loses_reply);
+        if let Fault::Delay(delay) = self.fault {
+            std::thread::sleep(delay);
+        }
         !connection.loses_reply && connection.client.write_all(&part).is_ok()
     }
 }

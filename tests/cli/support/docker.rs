@@ -131,6 +131,11 @@ impl Engine {
         &self.host
     }
 
+    /// Of `simserver`.
+    pub fn image(&self) -> &str {
+        &self.image
+    }
+
     /// Fails the test if Docker refuses.
     #[track_caller]
     pub fn docker(&self, arguments: &[&str]) -> String {

@@ -7,6 +7,7 @@ use std::io::Write;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::mpsc::{Sender, channel};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 pub struct Proxy {
     port: u16,
@@ -69,6 +70,11 @@ impl Proxy {
     pub fn swallow(&self) {
         self.fail(Fault::Swallow);
         self.order(Carrier::cut_off);
+    }
+
+    /// Every reply takes so much longer.
+    pub fn delay(&self, delay: Duration) {
+        self.fail(Fault::Delay(delay));
     }
 
     /// Connections are refused until `pass`. The present ones stay.

@@ -22,8 +22,9 @@ is_there() { [ -d "$units/$1" ]; }
 
 # Sets what `show` tells, for a unit that may never have run.
 read_state() {
-    load=loaded active=inactive sub=dead pid=0 result=success status=0 restarts=0 since=0 group=''
-    is_there "$1" || load=not-found
+    load=loaded active=inactive sub=dead pid=0 result=success status=0 restarts=0 since=0 group='' file=disabled
+    is_there "$1" || load=not-found file=''
+    if [ -e "$units/$1/installed" ]; then . "$units/$1/installed"; fi
     if [ -e "$units/$1/state" ]; then . "$units/$1/state"; fi
     if [ "$active" = active ] && [ -e "$units/$1/stopping" ]; then active=deactivating sub=stop-sigterm; fi
     if [ "$pid" != 0 ] && [ -e "$units/$1/group" ]; then group=$(cat "$units/$1/group"); fi
@@ -32,7 +33,7 @@ read_state() {
 show() {
     read_state "$1"
     for line in "MainPID=$pid" "Result=$result" "NRestarts=$restarts" "ExecMainStatus=$status" "ControlGroup=$group" \
-        "Id=$1" "LoadState=$load" "ActiveState=$active" "SubState=$sub" "InactiveExitTimestampMonotonic=$since"; do
+        "Id=$1" "LoadState=$load" "UnitFileState=$file" "ActiveState=$active" "SubState=$sub" "InactiveExitTimestampMonotonic=$since"; do
         case ,$properties, in *,"${line%%=*}",*) echo "$line" ;; esac
     done
 }

@@ -1,0 +1,17 @@
+//! `gpuctl doctor`: works without a configuration, and with one that is wrong.
+
+use crate::cli::Global;
+use crate::config::Environment;
+use crate::doctor::examine;
+use crate::exit::Answer;
+use crate::report::{DoctorReport, Form, print};
+use crate::world::wait::Stop;
+use anyhow::{Context, Result};
+
+pub fn run(global: &Global, environment: &Environment) -> Result<Answer> {
+    let stop = Stop::on_signals().context("cannot handle signals")?;
+    let checks = examine(global.config.as_deref(), global.gpu.as_deref(), environment, &stop)?;
+    let report = DoctorReport::new(checks, global.quiet);
+    print(&report, &Form::new(global.json, environment))?;
+    Ok(Answer::from(report.success))
+}

@@ -1,0 +1,94 @@
+//! The canary: whether a restore is owed, and whether a trial could be run at all.
+
+use super::check::{Check, Id};
+use super::state::folder;
+use super::{Case, native};
+use crate::canary::ledger::Ledger;
+use crate::canary::run::owed;
+use crate::config::{Canary, Gpu, Mode, Selector};
+use crate::world::host;
+use crate::world::nvml::Reader;
+use std::path::Path;
+
+pub fn examine(case: &Case) -> Vec<Check> {
+    let Some(Ok(canary)) = case.config.as_ref().map(|config| config.canary()) else {
+        return vec![Check::skip(Id::CanaryRestore, "no [canary] section")];
+    };
+    let mut checks = ledger(canary);
+    checks.push(budget(canary));
+    checks.push(native::command(Id::CanaryStart, "canary.start", &canary.start, None, &case.path));
+    checks.extend(canary.spare_gpu.map(|index| spare(index, &case.gpu)));
+    checks.extend(canary.maintenance_lock.as_deref().map(|path| {
+        let fix = "make that folder, or correct canary.maintenance_lock";
+        let parent = path.parent().unwrap_or(Path::new("/"));
+        match parent.is_dir() {
+            true => Check::pass(Id::CanaryMaintenanceLock, path.display().to_string()),
+            false => Check::fail(
+                Id::CanaryMaintenanceLock,
+                format!("there is no folder {}", parent.display()),
+                fix,
+            ),
+        }
+    }));
+    checks
+}
+
+fn ledger(canary: &Canary) -> Vec<Check> {
+    let ledger = match Ledger::open(canary) {
+        Ok(ledger) => ledger,
+        Err(failure) => {
+            return vec![Check::failure(Id::CanaryLedger, &failure, "set canary.state_dir")];
+        }
+    };
+    let fix = "make it yours alone (chown, chmod go-w), or choose another canary.state_dir";
+    let place = canary.state_dir.as_deref().unwrap_or(Path::new("/"));
+    let kept = folder(Id::CanaryLedger, place, fix);
+    if kept.fix.is_some() {
+        return vec![Check::skip(Id::CanaryRestore, "the ledger cannot be read"), kept];
+    }
+    let restore = match ledger.journal() {
+        Ok(None) => Check::pass(Id::CanaryRestore, "none is owed"),
+        Ok(Some(journal)) if journal.is_orphaned() => {
+            Check::failure(Id::CanaryRestore, &owed(&journal), "`gpuctl canary recover`")
+        }
+        Ok(Some(journal)) => {
+            Check::pass(Id::CanaryRestore, format!("a trial is under way (run {})", journal.run_id))
+        }
+        Err(failure) => Check::failure(Id::CanaryRestore, &failure, "mend it"),
+    };
+    let kept = match ledger.history(canary.window.night(host::now())) {
+        Ok(_) => kept,
+        Err(failure) => Check::failure(Id::CanaryLedger, &failure, "mend it"),
+    };
+    vec![restore, kept]
+}
+
+/// Whether a night's downtime is enough for one trial in production's place.
+fn budget(canary: &Canary) -> Check {
+    let (needed, had) = (canary.timeout + canary.restore_sla, canary.max_downtime);
+    let told = format!("a trial may take {needed:?} of the {had:?} a night");
+    match needed > had {
+        false => Check::pass(Id::CanaryBudget, told),
+        true => {
+            let fix = "raise canary.max_downtime, or lower canary.timeout or canary.restore_sla";
+            match canary.mode {
+                Mode::Canary => Check::fail(Id::CanaryBudget, told, fix),
+                Mode::Predictive => Check::warn(Id::CanaryBudget, told, fix),
+            }
+        }
+    }
+}
+
+fn spare(index: u32, own: &Gpu) -> Check {
+    let id = Id::CanarySpareGpu;
+    let fix = "correct canary.spare_gpu, or set allow_spare_gpu = false";
+    let gpu = Gpu { selector: Selector::Index(index), ..own.clone() };
+    match Reader::open(&gpu).read() {
+        Ok(vram) if vram.no_such_gpu => Check::fail(id, vram.error.unwrap_or_default(), fix),
+        Ok(_) if own.selector == gpu.selector => {
+            Check::fail(id, format!("GPU {index} is production's own card"), fix)
+        }
+        Ok(_) => Check::pass(id, format!("GPU {index} is there")),
+        Err(_) => Check::skip(id, "NVML cannot be asked"),
+    }
+}

@@ -1,0 +1,187 @@
+//! A check: its id, what it is about, its verdict, what was found, and what to do about it.
+
+use crate::config::mask;
+use crate::error::Failure;
+use serde::Serialize;
+
+/// The ids in the order in which they are told, each with the title of its area.
+macro_rules! ids {
+    ($($title:literal { $($name:ident = $id:literal,)* })*) => {
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+        pub enum Id {
+            $($(#[serde(rename = $id)] $name,)*)*
+        }
+
+        impl Id {
+            #[cfg(test)]
+            pub const ALL: &'static [Id] = &[$($(Id::$name,)*)*];
+
+            /// What the JSON calls it; a contract.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $($(Id::$name => $id,)*)*
+                }
+            }
+
+            /// The title of its area.
+            pub fn title(self) -> &'static str {
+                match self {
+                    $($(Id::$name)|* => $title,)*
+                }
+            }
+        }
+    };
+}
+
+ids! {
+    "Configuration" {
+        ConfigFile = "config.file",
+        ConfigPermissions = "config.permissions",
+        ConfigValid = "config.valid",
+        ConfigSecrets = "config.secrets",
+    }
+    "GPU" {
+        NvmlLibrary = "nvml.library",
+        NvmlDriver = "nvml.driver",
+        NvmlDevice = "nvml.device",
+        NvmlSize = "nvml.size",
+        NvmlProcesses = "nvml.processes",
+        NvmlNamespace = "nvml.namespace",
+        CudaVisibleDevices = "cuda.visible_devices",
+    }
+    "Memory" {
+        VramReserve = "vram.reserve",
+        VramService = "vram.service",
+        VramPhase = "vram.phase",
+    }
+    "Docker" {
+        DockerClient = "docker.client",
+        DockerEngine = "docker.engine",
+        DockerPermission = "docker.permission",
+        DockerRuntime = "docker.runtime",
+        DockerContainer = "docker.container",
+        DockerGpu = "docker.gpu",
+        DockerPorts = "docker.ports",
+        DockerRestart = "docker.restart",
+    }
+    "systemd" {
+        SystemdManager = "systemd.manager",
+        SystemdUnit = "systemd.unit",
+        SystemdBoot = "systemd.boot",
+    }
+    "Native services" {
+        NativePgrep = "native.pgrep",
+        NativeStart = "native.start",
+        NativeStop = "native.stop",
+        NativeFolder = "native.folder",
+        NativePattern = "native.pattern",
+        NativeStrangers = "native.strangers",
+    }
+    "Services" {
+        ServiceState = "service.state",
+        ServiceHealth = "service.health",
+        ServicePort = "service.port",
+        ServiceShared = "service.shared",
+        ServiceUnload = "service.unload",
+    }
+    "Lock" {
+        LockPlace = "lock.place",
+        LockFolder = "lock.folder",
+        LockRedis = "lock.redis",
+        LockCredentials = "lock.credentials",
+        LockVersion = "lock.version",
+        LockRole = "lock.role",
+        LockEviction = "lock.eviction",
+        LockLatency = "lock.latency",
+        LockRecord = "lock.record",
+    }
+    "State" {
+        StateFolder = "state.folder",
+        StateSpace = "state.space",
+        StateLogs = "state.logs",
+    }
+    "Canary" {
+        CanaryRestore = "canary.restore",
+        CanaryLedger = "canary.ledger",
+        CanaryBudget = "canary.budget",
+        CanaryStart = "canary.start",
+        CanarySpareGpu = "canary.spare_gpu",
+        CanaryMaintenanceLock = "canary.maintenance_lock",
+    }
+    "System" {
+        SystemKernel = "system.kernel",
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    Pass,
+    /// It works, and may surprise.
+    Warn,
+    /// Some command will not do what it should.
+    Fail,
+    /// It could not be told, or there is nothing to be told.
+    Skip,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Check {
+    pub id: Id,
+    pub verdict: Verdict,
+    /// The service or phase that it is about.
+    pub subject: Option<String>,
+    /// What was found.
+    pub message: String,
+    /// What to do; whoever warns or fails has to say.
+    pub fix: Option<String>,
+}
+
+impl Check {
+    fn new(id: Id, verdict: Verdict, message: &str, fix: Option<String>) -> Check {
+        Check { id, verdict, subject: None, message: mask(message), fix }
+    }
+
+    pub fn pass(id: Id, message: impl AsRef<str>) -> Check {
+        Check::new(id, Verdict::Pass, message.as_ref(), None)
+    }
+
+    pub fn skip(id: Id, why: impl AsRef<str>) -> Check {
+        Check::new(id, Verdict::Skip, why.as_ref(), None)
+    }
+
+    pub fn warn(id: Id, message: impl AsRef<str>, fix: impl Into<String>) -> Check {
+        Check::new(id, Verdict::Warn, message.as_ref(), Some(fix.into()))
+    }
+
+    pub fn fail(id: Id, message: impl AsRef<str>, fix: impl Into<String>) -> Check {
+        Check::new(id, Verdict::Fail, message.as_ref(), Some(fix.into()))
+    }
+
+    /// What another command would fail with; `otherwise` is the fix where it has no hint.
+    pub fn failure(id: Id, failure: &Failure, otherwise: &str) -> Check {
+        let fix = match failure.hints.is_empty() {
+            true => otherwise.to_owned(),
+            false => failure.hints.join("; "),
+        };
+        Check::fail(id, &failure.message, fix)
+    }
+
+    pub fn of(self, subject: impl Into<String>) -> Check {
+        Check { subject: Some(subject.into()), ..self }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Id;
+
+    #[test]
+    fn the_manual_lists_each_id_and_no_other() {
+        let manual = include_str!("../../docs/doctor.md");
+        let rows = manual.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
+        let listed: Vec<&str> = rows.collect();
+        let known: Vec<&str> = Id::ALL.iter().map(|id| id.name()).collect();
+        assert_eq!(listed, known);
+    }
+}

@@ -1,0 +1,166 @@
+//! Docker: its client, its engine, and how the containers were made.
+
+use super::check::{Check, Id};
+use super::gpu::names_card;
+use super::programs::find;
+use super::{Case, UNCONFIGURED};
+use crate::config::Selector;
+use crate::error::Failure;
+use crate::exit::Code;
+use crate::model::{Manager, Service};
+use crate::world::docker::{self, GpuAccess, Setup};
+use crate::world::ports::local_port;
+
+const TOOLKIT: &str = "install the NVIDIA container toolkit, run `nvidia-ctk runtime configure --runtime=docker`, \
+    and restart Docker";
+
+pub fn examine(case: &Case) -> Vec<Check> {
+    let containers: Vec<(&Service, &str)> = case
+        .config
+        .iter()
+        .flat_map(|config| &config.services)
+        .filter_map(|service| match &service.manager {
+            Manager::Docker { container } => Some((service, container.as_str())),
+            _ => None,
+        })
+        .collect();
+    if case.config.is_some() && containers.is_empty() {
+        return vec![Check::skip(Id::DockerClient, "no service is a container")];
+    }
+    let mut checks = Vec::new();
+    let skip_rest = |mut checks: Vec<Check>, ids: &[Id]| {
+        checks.extend(ids.iter().map(|id| Check::skip(*id, "Docker cannot be asked")));
+        checks
+    };
+    match find("docker", None, &case.path) {
+        Ok(path) => checks.push(Check::pass(Id::DockerClient, path.display().to_string())),
+        Err(why) => {
+            let fix = "install Docker's command line (Debian: docker-cli or docker.io; Docker's own: docker-ce-cli)";
+            checks.push(Check::fail(Id::DockerClient, why, fix));
+            let ids = [Id::DockerEngine, Id::DockerPermission, Id::DockerContainer];
+            return skip_rest(checks, &ids);
+        }
+    }
+    let engine = match docker::engine(&case.stop) {
+        Ok(engine) => engine,
+        Err(failure) if failure.code == Code::Permission => {
+            checks.push(forbidden(&failure));
+            return skip_rest(checks, &[Id::DockerEngine, Id::DockerContainer]);
+        }
+        Err(failure) => {
+            checks.push(Check::failure(
+                Id::DockerEngine,
+                &failure,
+                "`systemctl start docker`; one that hangs: `systemctl restart docker`",
+            ));
+            return skip_rest(checks, &[Id::DockerPermission, Id::DockerContainer]);
+        }
+    };
+    checks.push(Check::pass(Id::DockerEngine, format!("version {}", engine.version)));
+    checks.push(Check::pass(Id::DockerPermission, "the engine lets us in"));
+    if case.config.is_none() {
+        checks.push(Check::skip(Id::DockerContainer, UNCONFIGURED));
+        return checks;
+    }
+    let names: Vec<&str> = containers.iter().map(|(_, container)| *container).collect();
+    let setups = match docker::setups(&names, &case.stop) {
+        Ok(setups) => setups,
+        Err(failure) => {
+            checks.push(Check::failure(
+                Id::DockerContainer,
+                &failure,
+                "`systemctl restart docker`",
+            ));
+            return checks;
+        }
+    };
+    for (service, container) in &containers {
+        let of_container = match setups.get(*container) {
+            Some(setup) => judge(service, container, setup, &case.gpu.selector),
+            None => {
+                vec![Check::failure(Id::DockerContainer, &docker::missing(container), "create it")]
+            }
+        };
+        checks.extend(of_container.into_iter().map(|check| check.of(&service.name)));
+    }
+    checks.push(runtime(&engine.runtimes, setups.values()));
+    checks
+}
+
+fn forbidden(failure: &Failure) -> Check {
+    let fix = format!("{}: sudo usermod -aG docker $USER", failure.hints.join("; "));
+    Check::fail(Id::DockerPermission, &failure.message, fix)
+}
+
+fn judge(service: &Service, container: &str, setup: &Setup, card: &Selector) -> Vec<Check> {
+    let mut checks = vec![Check::pass(Id::DockerContainer, container)];
+    checks.push(match &setup.gpu {
+        GpuAccess::None => Check::warn(
+            Id::DockerGpu,
+            format!("the container {container} was created without a GPU"),
+            "create it anew with --gpus all",
+        ),
+        GpuAccess::Request(ids) if !ids.is_empty() && !names_card(&ids.join(","), card, None) => {
+            Check::warn(
+                Id::DockerGpu,
+                format!(
+                    "the container {container} was given GPU {}, and gpuctl watches GPU {card}",
+                    ids.join(", ")
+                ),
+                "create it anew with that card, or correct gpu.index",
+            )
+        }
+        GpuAccess::Request(_) => Check::pass(Id::DockerGpu, "--gpus"),
+        GpuAccess::Runtime(runtime) => Check::pass(Id::DockerGpu, format!("--runtime {runtime}")),
+        GpuAccess::Device => Check::pass(Id::DockerGpu, "--device"),
+    });
+    let port = service.health.as_ref().and_then(local_port);
+    checks.push(match (&setup.published, port) {
+        (Some(published), Some(port)) if !published.contains(&port) => Check::warn(
+            Id::DockerPorts,
+            format!("its health check asks port {port}, which the container {container} does not publish"),
+            format!("create it anew with --publish {port}:PORT or --network host, or correct services.{}.health", service.name),
+        ),
+        (Some(_), Some(port)) => Check::pass(Id::DockerPorts, format!("{port} is published")),
+        (None, _) => Check::pass(Id::DockerPorts, "it has the network of this machine"),
+        (_, None) => Check::skip(Id::DockerPorts, "its health check asks no port of this machine"),
+    });
+    checks.push(match setup.restart.as_str() {
+        "always" => Check::warn(
+            Id::DockerRestart,
+            "Docker starts it with every start of the engine, also after gpuctl has stopped it",
+            format!("docker update --restart=unless-stopped {container}"),
+        ),
+        "" => Check::pass(Id::DockerRestart, "no"),
+        policy => Check::pass(Id::DockerRestart, policy),
+    });
+    checks
+}
+
+/// Whether the engine can give containers the card that they ask for.
+fn runtime<'a>(known: &[String], setups: impl Iterator<Item = &'a Setup>) -> Check {
+    let id = Id::DockerRuntime;
+    let mut wanted = None;
+    for setup in setups {
+        match &setup.gpu {
+            GpuAccess::Runtime(runtime) if !known.contains(runtime) => {
+                let message = format!(
+                    "a container wants the runtime {runtime}, which the engine does not have"
+                );
+                return Check::fail(id, message, TOOLKIT);
+            }
+            GpuAccess::Request(_) | GpuAccess::Runtime(_) => wanted = Some(()),
+            GpuAccess::None | GpuAccess::Device => {}
+        }
+    }
+    let nvidia = known.iter().find(|runtime| runtime.contains("nvidia"));
+    match (wanted, nvidia) {
+        (_, Some(runtime)) => Check::pass(id, format!("the engine has {runtime}")),
+        (None, None) => Check::skip(id, "no container asks for it"),
+        (Some(()), None) => Check::warn(
+            id,
+            "a container was created with --gpus, and the engine has no NVIDIA runtime",
+            TOOLKIT,
+        ),
+    }
+}

@@ -1,0 +1,218 @@
+//! The card through NVML, and all that is known by looking at the services once.
+
+use super::check::{Check, Id};
+use super::{Case, memory, services};
+use crate::config::Selector;
+use crate::model::{Device, Manager, Pid, Source, Vram};
+use crate::observe::observe;
+use crate::world::nvml::{Fault, Part, Reader};
+use crate::world::ports::Listeners;
+use crate::world::processes::{self, Table};
+
+/// In MB; the driver itself takes some hundreds that belong to no process.
+const UNLISTED: u64 = 1024;
+
+pub fn examine(case: &Case) -> Vec<Check> {
+    let mut reader = Reader::open(&case.gpu);
+    let Some(config) = &case.config else {
+        // Why there is no reading, the reader remembers.
+        let vram = reader.read().unwrap_or_default();
+        let mut checks = judge(case, &vram, reader.fault());
+        checks.extend(
+            [Id::VramService, Id::ServiceState].map(|id| Check::skip(id, super::UNCONFIGURED)),
+        );
+        return checks;
+    };
+    let snapshot = match observe(config, &mut reader, &case.stop, |_| true) {
+        Ok(snapshot) => snapshot,
+        Err(failure) => return vec![Check::failure(Id::ServiceState, &failure, "try again")],
+    };
+    let mut checks = judge(case, &snapshot.vram, reader.fault());
+    checks.extend(memory::judge(config, &snapshot));
+    checks.extend(services::judge(config, &snapshot, &Listeners::read(), &Table::read()));
+    checks
+}
+
+fn judge(case: &Case, vram: &Vram, fault: Option<&Fault>) -> Vec<Check> {
+    let device = vram.device.as_ref();
+    let missing = vram.no_such_gpu.then(|| Fault {
+        part: Part::Device,
+        what: vram.error.clone().unwrap_or_default(),
+        remedy: "name one of those by gpu.index, gpu.uuid or --gpu".to_owned(),
+    });
+    let fault = fault.or(missing.as_ref());
+    let library = case.gpu.library.as_ref().map(|path| path.display().to_string());
+    let driver = device.and_then(|device| device.driver_version.as_deref());
+    let card = || {
+        let device = device?;
+        let name = device.name.as_deref().unwrap_or("of unknown name");
+        Some(format!("GPU {}, {name}, {}", device.index, vram.total?))
+    };
+    let found = [
+        (Part::Library, Id::NvmlLibrary, library.unwrap_or_else(|| "libnvidia-ml.so.1".to_owned())),
+        (
+            Part::Driver,
+            Id::NvmlDriver,
+            driver.map_or("it answers".to_owned(), |v| format!("version {v}")),
+        ),
+        (Part::Device, Id::NvmlDevice, card().unwrap_or_default()),
+    ];
+    let mut checks: Vec<Check> = found
+        .into_iter()
+        .map(|(part, id, found)| match fault {
+            Some(fault) if fault.part == part => Check::fail(id, &fault.what, remedy(fault)),
+            Some(fault) if fault.part < part => Check::skip(id, "NVML cannot be asked"),
+            _ => Check::pass(id, found),
+        })
+        .collect();
+    checks.push(size(case, vram));
+    checks.extend(processes(vram));
+    checks.extend(environments(case, device));
+    checks
+}
+
+/// The driver's word is short; here is room for what usually helps.
+fn remedy(fault: &Fault) -> String {
+    let more = match fault.part {
+        Part::Library => {
+            "; where it is installed and not found, add its folder to LD_LIBRARY_PATH (Debian, Ubuntu: package nvidia-utils)"
+        }
+        _ if fault.remedy.contains("group video") => ": sudo usermod -aG video $USER",
+        _ => "",
+    };
+    format!("{}{more}", fault.remedy)
+}
+
+fn size(case: &Case, vram: &Vram) -> Check {
+    let id = Id::NvmlSize;
+    match (vram.total.filter(|_| vram.source == Source::Nvml), case.gpu.total) {
+        (None, _) => Check::skip(id, "the card cannot be measured"),
+        (Some(measured), None) => {
+            Check::pass(id, format!("{measured}; gpu.total_mb, which stands in for it, is not set"))
+        }
+        // Sellers' figures and the driver's differ by a few MB.
+        (Some(measured), Some(told)) if measured.0.abs_diff(told.0) * 20 > measured.0 => {
+            Check::warn(
+                id,
+                format!("gpu.total_mb says {told}, and the card has {measured}"),
+                format!(
+                    "set gpu.total_mb = {}: it is what plans go by when NVML fails",
+                    measured.0
+                ),
+            )
+        }
+        (Some(measured), Some(_)) => Check::pass(id, format!("{measured}, as gpu.total_mb says")),
+    }
+}
+
+fn processes(vram: &Vram) -> [Check; 2] {
+    let (list, namespace) = (Id::NvmlProcesses, Id::NvmlNamespace);
+    if vram.source != Source::Nvml {
+        return [list, namespace].map(|id| Check::skip(id, "the card cannot be measured"));
+    }
+    let Some(processes) = &vram.processes else {
+        let why = vram.error.as_deref().unwrap_or("the driver does not list them");
+        let fix = "run gpuctl as root or on the host; without the list it cannot tell which service holds what";
+        return [Check::warn(list, why, fix), Check::skip(namespace, "no processes are listed")];
+    };
+    let listed = match processes.iter().any(|process| process.memory.is_none()) {
+        true => Check::warn(
+            list,
+            "the driver lists processes and does not say what each holds",
+            "update the driver; under WSL and on virtual GPUs it cannot be had, and gpuctl goes by the whole card's figures",
+        ),
+        false => Check::pass(list, format!("{} hold memory", processes.len())),
+    };
+    let is_elsewhere = |pid: &Pid| processes::start_of(*pid).is_none();
+    let elsewhere: Vec<Pid> =
+        processes.iter().map(|process| process.pid).filter(is_elsewhere).collect();
+    let known: Option<u64> = processes.iter().map(|process| Some(process.memory?.0)).sum();
+    let unlisted = vram.used.zip(known).map_or(0, |(used, known)| used.0.saturating_sub(known));
+    let fix = "run gpuctl on the host, or its container with --pid=host: it has to see the processes of the services";
+    let seen = match (elsewhere.first(), unlisted) {
+        (Some(pid), _) => Check::warn(
+            namespace,
+            format!("process {pid} holds GPU memory and is not in this PID namespace"),
+            fix,
+        ),
+        (None, UNLISTED..) => Check::warn(
+            namespace,
+            format!("{unlisted} MB are in use by processes that the driver does not list here"),
+            fix,
+        ),
+        (None, _) => Check::pass(namespace, "every process that holds memory is in sight"),
+    };
+    [listed, seen]
+}
+
+/// `CUDA_VISIBLE_DEVICES`, which NVML and so gpuctl take no notice of.
+fn environments(case: &Case, device: Option<&Device>) -> Vec<Check> {
+    let selector = &case.gpu.selector;
+    let judge = |value: &str, whose: &str, fix: String| match names_card(value, selector, device) {
+        false => Check::warn(
+            Id::CudaVisibleDevices,
+            format!(
+                "CUDA_VISIBLE_DEVICES={value} in {whose} is another card than GPU {selector}, which gpuctl watches"
+            ),
+            fix,
+        ),
+        true => Check::pass(Id::CudaVisibleDevices, format!("{value} in {whose}")),
+    };
+    let mut checks = vec![match &case.visible_devices {
+        None => Check::pass(Id::CudaVisibleDevices, "not set in gpuctl's environment"),
+        Some(value) => judge(
+            value,
+            "gpuctl's environment, which native services inherit,",
+            "unset it, or set gpu.index (or --gpu) to that card".to_owned(),
+        ),
+    }];
+    for service in case.config.iter().flat_map(|config| &config.services) {
+        let Manager::Native(native) = &service.manager else { continue };
+        if let Some(value) = native.env.get("CUDA_VISIBLE_DEVICES") {
+            let name = &service.name;
+            let fix = format!(
+                "correct services.{name}.env or gpu.index; a service on another card needs a configuration of its own"
+            );
+            checks.push(judge(value, "its env", fix).of(name));
+        }
+    }
+    checks
+}
+
+/// Whether a list of cards names the one in question, as far as that can be told.
+pub fn names_card(list: &str, selector: &Selector, device: Option<&Device>) -> bool {
+    let index = match selector {
+        Selector::Index(index) => Some(*index),
+        Selector::Uuid(_) => device.map(|device| device.index),
+    };
+    let uuid = match selector {
+        Selector::Uuid(uuid) => Some(uuid.as_str()),
+        Selector::Index(_) => device.and_then(|device| device.uuid.as_deref()),
+    };
+    list.split(',').map(str::trim).any(|entry| match entry.parse::<i64>() {
+        Ok(number) => index.is_none_or(|index| i64::from(index) == number),
+        // A part of a card, of which NVML's index says nothing.
+        Err(_) if entry.starts_with("MIG-") || entry == "all" => true,
+        Err(_) => !entry.is_empty() && uuid.is_none_or(|uuid| uuid.starts_with(entry)),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_of_cards_names_one_by_index_by_uuid_or_by_the_beginning_of_one() {
+        let uuid = Some("GPU-aabb".to_owned());
+        let device = Device { index: 1, name: None, uuid, driver_version: None };
+        let named = |list: &str| names_card(list, &Selector::Index(1), Some(&device));
+        for list in ["1", "0,1", " 1 ", "GPU-aabb", "GPU-aa", "all", "MIG-x"] {
+            assert!(named(list), "{list}");
+        }
+        for list in ["0", "-1", "", "GPU-bb", "NoDevFiles", "10"] {
+            assert!(!named(list), "{list}");
+        }
+        assert!(names_card("0", &Selector::Uuid("GPU-x".to_owned()), None), "nobody can tell");
+        assert!(!names_card("1", &Selector::Index(0), None));
+    }
+}

@@ -1,0 +1,183 @@
+//! The lock's place: the server that it is kept in, or the folder of its file, and what is there.
+
+use super::check::{Check, Id};
+use super::state::folder;
+use super::{Case, UNCONFIGURED};
+use crate::config::{Config, Environment, Place};
+use crate::error::{Failure, Result};
+use crate::exit::Code;
+use crate::lock::{self, Held, Server};
+use std::path::Path;
+use std::time::Duration;
+
+/// Every command that acts asks it several times.
+const SLOW: Duration = Duration::from_millis(100);
+
+/// From where the lock's place is known.
+pub fn source(config: Option<&Config>, environment: &Environment) -> &'static str {
+    let written = config.and_then(|config| config.file.lock.url.as_deref());
+    match (environment.get("GPUCTL_LOCK_URL"), written) {
+        (Some(_), _) => "$GPUCTL_LOCK_URL",
+        (None, None) => "the default",
+        (None, url) if url == environment.get("REDIS_URL") => "$REDIS_URL",
+        (None, Some(_)) => "lock.url",
+    }
+}
+
+pub fn examine(case: &Case) -> Vec<Check> {
+    let Some(config) = &case.config else {
+        return vec![Check::skip(Id::LockPlace, UNCONFIGURED)];
+    };
+    match &config.lock.place {
+        Place::File(path) => in_file(case, config, path),
+        Place::Redis(url) => in_redis(case, config, url),
+        Place::Nowhere => {
+            let failure = lock::open(config).err();
+            let set = "set lock.url";
+            failure.iter().map(|failure| Check::failure(Id::LockPlace, failure, set)).collect()
+        }
+    }
+}
+
+fn look(config: &Config) -> Result<Option<Held>> {
+    lock::open(config)?.look()
+}
+
+fn in_file(case: &Case, config: &Config, path: &Path) -> Vec<Check> {
+    let place = format!("the file {}, from {}", path.display(), case.lock_source);
+    let parent = path.parent().unwrap_or(Path::new("/"));
+    let fix = "the lock's folder has to be yours alone (chmod go-w), and no link; or set lock.url to a file elsewhere";
+    let folder = folder(Id::LockFolder, parent, fix);
+    let record = match folder.fix {
+        Some(_) => Check::skip(Id::LockRecord, "its folder cannot be used"),
+        None => record(&look(config)),
+    };
+    vec![Check::pass(Id::LockPlace, place), folder, record]
+}
+
+/// What is held, or what keeps the place from holding a lock.
+fn record(found: &Result<Option<Held>>) -> Check {
+    let id = Id::LockRecord;
+    match found {
+        Err(failure) => Check::failure(id, failure, "mend it, or choose another lock.url"),
+        Ok(Some(held)) if held.left.is_none() => Check::warn(
+            id,
+            format!("held by {}, without an end", held.describe()),
+            "it is never taken over; if its holder is gone: `gpuctl lock release --force`",
+        ),
+        Ok(Some(held)) => Check::pass(id, format!("held by {}", held.describe())),
+        Ok(None) => Check::pass(id, "free"),
+    }
+}
+
+fn in_redis(case: &Case, config: &Config, url: &str) -> Vec<Check> {
+    let server = match lock::server(url) {
+        Ok(server) => server,
+        Err(failure) => return unreached(case, &failure),
+    };
+    let place = format!("Redis at {}, from {}", server.place, case.lock_source);
+    let found = look(config);
+    let (credentials, record) = match &found {
+        Err(failure) if failure.code == Code::Permission => (
+            Check::failure(Id::LockCredentials, failure, "correct its ACL"),
+            Check::skip(Id::LockRecord, "it may not be read"),
+        ),
+        found => (Check::pass(Id::LockCredentials, "taken"), record(found)),
+    };
+    let mut checks = vec![
+        Check::pass(Id::LockPlace, place),
+        Check::pass(Id::LockRedis, "it answers"),
+        credentials,
+        record,
+    ];
+    checks.extend(judge(&server));
+    checks
+}
+
+fn unreached(case: &Case, failure: &Failure) -> Vec<Check> {
+    let place = || Check::pass(Id::LockPlace, format!("Redis, from {}", case.lock_source));
+    let skip = |id| Check::skip(id, "the lock's Redis cannot be asked");
+    match failure.code {
+        Code::Config => vec![Check::failure(Id::LockPlace, failure, "correct lock.url")],
+        Code::Permission => vec![
+            place(),
+            Check::pass(Id::LockRedis, "it answers"),
+            Check::failure(
+                Id::LockCredentials,
+                failure,
+                "correct the user and password of the lock's URL",
+            ),
+            skip(Id::LockRecord),
+        ],
+        _ => vec![
+            place(),
+            Check::failure(Id::LockRedis, failure, "wait until it is ready, or start it"),
+            skip(Id::LockCredentials),
+            skip(Id::LockRecord),
+        ],
+    }
+}
+
+fn judge(server: &Server) -> [Check; 4] {
+    let untold = |id| Check::skip(id, "the server does not let this user ask (INFO)");
+    let version = server.version.as_deref().map_or(untold(Id::LockVersion), |version| {
+        let major = version.split('.').next().and_then(|major| major.parse::<u32>().ok());
+        match major.is_some_and(|major| major < 7) {
+            true => Check::warn(
+                Id::LockVersion,
+                format!("Redis {version} is older than what gpuctl is made for"),
+                "update it to 7 or later",
+            ),
+            false => Check::pass(Id::LockVersion, version),
+        }
+    });
+    let role = server.role.as_deref().map_or(untold(Id::LockRole), |role| match role {
+        "master" => Check::pass(Id::LockRole, "it takes writes"),
+        role => Check::fail(
+            Id::LockRole,
+            format!("it is a read-only replica ({role})"),
+            "name its primary in lock.url",
+        ),
+    });
+    let eviction =
+        server.eviction.as_deref().map_or(untold(Id::LockEviction), |policy| match policy {
+            "noeviction" => Check::pass(Id::LockEviction, "it throws no key away"),
+            policy => Check::warn(
+                Id::LockEviction,
+                format!(
+                    "when its memory is full it may throw the lock away (maxmemory-policy {policy})"
+                ),
+                "CONFIG SET maxmemory-policy noeviction, or a Redis of its own for the lock",
+            ),
+        });
+    let took = format!("{:.1} ms", server.latency.as_secs_f64() * 1000.0);
+    let latency = match server.latency > SLOW {
+        true => Check::warn(
+            Id::LockLatency,
+            format!("it takes {took} to answer"),
+            "name a Redis that is nearer, or see what loads it (`redis-cli --latency`, SLOWLOG)",
+        ),
+        false => Check::pass(Id::LockLatency, took),
+    };
+    [version, role, eviction, latency]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::doctor::Verdict;
+
+    #[test]
+    fn a_server_is_judged_by_what_it_tells() {
+        let verdict = |server: &Server, id| {
+            judge(server).into_iter().find(|check| check.id == id).map(|check| check.verdict)
+        };
+        let of = |version: &str| Server { version: Some(version.to_owned()), ..Server::default() };
+        assert_eq!(verdict(&of("6.2.14"), Id::LockVersion), Some(Verdict::Warn));
+        assert_eq!(verdict(&of("7.0.15"), Id::LockVersion), Some(Verdict::Pass));
+        assert_eq!(verdict(&of("10.0.0"), Id::LockVersion), Some(Verdict::Pass));
+        for id in [Id::LockVersion, Id::LockRole, Id::LockEviction] {
+            assert_eq!(verdict(&Server::default(), id), Some(Verdict::Skip));
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! `doctor`: every precondition of the other commands, each with what was found and what to do.
+//! Each area gathers its facts on a thread of its own and judges them; nothing is changed, no lock
+//! is taken, and what does not answer by the deadline is told as such.
+
+mod canary;
+mod check;
+mod config;
+mod docker;
+mod gpu;
+mod lock;
+mod memory;
+mod native;
+mod programs;
+mod services;
+mod state;
+mod systemd;
+
+pub use check::{Check, Id, Verdict};
+
+use crate::config::{Config, Environment, Gpu};
+use crate::error::Result;
+use crate::world::wait::{Aside, Stop, wait};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// For all areas, side by side. Longer than any of them takes by its own limits.
+const LIMIT: Duration = Duration::from_millis(11_500);
+
+/// What is examined.
+struct Case {
+    /// `None`: it cannot be used; what needs none is examined all the same.
+    config: Option<Config>,
+    gpu: Gpu,
+    state_dir: Option<PathBuf>,
+    /// Of gpuctl's own environment.
+    path: String,
+    visible_devices: Option<String>,
+    lock_source: &'static str,
+    stop: Stop,
+}
+
+/// What a check says that needs the configuration, where there is none to be used.
+const UNCONFIGURED: &str = "needs a configuration that can be used";
+
+type Area = fn(&Case) -> Vec<Check>;
+
+/// With the check that is told to have failed where an area does not end.
+const AREAS: [(Id, Area); 8] = [
+    (Id::SystemKernel, state::kernel),
+    (Id::NvmlDriver, gpu::examine),
+    (Id::DockerEngine, docker::examine),
+    (Id::SystemdManager, systemd::examine),
+    (Id::NativeStart, native::examine),
+    (Id::LockPlace, lock::examine),
+    (Id::StateFolder, state::examine),
+    (Id::CanaryLedger, canary::examine),
+];
+
+/// All checks, in the order of their ids.
+pub fn examine(
+    named: Option<&Path>,
+    gpu: Option<&str>,
+    environment: &Environment,
+    stop: &Stop,
+) -> Result<Vec<Check>> {
+    let deadline = Instant::now() + LIMIT;
+    let loaded = Config::load(named, gpu, environment);
+    let mut checks = config::examine(named, &loaded, environment);
+    let config = loaded.ok();
+    let case = Arc::new(Case {
+        gpu: config.as_ref().map_or_else(|| Gpu::unconfigured(gpu), |config| config.gpu.clone()),
+        state_dir: environment.state_dir(),
+        path: environment.get("PATH").unwrap_or_default().to_owned(),
+        visible_devices: environment.get("CUDA_VISIBLE_DEVICES").map(str::to_owned),
+        lock_source: lock::source(config.as_ref(), environment),
+        stop: stop.clone(),
+        config,
+    });
+    let begin = |(id, area): (Id, Area)| {
+        let case = case.clone();
+        Ok((id, Aside::begin(move || area(&case))?))
+    };
+    let areas: Vec<_> = AREAS.into_iter().map(begin).collect::<Result<_>>()?;
+    for (id, area) in areas {
+        wait(&[area.ended().fd()], stop, deadline);
+        stop.check()?;
+        let silent = || {
+            let message = "this and what belongs to it did not answer in time";
+            vec![Check::fail(id, message, "see with `gpuctl doctor -vv` what it waits for")]
+        };
+        checks.extend(area.take().unwrap_or_else(silent));
+    }
+    checks.sort_by_key(|check| check.id);
+    Ok(checks)
+}

@@ -1,0 +1,75 @@
+//! What native services are started with: programs, folders, and `pgrep` for their patterns.
+
+use super::check::{Check, Id};
+use super::programs::{find, first};
+use super::{Case, UNCONFIGURED};
+use crate::model::{Manager, Native};
+use std::path::Path;
+
+pub fn examine(case: &Case) -> Vec<Check> {
+    let Some(config) = &case.config else {
+        return vec![Check::skip(Id::NativeStart, UNCONFIGURED)];
+    };
+    let natives: Vec<(&str, &Native)> = config
+        .services
+        .iter()
+        .filter_map(|service| match &service.manager {
+            Manager::Native(native) => Some((service.name.as_str(), native)),
+            _ => None,
+        })
+        .collect();
+    if natives.is_empty() {
+        return vec![Check::skip(Id::NativeStart, "no service is native")];
+    }
+    let mut checks = vec![pgrep(case, &natives)];
+    for (name, native) in natives {
+        let fix = format!("correct services.{name}.cwd, or make that folder");
+        let folder = native.cwd.as_ref().map(|cwd| match cwd.is_dir() {
+            true => Check::pass(Id::NativeFolder, cwd.display().to_string()),
+            false => {
+                Check::fail(Id::NativeFolder, format!("there is no folder {}", cwd.display()), fix)
+            }
+        });
+        let path = native.env.get("PATH").unwrap_or(&case.path);
+        let program = |id, key, text: &str| {
+            command(id, &format!("services.{name}.{key}"), text, native.cwd.as_deref(), path)
+        };
+        let start = program(Id::NativeStart, "start", &native.start);
+        let stop = native.stop.as_ref().map(|text| program(Id::NativeStop, "stop", text));
+        let all = [Some(start), stop, folder].into_iter().flatten();
+        checks.extend(all.map(|check| check.of(name)));
+    }
+    checks
+}
+
+fn pgrep(case: &Case, natives: &[(&str, &Native)]) -> Check {
+    let id = Id::NativePgrep;
+    if natives.iter().all(|(_, native)| native.pattern.is_none()) {
+        return Check::skip(id, "no service has a match pattern");
+    }
+    match find("pgrep", None, &case.path) {
+        Ok(path) => Check::pass(id, path.display().to_string()),
+        Err(why) => Check::fail(
+            id,
+            format!("{why}, and `match` needs it"),
+            "install it (package procps), or leave out `match` where gpuctl alone starts the service",
+        ),
+    }
+}
+
+/// Whether the program of a command, the value of `key`, can be run.
+pub fn command(id: Id, key: &str, text: &str, cwd: Option<&Path>, path: &str) -> Check {
+    let Some(program) = first(text) else {
+        return Check::skip(id, "only the shell can tell which program this is");
+    };
+    match find(&program, cwd, path) {
+        Ok(file) => Check::pass(id, file.display().to_string()),
+        Err(why) => {
+            let mend = match why.ends_with("is not executable") {
+                true => "make it executable with `chmod +x`",
+                false => "install or restore it",
+            };
+            Check::fail(id, why, format!("{mend}, or correct {key}"))
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! Whether the program that a shell command begins with can be run: as far as the text tells, which
+//! the shell alone reads to the end.
+
+use rustix::fs::{Access, access};
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+/// Words that only hand on to the next one.
+const PREFIXES: [&str; 4] = ["exec", "nohup", "setsid", "env"];
+
+/// What the shell does itself.
+const SHELL: &str = "! . : [ [[ ( { alias bg break case cd command continue echo eval exit export false fg for \
+    function getopts hash if jobs kill local printf pwd read readonly return set shift source test time times trap \
+    true type ulimit umask unalias unset until wait while";
+
+/// The first program of a command; `None` where it cannot be told.
+pub fn first(command: &str) -> Option<String> {
+    let mut words = Words(command);
+    loop {
+        let word = words.next()??;
+        let name = word.split_once('=').map(|(name, _)| name);
+        let is_assignment = name.is_some_and(|name| {
+            !name.is_empty()
+                && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+        });
+        if is_assignment || word.starts_with('-') || PREFIXES.contains(&word.as_str()) {
+            continue;
+        }
+        return (!SHELL.split_whitespace().any(|own| own == word)).then_some(word);
+    }
+}
+
+/// Words of a command line; `None` for one that the shell would make something else of.
+struct Words<'a>(&'a str);
+
+impl Iterator for Words<'_> {
+    type Item = Option<String>;
+
+    fn next(&mut self) -> Option<Option<String>> {
+        let text = self.0.trim_start();
+        let mut word = String::new();
+        let mut quote = None;
+        for (at, c) in text.char_indices() {
+            match (quote, c) {
+                (Some(open), c) if c == open => quote = None,
+                (None, '\'' | '"') => quote = Some(c),
+                (None, c) if c.is_whitespace() || ";&|<>()".contains(c) => {
+                    self.0 = &text[at..];
+                    return (at > 0).then_some(Some(word));
+                }
+                (None | Some('"'), '$' | '`' | '\\') | (None, '*' | '?' | '~' | '#') => {
+                    return Some(None);
+                }
+                (_, c) => word.push(c),
+            }
+        }
+        self.0 = "";
+        match quote {
+            Some(_) => Some(None),
+            None => (!text.is_empty()).then_some(Some(word)),
+        }
+    }
+}
+
+/// Finds a program as the shell does: by its path, or in the folders of `path`. Fails with what is
+/// wrong with it.
+pub fn find(program: &str, cwd: Option<&Path>, path: &str) -> Result<PathBuf, String> {
+    if !program.contains('/') {
+        let found = path.split(':').map(|folder| Path::new(folder).join(program));
+        return found
+            .filter(|file| file.is_file())
+            .find(|file| access(file, Access::EXEC_OK).is_ok())
+            .ok_or_else(|| format!("there is no program {program} in the PATH"));
+    }
+    let file = cwd.unwrap_or(Path::new(".")).join(program);
+    let shown = file.display();
+    if let Err(e) = file.metadata() {
+        return Err(format!("{shown} cannot be run: {e}"));
+    }
+    if !file.is_file() {
+        return Err(format!("{shown} is no file"));
+    }
+    if access(&file, Access::EXEC_OK).is_err() {
+        return Err(format!("{shown} is not executable"));
+    }
+    match interpreter(&file).filter(|interpreter| !interpreter.exists()) {
+        Some(missing) => {
+            Err(format!("{shown} wants the interpreter {}, which is missing", missing.display()))
+        }
+        None => Ok(file),
+    }
+}
+
+/// What the first line of a script names.
+fn interpreter(file: &Path) -> Option<PathBuf> {
+    let mut begin = [0; 256];
+    let read = File::open(file).ok()?.read(&mut begin).ok()?;
+    let line = begin[..read].split(|byte| *byte == b'\n').next()?.strip_prefix(b"#!")?;
+    let line = std::str::from_utf8(line).ok()?;
+    line.split_whitespace().next().map(PathBuf::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::first;
+
+    #[test]
+    fn the_program_of_a_command_is_told_where_the_text_tells_it() {
+        for (command, program) in [
+            ("/opt/start.sh", Some("/opt/start.sh")),
+            ("  python3 -m vllm --port 8000", Some("python3")),
+            ("exec nohup ./run >log 2>&1 &", Some("./run")),
+            ("A=1 B='x y' env -i C=2 server --x", Some("server")),
+            ("'/opt/my models/start' now", Some("/opt/my models/start")),
+            ("server&", Some("server")),
+            ("cd /opt && ./run", None),
+            ("$HOME/run", None),
+            ("\"$X\"", None),
+            ("for x in 1 2; do run; done", None),
+            ("(run)", None),
+            ("'unended", None),
+            ("", None),
+        ] {
+            assert_eq!(first(command).as_deref(), program, "{command:?}");
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! Services as they were found: their state, who has their ports, and what their patterns match.
+
+use super::check::{Check, Id};
+use crate::config::Config;
+use crate::exit::Code;
+use crate::model::{
+    Health, Manager, Observed, Presence, Service, Snapshot, State, Unload, Unproven,
+};
+use crate::world::ports::{Listeners, local_port};
+use crate::world::processes::{self, Table};
+
+pub fn judge(
+    config: &Config,
+    snapshot: &Snapshot,
+    listeners: &Listeners,
+    table: &Table,
+) -> Vec<Check> {
+    let mut checks = Vec::new();
+    for service in &config.services {
+        let observed = snapshot.service(&service.name);
+        let mut of_service = vec![
+            state(service, observed),
+            health(service),
+            port(service, observed, config, snapshot, listeners, table),
+        ];
+        of_service.extend(unload(service));
+        if let Manager::Native(native) = &service.manager
+            && let Some(pattern) = &native.pattern
+        {
+            of_service.extend(patterns(&service.name, pattern, observed));
+        }
+        checks.extend(of_service.into_iter().map(|check| check.of(&service.name)));
+    }
+    checks.extend(shared(config));
+    checks
+}
+
+fn state(service: &Service, observed: &Observed) -> Check {
+    let detail = || observed.detail.clone().unwrap_or_default();
+    match observed.state {
+        State::Unknown => Check::skip(Id::ServiceState, "its manager cannot be asked"),
+        // Who answers in its place is another check's matter.
+        State::Error if observed.answered_by.is_none() => Check::fail(
+            Id::ServiceState,
+            detail(),
+            format!(
+                "see its log ({}), and whether services.{}.health is right",
+                log_of(service),
+                service.name
+            ),
+        ),
+        State::Error => Check::skip(Id::ServiceState, "something else has its port"),
+        state => Check::pass(Id::ServiceState, state.to_string()),
+    }
+}
+
+fn log_of(service: &Service) -> String {
+    match &service.manager {
+        Manager::Docker { container } => format!("`docker logs {container}`"),
+        Manager::Systemd { unit, user: false } => format!("`journalctl --unit {unit}`"),
+        Manager::Systemd { unit, user: true } => format!("`journalctl --user-unit {unit}`"),
+        Manager::Native(_) => format!("logs/{}.log in the state folder", service.name),
+    }
+}
+
+fn health(service: &Service) -> Check {
+    let id = Id::ServiceHealth;
+    let Some(health) = &service.health else {
+        let told = "none: it counts as ready by its HEALTHCHECK, or once it is alive";
+        return Check::pass(id, told);
+    };
+    let url = url(health);
+    match local_port(health) {
+        Some(_) => Check::pass(id, url),
+        None => Check::warn(
+            id,
+            format!(
+                "{url} is not on localhost: gpuctl cannot tell whether it is the service that answers"
+            ),
+            format!(
+                "put localhost, or an address of 127.0.0.0/8, into services.{}.health",
+                service.name
+            ),
+        ),
+    }
+}
+
+fn url(health: &Health) -> String {
+    match health {
+        Health::Http(url) => url.clone(),
+        Health::Tcp { host, port } => format!("tcp://{host}:{port}"),
+    }
+}
+
+/// Whether somebody else listens where the service would.
+fn port(
+    service: &Service,
+    observed: &Observed,
+    config: &Config,
+    snapshot: &Snapshot,
+    listeners: &Listeners,
+    table: &Table,
+) -> Check {
+    let id = Id::ServicePort;
+    let Some(port) = service.health.as_ref().and_then(local_port) else {
+        return Check::skip(id, "it has no port on this machine");
+    };
+    let fix = || {
+        format!(
+            "end that one, or give {0} another port; if it is {0}, let services.{0}.match find it",
+            service.name
+        )
+    };
+    if let Some(answer) = observed.answered_by.as_ref().filter(|answer| answer.service.is_none()) {
+        return Check::fail(id, &answer.who, fix());
+    }
+    let is_down = match observed.presence {
+        Presence::Unknown(_) => return Check::skip(id, "its manager cannot be asked"),
+        Presence::Down(_) | Presence::Missing(_) => true,
+        Presence::Up(_) | Presence::Stopping(_) => false,
+    };
+    // Of two that share a port, the other one is no stranger.
+    let is_shared = config.services.iter().any(|other| {
+        other.name != service.name
+            && other.health.as_ref().and_then(local_port) == Some(port)
+            && snapshot.service(&other.name).may_run()
+    });
+    if !is_down || is_shared || !listeners.is_taken(port) {
+        return Check::pass(id, format!("nobody else answers on {port}"));
+    }
+    let holder = table.iter().find(|process| listeners.held_by(port, process.pid));
+    let who = holder.map_or_else(
+        || "a process of another user".to_owned(),
+        |process| format!("process {} ({})", process.pid, process.name),
+    );
+    Check::fail(
+        id,
+        format!("{who} listens on port {port}, and {} does not run", service.name),
+        fix(),
+    )
+}
+
+fn unload(service: &Service) -> Option<Check> {
+    let url = match service.unload.as_ref()? {
+        Unload::Preset { url, .. } | Unload::Call { url, .. } => url,
+    };
+    let health = service.health.as_ref().and_then(local_port);
+    let unload = local_port(&Health::Http(url.clone()));
+    let is_elsewhere = health.is_some() && health != unload;
+    Some(match is_elsewhere {
+        true => Check::warn(
+            Id::ServiceUnload,
+            format!("{url} is another server than the one that its health check asks"),
+            format!("give services.{}.unload.url the host and port of its health", service.name),
+        ),
+        false => Check::pass(Id::ServiceUnload, url),
+    })
+}
+
+fn patterns(name: &str, pattern: &str, observed: &Observed) -> [Check; 2] {
+    let (accepted, strangers) = (Id::NativePattern, Id::NativeStrangers);
+    if let Presence::Unknown(failure) = &observed.presence {
+        // pgrep itself is looked for elsewhere.
+        let check = match failure.code {
+            Code::Config => Check::failure(accepted, failure, "correct it"),
+            _ => Check::skip(accepted, &failure.message),
+        };
+        return [check, Check::skip(strangers, "its pattern cannot be looked for")];
+    }
+    let Unproven { processes, taken } = &observed.unproven;
+    let program = |pid| processes::arguments(pid).into_iter().next().unwrap_or_default();
+    let listed: Vec<String> =
+        processes.iter().map(|(pid, _)| format!("{pid} ({})", program(*pid))).collect();
+    let listed = listed.join(", ");
+    let check = match (processes.is_empty(), taken) {
+        (true, _) => Check::pass(strangers, "nothing but the service matches now"),
+        (false, true) => Check::warn(
+            strangers,
+            format!(
+                "matches process {listed}, which nothing else ties to the service: gpuctl would take it for it, and end it"
+            ),
+            format!(
+                "see `ps -fp PID`; if it is a stranger, put into services.{name}.match what only the service has"
+            ),
+        ),
+        (false, false) => Check::warn(
+            strangers,
+            format!(
+                "also matches process {listed}, which is not the service; it is left alone while the service runs"
+            ),
+            format!("put into services.{name}.match what only the service has in its command line"),
+        ),
+    };
+    [Check::pass(accepted, pattern), check]
+}
+
+/// Services with one and the same port: no fault, unless a phase wants both.
+fn shared(config: &Config) -> Vec<Check> {
+    let id = Id::ServiceShared;
+    let mut checks = Vec::new();
+    for (index, service) in config.services.iter().enumerate() {
+        let address = |service: &Service| {
+            let health = service.health.as_ref()?;
+            Some(local_port(health).map_or(url(health), |port| format!("port {port}")))
+        };
+        let Some(own) = address(service) else { continue };
+        for other in config.services[..index].iter().filter(|o| address(o).as_ref() == Some(&own)) {
+            let common = service.phases.intersection(&other.phases).next();
+            let check = match common {
+                Some(phase) => Check::fail(
+                    id,
+                    format!(
+                        "asks the same {own} as {}, and phase {phase} wants both at once",
+                        other.name
+                    ),
+                    "give one of them another port, and its health URL with it",
+                ),
+                None => Check::warn(
+                    id,
+                    format!(
+                        "asks the same {own} as {}: only one of the two can run at a time",
+                        other.name
+                    ),
+                    "give one of them another port, if both are ever to run together",
+                ),
+            };
+            checks.push(check.of(&service.name));
+        }
+    }
+    if let Ok(canary) = config.canary() {
+        let uses = |s: &&Service| s.health.as_ref().and_then(local_port) == Some(canary.port);
+        checks.extend(config.services.iter().find(uses).map(|service| {
+            let message = format!("has the canary's port {}", canary.port);
+            Check::fail(id, message, "choose another canary.port").of(&service.name)
+        }));
+    }
+    if checks.is_empty() {
+        checks.push(Check::pass(id, "no port is used twice"));
+    }
+    checks
+}

@@ -1,0 +1,105 @@
+//! The state folder and what is in it, and the kernel.
+
+use super::Case;
+use super::check::{Check, Id};
+use crate::world::files;
+use rustix::fs::{Access, access, statvfs};
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+/// Below it, writing fails soon.
+const SPACE: u64 = 100 * 1024 * 1024;
+const LOGS: u64 = 1024 * 1024 * 1024;
+
+/// Of pidfds that can be waited for and of close_range with its flags.
+const KERNEL: (u32, u32) = (5, 11);
+
+const FIX: &str =
+    "make it yours alone (chown, chmod go-w), or choose another folder with GPUCTL_STATE_DIR";
+
+pub fn examine(case: &Case) -> Vec<Check> {
+    let Some(path) = &case.state_dir else {
+        let message = "no folder for state: neither HOME nor XDG_STATE_HOME is set";
+        return vec![Check::fail(Id::StateFolder, message, "set GPUCTL_STATE_DIR")];
+    };
+    vec![folder(Id::StateFolder, path, FIX), space(path), logs(&path.join("logs"))]
+}
+
+/// Whether a private folder is there, or can be made, and may be written to. Makes nothing.
+pub fn folder(id: Id, path: &Path, fix: &str) -> Check {
+    let shown = path.display();
+    let may_write = |folder: &Path| access(folder, Access::WRITE_OK | Access::EXEC_OK);
+    match path.symlink_metadata() {
+        Err(e) if e.kind() == ErrorKind::NotFound => {
+            let above = nearest(path);
+            match may_write(&above) {
+                Ok(()) => Check::pass(id, format!("{shown} will be made when it is needed")),
+                Err(e) => Check::fail(
+                    id,
+                    format!("{shown} cannot be made in {}: {e}", above.display()),
+                    fix,
+                ),
+            }
+        }
+        Err(e) => Check::fail(id, format!("{shown}: {e}"), fix),
+        Ok(_) => match files::is_private(path).and_then(|()| Ok(may_write(path)?)) {
+            Ok(()) => Check::pass(id, shown.to_string()),
+            Err(e) => Check::fail(id, format!("{shown}: {e}"), fix),
+        },
+    }
+}
+
+/// The nearest folder above that is there.
+fn nearest(path: &Path) -> PathBuf {
+    let there = path.ancestors().find(|above| above.exists());
+    there.unwrap_or(Path::new("/")).to_owned()
+}
+
+fn space(path: &Path) -> Check {
+    let id = Id::StateSpace;
+    let disk = match statvfs(nearest(path)) {
+        Ok(disk) => disk,
+        Err(e) => return Check::skip(id, format!("cannot be told: {e}")),
+    };
+    let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+    let told = format!("{} MB are free", free / (1024 * 1024));
+    match free < SPACE {
+        true => Check::warn(
+            id,
+            format!("{told} on the disk of {}", path.display()),
+            "make room there, or choose another folder with GPUCTL_STATE_DIR",
+        ),
+        false => Check::pass(id, told),
+    }
+}
+
+fn logs(folder: &Path) -> Check {
+    let sizes = fs::read_dir(folder).into_iter().flatten().flatten().filter_map(|entry| {
+        let meta = entry.metadata().ok().filter(fs::Metadata::is_file)?;
+        Some((meta.len(), entry.path()))
+    });
+    let sizes: Vec<(u64, PathBuf)> = sizes.collect();
+    let total: u64 = sizes.iter().map(|(size, _)| size).sum();
+    let told = format!("{} MB of logs", total / (1024 * 1024));
+    match sizes.iter().max() {
+        Some((_, largest)) if total > LOGS => Check::warn(
+            Id::StateLogs,
+            format!("{told}; the largest is {}", largest.display()),
+            // The server that writes it goes on at the new end.
+            format!("truncate --size 0 {}", largest.display()),
+        ),
+        _ => Check::pass(Id::StateLogs, told),
+    }
+}
+
+pub fn kernel(_: &Case) -> Vec<Check> {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|n| n.parse().ok());
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    let message = format!("Linux {release}");
+    vec![match version < KERNEL {
+        true => Check::fail(Id::SystemKernel, message, "update it: gpuctl needs 5.11 or later"),
+        false => Check::pass(Id::SystemKernel, message),
+    }]
+}

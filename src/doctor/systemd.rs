@@ -1,0 +1,85 @@
+//! systemd: whether it can be asked, and how the services' units are installed.
+
+use super::check::{Check, Id};
+use super::{Case, UNCONFIGURED};
+use crate::model::Manager;
+use crate::world::systemd::{self, Installed};
+
+pub fn examine(case: &Case) -> Vec<Check> {
+    let Some(config) = &case.config else {
+        return vec![Check::skip(Id::SystemdManager, UNCONFIGURED)];
+    };
+    let mut checks = Vec::new();
+    for (is_user, whose) in [(false, "of the system"), (true, "of the user")] {
+        let units: Vec<(&str, &str)> = config
+            .services
+            .iter()
+            .filter_map(|service| match &service.manager {
+                Manager::Systemd { unit, user } if *user == is_user => {
+                    Some((service.name.as_str(), unit.as_str()))
+                }
+                _ => None,
+            })
+            .collect();
+        if units.is_empty() {
+            continue;
+        }
+        let names: Vec<&str> = units.iter().map(|(_, unit)| *unit).collect();
+        match systemd::installed(&names, is_user, &case.stop) {
+            Ok(installed) => {
+                checks.push(Check::pass(Id::SystemdManager, format!("the one {whose} answers")));
+                for (service, unit) in units {
+                    let of_unit = judge(unit, is_user, installed.get(unit));
+                    checks.extend(of_unit.into_iter().map(|check| check.of(service)));
+                }
+            }
+            Err(failure) => {
+                let fix = "install systemd, or start the service by a command: type = \"native\"";
+                checks.push(Check::failure(Id::SystemdManager, &failure, fix));
+                let skipped = |(service, _): (&str, &str)| {
+                    Check::skip(Id::SystemdUnit, "systemd cannot be asked").of(service)
+                };
+                checks.extend(units.into_iter().map(skipped));
+            }
+        }
+    }
+    if checks.is_empty() {
+        checks.push(Check::skip(Id::SystemdManager, "no service is a unit"));
+    }
+    checks
+}
+
+fn judge(unit: &str, is_user: bool, installed: Option<&Installed>) -> Vec<Check> {
+    let Some(Installed { load_state, file_state }) = installed else {
+        return vec![Check::skip(
+            Id::SystemdUnit,
+            format!("systemctl show said nothing of {unit}"),
+        )];
+    };
+    let systemctl = if is_user { "systemctl --user" } else { "systemctl" };
+    match load_state.as_str() {
+        "loaded" => {}
+        "masked" => {
+            let fix = format!("`{systemctl} unmask {unit}`");
+            return vec![Check::fail(Id::SystemdUnit, format!("{unit} is masked"), fix)];
+        }
+        other => {
+            let failure = systemd::missing(unit, other);
+            return vec![Check::failure(Id::SystemdUnit, &failure, "write a unit file for it")];
+        }
+    }
+    let boot = match file_state.starts_with("enabled") {
+        true => Check::warn(
+            Id::SystemdBoot,
+            format!("{unit} is enabled: the boot starts it, whatever else the card holds"),
+            format!(
+                "`{systemctl} disable {unit}`; or leave it where it is the one that always runs"
+            ),
+        ),
+        false => Check::pass(
+            Id::SystemdBoot,
+            if file_state.is_empty() { "not enabled" } else { file_state },
+        ),
+    };
+    vec![Check::pass(Id::SystemdUnit, unit), boot]
+}
