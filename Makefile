@@ -1,7 +1,7 @@
 # Everything that is done with this repository. `make help` lists it.
 CARGO ?= cargo
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-gpu setup build install uninstall pictures deb test-package faults lint bench clean
+.PHONY: help demo test test-gpu setup build generated install uninstall pictures deb test-package faults lint bench clean
 
 PREFIX ?= /usr/local
 BUILT = $(or $(CARGO_TARGET_DIR),target)
@@ -62,6 +62,11 @@ test-package: ## install it in the three ways, in a Debian of its own, and remov
 
 faults: ## the fault table with what is seen of each row, made for real; writes docs/faults.md
 	@tests/faults/scorecard
+
+generated: ## the manual pages in man/, made by the program; a test holds them to it
+	$(CARGO) build --locked --quiet --package gpuctl
+	rm -f man/*
+	$(CARGO) run --locked --quiet --package gpuctl -- man --out man
 
 lint: ## format check and clippy
 	$(CARGO) fmt --all --check

@@ -1,16 +1,24 @@
 //! What was typed: clap types only. Meaning (sizes, names, defaults) is given further on.
 
+mod canary;
+mod examples;
+
+pub use canary::{Canary, CanaryMode, CanaryRun, Candidate};
+
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
 use std::path::PathBuf;
 
 /// Share one GPU between services that do not fit on it together
 ///
-/// Each call looks at the world, decides, acts and reports by its exit code; nothing stays
-/// behind. SIZE is a number of MB (1 MB is 1,048,576 bytes), or has a suffix: 20000, 20000MB,
-/// 20GB, 20GiB; GB and GiB both mean 1024 MB.
+/// Each call looks at the world, decides, acts, and reports by its exit code; no daemon stays
+/// behind. Repeating a command that has succeeded does nothing. Results are on stdout, progress and
+/// errors on stderr.
+///
+/// SIZE is a number of MB of 1,048,576 bytes, or has a suffix: 20000, 20000MB, 20GB, 20GiB; GB and
+/// GiB both mean 1024 MB. DUR is a duration: 90s, 10m, 1h30m, or a plain number of seconds.
 #[derive(Debug, Parser)]
-#[command(name = "gpuctl", version, propagate_version = true)]
+#[command(name = "gpuctl", version, propagate_version = true, after_long_help = examples::GPUCTL)]
 pub struct Cli {
     #[command(flatten)]
     pub global: Global,
@@ -19,6 +27,7 @@ pub struct Cli {
 }
 
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Global options")]
 pub struct Global {
     /// Configuration file [default: the first of $GPUCTL_CONFIG, ./gpuctl.toml,
     /// ~/.config/gpuctl/config.toml, /etc/gpuctl/config.toml]
@@ -27,7 +36,7 @@ pub struct Global {
     /// GPU to manage, by NVML index or UUID [default: gpu.index or gpu.uuid of the configuration]
     #[arg(long, global = true, value_name = "INDEX|UUID")]
     pub gpu: Option<String>,
-    /// Print one JSON document on stdout
+    /// Print one JSON document on stdout, for failures too
     #[arg(long, global = true)]
     pub json: bool,
     /// No progress and no warnings, errors only
@@ -41,38 +50,116 @@ pub struct Global {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Show VRAM, GPU processes and the state of each service
+    ///
+    /// Everything is read anew: the driver, Docker, systemd, the process table, the health checks,
+    /// the lock. What cannot be read is shown as such; the rest is shown all the same.
+    #[command(after_long_help = examples::STATUS)]
     Status(Status),
-    /// Answer by the exit code whether a size or a service fits now: 0 yes, 1 no
+    /// Answer by the exit code whether a size or a service fits now
+    ///
+    /// It fits (exit code 0) if what is free, less the margin, is at least the size. A service
+    /// counts with its declared vram_mb. Nothing is stopped and nothing is reserved.
+    #[command(after_long_help = examples::CAN_FIT)]
     CanFit(CanFit),
     /// Stop what a phase does not need, start what it needs, wait until it is ready
+    ///
+    /// Memory counts as free when the driver shows it back, a service as ready when its health
+    /// check says so. A plan that cannot work is refused before anything is stopped. A phase that
+    /// needs no service releases the whole card.
+    #[command(after_long_help = examples::PREPARE_PHASE)]
     PreparePhase(PreparePhase),
-    /// Make one service ready, preempting lower priorities only as far as needed
+    /// Make one service ready, stopping lower priorities only as far as needed
+    ///
+    /// Services of a strictly lower priority are stopped, lowest first, until it fits; one of the
+    /// same or a higher priority never is.
+    #[command(after_long_help = examples::START)]
     Start(Start),
     /// Stop services and wait for their VRAM
+    ///
+    /// They are asked to end, killed after their stop_timeout, and gone when the driver shows their
+    /// memory back.
+    #[command(after_long_help = examples::STOP)]
     Stop(Stop),
     /// Stop every managed service
+    #[command(after_long_help = examples::RELEASE_ALL)]
     ReleaseAll(ReleaseAll),
-    /// Make a service or phase ready, run a command under the GPU lock, pass on its exit code
+    /// Run a command under the GPU lock, with a service or phase made ready for it
+    ///
+    /// Nobody else changes anything on the GPU while the command runs. Its exit code is passed on,
+    /// and the services keep running. If the lock is lost, the command is ended (TERM, --grace,
+    /// KILL). In its environment: GPUCTL_LOCK_TOKEN, by which gpuctl commands that it calls act
+    /// under the same lock; GPUCTL_FENCE, a number that rises with every holder; GPUCTL_SERVICE.
+    #[command(after_long_help = examples::RUN)]
     Run(Run),
     /// Take, give back and show the GPU lock
-    #[command(subcommand)]
+    #[command(subcommand, after_long_help = examples::LOCK)]
     Lock(Lock),
     /// Try a changed configuration of production before it is promoted
-    #[command(subcommand)]
+    ///
+    /// The trial takes the place of production for a bounded time, in a maintenance window, within
+    /// a budget of downtime; production comes back also when gpuctl is killed in the middle.
+    #[command(subcommand, after_long_help = examples::CANARY)]
     Canary(Canary),
-    /// Check every precondition, and say how to mend what fails: exit 1 if anything does
+    /// Check every precondition, and say how to mend what fails
+    ///
+    /// Exit code 1 if anything fails. It changes nothing, takes no lock, and works without a
+    /// configuration too. The checks have ids that stay.
+    #[command(after_long_help = examples::DOCTOR)]
     Doctor,
     /// Show what gpuctl did, when, and how it ended
+    ///
+    /// Every call that changes something writes its steps, its result and how long each took into
+    /// a log in the state folder. A call that was killed is told as such.
+    #[command(after_long_help = examples::HISTORY)]
     History(History),
     /// Write, check and show the configuration
-    #[command(subcommand)]
+    #[command(subcommand, after_long_help = examples::CONFIG)]
     Config(Config),
+    /// Print the completion script of a shell
+    ///
+    /// It offers commands and options, and the services and phases of the configuration.
+    #[command(after_long_help = examples::COMPLETIONS)]
+    Completions(Completions),
+    /// Print the manual page, or write all of them
+    ///
+    /// One page a command, gpuctl(1) for all of it, and gpuctl.toml(5) for the configuration.
+    #[command(after_long_help = examples::MAN)]
+    Man(Man),
+    /// Say what may stand at the end of a command line; the completion scripts call it
+    #[command(hide = true)]
+    Complete(Complete),
     /// Bring production back when the gpuctl of a trial is gone; `canary run` starts it
     #[command(hide = true)]
     Guardian(Companion),
     /// End a command whose gpuctl is gone; `run` starts it
     #[command(hide = true)]
     Watchdog(Companion),
+}
+
+#[derive(Debug, Args)]
+pub struct Completions {
+    pub shell: Shell,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Shell {
+    Bash,
+    Zsh,
+    Fish,
+}
+
+#[derive(Debug, Args)]
+pub struct Man {
+    /// Write every page into this folder, which is created
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct Complete {
+    /// The command line up to the cursor
+    #[arg(last = true)]
+    pub words: Vec<OsString>,
 }
 
 #[derive(Debug, Args)]
@@ -90,7 +177,7 @@ pub struct Status {
 
 #[derive(Debug, Args)]
 pub struct CanFit {
-    /// A SIZE in MB (or 20GB), or a configured service
+    /// How much: a SIZE such as 20000 or 20GB, or a service
     #[arg(value_name = "SIZE|SERVICE")]
     pub what: String,
     /// Keep this much free beside it [default: gpu.reserve_mb]
@@ -116,8 +203,9 @@ pub struct PreparePhase {
 
 #[derive(Debug, Args)]
 pub struct Start {
+    /// Service to make ready
     pub service: String,
-    /// Refuse (3) rather than stop another service
+    /// Stop no other service: exit 3 if it does not fit beside them
     #[arg(long)]
     pub no_preempt: bool,
     #[command(flatten)]
@@ -128,6 +216,7 @@ pub struct Start {
 
 #[derive(Debug, Args)]
 pub struct Stop {
+    /// Services to stop
     #[arg(required = true, value_name = "SERVICE")]
     pub services: Vec<String>,
     #[command(flatten)]
@@ -150,12 +239,8 @@ pub struct ReleaseAll {
 
 #[derive(Debug, Args)]
 pub struct Run {
-    /// Service to make ready
-    #[arg(required_unless_present = "phase")]
-    pub service: Option<String>,
-    /// Phase to prepare, by number or name, instead of one service
-    #[arg(long, conflicts_with = "service")]
-    pub phase: Option<String>,
+    #[command(flatten)]
+    pub target: Target,
     #[command(flatten)]
     pub waiting: Waiting,
     /// How long the command may take to end when the lock is lost, before it is killed
@@ -167,8 +252,18 @@ pub struct Run {
 }
 
 #[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub struct Target {
+    /// Service to make ready
+    pub service: Option<String>,
+    /// Phase to prepare, by number or name, instead of one service
+    #[arg(long)]
+    pub phase: Option<String>,
+}
+
+#[derive(Debug, Args)]
 pub struct Waiting {
-    /// Wait so long for the GPU lock while another holds it [default: lock.wait]
+    /// How long to wait for the GPU lock while another holds it [default: lock.wait]
     #[arg(long, value_name = "DUR", conflicts_with = "no_wait")]
     pub wait: Option<String>,
     /// Do not wait for the GPU lock: exit 75 while another holds it
@@ -179,34 +274,41 @@ pub struct Waiting {
 #[derive(Debug, Subcommand)]
 pub enum Lock {
     /// Take the GPU lock and print its token
+    ///
+    /// The token alone is on stdout. With it in GPUCTL_LOCK_TOKEN, other gpuctl commands act under
+    /// this lock, and `lock release` gives it back. Nothing renews it: it ends after --ttl, or with
+    /// the process of --pid.
+    #[command(after_long_help = examples::LOCK_ACQUIRE)]
     Acquire(LockAcquire),
     /// Give the GPU lock back
+    #[command(after_long_help = examples::LOCK_RELEASE)]
     Release(LockRelease),
     /// Show who holds the GPU lock: exit 0 when it is free, 1 when it is held
+    #[command(after_long_help = examples::LOCK_STATUS)]
     Status,
 }
 
 #[derive(Debug, Args)]
 pub struct LockAcquire {
-    /// What to show as the holder
+    /// Name to show as the holder
     #[arg(default_value = "manual")]
     pub holder: String,
-    /// When it ends by itself; nothing renews it [default: lock.ttl]
+    /// How long it lasts [default: lock.ttl]
     #[arg(long, value_name = "DUR")]
     pub ttl: Option<String>,
     #[command(flatten)]
     pub waiting: Waiting,
-    /// It also ends when this process does
+    /// Process with which it ends as well
     #[arg(long)]
     pub pid: Option<i32>,
 }
 
 #[derive(Debug, Args)]
 pub struct LockRelease {
-    /// What `lock acquire` printed [default: $GPUCTL_LOCK_TOKEN]
+    /// Token that `lock acquire` printed [default: $GPUCTL_LOCK_TOKEN]
     #[arg(long)]
     pub token: Option<String>,
-    /// Whoever holds it, without a token
+    /// Without a token, whoever holds it
     #[arg(long, conflicts_with = "token")]
     pub force: bool,
 }
@@ -220,68 +322,8 @@ pub struct DryRun {
 
 #[derive(Debug, Args)]
 pub struct Force {
-    /// SIGKILL or `docker kill` at once
+    /// Kill at once (SIGKILL, `docker kill`)
     #[arg(long)]
-    pub force: bool,
-}
-
-#[derive(Debug, Subcommand)]
-pub enum Canary {
-    /// Judge a candidate by arithmetic: exit 0 if it can work, 1 if not or out of bounds
-    Check(CanaryCheck),
-    /// Try a candidate in the configured mode
-    Run(CanaryRun),
-    /// Show mode, window, budget, runs, lock, and whether a restore is owed
-    Status,
-    /// Put an interrupted trial right: production back, its downtime booked
-    Recover,
-    /// Begin this night's downtime budget anew (an emergency; written to the audit)
-    ResetBudget,
-    /// Release a lock that is stuck (an emergency; written to the audit)
-    Unlock(CanaryUnlock),
-}
-
-#[derive(Debug, Args)]
-#[group(required = true, multiple = false)]
-pub struct Candidate {
-    /// JSON file with the candidate's parameters; - for stdin
-    #[arg(long, value_name = "FILE")]
-    pub candidate: Option<PathBuf>,
-    /// A parameter of the candidate (repeatable)
-    #[arg(long, value_name = "KEY=VALUE", num_args = 1..)]
-    pub set: Vec<String>,
-}
-
-#[derive(Debug, Args)]
-pub struct CanaryCheck {
-    #[command(flatten)]
-    pub candidate: Candidate,
-}
-
-#[derive(Debug, Args)]
-pub struct CanaryRun {
-    #[command(flatten)]
-    pub candidate: Candidate,
-    /// predictive: arithmetic only; canary: a real second server [default: canary.mode]
-    #[arg(long, value_name = "MODE")]
-    pub mode: Option<CanaryMode>,
-    /// Waive the window and the cooldown, never the budget
-    #[arg(long)]
-    pub now: bool,
-    #[command(flatten)]
-    pub dry_run: DryRun,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum CanaryMode {
-    Predictive,
-    Canary,
-}
-
-#[derive(Debug, Args)]
-pub struct CanaryUnlock {
-    /// Whoever holds it
-    #[arg(long, required = true)]
     pub force: bool,
 }
 
@@ -298,14 +340,21 @@ pub struct History {
 #[derive(Debug, Subcommand)]
 pub enum Config {
     /// Write a commented starting configuration
+    ///
+    /// The four services of a video pipeline, commented, to be adapted to your own.
+    #[command(after_long_help = examples::CONFIG_INIT)]
     Init(ConfigInit),
     /// Validate the configuration
+    #[command(after_long_help = examples::CONFIG_CHECK)]
     Check,
     /// Print the effective configuration, secrets masked
+    #[command(after_long_help = examples::CONFIG_SHOW)]
     Show,
     /// Print where the configuration is
+    #[command(after_long_help = examples::CONFIG_PATH)]
     Path,
     /// Print the JSON Schema of the configuration
+    #[command(after_long_help = examples::CONFIG_SCHEMA)]
     Schema,
 }
 

@@ -3,46 +3,63 @@
 
 use signal_hook::consts::SIGINT;
 
-/// Why a command ended without having done what was asked.
+/// Why a command ended without having done what was asked; `meaning` says it for each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Code {
-    /// Bad command line.
     Usage,
-    /// It cannot fit even after stopping all that may be stopped; nothing was stopped.
     InsufficientVram,
-    /// No such service, phase or container.
     NotFound,
-    /// The service exited, crashed or loops, or its port is answered by something else.
     StartFailed,
-    /// Still alive after SIGKILL, or its VRAM did not come back.
     StopFailed,
-    /// Docker, Redis, systemd or NVML (where a reading was required) cannot be reached.
     Unavailable,
-    /// A bug in gpuctl.
     Internal,
-    /// A file could not be read or written.
     Io,
-    /// Another holds the GPU lock, and the wait for it ran out.
     LockBusy,
-    /// Not now, by this limit of the canary.
+    /// By this limit of the canary.
     NotNow(&'static str),
-    /// The GPU lock was lost while acting; acting stopped.
     LockLost,
-    /// The Docker socket or Redis is closed to us, or others may write the configuration or the lock.
     Permission,
-    /// Missing, unparsable or contradictory configuration.
     Config,
-    /// The service did not become ready in time.
     Timeout,
-    /// The command that `run` was given is not executable.
     NotExecutable,
-    /// The command that `run` was given is not there.
     CommandNotFound,
-    /// Ended by this signal.
+    /// By this signal.
     Interrupted(i32),
 }
 
 impl Code {
+    /// What users are told it means.
+    pub fn meaning(self) -> &'static str {
+        match self {
+            Code::Usage => "Bad command line.",
+            Code::InsufficientVram => {
+                "It cannot fit even after stopping all that may be stopped; nothing was stopped."
+            }
+            Code::NotFound => "No such service, phase, container or process.",
+            Code::StartFailed => {
+                "A service exited or crashed at its start, or something else answers its port."
+            }
+            Code::StopFailed => "A service is alive after SIGKILL, or its VRAM did not come back.",
+            Code::Unavailable => {
+                "Docker, Redis, systemd or the NVIDIA driver, where it is needed, cannot be reached."
+            }
+            Code::Internal => "A bug in gpuctl.",
+            Code::Io => "A file could not be read or written.",
+            Code::LockBusy => "Another holds the GPU lock, and the wait for it ran out.",
+            Code::NotNow(_) => "Not now, by the limit that `error.code` names.",
+            Code::LockLost => "The GPU lock was lost while acting; acting stopped.",
+            Code::Permission => {
+                "Docker, Redis or a process is closed to this user, or others may write the \
+                 configuration or the lock."
+            }
+            Code::Config => "The configuration is missing or wrong.",
+            Code::Timeout => "A service did not become ready in time.",
+            Code::NotExecutable => "The command is not executable.",
+            Code::CommandNotFound => "The command is not found.",
+            Code::Interrupted(_) => "Ended by a signal.",
+        }
+    }
+
     /// The process's exit status.
     pub fn status(self) -> u8 {
         match self {

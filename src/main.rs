@@ -1,8 +1,10 @@
 //! gpuctl shares one GPU between services that do not fit on it together: parse, run, exit code.
 
+mod arguments;
 mod canary;
 mod cli;
 mod commands;
+mod completion;
 mod config;
 mod doctor;
 mod error;
@@ -10,6 +12,7 @@ mod execute;
 mod exit;
 mod history;
 mod lock;
+mod manual;
 mod model;
 mod observe;
 mod plan;

@@ -3,10 +3,12 @@
 mod act;
 mod can_fit;
 mod canary;
+mod completions;
 mod config;
 mod doctor;
 mod history;
 mod lock;
+mod man;
 mod prepare_phase;
 mod release_all;
 mod run;
@@ -106,5 +108,8 @@ pub fn run(cli: &Cli, environment: &Environment) -> Result<Answer> {
         Command::Watchdog(companion) => Ok(watchdog::serve(companion.of)?),
         Command::Doctor => doctor::run(&cli.global, environment),
         Command::Config(command) => config::run(command, &cli.global, environment),
+        Command::Completions(arguments) => completions::run(arguments),
+        Command::Complete(arguments) => completions::complete(arguments, environment),
+        Command::Man(arguments) => man::run(arguments),
     }
 }

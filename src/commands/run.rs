@@ -3,7 +3,7 @@
 use super::Session;
 use super::act::carry_out;
 use super::duration;
-use crate::cli::Run;
+use crate::cli::{Run, Target};
 use crate::config::Config;
 use crate::error::Failure;
 use crate::exit::{Answer, Code};
@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 pub fn run(arguments: &Run, session: Session) -> Result<Answer> {
     let grace = duration("--grace", &arguments.grace)?;
-    let subject = subject(arguments, &session.config)?;
+    let subject = subject(&arguments.target, &session.config)?;
     session.tell_what_is_owed();
     // Its arguments may hold secrets.
     let title = format!("{}: {}", subject.title(), arguments.command[0].to_string_lossy());
@@ -61,8 +61,8 @@ fn under_lock(
     Ok(ending.answer())
 }
 
-fn subject(arguments: &Run, config: &Config) -> Result<Subject> {
-    Ok(match (&arguments.service, &arguments.phase) {
+fn subject(target: &Target, config: &Config) -> Result<Subject> {
+    Ok(match (&target.service, &target.phase) {
         (Some(name), _) => Subject::Service { service: config.service(name)?.name.clone() },
         (None, phase) => {
             let phase = config.phase(phase.as_deref().unwrap_or_default())?;

@@ -18,52 +18,56 @@ use std::time::Duration;
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct File {
-    /// The production service.
+    /// The production service, one of those above. Required.
     pub service: String,
-    /// predictive: arithmetic only; canary: a real second server [$KLR_CANARY_MODE].
+    /// How to judge a candidate: by arithmetic only, or by a real server in the place of
+    /// production [$KLR_CANARY_MODE].
     pub mode: Mode,
-    /// Starts the canary, run by sh -c; {port}, {model} and the candidate's parameters are put in.
+    /// Command that starts the canary, run by sh -c; {port}, {model} and the candidate's parameters
+    /// are put in.
     pub start: String,
     /// Model to load, for {model} and the test request.
     pub model: String,
     /// Port of the canary [$KLR_CANARY_PORT].
     pub port: u16,
-    /// One test, the canary's start included [$KLR_CANARY_TIMEOUT].
+    /// How long one test may take, the canary's start included [$KLR_CANARY_TIMEOUT].
     pub timeout: Span,
-    /// For production to come back.
+    /// How long production may take to come back.
     pub restore_sla: Span,
-    /// Of the test completion.
+    /// How long the test completion may take.
     pub max_latency: Span,
-    /// For which production may be away, per night [$KLR_GPU_MAINTENANCE_MAX_DOWNTIME].
+    /// How long production may be away in one night [$KLR_GPU_MAINTENANCE_MAX_DOWNTIME].
     pub max_downtime: Span,
-    /// HH:MM-HH:MM, both ends included; may cross midnight, may carry a time zone
-    /// [$KLR_GPU_MAINTENANCE_WINDOW].
+    /// When trials may take place: HH:MM-HH:MM, both ends included. It may cross midnight and
+    /// carry a time zone [$KLR_GPU_MAINTENANCE_WINDOW].
     pub window: String,
     /// IANA name of the window's time zone.
     pub time_zone: String,
-    /// Between two runs [$KLR_CANARY_COOLDOWN_HOURS].
+    /// How long to rest between two runs [$KLR_CANARY_COOLDOWN_HOURS].
     pub cooldown: Span,
-    /// In any 24 hours.
+    /// How many runs there may be in any 24 hours.
     pub max_runs_per_day: u32,
-    /// Try it on another card, beside production [$KLR_ALLOW_SPARE_GPU].
+    /// Whether to try it on another card, beside production [$KLR_ALLOW_SPARE_GPU].
     pub allow_spare_gpu: bool,
     /// NVML index of that card [$KLR_SPARE_GPU_ID].
     pub spare_gpu: u32,
-    /// What the model's weights take, in MB.
+    /// What the model's weights take.
     pub model_mb: Mb,
-    /// What the cache has to have at least, in MB.
+    /// What the cache has to have at least.
     pub kv_cache_min_mb: Mb,
     /// File of the form HOLDER:PID:TIMESTAMP, for programs that look for it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub maintenance_lock: Option<String>,
-    /// Budget, audit and promotions [default: the state folder].
+    /// Folder of budget, audit and promotions, instead of the state folder.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state_dir: Option<String>,
     /// Extended regular expression that finds a lack of memory in the canary's log.
     pub oom_pattern: String,
-    /// What a candidate may set, and within which bounds.
+    /// What a candidate may set, and within which bounds: { min = 0.6, max = 0.9 }, or
+    /// { one_of = ["tiny", "base"] }.
     pub bounds: IndexMap<String, Bound>,
-    /// What a choice adds to the need for memory, in MB: by parameter, by value.
+    /// What a choice adds to the need for memory, in MB, by parameter and value:
+    /// { whisper_model_size = { small = 1000 } }.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub extra_mb: BTreeMap<String, BTreeMap<String, Mb>>,
 }

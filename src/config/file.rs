@@ -16,17 +16,21 @@ use std::time::Duration;
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct File {
+    /// The card.
     #[serde(deserialize_with = "table")]
     pub gpu: Gpu,
+    /// The GPU lock, which keeps callers apart while they act.
     #[serde(deserialize_with = "table")]
     pub lock: Lock,
-    /// Optional names of phases, by number. A phase exists if it is named here or listed by a
-    /// service.
+    /// Names of phases, by number: `4 = "video"`. A phase exists if it is named here or listed by
+    /// a service.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub phases: BTreeMap<String, String>,
-    /// Services by name.
+    /// The services, by name. Which keys one takes depends on its type: native, docker or systemd.
     #[serde(deserialize_with = "tables")]
     pub services: IndexMap<String, Service>,
+    /// The trial of a changed configuration of one service before it is promoted. The variables
+    /// in brackets stand over their keys.
     #[serde(deserialize_with = "optional_table", skip_serializing_if = "Option::is_none")]
     pub canary: Option<super::canary::File>,
 }
@@ -40,12 +44,12 @@ pub struct Gpu {
     /// UUID of the card, "GPU-…", instead of its index.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub uuid: Option<String>,
-    /// Kept free for the desktop, in MB; the default margin of can-fit.
+    /// Memory kept free for the desktop; the default margin of can-fit.
     pub reserve_mb: Mb,
-    /// Size of the card in MB, used only when NVML cannot be read.
+    /// Size of the card, used only when NVML cannot be read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub total_mb: Option<Mb>,
-    /// NVML library to load [default: the system's libnvidia-ml.so.1].
+    /// NVML library to load, instead of the system's libnvidia-ml.so.1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nvml_library: Option<String>,
 }
@@ -59,14 +63,15 @@ impl Default for Gpu {
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Lock {
-    /// redis://, rediss://, redis+unix:// or file:///path [default: $REDIS_URL, else a file].
+    /// Where the lock is kept: redis://, rediss://, redis+unix:// or file:///path. Without it
+    /// $REDIS_URL counts, else it is a file on this machine; $GPUCTL_LOCK_URL stands over all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
-    /// Redis key of the lock.
+    /// Name of the lock: the key in Redis, or of the file.
     pub key: String,
-    /// Life of a lock taken by `lock acquire`.
+    /// How long a lock lasts that `gpuctl lock acquire` takes.
     pub ttl: Span,
-    /// How long acting commands wait for the lock.
+    /// How long commands wait for the lock while another holds it; the default of --wait.
     pub wait: Span,
 }
 
@@ -85,52 +90,58 @@ impl Default for Lock {
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Service {
+    /// Who starts and stops it: gpuctl itself, Docker, or systemd.
     pub r#type: Type,
-    /// Docker: name or id of the container.
+    /// Docker: name or id of the container, which exists already. Required for docker services.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub container: Option<String>,
-    /// systemd: the unit's name.
+    /// systemd: name of the unit. Required for systemd services.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unit: Option<String>,
     /// systemd: a unit of the calling user (systemctl --user).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<bool>,
-    /// What it needs at most, in MB.
+    /// What it needs at most; plans count on it while it runs.
     pub vram_mb: Mb,
-    /// Higher is kept longer.
+    /// Which to stop first when memory is short: the lowest. A service never makes one of the
+    /// same or a higher priority stop.
     #[serde(default)]
     pub priority: i64,
-    /// Phases that need it.
+    /// Numbers of the phases that need it.
     #[serde(default)]
     pub phases: Vec<u32>,
-    /// http(s)://… (2xx is healthy) or tcp://host:port. Without it, a container's own HEALTHCHECK
-    /// counts, or that the service is alive.
+    /// Where it says that it is ready: http:// or https:// (any 2xx answer), or tcp://host:port
+    /// (it accepts). Without it, a container's own HEALTHCHECK counts, or that it is alive.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health: Option<String>,
-    /// Native: start command, run by sh -c.
+    /// Native: start command, run by sh -c. It may stay in the foreground, or leave the server in
+    /// the background and exit 0. Required for native services.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start: Option<String>,
-    /// Native: pgrep -f pattern (ERE) that finds its processes.
+    /// Native: extended regular expression, as of pgrep -f, that finds its processes where gpuctl
+    /// did not start them.
     #[serde(default, rename = "match", skip_serializing_if = "Option::is_none")]
     pub pattern: Option<String>,
-    /// Native: a command of your own instead of TERM, then KILL.
+    /// Native: a command that stops it, run by sh -c instead of sending TERM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stop: Option<String>,
-    /// Native: environment added for the start and stop commands.
+    /// Native: variables added to the environment of the start and stop commands.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
     /// Native: folder in which the start and stop commands run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cwd: Option<String>,
-    /// From start to ready.
+    /// How long it may take from its start until it is ready.
     #[serde(default = "start_timeout")]
     pub start_timeout: Span,
-    /// From the request to stop until gone; then SIGKILL.
+    /// How long it may take to end; then it is killed.
     #[serde(default = "stop_timeout")]
     pub stop_timeout: Span,
-    /// How its memory is taken back: by stopping it, or by asking it to unload.
+    /// How its memory is taken back when another needs it: by stopping it, or by asking it to
+    /// unload its models, after which it keeps running.
     #[serde(default)]
     pub evict: Evict,
+    /// The HTTP call that makes it unload: a preset, or method and body.
     #[serde(default, deserialize_with = "optional_table", skip_serializing_if = "Option::is_none")]
     pub unload: Option<Unload>,
 }
@@ -203,13 +214,15 @@ pub enum Evict {
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Unload {
+    /// The call that this server understands.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub preset: Option<Preset>,
     /// With a preset the server's base URL, else the URL to call.
     pub url: String,
-    /// [default: POST]
+    /// HTTP method; POST unless it is given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub method: Option<String>,
+    /// Body to send, as JSON.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub body: Option<String>,
 }

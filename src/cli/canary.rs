@@ -1,0 +1,79 @@
+//! The command line of `gpuctl canary`.
+
+use super::{DryRun, examples};
+use clap::{Args, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+#[derive(Debug, Subcommand)]
+pub enum Canary {
+    /// Judge a candidate by arithmetic: exit 0 if it can work, 1 if not or out of bounds
+    ///
+    /// The live card is read; nothing is started or stopped.
+    #[command(after_long_help = examples::CANARY_CHECK)]
+    Check(CanaryCheck),
+    /// Try a candidate in the configured mode
+    ///
+    /// Mode canary stops production, starts the candidate in its place, asks it for one completion,
+    /// and brings production back. A candidate that passed is written to promotions/. Outside of
+    /// the window, the cooldown and the budget it is refused with exit code 75.
+    #[command(after_long_help = examples::CANARY_RUN)]
+    Run(CanaryRun),
+    /// Show mode, window, budget, runs, lock, and whether a restore is owed
+    #[command(after_long_help = examples::CANARY_STATUS)]
+    Status,
+    /// Put an interrupted trial right: production back, its downtime booked
+    #[command(after_long_help = examples::CANARY_RECOVER)]
+    Recover,
+    /// Begin this night's downtime budget anew (an emergency; written to the audit)
+    #[command(after_long_help = examples::CANARY_RESET_BUDGET)]
+    ResetBudget,
+    /// Release a lock that is stuck (an emergency; written to the audit)
+    #[command(after_long_help = examples::CANARY_UNLOCK)]
+    Unlock(CanaryUnlock),
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub struct Candidate {
+    /// JSON file with the candidate's parameters, or - for stdin
+    #[arg(long, value_name = "FILE")]
+    pub candidate: Option<PathBuf>,
+    /// A parameter of the candidate (repeatable)
+    #[arg(long, value_name = "KEY=VALUE", num_args = 1..)]
+    pub set: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct CanaryCheck {
+    #[command(flatten)]
+    pub candidate: Candidate,
+}
+
+#[derive(Debug, Args)]
+pub struct CanaryRun {
+    #[command(flatten)]
+    pub candidate: Candidate,
+    /// How to judge it [default: canary.mode]
+    #[arg(long, value_name = "MODE")]
+    pub mode: Option<CanaryMode>,
+    /// Waive the window and the cooldown, never the budget
+    #[arg(long)]
+    pub now: bool,
+    #[command(flatten)]
+    pub dry_run: DryRun,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum CanaryMode {
+    /// by arithmetic only
+    Predictive,
+    /// by a real server in the place of production
+    Canary,
+}
+
+#[derive(Debug, Args)]
+pub struct CanaryUnlock {
+    /// Required, because it releases whoever holds it
+    #[arg(long, required = true)]
+    pub force: bool,
+}

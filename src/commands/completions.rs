@@ -1,0 +1,37 @@
+//! `gpuctl completions`, and what its scripts ask.
+
+use crate::cli::{Cli, Complete, Completions, Shell};
+use crate::completion::{Offer, offer};
+use crate::config::Environment;
+use crate::exit::Answer;
+use crate::report::print_text;
+use anyhow::Result;
+use clap::CommandFactory;
+
+pub fn run(arguments: &Completions) -> Result<Answer> {
+    print_text(match arguments.shell {
+        Shell::Bash => include_str!("../../completions/gpuctl.bash"),
+        Shell::Zsh => include_str!("../../completions/_gpuctl"),
+        Shell::Fish => include_str!("../../completions/gpuctl.fish"),
+    })
+    .map(|()| Answer::Yes)
+}
+
+/// The first line says what may come: `files`; a `command` after `--`; or `values`, which follow,
+/// one a line, with what each is after a tab.
+pub fn complete(arguments: &Complete, environment: &Environment) -> Result<Answer> {
+    let words: Vec<String> =
+        arguments.words.iter().map(|word| word.to_string_lossy().into_owned()).collect();
+    let lines = match offer(Cli::command(), &words, environment) {
+        Offer::Files => "files\n".to_owned(),
+        Offer::Command => "command\n".to_owned(),
+        Offer::Values(candidates) => {
+            let lines = candidates.iter().map(|candidate| {
+                let line = format!("{}\t{}", candidate.value, candidate.about);
+                format!("{}\n", line.trim_end())
+            });
+            ["values\n".to_owned()].into_iter().chain(lines).collect()
+        }
+    };
+    print_text(&lines).map(|()| Answer::Yes)
+}

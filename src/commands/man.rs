@@ -1,0 +1,29 @@
+//! `gpuctl man`.
+
+use crate::cli::Man;
+use crate::error::Failure;
+use crate::exit::{Answer, Code};
+use crate::manual::pages;
+use crate::report::print_text;
+use anyhow::Result;
+use std::fs;
+use std::io::Error;
+use std::path::Path;
+
+pub fn run(arguments: &Man) -> Result<Answer> {
+    let pages = pages();
+    match &arguments.out {
+        None => print_text(&pages[0].text)?,
+        Some(folder) => {
+            let failed = |path: &Path, error: Error| {
+                Failure::new(Code::Io, format!("cannot write {}: {error}", path.display()))
+            };
+            fs::create_dir_all(folder).map_err(|e| failed(folder, e))?;
+            for page in pages {
+                let path = folder.join(&page.name);
+                fs::write(&path, page.text).map_err(|e| failed(&path, e))?;
+            }
+        }
+    }
+    Ok(Answer::Yes)
+}
