@@ -8,6 +8,7 @@ pub use canary::{Canary, CanaryMode, CanaryRun, Candidate};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Share one GPU between services that do not fit on it together
 ///
@@ -173,6 +174,21 @@ pub struct Status {
     /// Exit 0 only if this service is ready or busy, else 1 (repeatable)
     #[arg(long, value_name = "SERVICE")]
     pub check: Vec<String>,
+    /// Show it anew every SECS seconds (2 without a number), until Ctrl-C; with --json one
+    /// document a line
+    #[arg(long, value_name = "SECS", num_args = 0..=1, default_missing_value = "2", value_parser = interval, conflicts_with = "check")]
+    pub watch: Option<Duration>,
+    /// Print metrics for node_exporter's textfile collector
+    #[arg(long, conflicts_with = "watch")]
+    pub prometheus: bool,
+}
+
+/// Seconds between two looks.
+fn interval(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse().ok().filter(|seconds| (0.1..=86400.0).contains(seconds));
+    seconds
+        .map(Duration::from_secs_f64)
+        .ok_or_else(|| "not a number of seconds from 0.1 to 86400".to_owned())
 }
 
 #[derive(Debug, Args)]

@@ -113,7 +113,7 @@ pub enum Answer {
     Yes,
     /// The answer is no: 1.
     No,
-    /// `run` passes on what its command ended with.
+    /// `run` passes on what its command ended with, `status --watch` the signal that ended it.
     Passed(u8),
     /// Its command was ended by Ctrl-C: a shell has to see the same of us, or its script goes on.
     Interrupted,

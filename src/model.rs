@@ -174,9 +174,19 @@ pub enum State {
     Error,
 }
 
-impl fmt::Display for State {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl State {
+    pub const ALL: [State; 7] = [
+        State::Unknown,
+        State::Stopped,
+        State::Starting,
+        State::Ready,
+        State::Busy,
+        State::Stopping,
+        State::Error,
+    ];
+
+    pub fn name(self) -> &'static str {
+        match self {
             State::Unknown => "unknown",
             State::Stopped => "stopped",
             State::Starting => "starting",
@@ -184,7 +194,13 @@ impl fmt::Display for State {
             State::Busy => "busy",
             State::Stopping => "stopping",
             State::Error => "error",
-        })
+        }
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
     }
 }
 
@@ -270,6 +286,8 @@ pub struct Observed {
     pub state: State,
     /// Why it is in that state.
     pub detail: Option<String>,
+    /// What its health check took, where that found it ready.
+    pub health: Option<Duration>,
     /// Who answers its health check instead of it.
     pub answered_by: Option<AnsweredBy>,
     /// Memory held by its processes; `None` where it cannot be told.
@@ -291,6 +309,14 @@ impl Observed {
         match &self.presence {
             Presence::Up(running) => &running.pids,
             _ => &[],
+        }
+    }
+
+    /// Time since it came up.
+    pub fn uptime(&self) -> Option<Duration> {
+        match &self.presence {
+            Presence::Up(running) => running.age,
+            _ => None,
         }
     }
 }
@@ -363,6 +389,8 @@ pub struct Device {
 pub struct GpuProcess {
     pub pid: Pid,
     pub name: String,
+    /// Its command line, where we may look.
+    pub command: Option<String>,
     /// `None` where the driver does not tell (WSL, some virtual GPUs).
     pub memory: Option<Mb>,
     /// The service it belongs to.

@@ -6,6 +6,7 @@ import fcntl
 import html
 import os
 import pty
+import re
 import select
 import struct
 import termios
@@ -44,7 +45,7 @@ def run(command, screen, until):
         if not data:
             break
         stream.feed(data)
-        if until and kept is None and all(text in "\n".join(screen.display) for text in until):
+        if until and kept is None and all(re.search(text, "\n".join(screen.display)) for text in until):
             kept = cells(screen)
     os.waitpid(child, 0)
     if until and kept is None:
@@ -102,7 +103,7 @@ def look_of(cell):
 def main():
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--columns", type=int, default=80)
-    arguments.add_argument("--until", action="append", help="the picture that shows this (repeatable)")
+    arguments.add_argument("--until", action="append", help="the picture that shows this expression (repeatable)")
     arguments.add_argument("out", help="file name without -dark.svg and -light.svg")
     arguments.add_argument("command")
     given = arguments.parse_args()

@@ -13,7 +13,9 @@ pub const STATUS: &str = "\
 Examples:
   gpuctl status
   gpuctl status --check comfyui    # exit code 0 if it is ready
-  gpuctl status --json | jq .vram.free_mb";
+  gpuctl status --watch            # drawn anew every 2 s
+  gpuctl status --json | jq .vram.free_mb
+  gpuctl status --prometheus > gpuctl.prom";
 
 pub const CAN_FIT: &str = "\
 Examples:

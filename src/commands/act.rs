@@ -38,8 +38,8 @@ pub fn act(
         print(&ActReport::planned(subject, &plan, &session.config, &before), &session.form)?;
         return Ok(Answer::Yes);
     }
-    let title = subject.title();
-    session.recorded(command, &title, |mut session| {
+    let name = subject.name();
+    session.recorded(command, &name, |mut session| {
         let guard = session.hold_lock(&subject, waiting, Duration::ZERO)?;
         let (plan, outcome) = carry_out(&session, reader, asks, plan)?;
         guard.release(&session.progress)?;

@@ -15,6 +15,7 @@ mod run;
 mod start;
 mod status;
 mod stop;
+mod watch;
 
 use crate::canary::guardian;
 use crate::cli::{Cli, Command, Global, Waiting};

@@ -1,16 +1,18 @@
 //! `gpuctl status`.
 
-use super::Session;
+use super::{Session, watch};
+use crate::canary::ledger::Ledger;
 use crate::cli::Status;
-use crate::error::{Failure, Result as LockResult};
+use crate::config::Config;
+use crate::error::{Failure, Result as Checked};
 use crate::exit::{Answer, Code};
 use crate::lock::{self, Held};
 use crate::model::State;
 use crate::observe::observe;
-use crate::report::{StatusReport, print};
+use crate::report::{Form, StatusReport, print, print_text, prometheus};
 use crate::world::nvml::Reader;
 use crate::world::wait::{Aside, Stop, wait};
-use anyhow::Result;
+use anyhow::{Result, bail};
 use std::time::{Duration, Instant};
 
 /// Beyond the limits that looking at the lock has itself.
@@ -21,24 +23,47 @@ pub fn run(arguments: &Status, session: Session) -> Result<Answer> {
     for name in &arguments.check {
         config.service(name)?;
     }
-    let mut reader = Reader::open(&config.gpu);
-    // Beside everything else: a server that hangs costs no more than a health check that does.
-    let backend = lock::open(config);
-    let looking = Aside::begin(move || backend?.look())?;
-    let mut snapshot = observe(config, &mut reader, &session.stop, |_| true)?;
-    let held = found(&looking, &session.stop);
-    if let Ok(Some(held)) = &held {
-        snapshot.mark_busy(|service| held.is_for(service));
+    if arguments.prometheus && matches!(session.form, Form::Json) {
+        let message = "--prometheus and --json are two forms of one answer";
+        bail!(Failure::new(Code::Usage, message).hint("give one of them"));
     }
-    print(&StatusReport::new(config, &snapshot, &held), &session.form)?;
+    if let Some(every) = arguments.watch {
+        return watch::run(every, session);
+    }
+    let report = look(config, &mut Reader::open(&config.gpu), &session.stop)?;
+    match &session.form {
+        _ if arguments.prometheus => print_text(&prometheus::text(&report, is_owed(config)))?,
+        // The exit code is what was asked for.
+        Form::Text(_) if session.quiet && !arguments.check.is_empty() => {}
+        form => print(&report, form)?,
+    }
     let is_ready =
-        |name: &String| matches!(snapshot.service(name).state, State::Ready | State::Busy);
+        |name: &String| matches!(report.services[name].state, State::Ready | State::Busy);
     Ok(Answer::from(arguments.check.iter().all(is_ready)))
 }
 
+/// All that there is to see, the lock beside everything else: a server that hangs costs no more
+/// than a health check that does.
+pub fn look(config: &Config, reader: &mut Reader, stop: &Stop) -> Checked<StatusReport> {
+    let backend = lock::open(config);
+    let looking = Aside::begin(move || backend?.look())?;
+    let mut snapshot = observe(config, reader, stop, |_| true)?;
+    let held = found(&looking, stop);
+    if let Ok(Some(held)) = &held {
+        snapshot.mark_busy(|service| held.is_for(service));
+    }
+    Ok(StatusReport::new(config, &snapshot, &held))
+}
+
 /// Who holds the lock; one that is proved to be over is held by nobody.
-fn found(looking: &Aside<LockResult<Option<Held>>>, stop: &Stop) -> LockResult<Option<Held>> {
+fn found(looking: &Aside<Checked<Option<Held>>>, stop: &Stop) -> Checked<Option<Held>> {
     wait(&[looking.ended().fd()], stop, Instant::now() + LOCK_LIMIT);
     let silent = || Err(Failure::new(Code::Unavailable, "the lock does not answer"));
     Ok(looking.take().unwrap_or_else(silent)?.filter(|held| !held.is_over()))
+}
+
+/// Whether production has to be brought back after a trial; `None` where that cannot be told.
+fn is_owed(config: &Config) -> Option<bool> {
+    let journal = Ledger::open(config.canary().ok()?).and_then(|ledger| ledger.journal()).ok()?;
+    Some(journal.is_some_and(|journal| journal.is_orphaned()))
 }

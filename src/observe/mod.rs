@@ -5,14 +5,16 @@ mod state;
 
 pub use look::{Look, look};
 
-use crate::config::Config;
+use crate::config::{Config, mask};
 use crate::error::Result;
 use crate::model::{
-    Healthy, Mb, Observed, Pid, Presence, Running, Service, Snapshot, Source, Trouble, Vram,
+    GpuProcess, Healthy, Mb, Observed, Pid, Presence, Running, Service, Snapshot, Source, State,
+    Trouble, Vram,
 };
 use crate::world::health::{self, TRY_LIMIT};
 use crate::world::nvml::Reader;
 use crate::world::ports::local_port;
+use crate::world::processes;
 use crate::world::wait::{Aside, Stop, wait};
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -39,6 +41,7 @@ pub fn observe(
     });
     for process in vram.processes.iter_mut().flatten() {
         process.service = look.service_of(process.pid).map(str::to_owned);
+        process.command = command_of(process);
     }
     let services: Vec<Observed> = services
         .iter()
@@ -61,6 +64,7 @@ pub fn observe(
             Observed {
                 used: used(&vram, service, &presence),
                 name: service.name.clone(),
+                health: attempt.as_ref().filter(|_| state == State::Ready).and_then(Aside::took),
                 presence,
                 state,
                 detail,
@@ -79,6 +83,13 @@ pub fn observe(
 /// The processes that hold GPU memory.
 pub fn gpu_pids(vram: &Vram) -> HashSet<Pid> {
     vram.processes.iter().flatten().map(|process| process.pid).collect()
+}
+
+/// The command line of a process that NVML names by the first word of it. In a PID namespace of
+/// our own its number may be another's here.
+fn command_of(process: &GpuProcess) -> Option<String> {
+    let words = processes::arguments(process.pid);
+    (words.first() == Some(&process.name)).then(|| mask(&words.join(" ")))
 }
 
 /// What a service's processes hold; `None` where that cannot be told.

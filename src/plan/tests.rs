@@ -46,12 +46,18 @@ fn world(config: &str) -> World {
         presence: Presence::Down(None),
         state: State::Stopped,
         detail: None,
+        health: None,
         answered_by: None,
         used: Some(Mb(0)),
         unproven: Unproven::default(),
     });
-    let desktop =
-        GpuProcess { pid: 7, name: "Xorg".to_owned(), memory: Some(Mb(800)), service: None };
+    let desktop = GpuProcess {
+        pid: 7,
+        name: "Xorg".to_owned(),
+        command: None,
+        memory: Some(Mb(800)),
+        service: None,
+    };
     let vram = Vram {
         source: Source::Nvml,
         total: Some(Mb(24576)),

@@ -1,10 +1,14 @@
 //! `doctor`: all checks, area by area, what to do below each that wants it, and the sum.
 
+use super::Report;
+use super::layout::{flow, words};
 use super::screen::{BAD, FAINT, GOOD, STRONG, Screen, WARNING};
-use super::{Report, on_one_line};
 use crate::doctor::{Check, Verdict};
 use serde::Serialize;
 use std::fmt::Write;
+
+/// Columns beside the ids that are worth having; else what follows goes below them.
+const LEAST: usize = 20;
 
 #[derive(Serialize)]
 pub struct DoctorReport {
@@ -58,21 +62,24 @@ impl Report for DoctorReport {
                 let gap = if text.is_empty() { "" } else { "\n" };
                 let _ = writeln!(text, "{gap}{}", screen.paint(STRONG, area));
             }
-            let (sign, word, style) = match check.verdict {
-                Verdict::Pass => ('✓', "ok", GOOD),
-                Verdict::Warn => ('!', "warn", WARNING),
-                Verdict::Fail => ('✗', "fail", BAD),
-                Verdict::Skip => ('–', "skip", FAINT),
+            let (signs, word, style) = match check.verdict {
+                Verdict::Pass => (['✓', '+'], "ok", GOOD),
+                Verdict::Warn => (['!', '!'], "warn", WARNING),
+                Verdict::Fail => (['✗', 'x'], "fail", BAD),
+                Verdict::Skip => (['–', '-'], "skip", FAINT),
             };
+            let sign = signs[usize::from(!screen.has_unicode)];
             let verdict = screen.paint(style, format!("{sign} {word:4}"));
-            let indent = 2 + 6 + 2 + names + 2;
+            let begin = 2 + 6 + 2 + names + 2;
+            let below = if screen.limit() < begin + LEAST { 4 } else { begin };
             let subject = check.subject.as_ref().map(|s| format!("{s}: ")).unwrap_or_default();
-            let message = on_one_line(&format!("{subject}{}", check.message));
-            let message = wrapped(&message, screen.width, indent);
-            let _ = writeln!(text, "  {verdict}  {:names$}  {message}", check.id.name());
+            let message = format!("{subject}{}", check.message);
+            let message = flow(words(&message), 1, [begin, below], screen);
+            let _ =
+                write!(text, "  {verdict}  {:names$}  {}", check.id.name(), message.trim_start());
             if let Some(fix) = &check.fix {
-                let fix = wrapped(&on_one_line(&format!("fix: {fix}")), screen.width, indent + 5);
-                let _ = writeln!(text, "{:indent$}{fix}", "");
+                let fix = format!("fix: {fix}");
+                text.push_str(&flow(words(&fix), 1, [below, below + 5], screen));
             }
         }
         if !self.quiet {
@@ -80,45 +87,5 @@ impl Report for DoctorReport {
             let _ = writeln!(text, "\n{}", screen.paint(style, self.sum()));
         }
         text
-    }
-}
-
-/// Breaks a line that begins at column `indent` between words, so that it ends before `width`; on a
-/// screen too narrow for that, not at all.
-fn wrapped(line: &str, width: usize, indent: usize) -> String {
-    let room = width.saturating_sub(indent);
-    if room < 20 {
-        return line.to_owned();
-    }
-    let mut text = String::new();
-    let mut column = 0;
-    for word in line.split(' ') {
-        let length = word.chars().count();
-        if column > 0 && column + 1 + length > room {
-            let _ = write!(text, "\n{:indent$}", "");
-            column = 0;
-        } else if column > 0 {
-            text.push(' ');
-            column += 1;
-        }
-        text.push_str(word);
-        column += length;
-    }
-    text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::wrapped;
-
-    #[test]
-    fn a_long_line_is_broken_between_words_and_a_long_word_is_kept() {
-        let line = "one two three four five six seven eight";
-        assert_eq!(wrapped(line, 30, 4), "one two three four five\n    six seven eight");
-        assert_eq!(wrapped(line, 20, 4), line, "too narrow to break it");
-        assert_eq!(
-            wrapped("a http://127.0.0.1:8188/system_stats b", 30, 4),
-            "a\n    http://127.0.0.1:8188/system_stats\n    b"
-        );
     }
 }

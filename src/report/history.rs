@@ -1,5 +1,6 @@
 //! `history`: earlier calls as a time line.
 
+use super::layout::{Text, flow, listed};
 use super::screen::{BAD, FAINT, GOOD, STRONG, Screen, WARNING};
 use super::{Report, on_one_line, span};
 use crate::history::{Run, State, Step};
@@ -31,11 +32,12 @@ impl Report for HistoryReport {
                 day = Some(began.date());
             }
             let time = began.strftime("%H:%M:%S");
-            let what = on_one_line(&format!("{} {}", run.command, run.subject));
+            let what = format!("{} {}", run.command, run.subject);
+            let what = on_one_line(what.trim_end());
             let _ = writeln!(text, "{time}  {what}  {}", ending(run, screen));
-            let steps: Vec<String> = run.steps.iter().map(step).collect();
-            for line in wrapped(&steps, screen.width.saturating_sub(INDENT)) {
-                let _ = writeln!(text, "{:INDENT$}{}", "", screen.paint(FAINT, line));
+            let steps: Vec<Text> = run.steps.iter().map(|s| Text::styled(FAINT, step(s))).collect();
+            if !steps.is_empty() {
+                text.push_str(&flow(listed(steps), 1, [INDENT, INDENT], screen));
             }
         }
         if self.runs.is_empty() {
@@ -77,20 +79,5 @@ fn step(step: &Step) -> String {
     let memory = step.memory_mb.map(|memory| format!(" ({memory})")).unwrap_or_default();
     let took = span(Duration::from_millis(step.elapsed_ms));
     let note = step.note.as_ref().map(|note| format!(" ({note})")).unwrap_or_default();
-    on_one_line(&format!("{past}{service}{memory} {took}{note}"))
-}
-
-/// As many of the steps on a line as fit.
-fn wrapped(steps: &[String], width: usize) -> Vec<String> {
-    let mut lines: Vec<String> = Vec::new();
-    for step in steps {
-        match lines.last_mut() {
-            Some(line) if line.chars().count() + step.chars().count() + 2 <= width => {
-                line.push_str(", ");
-                line.push_str(step);
-            }
-            _ => lines.push(step.clone()),
-        }
-    }
-    lines
+    format!("{past}{service}{memory} {took}{note}")
 }

@@ -1,9 +1,7 @@
 //! The reports as text for people.
 
 use super::screen::Screen;
-use super::{
-    ActReport, CanFitReport, CheckReport, PathReport, Report, StatusReport, Subject, span,
-};
+use super::{ActReport, CanFitReport, CheckReport, PathReport, Report, Subject, span};
 use crate::model::{Mb, Source};
 use std::fmt::Write;
 use std::time::Duration;
@@ -11,83 +9,6 @@ use std::time::Duration;
 /// Text is collected in a `String`, to which writing cannot fail.
 macro_rules! line {
     ($text:expr, $($form:tt)*) => { let _ = writeln!($text, $($form)*); };
-}
-
-fn size(size: Option<Mb>) -> String {
-    size.map_or_else(|| "?".to_owned(), |size| size.0.to_string())
-}
-
-impl Report for StatusReport {
-    fn text(&self, _: &Screen) -> String {
-        let mut text = String::new();
-        let vram = &self.vram;
-        let mut card = match (&self.gpu.index, &self.gpu.name) {
-            (Some(index), name) => {
-                format!("GPU {index} {}", name.as_deref().unwrap_or("(name unknown)"))
-            }
-            (None, _) => "GPU (not read)".to_owned(),
-        };
-        if let Some(celsius) = vram.temperature_c {
-            let _ = write!(card, ", {celsius} °C");
-        }
-        if let Some(percent) = vram.utilization_percent {
-            let _ = write!(card, ", {percent} % busy");
-        }
-        line!(text, "{card}");
-        let estimate = if vram.source == Source::Estimate { " (estimate)" } else { "" };
-        line!(
-            text,
-            "VRAM {} of {} MB used, {} free, {} available beside a reserve of {}, {} committed{estimate}",
-            size(vram.used_mb),
-            size(vram.total_mb),
-            size(vram.free_mb),
-            size(vram.available_mb),
-            vram.reserve_mb.0,
-            vram.committed_mb.0,
-        );
-        if let Some(error) = &vram.error {
-            line!(text, "warning: {error}");
-        }
-        line!(text, "GPU lock {}", self.lock.describe());
-        if !self.services.is_empty() {
-            line!(text, "");
-            let width = self.services.keys().map(String::len).max().unwrap_or(0).max(7);
-            line!(
-                text,
-                "{:width$}  {:8}  {:>8}  {:>8}  {:>4}  PHASES",
-                "SERVICE",
-                "STATE",
-                "USED MB",
-                "DECLARED",
-                "PRIO"
-            );
-            for (name, service) in &self.services {
-                let phases: Vec<String> = service.phases.iter().map(u32::to_string).collect();
-                let phases = if phases.is_empty() { "-".to_owned() } else { phases.join(",") };
-                let state = service.state.to_string();
-                let used = size(service.used_mb);
-                line!(
-                    text,
-                    "{name:width$}  {state:8}  {used:>8}  {:>8}  {:>4}  {phases}",
-                    service.vram_mb.0,
-                    service.priority
-                );
-                if let Some(detail) = &service.detail {
-                    line!(text, "{:width$}    {detail}", "");
-                }
-            }
-        }
-        if let Some(processes) = vram.processes.as_ref().filter(|processes| !processes.is_empty()) {
-            line!(text, "");
-            line!(text, "{:>8}  {:>8}  {:12}  PROCESS", "PID", "USED MB", "SERVICE");
-            for process in processes {
-                let service = process.service.as_deref().unwrap_or("-");
-                let used = size(process.memory_mb);
-                line!(text, "{:>8}  {used:>8}  {service:12}  {}", process.pid, process.name);
-            }
-        }
-        text
-    }
 }
 
 impl Report for CanFitReport {
@@ -150,13 +71,22 @@ impl ActReport {
 }
 
 impl Subject {
-    pub fn title(&self) -> String {
+    /// As it follows the command's name: "4 (video)"; nothing for all services.
+    pub fn name(&self) -> String {
         match self {
-            Subject::Phase { phase, name: Some(name) } => format!("phase {phase} ({name})"),
-            Subject::Phase { phase, name: None } => format!("phase {phase}"),
+            Subject::Phase { phase, name: Some(name) } => format!("{phase} ({name})"),
+            Subject::Phase { phase, name: None } => phase.to_string(),
             Subject::Service { service } => service.clone(),
             Subject::Services { services } => services.join(", "),
+            Subject::All {} => String::new(),
+        }
+    }
+
+    pub fn title(&self) -> String {
+        match self {
+            Subject::Phase { .. } => format!("phase {}", self.name()),
             Subject::All {} => "all services".to_owned(),
+            Subject::Service { .. } | Subject::Services { .. } => self.name(),
         }
     }
 }

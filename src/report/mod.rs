@@ -2,19 +2,26 @@
 //! Nothing else prints.
 
 mod act;
+mod bar;
 mod canary;
 mod doctor;
 mod history;
 mod human;
+mod layout;
+mod live;
 mod lock;
 pub mod progress;
+pub mod prometheus;
 pub mod screen;
 mod status;
+mod status_text;
+mod table;
 
 pub use act::{ActReport, Subject};
 pub use canary::{CanaryRunReport, CanaryStatusReport, DoneReport, VerdictReport};
 pub use doctor::DoctorReport;
 pub use history::HistoryReport;
+pub use live::Display;
 pub use lock::{AcquiredReport, LockReport, LockStatusReport, ReleasedReport};
 pub use status::StatusReport;
 
@@ -75,16 +82,29 @@ pub fn print_json(document: &Value) -> Result<()> {
 
 /// Prints text that is asked for as such (a template, a schema).
 pub fn print_text(text: &str) -> Result<()> {
+    print_part(text).map(drop)
+}
+
+/// Prints one of several parts; whether the reader is still there for the next one.
+pub fn print_part(text: &str) -> Result<bool> {
     match write(text) {
-        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(unprinted(&e).into()),
-        _ => Ok(()),
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
+        Err(e) => Err(unprinted(&e).into()),
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "the one place that prints results")]
+/// In one go, as far as the reader takes it: what a terminal is drawn with must not come in parts.
 fn write(text: &str) -> std::io::Result<()> {
-    let mut stdout = std::io::stdout().lock();
-    stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush())
+    let mut rest = text.as_bytes();
+    while !rest.is_empty() {
+        match rustix::io::write(rustix::stdio::stdout(), rest) {
+            Ok(written) => rest = &rest[written..],
+            Err(rustix::io::Errno::INTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(())
 }
 
 fn unprinted(error: &std::io::Error) -> Failure {
@@ -132,8 +152,14 @@ pub fn span(span: Duration) -> String {
 
 /// Names come from the command line and the configuration, and may hold line breaks and escape
 /// sequences of a terminal.
+/// Names come from the command line, the configuration and other programs, and may hold line
+/// breaks and escape sequences of a terminal, and what has a line read in another order.
 fn on_one_line(text: &str) -> String {
-    let shown = |c: char| if c.is_control() { c.escape_default().collect() } else { c.to_string() };
+    let obeyed = |c: char| {
+        let is_invisible = matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}');
+        c.is_control() || is_invisible
+    };
+    let shown = |c: char| if obeyed(c) { c.escape_default().collect() } else { c.to_string() };
     text.chars().map(shown).collect()
 }
 

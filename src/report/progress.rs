@@ -114,7 +114,7 @@ impl Progress {
     /// Nothing where `quiet`; plain lines on `screen` where it is no terminal, or where the log
     /// of what is done is written to it too (`logs`).
     pub fn new(quiet: bool, screen: Screen, logs: bool) -> Progress {
-        let face = match (quiet, screen.is_terminal && !logs) {
+        let face = match (quiet, screen.has_cursor && !logs) {
             (true, _) => Face::Silent,
             (false, true) => {
                 Face::Live(MultiProgress::with_draw_target(ProgressDrawTarget::stderr()), screen)
@@ -231,7 +231,12 @@ impl Step<'_> {
         let words = format!("{} {}", self.action.did(), on_one_line(&self.what));
         let memory = self.memory.map(|memory| format!(", {memory}"));
         let remark = note.as_ref().map(|note| format!("; {}", on_one_line(note)));
-        self.leave(GOOD, "✓", &words, &[memory, remark].map(Option::unwrap_or_default).concat());
+        self.leave(
+            GOOD,
+            ["✓", "+"],
+            &words,
+            &[memory, remark].map(Option::unwrap_or_default).concat(),
+        );
         if let (Face::Lines, Some(note)) = (&self.progress.face, &note) {
             self.progress.line(&format!("{}: {note}", self.what));
         }
@@ -247,13 +252,14 @@ impl Step<'_> {
         done
     }
 
-    /// The line that remains of it on a terminal.
-    fn leave(&mut self, style: Style, sign: &str, words: &str, rest: &str) {
+    /// The line that remains of it on a terminal; the second sign is for one without Unicode.
+    fn leave(&mut self, style: Style, signs: [&str; 2], words: &str, rest: &str) {
         self.is_over = true;
         let Some(bar) = &self.bar else { return };
         bar.finish_and_clear();
         if let Face::Live(_, screen) = &self.progress.face {
             let took = format!("{:>8}{rest}", span(self.begun.elapsed()));
+            let sign = signs[usize::from(!screen.has_unicode)];
             let (sign, took) = (screen.paint(style, sign), screen.paint(FAINT, took));
             self.progress.print(&format!("{sign} {words:WORDS$} {took}"));
         }
@@ -263,7 +269,7 @@ impl Step<'_> {
 impl Drop for Step<'_> {
     fn drop(&mut self) {
         if !self.is_over {
-            self.leave(BAD, "✗", &self.words(), "");
+            self.leave(BAD, ["✗", "x"], &self.words(), "");
         }
     }
 }
@@ -302,8 +308,9 @@ fn style(screen: Screen, limit: Duration) -> ProgressStyle {
             None => state.elapsed().as_secs_f64() / limit.as_secs_f64().max(0.001),
         };
         let filled = (share.clamp(0.0, 1.0) * GAUGE as f64).round() as usize;
-        let rest = screen.paint(FAINT, "─".repeat(GAUGE - filled));
-        let _ = write!(line, "{}{rest}", screen.paint(GOOD, "━".repeat(filled)));
+        let [full, empty] = if screen.has_unicode { ["━", "─"] } else { ["=", "-"] };
+        let rest = screen.paint(FAINT, empty.repeat(GAUGE - filled));
+        let _ = write!(line, "{}{rest}", screen.paint(GOOD, full.repeat(filled)));
     };
     let clock = move |state: &ProgressState, line: &mut dyn std::fmt::Write| {
         let time = format!("{:>8} of {}", span(state.elapsed()), span(limit));
@@ -315,5 +322,6 @@ fn style(screen: Screen, limit: Duration) -> ProgressStyle {
         false => "{spinner} {msg} {clock}",
     };
     let style = ProgressStyle::with_template(template).expect("a template of known keys");
-    style.with_key("gauge", gauge).with_key("clock", clock)
+    let style = style.with_key("gauge", gauge).with_key("clock", clock);
+    if screen.has_unicode { style } else { style.tick_chars("|/-\\ ") }
 }

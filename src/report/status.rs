@@ -47,6 +47,9 @@ pub struct ProcessReport {
     pub name: String,
     pub memory_mb: Option<Mb>,
     pub service: Option<String>,
+    /// For people only: it may hold what is nobody else's business.
+    #[serde(skip)]
+    pub command: Option<String>,
 }
 
 impl From<&GpuProcess> for ProcessReport {
@@ -56,6 +59,7 @@ impl From<&GpuProcess> for ProcessReport {
             name: process.name.clone(),
             memory_mb: process.memory,
             service: process.service.clone(),
+            command: process.command.clone(),
         }
     }
 }
@@ -69,9 +73,15 @@ pub struct ServiceReport {
     pub priority: i64,
     pub phases: Vec<u32>,
     pub pids: Vec<Pid>,
+    /// What its health check took; `None` unless that found it ready.
+    pub health_ms: Option<f64>,
+    pub uptime_s: Option<u64>,
     pub detail: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// Its part of an estimate.
+    #[serde(skip)]
+    pub estimated_mb: Mb,
 }
 
 /// What is left of the free memory beside the reserve.
@@ -93,10 +103,13 @@ impl StatusReport {
                 priority: service.priority,
                 phases: service.phases.iter().copied().collect(),
                 pids: observed.pids().to_vec(),
+                health_ms: observed.health.map(|took| took.as_micros() as f64 / 1000.0),
+                uptime_s: observed.uptime().map(|age| age.as_secs()),
                 detail: observed.detail.clone(),
                 error: (observed.state == State::Unknown)
                     .then(|| observed.detail.clone())
                     .flatten(),
+                estimated_mb: if observed.may_run() { service.vram } else { Mb(0) },
             };
             (service.name.clone(), report)
         });

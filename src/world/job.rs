@@ -295,7 +295,7 @@ impl Terminal {
 }
 
 /// Stops all of our group as Ctrl-Z does, where somebody can continue us.
-fn stop_own_group() {
+pub fn stop_own_group() {
     // SAFETY: all three are plain system calls, on values that the first one fills in.
     #[expect(unsafe_code, reason = "no crate of ours sets and restores a signal's action")]
     unsafe {

@@ -14,5 +14,6 @@ pub mod nvml;
 pub mod ports;
 pub mod processes;
 pub mod systemd;
+pub mod terminal;
 pub mod unload;
 pub mod wait;

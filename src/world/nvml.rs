@@ -87,6 +87,7 @@ impl Reader {
             Fault::new(Part::Driver, what, "see `dmesg`")
         };
         // A late answer would be taken for that to the next question.
+        self.silent = self.silent && self.answers.try_recv().is_err();
         if self.silent || self.ask.send(()).is_err() {
             return Err(silence());
         }
@@ -104,16 +105,22 @@ impl Reader {
 }
 
 fn serve(gpu: &Gpu, asked: &Receiver<()>, answer: &Sender<Reading>) {
-    let mut builder = Nvml::builder();
-    if let Some(library) = &gpu.library {
-        builder.lib_path(library.as_os_str());
-    }
-    let nvml = builder.init();
+    let connect = || {
+        let mut builder = Nvml::builder();
+        if let Some(library) = &gpu.library {
+            builder.lib_path(library.as_os_str());
+        }
+        builder.init()
+    };
+    let mut connection = Some(connect());
     while asked.recv().is_ok() {
+        let nvml = connection.take().unwrap_or_else(connect);
         let reading = match &nvml {
             Ok(nvml) => read(nvml, &gpu.selector),
             Err(e) => Err(explain(e)),
         };
+        // The driver may be loaded, or well again, when it is asked the next time.
+        connection = reading.is_ok().then_some(nvml);
         if answer.send(reading).is_err() {
             return;
         }
@@ -220,6 +227,7 @@ fn processes(nvml: &Nvml, device: &nvml_wrapper::Device) -> Result<Vec<GpuProces
         .map(|(pid, memory)| GpuProcess {
             pid,
             name: process_name(nvml, pid),
+            command: None,
             memory,
             service: None,
         })

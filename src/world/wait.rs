@@ -207,14 +207,18 @@ pub fn wait(watched: &[BorrowedFd], stop: &Stop, deadline: Instant) -> Woken {
 pub struct Aside<T> {
     ended: Arc<Event>,
     result: Arc<Mutex<Option<T>>>,
+    took: Arc<OnceLock<Duration>>,
 }
 
 impl<T: Send + 'static> Aside<T> {
     pub fn begin(work: impl FnOnce() -> T + Send + 'static) -> Result<Aside<T>> {
-        let aside = Aside { ended: Event::new()?, result: Arc::default() };
+        let aside = Aside { ended: Event::new()?, result: Arc::default(), took: Arc::default() };
         let (ended, sink) = (aside.ended.clone(), aside.result.clone());
+        let took = aside.took.clone();
         std::thread::spawn(move || {
+            let begun = Instant::now();
             let result = work();
+            took.get_or_init(|| begun.elapsed());
             *sink.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
             ended.set();
         });
@@ -224,6 +228,11 @@ impl<T: Send + 'static> Aside<T> {
     /// Happens when the work has ended.
     pub fn ended(&self) -> &Event {
         &self.ended
+    }
+
+    /// How long it took; `None` while it is under way.
+    pub fn took(&self) -> Option<Duration> {
+        self.took.get().copied()
     }
 
     /// What came of it; `None` while it is under way, and once it has been taken.

@@ -55,14 +55,14 @@ fn each_acting_command_leaves_its_steps_its_result_and_its_duration() {
         })
         .collect();
     let expected = [
-        ("prepare-phase phase 2", 0, "start vidi"),
+        ("prepare-phase 2", 0, "start vidi"),
         ("start comfyui", 0, "stop vidi, reclaim, start comfyui"),
         ("start vidi", 3, ""),
         ("run comfyui: sh", 7, "run"),
         ("stop comfyui", 0, "kill comfyui, reclaim"),
-        ("prepare-phase phase 4 (video)", 0, "start comfyui"),
-        ("release-all all services", 0, "stop comfyui, reclaim"),
-        ("release-all all services", 0, ""),
+        ("prepare-phase 4 (video)", 0, "start comfyui"),
+        ("release-all ", 0, "stop comfyui, reclaim"),
+        ("release-all ", 0, ""),
     ];
     assert_eq!(
         found,

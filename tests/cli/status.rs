@@ -53,13 +53,18 @@ fn the_document_has_the_fields_of_the_contract() {
             "temperature_c": 51, "utilization_percent": 7, "error": null,
         })
     );
+    let mut services = status["services"].clone();
+    let health = services["vidi"]["health_ms"].take();
+    assert!(health.as_f64().is_some_and(|took| took > 0.0 && took < 10000.0), "{health}");
+    let uptime = services["vidi"]["uptime_s"].take();
+    assert!(uptime.is_u64(), "{uptime}");
     assert_eq!(
-        status["services"],
+        services,
         json!({
             "vidi": {"state": "ready", "type": "native", "vram_mb": 4000, "used_mb": 600,
-                "priority": 40, "phases": [2, 7], "pids": [pid], "detail": null},
+                "priority": 40, "phases": [2, 7], "pids": [pid], "health_ms": null, "uptime_s": null, "detail": null},
             "idle": {"state": "stopped", "type": "native", "vram_mb": 500, "used_mb": 0,
-                "priority": 0, "phases": [], "pids": [], "detail": null},
+                "priority": 0, "phases": [], "pids": [], "health_ms": null, "uptime_s": null, "detail": null},
         })
     );
     let lock = &status["lock"];
@@ -160,6 +165,9 @@ fn a_check_answers_by_the_exit_code() {
     until("vidi is healthy", || vidi.is_healthy());
     rig.gpuctl("status --check vidi").run().succeeds().stdout_has("ready");
     rig.gpuctl("status --check idle").run().exits(1).stdout_has("stopped");
+    rig.gpuctl("status --check vidi --quiet").run().succeeds().stdout("");
+    rig.gpuctl("status --check idle --quiet").run().exits(1).stdout("");
+    rig.gpuctl("status --quiet").run().succeeds().stdout_has("VRAM");
     rig.gpuctl("status --check vidi --check idle").run().exits(1).stdout_has("stopped");
     let told = rig.gpuctl("status --check idle --json").run().exits(1).json();
     assert_eq!(told["services"]["idle"]["state"], "stopped", "the status is told all the same");
@@ -181,12 +189,14 @@ fn the_text_has_what_matters() {
     let squeezed = text.split_whitespace().collect::<Vec<_>>().join(" ");
     for part in [
         "GPU 0 NVIDIA GeForce RTX 4090, 45 °C, 10 % busy",
-        "VRAM 4000 of 24576 MB used, 20576 free, 19552 available beside a reserve of 1024, 7000 committed",
-        "SERVICE STATE USED MB DECLARED PRIO PHASES",
-        "vidi ready 4000 4000 40 2,7",
-        "voice unknown ? 3000 0 -",
+        "VRAM 4000 of 24576 MB used, 20576 free, 19552 available, 7000 committed",
+        "█ vidi 4000 · available 19552 ╱ reserve 1024",
+        "GPU lock free",
+        "SERVICE STATE USED MB DECLARED PRIO PHASES HEALTH UPTIME",
+        "vidi ● ready 4000 4000 40 2,7",
+        "voice ? unknown ? 3000 0 - - - Docker cannot be reached",
         "PID USED MB SERVICE PROCESS",
-        &format!("{} 4000 vidi ", server.pid()),
+        &format!("{} 4000 vidi simserver --name vidi", server.pid()),
     ] {
         assert!(squeezed.contains(part), "{part:?} is not in {text}");
     }

@@ -5,6 +5,7 @@ mod bystander;
 mod canary;
 mod card;
 mod carrier;
+mod display;
 mod docker;
 mod gpuctl;
 mod locks;
@@ -24,6 +25,7 @@ mod wait;
 
 pub use bystander::Bystander;
 pub use canary::Trial;
+pub use display::{Display, lines as on_terminal};
 pub use gpuctl::{Invocation, Running, TIME_LIMIT};
 pub use locks::on_both;
 pub use outcome::Outcome;

@@ -1,0 +1,83 @@
+//! A bar of the card's memory. Each part has a pattern as well as a colour, so that it can be told
+//! from its neighbours without.
+
+use super::layout::Text;
+use super::screen::Screen;
+use crate::model::Mb;
+use anstyle::{AnsiColor, Style};
+
+/// What a part is drawn with.
+#[derive(Clone, Copy)]
+pub struct Fill {
+    style: Style,
+    unicode: &'static str,
+    ascii: &'static str,
+}
+
+const SERVICES: [(&str, &str); 5] = [("█", "#"), ("▓", "="), ("▒", "+"), ("▄", "%"), ("▚", "@")];
+/// Neither red nor yellow, which would warn of something. One more or less than the patterns, so
+/// that twenty services are told apart.
+const COLOURS: [AnsiColor; 4] =
+    [AnsiColor::Green, AnsiColor::Magenta, AnsiColor::Cyan, AnsiColor::Blue];
+pub const OTHERS: Fill = Fill { style: Style::new(), unicode: "░", ascii: "o" };
+pub const DRIVER: Fill = Fill { style: Style::new(), unicode: "┼", ascii: "d" };
+pub const AVAILABLE: Fill = Fill { style: Style::new().dimmed(), unicode: "·", ascii: "." };
+pub const RESERVE: Fill =
+    Fill { style: AnsiColor::Yellow.on_default(), unicode: "╱", ascii: "/" };
+
+impl Fill {
+    /// Of the service at this place of the configuration, whoever else runs.
+    pub fn of_service(index: usize) -> Fill {
+        let (unicode, ascii) = SERVICES[index % SERVICES.len()];
+        let style = COLOURS[index % COLOURS.len()].on_default();
+        Fill { style, unicode, ascii }
+    }
+
+    fn cells(&self, count: usize, screen: &Screen) -> Text {
+        let sign = if screen.has_unicode { self.unicode } else { self.ascii };
+        Text::styled(self.style, sign.repeat(count))
+    }
+}
+
+/// Who holds how much.
+pub struct Part {
+    pub name: String,
+    pub size: Mb,
+    pub fill: Fill,
+}
+
+impl Part {
+    /// "█ comfyui 20000"
+    pub fn legend(&self, screen: &Screen) -> Text {
+        self.fill.cells(1, screen).then(format!(" {} {}", self.name, self.size.0))
+    }
+}
+
+/// The parts drawn over the width of the screen.
+pub fn bar(parts: &[Part], screen: &Screen) -> String {
+    let sizes: Vec<u64> = parts.iter().map(|part| part.size.0).collect();
+    let cells = share(&sizes, screen.width);
+    let drawn = parts.iter().zip(cells);
+    drawn.map(|(part, count)| part.fill.cells(count, screen).on(screen)).collect::<String>() + "\n"
+}
+
+/// Cells in proportion, all of them used; whatever there is has one, at the cost of the largest.
+fn share(sizes: &[u64], cells: usize) -> Vec<usize> {
+    let total = u128::from(sizes.iter().sum::<u64>().max(1));
+    let (mut sum, mut drawn) = (0, 0);
+    let shared = sizes.iter().map(|size| {
+        sum += u128::from(*size);
+        let end = ((sum * cells as u128 + total / 2) / total) as usize;
+        end - std::mem::replace(&mut drawn, end)
+    });
+    let mut shares: Vec<usize> = shared.collect();
+    for index in 0..sizes.len() {
+        let largest = shares.iter().copied().max().unwrap_or(0);
+        if sizes[index] > 0 && shares[index] == 0 && largest > 1 {
+            let donor = shares.iter().position(|share| *share == largest).unwrap_or(index);
+            shares[donor] -= 1;
+            shares[index] = 1;
+        }
+    }
+    shares
+}

@@ -1,0 +1,136 @@
+//! One status after another. On a terminal each is drawn in the place of the last one: on its
+//! second page, so that what was there comes back, in one write, and nothing is cleared that is not
+//! drawn at once. Elsewhere they follow one another.
+
+use super::layout::{HANGING, Text, flow, listed};
+use super::screen::{FAINT, Screen, WARNING};
+use super::{Form, Report, StatusReport, print_part};
+use anyhow::Result;
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use serde::Serialize;
+use std::time::{Duration, Instant};
+
+/// The second page, without a cursor, and lines that are too long cut instead of wrapped.
+const ENTER: &str = "\x1b[?1049h\x1b[?25l\x1b[?7l\x1b[H\x1b[2J";
+const LEAVE: &str = "\x1b[?7h\x1b[?25h\x1b[?1049l";
+/// Between these the terminal shows nothing, if it knows how to.
+const BEGIN: &str = "\x1b[?2026h\x1b[H";
+const END: &str = "\x1b[J\x1b[?2026l";
+const CLEAR_REST: &str = "\x1b[K";
+
+/// How much later than due the next look may be before the age of the last one is told.
+const GRACE: Duration = Duration::from_secs(1);
+
+pub struct Display {
+    form: Form,
+    every: Duration,
+    page: Option<Page>,
+    last: Option<Seen>,
+}
+
+struct Seen {
+    report: StatusReport,
+    at: Timestamp,
+    since: Instant,
+}
+
+/// A line of JSON.
+#[derive(Serialize)]
+struct Sample<'a> {
+    time: String,
+    #[serde(flatten)]
+    report: &'a StatusReport,
+}
+
+impl Display {
+    pub fn open(form: Form, every: Duration) -> Result<Display> {
+        let page = match &form {
+            Form::Text(screen) if screen.has_cursor => Some(Page::enter()?),
+            _ => None,
+        };
+        Ok(Display { form, every, page, last: None })
+    }
+
+    /// A new status; whether anybody still reads.
+    pub fn show(&mut self, report: StatusReport, at: Timestamp) -> Result<bool> {
+        let is_first = self.last.is_none();
+        let seen = self.last.insert(Seen { report, at, since: Instant::now() });
+        match &self.form {
+            Form::Json => {
+                let time = at.strftime("%FT%TZ").to_string();
+                let sample = Sample { time, report: &seen.report };
+                print_part(&format!("{}\n", serde_json::to_string(&sample)?))
+            }
+            Form::Text(screen) if self.page.is_none() => {
+                let gap = if is_first { "" } else { "\n" };
+                let time = at.to_zoned(TimeZone::system()).strftime("%F %T %:z");
+                print_part(&format!("{gap}{time}\n{}", seen.report.text(screen)))
+            }
+            Form::Text(_) => self.draw_again(),
+        }
+    }
+
+    /// The last one, where it is drawn: the terminal may have another size, and it has grown older.
+    pub fn draw_again(&self) -> Result<bool> {
+        let (Form::Text(screen), Some(_)) = (&self.form, &self.page) else { return Ok(true) };
+        let screen = screen.measured_again(rustix::stdio::stdout());
+        // The last column stays empty: where a line reaches it, clearing the rest of the line would
+        // take its last sign.
+        let screen = Screen { width: screen.width.saturating_sub(1).max(1), ..screen };
+        let Some(seen) = &self.last else { return draw("looking...", &screen) };
+        let time = seen.at.to_zoned(TimeZone::system()).strftime("%F %T").to_string();
+        let mut heading = vec![
+            Text::styled(FAINT, time),
+            Text::styled(FAINT, format!("every {} s", self.every.as_secs_f64())),
+            Text::styled(FAINT, "Ctrl-C ends"),
+        ];
+        let age = seen.since.elapsed();
+        if age > self.every + GRACE {
+            let late = format!("{} s old: something does not answer", age.as_secs());
+            heading.insert(1, Text::styled(WARNING, late));
+        }
+        let heading = flow(listed(heading), 1, HANGING, &screen);
+        draw(&format!("{heading}{}", seen.report.text(&screen)), &screen)
+    }
+
+    /// Gives the terminal back while `stopped` lasts.
+    pub fn step_aside(&mut self, stopped: impl FnOnce()) -> Result<()> {
+        let had_page = self.page.take().is_some();
+        stopped();
+        if had_page {
+            self.page = Some(Page::enter()?);
+        }
+        Ok(())
+    }
+}
+
+fn draw(text: &str, screen: &Screen) -> Result<bool> {
+    let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+    let height = screen.height.unwrap_or(usize::MAX);
+    if lines.len() > height {
+        let left = lines.len() - (height - 1);
+        let note = Text::styled(WARNING, format!("{left} more lines: the window is too low"));
+        lines.truncate(height - 1);
+        lines.push(note.cut(screen.width, screen).on(screen));
+    }
+    let lines: Vec<String> = lines.iter().map(|line| format!("{line}{CLEAR_REST}")).collect();
+    print_part(&format!("{BEGIN}{}{END}", lines.join("\n")))
+}
+
+/// The terminal's second page, until it is dropped.
+struct Page;
+
+impl Page {
+    fn enter() -> Result<Page> {
+        print_part(ENTER)?;
+        Ok(Page)
+    }
+}
+
+impl Drop for Page {
+    fn drop(&mut self) {
+        // Where the terminal is gone there is nothing to put back.
+        let _ = print_part(LEAVE);
+    }
+}

@@ -1,0 +1,232 @@
+//! `status` as people see it: a bar of the memory, the services, the processes, the lock.
+
+use super::bar::{AVAILABLE, DRIVER, Fill, OTHERS, Part, RESERVE, bar};
+use super::layout::{HANGING, Text, flow, listed, words};
+use super::screen::{BAD, FAINT, GOOD, STRONG, Screen, WARNING};
+use super::status::ServiceReport;
+use super::table::{Column, Table};
+use super::{Report, StatusReport};
+use crate::model::{Mb, Source, State};
+use anstyle::Style;
+
+fn size(size: Option<Mb>) -> String {
+    size.map_or_else(|| "?".to_owned(), |size| size.0.to_string())
+}
+
+impl Report for StatusReport {
+    fn text(&self, screen: &Screen) -> String {
+        let parts = [
+            self.card(screen),
+            self.memory(screen),
+            self.lock(screen),
+            self.services(screen),
+            self.processes(screen),
+        ];
+        parts.concat()
+    }
+}
+
+impl StatusReport {
+    fn card(&self, screen: &Screen) -> String {
+        let vram = &self.vram;
+        let name = self.gpu.name.as_deref().unwrap_or("(name unknown)");
+        let card = match self.gpu.index {
+            Some(index) => format!("GPU {index} {name}"),
+            None => "GPU (not read)".to_owned(),
+        };
+        let degrees = if screen.has_unicode { "°C" } else { "C" };
+        let facts = [
+            Some(card),
+            vram.temperature_c.map(|celsius| format!("{celsius} {degrees}")),
+            vram.utilization_percent.map(|percent| format!("{percent} % busy")),
+            self.gpu.driver_version.as_ref().map(|version| format!("driver {version}")),
+        ];
+        let style = |index| if index == 0 { STRONG } else { Style::new() };
+        let facts = facts.iter().flatten().enumerate();
+        let facts = facts.map(|(index, fact)| Text::styled(style(index), fact));
+        flow(listed(facts.collect()), 1, HANGING, screen)
+    }
+
+    fn memory(&self, screen: &Screen) -> String {
+        let vram = &self.vram;
+        let estimate = if vram.source == Source::Estimate { " (estimate)" } else { "" };
+        let facts = [
+            format!("VRAM {} of {} MB used", size(vram.used_mb), size(vram.total_mb)),
+            format!("{} free", size(vram.free_mb)),
+            format!("{} available", size(vram.available_mb)),
+            format!("{} committed{estimate}", vram.committed_mb.0),
+        ];
+        let mut text = flow(listed(facts.iter().map(Text::new).collect()), 1, HANGING, screen);
+        if let Some(parts) = self.parts() {
+            text.push_str(&bar(&parts, screen));
+            text.push_str(&flow(parts.iter().map(|part| part.legend(screen)), 2, HANGING, screen));
+        }
+        if let Some(error) = &vram.error {
+            let warning = std::iter::once(Text::styled(WARNING, "warning:"));
+            text.push_str(&flow(warning.chain(words(error)), 1, HANGING, screen));
+        }
+        text
+    }
+
+    /// Who holds the card's memory, in the order of the bar; `None` where it is not known.
+    fn parts(&self) -> Option<Vec<Part>> {
+        let vram = &self.vram;
+        let (total, used, free) = (vram.total_mb?, vram.used_mb?, vram.free_mb?);
+        let mut parts: Vec<Part> = self
+            .services
+            .iter()
+            .enumerate()
+            .map(|(index, (name, service))| {
+                let held = match vram.source {
+                    Source::Nvml => service.used_mb.unwrap_or_default(),
+                    Source::Estimate => service.estimated_mb,
+                };
+                Part { name: name.clone(), size: held, fill: Fill::of_service(index) }
+            })
+            .collect();
+        let by_services = parts.iter().map(|part| part.size).sum();
+        let is_told_apart = vram.source == Source::Estimate
+            || self.services.values().all(|one| one.used_mb.is_some());
+        let others = if is_told_apart { "others" } else { "unattributed" };
+        let available = vram.available_mb.unwrap_or_default();
+        let rest = [
+            (others, used.saturating_sub(by_services), OTHERS),
+            ("driver", total.saturating_sub(used + free), DRIVER),
+            ("available", available, AVAILABLE),
+            ("reserve", free.saturating_sub(available), RESERVE),
+        ];
+        parts.extend(rest.map(|(name, size, fill)| Part { name: name.to_owned(), size, fill }));
+        parts.retain(|part| part.size > Mb(0));
+        Some(parts)
+    }
+
+    fn lock(&self, screen: &Screen) -> String {
+        let style = match (&self.lock.holder, &self.lock.error) {
+            (Some(_), _) => STRONG,
+            (None, Some(_)) => WARNING,
+            (None, None) => Style::new(),
+        };
+        let text = self.lock.describe();
+        let (first, rest) = text.split_once(' ').unwrap_or((&text, ""));
+        let pieces = words("GPU lock").chain([Text::styled(style, first)]).chain(words(rest));
+        flow(pieces, 1, HANGING, screen)
+    }
+
+    fn services(&self, screen: &Screen) -> String {
+        if self.services.is_empty() {
+            return String::new();
+        }
+        let figure = |title, rank| Column { title, is_figure: true, rank, at_least: None };
+        let table = Table {
+            columns: vec![
+                Column { title: "SERVICE", is_figure: false, rank: 0, at_least: Some(24) },
+                Column { title: "STATE", is_figure: false, rank: 0, at_least: None },
+                figure("USED MB", 6),
+                figure("DECLARED", 5),
+                figure("PRIO", 2),
+                Column { title: "PHASES", is_figure: false, rank: 1, at_least: None },
+                figure("HEALTH", 3),
+                figure("UPTIME", 4),
+            ],
+            rows: self.services.iter().map(|(name, service)| service.row(name, screen)).collect(),
+        };
+        let room = screen.limit().saturating_sub(table.width() + 2);
+        let mut lines = table.lines(screen).into_iter();
+        let mut text = format!("\n{}\n", lines.next().unwrap_or_default());
+        for (line, service) in lines.zip(self.services.values()) {
+            text.push_str(&line);
+            text.push_str(&match &service.detail {
+                None => "\n".to_owned(),
+                Some(detail) if Text::new(detail).width() <= room => {
+                    format!("  {}\n", Text::new(detail).on(screen))
+                }
+                Some(detail) => format!("\n{}", flow(words(detail), 1, [2, 2], screen)),
+            });
+        }
+        text
+    }
+
+    fn processes(&self, screen: &Screen) -> String {
+        let Some(processes) = self.vram.processes.as_ref().filter(|list| !list.is_empty()) else {
+            return String::new();
+        };
+        let column = |title, is_figure, rank| Column { title, is_figure, rank, at_least: None };
+        let rows = processes.iter().map(|process| {
+            vec![
+                Text::new(process.pid.to_string()),
+                Text::new(size(process.memory_mb)),
+                Text::new(process.service.as_deref().unwrap_or("-")),
+                Text::new(without_folder(process.command.as_ref().unwrap_or(&process.name))),
+            ]
+        });
+        let table = Table {
+            columns: vec![
+                column("PID", true, 0),
+                column("USED MB", true, 2),
+                column("SERVICE", false, 1),
+                Column { at_least: Some(8), ..column("PROCESS", false, 0) },
+            ],
+            rows: rows.collect(),
+        };
+        format!("\n{}\n", table.lines(screen).join("\n"))
+    }
+}
+
+impl ServiceReport {
+    fn row(&self, name: &str, screen: &Screen) -> Vec<Text> {
+        let phases: Vec<String> = self.phases.iter().map(u32::to_string).collect();
+        let or_none = |text: Option<String>| Text::new(text.as_deref().unwrap_or("-"));
+        vec![
+            Text::new(name),
+            state(self.state, screen),
+            Text::new(size(self.used_mb)),
+            Text::new(self.vram_mb.0.to_string()),
+            Text::new(self.priority.to_string()),
+            or_none((!phases.is_empty()).then(|| phases.join(","))),
+            or_none(self.health_ms.map(latency)),
+            or_none(self.uptime_s.map(age)),
+        ]
+    }
+}
+
+/// A command line, its program by its name alone: what follows tells more.
+fn without_folder(command: &str) -> &str {
+    let end = command.find(' ').unwrap_or(command.len());
+    &command[command[..end].rfind('/').map_or(0, |slash| slash + 1)..]
+}
+
+/// A sign and a word. The sign alone has the colour: not every palette makes yellow or green words
+/// legible on a light ground.
+fn state(state: State, screen: &Screen) -> Text {
+    let (style, unicode, ascii) = match state {
+        State::Ready => (GOOD, "●", "*"),
+        State::Busy => (GOOD, "▶", ">"),
+        State::Starting => (WARNING, "◐", "+"),
+        State::Stopping => (WARNING, "◑", "-"),
+        State::Stopped => (FAINT, "○", "."),
+        State::Error => (BAD, "✗", "x"),
+        State::Unknown => (WARNING, "?", "?"),
+    };
+    let sign = if screen.has_unicode { unicode } else { ascii };
+    // As wide as the longest, so that `--watch` does not move what stands beside it.
+    Text::styled(style, sign).then(format!(" {:8}", state.name()))
+}
+
+fn latency(milliseconds: f64) -> String {
+    match milliseconds {
+        ..9.95 => format!("{milliseconds:.1} ms"),
+        ..999.5 => format!("{milliseconds:.0} ms"),
+        _ => format!("{:.1} s", milliseconds / 1000.0),
+    }
+}
+
+/// Its two largest units.
+fn age(seconds: u64) -> String {
+    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86400);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds}s"),
+        (0, 0, _) => format!("{minutes}m{:02}s", seconds % 60),
+        (0, _, _) => format!("{hours}h{:02}m", minutes % 60),
+        _ => format!("{days}d{:02}h", hours % 24),
+    }
+}
