@@ -15,6 +15,7 @@ mod lock;
 mod manual;
 mod model;
 mod observe;
+mod pattern;
 mod plan;
 mod report;
 mod world;

@@ -6,7 +6,9 @@ use super::{Config, Environment, Gpu, Lock, Place, Selector};
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::model::{Evict, Health, Manager, Mb, Native, Service, Unload, variable};
+use crate::pattern::Pattern;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::CStr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -329,13 +331,13 @@ fn is_plain_name(name: &str) -> bool {
 }
 
 /// Refuses a pattern that says nothing about the service: one that matches the empty command
-/// line, or command lines that have nothing in common. What pgrep cannot parse it says itself.
+/// line, or command lines that have nothing in common; and one that is no expression at all.
 fn refuse_broad(pattern: &str) -> std::result::Result<(), String> {
-    const UNLIKE: [&str; 4] = ["/sbin/init", "sshd: user@pts/0", "python3 -m app 80", "bash"];
-    let Ok(regex) = regex_lite::Regex::new(pattern) else {
-        return Ok(());
-    };
-    if regex.is_match("") || UNLIKE.iter().filter(|line| regex.is_match(line)).count() > 1 {
+    const UNLIKE: [&CStr; 4] = [c"/sbin/init", c"sshd: user@pts/0", c"python3 -m app 80", c"bash"];
+    let compiled = Pattern::new(pattern).map_err(|why| {
+        format!("\"{pattern}\" is no extended regular expression, as for pkill -f: {why}")
+    })?;
+    if compiled.matches(c"") || UNLIKE.iter().filter(|line| compiled.matches(line)).count() > 1 {
         return Err(format!(
             "\"{pattern}\" matches processes of every kind; name what only this service has in its command line"
         ));

@@ -70,11 +70,9 @@ ids! {
         SystemdBoot = "systemd.boot",
     }
     "Native services" {
-        NativePgrep = "native.pgrep",
         NativeStart = "native.start",
         NativeStop = "native.stop",
         NativeFolder = "native.folder",
-        NativePattern = "native.pattern",
         NativeStrangers = "native.strangers",
     }
     "Services" {

@@ -1,4 +1,4 @@
-//! What native services are started with: programs, folders, and `pgrep` for their patterns.
+//! What native services are started with: programs and folders.
 
 use super::check::{Check, Id};
 use super::programs::{find, first};
@@ -21,7 +21,7 @@ pub fn examine(case: &Case) -> Vec<Check> {
     if natives.is_empty() {
         return vec![Check::skip(Id::NativeStart, "no service is native")];
     }
-    let mut checks = vec![pgrep(case, &natives)];
+    let mut checks = Vec::new();
     for (name, native) in natives {
         let fix = format!("correct services.{name}.cwd, or make that folder");
         let folder = native.cwd.as_ref().map(|cwd| match cwd.is_dir() {
@@ -40,21 +40,6 @@ pub fn examine(case: &Case) -> Vec<Check> {
         checks.extend(all.map(|check| check.of(name)));
     }
     checks
-}
-
-fn pgrep(case: &Case, natives: &[(&str, &Native)]) -> Check {
-    let id = Id::NativePgrep;
-    if natives.iter().all(|(_, native)| native.pattern.is_none()) {
-        return Check::skip(id, "no service has a match pattern");
-    }
-    match find("pgrep", None, &case.path) {
-        Ok(path) => Check::pass(id, path.display().to_string()),
-        Err(why) => Check::fail(
-            id,
-            format!("{why}, and `match` needs it"),
-            "install it (package procps), or leave out `match` where gpuctl alone starts the service",
-        ),
-    }
 }
 
 /// Whether the program of a command, the value of `key`, can be run.

@@ -2,7 +2,6 @@
 
 use super::check::{Check, Id};
 use crate::config::Config;
-use crate::exit::Code;
 use crate::model::{
     Health, Manager, Observed, Presence, Service, Snapshot, State, Unload, Unproven,
 };
@@ -25,9 +24,9 @@ pub fn judge(
         ];
         of_service.extend(unload(service));
         if let Manager::Native(native) = &service.manager
-            && let Some(pattern) = &native.pattern
+            && native.pattern.is_some()
         {
-            of_service.extend(patterns(&service.name, pattern, observed));
+            of_service.push(strangers(&service.name, observed));
         }
         checks.extend(of_service.into_iter().map(|check| check.of(&service.name)));
     }
@@ -157,25 +156,17 @@ fn unload(service: &Service) -> Option<Check> {
     })
 }
 
-fn patterns(name: &str, pattern: &str, observed: &Observed) -> [Check; 2] {
-    let (accepted, strangers) = (Id::NativePattern, Id::NativeStrangers);
-    if let Presence::Unknown(failure) = &observed.presence {
-        // pgrep itself is looked for elsewhere.
-        let check = match failure.code {
-            Code::Config => Check::failure(accepted, failure, "correct it"),
-            _ => Check::skip(accepted, &failure.message),
-        };
-        return [check, Check::skip(strangers, "its pattern cannot be looked for")];
-    }
+fn strangers(name: &str, observed: &Observed) -> Check {
+    let id = Id::NativeStrangers;
     let Unproven { processes, taken } = &observed.unproven;
     let program = |pid| processes::arguments(pid).into_iter().next().unwrap_or_default();
     let listed: Vec<String> =
         processes.iter().map(|(pid, _)| format!("{pid} ({})", program(*pid))).collect();
     let listed = listed.join(", ");
-    let check = match (processes.is_empty(), taken) {
-        (true, _) => Check::pass(strangers, "nothing but the service matches now"),
+    match (processes.is_empty(), taken) {
+        (true, _) => Check::pass(id, "nothing but the service matches now"),
         (false, true) => Check::warn(
-            strangers,
+            id,
             format!(
                 "matches process {listed}, which nothing else ties to the service: gpuctl would take it for it, and end it"
             ),
@@ -184,14 +175,13 @@ fn patterns(name: &str, pattern: &str, observed: &Observed) -> [Check; 2] {
             ),
         ),
         (false, false) => Check::warn(
-            strangers,
+            id,
             format!(
                 "also matches process {listed}, which is not the service; it is left alone while the service runs"
             ),
             format!("put into services.{name}.match what only the service has in its command line"),
         ),
-    };
-    [Check::pass(accepted, pattern), check]
+    }
 }
 
 /// Services with one and the same port: no fault, unless a phase wants both.

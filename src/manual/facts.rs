@@ -97,6 +97,11 @@ pub const ENVIRONMENT: &[Fact] = &[
         &["COLUMNS", "TERM"],
         "Width of the output where it is no terminal; a terminal of type `dumb` gets no colour.",
     ),
+    fact(
+        Topic::Any,
+        &["LC_ALL", "LC_CTYPE", "LANG"],
+        "The first that is set: output keeps to ASCII where it names an encoding other than UTF-8.",
+    ),
 ];
 
 pub const FILES: &[Fact] = &[

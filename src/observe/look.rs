@@ -49,28 +49,11 @@ pub fn look(
         let [system, user] = &units;
         let system = scope.spawn(|| systemd::show(system, false, stop));
         let user = scope.spawn(|| systemd::show(user, true, stop));
-        let matches: Vec<_> = natives
-            .iter()
-            .filter_map(|(service, native)| {
-                let pattern = native.pattern.as_deref()?;
-                Some((service.name.clone(), scope.spawn(move || native::matching(pattern, stop))))
-            })
-            .collect();
         let has_port = |service: &&Service| service.health.as_ref().and_then(local_port).is_some();
         let listeners = services.iter().any(has_port).then(|| scope.spawn(Listeners::read));
         let on_gpu = on_gpu();
-        let mut unasked: HashMap<String, Failure> = HashMap::new();
-        let mut matched = HashMap::new();
-        for (service, asked) in matches {
-            match answer(asked.join()) {
-                Ok(pids) => drop(matched.insert(service, pids)),
-                Err(failure) => drop(unasked.insert(service, failure)),
-            }
-        }
-        // Read after pgrep, so that every process that it found is in the table or gone.
         let table = Table::read();
         let listeners = listeners.and_then(|asked| asked.join().ok()).unwrap_or_default();
-        let services_only: Vec<&Service> = natives.iter().map(|(service, _)| *service).collect();
         let evidence = Evidence {
             on_gpu: &on_gpu,
             listens: &|service, pid| {
@@ -78,7 +61,7 @@ pub fn look(
                 port.is_some_and(|port| listeners.held_by(port, pid))
             },
         };
-        let found = native::find(&services_only, config, &table, &matched, &evidence);
+        let found = native::find(&natives, config, &table, &evidence);
         let inspected = answer(inspected.join());
         let units = [answer(system.join()), answer(user.join())];
         let mut look = Look {
@@ -98,10 +81,7 @@ pub fn look(
                 Manager::Systemd { unit, user } => {
                     look.unit(&service.name, unit, &units[usize::from(*user)])
                 }
-                Manager::Native(_) => match unasked.remove(&service.name) {
-                    Some(failure) => Presence::Unknown(failure),
-                    None => look.native(&service.name, &found[&service.name]),
-                },
+                Manager::Native(_) => look.native(&service.name, &found[&service.name]),
             };
             look.presences.insert(service.name.clone(), presence);
         }

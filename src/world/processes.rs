@@ -4,6 +4,7 @@
 use super::host;
 use crate::model::Pid;
 use std::collections::{HashMap, HashSet};
+use std::ffi::CString;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
@@ -70,6 +71,18 @@ impl Table {
 
     pub fn iter(&self) -> impl Iterator<Item = &Process> {
         self.processes.values()
+    }
+
+    /// What each process was called with, as pgrep sees it: the arguments with spaces between them.
+    /// Kernel threads have none.
+    pub fn command_lines(&self) -> Vec<(Pid, CString)> {
+        let line = |pid: Pid| {
+            let mut line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+            line.truncate(line.iter().rposition(|byte| *byte != 0)? + 1);
+            line.iter_mut().filter(|byte| **byte == 0).for_each(|byte| *byte = b' ');
+            Some((pid, CString::new(line).ok()?))
+        };
+        self.processes.keys().filter_map(|pid| line(*pid)).collect()
     }
 
     pub fn age(&self, process: &Process) -> Duration {

@@ -111,8 +111,6 @@ fn row_36_a_docker_that_is_not_installed_is_unavailable() {
     let rig = rig_without_engine();
     let bin = rig.path("no-docker-here");
     fs::create_dir(&bin).unwrap();
-    let pgrep = rig.shell("command -v pgrep").run().succeeds().text();
-    std::os::unix::fs::symlink(pgrep.trim(), bin.join("pgrep")).unwrap();
     let gpuctl = |words: &str| rig.gpuctl(words).env("PATH", &bin).run();
     let why = "the command `docker` is not installed";
     gpuctl("start voice").fails("unavailable").stderr_has(why);

@@ -148,16 +148,16 @@ fn a_command_of_run_finds_the_terminal_as_it_was() {
 #[test]
 fn verbose_shows_every_external_command_and_how_long_it_took() {
     let rig = Rig::new();
-    rig.native("vidi").add();
+    rig.unit("vidi").add();
     let started = rig.gpuctl("start vidi -v").run().succeeds().stdout_has("vidi").stderr_text();
-    assert!(started.contains("`pgrep "), "{started}");
+    assert!(started.contains("`systemctl "), "{started}");
     assert!(
         started.lines().any(|line| line.contains("` exited with code") && line.contains(" after ")),
         "{started}"
     );
     for (variable, value) in [("GPUCTL_LOG", "gpuctl=debug"), ("RUST_LOG", "debug")] {
         let status = rig.gpuctl("status").env(variable, value).run().succeeds().stdout_has("vidi");
-        status.stderr_has("`pgrep ");
+        status.stderr_has("`systemctl ");
     }
     // Ours has the last word.
     rig.gpuctl("status")

@@ -339,13 +339,17 @@ fn help_and_version_are_answers() {
 #[test]
 fn quiet_is_silent_and_verbose_shows_external_commands() {
     let rig = Rig::new();
-    let vidi = rig.native("vidi").add();
+    rig.native("vidi").add();
     rig.gpuctl("start vidi").run().succeeds().stdout_has("vidi").progress();
     rig.gpuctl("stop vidi").run().succeeds().stdout_has("vidi").progress();
     rig.gpuctl("start vidi").run().succeeds().stdout_has("vidi").stderr_has("vidi");
-    let pattern = format!("`pgrep -f -- simserver.*{}` exited with code 0", vidi.mark());
-    rig.gpuctl("status -v").run().succeeds().stdout_has("ready").stderr_has(&pattern);
-    let status = rig.gpuctl("status -v --json").run().succeeds().stderr_has("pgrep").json();
+    rig.unit("vllm").add();
+    rig.gpuctl("status -v")
+        .run()
+        .succeeds()
+        .stdout_has("ready")
+        .stderr_has("`systemctl --no-pager ");
+    let status = rig.gpuctl("status -v --json").run().succeeds().stderr_has("systemctl").json();
     assert_eq!(status["schema"], 1, "diagnostics do not get into the document");
     rig.gpuctl("status").run().succeeds().stdout_has("ready");
 }

@@ -287,29 +287,14 @@ fn a_manager_that_cannot_be_asked_leaves_its_services_unknown_and_the_rest_told(
 }
 
 #[test]
-fn a_process_table_that_cannot_be_searched_leaves_native_services_unknown() {
-    let rig = Rig::new();
-    rig.native("vidi").add();
-    for (pgrep, problem) in [
-        ("exit 3", "pgrep exited with code 3"),
-        ("echo 'pgrep: bad pattern' >&2; exit 2", "does not take the pattern"),
-        ("exec sleep 1000", "did not answer within"),
-    ] {
-        rig.program("pgrep", pgrep);
-        let (state, detail) = state(&rig, "vidi");
-        assert_eq!(state, "unknown", "{pgrep}");
-        assert!(detail.contains(problem), "{pgrep}: {detail}");
-    }
-}
-
-#[test]
 fn what_a_command_has_answered_counts_though_another_process_keeps_its_output_open() {
     let rig = Rig::new();
-    let vidi = rig.native("vidi").add();
-    let _server = rig.by_hand(vidi.command());
-    until("vidi is healthy", || vidi.is_healthy());
-    rig.program("pgrep", "sleep 1000 & PATH=${PATH#*:} pgrep \"$@\"");
-    assert_eq!(state(&rig, "vidi"), ("ready".into(), String::new()));
+    rig.unit("vllm").add();
+    rig.gpuctl("start vllm --quiet").run().succeeds();
+    let own = rig.path("own-systemctl");
+    std::fs::rename(rig.path("bin/systemctl"), &own).unwrap();
+    rig.program("systemctl", &format!("sleep 1000 & . {}", own.display()));
+    assert_eq!(state(&rig, "vllm"), ("ready".into(), String::new()));
 }
 
 #[test]
@@ -394,9 +379,10 @@ fn a_signal_ends_a_status_that_waits() {
     let rig = Rig::new();
     let hangs = rig.native("hangs").server("--health hang").add();
     let _server = rig.by_hand(hangs.command());
+    rig.unit("vllm").add();
     until("it listens", || listens(&hangs.url("")));
     let status = rig.gpuctl("status -v").spawn();
-    until("it has asked for the processes", || status.stderr().contains("pgrep"));
+    until("it has asked for the unit", || status.stderr().contains("systemctl"));
     status.signal(Signal::TERM);
     status.wait().exits(143).stderr_has("gpuctl: ");
 }

@@ -31,12 +31,12 @@ fn a_change_is_seen_in_place_and_ctrl_c_ends_it() {
     let display = Display::start(&rig, SIZE, "", "status --watch 0.1");
     display.shows("vidi     ○ stopped");
     display.shows("every 0.1 s, Ctrl-C ends");
-    rig.gpuctl("start vidi --quiet").run().succeeds().stdout_has("vidi");
+    rig.gpuctl("start vidi --quiet").run().succeeds();
     display.shows("vidi     ● ready");
     let lines = display.lines();
     let tables = lines.iter().filter(|line| line.starts_with("SERVICE")).count();
     assert_eq!(tables, 1, "drawn in its place: {lines:?}");
-    rig.gpuctl("stop vidi --quiet").run().succeeds().stdout_has("vidi");
+    rig.gpuctl("stop vidi --quiet").run().succeeds();
     display.shows("vidi     ○ stopped");
     assert!(
         !display.lines().iter().any(|line| line.contains("PID")),
@@ -193,7 +193,7 @@ fn as_json_it_is_one_document_a_line() {
     let rig = with_vidi();
     let watch = rig.gpuctl("status --json --watch 0.1").spawn();
     until("vidi is stopped", || watch.stdout().lines().count() > 1);
-    rig.gpuctl("start vidi --quiet").run().succeeds().stdout_has("vidi");
+    rig.gpuctl("start vidi --quiet").run().succeeds();
     until("vidi is ready", || watch.stdout().contains("\"state\":\"ready\""));
     watch.signal(Signal::TERM);
     let text = watch.wait().exits(143).text();

@@ -17,11 +17,51 @@ fn row_33_a_pattern_that_is_empty_or_matches_everything_is_refused() {
 }
 
 #[test]
-fn row_33_a_pattern_that_pgrep_does_not_take_is_refused() {
+fn row_33_a_pattern_that_is_no_expression_is_refused() {
     let rig = Rig::new();
     rig.native("vidi").set("match", "(vidi").add();
-    let stop = rig.gpuctl("stop vidi").run().fails("config");
-    stop.stderr_has("(vidi");
+    for command in ["stop vidi", "status", "config check"] {
+        let refused = rig.gpuctl(command).run().fails("config");
+        refused
+            .stderr_has("services.vidi.match")
+            .stderr_has("\"(vidi\" is no extended regular expression");
+    }
+}
+
+#[test]
+fn a_pattern_finds_the_processes_that_pgrep_finds() {
+    let rig = Rig::new();
+    let mark = rig.mark("server");
+    let _processes: Vec<_> = ["a b", "é", "x--flag", "(y)"]
+        .map(|word| rig.by_hand(&format!("sh -c 'read _ <&3' 3<>fifo {mark} '{word}'")))
+        .into_iter()
+        .collect();
+    let patterns = [
+        " a b$",
+        " [[:alpha:]] ",
+        "x(-){2}flag",
+        r"\(y\)",
+        "(a b|x--).*",
+        "é$",
+        "[xy][^b]*$",
+        "^sh -c .*",
+        "A B",
+        "nothing",
+        "(.)\\1flag",
+    ];
+    for (index, pattern) in patterns.iter().enumerate() {
+        let pattern = format!("{mark}.*{pattern}");
+        let name = format!("s{index}");
+        rig.native(&name).set("match", pattern.as_str()).add();
+        let found = rig.shell("pgrep -f -- \"$PATTERN\" || true").env("PATTERN", &pattern);
+        let mut found: Vec<i32> =
+            found.run().succeeds().text().lines().map(|pid| pid.parse().unwrap()).collect();
+        found.sort_unstable();
+        let status = rig.gpuctl("status --json").run().succeeds().json();
+        let pids: Vec<i32> =
+            serde_json::from_value(status["services"][&name]["pids"].clone()).unwrap();
+        assert_eq!(pids, found, "{pattern}");
+    }
 }
 
 /// A service whose pattern is just its name, which gpuctl's own command line has in it, too.

@@ -11,17 +11,11 @@ mod start;
 pub use end::{Targets, run_stop_command};
 pub use start::{Started, start};
 
-use super::command;
 use super::processes::{self, Process, Table};
-use super::wait::Stop;
-use crate::error::{Failure, Result};
-use crate::exit::Code;
-use crate::model::{Pid, Presence, Running, Service, Trouble, Unproven, variable};
+use crate::model::{Native, Pid, Presence, Running, Service, Trouble, Unproven, variable};
+use crate::pattern::Pattern;
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
-use std::time::Duration;
-
-const PGREP_LIMIT: Duration = Duration::from_secs(5);
 
 /// Programs that mention a service on their command line without being it.
 const VIEWERS: &str = "ag awk bat batcat cat code cp curl cursor diff ed egrep emacs emacsclient find \
@@ -47,41 +41,26 @@ pub struct Evidence<'a> {
     pub listens: &'a dyn Fn(&Service, Pid) -> bool,
 }
 
-/// Asks `pgrep -f` for the processes that match a service's pattern.
-pub fn matching(pattern: &str, stop: &Stop) -> Result<Vec<Pid>> {
-    let output = command::run("pgrep", &["-f", "--", pattern], PGREP_LIMIT, stop)?;
-    match output.status.code() {
-        Some(0 | 1) => Ok(String::from_utf8_lossy(&output.stdout)
-            .lines()
-            .filter_map(|line| line.trim().parse().ok())
-            .collect()),
-        Some(2) => Err(Failure::new(
-            Code::Config,
-            format!("pgrep does not take the pattern \"{pattern}\": {}", output.reason()),
-        )
-        .hint("`match` is an extended regular expression, as for pkill -f")),
-        _ => Err(Failure::new(Code::Unavailable, format!("pgrep {}", output.reason()))),
-    }
-}
-
-/// Finds the processes of each native service. `matches` holds what its pattern proposed.
+/// Finds the processes of each native service.
 pub fn find(
-    services: &[&Service],
+    services: &[(&Service, &Native)],
     config: Option<&Path>,
     table: &Table,
-    matches: &HashMap<String, Vec<Pid>>,
     evidence: &Evidence,
 ) -> HashMap<String, Processes> {
     let callers = table.callers();
+    let has_pattern = services.iter().any(|(_, native)| native.pattern.is_some());
+    let lines = if has_pattern { table.command_lines() } else { Vec::new() };
     let mut marked = marked(table, config);
     let mut found = HashMap::new();
-    for service in services {
-        let no_match = Vec::new();
-        let proposed: HashSet<Pid> = matches
-            .get(&service.name)
-            .unwrap_or(&no_match)
+    for (service, native) in services {
+        // One that is no expression was refused with the configuration.
+        let pattern = native.pattern.as_deref().and_then(|text| Pattern::new(text).ok());
+        let matching = lines
             .iter()
-            .copied()
+            .filter(|(_, line)| pattern.as_ref().is_some_and(|pattern| pattern.matches(line)));
+        let proposed: HashSet<Pid> = matching
+            .map(|(pid, _)| *pid)
             .filter(|pid| !callers.contains(pid) && !is_bystander(table, *pid))
             .collect();
         let mut proven = marked.remove(&service.name).unwrap_or_default();
@@ -138,7 +117,7 @@ fn is_bystander(table: &Table, pid: Pid) -> bool {
     let arguments = processes::arguments(pid);
     let programs = programs(process, &arguments);
     let is_one_of = |names| programs.iter().any(|program| is_listed(names, program));
-    // It has ended since pgrep saw it, as the pgrep of another gpuctl does.
+    // It has ended since it was seen.
     if arguments.is_empty() {
         return true;
     }

@@ -89,7 +89,7 @@ fn memory_that_is_known_of_no_process_is_found() {
     let machine = Machine::new();
     machine.rig.card.describe(&json!({"process_memory_known": false}));
     finds(machine.doctor(), &[]);
-    machine.rig.gpuctl("start vidi --quiet").run().succeeds().stdout_has("vidi");
+    machine.rig.gpuctl("start vidi --quiet").run().succeeds();
     let fault = ("warn", "nvml.processes", "does not say what each holds", "update the driver");
     finds(machine.doctor(), &[fault]);
 }

@@ -68,30 +68,6 @@ fn a_folder_and_a_stop_command_that_are_missing_are_found() {
 }
 
 #[test]
-fn a_machine_without_pgrep_is_found() {
-    let machine = Machine::new();
-    let rig = &machine.rig;
-    // All that the simulated systemctl needs.
-    let tools = rig.path("tools");
-    fs::create_dir(&tools).unwrap();
-    for tool in ["sh", "cat"] {
-        std::os::unix::fs::symlink(format!("/bin/{tool}"), tools.join(tool)).unwrap();
-    }
-    let path = format!("{}:{}", rig.path("bin").display(), tools.display());
-    let fault = ("fail", "native.pgrep", "there is no program pgrep", "package procps");
-    finds(machine.doctor().env("PATH", path), &[fault]);
-}
-
-#[test]
-fn a_pattern_that_pgrep_does_not_take_is_found() {
-    let machine = Machine::new();
-    machine.rig.set("services.vidi.match", "vidi(");
-    let fault =
-        ("fail", "native.pattern vidi", "does not take the pattern", "extended regular expression");
-    finds(machine.doctor(), &[fault]);
-}
-
-#[test]
 fn a_stranger_that_a_pattern_matches_is_found_also_while_the_service_runs() {
     let machine = Machine::new();
     let rig = &machine.rig;
@@ -107,7 +83,7 @@ fn a_stranger_that_a_pattern_matches_is_found_also_while_the_service_runs() {
 
     // Under a mark of its own it is proven to be the service.
     rig.set("services.vidi.match", format!("simserver.*{}", rig.mark("vidi")));
-    rig.gpuctl("start vidi --quiet").run().succeeds().stdout_has("vidi");
+    rig.gpuctl("start vidi --quiet").run().succeeds();
     rig.set("services.vidi.match", format!("simserver.*{}|{mark}", rig.mark("vidi")));
     let report = finds(machine.doctor(), &[taken]);
     assert!(report.to_string().contains("it is left alone while the service runs"), "{report:#}");

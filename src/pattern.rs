@@ -1,0 +1,69 @@
+//! Extended regular expressions over command lines, by the C library's own functions: what
+//! `pgrep -f` and `pkill -f` call, so that a pattern means here what it means there.
+
+use std::ffi::{CStr, CString, c_char};
+use std::mem::MaybeUninit;
+use std::ptr;
+
+pub struct Pattern(libc::regex_t);
+
+// SAFETY: regexec(3) may be called by several threads at once on one compiled expression.
+#[expect(unsafe_code, reason = "the C library's type is a plain structure of pointers")]
+unsafe impl Sync for Pattern {}
+
+/// More than any command line has to be told by. The C library's own limits are those of the
+/// stack and of the memory.
+const LONGEST: usize = 1000;
+const MOST_REPEATED: u64 = 10_000;
+
+impl Pattern {
+    /// Compiles it, or says what is wrong with it.
+    #[expect(unsafe_code, reason = "no crate of ours speaks POSIX expressions")]
+    pub fn new(text: &str) -> Result<Pattern, String> {
+        if text.len() > LONGEST || repetitions(text) > MOST_REPEATED {
+            return Err("it is too long, or repeats too much".to_owned());
+        }
+        let text = CString::new(text).map_err(|_| "it holds a NUL character".to_owned())?;
+        let mut compiled = MaybeUninit::uninit();
+        let flags = libc::REG_EXTENDED | libc::REG_NOSUB;
+        // SAFETY: both pointers are valid, and what is compiled is only used where that succeeded.
+        let code = unsafe { libc::regcomp(compiled.as_mut_ptr(), text.as_ptr(), flags) };
+        if code == 0 {
+            // SAFETY: it has been compiled.
+            return Ok(Pattern(unsafe { compiled.assume_init() }));
+        }
+        let mut why = [0_u8; 128];
+        // SAFETY: no more than its length is written to the text, with a NUL at the end.
+        unsafe {
+            libc::regerror(code, ptr::null(), why.as_mut_ptr().cast::<c_char>(), why.len());
+        }
+        let why = CStr::from_bytes_until_nul(&why).unwrap_or_default();
+        Err(why.to_string_lossy().into_owned())
+    }
+
+    /// Whether it is found anywhere in a command line.
+    #[expect(unsafe_code, reason = "as above")]
+    pub fn matches(&self, line: &CStr) -> bool {
+        // SAFETY: both are valid, and no places of what was found are asked for.
+        unsafe { libc::regexec(&self.0, line.as_ptr(), 0, ptr::null_mut(), 0) == 0 }
+    }
+}
+
+/// How many copies of a part the C library may have to make: `(a{2,30}){9}` is 270.
+fn repetitions(text: &str) -> u64 {
+    let bound = |after: &str| -> Option<u64> {
+        after.split_once('}')?.0.split(',').filter_map(|bound| bound.trim().parse().ok()).max()
+    };
+    text.split('{')
+        .skip(1)
+        .filter_map(bound)
+        .fold(1, |product, bound| product.saturating_mul(bound.max(1)))
+}
+
+impl Drop for Pattern {
+    #[expect(unsafe_code, reason = "as above")]
+    fn drop(&mut self) {
+        // SAFETY: it has been compiled, and nobody has it any more.
+        unsafe { libc::regfree(&mut self.0) }
+    }
+}
