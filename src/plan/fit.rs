@@ -162,12 +162,15 @@ pub fn insufficient(
             config.gpu.reserve
         ),
     );
-    let hint = match blockers.is_empty() {
-        true => {
+    let hint = match (blockers.is_empty(), blockers.iter().any(|it| it.get("service").is_some())) {
+        (true, _) => {
             "the card is too small for this; lower vram_mb or gpu.reserve_mb if they are set too high"
         }
-        false => {
+        (false, true) => {
             "nothing was stopped; stop one of these yourself, or give the service a higher priority"
+        }
+        (false, false) => {
+            "nothing was stopped; these are no services of gpuctl, so end them yourself"
         }
     };
     failure

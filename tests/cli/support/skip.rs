@@ -1,5 +1,6 @@
 //! What a machine may lack: a test that needs it is skipped, loudly, or fails where it has been asked for.
 
+use super::programs;
 use std::io::Write;
 use std::panic::Location;
 
@@ -12,4 +13,14 @@ pub fn skip_or_fail(requirement: &str, what: &str) {
     let test = thread.name().unwrap_or_default();
     // Not by eprintln!, which the test harness would swallow.
     writeln!(std::io::stderr(), "SKIPPED (no {what}): {test} at {place}").ok();
+}
+
+/// Whether there is a Python to run the examples with; if not, it has been said so.
+#[track_caller]
+pub fn python_or_skip() -> bool {
+    let is_there = programs::works("python3", &["--version"]);
+    if !is_there {
+        skip_or_fail("python", "python3");
+    }
+    is_there
 }
