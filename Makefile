@@ -1,7 +1,7 @@
 # Everything that is done with this repository. `make help` lists it.
 CARGO ?= cargo
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-gpu setup build generated install uninstall pictures deb test-package faults lint bench clean
+.PHONY: help demo test test-gpu setup build generated install uninstall pictures deb test-package faults fuzz lint bench clean
 
 PREFIX ?= /usr/local
 BUILT = $(or $(CARGO_TARGET_DIR),target)
@@ -68,6 +68,9 @@ generated: ## the manual pages in man/, made by the program; a test holds them t
 	$(CARGO) build --locked --quiet --package gpuctl
 	rm -f man/*
 	$(CARGO) run --locked --quiet --package gpuctl -- man --out man
+
+fuzz: ## mangle everything that gpuctl reads, FUZZ_SECONDS (20) a target (needs a C++ compiler)
+	@fuzz/run
 
 lint: ## format check and clippy
 	$(CARGO) fmt --all --check

@@ -197,18 +197,20 @@ pub fn read(folder: &Path) -> Result<Vec<Run>> {
                 let mut bytes = Vec::new();
                 file.read_to_end(&mut bytes).map_err(failed)?;
                 text.push_str(&String::from_utf8_lossy(&bytes));
+                // The last line may have been cut short.
+                text.push('\n');
             }
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
             Err(e) => return Err(failed(e)),
         }
     }
     drop(locked);
-    let events = text.lines().filter_map(|line| serde_json::from_str(line).ok());
-    Ok(assemble(events, |by, boot| boot == host::boot_id() && by.leader_is_alive()))
+    Ok(runs(&text, |by, boot| boot == host::boot_id() && by.leader_is_alive()))
 }
 
-/// Calls from their events; `works` tells whether a process is still the one that began.
-fn assemble(events: impl Iterator<Item = Event>, works: impl Fn(Group, &str) -> bool) -> Vec<Run> {
+/// Calls from the log's lines; `works` tells whether a process is still the one that began.
+pub fn runs(text: &str, works: impl Fn(Group, &str) -> bool) -> Vec<Run> {
+    let events = text.lines().filter_map(|line| serde_json::from_str::<Event>(line).ok());
     let mut runs: IndexMap<String, Run> = IndexMap::new();
     for Event { time, run, what } in events {
         match what {

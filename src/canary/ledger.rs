@@ -35,12 +35,29 @@ pub struct Ledger {
 }
 
 /// For how long production was away in a night.
-#[derive(Default, Serialize, Deserialize)]
-struct Budget {
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Budget {
     seconds_used: f64,
     /// What each run has cost or may cost: booked under its name, so that it is booked once.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     runs: BTreeMap<String, f64>,
+}
+
+impl Budget {
+    /// From its file. A figure that nobody can have booked is no figure.
+    pub fn parse(text: &str) -> Option<Budget> {
+        let budget: Budget = serde_json::from_str(text).ok()?;
+        (0.0..=MOST).contains(&budget.seconds_used).then_some(budget)
+    }
+
+    /// Books what a run may cost, or in its place what it has cost.
+    pub fn book(&mut self, run_id: &str, seconds: f64) {
+        // Milliseconds are more than anybody measures here.
+        let rounded = |seconds: f64| (seconds * 1000.0).round() / 1000.0;
+        let seconds = rounded(seconds);
+        let before = self.runs.insert(run_id.to_owned(), seconds).unwrap_or(0.0);
+        self.seconds_used = rounded((self.seconds_used + seconds - before).max(0.0));
+    }
 }
 
 /// A trial under way.
@@ -146,9 +163,7 @@ impl Ledger {
             Err(e) if e.kind() == ErrorKind::InvalidData => String::new(),
             Err(e) => return Err(self.unusable(&path, &e)),
         };
-        let budget = serde_json::from_str::<Budget>(&text).ok();
-        // A figure that nobody can have booked is no figure.
-        budget.filter(|budget| (0.0..=MOST).contains(&budget.seconds_used)).ok_or_else(|| {
+        Budget::parse(&text).ok_or_else(|| {
             Failure::new(Code::Config, format!("{} is damaged", path.display())).hint(
                 "see the audit for what was used; `gpuctl canary reset-budget` begins the night anew",
             )
@@ -169,11 +184,7 @@ impl Ledger {
     /// Books what a run may cost, or in its place what it has cost. The caller has the lock.
     pub fn book(&self, night: Date, run_id: &str, seconds: f64) -> Result<()> {
         let mut budget = self.budget(night)?;
-        // Milliseconds are more than anybody measures here.
-        let seconds = (seconds * 1000.0).round() / 1000.0;
-        let before = budget.runs.insert(run_id.to_owned(), seconds).unwrap_or(0.0);
-        let used = (budget.seconds_used + seconds - before).max(0.0);
-        budget.seconds_used = (used * 1000.0).round() / 1000.0;
+        budget.book(run_id, seconds);
         self.write_budget(night, &budget)
     }
 
@@ -198,20 +209,10 @@ impl Ledger {
                 Err(e) if e.kind() == ErrorKind::NotFound => continue,
                 Err(e) => return Err(self.unusable(&path, &e)),
             };
-            // A line that was cut short by a power failure is no event.
-            let events = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-            runs.extend(
-                events
-                    .filter(|event| self.is_start(event))
-                    .filter_map(|event| event["ts"].as_str()?.parse::<Timestamp>().ok()),
-            );
+            runs.extend(starts(&text, &self.service));
         }
         runs.sort();
         Ok(History { runs, used: Duration::from_secs_f64(self.used(night)?) })
-    }
-
-    fn is_start(&self, event: &Value) -> bool {
-        event["event"] == "canary_start" && event["service"] == self.service.as_str()
     }
 
     /// Writes an event into a night's audit.
@@ -268,4 +269,13 @@ impl Ledger {
         files::replace_durably(&path, text.as_bytes()).map_err(|e| self.unusable(&path, &e))?;
         Ok(path)
     }
+}
+
+/// When a service's runs began, from the lines of an audit. One that was cut short by a power
+/// failure is no event.
+pub fn starts(audit: &str, service: &str) -> impl Iterator<Item = Timestamp> {
+    let events = audit.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    events
+        .filter(move |event| event["event"] == "canary_start" && event["service"] == service)
+        .filter_map(|event| event["ts"].as_str()?.parse().ok())
 }

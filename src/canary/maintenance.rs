@@ -48,13 +48,17 @@ pub fn clear_stale(canary: &Canary) -> Result<()> {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
         Err(e) => return Err(unusable(path, &e)),
     };
-    let pid = text.split(':').nth(1).and_then(|pid| pid.trim().parse().ok());
     // One that we may not look at, or that has another's PID by now, counts as living.
     let is_over = |pid: Pid| !processes::is_alive(pid, processes::start_of(pid).unwrap_or(0));
-    match pid.filter(|pid| *pid > 0).is_some_and(is_over) {
+    match pid_in(&text).is_some_and(is_over) {
         true => fs::remove_file(path).map_err(|e| unusable(path, &e)),
         false => Ok(()),
     }
+}
+
+/// The process that such a file names.
+pub fn pid_in(text: &str) -> Option<Pid> {
+    text.split(':').nth(1)?.trim().parse().ok().filter(|pid| *pid > 0)
 }
 
 /// Removes the file, whosever it is. Tells whether there was one.

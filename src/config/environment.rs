@@ -18,7 +18,7 @@ impl Environment {
         Environment { variables }
     }
 
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub fn empty() -> Self {
         Environment { variables: HashMap::new() }
     }

@@ -202,11 +202,16 @@ impl Config {
     }
 }
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 impl Config {
     /// A configuration from its text, in an environment without variables.
     pub fn of_text(text: &str) -> Result<Config> {
-        let source = text::Source { path: Path::new("test.toml"), text };
+        Config::of_file("test.toml", text)
+    }
+
+    /// The same from a file of that name.
+    pub fn of_file(name: &str, text: &str) -> Result<Config> {
+        let source = text::Source { path: Path::new(name), text };
         validate::validate(Some(&source), source.parse()?, None, &Environment::empty())
     }
 }

@@ -6,58 +6,63 @@ use serde_json::Value;
 
 const MASK: &str = "***";
 
-/// A text with the user part of every URL in it replaced, and the password that a URL of a Unix
-/// socket has in its query.
+/// A text with the user part of every URL in it replaced, and what a URL's query has under a name
+/// of a secret (the password of a Unix socket's URL).
 pub fn mask(text: &str) -> String {
-    let mut masked = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some(scheme_end) = rest.find("://") {
-        let (scheme, after) = rest.split_at(scheme_end + 3);
-        masked.push_str(scheme);
-        let authority_end = after
-            .find(|c: char| c == '/' || c.is_whitespace() || c == '"' || c == '\'')
-            .unwrap_or(after.len());
-        let (mut authority, mut tail) = after.split_at(authority_end);
+    let ends_url = |c: char| c.is_whitespace() || c == '"' || c == '\'';
+    let masked = |part: &str| {
+        let word = part.trim_end_matches(ends_url);
+        mask_word(word) + &part[word.len()..]
+    };
+    text.split_inclusive(ends_url).map(masked).collect()
+}
+
+fn mask_word(word: &str) -> String {
+    if !word.contains("://") {
+        return word.to_owned();
+    }
+    let last_at = word.rfind('@');
+    let mut masked = String::with_capacity(word.len());
+    let mut done = 0;
+    // One URL may have another one in its query.
+    while let Some(scheme) = word[done..].find("://") {
+        let begin = done + scheme + 3;
+        let slash_from = |at: usize| word[at..].find('/').map_or(word.len(), |slash| at + slash);
+        let mut end = slash_from(begin);
         // A password may hold a slash; a host and a port hold nothing of the kind.
-        let word = after.split([' ', '"', '\'']).next().unwrap_or(after);
-        if let (false, Some(at)) = (is_host(authority), word.rfind('@')) {
-            (authority, tail) =
-                after.split_at(at + after[at..].find('/').unwrap_or(word.len() - at));
+        if let (false, Some(at)) = (is_host(&word[begin..end]), last_at) {
+            end = slash_from(at.max(begin));
         }
+        let authority = &word[begin..end];
+        masked.push_str(&word[done..begin]);
         match authority.rfind('@') {
-            Some(at) => {
-                masked.push_str(MASK);
-                masked.push_str(&authority[at..]);
-            }
+            Some(at) => masked.extend([MASK, &authority[at..]]),
             None => masked.push_str(authority),
         }
-        let end = tail.find(|c: char| c.is_whitespace() || c == '"' || c == '\'');
-        let (path, following) = tail.split_at(end.unwrap_or(tail.len()));
-        masked.push_str(&mask_query(path));
-        rest = following;
+        done = end;
     }
-    masked.push_str(rest);
-    masked
+    masked.push_str(&word[done..]);
+    mask_query(&masked)
 }
 
 fn is_host(authority: &str) -> bool {
     authority.contains('@')
         || authority.rsplit_once(':').is_none_or(|(host, port)| {
-            !host.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit())
+            ![host, port].contains(&"") && port.bytes().all(|byte| byte.is_ascii_digit())
         })
 }
 
-fn mask_query(path: &str) -> String {
+fn mask_query(url: &str) -> String {
     let masked = |part: &str| match part.split_once('=') {
         Some((name, _)) if is_secret(name) => format!("{name}={MASK}"),
         _ => part.to_owned(),
     };
-    match path.split_once('?') {
+    match url.split_once('?') {
         Some((path, query)) => {
             let parts: Vec<String> = query.split('&').map(masked).collect();
             format!("{path}?{}", parts.join("&"))
         }
-        None => path.to_owned(),
+        None => url.to_owned(),
     }
 }
 
@@ -118,11 +123,13 @@ mod tests {
             "redis://***@localhost:6379/0 and http://***@h/x"
         );
         assert_eq!(mask("http://localhost:1/a@b"), "http://localhost:1/a@b");
+        assert_eq!(mask("http://h/?of=http://u:p@h2/x"), "http://h/?of=http://***@h2/x");
         assert_eq!(mask("redis://:p/w@h:1/0"), "redis://***@h:1/0");
+        assert_eq!(mask("a://:p/w@h\nb://u:p@h/x"), "a://***@h\nb://***@h/x");
         assert_eq!(mask("tcp://h:x is no URL"), "tcp://h:x is no URL");
         assert_eq!(
-            mask("redis+unix:///run/redis.sock?db=1&pass=p&user=u is down"),
-            "redis+unix:///run/redis.sock?db=1&pass=***&user=u is down"
+            mask("redis+unix:///run/redis.sock?db=1&pass=p&user=u or \"http://h?key=k\" is down"),
+            "redis+unix:///run/redis.sock?db=1&pass=***&user=u or \"http://h?key=***\" is down"
         );
     }
 }

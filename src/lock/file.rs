@@ -59,7 +59,7 @@ impl Drop for Ticket {
 }
 
 /// What the record's file holds: the highest fence, and the lock where somebody holds it.
-struct Stored {
+pub struct Stored {
     fence: u64,
     locked: Option<Locked>,
 }
@@ -167,13 +167,7 @@ impl File {
 
     fn write(&self, stored: &Stored) -> Result<()> {
         let path = self.beside(".json");
-        let mut document = match &stored.locked {
-            Some(locked) => serde_json::to_value(locked).expect("a record of plain fields"),
-            None => serde_json::json!({}),
-        };
-        document["fence"] = stored.fence.into();
-        files::replace(&path, format!("{document:#}\n").as_bytes())
-            .map_err(|e| self.unusable(&path, &e))
+        files::replace(&path, stored.text().as_bytes()).map_err(|e| self.unusable(&path, &e))
     }
 
     /// The tickets of the line in its order.
@@ -263,7 +257,7 @@ impl File {
 
 impl Stored {
     /// `None` for anything but a whole record: a lock that cannot be read is not free.
-    fn parse(text: &str) -> Option<Stored> {
+    pub fn parse(text: &str) -> Option<Stored> {
         let document: Value = serde_json::from_str(text).ok()?;
         let fence = document.get("fence")?.as_u64()?;
         let locked = match document.as_object()?.len() {
@@ -271,6 +265,15 @@ impl Stored {
             _ => Some(serde_json::from_value(document).ok()?),
         };
         Some(Stored { fence, locked })
+    }
+
+    pub fn text(&self) -> String {
+        let mut document = match &self.locked {
+            Some(locked) => serde_json::to_value(locked).expect("a record of plain fields"),
+            None => serde_json::json!({}),
+        };
+        document["fence"] = self.fence.into();
+        format!("{document:#}\n")
     }
 
     fn is_of(&self, token: &str) -> bool {

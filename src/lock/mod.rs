@@ -9,6 +9,8 @@ mod redis;
 pub mod watchdog;
 
 pub use fence::remember as remember_fence;
+#[cfg(any(test, fuzzing))]
+pub use file::Stored;
 pub use guard::{Guard, Heirloom, Purpose};
 pub use record::{Group, Held, Record, bearers};
 pub use redis::Server;

@@ -158,14 +158,8 @@ impl Look {
         }
         let groups = processes::control_groups(pid);
         let in_container = self.containers.iter().find(|(id, _)| groups.contains(id.as_str()));
-        let in_unit = || {
-            self.control_groups.iter().find(|(group, _)| {
-                groups.lines().filter_map(|line| line.splitn(3, ':').nth(2)).any(|path| {
-                    path.strip_prefix(group.as_str())
-                        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-                })
-            })
-        };
+        let in_unit =
+            || self.control_groups.iter().find(|(group, _)| processes::is_within(&groups, group));
         in_container.or_else(in_unit).map(|(_, service)| service.as_str())
     }
 

@@ -75,16 +75,17 @@ impl Budget {
         self.services.iter().map(share).sum()
     }
 
-    /// Whether that fits. Where the card's size is not known, only a plan that leaves nothing but
-    /// what is needed on the card can be said to be the best there is; `None`: undecidable.
+    /// Whether that fits. What needs nothing always does, however full the card is. Where the
+    /// card's size is not known, only a plan that leaves nothing but what is needed on the card can
+    /// be said to be the best there is; `None`: undecidable.
     pub fn fits(&self, needed: &HashSet<&str>, evicted: &HashSet<&str>) -> Option<bool> {
         let demand = self.demand(needed, evicted);
+        let everything = self.services.iter().map(|entry| entry.service.as_str()).collect();
+        let alone = self.demand(needed, &everything);
         match self.capacity {
+            _ if alone == Mb(0) => Some(true),
             Some(capacity) => Some(demand <= capacity),
-            None => (demand
-                == self
-                    .demand(needed, &self.services.iter().map(|s| s.service.as_str()).collect()))
-            .then_some(true),
+            None => (demand == alone).then_some(true),
         }
     }
 
@@ -96,7 +97,7 @@ impl Budget {
 }
 
 /// What it holds, or must be presumed to hold.
-fn presumed(service: &Service, observed: &Observed) -> Mb {
+pub fn presumed(service: &Service, observed: &Observed) -> Mb {
     let unknown = if observed.may_run() { service.vram } else { Mb(0) };
     observed.used.unwrap_or(unknown)
 }

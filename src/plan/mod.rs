@@ -5,6 +5,8 @@ mod fit;
 mod phase;
 mod preempt;
 #[cfg(test)]
+mod properties;
+#[cfg(test)]
 mod tests;
 
 pub use fit::{Budget, reading_required};
@@ -16,6 +18,7 @@ use crate::error::Failure;
 use crate::model::{
     AnsweredBy, Evict, Mb, Observed, Presence, Service, Snapshot, Source, State, Trouble,
 };
+use fit::presumed;
 
 /// Why a plan is not made; a result like any other.
 pub type Refusal = Failure;
@@ -148,7 +151,7 @@ impl Plan {
         if how != StartHow::Wake || has_unloaded(service, observed) {
             let held = match self.evict.iter().any(|eviction| eviction.service == service.name) {
                 true => Mb(0),
-                false => observed.used.unwrap_or_default(),
+                false => presumed(service, observed),
             };
             self.required = self.required + service.vram.saturating_sub(held);
         }

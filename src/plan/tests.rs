@@ -328,6 +328,20 @@ fn what_the_starts_take_is_required_beside_the_reserve() {
     assert_eq!(plan.required, Mb(3000));
     let plan = world(BOX).with("vidi", State::Error, 4000).start("vidi").expect("it fits");
     assert_eq!(plan.required, Mb(4000));
+    // The driver does not tell what it holds: it may have taken everything already.
+    let mut untold = world(BOX).with("vidi", State::Starting, 4000);
+    untold.service("vidi").used = None;
+    assert_eq!(untold.start("vidi").expect("it fits").required, Mb(0));
+}
+
+#[test]
+fn what_needs_no_memory_makes_nobody_go_however_full_the_card_is() {
+    let tiny = BOX.replace("18000\n    priority = 10", "0\n    priority = 200");
+    let full = || world(&tiny).ready("comfyui", 600).ready("vidi", 4000).ready("cosyvoice", 4000);
+    assert_eq!(short(full().start("ollama")), "+ollama =comfyui =cosyvoice =vidi");
+    let plan = full().prepare_lazily(1).expect("it needs nothing");
+    assert_eq!(plan.warnings, [""; 0]);
+    assert_eq!(short(Ok(plan)), "=comfyui =cosyvoice =vidi");
 }
 
 #[test]

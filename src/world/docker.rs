@@ -84,15 +84,28 @@ pub fn inspect(containers: &[&str], stop: &Stop) -> Result<HashMap<String, Inspe
     let mut arguments = vec!["container", "inspect", "--"];
     arguments.extend(containers);
     let output = command::run("docker", &arguments, INSPECT_LIMIT, stop)?;
-    let found: Vec<Container> = serde_json::from_slice(&output.stdout).unwrap_or_default();
-    if !output.status.success() && found.is_empty() {
+    let inspected = read(containers, &output.stdout)?;
+    if !output.status.success() && inspected.values().all(|one| one.id.is_empty()) {
         // None exists, or the engine cannot be asked: only the engine itself can tell.
         ask_version(stop)?;
     }
+    Ok(inspected)
+}
+
+/// What it says of these containers: a list of those that there are.
+pub fn read(containers: &[&str], stdout: &[u8]) -> Result<HashMap<String, Inspected>> {
+    let found: Vec<Container> = match stdout.trim_ascii() {
+        b"" => Vec::new(),
+        text => serde_json::from_slice(text).map_err(|e| {
+            let message = format!("what `docker container inspect` says is not understood: {e}");
+            Failure::new(Code::Unavailable, message).hint("is `docker` in PATH the Docker client?")
+        })?,
+    };
     let inspected = |name: &&str| {
-        let container = found.iter().find(|container| {
-            container.name.trim_start_matches('/') == *name || container.id.starts_with(*name)
-        });
+        let is_named = |one: &&Container| one.name.trim_start_matches('/') == *name;
+        // Another one's id may begin with the name of this one.
+        let is_meant = |one: &&Container| one.id.starts_with(*name);
+        let container = found.iter().find(is_named).or_else(|| found.iter().find(is_meant));
         let inspected = match container {
             Some(container) => {
                 Inspected { id: container.id.clone(), presence: container.presence() }

@@ -35,6 +35,26 @@ impl Process {
     pub fn is_suspended(&self) -> bool {
         matches!(self.state, 'T' | 't')
     }
+
+    /// From the text of /proc/PID/stat.
+    pub fn parse(pid: Pid, text: &str, ticks_per_second: u64) -> Option<Process> {
+        // The name stands in parentheses and may itself hold any character.
+        let (before, after) = text.rsplit_once(')')?;
+        let fields: Vec<&str> = after.split_whitespace().collect();
+        let number = |index: usize| fields.get(index)?.parse::<u64>().ok();
+        let ticks = number(19)?;
+        Some(Process {
+            pid,
+            parent: number(1)? as Pid,
+            group: number(2)? as Pid,
+            session: number(3)? as Pid,
+            state: fields.first()?.chars().next()?,
+            started: Duration::from_secs(ticks / ticks_per_second)
+                + Duration::from_millis(ticks % ticks_per_second * 1000 / ticks_per_second),
+            ticks,
+            name: before.split_once('(')?.1.to_owned(),
+        })
+    }
 }
 
 /// Every process but zombies, which hold nothing and cannot be ended.
@@ -151,27 +171,23 @@ pub fn is_suspended(pid: Pid) -> bool {
 
 fn read_stat(pid: Pid) -> Option<Process> {
     let ticks_per_second = rustix::param::clock_ticks_per_second().max(1);
-    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name stands in parentheses and may itself hold any character.
-    let (before, after) = text.rsplit_once(')')?;
-    let fields: Vec<&str> = after.split_whitespace().collect();
-    let number = |index: usize| fields.get(index)?.parse::<u64>().ok();
-    Some(Process {
-        pid,
-        parent: number(1)? as Pid,
-        group: number(2)? as Pid,
-        session: number(3)? as Pid,
-        state: fields.first()?.chars().next()?,
-        started: Duration::from_millis(number(19)? * 1000 / ticks_per_second),
-        ticks: number(19)?,
-        name: before.split_once('(')?.1.to_owned(),
-    })
+    Process::parse(pid, &text_of(pid, "stat")?, ticks_per_second)
+}
+
+/// One of a process's files. The kernel cuts a name after 15 bytes, wherever a character ends.
+fn text_of(pid: Pid, file: &str) -> Option<String> {
+    let bytes = fs::read(format!("/proc/{pid}/{file}")).ok()?;
+    Some(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// The arguments of a process; empty for kernel threads and where we may not look.
 pub fn arguments(pid: Pid) -> Vec<String> {
-    let text = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    let text = text.strip_suffix(b"\0").unwrap_or(&text);
+    words(&fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default())
+}
+
+/// The same from the text of /proc/PID/cmdline.
+pub fn words(text: &[u8]) -> Vec<String> {
+    let text = text.strip_suffix(b"\0").unwrap_or(text);
     if text.is_empty() {
         return Vec::new();
     }
@@ -180,7 +196,11 @@ pub fn arguments(pid: Pid) -> Vec<String> {
 
 /// Variables from the environment that a process was started with; none where we may not look.
 pub fn variables<const N: usize>(pid: Pid, names: [&str; N]) -> [Option<String>; N] {
-    let environment = environment(pid).unwrap_or_default();
+    values(&environment(pid).unwrap_or_default(), names)
+}
+
+/// The same from the text of /proc/PID/environ.
+pub fn values<const N: usize>(environment: &[u8], names: [&str; N]) -> [Option<String>; N] {
     let mut values = [const { None }; N];
     for entry in environment.split(|byte| *byte == 0) {
         for (name, value) in names.iter().zip(&mut values) {
@@ -210,7 +230,15 @@ fn environment(pid: Pid) -> std::io::Result<Vec<u8>> {
 
 /// The control groups of a process, one path per line; empty where we may not look.
 pub fn control_groups(pid: Pid) -> String {
-    fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default()
+    text_of(pid, "cgroup").unwrap_or_default()
+}
+
+/// Whether one of these control groups is a group of that path, or one below it.
+pub fn is_within(control_groups: &str, path: &str) -> bool {
+    let paths = control_groups.lines().filter_map(|line| line.splitn(3, ':').nth(2));
+    paths
+        .filter_map(|own| own.strip_prefix(path))
+        .any(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 /// Whether a process lives in a PID namespace below ours (a container's).
@@ -220,7 +248,11 @@ pub fn is_in_container(pid: Pid) -> bool {
 
 /// How many PID namespaces, of those that we see, a process is in.
 fn depth(pid: Pid) -> usize {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    depth_in(&text_of(pid, "status").unwrap_or_default())
+}
+
+/// The same from the text of /proc/PID/status.
+pub fn depth_in(status: &str) -> usize {
     let line = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
     line.map_or(1, |pids| pids.split_whitespace().count())
 }

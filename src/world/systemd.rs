@@ -28,7 +28,7 @@ pub fn show(units: &[&str], user: bool, stop: &Stop) -> Result<HashMap<String, S
     if units.is_empty() {
         return Ok(HashMap::new());
     }
-    ask(units, user, PROPERTIES, read, stop)
+    Ok(read(units, &ask(units, user, PROPERTIES, stop)?))
 }
 
 /// How a unit is installed.
@@ -45,33 +45,39 @@ pub fn installed(units: &[&str], user: bool, stop: &Stop) -> Result<HashMap<Stri
         let property = |name| properties.get(name).copied().unwrap_or_default().to_owned();
         Installed { load_state: property("LoadState"), file_state: property("UnitFileState") }
     };
-    ask(units, user, "Id,LoadState,UnitFileState", read, stop)
+    Ok(each(units, &ask(units, user, "Id,LoadState,UnitFileState", stop)?, read))
 }
 
-fn ask<T>(
-    units: &[&str],
-    user: bool,
-    properties: &str,
-    read: impl Fn(&str, &HashMap<&str, &str>) -> T,
-    stop: &Stop,
-) -> Result<HashMap<String, T>> {
+fn ask(units: &[&str], user: bool, properties: &str, stop: &Stop) -> Result<String> {
     let mut arguments = vec!["show", "--property", properties, "--"];
     arguments.extend(units);
     let output = systemctl(&arguments, user, SHOW_LIMIT, stop)?;
     if !output.status.success() {
         return Err(unreachable(&output));
     }
-    let text = String::from_utf8_lossy(&output.stdout);
-    // One block a unit, in the order asked for.
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// What `systemctl show` printed of these units, read block by block, in the order asked for.
+fn each<T>(
+    units: &[&str],
+    text: &str,
+    read: impl Fn(&str, &HashMap<&str, &str>) -> T,
+) -> HashMap<String, T> {
     let blocks = text.split("\n\n").filter(|block| !block.trim().is_empty());
     let read = |(unit, block): (&&str, &str)| {
         let properties = block.lines().filter_map(|line| line.split_once('=')).collect();
         ((*unit).to_owned(), read(unit, &properties))
     };
-    Ok(units.iter().zip(blocks).map(read).collect())
+    units.iter().zip(blocks).map(read).collect()
 }
 
-fn read(unit: &str, properties: &HashMap<&str, &str>) -> Shown {
+/// The state of each unit, from what `systemctl show` printed.
+pub fn read(units: &[&str], text: &str) -> HashMap<String, Shown> {
+    each(units, text, shown)
+}
+
+fn shown(unit: &str, properties: &HashMap<&str, &str>) -> Shown {
     let property = |name: &str| properties.get(name).copied().unwrap_or_default();
     let number = |name: &str| property(name).parse::<u64>().unwrap_or(0);
     let ending = || match property("Result") {

@@ -198,6 +198,12 @@ fn lines_that_are_damaged_are_passed_over() {
     fs::write(log(&rig), format!("\0\u{1}{{\n{text}{}", &text[..40])).unwrap();
     rig.gpuctl("release-all -q").run().succeeds();
     assert_eq!(runs(&rig).len(), 2);
+    // The last one of a file is no part of the next file's first.
+    let text = fs::read_to_string(log(&rig)).unwrap();
+    fs::write(rig.state_dir().join("history.1.jsonl"), format!("{text}{}", &text[..40])).unwrap();
+    fs::remove_file(log(&rig)).unwrap();
+    rig.gpuctl("release-all -q").run().succeeds();
+    assert_eq!(runs(&rig).len(), 3);
 }
 
 #[test]

@@ -2,6 +2,8 @@
 
 use crate::support::{LOCK_KEY, Rig, on_both, until};
 use serde_json::{Value, json};
+use std::fs;
+use std::os::unix::fs::symlink;
 
 fn hostname() -> String {
     rustix::system::uname().nodename().to_str().unwrap().to_owned()
@@ -173,6 +175,24 @@ fn a_lock_ends_with_the_process_that_it_was_taken_for() {
         drop(job);
         waiter.wait().succeeds().progress().text();
         assert_eq!(rig.lock_held()["holder"], "next");
+    });
+}
+
+#[test]
+fn a_process_whose_name_the_kernel_has_cut_inside_a_letter_is_there_all_the_same() {
+    on_both(|rig, _| {
+        // Of the name the kernel keeps 15 bytes: what /proc says of it is no UTF-8.
+        let program = rig.path("grand-modele-né");
+        symlink("/bin/sleep", &program).unwrap();
+        let job = rig.by_hand(&format!("'{}' 1000", program.display()));
+        until("it has its name", || {
+            let name = fs::read(format!("/proc/{}/comm", job.pid())).unwrap();
+            name.starts_with(b"grand") && std::str::from_utf8(&name).is_err()
+        });
+        rig.acquire(&format!("me --ttl 1h --pid {}", job.pid()));
+        rig.gpuctl("lock acquire other --no-wait").run().fails("lock_busy").stderr_has("me");
+        drop(job);
+        rig.assert_lock_is_free();
     });
 }
 

@@ -1,0 +1,97 @@
+//! gpuctl shares one GPU between services that do not fit on it together: parse, run, exit code.
+
+mod arguments;
+mod canary;
+mod cli;
+mod commands;
+mod completion;
+mod config;
+mod doctor;
+mod error;
+mod execute;
+mod exit;
+mod history;
+mod lock;
+mod manual;
+mod model;
+mod observe;
+mod pattern;
+mod plan;
+#[cfg(any(test, fuzzing))]
+pub mod properties;
+mod report;
+mod world;
+
+use clap::Parser;
+use clap::error::ErrorKind;
+use config::Environment;
+use error::Failure;
+use exit::{Answer, Code};
+use signal_hook::consts::SIGINT;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+
+/// The whole program.
+pub fn main() -> ExitCode {
+    let environment = Environment::of_process();
+    let cli = match cli::Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return explain_usage(&error),
+    };
+    start_logging(&cli.global, &environment);
+    // A panic has told where it happened; what is left is the exit code of a bug.
+    let run = AssertUnwindSafe(|| commands::run(&cli, &environment));
+    let result = catch_unwind(run).unwrap_or_else(|_| Err(anyhow::anyhow!("gpuctl panicked")));
+    match result {
+        Ok(answer) => {
+            if answer == Answer::Interrupted {
+                // Only where that does not end us is there a status to give.
+                let _ = signal_hook::low_level::emulate_default_handler(SIGINT);
+            }
+            ExitCode::from(answer.status())
+        }
+        Err(error) => {
+            let failure = Failure::from(error);
+            report::print_failure(&failure, cli.global.json);
+            ExitCode::from(failure.code.status())
+        }
+    }
+}
+
+/// Help and version are answers; everything else is a bad command line.
+fn explain_usage(error: &clap::Error) -> ExitCode {
+    let is_answer = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
+    if is_answer || !std::env::args_os().any(|word| word == "--json") {
+        let unprinted = error.print().is_err_and(|e| e.kind() != std::io::ErrorKind::BrokenPipe);
+        let code = match (is_answer, unprinted) {
+            (true, false) => 0,
+            (true, true) => Code::Io.status(),
+            // Where nobody reads it there is nobody to tell.
+            (false, _) => Code::Usage.status(),
+        };
+        return ExitCode::from(code);
+    }
+    let message = error.to_string();
+    // What is missing is listed below the first line; the usage and the advice come after a blank one.
+    let what: Vec<&str> = message.lines().map(str::trim).take_while(|l| !l.is_empty()).collect();
+    let what = match error.kind() {
+        // clap has only the help to say then.
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => "a subcommand is missing".to_owned(),
+        _ => what.join(" ").trim_start_matches("error: ").to_owned(),
+    };
+    let failure = Failure::new(Code::Usage, what).hint("see `gpuctl --help`");
+    report::print_failure(&failure, true);
+    ExitCode::from(failure.code.status())
+}
+
+/// Diagnostics on stderr: `GPUCTL_LOG`, `RUST_LOG`, or as many as `-v` was given.
+fn start_logging(global: &cli::Global, environment: &Environment) {
+    let wanted = environment.get("GPUCTL_LOG").or_else(|| environment.get("RUST_LOG"));
+    let level = match (wanted, global.verbose) {
+        (_, 1) => "gpuctl=debug",
+        (_, 2..) => "debug",
+        (Some(filter), 0) => filter,
+        (None, 0) => return,
+    };
+    env_logger::Builder::new().parse_filters(level).format_timestamp_millis().init();
+}

@@ -1,0 +1,159 @@
+//! Decides by trying everything what a command may do. It shares no arithmetic with the planner:
+//! this is the contract (a running service commits the larger of what it declares and holds) once
+//! more, in the simplest words.
+
+use super::machine::{Command, Machine, Member, Shape};
+use std::cmp::Reverse;
+
+pub struct Judge<'a> {
+    machine: &'a Machine,
+    command: &'a Command,
+    needed: Vec<&'a Member>,
+    others: Vec<&'a Member>,
+}
+
+impl<'a> Judge<'a> {
+    pub fn of(machine: &'a Machine, command: &'a Command) -> Judge<'a> {
+        let is_needed = |member: &&Member| match command {
+            Command::Prepare { phase, .. } => member.phases.contains(phase),
+            Command::Start { service, .. } => member.name == *service,
+            Command::Stop { .. } | Command::ReleaseAll { .. } => false,
+        };
+        let (needed, others) = machine.members.iter().partition(is_needed);
+        Judge { machine, command, needed, others }
+    }
+
+    pub fn needs(&self, name: &str) -> bool {
+        self.needed.iter().any(|member| member.name == name)
+    }
+
+    /// Whether there is a plan.
+    pub fn permits(&self) -> bool {
+        use Shape::{Missing, Unknown};
+        match self.command {
+            Command::Stop { services, .. } => !self
+                .others
+                .iter()
+                .any(|one| services.contains(&one.name) && matches!(one.shape, Missing | Unknown)),
+            Command::ReleaseAll { .. } => self.others.iter().all(|one| one.shape != Unknown),
+            Command::Prepare { lazy: false, .. }
+                if self.others.iter().any(|one| one.shape == Unknown) =>
+            {
+                false
+            }
+            Command::Prepare { .. } | Command::Start { .. } => {
+                let makes_room =
+                    || subsets(&self.stoppable()).iter().any(|set| self.fits_without(set));
+                self.needed.iter().all(|one| !matches!(one.shape, Missing | Unknown))
+                    && (self.is_there() || makes_room())
+            }
+        }
+    }
+
+    /// Who has to go, in alphabetical order.
+    pub fn victims(&self) -> Vec<String> {
+        let alive = self.others.iter().filter(|one| one.is_alive());
+        let mut victims: Vec<String> = match self.command {
+            Command::Stop { services, .. } => {
+                alive.map(|one| one.name.clone()).filter(|name| services.contains(name)).collect()
+            }
+            Command::ReleaseAll { .. } => alive.map(|one| one.name.clone()).collect(),
+            // Who is known to have unloaded has nothing to give.
+            Command::Prepare { lazy: false, .. } => alive
+                .filter(|one| {
+                    let unloads = one.unloads && one.shape == Shape::Ready;
+                    !(unloads && self.machine.is_measured() && self.machine.held(one) == 0)
+                })
+                .map(|one| one.name.clone())
+                .collect(),
+            Command::Prepare { .. } | Command::Start { .. } => self.by_the_rule(),
+        };
+        victims.sort();
+        victims
+    }
+
+    /// Whether the command stops only as much as it has to.
+    pub fn is_sparing(&self) -> bool {
+        matches!(self.command, Command::Start { .. } | Command::Prepare { lazy: true, .. })
+    }
+
+    /// Whether what is needed fits once these are gone.
+    pub fn fits_without(&self, gone: &[String]) -> bool {
+        let needed = self.needed_memory();
+        let stays = self.others.iter().filter(|one| !gone.contains(&one.name));
+        let staying: u64 = stays.map(|one| self.commits(one)).sum();
+        let held: u64 = self.machine.members.iter().map(|one| self.machine.held(one)).sum();
+        let foreign = self.machine.in_use().saturating_sub(held);
+        match self.machine.size() {
+            _ if needed == 0 => true,
+            Some(size) => needed + staying <= size.saturating_sub(foreign),
+            // Nobody can tell, but where nothing else is left.
+            None => staying == 0,
+        }
+    }
+
+    /// What is needed will be used to the full.
+    pub fn needed_memory(&self) -> u64 {
+        self.needed.iter().map(|one| one.vram.max(self.machine.held(one))).sum()
+    }
+
+    fn commits(&self, one: &Member) -> u64 {
+        match one.may_run() && !one.unloads {
+            true => self.machine.held(one).max(one.vram),
+            false => self.machine.held(one),
+        }
+    }
+
+    /// Whether all that is needed runs already, with its memory: such a plan is never refused.
+    fn is_there(&self) -> bool {
+        self.needed.iter().all(|one| {
+            let asleep = one.unloads && self.machine.held(one) * 4 <= one.vram;
+            one.shape == Shape::Ready && !(asleep && self.machine.held(one) < one.vram)
+        })
+    }
+
+    /// Who may be stopped, lowest priority and then largest commitment first.
+    fn stoppable(&self) -> Vec<&'a Member> {
+        let may_go = |one: &&&Member| match self.command {
+            Command::Start { service, preempt } => {
+                *preempt && one.priority < self.machine.priority(service)
+            }
+            _ => true,
+        };
+        let gives = |one: &&&Member| one.is_alive() && self.commits(one) > 0;
+        let mut stoppable: Vec<&Member> =
+            self.others.iter().filter(may_go).filter(gives).copied().collect();
+        stoppable.sort_by_key(|one| (one.priority, Reverse(self.commits(one))));
+        stoppable
+    }
+
+    /// As few as possible from the front of the line, and of these the set that spares the last
+    /// in the line, then the one before it, and so on.
+    fn by_the_rule(&self) -> Vec<String> {
+        // What else is on the card is not the business of one that runs already.
+        if matches!(self.command, Command::Start { .. }) && self.is_there() {
+            return Vec::new();
+        }
+        let line = self.stoppable();
+        let names = |members: &[&Member]| -> Vec<String> {
+            members.iter().map(|one| one.name.clone()).collect()
+        };
+        let fronts = (0..=line.len()).map(|length| &line[..length]);
+        let Some(front) = fronts.into_iter().find(|front| self.fits_without(&names(front))) else {
+            return Vec::new();
+        };
+        let enough = subsets(front).into_iter().filter(|set| self.fits_without(set));
+        let stops = |set: &Vec<String>| -> Vec<bool> {
+            front.iter().rev().map(|one| set.contains(&one.name)).collect()
+        };
+        enough.min_by_key(stops).expect("the front itself is enough")
+    }
+}
+
+fn subsets(members: &[&Member]) -> Vec<Vec<String>> {
+    let of = |mask: usize| {
+        let chosen = members.iter().enumerate().filter(|(bit, _)| mask & (1 << bit) != 0);
+        chosen.map(|(_, one)| one.name.clone()).collect()
+    };
+    (0..1 << members.len()).map(of).collect()
+}

@@ -1,0 +1,60 @@
+//! A lock's record is read as it was written, and nothing else is taken for one.
+
+use crate::lock::{Held, Record, Stored, holder_name};
+use std::time::Duration;
+
+pub fn lock(input: &[u8]) {
+    let text = String::from_utf8_lossy(input);
+    in_redis(&text);
+    in_a_file(&text);
+}
+
+fn in_redis(value: &str) {
+    let held = Held::decode(value, Some(Duration::from_secs(30)));
+    match &held.record {
+        // A client that knows nothing of records: shown as it is.
+        None => assert_eq!(held.holder, value),
+        Some(record) => {
+            let (legacy, _) = value.split_once("|gpuctl1|").expect("ours bear the mark");
+            assert_eq!(held.holder, legacy);
+            let again = Held::decode(&record.encode(&held.holder), held.left);
+            assert_eq!((&again.holder, &again.record), (&held.holder, &held.record));
+        }
+    }
+    assert!(held.describe().starts_with(&held.holder));
+
+    // Whatever somebody calls himself, his record is found, and Redis finds where to put the fence.
+    let holder = holder_name(value);
+    let ours = record().encode(&holder);
+    assert!(ours.starts_with(&format!("{holder}|gpuctl1|{{\"fence\":0")));
+    assert_eq!(ours.find("\"fence\":0"), Some(holder.len() + "|gpuctl1|{".len()));
+    let held = Held::decode(&ours, None);
+    assert_eq!((held.holder, held.record), (holder, Some(record())));
+}
+
+fn in_a_file(text: &str) {
+    let Some(stored) = Stored::parse(text) else { return };
+    let written = stored.text();
+    let again = Stored::parse(&written).expect("what is written can be read");
+    assert_eq!(again.text(), written);
+    // Cut short it is damaged, and damaged is not free.
+    let whole = written.trim_end();
+    for end in (0..whole.len()).filter(|end| whole.is_char_boundary(*end)) {
+        assert!(Stored::parse(&whole[..end]).is_none(), "{}", &whole[..end]);
+    }
+}
+
+fn record() -> Record {
+    Record {
+        fence: 0,
+        token: "0123456789abcdef0123456789abcdef".to_owned(),
+        host: "nora".to_owned(),
+        boot: "8f6d0b0e-0000-4000-8000-000000000000".to_owned(),
+        pid_ns: Some(4026531836),
+        pid: Some(1234),
+        pid_start: Some(56789),
+        since: 1_700_000_000,
+        services: vec!["comfyui".to_owned()],
+        command: None,
+    }
+}

@@ -1,0 +1,22 @@
+//! What holds whatever is read: one property for each thing that gpuctl reads and others write. A
+//! property takes any bytes and panics where it does not hold. `make fuzz` tries to break them;
+//! the tests hold them to the inputs in fuzz/corpus.
+
+mod canary;
+mod config;
+mod history;
+mod lock;
+#[cfg(test)]
+mod tests;
+mod words;
+mod world;
+
+#[cfg(test)]
+pub use tests::settings;
+
+pub use canary::{candidate, ledger};
+pub use config::{config_json, config_toml};
+pub use history::history;
+pub use lock::lock;
+pub use words::words;
+pub use world::{docker, proc, systemd};
