@@ -1,15 +1,25 @@
-//! Extended regular expressions over command lines, by the C library's own functions: what
-//! `pgrep -f` and `pkill -f` call, so that a pattern means here what it means there.
+//! Extended regular expressions by the C library's own functions, those that `pgrep -f` calls, so
+//! that a pattern means here what it means there.
 
 use std::ffi::{CStr, CString, c_char};
+use std::fmt;
 use std::mem::MaybeUninit;
 use std::ptr;
 
 pub struct Pattern(libc::regex_t);
 
-// SAFETY: regexec(3) may be called by several threads at once on one compiled expression.
+// SAFETY: regexec(3) may be called by several threads at once on one compiled expression, and no
+// thread in particular has to free it.
 #[expect(unsafe_code, reason = "the C library's type is a plain structure of pointers")]
 unsafe impl Sync for Pattern {}
+#[expect(unsafe_code, reason = "as above")]
+unsafe impl Send for Pattern {}
+
+impl fmt::Debug for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Pattern")
+    }
+}
 
 /// More than any command line has to be told by. The C library's own limits are those of the
 /// stack and of the memory.
@@ -39,6 +49,11 @@ impl Pattern {
         }
         let why = CStr::from_bytes_until_nul(&why).unwrap_or_default();
         Err(why.to_string_lossy().into_owned())
+    }
+
+    /// The same in a text; in none that holds a NUL character.
+    pub fn matches_text(&self, text: &str) -> bool {
+        CString::new(text).is_ok_and(|text| self.matches(&text))
     }
 
     /// Whether it is found anywhere in a command line.

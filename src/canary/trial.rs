@@ -125,7 +125,7 @@ impl Server {
     pub fn oom_events(&self, canary: &Canary) -> usize {
         logs::lines_from(&self.log, self.log_from)
             .iter()
-            .filter(|line| canary.oom.is_match(line))
+            .filter(|line| canary.oom.matches_text(line))
             .count()
     }
 

@@ -49,6 +49,7 @@ pub fn run(arguments: &CanFit, session: Session) -> Result<Answer> {
         margin_mb: margin,
         free_mb: free,
         available_mb: available,
+        promised_mb: arguments.budget.then_some(promised),
         source: vram.source,
     };
     session.conclude(&report)?;

@@ -5,13 +5,14 @@ use super::Environment;
 use super::file::Span;
 use crate::canary::window::Window;
 use crate::model::{Mb, Service};
+use crate::pattern::Pattern;
 use indexmap::IndexMap;
 use jiff::tz::TimeZoneDatabase;
-use regex_lite::Regex;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// A changed configuration of one service is tried before it is promoted.
@@ -147,7 +148,7 @@ pub struct Canary {
     pub maintenance_lock: Option<PathBuf>,
     /// `None`: there is no state folder either.
     pub state_dir: Option<PathBuf>,
-    pub oom: Regex,
+    pub oom: Arc<Pattern>,
     pub bounds: IndexMap<String, Bound>,
     pub extra: BTreeMap<String, BTreeMap<String, Mb>>,
 }
@@ -227,7 +228,7 @@ impl File {
             }
         }
         let window = Window::parse(&self.window, &self.time_zone, &TimeZoneDatabase::bundled())?;
-        let oom = Regex::new(&self.oom_pattern).map_err(|e| ("oom_pattern", e.to_string()))?;
+        let oom = Pattern::new(&self.oom_pattern).map_err(|why| ("oom_pattern", why))?;
         Ok(Canary {
             service: self.service.clone(),
             mode: self.mode,
@@ -250,7 +251,7 @@ impl File {
                 .as_ref()
                 .map(PathBuf::from)
                 .or_else(|| environment.state_dir()),
-            oom,
+            oom: Arc::new(oom),
             bounds: self.bounds.clone(),
             extra: self.extra_mb.clone(),
         })

@@ -14,13 +14,15 @@ macro_rules! line {
 impl Report for CanFitReport {
     fn text(&self, _: &Screen) -> String {
         let estimate = if self.source == Source::Estimate { " (estimate)" } else { "" };
+        let promised = self.promised_mb.map(|size| format!(", {size} promised to what runs"));
         format!(
-            "{}: {} needed, {} available ({} free, margin {}){estimate}\n",
+            "{}: {} needed, {} available ({} free, margin {}{}){estimate}\n",
             if self.fits { "fits" } else { "does not fit" },
             self.required_mb,
             self.available_mb,
             self.free_mb,
-            self.margin_mb
+            self.margin_mb,
+            promised.unwrap_or_default()
         )
     }
 }

@@ -170,6 +170,9 @@ pub struct CanFitReport {
     pub margin_mb: Mb,
     pub free_mb: Mb,
     pub available_mb: Mb,
+    /// With `--budget`: what running services have declared and not yet used.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub promised_mb: Option<Mb>,
     pub source: Source,
 }
 
