@@ -25,6 +25,9 @@ const LONGEST: Duration = Duration::from_secs(1);
 /// Without a health check, a service that lives this long counts as ready.
 const SETTLING: Duration = Duration::from_millis(500);
 
+/// The kernel tells when a process began to a hundredth of a second.
+const TICKS: Duration = Duration::from_millis(20);
+
 /// A manager restarts a service this often before it counts as looping.
 const RESTARTS: u64 = 2;
 
@@ -211,6 +214,13 @@ impl Watch<'_> {
         let service = self.service;
         let look = look(&[service], self.context.config.path.as_deref(), self.stop, HashSet::new);
         let presence = look.presence(&service.name);
+        // What runs for longer than our own start was just being started by a gpuctl that was killed:
+        // before it executed its program, it could not be seen.
+        let is_anothers = matches!(&presence, Presence::Up(Running { age: Some(age), .. })
+            if *age > self.begun.elapsed() + TICKS);
+        if is_anothers {
+            self.started = None;
+        }
         if let Some(started) = &mut self.started {
             started.check(service, matches!(presence, Presence::Up(_)))?;
         }

@@ -150,7 +150,13 @@ fn the_manual_knows_every_variable_that_the_program_names() {
     let named: BTreeSet<&str> = sources.split('"').filter(is_one).collect();
     assert!(named.contains("GPUCTL_CONFIG") && named.contains("KLR_CANARY_MODE"), "{named:?}");
     // Set for others, or the build's.
-    let not_ours = ["CUDA_DEVICE_ORDER", "CUDA_VISIBLE_DEVICES", "PCI_BUS_ID", "CARGO_PKG_VERSION"];
+    let not_ours = [
+        "CUDA_DEVICE_ORDER",
+        "CUDA_VISIBLE_DEVICES",
+        "PCI_BUS_ID",
+        "CARGO_PKG_VERSION",
+        "CARGO_MANIFEST_DIR",
+    ];
     for variable in named.iter().filter(|name| !not_ours.contains(name)) {
         assert!(manual.contains(&format!("\\fB{variable}\\fP")), "{variable}");
     }

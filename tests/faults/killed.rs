@@ -115,3 +115,26 @@ fn row_38_killed_while_it_waits_until_they_are_ready_the_next_run_converges() {
         ("comfyui is ready", |world, _| world.comfyui.is_healthy()),
     ]);
 }
+
+/// Between the fork of a start command and its execution nothing shows whose it is.
+#[test]
+fn row_38_a_server_that_a_killed_gpuctl_was_just_starting_is_awaited_by_the_next_run() {
+    let rig = Rig::new();
+    let vidi = rig.native("vidi").without_match().add();
+    let server = vidi.command().to_owned();
+    rig.set("services.vidi.start", "touch begun; read _ <late; exit 1");
+    rig.set("services.vidi.cwd", rig.path("").display().to_string());
+    rig.shell(&format!("mkfifo {}", rig.path("late").display())).run().succeeds();
+    let config = std::fs::canonicalize(rig.path("gpuctl.toml")).unwrap();
+    let late = format!(
+        "cd {}; until [ -e begun ]; do sleep 0.02; done; echo >late; \
+         GPUCTL_SERVICE=vidi GPUCTL_CONFIG={} exec {server}",
+        rig.path("").display(),
+        config.display()
+    );
+    rig.program("late", &late);
+    let orphan = rig.by_hand("late");
+    rig.gpuctl("start vidi").run().succeeds().stdout_has("started vidi").progress();
+    assert!(vidi.is_healthy());
+    assert_eq!(rig.processes_of(&vidi), [orphan.pid()]);
+}
