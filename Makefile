@@ -1,7 +1,7 @@
 # Everything that is done with this repository. `make help` lists it.
 CARGO ?= cargo
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-gpu setup build generated install uninstall pictures deb test-package faults fuzz lint bench clean
+.PHONY: help demo test test-gpu setup build generated install uninstall pictures deb test-package faults fuzz lint deny bench clean
 
 PREFIX ?= /usr/local
 BUILT = $(or $(CARGO_TARGET_DIR),target)
@@ -75,6 +75,9 @@ fuzz: ## mangle everything that gpuctl reads, FUZZ_SECONDS (20) a target (needs 
 lint: ## format check and clippy
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+
+deny: ## licences, duplicates, sources and known advisories of all dependencies (builds cargo-deny once: minutes)
+	@tests/deny
 
 bench: ## what gpuctl adds to the time that others take, and how fast the lock changes hands
 	$(CARGO) bench --locked --bench overhead --bench handover

@@ -39,7 +39,7 @@ impl Pattern {
         // SAFETY: both pointers are valid, and what is compiled is only used where that succeeded.
         let code = unsafe { libc::regcomp(compiled.as_mut_ptr(), text.as_ptr(), flags) };
         if code == 0 {
-            // SAFETY: it has been compiled.
+            // SAFETY: it has been compiled, and points to nothing in itself, so that it may be moved.
             return Ok(Pattern(unsafe { compiled.assume_init() }));
         }
         let mut why = [0_u8; 128];

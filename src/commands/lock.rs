@@ -4,7 +4,7 @@ use super::{Session, duration};
 use crate::cli::{Lock, LockAcquire, LockRelease};
 use crate::error::Failure;
 use crate::exit::{Answer, Code};
-use crate::lock::{self, Claim, remember_fence};
+use crate::lock::{self, Claim};
 use crate::report::progress::Waiting;
 use crate::report::{AcquiredReport, LockStatusReport, ReleasedReport, deliver, print};
 use anyhow::{Result, bail};
@@ -42,9 +42,10 @@ fn acquire(arguments: &LockAcquire, session: &Session) -> Result<Answer> {
     }
     let mut claim = Claim::new(config, holder, &[], arguments.pid, ttl)?;
     let mut waiting = Waiting::new(&session.progress, patience);
-    claim.acquire_to_keep(backend.as_mut(), patience, &session.stop, |busy| waiting.tell(busy))?;
+    let warning = claim
+        .acquire_to_keep(backend.as_mut(), patience, &session.stop, |busy| waiting.tell(busy))?;
     waiting.done();
-    if let Some(warning) = remember_fence(config, claim.record.fence) {
+    if let Some(warning) = warning {
         session.progress.warning(&warning);
     }
     let printed = deliver(&AcquiredReport::new(&claim), &session.form);

@@ -101,7 +101,7 @@ pub struct Lock {
 }
 
 /// Where the GPU lock is kept.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Place {
     /// With its URL, which may hold a password.
     Redis(String),

@@ -2,7 +2,7 @@
 //! off the work, and it is released whatever the work comes to.
 
 use super::watchdog::Watchdog;
-use super::{Backend, Claim, Group, Held, Record, holder_name, joined, open, remember_fence};
+use super::{Backend, Claim, Group, Held, Record, holder_name, joined, open};
 use crate::config::Config;
 use crate::error::Result;
 use crate::report::progress::{Progress, Waiting};
@@ -43,7 +43,7 @@ struct Hold {
 
 /// By what right the lock is ours.
 enum Title {
-    Own(Claim),
+    Own(Box<Claim>),
     /// The caller's, who renews and releases it; with its token.
     Borrowed(String),
 }
@@ -86,13 +86,13 @@ impl Guard {
             claim.acquire(backend.as_mut(), purpose.patience, stop, |busy| waiting.tell(busy));
         let valid_until = taken?;
         waiting.done();
-        if let Some(warning) = remember_fence(config, claim.record.fence) {
+        if let Some(warning) = claim.keep_fence() {
             progress.warning(&warning);
         }
         let Record { fence, token, .. } = claim.record.clone();
         log::debug!("the GPU lock is held for {name}, fence {fence}");
         let margin = purpose.margin.min(TTL / 3);
-        let hold = Hold { backend, title: Title::Own(claim), margin, watchdog: None };
+        let hold = Hold { backend, title: Title::Own(Box::new(claim)), margin, watchdog: None };
         Guard::watch(hold, fence, token, valid_until)
     }
 
@@ -113,7 +113,7 @@ impl Guard {
             return Ok(None);
         }
         let (fence, token) = (claim.fence, claim.token.clone());
-        let title = Title::Own(adopted);
+        let title = Title::Own(Box::new(adopted));
         let hold = Hold { backend, title, margin: Duration::ZERO, watchdog: None };
         Guard::watch(hold, fence, token, asked + TTL).map(Some)
     }
@@ -175,11 +175,10 @@ impl Guard {
     /// Has the lock name processes that act for its holder and may outlive it: who takes it over
     /// waits for their end.
     pub fn name_group(&self, group: Group) -> Result<()> {
-        if let Hold { backend, title: Title::Own(claim), .. } = &mut *lock(&self.shared) {
-            claim.record.command = Some(group);
-            if !backend.renew(claim)? {
-                self.lease.lose("it is not ours any more");
-            }
+        if let Hold { backend, title: Title::Own(claim), .. } = &mut *lock(&self.shared)
+            && !claim.name_command(backend.as_mut(), group)?
+        {
+            self.lease.lose("it is not ours any more");
         }
         self.lease.check()
     }
@@ -194,8 +193,12 @@ impl Guard {
 
     /// The command has ended.
     pub fn forget_command(&self) {
-        if let Some(watchdog) = lock(&self.shared).watchdog.take() {
+        let hold = &mut *lock(&self.shared);
+        if let Some(watchdog) = hold.watchdog.take() {
             watchdog.dismiss();
+        }
+        if let Title::Own(claim) = &hold.title {
+            claim.forget_command();
         }
     }
 

@@ -1,14 +1,13 @@
 //! The GPU lock: one holder at a time, the longest waiting next, and a number (the fence) that
 //! rises with every holder. It is kept in Redis or in a file; both make the same promises.
 
-mod fence;
 mod file;
 mod guard;
+mod memory;
 mod record;
 mod redis;
 pub mod watchdog;
 
-pub use fence::remember as remember_fence;
 #[cfg(any(test, fuzzing))]
 pub use file::Stored;
 pub use guard::{Guard, Heirloom, Purpose};
@@ -21,7 +20,8 @@ use crate::exit::Code;
 use crate::model::Pid;
 use crate::world::host::{random_hex, since_boot};
 use crate::world::processes;
-use crate::world::wait::{Stop, wait};
+use crate::world::wait::{Handle, Stop, wait};
+use memory::Memory;
 use std::time::{Duration, Instant};
 
 /// Between two tries at a server that will be ready in a moment.
@@ -58,6 +58,7 @@ pub struct Claim {
     pub ttl: Duration,
     /// The fence has to be above it.
     pub floor: u64,
+    memory: Memory,
 }
 
 /// What came of a try.
@@ -132,8 +133,8 @@ impl Claim {
             let pid = pid.unwrap_or_default();
             return Err(Failure::new(Code::NotFound, format!("there is no process {pid}")));
         };
-        let floor = fence::remembered(config);
-        Ok(Claim { holder: holder.to_owned(), record, ttl, floor })
+        let memory = Memory::new(config);
+        Ok(Claim { holder: holder.to_owned(), record, ttl, floor: 0, memory })
     }
 
     /// Takes the lock, waiting in line for so long; gives the time since boot at which it ends
@@ -143,27 +144,32 @@ impl Claim {
         backend: &mut dyn Backend,
         patience: Duration,
         stop: &Stop,
-        tell: impl FnMut(&str),
+        mut tell: impl FnMut(&str),
     ) -> Result<Duration> {
-        let taken = self.take_in_turn(backend, patience, stop, tell);
+        let deadline = Instant::now() + patience;
+        let taken = self.take_in_turn(backend, patience, stop, &mut tell);
+        let taken = taken.and_then(|valid_until| {
+            self.await_last_command(backend, valid_until, deadline, stop, &mut tell)
+        });
         let cannot_be_asked =
             taken.as_ref().is_err_and(|failure| failure.code == Code::Unavailable);
-        if taken.is_err() && !patience.is_zero() && !cannot_be_asked {
-            // The place in the line, which is forgotten by itself where this fails.
+        let left_nothing = patience.is_zero() && self.record.fence == 0;
+        if taken.is_err() && !left_nothing && !cannot_be_asked {
+            // The place in the line or the lock, which are forgotten by themselves where this fails.
             let _ = backend.release(Some(&self.record.token));
         }
         taken
     }
 
     /// As `acquire`, for a lock that outlives us. It ends with us until it is known to be taken:
-    /// where the answer is lost, nobody has the token that would release it.
+    /// where the answer is lost, nobody has the token that would release it. Gives a warning.
     pub fn acquire_to_keep(
         &mut self,
         backend: &mut dyn Backend,
         patience: Duration,
         stop: &Stop,
         tell: impl FnMut(&str),
-    ) -> Result<()> {
+    ) -> Result<Option<String>> {
         let me = std::process::id() as Pid;
         let Record { pid, pid_start, .. } = self.record;
         let ttl = self.ttl;
@@ -172,11 +178,66 @@ impl Claim {
         let taken = self.acquire(backend, patience, stop, tell);
         (self.record.pid, self.record.pid_start, self.ttl) = (pid, pid_start, ttl);
         taken?;
+        // Before the lock is confirmed: where it is forgotten after that, the next one knows.
+        let warning = self.keep_fence();
         match backend.renew(self)? {
-            true => Ok(()),
-            false => Err(Failure::new(Code::LockLost, "the GPU lock was lost as soon as taken")
-                .hint("somebody deletes it; look with `gpuctl lock status`")),
+            true => Ok(warning),
+            false => Err(lost_at_once()),
         }
+    }
+
+    /// Keeps the fence where this machine will find it; gives a warning.
+    pub fn keep_fence(&self) -> Option<String> {
+        self.memory.keep_fence(self.record.fence)
+    }
+
+    /// Has the lock, and this machine, know the command that is about to work under it; false where
+    /// the lock is not the claim's any more.
+    pub fn name_command(&mut self, backend: &mut dyn Backend, command: Group) -> Result<bool> {
+        self.record.command = Some(command);
+        // Before the lock is confirmed: where it is forgotten after that, the next one knows.
+        self.memory.keep_command(&self.record);
+        backend.renew(self)
+    }
+
+    /// It has ended.
+    pub fn forget_command(&self) {
+        self.memory.forget_command(&self.record);
+    }
+
+    /// Where the lock's place has forgotten who works under it, that one has yet to be ended.
+    fn await_last_command(
+        &self,
+        backend: &mut dyn Backend,
+        mut valid_until: Duration,
+        deadline: Instant,
+        stop: &Stop,
+        tell: &mut impl FnMut(&str),
+    ) -> Result<Duration> {
+        let mut is_told = false;
+        while let Some(record) = self.memory.command_at_work() {
+            let members = record.command_members();
+            let pids: Vec<String> = members.iter().map(Pid::to_string).collect();
+            let why =
+                format!("ours, and a command that lost it still works: PID {}", pids.join(", "));
+            if Instant::now() >= deadline {
+                return Err(Failure::new(Code::LockBusy, format!("the GPU lock is {why}"))
+                    .hint("its gpuctl ends it soon; wait longer with --wait, or end it yourself"));
+            }
+            if !std::mem::replace(&mut is_told, true) {
+                tell(&why);
+            }
+            let handles: Vec<Handle> = members.into_iter().filter_map(Handle::open).collect();
+            let fds: Vec<_> = handles.iter().map(Handle::fd).collect();
+            wait(&fds, stop, deadline.min(Instant::now() + self.ttl / 3));
+            stop.check()?;
+            let asked = since_boot();
+            if !backend.renew(self)? {
+                return Err(lost_at_once());
+            }
+            valid_until = asked + self.ttl;
+        }
+        Ok(valid_until)
     }
 
     fn take_in_turn(
@@ -191,9 +252,14 @@ impl Claim {
         let mut in_the_way = None;
         loop {
             stop.check()?;
+            self.floor = self.memory.fence();
             // The lock's time began at the latest when the server did as it was asked.
             let asked = since_boot();
             match backend.attempt(self, queues, stop)? {
+                Attempt::Taken(fence) if fence <= self.memory.fence() => {
+                    // It was forgotten, after another one had had this fence.
+                    backend.release(Some(&self.record.token))?;
+                }
                 Attempt::Taken(fence) => {
                     self.record.fence = fence;
                     return Ok(asked + self.ttl);
@@ -216,6 +282,11 @@ impl Claim {
             }
         }
     }
+}
+
+fn lost_at_once() -> Failure {
+    Failure::new(Code::LockLost, "the GPU lock was lost as soon as taken")
+        .hint("somebody deletes it; look with `gpuctl lock status`")
 }
 
 fn refusal(busy: &Busy, patience: Duration) -> Failure {

@@ -78,6 +78,12 @@ impl Record {
         self.boot == host::boot_id() && same_namespace
     }
 
+    /// What is left of the command, as far as that can be told from here.
+    pub fn command_members(&self) -> Vec<Pid> {
+        let command = self.command.filter(|_| self.is_here());
+        command.map_or_else(Vec::new, |group| group.members(&self.token))
+    }
+
     /// Those whose end may end the lock: the holder, and once that is gone, what its command has
     /// left. `None` where that cannot be told, as of another machine.
     fn living(&self) -> Option<Vec<Pid>> {
@@ -88,7 +94,7 @@ impl Record {
         if processes::is_alive(pid, start) {
             return Some(vec![pid]);
         }
-        Some(self.command.map_or_else(Vec::new, |group| group.members(&self.token)))
+        Some(self.command_members())
     }
 }
 
@@ -171,10 +177,7 @@ impl Held {
     /// Whether no command is left that a lock whose time is over may have had: nobody can tell of
     /// another machine's.
     pub fn command_is_over(&self) -> bool {
-        let record = self.record.as_ref().filter(|record| record.is_here());
-        record
-            .and_then(|record| Some(record.command?.members(&record.token)))
-            .is_none_or(|left| left.is_empty())
+        self.record.as_ref().is_none_or(|record| record.command_members().is_empty())
     }
 
     /// Handles on those whose end is to be waited for.

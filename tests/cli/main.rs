@@ -57,6 +57,7 @@ mod run_job;
 mod run_lost;
 mod run_nested;
 mod run_terminal;
+mod security;
 mod smoke;
 mod status;
 mod status_metrics;

@@ -84,12 +84,26 @@ impl Place {
         }
     }
 
-    /// Somebody takes a lock that was deleted: in Redis a client that does not mind a command that still works.
+    /// The lock's place has lost everything.
+    #[track_caller]
+    pub fn forgets(&self) {
+        match &self.redis {
+            Some(redis) => drop(redis.cli(&["FLUSHALL"])),
+            None => fs::remove_file(self.record()).unwrap(),
+        }
+    }
+
+    /// Somebody takes a lock that was deleted, and does not mind a command that still works: in Redis an older client,
+    /// of the file a gpuctl that remembers nothing.
     #[track_caller]
     pub fn is_taken_by(&self, name: &str) {
         match &self.redis {
             Some(redis) => assert!(redis.legacy_acquire(name)),
-            None => drop(self.acquire(&format!("{name} --ttl 1h --no-wait"))),
+            None => {
+                let acquire = self.rig.gpuctl(&format!("lock acquire {name} --ttl 1h --no-wait"));
+                let acquire = acquire.env("GPUCTL_STATE_DIR", self.rig.path("another-state"));
+                drop(acquire.run().succeeds().text());
+            }
         }
     }
 

@@ -61,6 +61,49 @@ fn row_22_a_server_that_comes_back_empty_is_noticed_at_the_next_renewal() {
     work.gpuctl.wait().fails("lock_lost").stderr_has("the GPU lock is lost");
 }
 
+/// One who comes next, after the lock's place has lost everything, is told of the command that works on, and begins
+/// when that has ended.
+fn next_waits_for_the_last(rig: &Rig, lose: impl FnOnce()) {
+    let work = Work::begin(rig);
+    lose();
+    let refused = rig.gpuctl("run --no-wait vidi -- touch ran").run().fails("lock_busy");
+    drop(refused.stderr_has("a command that lost it still works"));
+    assert!(!rig.path("home/ran").exists());
+    // One that has ended and is only not looked after yet has no command line.
+    let beside = format!("cat /proc/{}/cmdline 2>/dev/null; true", work.pid);
+    let next = rig.gpuctl("run --quiet --wait 5m vidi -- sh -c").arg(&beside).spawn();
+    next.wait().succeeds().stdout("");
+    work.gpuctl.wait().fails("lock_lost").stderr_has("the GPU lock is lost");
+    rig.assert_free_and_alone();
+}
+
+#[test]
+fn row_11_after_a_lock_was_deleted_the_next_command_begins_when_the_last_has_ended() {
+    in_both_places([|place| next_waits_for_the_last(&place.rig, || place.forgets())]);
+}
+
+#[test]
+fn row_22_after_an_empty_restart_the_next_command_begins_when_the_last_has_ended() {
+    let rig = Rig::new();
+    let Some(mut redis) = rig.redis() else { return };
+    rig.set("lock.url", redis.url());
+    next_waits_for_the_last(&rig, || redis.restart());
+}
+
+#[test]
+fn row_23_the_fence_rises_too_for_one_who_waited_while_all_was_forgotten() {
+    in_both_places([|place| {
+        let first = place.acquire("first");
+        let second = place.waiter("second --json --wait 50");
+        let third = place.waiter("third --json --wait 50");
+        place.release(&first);
+        let second = second.wait().succeeds().progress().json();
+        place.forgets();
+        let third = third.wait().succeeds().progress().json();
+        assert!(third["fence"].as_u64() > second["fence"].as_u64(), "{second} {third}");
+    }]);
+}
+
 #[test]
 fn row_22_a_server_that_came_back_empty_since_the_last_renewal_is_noticed_in_the_end() {
     let rig = Rig::new();

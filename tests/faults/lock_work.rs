@@ -7,7 +7,7 @@ pub struct Work<'a> {
     rig: &'a Rig,
     pub gpuctl: Running,
     /// The command's.
-    pid: i32,
+    pub pid: i32,
 }
 
 impl Work<'_> {

@@ -200,7 +200,10 @@ fn sweep(what: Killed) {
             let step = match second.is_some() {
                 true => Duration::from_millis(5),
                 false => {
-                    until("the command is there", || rig.gpuctls().len() > 1);
+                    until("the command is there", || {
+                        assert!(state(run.pid()).is_some(), "{}", run.stderr());
+                        rig.gpuctls().len() > 1
+                    });
                     begin = Instant::now();
                     Duration::from_millis(1)
                 }

@@ -79,6 +79,13 @@ impl Outcome {
         self
     }
 
+    /// Its exit code, or none for a signal, and what it said: for a test that judges those itself.
+    pub fn ended(mut self) -> (Option<i32>, String) {
+        (self.ending_stated, self.stdout_declared, self.stderr_declared) = (true, true, true);
+        let Output { status, stdout, stderr } = self.output();
+        (status.code(), String::from_utf8_lossy(&[&stdout[..], stderr].concat()).into_owned())
+    }
+
     /// Declares stdout, which is to be exactly this.
     #[track_caller]
     pub fn stdout(mut self, text: &str) -> Self {
