@@ -1,7 +1,7 @@
 # Everything that is done with this repository. `make help` lists it.
 CARGO ?= cargo
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-gpu setup build generated install uninstall pictures deb test-package faults fuzz lint deny bench clean
+.PHONY: help demo test test-gpu setup build generated install uninstall pictures deb test-package faults fuzz lint deny bench bench-baseline clean
 
 PREFIX ?= /usr/local
 BUILT = $(or $(CARGO_TARGET_DIR),target)
@@ -79,8 +79,11 @@ lint: ## format check and clippy
 deny: ## licences, duplicates, sources and known advisories of all dependencies (builds cargo-deny once: minutes)
 	@tests/deny
 
-bench: ## what gpuctl adds to the time that others take, and how fast the lock changes hands
-	$(CARGO) bench --locked --bench overhead --bench handover
+bench: ## what gpuctl takes beside its floors and what it replaces; writes docs/benchmarks.md
+	$(CARGO) bench --locked --bench table -- --write
+
+bench-baseline: ## count the instructions of the hot paths anew, for benches/instructions.toml (needs valgrind)
+	$(CARGO) bench --locked --bench table -- --update
 
 clean: ## remove what was built
 	$(CARGO) clean

@@ -14,8 +14,8 @@ use crate::model::{
 use crate::world::health::{self, TRY_LIMIT};
 use crate::world::nvml::Reader;
 use crate::world::ports::local_port;
-use crate::world::processes;
 use crate::world::wait::{Aside, Stop, wait};
+use crate::world::{host, processes};
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
@@ -31,6 +31,8 @@ pub fn observe(
     asks: impl Fn(&Service) -> bool,
 ) -> Result<Snapshot> {
     let services: Vec<&Service> = config.services.iter().collect();
+    // A socket and a pipe each, and what everything else takes.
+    host::allow_open_files(3 * services.len() as u64 + 64);
     let deadline = Instant::now() + TRY_LIMIT + HEALTH_GRACE;
     let attempts: Vec<Option<Aside<Healthy>>> =
         services.iter().map(|service| begin(service, asks(service))).collect::<Result<_>>()?;

@@ -31,8 +31,7 @@ struct Commitment {
 
 impl Budget {
     pub fn of(config: &Config, snapshot: &Snapshot) -> Budget {
-        let observed =
-            || config.services.iter().map(|service| (service, snapshot.service(&service.name)));
+        let observed = || config.services.iter().zip(&snapshot.services);
         let held: Mb = observed().map(|(service, observed)| presumed(service, observed)).sum();
         let in_use = snapshot.vram.total.zip(snapshot.vram.free);
         let in_use = in_use.map(|(total, free)| total.saturating_sub(free));

@@ -93,8 +93,7 @@ impl StatusReport {
     pub fn new(config: &Config, snapshot: &Snapshot, lock: &Result<Option<Held>>) -> StatusReport {
         let vram = &snapshot.vram;
         let device = vram.device.as_ref();
-        let services = config.services.iter().map(|service| {
-            let observed = snapshot.service(&service.name);
+        let services = config.services.iter().zip(&snapshot.services).map(|(service, observed)| {
             let report = ServiceReport {
                 state: observed.state,
                 r#type: service.manager.type_name(),

@@ -4,6 +4,7 @@
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use jiff::Timestamp;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::rand::GetRandomFlags;
 use std::fs;
 use std::time::Duration;
@@ -22,6 +23,16 @@ pub fn name() -> String {
 pub fn pid_namespace() -> Option<u64> {
     let link = fs::read_link("/proc/self/ns/pid").ok()?;
     link.to_str()?.strip_prefix("pid:[")?.strip_suffix(']')?.parse().ok()
+}
+
+/// Has as many files opened at once as that, where the machine lets us.
+pub fn allow_open_files(count: u64) {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current.is_some_and(|current| current < count) {
+        let current = Some(limit.maximum.map_or(count, |maximum| maximum.min(count)));
+        // Without it, what needs more says so itself.
+        let _ = setrlimit(Resource::Nofile, Rlimit { current, ..limit });
+    }
 }
 
 /// Time since boot, a suspend included; nobody can set it.

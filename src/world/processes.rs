@@ -8,6 +8,7 @@ use std::ffi::CString;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 #[derive(Clone, Debug)]
@@ -61,6 +62,8 @@ impl Process {
 pub struct Table {
     processes: HashMap<Pid, Process>,
     children: HashMap<Pid, Vec<Pid>>,
+    /// Who is in the group or the session that a process leads, or once led.
+    led: HashMap<Pid, Vec<Pid>>,
     /// Since boot.
     now: Duration,
     me: Pid,
@@ -70,6 +73,7 @@ impl Table {
     pub fn read() -> Table {
         let mut processes = HashMap::new();
         let mut children: HashMap<Pid, Vec<Pid>> = HashMap::new();
+        let mut led: HashMap<Pid, Vec<Pid>> = HashMap::new();
         for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
             let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
                 continue;
@@ -79,10 +83,12 @@ impl Table {
             };
             if !process.is_dead() {
                 children.entry(process.parent).or_default().push(pid);
+                led.entry(process.group).or_default().push(pid);
+                led.entry(process.session).or_default().push(pid);
                 processes.insert(pid, process);
             }
         }
-        Table { processes, children, now: host::since_boot(), me: std::process::id() as Pid }
+        Table { processes, children, led, now: host::since_boot(), me: std::process::id() as Pid }
     }
 
     pub fn get(&self, pid: Pid) -> Option<&Process> {
@@ -128,15 +134,17 @@ impl Table {
     /// A group or session that gpuctl is in says nothing: its members are the caller's.
     pub fn families(&self, roots: &HashSet<Pid>) -> HashSet<Pid> {
         let (group, session) = self.get(self.me).map_or((0, 0), |me| (me.group, me.session));
-        let mut family: HashSet<Pid> = self
-            .iter()
-            .filter(|p| {
-                roots.contains(&p.pid)
-                    || (p.group != group && roots.contains(&p.group))
-                    || (p.session != session && roots.contains(&p.session))
+        let follows = |pid: &&Pid, root: Pid| {
+            self.get(**pid).is_some_and(|p| {
+                (p.group != group && p.group == root) || (p.session != session && p.session == root)
             })
-            .map(|p| p.pid)
-            .collect();
+        };
+        let mut family: HashSet<Pid> = HashSet::new();
+        for root in roots {
+            family.extend(self.get(*root).map(|process| process.pid));
+            let led = self.led.get(root).into_iter().flatten();
+            family.extend(led.filter(|pid| follows(pid, *root)));
+        }
         let mut open: Vec<Pid> = family.iter().copied().collect();
         while let Some(pid) = open.pop() {
             for child in self.children.get(&pid).into_iter().flatten() {
@@ -243,7 +251,8 @@ pub fn is_within(control_groups: &str, path: &str) -> bool {
 
 /// Whether a process lives in a PID namespace below ours (a container's).
 pub fn is_in_container(pid: Pid) -> bool {
-    depth(pid) > depth(std::process::id() as Pid)
+    static OURS: OnceLock<usize> = OnceLock::new();
+    depth(pid) > *OURS.get_or_init(|| depth(std::process::id() as Pid))
 }
 
 /// How many PID namespaces, of those that we see, a process is in.

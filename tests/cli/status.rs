@@ -386,3 +386,13 @@ fn a_signal_ends_a_status_that_waits() {
     status.signal(Signal::TERM);
     status.wait().exits(143).stderr_has("gpuctl: ");
 }
+
+#[test]
+fn more_services_are_looked_at_than_files_may_be_open() {
+    let rig = Rig::new();
+    for number in 0..40 {
+        rig.native(&format!("service{number}")).add();
+    }
+    let looked = rig.shell("ulimit -Sn 100; exec gpuctl status --json").run().succeeds().json();
+    assert_eq!(looked["services"].as_object().unwrap().len(), 40);
+}

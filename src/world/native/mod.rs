@@ -59,11 +59,12 @@ pub fn find(
         let matching = lines
             .iter()
             .filter(|(_, line)| pattern.as_ref().is_some_and(|pattern| pattern.matches(line)));
+        let mut proven = marked.remove(&service.name).unwrap_or_default();
         let proposed: HashSet<Pid> = matching
             .map(|(pid, _)| *pid)
-            .filter(|pid| !callers.contains(pid) && !is_bystander(table, *pid))
+            .filter(|pid| !proven.contains(pid) && !callers.contains(pid))
+            .filter(|pid| !is_bystander(table, *pid))
             .collect();
-        let mut proven = marked.remove(&service.name).unwrap_or_default();
         proven.extend(proposed.iter().filter(|pid| {
             let family = table.families(&HashSet::from([**pid]));
             family

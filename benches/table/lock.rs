@@ -1,75 +1,80 @@
 //! How fast the lock changes hands: in Redis and in a file, beside flock(1) as the floor and the client that gpuctl
-//! replaces. All of one run on one machine, so that the ratios hold. `make bench`
+//! replaces.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::print_stdout,
-    clippy::print_stderr,
-    clippy::disallowed_methods,
-    reason = "a measurement fails by panicking, and prints what it measured"
-)]
-#![allow(dead_code, unused_imports, reason = "the tests' support has more than is measured here")]
-
-#[path = "../tests/cli/support/mod.rs"]
-mod support;
-
-mod measure;
-
-use measure::{compare, compare_heading, in_a_loop};
+use super::measure::{at, median};
+use super::report::{Row, Section, Target};
+use super::support::{Redis, Rig, until};
 use std::io::{BufRead, BufReader};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
-use support::{Redis, Rig, until};
 use tempfile::TempDir;
 
-const HANDOVERS: usize = 300;
+const HANDOVERS: usize = 60;
 
 /// What no hand-over takes; only keeps a broken build from hanging.
 const LIMIT: Duration = Duration::from_secs(60);
 
-fn main() {
-    let cores = thread::available_parallelism().unwrap();
-    println!("on {cores} cores; from the call that releases to the next one's first step, in ms");
-    println!("{:24} {:>8} {:>8} {:>8} {:>8}", "", "median", "p90", "p99", "max");
-    for waiters in [1, 10, 50] {
-        for kind in [Kind::Redis, Kind::File, Kind::Flock] {
-            let Some(lock) = Lock::new(kind) else { continue };
-            tell(&format!("{}, {waiters} in line", kind.name()), hand_over(&lock, waiters));
+pub fn measure() -> Section {
+    let mut rows = Vec::new();
+    for waiters in [2, 10, 50] {
+        let times = |kind| Some(hand_over(&Lock::new(kind)?, waiters));
+        let flock = times(Kind::Flock).unwrap();
+        let seed = (waiters == 2).then(by_the_old_client).flatten();
+        for kind in [Kind::Redis, Kind::File] {
+            let what = format!("hand-over, {}, {waiters} waiting", kind.name());
+            let Some(times) = times(kind) else {
+                rows.push(Row::missing(&what, "", "there is no Redis"));
+                continue;
+            };
+            let ours = median(times.clone());
+            rows.push(Row::beside(
+                &what,
+                ours,
+                "flock(1)",
+                median(flock.clone()),
+                "ms",
+                Target::None,
+            ));
+            let worst = at(times, 0.99);
+            rows.push(Row::beside(
+                &format!("{what}, 99th of 100"),
+                worst,
+                "flock(1)",
+                at(flock.clone(), 0.99),
+                "ms",
+                Target::None,
+            ));
+            if let Some(seed) = &seed {
+                rows.push(Row::beside(
+                    &what,
+                    ours,
+                    "the seeds' back-off",
+                    median(seed.clone()),
+                    "ms",
+                    Target::None,
+                ));
+            }
         }
     }
-    if let Some(times) = by_the_old_client() {
-        tell("SET NX, sleeps, 1 waiter", times);
-    }
-    println!("\nentries a second, each an acquire and a release by processes of their own");
-    println!("{:24} {:>8} {:>8} {:>8}", "contenders", "redis", "file", "flock");
     for contenders in [2, 10, 50] {
-        let rate =
-            |kind| Lock::new(kind).map_or(f64::NAN, |lock| entries_a_second(&lock, contenders));
-        let (redis, file, flock) = (rate(Kind::Redis), rate(Kind::File), rate(Kind::Flock));
-        println!("{contenders:<24} {redis:8.0} {file:8.0} {flock:8.0}");
+        let rate = |kind| Lock::new(kind).map(|lock| entries_a_second(&lock, contenders));
+        let flock = rate(Kind::Flock).unwrap();
+        for kind in [Kind::Redis, Kind::File] {
+            let what = format!("throughput, {}, {contenders} contend", kind.name());
+            rows.push(match rate(kind) {
+                Some(rate) => Row::beside(&what, rate, "flock(1)", flock, "a second", Target::None),
+                None => Row::missing(&what, "flock(1)", "there is no Redis"),
+            });
+        }
     }
-    println!("\nan acquire and a release that nobody contends");
-    compare_heading();
-    for kind in [Kind::File, Kind::Redis] {
-        let Some(lock) = Lock::new(kind) else { continue };
-        let (name, floor) = match &lock.redis {
-            Some(redis) => {
-                ("redis, against redis-cli PING", format!("redis-cli -p {} PING", redis.port()))
-            }
-            None => ("file, against flock FILE true", format!("flock {} true", lock.floor())),
-        };
-        let entry = lock.entry();
-        compare(name, 10, || in_a_loop(&lock.rig, &entry), || in_a_loop(&lock.rig, &floor));
+    Section {
+        title: "The lock",
+        note: "A hand-over is from the call that releases, its process included, to the next one's first step. Throughput is of \
+               acquires and releases, two processes of gpuctl each and one of flock.",
+        rows,
     }
-}
-
-fn tell(name: &str, mut times: Vec<f64>) {
-    times.sort_by(f64::total_cmp);
-    let at = |part: f64| times[((times.len() - 1) as f64 * part).round() as usize];
-    let (median, p90, p99, max) = (at(0.5), at(0.9), at(0.99), at(1.0));
-    println!("{name:24} {median:8.2} {p90:8.2} {p99:8.2} {max:8.2}");
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -82,7 +87,7 @@ enum Kind {
 impl Kind {
     fn name(self) -> &'static str {
         match self {
-            Kind::Redis => "redis",
+            Kind::Redis => "Redis",
             Kind::File => "file",
             Kind::Flock => "flock(1)",
         }
@@ -271,7 +276,7 @@ fn by_the_old_client() -> Option<Vec<f64>> {
 }
 
 fn entries_a_second(lock: &Lock, contenders: usize) -> f64 {
-    let entries = 400 / contenders;
+    let entries = 200 / contenders;
     let entry = lock.entry();
     let script = format!(
         "i=0; while [ $i -lt {entries} ]; do {{ {entry}; }} >/dev/null || exit 1; i=$((i+1)); done"

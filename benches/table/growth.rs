@@ -1,0 +1,158 @@
+//! Many services and many processes on the card: the time must grow with what the world takes, not with its square.
+
+use super::measure::{Sample, command, compare, environment, gpuctl, peak_memory};
+use super::peers;
+use super::report::{Row, Section, Target};
+use super::support::{Rig, until};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use serde_json::json;
+use std::process::{Child, Command, Stdio};
+use toml::{Table, Value};
+
+const SIZES: [usize; 3] = [4, 64, 1024];
+const IN_DOCKER: usize = 2;
+
+pub fn measure() -> Section {
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
+    let mut rows = services();
+    rows.extend(processes());
+    rows.extend(containers());
+    Section {
+        title: "Growth",
+        note: "The services: two in Docker, the others native with a pattern each; every one is a process of its own that \
+               answers its health check over HTTP, and all are ready. Peak memory is that of gpuctl alone.",
+        rows,
+    }
+}
+
+/// Processes that end with this.
+struct Crowd(Vec<Child>);
+
+impl Drop for Crowd {
+    fn drop(&mut self) {
+        for process in &mut self.0 {
+            process.kill().ok();
+            process.wait().ok();
+        }
+    }
+}
+
+fn services() -> Vec<Row> {
+    let mut rows = Vec::new();
+    let mut first: Option<[Sample; 2]> = None;
+    for size in SIZES {
+        let Some(rig) = Rig::with_docker() else {
+            rows.push(Row::missing("`status --json`", "", "there is no Docker engine"));
+            return rows;
+        };
+        let _crowd = populate(&rig, size);
+        let calls = ["status --json", "prepare-phase 3 --dry-run --json"];
+        let found = rig.gpuctl(calls[0]).run().succeeds().json();
+        let states = found["services"].as_object().unwrap().values();
+        let ready = states.filter(|service| service["state"] == "ready").count();
+        assert_eq!(ready, size, "ready services");
+        let rounds = if size > 100 { 7 } else { 15 };
+        let samples = compare(rounds, calls.map(|words| gpuctl(&rig, words)));
+        let first = first.get_or_insert(samples);
+        for ((words, sample), first) in calls.iter().zip(samples).zip(first) {
+            let name = words.trim_end_matches(" --json");
+            let what = format!("`{name}`, {size} services");
+            rows.push(match size == SIZES[0] {
+                true => Row::alone(&what, sample.wall, "ms", Target::None),
+                false => {
+                    let target = if size == SIZES[2] { Target::Times(5.0) } else { Target::None };
+                    Row::beside(&what, sample.wall, "with 4", first.wall, "ms", target)
+                }
+            });
+        }
+        let limit = if size == SIZES[0] { Target::Below(12.0) } else { Target::None };
+        rows.push(Row::alone(&format!("peak memory, {size} services"), peak(&rig), "MB", limit));
+    }
+    rows
+}
+
+/// Services that run and are ready, as many as asked for.
+fn populate(rig: &Rig, size: usize) -> Crowd {
+    let serve = peers::compiled("serve");
+    let mut services = Table::new();
+    let mut crowd = Crowd(Vec::new());
+    let environment = environment(rig);
+    for n in IN_DOCKER..size {
+        let (name, port) = (format!("service{n}"), rig.port());
+        let words = [port.to_string(), rig.mark(&name)];
+        let mut process = Command::new(&serve);
+        process.args(&words).env_clear().envs(environment.clone()).env("GPUCTL_SERVICE", &name);
+        crowd.0.push(process.stdin(Stdio::null()).spawn().unwrap());
+        let service: [(&str, Value); 6] = [
+            ("type", "native".into()),
+            ("start", format!("exec {} {}", serve.display(), words.join(" ")).into()),
+            ("match", format!("serve.*{}$", rig.mark(&name)).into()),
+            ("vram_mb", 1.into()),
+            ("phases", vec![if n < SIZES[0] { 3 } else { 4 }].into()),
+            ("health", format!("http://127.0.0.1:{port}/health").into()),
+        ];
+        let service = service.map(|(key, value)| (key.to_owned(), value));
+        services.insert(name, Table::from_iter(service).into());
+    }
+    rig.set("services", services);
+    let container = |n| rig.container(&format!("box{n}")).vram(1).phases([3]).add();
+    let containers: Vec<_> = (0..IN_DOCKER).map(container).collect();
+    let names: Vec<&str> = containers.iter().map(|container| container.mark()).collect();
+    rig.docker(&[&["start"], &names[..]].concat());
+    until("the containers answer", || containers.iter().all(|container| container.is_healthy()));
+    crowd
+}
+
+/// Processes that hold memory on the card, beside four services that do not run. The claims are forged as those of dead
+/// processes whose memory the driver has not taken back, because a real one is an open file in a process of its own.
+fn processes() -> Vec<Row> {
+    let sizes = SIZES.map(|size| {
+        let rig = Rig::new();
+        for name in ["a", "b", "c", "d"] {
+            rig.native(name).add();
+        }
+        rig.card.describe(&json!({"reclaim_delay_ms": u32::MAX}));
+        let mut crowd = Crowd(Vec::new());
+        for n in 0..size {
+            let process = Command::new("sleep").arg("1h").spawn().unwrap();
+            let claim = json!({
+                "device": 0, "mb": 10, "kind": "compute", "name": "sleep", "pid": process.id(),
+                "dead_since_ms": u32::MAX as u64 * 1000,
+            });
+            crowd.0.push(process);
+            rig.file(&format!("card/claims/forged-{n}.json"), &claim.to_string());
+            rig.file(&format!("card/claims/forged-{n}.lock"), "");
+        }
+        let found = rig.gpuctl("status --json").run().succeeds().json();
+        assert_eq!(found["vram"]["processes"].as_array().unwrap().len(), size, "processes");
+        let [ours, floor] = compare(9, [gpuctl(&rig, "status --json"), peers::floor(&rig)]);
+        let what = format!("`status`, {size} processes on the card");
+        let floor_name = "the card only, in C";
+        [
+            Row::beside(&what, ours.wall, floor_name, floor.wall, "ms", Target::None),
+            Row::alone(&format!("peak memory, {size} processes"), peak(&rig), "MB", Target::None),
+        ]
+    });
+    sizes.into_iter().flatten().collect()
+}
+
+/// Containers that exist and do not run.
+fn containers() -> Option<Row> {
+    const COUNT: usize = 48;
+    let rig = Rig::with_docker()?;
+    let create = |n| rig.container(&format!("box{n}")).add().mark().to_owned();
+    let names: Vec<String> = (0..COUNT).map(create).collect();
+    let inspect = format!("container inspect {}", names.join(" "));
+    let commands = [gpuctl(&rig, "status --json"), command(&rig, "docker", &inspect)];
+    let [ours, floor] = compare(9, commands);
+    let what = format!("`status`, {COUNT} stopped containers");
+    let other = "bare `docker container inspect`";
+    Some(Row::beside(&what, ours.wall, other, floor.wall, "ms", Target::None))
+}
+
+/// Of gpuctl alone, without the programs that it runs.
+fn peak(rig: &Rig) -> f64 {
+    let of_one = || peak_memory(&mut gpuctl(rig, "status --json"));
+    (0..5).map(|_| of_one()).fold(0.0, f64::max)
+}

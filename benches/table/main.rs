@@ -1,0 +1,76 @@
+//! How much gpuctl adds to what the world takes, and how it compares with what it replaces. `make bench` runs everything
+//! and writes docs/benchmarks.md; `cargo bench --bench table -- growth` runs one part, and writes nothing.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    clippy::disallowed_methods,
+    reason = "a measurement fails by panicking, and prints what it measured"
+)]
+#![allow(dead_code, unused_imports, reason = "the tests' support has more than is measured here")]
+
+#[path = "../../tests/cli/support/mod.rs"]
+mod support;
+
+mod calls;
+mod change;
+mod growth;
+mod instructions;
+mod lock;
+mod measure;
+mod peers;
+mod report;
+
+use report::Section;
+use std::panic::catch_unwind;
+use std::process::ExitCode;
+
+/// What a part is called by, and what measures it.
+type Part = (&'static str, fn() -> Section);
+
+const PARTS: [Part; 5] = [
+    ("calls", calls::measure),
+    ("change", change::measure),
+    ("lock", lock::measure),
+    ("growth", growth::measure),
+    ("instructions", instructions::measure),
+];
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
+    let writes = words.iter().any(|word| word == "--write");
+    let is_wanted = |name: &str| writes || words.iter().any(|word| word == name);
+    if words.iter().any(|word| word == "--update") {
+        instructions::update();
+        return ExitCode::SUCCESS;
+    }
+    let mut page = report::opening();
+    print!("{page}");
+    let (mut is_whole, mut is_slower) = (true, false);
+    for (name, part) in PARTS.iter().filter(|(name, _)| words.is_empty() || is_wanted(name)) {
+        match catch_unwind(part) {
+            Ok(section) => {
+                let text = section.text();
+                print!("{text}");
+                page.push_str(&text);
+                // The only figures that are the same on a busy machine.
+                is_slower |= *name == "instructions" && section.misses_a_target();
+            }
+            // It has said why.
+            Err(_) => {
+                eprintln!("{name} could not be measured");
+                is_whole = false;
+            }
+        }
+    }
+    if writes && is_whole {
+        std::fs::write(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/benchmarks.md"), page).unwrap();
+    }
+    if is_slower {
+        eprintln!(
+            "more instructions than the baseline allows; `make bench-baseline` where that is meant"
+        );
+    }
+    if is_whole && !is_slower { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
