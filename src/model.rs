@@ -1,9 +1,11 @@
 //! The words of the domain: sizes, services, phases, states, and the snapshot of the world.
 
+mod snapshot;
+
+pub use snapshot::{AnsweredBy, Device, GpuProcess, Observed, Snapshot, Source, Unproven, Vram};
+
 use crate::error::Failure;
-use crate::exit::Code;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
@@ -251,165 +253,6 @@ pub enum Healthy {
     Yes,
     /// It answered, or did not: why it is not healthy.
     No(String),
-}
-
-/// The world at one moment; all that a plan is made from.
-#[derive(Clone, Debug)]
-pub struct Snapshot {
-    pub vram: Vram,
-    /// In the order of the configuration.
-    pub services: Vec<Observed>,
-}
-
-impl Snapshot {
-    /// Tells of the services that are ready which are in use.
-    pub fn mark_busy(&mut self, is_used: impl Fn(&str) -> bool) {
-        let ready = self.services.iter_mut().filter(|service| service.state == State::Ready);
-        for service in ready.filter(|service| is_used(&service.name)) {
-            service.state = State::Busy;
-        }
-    }
-
-    pub fn service(&self, name: &str) -> &Observed {
-        self.services
-            .iter()
-            .find(|service| service.name == name)
-            .expect("a snapshot holds every configured service")
-    }
-}
-
-/// One service as it was found.
-#[derive(Clone, Debug)]
-pub struct Observed {
-    pub name: String,
-    pub presence: Presence,
-    pub state: State,
-    /// Why it is in that state.
-    pub detail: Option<String>,
-    /// What its health check took, where that found it ready.
-    pub health: Option<Duration>,
-    /// Who answers its health check instead of it.
-    pub answered_by: Option<AnsweredBy>,
-    /// Memory held by its processes; `None` where it cannot be told.
-    pub used: Option<Mb>,
-    pub unproven: Unproven,
-}
-
-impl Observed {
-    pub fn is_alive(&self) -> bool {
-        matches!(self.presence, Presence::Up(_))
-    }
-
-    /// One whose manager cannot be asked is taken to be running.
-    pub fn may_run(&self) -> bool {
-        matches!(self.presence, Presence::Up(_) | Presence::Unknown(_))
-    }
-
-    pub fn pids(&self) -> &[Pid] {
-        match &self.presence {
-            Presence::Up(running) => &running.pids,
-            _ => &[],
-        }
-    }
-
-    /// Time since it came up.
-    pub fn uptime(&self) -> Option<Duration> {
-        match &self.presence {
-            Presence::Up(running) => running.age,
-            _ => None,
-        }
-    }
-}
-
-/// Who answers a service's health check in its place.
-#[derive(Clone, Debug)]
-pub struct AnsweredBy {
-    /// "process 12 (nginx) answers on port 8099"
-    pub who: String,
-    /// The configured service that it is, if it is one: two that share a port, one at a time.
-    pub service: Option<String>,
-}
-
-impl AnsweredBy {
-    /// The failure of a service whose port is taken.
-    pub fn in_the_way_of(&self, service: &Service) -> Failure {
-        Failure::new(Code::StartFailed, format!("{}: {}", service.name, self.who))
-            .hint("stop that one, or give the service another port")
-    }
-}
-
-/// Processes that a native service's pattern finds and that nothing else ties to the service.
-#[derive(Clone, Debug, Default)]
-pub struct Unproven {
-    /// With their command lines.
-    pub processes: Vec<(Pid, String)>,
-    /// The pattern's word was taken, for want of any proof. Else they are left alone, because
-    /// other processes are proven to be the service.
-    pub taken: bool,
-}
-
-/// The card's memory, measured or estimated. Sizes that are not known are `None`.
-#[derive(Clone, Debug, Default)]
-pub struct Vram {
-    pub source: Source,
-    pub device: Option<Device>,
-    pub total: Option<Mb>,
-    pub used: Option<Mb>,
-    /// As the driver gives it.
-    pub free: Option<Mb>,
-    /// `None` where the driver does not list them.
-    pub processes: Option<Vec<GpuProcess>>,
-    pub temperature_c: Option<u32>,
-    pub utilization_percent: Option<u32>,
-    /// Why it was not measured, or not fully.
-    pub error: Option<String>,
-    /// The driver is well and knows other cards than the one that was asked for: an estimate would
-    /// be one of nothing.
-    pub no_such_gpu: bool,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Source {
-    Nvml,
-    /// From `gpu.total_mb` and the declared sizes of what runs.
-    #[default]
-    Estimate,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Device {
-    pub index: u32,
-    pub name: Option<String>,
-    pub uuid: Option<String>,
-    pub driver_version: Option<String>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct GpuProcess {
-    pub pid: Pid,
-    pub name: String,
-    /// Its command line, where we may look.
-    pub command: Option<String>,
-    /// `None` where the driver does not tell (WSL, some virtual GPUs).
-    pub memory: Option<Mb>,
-    /// The service it belongs to.
-    pub service: Option<String>,
-}
-
-impl fmt::Display for GpuProcess {
-    /// "process 7 (Xorg, 800 MB)"
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let size = self.memory.map(|memory| format!(", {memory}")).unwrap_or_default();
-        write!(f, "process {} ({}{size})", self.pid, self.name)
-    }
-}
-
-impl GpuProcess {
-    /// The same for programs, as a failure's details have it.
-    pub fn detail(&self) -> Value {
-        json!({"pid": self.pid, "name": self.name, "memory_mb": self.memory})
-    }
 }
 
 /// The candidate most like a mistyped word, if any is like it at all.
