@@ -26,7 +26,7 @@ const LONGEST: Duration = Duration::from_secs(1);
 const SETTLING: Duration = Duration::from_millis(500);
 
 /// The kernel tells when a process began to a hundredth of a second.
-const TICKS: Duration = Duration::from_millis(20);
+const TICK: Duration = Duration::from_millis(10);
 
 /// A manager restarts a service this often before it counts as looping.
 const RESTARTS: u64 = 2;
@@ -217,7 +217,7 @@ impl Watch<'_> {
         // What runs for longer than our own start was just being started by a gpuctl that was killed:
         // before it executed its program, it could not be seen.
         let is_anothers = matches!(&presence, Presence::Up(Running { age: Some(age), .. })
-            if *age > self.begun.elapsed() + TICKS);
+            if *age > self.begun.elapsed() + TICK);
         if is_anothers {
             self.started = None;
         }

@@ -5,6 +5,7 @@
 
 use crate::support::{Rig, Script, Service, Signal, until};
 use serde_json::json;
+use std::time::{Duration, Instant};
 
 struct World {
     rig: Rig,
@@ -120,21 +121,28 @@ fn row_38_killed_while_it_waits_until_they_are_ready_the_next_run_converges() {
 #[test]
 fn row_38_a_server_that_a_killed_gpuctl_was_just_starting_is_awaited_by_the_next_run() {
     let rig = Rig::new();
-    let vidi = rig.native("vidi").without_match().add();
+    let vidi = rig.native("vidi").without_match().server("--warmup 1s").add();
     let server = vidi.command().to_owned();
+    rig.shell("mkfifo late").run().succeeds();
     rig.set("services.vidi.start", "touch begun; read _ <late; exit 1");
-    rig.set("services.vidi.cwd", rig.path("").display().to_string());
-    rig.shell(&format!("mkfifo {}", rig.path("late").display())).run().succeeds();
+    rig.set("services.vidi.cwd", rig.path("home").display().to_string());
     let config = std::fs::canonicalize(rig.path("gpuctl.toml")).unwrap();
-    let late = format!(
-        "cd {}; until [ -e begun ]; do sleep 0.02; done; echo >late; \
-         GPUCTL_SERVICE=vidi GPUCTL_CONFIG={} exec {server}",
-        rig.path("").display(),
+    let script = format!(
+        "cd {}; until [ -e begun ]; do sleep 0.02; done; GPUCTL_SERVICE=vidi GPUCTL_CONFIG={} exec {server}",
+        rig.path("home").display(),
         config.display()
     );
-    rig.program("late", &late);
-    let orphan = rig.by_hand("late");
-    rig.gpuctl("start vidi").run().succeeds().stdout_has("started vidi").progress();
+    rig.program("orphan", &script);
+    let orphan = rig.by_hand("orphan");
+    let born = Instant::now();
+    until("it is older than what comes next", || born.elapsed() > Duration::from_millis(100));
+    let start = rig.gpuctl("start vidi").spawn();
+    let environment = format!("/proc/{}/environ", orphan.pid());
+    until("it shows whose it is", || {
+        std::fs::read_to_string(&environment).is_ok_and(|text| text.contains("GPUCTL_SERVICE=vidi"))
+    });
+    std::fs::write(rig.path("home/late"), "\n").unwrap();
+    start.wait().succeeds().stdout_has("started vidi").progress();
     assert!(vidi.is_healthy());
     assert_eq!(rig.processes_of(&vidi), [orphan.pid()]);
 }
