@@ -21,7 +21,7 @@ pub fn measure() -> Section {
 fn start_up() -> Vec<Row> {
     let rig = Rig::new();
     let [ours, floor] = compare(40, [gpuctl(&rig, "--version"), command(&rig, "/bin/true", "")]);
-    let size = std::fs::metadata(env!("CARGO_BIN_EXE_gpuctl")).unwrap().len() as f64 / 1e6;
+    let size = std::fs::metadata(env!("CARGO_BIN_EXE_gpuctl")).unwrap().len() as f64 / 1_048_576.0;
     vec![
         Row::beside("`--version`", ours.wall, "`/bin/true`", floor.wall, "ms", Target::None),
         Row::alone("`--version`, CPU time", ours.cpu, "ms", Target::Below(2.0)),
