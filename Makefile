@@ -48,9 +48,12 @@ install: $(BUILT)/release/gpuctl ## binary, manuals, completions and examples be
 uninstall: ## remove what `make install` left
 	cd $(to) && rm -rf $(INSTALLED)
 
-# Built only where it is missing, so that `sudo make install` after `make build` builds nothing as root.
+# Asked each time, or an update would install an old one. `sudo make install` after `make build` has no cargo, and needs
+# none.
+.PHONY: $(BUILT)/release/gpuctl
 $(BUILT)/release/gpuctl:
-	$(MAKE) build
+	@if command -v $(CARGO) >/dev/null; then $(MAKE) --no-print-directory build; else \
+		test -f $@ || { echo "$@ is missing, and so is $(CARGO): run \`make build\` first" >&2; exit 1; }; fi
 
 pictures: ## draw the pictures of the README anew (needs python3-pyte)
 	@docs/pictures/render
@@ -58,7 +61,7 @@ pictures: ## draw the pictures of the README anew (needs python3-pyte)
 deb: ## a Debian package, in target/debian (needs cargo-deb)
 	$(CARGO) deb --locked
 
-test-package: ## install it in the three ways, in a Debian of its own, and remove it again
+test-package: ## install the Debian package in a Debian of its own, and by `make install`, and remove it again
 	@tests/package/run
 
 faults: ## the fault table with what is seen of each row, made for real; writes docs/faults.md
