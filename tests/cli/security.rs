@@ -71,18 +71,12 @@ fn all_that_is_left_behind_is_private_whatever_the_umask() {
         rig.set("lock.url", format!("file://{}", rig.path("place/lock").display()));
         rig.file("home/go", "");
         let run = rig.shell(&format!(
-            "umask {umask} && exec gpuctl run -q vidi -- sh -c 'until [ ! -e go ]; do sleep 0.05; done'"
+            "umask {umask} && exec gpuctl run -q vidi -- sh -c '>works; until [ ! -e go ]; do sleep 0.05; done'"
         ));
         let run = run.env("GPUCTL_STATE_DIR", &state).spawn();
         // While it works, since some is there for so long.
-        let remembered = || {
-            fs::read_dir(&state).is_ok_and(|mut all| {
-                all.any(|entry| {
-                    entry.unwrap().file_name().to_string_lossy().starts_with("command-")
-                })
-            })
-        };
-        until("it works", remembered);
+        let works = rig.path("home/works");
+        until("it works", || works.exists());
         let found = [below(&state), below(&rig.path("place"))].concat();
         for path in &found {
             let metadata = path.symlink_metadata().unwrap();
