@@ -24,7 +24,7 @@ pub fn predict(
     reader: &mut Reader,
     stop: &Stop,
 ) -> Result<Verdict> {
-    let snapshot = observe(config, reader, stop, |_| false)?;
+    let snapshot = observe(config, reader, stop, &|_| false)?;
     let vram = &snapshot.vram;
     let (Some(total), Some(used)) = (vram.total, vram.used) else {
         return Err(reading_required(vram));
@@ -76,7 +76,7 @@ pub fn refuse_unready(hands: &Hands, stop: &Stop, path: Path) -> Result<()> {
     }
     let mut reader = hands.reader.lock().unwrap_or_else(PoisonError::into_inner);
     let asks = |service: &Service| service.name == canary.service;
-    let snapshot = observe(hands.config, &mut reader, stop, asks)?;
+    let snapshot = observe(hands.config, &mut reader, stop, &asks)?;
     match snapshot.service(&canary.service).state {
         State::Ready => Ok(()),
         state => Err(Failure::new(

@@ -49,7 +49,7 @@ impl Hands<'_> {
         let before = {
             let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
             let asks = |service: &Service| service.name == self.canary.service;
-            observe(self.config, &mut reader, stop, asks)?
+            observe(self.config, &mut reader, stop, &asks)?
         };
         let plan = plan(self.config, &before)?;
         let context =

@@ -82,7 +82,7 @@ fn decide(
     asks: impl Fn(&Service) -> bool,
     plan: impl FnOnce(&Config, &Snapshot) -> std::result::Result<Plan, Refusal>,
 ) -> Result<(Snapshot, Plan)> {
-    let before = observe(&session.config, reader, &session.stop, asks)?;
+    let before = observe(&session.config, reader, &session.stop, &asks)?;
     if before.vram.no_such_gpu {
         bail!(reading_required(&before.vram));
     }

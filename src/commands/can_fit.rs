@@ -29,7 +29,7 @@ pub fn run(arguments: &CanFit, session: Session) -> Result<Answer> {
     let (vram, promised) = match reader.read() {
         Ok(vram) if !arguments.budget => (vram, Mb(0)),
         _ => {
-            let snapshot = observe(config, &mut reader, &session.stop, |_| false)?;
+            let snapshot = observe(config, &mut reader, &session.stop, &|_| false)?;
             let promised = match arguments.budget {
                 true => Budget::of(config, &snapshot).unused(),
                 false => Mb(0),

@@ -47,7 +47,7 @@ pub fn run(arguments: &Status, session: Session) -> Result<Answer> {
 pub fn look(config: &Config, reader: &mut Reader, stop: &Stop) -> Checked<StatusReport> {
     let backend = lock::open(config);
     let looking = Aside::begin(move || backend?.look())?;
-    let mut snapshot = observe(config, reader, stop, |_| true)?;
+    let mut snapshot = observe(config, reader, stop, &|_| true)?;
     let held = found(&looking, stop);
     if let Ok(Some(held)) = &held {
         snapshot.mark_busy(|service| held.is_for(service));

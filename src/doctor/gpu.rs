@@ -23,7 +23,7 @@ pub fn examine(case: &Case) -> Vec<Check> {
         );
         return checks;
     };
-    let snapshot = match observe(config, &mut reader, &case.stop, |_| true) {
+    let snapshot = match observe(config, &mut reader, &case.stop, &|_| true) {
         Ok(snapshot) => snapshot,
         Err(failure) => return vec![Check::failure(Id::ServiceState, &failure, "try again")],
     };

@@ -7,12 +7,13 @@ use crate::model::{AnsweredBy, Manager, Pid, Presence, Service, Unproven};
 use crate::world::docker::{self, Inspected};
 use crate::world::native::{self, Evidence, Processes};
 use crate::world::ports::{Listeners, local_port};
-use crate::world::processes::{self, Process, Table};
+use crate::world::processes::{self, Table};
 use crate::world::systemd::{self, Shown};
 use crate::world::wait::Stop;
+use std::cell::OnceCell;
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
-use std::thread;
+use std::thread::{self, ScopedJoinHandle};
 
 /// What the managers said, put together.
 pub struct Look {
@@ -24,6 +25,8 @@ pub struct Look {
     control_groups: Vec<(String, String)>,
     table: Table,
     listeners: Listeners,
+    /// Who listens on which port: looked for once, and only where somebody has to be named.
+    holders: OnceCell<HashMap<u16, Vec<Pid>>>,
 }
 
 /// Asks the managers of these services side by side, and meanwhile `on_gpu` for the processes
@@ -45,10 +48,11 @@ pub fn look(
         }
     }
     thread::scope(|scope| {
-        let inspected = scope.spawn(|| docker::inspect(&containers, stop));
+        let some = |names: &[&str]| (!names.is_empty()).then_some(scope);
         let [system, user] = &units;
-        let system = scope.spawn(|| systemd::show(system, false, stop));
-        let user = scope.spawn(|| systemd::show(user, true, stop));
+        let inspected = some(&containers).map(|s| s.spawn(|| docker::inspect(&containers, stop)));
+        let system = some(system).map(|s| s.spawn(|| systemd::show(system, false, stop)));
+        let user = some(user).map(|s| s.spawn(|| systemd::show(user, true, stop)));
         let has_port = |service: &&Service| service.health.as_ref().and_then(local_port).is_some();
         let listeners = services.iter().any(has_port).then(|| scope.spawn(Listeners::read));
         let on_gpu = on_gpu();
@@ -62,8 +66,8 @@ pub fn look(
             },
         };
         let found = native::find(&natives, config, &table, &evidence);
-        let inspected = answer(inspected.join());
-        let units = [answer(system.join()), answer(user.join())];
+        let inspected = answer(inspected);
+        let units = [answer(system), answer(user)];
         let mut look = Look {
             presences: HashMap::new(),
             unproven: HashMap::new(),
@@ -72,6 +76,7 @@ pub fn look(
             control_groups: Vec::new(),
             table,
             listeners,
+            holders: OnceCell::new(),
         };
         for service in services {
             let presence = match &service.manager {
@@ -89,8 +94,10 @@ pub fn look(
     })
 }
 
-fn answer<T>(joined: thread::Result<Result<T>>) -> Result<T> {
-    joined.unwrap_or_else(|_| Err(Failure::new(Code::Internal, "a thread of gpuctl panicked")))
+/// Of a manager that was asked, if it was.
+fn answer<T: Default>(asked: Option<ScopedJoinHandle<Result<T>>>) -> Result<T> {
+    let panicked = |_| Err(Failure::new(Code::Internal, "a thread of gpuctl panicked"));
+    asked.map_or_else(|| Ok(T::default()), |asked| asked.join().unwrap_or_else(panicked))
 }
 
 impl Look {
@@ -174,11 +181,16 @@ impl Look {
         let port = port?;
         let is_own = own.published.contains(&port)
             || own.pids.iter().any(|pid| self.listeners.held_by(port, *pid));
-        if is_own || !self.table.iter().any(|process| self.listeners.held_by(port, process.pid)) {
+        if is_own || self.listening_on(port).is_empty() {
             return None;
         }
         let holder = self.holder_of(Some(port));
         (holder.service.as_ref() != Some(&service.name)).then_some(holder)
+    }
+
+    fn listening_on(&self, port: u16) -> &[Pid] {
+        let holders = self.holders.get_or_init(|| self.listeners.holders(&self.table));
+        holders.get(&port).map_or(&[], Vec::as_slice)
     }
 
     /// Who listens on a port: a service, as far as one can be made out, else a process.
@@ -193,13 +205,13 @@ impl Look {
             Presence::Up(running) => running.published.contains(&port),
             _ => false,
         };
-        let holders: Vec<&Process> =
-            self.table.iter().filter(|process| self.listeners.held_by(port, process.pid)).collect();
+        let holders = self.listening_on(port);
         let service =
             self.presences.iter().find(publishes).map(|(name, _)| name.clone()).or_else(|| {
-                holders.iter().find_map(|holder| self.service_of(holder.pid)).map(str::to_owned)
+                holders.iter().find_map(|holder| self.service_of(*holder)).map(str::to_owned)
             });
-        let who = match (&service, holders.first()) {
+        let holder = holders.first().and_then(|pid| self.table.get(*pid));
+        let who = match (&service, holder) {
             (Some(service), _) => format!("service {service}"),
             (None, Some(process)) => format!("process {} ({})", process.pid, process.name),
             (None, None) => "something else".to_owned(),

@@ -11,10 +11,10 @@ use crate::model::{
     GpuProcess, Healthy, Mb, Observed, Pid, Presence, Running, Service, Snapshot, Source, State,
     Trouble, Vram,
 };
-use crate::world::health::{self, TRY_LIMIT};
+use crate::world::health::{TRY_LIMIT, Tries};
 use crate::world::nvml::Reader;
 use crate::world::ports::local_port;
-use crate::world::wait::{Aside, Stop, wait};
+use crate::world::wait::Stop;
 use crate::world::{host, processes};
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -28,34 +28,41 @@ pub fn observe(
     config: &Config,
     reader: &mut Reader,
     stop: &Stop,
-    asks: impl Fn(&Service) -> bool,
+    asks: &dyn Fn(&Service) -> bool,
 ) -> Result<Snapshot> {
     let services: Vec<&Service> = config.services.iter().collect();
-    // A socket and a pipe each, and what everything else takes.
-    host::allow_open_files(3 * services.len() as u64 + 64);
+    // A socket each and a second hold on it, and what everything else takes.
+    host::allow_open_files(2 * services.len() as u64 + 64);
     let deadline = Instant::now() + TRY_LIMIT + HEALTH_GRACE;
-    let attempts: Vec<Option<Aside<Healthy>>> =
-        services.iter().map(|service| begin(service, asks(service))).collect::<Result<_>>()?;
+    let check = |service: &&Service| service.health.clone().filter(|_| asks(service));
+    let mut tries = None;
     let mut vram = Vram::default();
     let look = look(&services, config.path.as_deref(), stop, || {
+        // After the managers, which take longest.
+        tries = Some(Tries::begin(services.iter().map(check).collect()));
         vram = reader.read().unwrap_or_else(|why| Vram { error: Some(why), ..Vram::default() });
         gpu_pids(&vram)
     });
+    let tries = tries.transpose()?;
     for process in vram.processes.iter_mut().flatten() {
         process.service = look.service_of(process.pid).map(str::to_owned);
         process.command = command_of(process);
     }
     let services: Vec<Observed> = services
         .iter()
-        .zip(&attempts)
-        .map(|(service, attempt)| {
+        .enumerate()
+        .map(|(at, service)| {
             let presence = look.presence(&service.name);
-            let healthy = match (&service.health, &presence) {
+            let (healthy, took) = match (&service.health, &presence) {
                 // It holds its port and does not answer; its state is known without.
-                (Some(_), Presence::Up(running)) if is_frozen(running) => None,
-                (Some(_), _) => finish(attempt.as_ref(), stop, deadline),
-                (None, Presence::Up(running)) => running.own_health.clone().or(Some(Healthy::Yes)),
-                (None, _) => None,
+                (Some(_), Presence::Up(running)) if is_frozen(running) => (None, None),
+                (Some(_), _) => {
+                    tries.as_ref().and_then(|tries| tries.answer(at, stop, deadline)).unzip()
+                }
+                (None, Presence::Up(running)) => {
+                    (running.own_health.clone().or(Some(Healthy::Yes)), None)
+                }
+                (None, _) => (None, None),
             };
             let answered_by = match (&healthy, &service.health) {
                 (Some(Healthy::Yes), Some(check)) => look.answered_by(service, local_port(check)),
@@ -66,7 +73,7 @@ pub fn observe(
             Observed {
                 used: used(&vram, service, &presence),
                 name: service.name.clone(),
-                health: attempt.as_ref().filter(|_| state == State::Ready).and_then(Aside::took),
+                health: took.filter(|_| state == State::Ready),
                 presence,
                 state,
                 detail,
@@ -131,19 +138,4 @@ fn estimate(config: &Config, vram: &mut Vram, observed: &[Observed]) {
 /// Alive and given no time to run.
 fn is_frozen(running: &Running) -> bool {
     matches!(running.trouble, Some(Trouble::Paused | Trouble::Suspended))
-}
-
-/// A health check under way; `None` where there is nothing to ask.
-fn begin(service: &Service, ask: bool) -> Result<Option<Aside<Healthy>>> {
-    match &service.health {
-        Some(check) if ask => health::begin(check, TRY_LIMIT).map(Some),
-        _ => Ok(None),
-    }
-}
-
-/// Its result, by the deadline at the latest.
-fn finish(attempt: Option<&Aside<Healthy>>, stop: &Stop, deadline: Instant) -> Option<Healthy> {
-    let attempt = attempt?;
-    wait(&[attempt.ended().fd()], stop, deadline);
-    Some(attempt.take().unwrap_or_else(|| Healthy::No("its health check does not end".to_owned())))
 }

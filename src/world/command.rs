@@ -54,8 +54,19 @@ pub fn describe(status: ExitStatus) -> String {
 /// Runs a program to its end, with its own process group, no input, and a deadline after which
 /// the group is killed (`unavailable`). A program that is not installed is `unavailable` too.
 pub fn run(program: &str, args: &[&str], limit: Duration, stop: &Stop) -> Result<Output> {
+    run_with(program, args, &[], limit, stop)
+}
+
+/// The same with more variables.
+pub fn run_with(
+    program: &str,
+    args: &[&str],
+    variables: &[(&str, &str)],
+    limit: Duration,
+    stop: &Stop,
+) -> Result<Output> {
     let mut command = new(program);
-    command.args(args);
+    command.args(args).envs(variables.iter().copied());
     finish(command, program, limit, stop)
 }
 

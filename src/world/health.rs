@@ -1,14 +1,20 @@
 //! Health checks over HTTP(S) and TCP. A try is bounded whatever the server does: the status counts
 //! once the answer is complete, and nothing of the body is kept.
 
+mod tries;
+
+pub use tries::Tries;
+
 use super::wait::Aside;
 use crate::config::mask;
 use crate::error::Result;
 use crate::model::{Health, Healthy};
 use std::io::{self, Read};
-use std::net::{TcpStream, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
 use std::time::Duration;
 use ureq::tls::{RootCerts, TlsConfig};
+use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
+use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
 
 /// The longest that one try may take.
 pub const TRY_LIMIT: Duration = Duration::from_secs(10);
@@ -18,32 +24,71 @@ const REDIRECTS: u32 = 5;
 /// Far more than any health check has to say, in bytes.
 const BODY_LIMIT: u64 = 16 * 1024 * 1024;
 
+/// A connection's buffers, in bytes: as long as the header of an answer may be.
+const BUFFER: usize = 64 * 1024;
+
 /// One try under way.
 pub fn begin(health: &Health, limit: Duration) -> Result<Aside<Healthy>> {
     let health = health.clone();
-    Aside::begin(move || match &health {
-        Health::Http(url) => http(url, limit),
+    Aside::begin(move || answer(&health, &client(limit), limit))
+}
+
+fn answer(health: &Health, client: &ureq::Agent, limit: Duration) -> Healthy {
+    match health {
+        Health::Http(url) => http(url, client),
         Health::Tcp { host, port } => tcp(host, *port, limit),
-    })
+    }
 }
 
 /// An HTTP client with a limit on everything; statuses are answers, not errors. The services are
 /// this machine's own, so a proxy of the environment is not asked, and certificates are judged by
 /// the machine's own authorities (`SSL_CERT_FILE` names others).
 pub fn client(limit: Duration) -> ureq::Agent {
-    ureq::Agent::config_builder()
+    let config = ureq::Agent::config_builder()
         .timeout_global(Some(limit))
         .max_redirects(REDIRECTS)
         .http_status_as_error(false)
         .proxy(None)
         .tls_config(TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build())
         .user_agent(concat!("gpuctl/", env!("CARGO_PKG_VERSION")))
-        .build()
-        .into()
+        .input_buffer_size(BUFFER)
+        .output_buffer_size(BUFFER)
+        .max_idle_connections(0)
+        .build();
+    ureq::Agent::with_parts(config, DefaultConnector::default(), Addresses::default())
 }
 
-fn http(url: &str, limit: Duration) -> Healthy {
-    match client(limit).get(url).call() {
+/// Addresses of URLs. Where one stands in the URL there is nothing to ask: to look up a name in
+/// bounded time, a thread of its own is begun.
+#[derive(Debug, Default)]
+struct Addresses(DefaultResolver);
+
+impl Resolver for Addresses {
+    fn resolve(
+        &self,
+        uri: &ureq::http::Uri,
+        config: &ureq::config::Config,
+        timeout: NextTimeout,
+    ) -> std::result::Result<ResolvedSocketAddrs, ureq::Error> {
+        let Some(address) = address(uri) else { return self.0.resolve(uri, config, timeout) };
+        let mut addresses = self.empty();
+        addresses.push(address);
+        Ok(addresses)
+    }
+}
+
+fn address(uri: &ureq::http::Uri) -> Option<SocketAddr> {
+    let host = uri.host()?.trim_start_matches('[').trim_end_matches(']');
+    let port = uri.port_u16().or_else(|| match uri.scheme_str() {
+        Some("http") => Some(80),
+        Some("https") => Some(443),
+        _ => None,
+    })?;
+    Some(SocketAddr::new(host.parse::<IpAddr>().ok()?, port))
+}
+
+fn http(url: &str, client: &ureq::Agent) -> Healthy {
+    match client.get(url).call() {
         Ok(response) if response.status().is_success() => {
             let mut body = response.into_body().into_reader().take(BODY_LIMIT);
             match io::copy(&mut body, &mut io::sink()) {

@@ -1,5 +1,6 @@
 //! Who listens on a local TCP port, from the kernel's sockets and the descriptors of processes.
 
+use super::processes::Table;
 use crate::model::{Health, Pid};
 use netlink_packet_core::{
     NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
@@ -9,7 +10,8 @@ use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP};
 use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use netlink_sys::{Socket, SocketAddr};
-use std::collections::{HashMap, HashSet};
+use rustix::fs::{Dir, readlinkat};
+use std::collections::HashMap;
 use std::fs;
 
 /// The port that a health check asks on this machine; `None` when it asks elsewhere.
@@ -30,11 +32,11 @@ pub fn local_port(health: &Health) -> Option<u16> {
     is_loopback.then_some(port)
 }
 
-/// The listening sockets of this network namespace, by port.
+/// The ports of this network namespace's listening sockets.
 #[derive(Default)]
 pub struct Listeners {
-    /// Named as the links in /proc/PID/fd name them.
-    sockets: HashMap<u16, HashSet<String>>,
+    /// By the sockets' names in the links of /proc/PID/fd.
+    ports: HashMap<String, u16>,
 }
 
 impl Listeners {
@@ -64,7 +66,7 @@ impl Listeners {
                     NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response)) => {
                         let port = response.header.socket_id.source_port;
                         let socket = format!("socket:[{}]", response.header.inode);
-                        self.sockets.entry(port).or_default().insert(socket);
+                        self.ports.insert(socket, port);
                     }
                     NetlinkPayload::Error(error) => return Err(error.to_io()),
                     _ => return Ok(()),
@@ -78,16 +80,30 @@ impl Listeners {
 
     /// Whether anybody listens on the port.
     pub fn is_taken(&self, port: u16) -> bool {
-        self.sockets.contains_key(&port)
+        self.ports.values().any(|taken| *taken == port)
     }
 
     /// Whether a process listens on the port; false where we may not look.
     pub fn held_by(&self, port: u16, pid: Pid) -> bool {
-        let Some(sockets) = self.sockets.get(&port) else { return false };
-        let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
-        descriptors
-            .filter_map(|entry| fs::read_link(entry.path()).ok())
-            .any(|target| target.to_str().is_some_and(|target| sockets.contains(target)))
+        self.ports_of(pid).any(|held| held == port)
+    }
+
+    /// Who listens on each port, as far as we may look.
+    pub fn holders(&self, table: &Table) -> HashMap<u16, Vec<Pid>> {
+        let mut holders: HashMap<u16, Vec<Pid>> = HashMap::new();
+        for (pid, ports) in table.each(|pid| Some((pid, self.ports_of(pid).collect::<Vec<_>>()))) {
+            ports.iter().for_each(|port| holders.entry(*port).or_default().push(pid));
+        }
+        holders
+    }
+
+    fn ports_of(&self, pid: Pid) -> impl Iterator<Item = u16> {
+        let folder = fs::File::open(format!("/proc/{pid}/fd")).ok();
+        let descriptors = folder.as_ref().and_then(|folder| Dir::read_from(folder).ok());
+        descriptors.into_iter().flatten().flatten().filter_map(move |entry| {
+            let target = readlinkat(folder.as_ref()?, entry.file_name(), Vec::new()).ok()?;
+            self.ports.get(target.to_str().ok()?).copied()
+        })
     }
 }
 

@@ -9,7 +9,11 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::sync::OnceLock;
+use std::thread;
 use std::time::Duration;
+
+/// To look at so many processes takes longer than to begin a thread.
+const MANY: usize = 64;
 
 #[derive(Clone, Debug)]
 pub struct Process {
@@ -74,18 +78,14 @@ impl Table {
         let mut processes = HashMap::new();
         let mut children: HashMap<Pid, Vec<Pid>> = HashMap::new();
         let mut led: HashMap<Pid, Vec<Pid>> = HashMap::new();
-        for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
-                continue;
-            };
-            let Some(process) = read_stat(pid) else {
-                continue;
-            };
+        let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+        let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        for process in each(pids.collect(), read_stat) {
             if !process.is_dead() {
-                children.entry(process.parent).or_default().push(pid);
-                led.entry(process.group).or_default().push(pid);
-                led.entry(process.session).or_default().push(pid);
-                processes.insert(pid, process);
+                children.entry(process.parent).or_default().push(process.pid);
+                led.entry(process.group).or_default().push(process.pid);
+                led.entry(process.session).or_default().push(process.pid);
+                processes.insert(process.pid, process);
             }
         }
         Table { processes, children, led, now: host::since_boot(), me: std::process::id() as Pid }
@@ -103,12 +103,17 @@ impl Table {
     /// Kernel threads have none.
     pub fn command_lines(&self) -> Vec<(Pid, CString)> {
         let line = |pid: Pid| {
-            let mut line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+            let mut line = read(pid, "cmdline").ok()?;
             line.truncate(line.iter().rposition(|byte| *byte != 0)? + 1);
             line.iter_mut().filter(|byte| **byte == 0).for_each(|byte| *byte = b' ');
             Some((pid, CString::new(line).ok()?))
         };
-        self.processes.keys().filter_map(|pid| line(*pid)).collect()
+        each(self.processes.keys().copied().collect(), line)
+    }
+
+    /// What is to be told of each process, where there is something.
+    pub fn each<T: Send>(&self, tell: impl Fn(Pid) -> Option<T> + Sync) -> Vec<T> {
+        each(self.processes.keys().copied().collect(), tell)
     }
 
     pub fn age(&self, process: &Process) -> Duration {
@@ -157,6 +162,21 @@ impl Table {
     }
 }
 
+/// What is to be told of each of these processes, on all processors where there are many of them.
+fn each<T: Send>(pids: Vec<Pid>, tell: impl Fn(Pid) -> Option<T> + Sync) -> Vec<T> {
+    let threads = thread::available_parallelism().map_or(1, usize::from);
+    let part = pids.len().div_ceil(threads).max(MANY);
+    let part_of = |pids: &[Pid]| pids.iter().filter_map(|pid| tell(*pid)).collect::<Vec<T>>();
+    thread::scope(|scope| {
+        let mut parts = pids.chunks(part);
+        let own = parts.next_back();
+        let others: Vec<_> = parts.map(|part| scope.spawn(|| part_of(part))).collect();
+        let mut told = own.map(part_of).unwrap_or_default();
+        told.extend(others.into_iter().filter_map(|other| other.join().ok()).flatten());
+        told
+    })
+}
+
 /// When a process was started, in clock ticks since boot.
 pub fn start_of(pid: Pid) -> Option<u64> {
     Some(read_stat(pid)?.ticks)
@@ -184,13 +204,28 @@ fn read_stat(pid: Pid) -> Option<Process> {
 
 /// One of a process's files. The kernel cuts a name after 15 bytes, wherever a character ends.
 fn text_of(pid: Pid, file: &str) -> Option<String> {
-    let bytes = fs::read(format!("/proc/{pid}/{file}")).ok()?;
+    let bytes = read(pid, file).ok()?;
     Some(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// The same as it is. In one go: of a process that ends or executes a program between two reads, a
+/// part would be shown.
+fn read(pid: Pid, file: &str) -> std::io::Result<Vec<u8>> {
+    let file = fs::File::open(format!("/proc/{pid}/{file}"))?;
+    let mut text = vec![0; 8 * 1024];
+    loop {
+        let count = file.read_at(&mut text, 0)?;
+        if count < text.len() {
+            text.truncate(count);
+            return Ok(text);
+        }
+        text.resize(4 * count, 0);
+    }
 }
 
 /// The arguments of a process; empty for kernel threads and where we may not look.
 pub fn arguments(pid: Pid) -> Vec<String> {
-    words(&fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default())
+    words(&read(pid, "cmdline").unwrap_or_default())
 }
 
 /// The same from the text of /proc/PID/cmdline.
@@ -204,7 +239,7 @@ pub fn words(text: &[u8]) -> Vec<String> {
 
 /// Variables from the environment that a process was started with; none where we may not look.
 pub fn variables<const N: usize>(pid: Pid, names: [&str; N]) -> [Option<String>; N] {
-    values(&environment(pid).unwrap_or_default(), names)
+    values(&read(pid, "environ").unwrap_or_default(), names)
 }
 
 /// The same from the text of /proc/PID/environ.
@@ -220,20 +255,6 @@ pub fn values<const N: usize>(environment: &[u8], names: [&str; N]) -> [Option<S
         }
     }
     values
-}
-
-/// In one go: of a process that ends or executes a program between two reads, a part would be shown.
-fn environment(pid: Pid) -> std::io::Result<Vec<u8>> {
-    let file = fs::File::open(format!("/proc/{pid}/environ"))?;
-    let mut text = vec![0; 64 * 1024];
-    loop {
-        let count = file.read_at(&mut text, 0)?;
-        if count < text.len() {
-            text.truncate(count);
-            return Ok(text);
-        }
-        text.resize(4 * count, 0);
-    }
 }
 
 /// The control groups of a process, one path per line; empty where we may not look.

@@ -5,7 +5,7 @@ use super::host::since_boot;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::model::Pid;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -207,18 +207,14 @@ pub fn wait(watched: &[BorrowedFd], stop: &Stop, deadline: Instant) -> Woken {
 pub struct Aside<T> {
     ended: Arc<Event>,
     result: Arc<Mutex<Option<T>>>,
-    took: Arc<OnceLock<Duration>>,
 }
 
 impl<T: Send + 'static> Aside<T> {
     pub fn begin(work: impl FnOnce() -> T + Send + 'static) -> Result<Aside<T>> {
-        let aside = Aside { ended: Event::new()?, result: Arc::default(), took: Arc::default() };
+        let aside = Aside { ended: Event::new()?, result: Arc::default() };
         let (ended, sink) = (aside.ended.clone(), aside.result.clone());
-        let took = aside.took.clone();
         std::thread::spawn(move || {
-            let begun = Instant::now();
             let result = work();
-            took.get_or_init(|| begun.elapsed());
             *sink.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
             ended.set();
         });
@@ -228,11 +224,6 @@ impl<T: Send + 'static> Aside<T> {
     /// Happens when the work has ended.
     pub fn ended(&self) -> &Event {
         &self.ended
-    }
-
-    /// How long it took; `None` while it is under way.
-    pub fn took(&self) -> Option<Duration> {
-        self.took.get().copied()
     }
 
     /// What came of it; `None` while it is under way, and once it has been taken.
@@ -279,6 +270,34 @@ impl Event {
 
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.reader.as_fd()
+    }
+}
+
+/// Something that happens again and again, and wakes whoever waits for it.
+pub struct Bell {
+    fd: OwnedFd,
+}
+
+impl Bell {
+    pub fn new() -> Result<Bell> {
+        let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map_err(|e| Failure::new(Code::Internal, format!("cannot make an eventfd: {e}")))?;
+        Ok(Bell { fd })
+    }
+
+    pub fn ring(&self) {
+        // It fails where it rings already, more often than a number can count.
+        let _ = rustix::io::write(&self.fd, &1_u64.to_ne_bytes());
+    }
+
+    /// Until it rings again.
+    pub fn hush(&self) {
+        // It fails where it does not ring.
+        let _ = rustix::io::read(&self.fd, &mut [0; 8]);
+    }
+
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 }
 

@@ -2,6 +2,8 @@
 
 use crate::support::{Fault, Rig, Script, Signal, until};
 use serde_json::{Value, json};
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
 
 fn status(rig: &Rig) -> Value {
     rig.gpuctl("status --json").run().succeeds().json()
@@ -388,11 +390,30 @@ fn a_signal_ends_a_status_that_waits() {
 }
 
 #[test]
-fn more_services_are_looked_at_than_files_may_be_open() {
+fn many_health_checks_that_are_answered_late_are_under_way_at_once() {
+    const COUNT: usize = 100;
     let rig = Rig::new();
-    for number in 0..40 {
-        rig.native(&format!("service{number}")).add();
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/health", server.local_addr().unwrap());
+    for number in 0..COUNT {
+        rig.native(&format!("service{number}")).set("health", url.as_str()).add();
     }
-    let looked = rig.shell("ulimit -Sn 100; exec gpuctl status --json").run().succeeds().json();
-    assert_eq!(looked["services"].as_object().unwrap().len(), 40);
+    // Nobody is answered before all have asked.
+    std::thread::spawn(move || {
+        let accept = |_| server.accept().unwrap().0;
+        for mut client in (0..COUNT).map(accept).collect::<Vec<_>>() {
+            let lines = BufReader::new(&client).lines();
+            let said = lines.take_while(|line| line.as_ref().is_ok_and(|line| !line.is_empty()));
+            assert!(said.count() > 1, "no request");
+            client.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").unwrap();
+        }
+    });
+    // Nor has it to do with how many files may be open.
+    let looked = rig.shell("ulimit -Sn 60; exec gpuctl status --json").run().succeeds().json();
+    let services = looked["services"].as_object().unwrap();
+    assert_eq!(services.len(), COUNT);
+    for (name, service) in services {
+        let detail = service["detail"].as_str().unwrap_or_default();
+        assert!(detail.contains("answers on port"), "{name}: {service}");
+    }
 }

@@ -109,7 +109,8 @@ fn ctrl_z_gives_the_terminal_back_and_fg_takes_it_again() {
     terminal.presses("\x1a");
     until("it is stopped", || rig.gpuctls().iter().any(|pid| state(*pid) == Some('T')));
     terminal.is_the_leaders();
-    assert_eq!(terminal.text().matches(LEAVE).count(), 1, "{:?}", terminal.text());
+    // What has been written may not have been read yet.
+    until("it is given back", || terminal.text().matches(LEAVE).count() == 1);
     terminal.types("fg");
     until("it is drawn anew", || terminal.text().matches(END).count() > 1);
     assert_eq!(terminal.text().matches(ENTER).count(), 2, "{:?}", terminal.text());

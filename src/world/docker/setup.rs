@@ -1,8 +1,7 @@
 //! How the engine and its containers are made: what `doctor` has to know before one is started.
 
-use super::{INSPECT_LIMIT, PortBinding, ask_version};
+use super::{PortBinding, ask, ask_version};
 use crate::error::Result;
-use crate::world::command;
 use crate::world::wait::Stop;
 use serde::Deserialize;
 use std::collections::{BTreeMap, HashMap};
@@ -23,7 +22,7 @@ struct Info {
 
 pub fn engine(stop: &Stop) -> Result<Engine> {
     let version = ask_version(stop)?;
-    let info = command::run("docker", &["info", "--format", "{{json .}}"], INSPECT_LIMIT, stop)?;
+    let info = ask(&["info", "--format", "{{json .}}"], stop)?;
     let info: Info = serde_json::from_slice(&info.stdout).unwrap_or_default();
     let runtimes = info.runtimes.unwrap_or_default().into_keys().collect();
     Ok(Engine { version, runtimes })
@@ -101,7 +100,7 @@ pub fn setups(containers: &[&str], stop: &Stop) -> Result<HashMap<String, Setup>
     }
     let mut arguments = vec!["container", "inspect", "--"];
     arguments.extend(containers);
-    let output = command::run("docker", &arguments, INSPECT_LIMIT, stop)?;
+    let output = ask(&arguments, stop)?;
     let made: Vec<Made> = serde_json::from_slice(&output.stdout).unwrap_or_default();
     let setup = |name: &&str| {
         let is_named =

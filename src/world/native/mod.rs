@@ -13,8 +13,9 @@ pub use start::{Started, start};
 
 use super::processes::{self, Process, Table};
 use crate::model::{Native, Pid, Presence, Running, Service, Trouble, Unproven, variable};
-use crate::pattern::Pattern;
+use crate::pattern::{Pattern, candidates};
 use std::collections::{HashMap, HashSet};
+use std::ffi::CString;
 use std::path::Path;
 
 /// Programs that mention a service on their command line without being it.
@@ -49,22 +50,27 @@ pub fn find(
     evidence: &Evidence,
 ) -> HashMap<String, Processes> {
     let callers = table.callers();
-    let has_pattern = services.iter().any(|(_, native)| native.pattern.is_some());
-    let lines = if has_pattern { table.command_lines() } else { Vec::new() };
+    let patterns: Vec<&str> =
+        services.iter().filter_map(|(_, native)| native.pattern.as_deref()).collect();
+    let (pids, lines): (Vec<Pid>, Vec<CString>) = match patterns.is_empty() {
+        true => Default::default(),
+        false => table.command_lines().into_iter().unzip(),
+    };
+    let mut candidates = candidates(&patterns, &lines).into_iter();
     let mut marked = marked(table, config);
     let mut found = HashMap::new();
     for (service, native) in services {
-        // One that is no expression was refused with the configuration.
-        let pattern = native.pattern.as_deref().and_then(|text| Pattern::new(text).ok());
-        let matching = lines
-            .iter()
-            .filter(|(_, line)| pattern.as_ref().is_some_and(|pattern| pattern.matches(line)));
         let mut proven = marked.remove(&service.name).unwrap_or_default();
-        let proposed: HashSet<Pid> = matching
-            .map(|(pid, _)| *pid)
-            .filter(|pid| !proven.contains(pid) && !callers.contains(pid))
-            .filter(|pid| !is_bystander(table, *pid))
-            .collect();
+        let mut proposed = HashSet::new();
+        if let Some(text) = &native.pattern {
+            let is_new = |at: &usize| !proven.contains(&pids[*at]) && !callers.contains(&pids[*at]);
+            let mut candidates = candidates.next().into_iter().flatten().filter(is_new).peekable();
+            // One that is no expression was refused with the configuration.
+            let pattern = candidates.peek().and_then(|_| Pattern::new(text).ok());
+            let matches = |at: &usize| pattern.as_ref().is_some_and(|p| p.matches(&lines[*at]));
+            let matching = candidates.filter(matches).map(|at| pids[at]);
+            proposed.extend(matching.filter(|pid| !is_bystander(table, *pid)));
+        }
         proven.extend(proposed.iter().filter(|pid| {
             let family = table.families(&HashSet::from([**pid]));
             family
@@ -93,11 +99,10 @@ pub fn find(
 /// The processes that gpuctl started, by service.
 fn marked(table: &Table, config: Option<&Path>) -> HashMap<String, HashSet<Pid>> {
     let callers = table.callers();
+    let mark = |pid| Some((mark_of(pid, config).filter(|_| !callers.contains(&pid))?, pid));
     let mut marked: HashMap<String, HashSet<Pid>> = HashMap::new();
-    for process in table.iter().filter(|process| !callers.contains(&process.pid)) {
-        if let Some(service) = mark_of(process.pid, config) {
-            marked.entry(service).or_default().insert(process.pid);
-        }
+    for (service, pid) in table.each(mark) {
+        marked.entry(service).or_default().insert(pid);
     }
     marked
 }
