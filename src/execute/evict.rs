@@ -47,11 +47,16 @@ fn stop(service: &Service, pids: &[Pid], force: bool, context: &Context) -> Resu
     context.stop.check()?;
     let limit = service.stop_timeout;
     match &service.manager {
-        Manager::Docker { container } if force => {
-            docker::kill(container, context.stop).map(|()| None)
-        }
         Manager::Docker { container } => {
-            docker::stop(container, limit, context.stop).map(|()| None)
+            let stopped = match force {
+                true => docker::kill(container, context.stop),
+                false => docker::stop(container, limit, context.stop),
+            };
+            match stopped {
+                Err(failure) if failure.code != Code::NotFound => Err(failure),
+                // Removed in the meantime, which is as good.
+                _ => Ok(None),
+            }
         }
         Manager::Systemd { unit, user } => {
             if !force {

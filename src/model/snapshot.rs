@@ -55,6 +55,16 @@ impl Observed {
         matches!(self.presence, Presence::Up(_))
     }
 
+    /// It is being stopped already, and its memory comes back without our doing.
+    pub fn is_stopping(&self) -> bool {
+        matches!(self.presence, Presence::Stopping(_))
+    }
+
+    /// Whether there is anything to stop, or to wait for until it has stopped.
+    pub fn can_be_stopped(&self) -> bool {
+        self.is_alive() || self.is_stopping()
+    }
+
     /// One whose manager cannot be asked is taken to be running.
     pub fn may_run(&self) -> bool {
         matches!(self.presence, Presence::Up(_) | Presence::Unknown(_))

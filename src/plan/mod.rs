@@ -69,7 +69,8 @@ pub enum StartHow {
     Wake,
 }
 
-/// Stops the named services; those that do not run are left as they are.
+/// Stops the named services, or waits for those that are being stopped; those that do not run are
+/// left as they are.
 pub fn stop(
     config: &Config,
     snapshot: &Snapshot,
@@ -87,8 +88,10 @@ pub fn stop(
             Presence::Unknown(failure) | Presence::Missing(failure) => {
                 return Err(about(service, failure));
             }
-            Presence::Up(_) => plan.evict.push(Eviction::stop(observed, force)),
-            Presence::Down(_) | Presence::Stopping(_) => {}
+            Presence::Up(_) | Presence::Stopping(_) => {
+                plan.evict.push(Eviction::stop(observed, force));
+            }
+            Presence::Down(_) => {}
         }
     }
     Ok(plan)
@@ -100,7 +103,7 @@ pub fn release_all(config: &Config, snapshot: &Snapshot, force: bool) -> Result<
     for service in &config.services {
         let observed = snapshot.service(&service.name);
         refuse_unknown(service, observed)?;
-        if observed.is_alive() {
+        if observed.can_be_stopped() {
             plan.evict.push(Eviction::stop(observed, force));
         }
     }
@@ -146,7 +149,11 @@ impl Plan {
                 }
                 StartHow::Start
             }
-            (Presence::Down(_) | Presence::Stopping(_), _) => StartHow::Start,
+            (Presence::Stopping(_), _) => {
+                self.evict.push(Eviction::stop(observed, false));
+                StartHow::Start
+            }
+            (Presence::Down(_), _) => StartHow::Start,
         };
         if how != StartHow::Wake || has_unloaded(service, observed) {
             let held = match self.evict.iter().any(|eviction| eviction.service == service.name) {

@@ -29,7 +29,7 @@ pub fn prepare_phase(
         for service in &others {
             let observed = snapshot.service(&service.name);
             refuse_unknown(service, observed)?;
-            if observed.is_alive() {
+            if observed.can_be_stopped() {
                 plan.evict(service, observed);
             }
         }

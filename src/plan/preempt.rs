@@ -1,4 +1,4 @@
-//! Who has to go so that the needed services fit: lowest priority first, then the reprieve, as in
+//! Who has to go so that the needed services fit: who is going already, then lowest priority first, then the reprieve, as in
 //! Kubernetes' preemption: each victim, highest priority first, is spared again if it fits after all.
 
 use super::fit::{Budget, ensure_fits, insufficient};
@@ -22,7 +22,11 @@ pub fn start(
     let candidates: Vec<&Service> = config
         .services
         .iter()
-        .filter(|other| preempt && other.priority < service.priority && other.name != service.name)
+        .filter(|other| {
+            let may_preempt = preempt && other.priority < service.priority;
+            let goes = may_preempt || snapshot.service(&other.name).is_stopping();
+            goes && other.name != service.name
+        })
         .collect();
     if plan.is_empty() {
         // It runs already; what is on the card beside it is not its business.
@@ -50,12 +54,14 @@ pub fn make_room(
         .iter()
         .copied()
         .filter(|service| {
-            snapshot.service(&service.name).is_alive()
+            snapshot.service(&service.name).can_be_stopped()
                 && budget.commitment_of(&service.name) > Mb(0)
         })
         .collect();
-    candidates
-        .sort_by_key(|service| (service.priority, Reverse(budget.commitment_of(&service.name))));
+    candidates.sort_by_key(|service| {
+        let stays = !snapshot.service(&service.name).is_stopping();
+        (stays, service.priority, Reverse(budget.commitment_of(&service.name)))
+    });
 
     let mut victims: Vec<&Service> = Vec::new();
     let fits_without = |victims: &[&Service]| {

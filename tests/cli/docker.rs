@@ -218,3 +218,30 @@ fn a_name_that_the_engine_could_take_for_an_option_is_refused_by_the_configurati
         rig.gpuctl("start voice").run().fails("config").stderr_has("services.voice.container");
     }
 }
+
+#[test]
+fn a_container_that_is_being_removed_is_waited_for_and_gone_is_as_good_as_stopped() {
+    // No engine can be held in the middle of a removal.
+    let rig = Rig::new();
+    let voice =
+        json!([{"Id": "1", "Name": "/voice", "State": {"Status": "removing", "Dead": false}}]);
+    rig.file("home/voice.json", &voice.to_string());
+    let missing = "echo 'Error response from daemon: No such container: voice' >&2; exit 1";
+    rig.program(
+        "docker",
+        &format!(
+            "case $1 in
+            version) echo 28.2.2 ;;
+            stop) rm voice.json; {missing} ;;
+            container) if [ -e voice.json ]; then cat voice.json; else echo '[]'; {missing}; fi ;;
+            esac"
+        ),
+    );
+    rig.set("services.voice", toml::toml! { type = "docker" container = "voice" vram_mb = 1 });
+    let status = rig.gpuctl("status --json").run().succeeds().json();
+    assert_eq!(status["services"]["voice"]["state"], "stopping");
+    assert_eq!(status["services"]["voice"]["detail"], "the container is being removed");
+    let stopped = rig.gpuctl("stop voice --json").run().succeeds().progress().json();
+    assert_eq!(stopped["stopped"], json!(["voice"]));
+    rig.gpuctl("stop voice").run().fails("not_found").stderr_has("no Docker container");
+}

@@ -207,6 +207,26 @@ fn a_unit_that_is_being_stopped_is_shown_as_such() {
 }
 
 #[test]
+fn a_unit_that_is_being_stopped_already_is_waited_for_and_not_in_the_way() {
+    for command in ["stop vllm", "release-all", "prepare-phase 4", "start video --no-preempt"] {
+        let rig = Rig::new();
+        // More important than what needs its memory.
+        let vllm = rig.unit("vllm").vram(20000).priority(90);
+        let vllm = vllm.server("--term-delay 1s").add();
+        rig.native("video").vram(20000).priority(10).phases([4]).add();
+        rig.gpuctl("start vllm --quiet").run().succeeds().text();
+        let _stop = rig.by_hand(&format!("systemctl stop -- {}.service", vllm.mark()));
+        until("it is stopping", || service(&rig, "vllm")["state"] == "stopping");
+        assert_eq!(rig.card.used_mb(), 20000, "it holds its memory");
+        rig.gpuctl(command).run().succeeds().stdout_has("vllm").progress();
+        assert_eq!(service(&rig, "vllm")["state"], "stopped", "{command}");
+        let starts = !command.contains("stop") && !command.contains("release");
+        assert_eq!(rig.card.used_mb(), if starts { 20000 } else { 0 }, "{command}");
+        rig.assert_no_out_of_memory();
+    }
+}
+
+#[test]
 fn a_unit_that_systemd_does_not_know_is_not_found() {
     let rig = Rig::new();
     rig.unit("vllm").phases([3]).not_installed().add();

@@ -219,7 +219,11 @@ fn sweep(what: Killed) {
             let second = second
                 .unwrap_or_else(|| rig.gpuctl("run --quiet --wait 1m comfyui -- second").spawn());
             second.wait().succeeds();
-            ends_itself.then(|| fs::remove_file(rig.path("home/done")).unwrap());
+            if ends_itself {
+                // The second may have come first, and the first's command be at work even now.
+                until("the first's command has ended", || rig.lock_is_free());
+                fs::remove_file(rig.path("home/done")).unwrap();
+            }
             assert_never_side_by_side(rig);
         }
         rig.assert_free_and_alone();

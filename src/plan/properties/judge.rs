@@ -52,7 +52,7 @@ impl<'a> Judge<'a> {
 
     /// Who has to go, in alphabetical order.
     pub fn victims(&self) -> Vec<String> {
-        let alive = self.others.iter().filter(|one| one.is_alive());
+        let alive = self.others.iter().filter(|one| one.can_be_stopped());
         let mut victims: Vec<String> = match self.command {
             Command::Stop { services, .. } => {
                 alive.map(|one| one.name.clone()).filter(|name| services.contains(name)).collect()
@@ -112,18 +112,22 @@ impl<'a> Judge<'a> {
         })
     }
 
-    /// Who may be stopped, lowest priority and then largest commitment first.
+    /// Who may be stopped: who is being stopped already, then lowest priority and largest
+    /// commitment first.
     fn stoppable(&self) -> Vec<&'a Member> {
         let may_go = |one: &&&Member| match self.command {
+            _ if one.shape == Shape::Stopping => true,
             Command::Start { service, preempt } => {
                 *preempt && one.priority < self.machine.priority(service)
             }
             _ => true,
         };
-        let gives = |one: &&&Member| one.is_alive() && self.commits(one) > 0;
+        let gives = |one: &&&Member| one.can_be_stopped() && self.commits(one) > 0;
         let mut stoppable: Vec<&Member> =
             self.others.iter().filter(may_go).filter(gives).copied().collect();
-        stoppable.sort_by_key(|one| (one.priority, Reverse(self.commits(one))));
+        stoppable.sort_by_key(|one| {
+            (one.shape != Shape::Stopping, one.priority, Reverse(self.commits(one)))
+        });
         stoppable
     }
 

@@ -141,6 +141,10 @@ impl Member {
         matches!(self.shape, Ready | Starting | Failing | Paused)
     }
 
+    pub fn can_be_stopped(&self) -> bool {
+        self.is_alive() || self.shape == Shape::Stopping
+    }
+
     pub fn may_run(&self) -> bool {
         self.is_alive() || self.shape == Shape::Unknown
     }
@@ -313,6 +317,10 @@ impl Machine {
 
     pub fn is_alive(&self, name: &str) -> bool {
         self.member(name).is_alive()
+    }
+
+    pub fn is_stopping(&self, name: &str) -> bool {
+        self.member(name).shape == Shape::Stopping
     }
 
     pub fn is_ready(&self, name: &str) -> bool {
