@@ -330,7 +330,8 @@ fn where_nobody_can_continue_it_ctrl_z_suspends_nothing_for_good() {
     until("it has the terminal", || terminal.foreground() == work);
     terminal.presses(CTRL_Z);
     finish(&rig);
-    terminal.shows("work-is-done");
+    // As its work does. What that shows may be lost: gpuctl leads the session, and with its leader's end the kernel
+    // throws away what has not been read.
     assert_eq!(terminal.ends().code(), Some(0));
     rig.assert_free_and_alone();
 }

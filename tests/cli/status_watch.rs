@@ -77,7 +77,7 @@ fn it_takes_the_size_that_the_terminal_has() {
     let mut display = Display::start(&rig, SIZE, "", "status --watch 86400");
     display.shows("reserve 1024");
     let begin = display.terminal.text().len();
-    display.resize(&rig, (8, 40));
+    display.resize((8, 40));
     let lines = || on_terminal(&display.emulated_from(begin));
     until("it is drawn anew at once", || {
         lines().last().is_some_and(|line| line.ends_with("more lines: the window is too low"))

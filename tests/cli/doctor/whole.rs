@@ -99,7 +99,8 @@ fn on_a_terminal_it_has_colour_and_fits_the_width() {
     let machine = Machine::new();
     machine.rig.set("services.vidi.vram_mb", 30000);
     let shown = |setup: &str| {
-        let script = format!("sh -c '{setup}; gpuctl doctor; echo ended'");
+        let script = format!("sh -c '{setup}; gpuctl doctor; echo ended; exec sleep 1000'");
+        // Its leader stays, as what it has written may be thrown away with its end.
         let terminal = machine.rig.terminal(&script);
         terminal.shows("ended");
         terminal.text()

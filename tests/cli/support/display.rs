@@ -16,10 +16,11 @@ impl Display {
     /// `variables`: `"NO_COLOR=1 TERM=xterm"`; the terminal is one that knows colours unless they say otherwise.
     pub fn start(rig: &Rig, (rows, columns): (u16, u16), variables: &str, words: &str) -> Display {
         let script = format!(
-            "stty rows {rows} cols {columns}; env TERM=xterm-256color {variables} gpuctl {words}; echo code=$?."
+            "stty rows {rows} cols {columns}; env TERM=xterm-256color {variables} gpuctl {words}; echo code=$?.; exec sleep 1000"
         );
         let path = rig.file("home/on-terminal", &script);
-        // The shell goes on after a Ctrl-C that gpuctl handles.
+        // The shell goes on after a Ctrl-C that gpuctl handles. In the end it stays: with the end of a session's leader the
+        // kernel throws away what has not been read.
         let terminal = rig.terminal(&format!("sh -c 'trap : INT; . {}'", path.display()));
         Display { terminal, rows, columns }
     }
@@ -33,9 +34,8 @@ impl Display {
     }
 
     /// Gives the terminal another size, as a window does.
-    pub fn resize(&mut self, rig: &Rig, (rows, columns): (u16, u16)) {
-        let tty = format!("/proc/{}/fd/0", self.terminal.pid());
-        rig.shell(&format!("stty -F {tty} rows {rows} cols {columns}")).run().succeeds();
+    pub fn resize(&mut self, (rows, columns): (u16, u16)) {
+        self.terminal.resize(rows, columns);
         (self.rows, self.columns) = (rows, columns);
     }
 

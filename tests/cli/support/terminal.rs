@@ -3,6 +3,7 @@
 use super::wait::comes;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{Winsize, tcsetwinsize};
 use std::fs::File;
 use std::os::unix::ffi::OsStringExt;
 use std::process::{Child, Command, ExitStatus};
@@ -61,6 +62,12 @@ impl Terminal {
     #[track_caller]
     pub fn shows(&self, text: &str) {
         assert!(comes(|| self.text().contains(text)), "no {text:?}; it shows:\n{}", self.text());
+    }
+
+    /// Both at once, as a window does it; stty(1) sets one after the other.
+    pub fn resize(&self, rows: u16, columns: u16) {
+        let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        tcsetwinsize(&*self.ours, size).unwrap();
     }
 
     /// The process group in the foreground.
