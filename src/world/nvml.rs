@@ -117,7 +117,7 @@ fn serve(gpu: &Gpu, asked: &Receiver<()>, answer: &Sender<Reading>) {
         let nvml = connection.take().unwrap_or_else(connect);
         let reading = match &nvml {
             Ok(nvml) => read(nvml, &gpu.selector),
-            Err(e) => Err(explain(e)),
+            Err(e) => Err(not_connected(e, gpu)),
         };
         // The driver may be loaded, or well again, when it is asked the next time.
         connection = reading.is_ok().then_some(nvml);
@@ -238,6 +238,17 @@ fn process_name(nvml: &Nvml, pid: Pid) -> String {
     match nvml.sys_process_name(pid as u32, NAME_LENGTH) {
         Ok(name) if !name.is_empty() => name,
         _ => format!("pid_{pid}"),
+    }
+}
+
+fn not_connected(error: &NvmlError, gpu: &Gpu) -> Fault {
+    match (error, &gpu.library) {
+        (NvmlError::LibloadingError(why), Some(_)) => Fault::new(
+            Part::Library,
+            format!("gpu.nvml_library cannot be loaded: {why}"),
+            "correct it, or leave it out for the driver's own",
+        ),
+        _ => explain(error),
     }
 }
 

@@ -242,7 +242,7 @@ fn without_nvml_the_bar_shows_what_runs_as_declared() {
         "GPU (not read)\nVRAM 4000 of 8000 MB used, 4000 free, 2976 available, 4000 committed (estimate)\n",
         &bar,
         "\n█ vidi 4000  · available 2976  ╱ reserve 1024\n",
-        "\nwarning: the NVML library (libnvidia-ml.so.1) cannot be loaded",
+        "\nwarning: gpu.nvml_library cannot be loaded: /nowhere/libnvidia-ml.so.1: ",
     ] {
         assert!(text.contains(part), "{part:?} is not in {text}");
     }
