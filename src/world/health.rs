@@ -10,7 +10,7 @@ use crate::config::mask;
 use crate::error::Result;
 use crate::model::{Health, Healthy};
 use std::io::{self, Read};
-use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, ToSocketAddrs};
 use std::time::Duration;
 use ureq::tls::{RootCerts, TlsConfig};
 use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
@@ -58,8 +58,8 @@ pub fn client(limit: Duration) -> ureq::Agent {
     ureq::Agent::with_parts(config, DefaultConnector::default(), Addresses::default())
 }
 
-/// Addresses of URLs. Where one stands in the URL there is nothing to ask: to look up a name in
-/// bounded time, a thread of its own is begun.
+/// Addresses of URLs. Where one stands in the URL, or `localhost`, there is nothing to ask: to look
+/// up a name in bounded time, a thread of its own is begun.
 #[derive(Debug, Default)]
 struct Addresses(DefaultResolver);
 
@@ -70,21 +70,25 @@ impl Resolver for Addresses {
         config: &ureq::config::Config,
         timeout: NextTimeout,
     ) -> std::result::Result<ResolvedSocketAddrs, ureq::Error> {
-        let Some(address) = address(uri) else { return self.0.resolve(uri, config, timeout) };
+        let Some(known) = known(uri) else { return self.0.resolve(uri, config, timeout) };
         let mut addresses = self.empty();
-        addresses.push(address);
+        known.into_iter().for_each(|address| addresses.push(address));
         Ok(addresses)
     }
 }
 
-fn address(uri: &ureq::http::Uri) -> Option<SocketAddr> {
+fn known(uri: &ureq::http::Uri) -> Option<Vec<SocketAddr>> {
     let host = uri.host()?.trim_start_matches('[').trim_end_matches(']');
     let port = uri.port_u16().or_else(|| match uri.scheme_str() {
         Some("http") => Some(80),
         Some("https") => Some(443),
         _ => None,
     })?;
-    Some(SocketAddr::new(host.parse::<IpAddr>().ok()?, port))
+    let addresses = match host.eq_ignore_ascii_case("localhost") {
+        true => vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()],
+        false => vec![host.parse().ok()?],
+    };
+    Some(addresses.into_iter().map(|address: IpAddr| SocketAddr::new(address, port)).collect())
 }
 
 fn http(url: &str, client: &ureq::Agent) -> Healthy {

@@ -1,9 +1,9 @@
 //! `gpuctl status`: the card, its processes, the services' states, field by field.
 
-use crate::support::{Fault, Rig, Script, Signal, until};
+use crate::support::{Fault, Rig, Script, Signal, skip_or_fail, until};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Write};
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 
 fn status(rig: &Rig) -> Value {
     rig.gpuctl("status --json").run().succeeds().json()
@@ -389,6 +389,14 @@ fn a_signal_ends_a_status_that_waits() {
     status.wait().exits(143).stderr_has("gpuctl: ");
 }
 
+/// Reads a request and says that all is well.
+fn answer(mut client: TcpStream) {
+    let lines = BufReader::new(&client).lines();
+    let said = lines.take_while(|line| line.as_ref().is_ok_and(|line| !line.is_empty()));
+    assert!(said.count() > 1, "no request");
+    client.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").unwrap();
+}
+
 #[test]
 fn many_health_checks_that_are_answered_late_are_under_way_at_once() {
     const COUNT: usize = 100;
@@ -401,12 +409,7 @@ fn many_health_checks_that_are_answered_late_are_under_way_at_once() {
     // Nobody is answered before all have asked.
     std::thread::spawn(move || {
         let accept = |_| server.accept().unwrap().0;
-        for mut client in (0..COUNT).map(accept).collect::<Vec<_>>() {
-            let lines = BufReader::new(&client).lines();
-            let said = lines.take_while(|line| line.as_ref().is_ok_and(|line| !line.is_empty()));
-            assert!(said.count() > 1, "no request");
-            client.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").unwrap();
-        }
+        (0..COUNT).map(accept).collect::<Vec<_>>().into_iter().for_each(answer);
     });
     // Nor has it to do with how many files may be open.
     let looked = rig.shell("ulimit -Sn 60; exec gpuctl status --json").run().succeeds().json();
@@ -415,5 +418,30 @@ fn many_health_checks_that_are_answered_late_are_under_way_at_once() {
     for (name, service) in services {
         let detail = service["detail"].as_str().unwrap_or_default();
         assert!(detail.contains("answers on port"), "{name}: {service}");
+    }
+}
+
+#[test]
+fn localhost_is_this_machine_by_either_protocol() {
+    let rig = Rig::new();
+    let mut names = Vec::new();
+    for address in ["127.0.0.1", "[::1]"] {
+        let Ok(server) = TcpListener::bind(format!("{address}:0")) else {
+            skip_or_fail("ipv6", &format!("address {address}"));
+            continue;
+        };
+        let port = server.local_addr().unwrap().port();
+        // Its spelling is the user's.
+        for host in ["localhost", "LocalHost"] {
+            let name = format!("{}-{port}", host);
+            rig.native(&name).set("health", format!("http://{host}:{port}/")).add();
+            names.push(name);
+        }
+        std::thread::spawn(move || server.incoming().map_while(Result::ok).for_each(answer));
+    }
+    assert!(!names.is_empty());
+    for name in names {
+        let detail = state(&rig, &name).1;
+        assert!(detail.contains("answers on port"), "{name}: {detail}");
     }
 }
