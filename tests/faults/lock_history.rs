@@ -244,6 +244,8 @@ impl History<'_> {
 
     /// Somebody deletes the lock, or all that is there.
     fn forget(&mut self) {
+        // It may have been restarted just now.
+        self.redis.iter().for_each(|redis| until("Redis has loaded", || redis.is_ready()));
         self.turns().for_each(|turn| turn.is_disturbed = true);
         self.stamp("forget -");
         match &self.redis {

@@ -108,6 +108,11 @@ impl Redis {
         stdout
     }
 
+    /// Whether it answers, and has loaded what it had saved.
+    pub fn is_ready(&self) -> bool {
+        self.redis_cli().arg("PING").output().unwrap().stdout == b"PONG\n"
+    }
+
     /// The lock's key, raw.
     #[track_caller]
     pub fn holder(&self) -> Option<String> {
