@@ -153,7 +153,10 @@ fn without_a_reading_there_is_an_answer_only_by_the_cards_declared_size() {
     rig.set("gpu.total_mb", 24576);
     let estimate = |words: &str, code: i32| -> Value {
         let answer = rig.gpuctl(words).arg("--json").run().exits(code);
-        answer.stderr_has("warning: the NVML library").stderr_has("gpu.total_mb").json()
+        answer
+            .stderr_has("warning: gpu.nvml_library cannot be loaded")
+            .stderr_has("gpu.total_mb")
+            .json()
     };
     let answer = estimate("can-fit 19552", 0);
     assert_eq!(
