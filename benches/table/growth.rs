@@ -46,14 +46,18 @@ fn services() -> Vec<Row> {
             rows.push(Row::missing("`status --json`", "", "there is no Docker engine"));
             return rows;
         };
-        let _crowd = populate(&rig, size);
+        let (_crowd, ports) = populate(&rig, size);
         let calls = ["status --json", "prepare-phase 3 --dry-run --json"];
         let found = rig.gpuctl(calls[0]).run().succeeds().json();
         let states = found["services"].as_object().unwrap().values();
         let ready = states.filter(|service| service["state"] == "ready").count();
         assert_eq!(ready, size, "ready services");
         let rounds = if size > 100 { 7 } else { 15 };
-        let samples = compare(rounds, calls.map(|words| gpuctl(&rig, words)));
+        let [status, dry_run] = calls.map(|words| gpuctl(&rig, words));
+        let mut ask = Command::new(peers::compiled("ask"));
+        ask.args(&ports);
+        let [status, dry_run, asked] = compare(rounds, [status, dry_run, ask]);
+        let samples = [status, dry_run];
         let first = first.get_or_insert(samples);
         for ((words, sample), first) in calls.iter().zip(samples).zip(first) {
             let name = words.trim_end_matches(" --json");
@@ -66,20 +70,24 @@ fn services() -> Vec<Row> {
                 }
             });
         }
+        let what = format!("`status`, {size} services");
+        let floor = "their health alone, in C";
+        rows.push(Row::beside(&what, status.wall, floor, asked.wall, "ms", Target::None));
         let limit = if size == SIZES[0] { Target::Below(12.0) } else { Target::None };
         rows.push(Row::alone(&format!("peak memory, {size} services"), peak(&rig), "MB", limit));
     }
     rows
 }
 
-/// Services that run and are ready, as many as asked for.
-fn populate(rig: &Rig, size: usize) -> Crowd {
+/// Services that run and are ready, as many as asked for, and the ports of those that are not in Docker.
+fn populate(rig: &Rig, size: usize) -> (Crowd, Vec<String>) {
     let serve = peers::compiled("serve");
     let mut services = Table::new();
-    let mut crowd = Crowd(Vec::new());
+    let (mut crowd, mut ports) = (Crowd(Vec::new()), Vec::new());
     let environment = environment(rig);
     for n in IN_DOCKER..size {
         let (name, port) = (format!("service{n}"), rig.port());
+        ports.push(port.to_string());
         let words = [port.to_string(), rig.mark(&name)];
         let mut process = Command::new(&serve);
         process.args(&words).env_clear().envs(environment.clone()).env("GPUCTL_SERVICE", &name);
@@ -101,7 +109,7 @@ fn populate(rig: &Rig, size: usize) -> Crowd {
     let names: Vec<&str> = containers.iter().map(|container| container.mark()).collect();
     rig.docker(&[&["start"], &names[..]].concat());
     until("the containers answer", || containers.iter().all(|container| container.is_healthy()));
-    crowd
+    (crowd, ports)
 }
 
 /// Processes that hold memory on the card, beside four services that do not run. The claims are forged as those of dead
