@@ -10,9 +10,7 @@ use std::fmt;
 use std::mem::MaybeUninit;
 use std::ptr;
 
-pub struct Pattern {
-    compiled: libc::regex_t,
-}
+pub struct Pattern(libc::regex_t);
 
 // SAFETY: regexec(3) may be called by several threads at once on one compiled expression, and no
 // thread in particular has to free it.
@@ -46,7 +44,7 @@ impl Pattern {
         let code = unsafe { libc::regcomp(compiled.as_mut_ptr(), text.as_ptr(), flags) };
         if code == 0 {
             // SAFETY: it has been compiled, and points to nothing in itself, so that it may be moved.
-            return Ok(Pattern { compiled: unsafe { compiled.assume_init() } });
+            return Ok(Pattern(unsafe { compiled.assume_init() }));
         }
         let mut why = [0_u8; 128];
         // SAFETY: no more than its length is written to the text, with a NUL at the end.
@@ -65,8 +63,8 @@ impl Pattern {
     /// Whether it is found anywhere in a command line.
     #[expect(unsafe_code, reason = "as above")]
     pub fn matches(&self, line: &CStr) -> bool {
-        // SAFETY: all are valid, and no places of what was found are asked for.
-        unsafe { libc::regexec(&self.compiled, line.as_ptr(), 0, ptr::null_mut(), 0) == 0 }
+        // SAFETY: both are valid, and no places of what was found are asked for.
+        unsafe { libc::regexec(&self.0, line.as_ptr(), 0, ptr::null_mut(), 0) == 0 }
     }
 }
 
@@ -127,7 +125,7 @@ impl Drop for Pattern {
     #[expect(unsafe_code, reason = "as above")]
     fn drop(&mut self) {
         // SAFETY: it has been compiled, and nobody has it any more.
-        unsafe { libc::regfree(&mut self.compiled) }
+        unsafe { libc::regfree(&mut self.0) }
     }
 }
 

@@ -21,7 +21,8 @@ pub fn measure() -> Section {
     Section {
         title: "Growth",
         note: "The services: two in Docker, the others native with a pattern each; every one is a process of its own that \
-               answers its health check over HTTP, and all are ready. Peak memory is that of gpuctl alone.",
+               answers its health check over HTTP, and all are ready. Health alone is that of the native \
+               ones. Peak memory is that of gpuctl alone.",
         rows,
     }
 }

@@ -29,32 +29,14 @@ pub fn measure() -> Section {
                 continue;
             };
             let ours = median(times.clone());
-            rows.push(Row::beside(
-                &what,
-                ours,
-                "flock(1)",
-                median(flock.clone()),
-                "ms",
-                Target::None,
-            ));
-            let worst = at(times, 0.99);
-            rows.push(Row::beside(
-                &format!("{what}, 99th of 100"),
-                worst,
-                "flock(1)",
-                at(flock.clone(), 0.99),
-                "ms",
-                Target::None,
-            ));
+            let mut beside = |what: &str, ours, other, theirs| {
+                rows.push(Row::beside(what, ours, other, theirs, "ms", Target::None));
+            };
+            beside(&what, ours, "flock(1)", median(flock.clone()));
+            let worst = format!("{what}, 99th of 100");
+            beside(&worst, at(times, 0.99), "flock(1)", at(flock.clone(), 0.99));
             if let Some(seed) = &seed {
-                rows.push(Row::beside(
-                    &what,
-                    ours,
-                    "the seeds' back-off",
-                    median(seed.clone()),
-                    "ms",
-                    Target::None,
-                ));
+                beside(&what, ours, "the seeds' back-off", median(seed.clone()));
             }
         }
     }

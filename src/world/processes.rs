@@ -8,6 +8,7 @@ use std::ffi::CString;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
+use std::panic::resume_unwind;
 use std::sync::OnceLock;
 use std::thread;
 use std::time::Duration;
@@ -108,7 +109,7 @@ impl Table {
             line.iter_mut().filter(|byte| **byte == 0).for_each(|byte| *byte = b' ');
             Some((pid, CString::new(line).ok()?))
         };
-        each(self.processes.keys().copied().collect(), line)
+        self.each(line)
     }
 
     /// What is to be told of each process, where there is something.
@@ -172,7 +173,10 @@ fn each<T: Send>(pids: Vec<Pid>, tell: impl Fn(Pid) -> Option<T> + Sync) -> Vec<
         let own = parts.next_back();
         let others: Vec<_> = parts.map(|part| scope.spawn(|| part_of(part))).collect();
         let mut told = own.map(part_of).unwrap_or_default();
-        told.extend(others.into_iter().filter_map(|other| other.join().ok()).flatten());
+        for other in others {
+            // Without its part, what runs would be taken for stopped.
+            told.extend(other.join().unwrap_or_else(|panic| resume_unwind(panic)));
+        }
         told
     })
 }

@@ -56,7 +56,7 @@ pub fn find(
         true => Default::default(),
         false => table.command_lines().into_iter().unzip(),
     };
-    let mut candidates = candidates(&patterns, &lines).into_iter();
+    let mut with_text = candidates(&patterns, &lines).into_iter();
     let mut marked = marked(table, config);
     let mut found = HashMap::new();
     for (service, native) in services {
@@ -64,11 +64,11 @@ pub fn find(
         let mut proposed = HashSet::new();
         if let Some(text) = &native.pattern {
             let is_new = |at: &usize| !proven.contains(&pids[*at]) && !callers.contains(&pids[*at]);
-            let mut candidates = candidates.next().into_iter().flatten().filter(is_new).peekable();
+            let mut lines_to_ask = with_text.next().into_iter().flatten().filter(is_new).peekable();
             // One that is no expression was refused with the configuration.
-            let pattern = candidates.peek().and_then(|_| Pattern::new(text).ok());
+            let pattern = lines_to_ask.peek().and_then(|_| Pattern::new(text).ok());
             let matches = |at: &usize| pattern.as_ref().is_some_and(|p| p.matches(&lines[*at]));
-            let matching = candidates.filter(matches).map(|at| pids[at]);
+            let matching = lines_to_ask.filter(matches).map(|at| pids[at]);
             proposed.extend(matching.filter(|pid| !is_bystander(table, *pid)));
         }
         proven.extend(proposed.iter().filter(|pid| {
