@@ -42,20 +42,22 @@ pub fn main() -> ExitCode {
     // A panic has told where it happened; what is left is the exit code of a bug.
     let run = AssertUnwindSafe(|| commands::run(&cli, &environment));
     let result = catch_unwind(run).unwrap_or_else(|_| Err(anyhow::anyhow!("gpuctl panicked")));
-    match result {
+    let status = match result {
         Ok(answer) => {
             if answer == Answer::Interrupted {
                 // Only where that does not end us is there a status to give.
                 let _ = signal_hook::low_level::emulate_default_handler(SIGINT);
             }
-            ExitCode::from(answer.status())
+            answer.status()
         }
         Err(error) => {
             let failure = Failure::from(error);
             report::print_failure(&failure, cli.global.json);
-            ExitCode::from(failure.code.status())
+            failure.code.status()
         }
-    }
+    };
+    world::command::reap();
+    ExitCode::from(status)
 }
 
 /// Help and version are answers; everything else is a bad command line.

@@ -113,7 +113,7 @@ impl Watch<'_> {
                 Ok(())
             }
             Manager::Docker { container } => {
-                let asked = docker::inspect(&[container], self.stop)?;
+                let asked = docker::inspect(&[container], self.stop)()?;
                 let paused = |running: &Running| running.trouble == Some(Trouble::Paused);
                 match &asked[container].presence {
                     Presence::Up(running) if paused(running) => {

@@ -50,9 +50,9 @@ pub fn look(
     thread::scope(|scope| {
         let some = |names: &[&str]| (!names.is_empty()).then_some(scope);
         let [system, user] = &units;
-        let inspected = some(&containers).map(|s| s.spawn(|| docker::inspect(&containers, stop)));
-        let system = some(system).map(|s| s.spawn(|| systemd::show(system, false, stop)));
-        let user = some(user).map(|s| s.spawn(|| systemd::show(user, true, stop)));
+        let inspected = some(&containers).map(|s| s.spawn(docker::inspect(&containers, stop)));
+        let system = some(system).map(|s| s.spawn(systemd::show(system, false, stop)));
+        let user = some(user).map(|s| s.spawn(systemd::show(user, true, stop)));
         let has_port = |service: &&Service| service.health.as_ref().and_then(local_port).is_some();
         let listeners = services.iter().any(has_port).then(|| scope.spawn(Listeners::read));
         let on_gpu = on_gpu();

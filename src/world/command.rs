@@ -13,6 +13,7 @@ use std::fs::File;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// More than any command that we run has to say.
@@ -51,23 +52,23 @@ pub fn describe(status: ExitStatus) -> String {
     }
 }
 
-/// Runs a program to its end, with its own process group, no input, and a deadline after which
-/// the group is killed (`unavailable`). A program that is not installed is `unavailable` too.
+/// Runs a program to its end; see [`begin`].
 pub fn run(program: &str, args: &[&str], limit: Duration, stop: &Stop) -> Result<Output> {
-    run_with(program, args, &[], limit, stop)
+    begin(program, args, &[], limit)?.finish(stop)
 }
 
-/// The same with more variables.
-pub fn run_with(
+/// Starts a program with more variables, its own process group, no input, and a deadline after
+/// which the group is killed (`unavailable`). A program that is not installed is `unavailable` too.
+/// It is under way on return: what is begun on a thread waits for its turn beside all others.
+pub fn begin(
     program: &str,
     args: &[&str],
     variables: &[(&str, &str)],
     limit: Duration,
-    stop: &Stop,
-) -> Result<Output> {
+) -> Result<Begun> {
     let mut command = new(program);
     command.args(args).envs(variables.iter().copied());
-    finish(command, program, limit, stop)
+    start(command, program, limit)
 }
 
 /// Runs a shell command of the configuration in the same way.
@@ -78,7 +79,7 @@ pub fn run_shell(
     limit: Duration,
     stop: &Stop,
 ) -> Result<Output> {
-    finish(shell(text, env, cwd), "sh", limit, stop)
+    start(shell(text, env, cwd), "sh", limit)?.finish(stop)
 }
 
 #[expect(clippy::disallowed_methods, reason = "the one place that spawns processes")]
@@ -97,43 +98,98 @@ fn shell(text: &str, env: &BTreeMap<String, String>, cwd: Option<&Path>) -> Comm
     command
 }
 
-fn finish(mut command: Command, program: &str, limit: Duration, stop: &Stop) -> Result<Output> {
+/// A program that is under way.
+#[must_use = "whoever begins a program waits for it"]
+pub struct Begun {
+    child: Child,
+    /// As it may be shown.
+    line: String,
+    stdout: Pipe,
+    stderr: Pipe,
+    ended: Option<Handle>,
+    begun: Instant,
+    limit: Duration,
+}
+
+fn start(mut command: Command, program: &str, limit: Duration) -> Result<Begun> {
+    reap();
     let begun = Instant::now();
     command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
     let mut child = command.spawn().map_err(|e| not_started(program, &command, &e))?;
-    let mut stdout = Pipe::of(child.stdout.take());
-    let mut stderr = Pipe::of(child.stderr.take());
-    let ended = Handle::open(child.id() as i32);
-    let woken = loop {
-        let mut watched: Vec<_> = ended.iter().map(Handle::fd).collect();
-        watched.extend([&stdout, &stderr].into_iter().filter_map(Pipe::fd));
-        let woken = wait(&watched, stop, begun + limit);
-        // Asked first: what a program has written is in its pipes once it has ended.
-        let has_ended = ended.as_ref().is_some_and(Handle::has_ended);
-        stdout.read();
-        stderr.read();
-        if has_ended || woken != Woken::Event {
-            break woken;
-        }
-    };
-    if woken != Woken::Event {
-        kill_group(&child);
+    Ok(Begun {
+        line: line(&command),
+        stdout: Pipe::of(child.stdout.take()),
+        stderr: Pipe::of(child.stderr.take()),
+        ended: Handle::open(child.id() as i32),
+        child,
+        begun,
+        limit,
+    })
+}
+
+impl Begun {
+    /// Waits for its end.
+    pub fn finish(self, stop: &Stop) -> Result<Output> {
+        self.answer(|_| false, stop)
     }
-    let status = child.wait().map_err(|e| not_started(program, &command, &e))?;
-    // Not `{command:?}`, which shows the environment that it was given.
-    log::debug!("`{}` {} after {:?}", mask(&line(&command)), describe(status), begun.elapsed());
-    match woken {
-        Woken::Event => {}
-        Woken::Stopped => stop.check()?,
-        Woken::TimedOut => {
-            return Err(Failure::new(
-                Code::Unavailable,
-                format!("`{}` did not answer within {limit:?}", mask(&line(&command))),
-            ));
+
+    /// Waits until what it has printed `is_whole`, which counts as success, or for its end: a large
+    /// program takes milliseconds to end after its last word.
+    pub fn answer(mut self, is_whole: impl Fn(&[u8]) -> bool, stop: &Stop) -> Result<Output> {
+        let woken = loop {
+            let mut watched: Vec<_> = self.ended.iter().map(Handle::fd).collect();
+            watched.extend([&self.stdout, &self.stderr].into_iter().filter_map(Pipe::fd));
+            let woken = wait(&watched, stop, self.begun + self.limit);
+            // Asked first: what a program has written is in its pipes once it has ended.
+            let has_ended = self.ended.as_ref().is_some_and(Handle::has_ended);
+            self.stdout.read();
+            self.stderr.read();
+            if !has_ended && is_whole(&self.stdout.text) {
+                let stdout = std::mem::take(&mut self.stdout.text);
+                left().push(self);
+                return Ok(Output { status: ExitStatus::default(), stdout, stderr: String::new() });
+            }
+            if has_ended || woken != Woken::Event {
+                break woken;
+            }
+        };
+        if woken != Woken::Event {
+            kill_group(&self.child);
         }
+        let status = self.child.wait().map_err(|e| {
+            Failure::new(Code::Internal, format!("cannot wait for `{}`: {e}", self.line))
+        })?;
+        // Not `{command:?}`, which shows the environment that it was given.
+        log::debug!("`{}` {} after {:?}", self.line, describe(status), self.begun.elapsed());
+        match woken {
+            Woken::Event => {}
+            Woken::Stopped => stop.check()?,
+            Woken::TimedOut => {
+                return Err(Failure::new(
+                    Code::Unavailable,
+                    format!("`{}` did not answer within {:?}", self.line, self.limit),
+                ));
+            }
+        }
+        let stderr = String::from_utf8_lossy(&self.stderr.text).into_owned();
+        Ok(Output { status, stdout: self.stdout.text, stderr })
     }
-    let stderr = String::from_utf8_lossy(&stderr.text).into_owned();
-    Ok(Output { status, stdout: stdout.text, stderr })
+}
+
+/// Programs that have said all, and had not ended when they were left.
+fn left() -> MutexGuard<'static, Vec<Begun>> {
+    static LEFT: Mutex<Vec<Begun>> = Mutex::new(Vec::new());
+    LEFT.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Waits for the ends of programs that were left before. Those that outlive us would be reaped by
+/// PID 1, which in many a container reaps nobody.
+pub fn reap() {
+    let left = std::mem::take(&mut *left());
+    for program in left {
+        // What it had to say is known.
+        let _ = program.finish(&Stop::never());
+    }
 }
 
 /// What a program writes, read as it comes: neither of its pipes fills up, and nobody waits for the
@@ -253,6 +309,7 @@ fn detach(command: &mut Command) {
 
 /// A program with our own input and output, and with more variables.
 pub fn foreground(words: &[OsString], variables: &[(&str, &OsStr)]) -> Command {
+    reap();
     #[expect(clippy::disallowed_methods, reason = "the one place that spawns processes")]
     let mut command = Command::new(&words[0]);
     command.args(&words[1..]).envs(variables.iter().copied());

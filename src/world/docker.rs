@@ -5,7 +5,7 @@ mod setup;
 
 pub use setup::{GpuAccess, Setup, engine, setups};
 
-use super::command::{self, Output};
+use super::command::{self, Begun, Output};
 use super::logs;
 use super::wait::Stop;
 use crate::error::{Failure, Result};
@@ -80,24 +80,34 @@ pub struct Inspected {
 }
 
 /// Asks the engine something that it answers at once.
-fn ask(arguments: &[&str], stop: &Stop) -> Result<Output> {
-    command::run_with("docker", arguments, &LEAN, ASK_LIMIT, stop)
+fn ask(arguments: &[&str]) -> Result<Begun> {
+    command::begin("docker", arguments, &LEAN, ASK_LIMIT)
 }
 
-/// Asks for all containers in one call.
-pub fn inspect(containers: &[&str], stop: &Stop) -> Result<HashMap<String, Inspected>> {
-    if containers.is_empty() {
-        return Ok(HashMap::new());
-    }
+/// Asks for all containers in one call, which is under way on return; what is returned waits for
+/// the answer.
+pub fn inspect<'a>(
+    containers: &'a [&str],
+    stop: &'a Stop,
+) -> impl FnOnce() -> Result<HashMap<String, Inspected>> + 'a {
     let mut arguments = vec!["container", "inspect", "--"];
     arguments.extend(containers);
-    let output = ask(&arguments, stop)?;
-    let inspected = read(containers, &output.stdout)?;
-    if !output.status.success() && inspected.values().all(|one| one.id.is_empty()) {
-        // None exists, or the engine cannot be asked: only the engine itself can tell.
-        ask_version(stop)?;
+    let asked = ask(&arguments);
+    move || {
+        let output = asked?.answer(|text| is_whole(containers, text), stop)?;
+        let inspected = read(containers, &output.stdout)?;
+        if !output.status.success() && inspected.values().all(|one| one.id.is_empty()) {
+            // None exists, or the engine cannot be asked: only the engine itself can tell.
+            ask_version(stop)?;
+        }
+        Ok(inspected)
     }
-    Ok(inspected)
+}
+
+/// Whether it has said all of all containers. What is still being printed does not end so.
+fn is_whole(containers: &[&str], text: &[u8]) -> bool {
+    let has_ended = text.trim_ascii_end().ends_with(b"\n]");
+    has_ended && read(containers, text).is_ok_and(|all| all.values().all(|one| !one.id.is_empty()))
 }
 
 /// What it says of these containers: a list of those that there are.
@@ -128,7 +138,7 @@ pub fn read(containers: &[&str], stdout: &[u8]) -> Result<HashMap<String, Inspec
 /// Whether the engine can be asked at all: only its own version tells for sure.
 fn ask_version(stop: &Stop) -> Result<String> {
     let arguments = ["version", "--format", "{{.Server.Version}}"];
-    let version = ask(&arguments, stop)?;
+    let version = ask(&arguments)?.finish(stop)?;
     match version.status.success() {
         true => Ok(String::from_utf8_lossy(&version.stdout).trim().to_owned()),
         false => Err(unreachable(&version)),
@@ -247,7 +257,7 @@ fn act(arguments: &[&str], limit: Duration, code: Code, stop: &Stop) -> Result<(
     let container = arguments[arguments.len() - 1];
     // The engine's state, not its wording, tells a container that is missing or an engine that is
     // down from a container that does not run.
-    if let Presence::Missing(failure) = &inspect(&[container], stop)?[container].presence {
+    if let Presence::Missing(failure) = &inspect(&[container], stop)()?[container].presence {
         return Err(failure.clone());
     }
     let complaint = output.complaint();

@@ -24,8 +24,8 @@ const REDIRECTS: u32 = 5;
 /// Far more than any health check has to say, in bytes.
 const BODY_LIMIT: u64 = 16 * 1024 * 1024;
 
-/// A connection's buffers, in bytes: as long as the header of an answer may be.
-const BUFFER: usize = 64 * 1024;
+/// A connection's buffers, in bytes: as long as the header of an answer, and the URL, may be.
+const BUFFER: usize = 16 * 1024;
 
 /// One try under way.
 pub fn begin(health: &Health, limit: Duration) -> Result<Aside<Healthy>> {

@@ -9,7 +9,8 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::panic::resume_unwind;
-use std::sync::OnceLock;
+use std::path::PathBuf;
+use std::sync::LazyLock;
 use std::thread;
 use std::time::Duration;
 
@@ -30,7 +31,12 @@ pub struct Process {
     pub ticks: u64,
     /// At most 15 bytes of the program's name.
     pub name: String,
+    /// A thread of the kernel, which has no program.
+    pub is_kernel: bool,
 }
+
+/// A kernel thread's bit of the flags (`PF_KTHREAD` in the kernel's sched.h).
+const KERNEL_THREAD: u64 = 0x0020_0000;
 
 impl Process {
     /// It holds nothing any more, and cannot be ended.
@@ -59,11 +65,12 @@ impl Process {
                 + Duration::from_millis(ticks % ticks_per_second * 1000 / ticks_per_second),
             ticks,
             name: before.split_once('(')?.1.to_owned(),
+            is_kernel: number(6)? & KERNEL_THREAD != 0,
         })
     }
 }
 
-/// Every process but zombies, which hold nothing and cannot be ended.
+/// Every process but zombies and threads of the kernel, which are nobody's and cannot be ended.
 pub struct Table {
     processes: HashMap<Pid, Process>,
     children: HashMap<Pid, Vec<Pid>>,
@@ -82,7 +89,7 @@ impl Table {
         let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
         let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
         for process in each(pids.collect(), read_stat) {
-            if !process.is_dead() {
+            if !process.is_dead() && !process.is_kernel {
                 children.entry(process.parent).or_default().push(process.pid);
                 led.entry(process.group).or_default().push(process.pid);
                 led.entry(process.session).or_default().push(process.pid);
@@ -101,7 +108,6 @@ impl Table {
     }
 
     /// What each process was called with, as pgrep sees it: the arguments with spaces between them.
-    /// Kernel threads have none.
     pub fn command_lines(&self) -> Vec<(Pid, CString)> {
         let line = |pid: Pid| {
             let mut line = read(pid, "cmdline").ok()?;
@@ -165,8 +171,10 @@ impl Table {
 
 /// What is to be told of each of these processes, on all processors where there are many of them.
 fn each<T: Send>(pids: Vec<Pid>, tell: impl Fn(Pid) -> Option<T> + Sync) -> Vec<T> {
-    let threads = thread::available_parallelism().map_or(1, usize::from);
-    let part = pids.len().div_ceil(threads).max(MANY);
+    // To ask for it takes the reading of several files.
+    static THREADS: LazyLock<usize> =
+        LazyLock::new(|| thread::available_parallelism().map_or(1, usize::from));
+    let part = pids.len().div_ceil(*THREADS).max(MANY);
     let part_of = |pids: &[Pid]| pids.iter().filter_map(|pid| tell(*pid)).collect::<Vec<T>>();
     thread::scope(|scope| {
         let mut parts = pids.chunks(part);
@@ -276,8 +284,18 @@ pub fn is_within(control_groups: &str, path: &str) -> bool {
 
 /// Whether a process lives in a PID namespace below ours (a container's).
 pub fn is_in_container(pid: Pid) -> bool {
-    static OURS: OnceLock<usize> = OnceLock::new();
-    depth(pid) > *OURS.get_or_init(|| depth(std::process::id() as Pid))
+    static OURS: LazyLock<(Option<PathBuf>, usize)> = LazyLock::new(|| {
+        let me = std::process::id() as Pid;
+        (namespace(me), depth(me))
+    });
+    // To tell the depth takes the kernel much longer, and is seldom needed.
+    let is_ours = || namespace(pid).is_some_and(|theirs| OURS.0.as_ref() == Some(&theirs));
+    !is_ours() && depth(pid) > OURS.1
+}
+
+/// The PID namespace that a process is in; `None` where we may not look.
+fn namespace(pid: Pid) -> Option<PathBuf> {
+    fs::read_link(format!("/proc/{pid}/ns/pid")).ok()
 }
 
 /// How many PID namespaces, of those that we see, a process is in.

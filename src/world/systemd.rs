@@ -1,6 +1,6 @@
 //! systemd units through `systemctl`, asked for properties, never for prose.
 
-use super::command::{self, Output};
+use super::command::{self, Begun, Output};
 use super::logs;
 use super::wait::Stop;
 use crate::error::{Failure, Result};
@@ -23,12 +23,15 @@ pub struct Shown {
     pub presence: Presence,
 }
 
-/// Asks for all units of one manager (the system's or the user's) in one call.
-pub fn show(units: &[&str], user: bool, stop: &Stop) -> Result<HashMap<String, Shown>> {
-    if units.is_empty() {
-        return Ok(HashMap::new());
-    }
-    Ok(read(units, &ask(units, user, PROPERTIES, stop)?))
+/// Asks for all units of one manager (the system's or the user's) in one call, which is under way
+/// on return; what is returned waits for the answer.
+pub fn show<'a>(
+    units: &'a [&str],
+    user: bool,
+    stop: &'a Stop,
+) -> impl FnOnce() -> Result<HashMap<String, Shown>> + 'a {
+    let asked = ask(units, user, PROPERTIES);
+    move || Ok(read(units, &text(asked?, stop)?))
 }
 
 /// How a unit is installed.
@@ -45,13 +48,18 @@ pub fn installed(units: &[&str], user: bool, stop: &Stop) -> Result<HashMap<Stri
         let property = |name| properties.get(name).copied().unwrap_or_default().to_owned();
         Installed { load_state: property("LoadState"), file_state: property("UnitFileState") }
     };
-    Ok(each(units, &ask(units, user, "Id,LoadState,UnitFileState", stop)?, read))
+    Ok(each(units, &text(ask(units, user, "Id,LoadState,UnitFileState")?, stop)?, read))
 }
 
-fn ask(units: &[&str], user: bool, properties: &str, stop: &Stop) -> Result<String> {
+fn ask(units: &[&str], user: bool, properties: &str) -> Result<Begun> {
     let mut arguments = vec!["show", "--property", properties, "--"];
     arguments.extend(units);
-    let output = systemctl(&arguments, user, SHOW_LIMIT, stop)?;
+    systemctl(&arguments, user, SHOW_LIMIT)
+}
+
+/// What `systemctl show` prints.
+fn text(asked: Begun, stop: &Stop) -> Result<String> {
+    let output = asked.finish(stop)?;
     if !output.status.success() {
         return Err(unreachable(&output));
     }
@@ -144,7 +152,7 @@ pub fn kill(unit: &str, user: bool, stop: &Stop) -> Result<()> {
 }
 
 fn act(arguments: &[&str], user: bool, limit: Duration, code: Code, stop: &Stop) -> Result<()> {
-    let output = systemctl(arguments, user, limit, stop)?;
+    let output = systemctl(arguments, user, limit)?.finish(stop)?;
     if output.status.success() {
         return Ok(());
     }
@@ -153,13 +161,13 @@ fn act(arguments: &[&str], user: bool, limit: Duration, code: Code, stop: &Stop)
     Err(Failure::new(code, format!("systemctl {verb} {unit}: {}", output.complaint())))
 }
 
-fn systemctl(arguments: &[&str], user: bool, limit: Duration, stop: &Stop) -> Result<Output> {
+fn systemctl(arguments: &[&str], user: bool, limit: Duration) -> Result<Begun> {
     let mut all = vec!["--no-pager", "--no-ask-password"];
     if user {
         all.push("--user");
     }
     all.extend(arguments);
-    command::run("systemctl", &all, limit, stop)
+    command::begin("systemctl", &all, &[], limit)
 }
 
 /// The last lines of a unit's journal.

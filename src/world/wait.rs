@@ -15,8 +15,10 @@ use rustix::time::{
 use signal_hook::SigId;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::os::unix::net::UnixStream;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 /// Why a wait ended.
@@ -195,7 +197,7 @@ pub fn wait(watched: &[BorrowedFd], stop: &Stop, deadline: Instant) -> Woken {
             Err(rustix::io::Errno::INTR) => {}
             // Not to be expected of poll(2); a short pause keeps the caller's loop from spinning.
             Err(_) => {
-                std::thread::sleep(Duration::from_millis(10));
+                thread::sleep(Duration::from_millis(10));
                 return Woken::TimedOut;
             }
         }
@@ -206,15 +208,16 @@ pub fn wait(watched: &[BorrowedFd], stop: &Stop, deadline: Instant) -> Woken {
 /// can be called off, and leaves it behind then.
 pub struct Aside<T> {
     ended: Arc<Event>,
-    result: Arc<Mutex<Option<T>>>,
+    result: Arc<Mutex<Option<thread::Result<T>>>>,
 }
 
 impl<T: Send + 'static> Aside<T> {
     pub fn begin(work: impl FnOnce() -> T + Send + 'static) -> Result<Aside<T>> {
         let aside = Aside { ended: Event::new()?, result: Arc::default() };
         let (ended, sink) = (aside.ended.clone(), aside.result.clone());
-        std::thread::spawn(move || {
-            let result = work();
+        thread::spawn(move || {
+            // A panic is told to whoever waits, who would wait for nothing.
+            let result = catch_unwind(AssertUnwindSafe(work));
             *sink.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
             ended.set();
         });
@@ -226,9 +229,11 @@ impl<T: Send + 'static> Aside<T> {
         &self.ended
     }
 
-    /// What came of it; `None` while it is under way, and once it has been taken.
+    /// What came of it; `None` while it is under way, and once it has been taken. Panics where the
+    /// work has.
     pub fn take(&self) -> Option<T> {
-        self.result.lock().unwrap_or_else(PoisonError::into_inner).take()
+        let result = self.result.lock().unwrap_or_else(PoisonError::into_inner).take();
+        result.map(|result| result.unwrap_or_else(|panic| resume_unwind(panic)))
     }
 }
 
@@ -257,7 +262,7 @@ impl Event {
     pub fn at(deadline: Instant) -> Result<Arc<Event>> {
         let event = Event::new()?;
         let due = event.clone();
-        std::thread::spawn(move || {
+        thread::spawn(move || {
             wait(&[due.fd()], &Stop::never(), deadline);
             due.set();
         });

@@ -1,23 +1,8 @@
 //! The line of those who wait for the lock: served in the order of their arrival, whoever else gives up, and at a cost
 //! that is none.
 
-use crate::support::{Invocation, Outcome, Rig, Running, Signal, until};
+use crate::support::{Invocation, Outcome, Rig, Running, Signal, on_both, until};
 use std::fs;
-use std::thread;
-
-/// The same promise of both places where the lock can be kept.
-fn on_both(test: impl Fn(&Rig) + Sync) {
-    let on_redis = || {
-        let rig = Rig::new();
-        let Some(redis) = rig.redis() else { return };
-        rig.set("lock.url", redis.url());
-        test(&rig);
-    };
-    thread::scope(|scope| {
-        scope.spawn(on_redis);
-        scope.spawn(|| test(&Rig::new()));
-    });
-}
 
 /// Takes the lock; gives its token.
 fn hold(rig: &Rig) -> String {
@@ -54,7 +39,7 @@ fn queue_up(invocations: impl IntoIterator<Item = Invocation>) -> Vec<Running> {
 
 #[test]
 fn those_who_wait_are_served_in_the_order_of_their_arrival() {
-    on_both(|rig| {
+    on_both(|rig, _| {
         let token = hold(rig);
         let names: Vec<_> = (0..15).map(|number| format!("w{number}")).collect();
         let clients = queue_up(names.iter().map(|name| rig.shell(&client(name))));
@@ -71,7 +56,7 @@ fn nobody_overtakes_those_who_wait_in_the_moment_in_which_the_lock_is_free() {
             [ $? = 75 ] || echo thief >>../served
         done
         echo >../HOW";
-    on_both(|rig| {
+    on_both(|rig, _| {
         let token = hold(rig);
         // The last one keeps the lock until nobody tries any more.
         let last = client("last").replace(
@@ -94,7 +79,7 @@ fn nobody_overtakes_those_who_wait_in_the_moment_in_which_the_lock_is_free() {
 
 #[test]
 fn those_who_give_up_or_are_stopped_or_killed_leave_the_order_of_the_others_as_it_is() {
-    on_both(|rig| {
+    on_both(|rig, _| {
         let token = hold(rig);
         let quitter = || rig.gpuctl("lock acquire quitter --wait 10m --ttl 10m");
         let client = |name| rig.shell(&client(name));
@@ -168,12 +153,12 @@ fn assert_that_waiting_costs_nothing(rig: &Rig, command: &str, count: usize) {
 
 #[test]
 fn ten_seconds_in_a_line_of_twenty_cost_less_than_20_ms_of_processor_time() {
-    on_both(|rig| assert_that_waiting_costs_nothing(rig, "lock acquire waiter", 20));
+    on_both(|rig, _| assert_that_waiting_costs_nothing(rig, "lock acquire waiter", 20));
 }
 
 #[test]
 fn ten_seconds_before_a_start_cost_less_than_20_ms_of_processor_time() {
-    on_both(|rig| {
+    on_both(|rig, _| {
         rig.native("vidi").add();
         assert_that_waiting_costs_nothing(rig, "start vidi", 1);
     });

@@ -22,7 +22,7 @@ struct Info {
 
 pub fn engine(stop: &Stop) -> Result<Engine> {
     let version = ask_version(stop)?;
-    let info = ask(&["info", "--format", "{{json .}}"], stop)?;
+    let info = ask(&["info", "--format", "{{json .}}"])?.finish(stop)?;
     let info: Info = serde_json::from_slice(&info.stdout).unwrap_or_default();
     let runtimes = info.runtimes.unwrap_or_default().into_keys().collect();
     Ok(Engine { version, runtimes })
@@ -100,7 +100,7 @@ pub fn setups(containers: &[&str], stop: &Stop) -> Result<HashMap<String, Setup>
     }
     let mut arguments = vec!["container", "inspect", "--"];
     arguments.extend(containers);
-    let output = ask(&arguments, stop)?;
+    let output = ask(&arguments)?.finish(stop)?;
     let made: Vec<Made> = serde_json::from_slice(&output.stdout).unwrap_or_default();
     let setup = |name: &&str| {
         let is_named =

@@ -4,8 +4,9 @@ use super::{TRY_LIMIT, answer, client};
 use crate::error::Result;
 use crate::model::{Health, Healthy};
 use crate::world::wait::{Bell, Stop, Woken, wait};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -24,16 +25,19 @@ struct Shared {
     client: ureq::Agent,
     /// The first that nobody has begun.
     next: AtomicUsize,
-    answers: Vec<OnceLock<(Healthy, Duration)>>,
+    answers: Vec<Answer>,
     answered: Bell,
 }
+
+/// What came of a try, how long it took, or its panic; `None` while it is under way.
+type Answer = Mutex<Option<thread::Result<(Healthy, Duration)>>>;
 
 impl Tries {
     /// One that is under way when nobody waits for it any more is left behind.
     pub fn begin(checks: Vec<Option<Health>>) -> Result<Tries> {
         let count = checks.iter().flatten().count();
         let shared = Arc::new(Shared {
-            answers: checks.iter().map(|_| OnceLock::new()).collect(),
+            answers: checks.iter().map(|_| Mutex::default()).collect(),
             checks,
             client: client(TRY_LIMIT),
             next: AtomicUsize::new(0),
@@ -47,18 +51,22 @@ impl Tries {
         Ok(Tries(shared))
     }
 
-    /// What came of one, and how long it took; `None` where there was nothing to ask.
+    /// What came of one, and how long it took; `None` where there was nothing to ask. Panics where
+    /// the try has.
     pub fn answer(&self, at: usize, stop: &Stop, deadline: Instant) -> Option<(Healthy, Duration)> {
         let shared = &self.0;
         shared.checks[at].as_ref()?;
-        while shared.answers[at].get().is_none() {
+        loop {
+            let answer = shared.answers[at].lock().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some(answer) = answer {
+                return Some(answer.unwrap_or_else(|panic| resume_unwind(panic)));
+            }
             if wait(&[shared.answered.fd()], stop, deadline) != Woken::Event {
-                break;
+                let late = Healthy::No("its health check does not end".to_owned());
+                return Some((late, TRY_LIMIT));
             }
             shared.answered.hush();
         }
-        let late = || (Healthy::No("its health check does not end".to_owned()), TRY_LIMIT);
-        Some(shared.answers[at].get().cloned().unwrap_or_else(late))
     }
 }
 
@@ -70,15 +78,17 @@ impl Shared {
             thread::spawn(move || {
                 while let Some((check, sink)) = shared.take() {
                     let begun = Instant::now();
-                    let healthy = answer(check, &shared.client, TRY_LIMIT);
-                    sink.get_or_init(|| (healthy, begun.elapsed()));
+                    let healthy = || answer(check, &shared.client, TRY_LIMIT);
+                    let healthy = catch_unwind(AssertUnwindSafe(healthy));
+                    let answer = healthy.map(|healthy| (healthy, begun.elapsed()));
+                    *sink.lock().unwrap_or_else(PoisonError::into_inner) = Some(answer);
                     shared.answered.ring();
                 }
             });
         }
     }
 
-    fn take(&self) -> Option<(&Health, &OnceLock<(Healthy, Duration)>)> {
+    fn take(&self) -> Option<(&Health, &Answer)> {
         loop {
             let at = self.next.fetch_add(1, Ordering::SeqCst);
             if let Some(check) = self.checks.get(at)? {

@@ -4,16 +4,21 @@ use super::redis::{LOCK_KEY, Redis};
 use super::rig::Rig;
 use serde_json::{Value, json};
 use std::fs;
+use std::thread;
 
-/// Proves the same of the lock's both places: of the file (no Redis) and of Redis. Without a Redis to be had, of the
-/// file alone, and it is said so.
-#[track_caller]
-pub fn on_both(prove: impl Fn(&Rig, Option<&Redis>)) {
-    prove(&Rig::new(), None);
-    let rig = Rig::new();
-    if let Some(redis) = rig.lock_in_redis() {
-        prove(&rig, Some(&redis));
-    }
+/// Proves the same of the lock's both places side by side: of the file (no Redis) and of Redis. Without a Redis to be
+/// had, of the file alone, and it is said so.
+pub fn on_both(prove: impl Fn(&Rig, Option<&Redis>) + Sync) {
+    let in_redis = || {
+        let rig = Rig::new();
+        if let Some(redis) = rig.lock_in_redis() {
+            prove(&rig, Some(&redis));
+        }
+    };
+    thread::scope(|scope| {
+        scope.spawn(in_redis);
+        prove(&Rig::new(), None);
+    });
 }
 
 impl Rig {
