@@ -6,12 +6,13 @@ use super::window::History;
 use crate::config::Canary;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
-use crate::lock::Group;
+use crate::lock::{Group, bearers};
+use crate::model::{Mb, Pid};
 use crate::world::files;
 use crate::world::host;
 use crate::world::wait::Stop;
-use jiff::Timestamp;
 use jiff::civil::Date;
+use jiff::{Timestamp, ToSpan};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -72,6 +73,12 @@ pub struct Journal {
     pub away: Option<Moment>,
     /// By which the canary's processes are known.
     pub token: String,
+    /// What its start command leads.
+    #[serde(default)]
+    pub canary: Option<Group>,
+    /// What every process but production's held before it was touched.
+    #[serde(default)]
+    pub others: Option<Mb>,
     pub boot: String,
     /// Those who see to it while they live: gpuctl and its guardian.
     pub keepers: Vec<Group>,
@@ -111,6 +118,13 @@ impl Moment {
 }
 
 impl Journal {
+    /// The canary's processes: those that bear its token, and those in its group, which may have
+    /// been given another environment.
+    pub fn canary_processes(&self) -> Vec<Pid> {
+        let canary = self.canary.filter(|_| self.boot == host::boot_id());
+        canary.map_or_else(|| bearers(&self.token), |group| group.members(&self.token))
+    }
+
     /// Whether nobody sees to it any more.
     pub fn is_orphaned(&self) -> bool {
         self.boot != host::boot_id() || !self.keepers.iter().any(|keeper| keeper.leader_is_alive())
@@ -193,16 +207,13 @@ impl Ledger {
         self.write_budget(night, &Budget::default())
     }
 
-    /// When the service's runs began that may still count.
-    pub fn history(&self, night: Date) -> Result<History> {
+    /// When the service's runs began that may still count: those of a day, and of the cooldown.
+    pub fn history(&self, night: Date, cooldown: Duration) -> Result<History> {
         let mut runs: Vec<Timestamp> = Vec::new();
-        let nights = [
-            night.yesterday().and_then(Date::yesterday),
-            night.yesterday(),
-            Ok(night),
-            night.tomorrow(),
-        ];
-        for night in nights.into_iter().flatten() {
+        let days = cooldown.as_secs().div_ceil(24 * 3600).max(1) as i64;
+        // A night goes by the date on which it began; a clock may have been set.
+        for day in -(days + 1)..=1 {
+            let Ok(night) = night.checked_add(day.days()) else { continue };
             let path = self.audit_path(night);
             let text = match fs::read(&path) {
                 Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),

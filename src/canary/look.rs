@@ -8,7 +8,7 @@ use super::window::Path;
 use crate::config::{Canary, Config, Gpu, Selector};
 use crate::error::{Failure, Result};
 use crate::exit::Code;
-use crate::model::{Mb, Service, Source, State, Vram};
+use crate::model::{Mb, Source, State, Vram};
 use crate::observe::observe;
 use crate::plan::reading_required;
 use crate::world::nvml::Reader;
@@ -74,9 +74,7 @@ pub fn refuse_unready(hands: &Hands, stop: &Stop, path: Path) -> Result<()> {
     if path == Path::Spare {
         return Ok(());
     }
-    let mut reader = hands.reader.lock().unwrap_or_else(PoisonError::into_inner);
-    let asks = |service: &Service| service.name == canary.service;
-    let snapshot = observe(hands.config, &mut reader, stop, &asks)?;
+    let snapshot = hands.observe(stop)?;
     match snapshot.service(&canary.service).state {
         State::Ready => Ok(()),
         state => Err(Failure::new(

@@ -1,5 +1,6 @@
 //! `gpu_maintenance.lock`, for programs that look for that file: HOLDER:PID:TIMESTAMP.
 
+use super::run::later;
 use crate::config::Canary;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
@@ -27,33 +28,55 @@ impl Drop for Maintenance {
 pub fn begin(canary: &Canary) -> Result<Option<Maintenance>> {
     let Some(path) = &canary.maintenance_lock else { return Ok(None) };
     clear_stale(canary)?;
-    let content = format!("canary:{}:{}\n", std::process::id(), host::now());
+    // Seconds since the epoch, since the other forms of a time have colons too.
+    let content = format!("canary:{}:{}\n", std::process::id(), host::now().as_second());
     match files::create(path, content.as_bytes()) {
         Ok(()) => Ok(Some(Maintenance { path: path.clone() })),
         Err(e) if e.kind() == ErrorKind::AlreadyExists => {
-            let holder = fs::read_to_string(path).unwrap_or_default();
-            let message = format!("{} is held by {}", path.display(), holder.trim());
-            Err(Failure::new(Code::LockBusy, message)
-                .hint("wait for that program; if it is gone: `gpuctl canary unlock --force`"))
+            Err(held(canary, path, &fs::read_to_string(path).unwrap_or_default()))
         }
         Err(e) => Err(unusable(path, &e)),
     }
 }
 
+/// Fails where another program's file is there (75).
+pub fn refuse_held(canary: &Canary) -> Result<()> {
+    match (&canary.maintenance_lock, read(canary)?) {
+        (Some(path), Some(text)) if !is_stale(&text) => Err(held(canary, path, &text)),
+        _ => Ok(()),
+    }
+}
+
+/// Nobody knows for how long: a trial's own time is as good as any.
+fn held(canary: &Canary, path: &Path, text: &str) -> Failure {
+    Failure::new(Code::LockBusy, format!("{} is held by {}", path.display(), text.trim()))
+        .hint("wait for that program; if it is gone: `gpuctl canary unlock --force`")
+        .detail("next", later(canary.timeout + canary.restore_sla))
+}
+
 /// Removes a file whose process is gone.
 pub fn clear_stale(canary: &Canary) -> Result<()> {
-    let Some(path) = &canary.maintenance_lock else { return Ok(()) };
-    let text = match fs::read_to_string(path) {
-        Ok(text) => text,
-        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
-        Err(e) => return Err(unusable(path, &e)),
-    };
-    // One that we may not look at, or that has another's PID by now, counts as living.
-    let is_over = |pid: Pid| !processes::is_alive(pid, processes::start_of(pid).unwrap_or(0));
-    match pid_in(&text).is_some_and(is_over) {
-        true => fs::remove_file(path).map_err(|e| unusable(path, &e)),
-        false => Ok(()),
+    match (&canary.maintenance_lock, read(canary)?) {
+        (Some(path), Some(text)) if is_stale(&text) => {
+            fs::remove_file(path).map_err(|e| unusable(path, &e))
+        }
+        _ => Ok(()),
     }
+}
+
+fn read(canary: &Canary) -> Result<Option<String>> {
+    let Some(path) = &canary.maintenance_lock else { return Ok(None) };
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(unusable(path, &e)),
+    }
+}
+
+/// One that we may not look at, or that has another's PID by now, counts as living.
+fn is_stale(text: &str) -> bool {
+    let is_over = |pid: Pid| !processes::is_alive(pid, processes::start_of(pid).unwrap_or(0));
+    pid_in(text).is_some_and(is_over)
 }
 
 /// The process that such a file names.

@@ -6,13 +6,12 @@ use super::trial;
 use crate::config::{Canary, Config};
 use crate::error::{Failure, Result};
 use crate::execute::{Context, execute};
-use crate::lock::bearers;
-use crate::model::{Service, Snapshot};
+use crate::model::{Presence, Running, Service, Snapshot, State};
 use crate::observe::observe;
 use crate::plan::{self, Plan, Refusal};
 use crate::report::progress::Progress;
 use crate::world::nvml::Reader;
-use crate::world::wait::{Stop, wait};
+use crate::world::wait::{Event, Stop, wait};
 use serde_json::{Map, Value, json};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -22,7 +21,7 @@ const RETRY: Duration = Duration::from_millis(100);
 
 /// What bringing production back came to.
 pub struct Restored {
-    /// From its first start to ready, or to giving up.
+    /// From the end of the test to ready, or to giving up.
     pub took: Duration,
     /// For which it was away, in all.
     pub downtime: Duration,
@@ -46,20 +45,66 @@ impl Hands<'_> {
         stop: &Stop,
         plan: impl FnOnce(&Config, &Snapshot) -> std::result::Result<Plan, Refusal>,
     ) -> Result<()> {
-        let before = {
-            let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
-            let asks = |service: &Service| service.name == self.canary.service;
-            observe(self.config, &mut reader, stop, &asks)?
-        };
+        let before = self.observe(stop)?;
         let plan = plan(self.config, &before)?;
         let context =
             Context { config: self.config, stop, reader: self.reader, progress: self.progress };
         execute(&plan, &before, &context).failure.map_or(Ok(()), Err)
     }
 
+    pub fn observe(&self, stop: &Stop) -> Result<Snapshot> {
+        let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
+        let asks = |service: &Service| service.name == self.canary.service;
+        observe(self.config, &mut reader, stop, &asks)
+    }
+
     pub fn stop_production(&self, stop: &Stop, force: bool) -> Result<()> {
         let names = [self.canary.service.clone()];
         self.carry_out(stop, |config, snapshot| plan::stop(config, snapshot, &names, force))
+    }
+
+    /// Sees that production, which was being stopped, has ended: what does not end soon is killed,
+    /// since it has to be back in time.
+    fn see_it_stopped(&self) {
+        let soon = Event::at(Instant::now() + self.share());
+        let ended = soon.and_then(|soon| self.stop_production(&Stop::never().or(&soon), false));
+        if ended.is_err() {
+            let _ = self.stop_production(&Stop::never(), true);
+        }
+    }
+
+    /// Starts production as it was: once its memory is back it is not refused for what others
+    /// declare, beside whom it ran, nor after a while for what they have taken since.
+    fn start_production(&self, journal: &Journal, waited: Duration) -> Result<()> {
+        let service = self.config.service(&journal.service)?;
+        self.carry_out(&Stop::never(), |config, snapshot| {
+            let used = snapshot.vram.used.zip(journal.others);
+            let is_cleared = used.is_some_and(|(used, others)| used <= others);
+            plan::start(config, snapshot, service, false).or_else(|refusal| {
+                match is_cleared || waited >= self.share() {
+                    true => plan::start_again(snapshot, service),
+                    false => Err(refusal),
+                }
+            })
+        })
+    }
+
+    /// For how long production was away, where somebody has started it again since.
+    fn came_back_after(&self, journal: &Journal) -> Option<Duration> {
+        let away = journal.away?.elapsed(&journal.boot);
+        let snapshot = self.observe(&Stop::never()).ok()?;
+        let production = snapshot.service(&journal.service);
+        match &production.presence {
+            Presence::Up(Running { age: Some(age), .. }) if production.state == State::Ready => {
+                away.checked_sub(*age)
+            }
+            _ => None,
+        }
+    }
+
+    /// What one step of bringing it back may take of the time for all of them.
+    fn share(&self) -> Duration {
+        self.canary.restore_sla / 3
     }
 
     /// Writes an event of a trial into the audit.
@@ -77,40 +122,44 @@ impl Hands<'_> {
 /// Ends the canary, starts production again and settles the account. Nothing calls it off: it is
 /// what has to be done.
 pub fn restore(hands: &Hands, journal: &mut Journal) -> Result<Restored> {
+    let begun = Instant::now();
     let service = hands.config.service(&journal.service)?;
-    if !bearers(&journal.token).is_empty() {
-        let ended = trial::stop(&journal.token);
+    if !journal.canary_processes().is_empty() {
+        let ended = trial::stop(journal);
         note(hands, journal, "canary_stopped", json!({"reason": ended.err().map(|e| e.message)}));
     }
+    // Only while nobody saw to it.
+    let came_back = match journal.is_orphaned() {
+        true => hands.came_back_after(journal),
+        false => None,
+    };
     // One that was being stopped is stopped first: it may answer for a moment still.
-    if journal.progress == Stage::Away {
-        let _ = hands.stop_production(&Stop::never(), false);
+    if journal.progress == Stage::Away && came_back.is_none() {
+        hands.see_it_stopped();
     }
     if journal.progress != Stage::Ready {
         journal.progress = Stage::Restoring;
         // Without it the worst is that production is stopped and started once more.
         let _ = hands.ledger.write_journal(journal);
     }
-    let begun = Instant::now();
+    let starting = Instant::now();
     let limit = service.start_timeout.max(hands.canary.restore_sla);
     let failure = loop {
-        let started = hands.carry_out(&Stop::never(), |config, snapshot| {
-            plan::start(config, snapshot, service, false)
-        });
-        match started {
+        match hands.start_production(journal, starting.elapsed()) {
             Ok(()) => break None,
-            Err(failure) if begun.elapsed() >= limit => break Some(failure),
+            Err(failure) if starting.elapsed() >= limit => break Some(failure),
             // Memory that is not back yet, a port that is still taken: another try is all there is.
             Err(failure) => log::warn!("production does not start: {failure}"),
         }
         wait(&[], &Stop::never(), Instant::now() + RETRY);
         // The canary may have its place: one that was just being started when its gpuctl was killed.
-        let _ = trial::stop(&journal.token);
+        let _ = trial::stop(journal);
     };
     let took = begun.elapsed();
     // One that was just being started when its gpuctl was killed bore no token yet.
-    let _ = trial::stop(&journal.token);
-    let downtime = journal.away.map_or(Duration::ZERO, |away| away.elapsed(&journal.boot));
+    let _ = trial::stop(journal);
+    let away = || journal.away.map_or(Duration::ZERO, |away| away.elapsed(&journal.boot));
+    let downtime = came_back.unwrap_or_else(away);
     let account = settle(hands, journal, downtime);
     let facts = json!({
         "restore_seconds": seconds(took),

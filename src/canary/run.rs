@@ -11,6 +11,7 @@ use super::window::{Limits, NotNow, Path, after, permit};
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::lock::{Group, Guard};
+use crate::model::Mb;
 use crate::world::host;
 use crate::world::wait::{Event, Stop};
 use serde_json::{Value, json};
@@ -35,6 +36,8 @@ pub struct Trial<'a> {
     pub stop: &'a Stop,
     /// The window and the cooldown are waived.
     pub waived: bool,
+    /// What every process but production's holds.
+    pub others: Option<Mb>,
     pub state_dir: &'a std::path::Path,
 }
 
@@ -50,7 +53,7 @@ impl Hands<'_> {
             reserve: canary.timeout + canary.restore_sla,
         };
         let night = canary.window.night(now);
-        let history = self.ledger.history(night)?;
+        let history = self.ledger.history(night, canary.cooldown)?;
         permit(&limits, &history, path, waived, now)
             .map_err(|not_now| self.refusal(&not_now, &limits))
     }
@@ -129,7 +132,7 @@ impl Trial<'_> {
 
     /// Beside production, on the card of that number.
     pub fn spare(&self, device: u32) -> Result<Outcome> {
-        let journal = self.journal(Vec::new())?;
+        let mut journal = self.journal(Vec::new())?;
         {
             let _locked = self.hands.ledger.lock(self.stop)?;
             self.hands.permit(Path::Spare, self.waived)?;
@@ -140,14 +143,14 @@ impl Trial<'_> {
         let stop = self.stop.or(&deadline);
         // Before the canary is there: it ends with us, whenever that is.
         self.guard.watch_over(None, &journal.token, trial::GRACE)?;
-        let mut server = self.start(&journal, Some(device))?;
+        let mut server = self.start(&mut journal, Some(device))?;
         if let Some(group) = server.group() {
             self.guard.name_group(group)?;
         }
         self.audit(&journal, "canary_started", json!({}))?;
         let result = self.examine(&journal, &mut server, &stop);
         let (tested, broken_off) = self.judge(result, &deadline);
-        trial::stop(&journal.token)?;
+        trial::stop(&journal)?;
         self.guard.forget_command();
         self.audit(&journal, "canary_stopped", json!({}))?;
         self.conclude(&journal, Path::Spare, tested, None, broken_off)
@@ -177,6 +180,8 @@ impl Trial<'_> {
             progress: Stage::Ready,
             away: None,
             token: host::random_hex::<16>()?,
+            canary: None,
+            others: self.others,
             boot: host::boot_id(),
             keepers: me.into_iter().chain(guardians).collect(),
         })
@@ -192,35 +197,48 @@ impl Trial<'_> {
         self.hands.stop_production(stop, false)?;
         self.audit(journal, "prod_stopped", json!({}))?;
         let mut server = self.start(journal, None)?;
+        self.hands.ledger.write_journal(journal)?;
         self.audit(journal, "canary_started", json!({}))?;
         self.examine(journal, &mut server, stop)
     }
 
-    fn start(&self, journal: &Journal, device: Option<u32>) -> Result<Server> {
+    fn start(&self, journal: &mut Journal, device: Option<u32>) -> Result<Server> {
+        let production = self.hands.config.service(&journal.service)?;
         let (canary, token) = (self.hands.canary, &journal.token);
-        trial::start(canary, self.candidate, device, token, self.state_dir)
+        let server =
+            trial::start(canary, production, self.candidate, device, token, self.state_dir)?;
+        journal.canary = server.group();
+        Ok(server)
     }
 
     /// Asks the canary what there is to ask, until something is wrong.
     fn examine(&self, journal: &Journal, server: &mut Server, stop: &Stop) -> Result<Tested> {
-        let canary = self.hands.canary;
-        let mut tested = match server.until_healthy(canary, stop)? {
-            Some(why) => Tested { rejection: Some(why), ..Tested::default() },
-            None => {
-                self.audit(journal, "health_ok", json!({}))?;
-                let tested = server.complete(canary, stop)?;
-                let latency = tested.latency.map(milliseconds);
-                let facts = json!({"llm_latency_ms": latency, "reason": tested.rejection});
-                self.audit(journal, "completion", facts)?;
-                tested
-            }
+        let result = self.ask(journal, server, stop);
+        let oom_events = server.oom_events(self.hands.canary);
+        let mut tested = match result {
+            // What keeps it from answering in time.
+            Err(_) if oom_events > 0 && self.stop.check().is_ok() => Tested::default(),
+            result => result?,
         };
-        tested.oom_events = server.oom_events(canary);
+        tested.oom_events = oom_events;
         if tested.oom_events > 0 {
             let times = tested.oom_events;
             tested.rejection =
                 Some(format!("the canary ran out of memory: {times} lines of its log say so"));
         }
+        Ok(tested)
+    }
+
+    fn ask(&self, journal: &Journal, server: &mut Server, stop: &Stop) -> Result<Tested> {
+        let canary = self.hands.canary;
+        if let Some(why) = server.until_healthy(canary, stop)? {
+            return Ok(Tested { rejection: Some(why), ..Tested::default() });
+        }
+        self.audit(journal, "health_ok", json!({}))?;
+        let tested = server.complete(canary, stop)?;
+        let latency = tested.latency.map(milliseconds);
+        let facts = json!({"llm_latency_ms": latency, "reason": tested.rejection});
+        self.audit(journal, "completion", facts)?;
         Ok(tested)
     }
 

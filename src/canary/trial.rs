@@ -2,11 +2,12 @@
 //! it is healthy and for one completion, and ended again.
 
 use super::candidate::Candidate;
+use super::ledger::Journal;
 use crate::config::Canary;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
-use crate::lock::{Group, bearers};
-use crate::model::{Health, Healthy, Pid, variable};
+use crate::lock::Group;
+use crate::model::{Health, Healthy, Manager, Pid, Service, variable};
 use crate::world::command::{describe, start_detached};
 use crate::world::ending::{FirstMove, end};
 use crate::world::health;
@@ -29,6 +30,7 @@ const LOG: &str = "canary";
 /// A server on trial.
 pub struct Server {
     child: Child,
+    group: Option<Group>,
     token: String,
     log: PathBuf,
     log_from: u64,
@@ -43,10 +45,12 @@ pub struct Tested {
     pub oom_events: usize,
 }
 
-/// Starts the canary, on the card of that number or on the one that production has. `token`: its
-/// processes are known by it, and not taken for production's, whatever pattern that has.
+/// Starts the canary, on the card of that number or in production's place: where that is native,
+/// in its folder and with its variables, which may name its card. `token`: its processes are known
+/// by it, and not taken for production's, whatever pattern that has.
 pub fn start(
     canary: &Canary,
+    production: &Service,
     candidate: &Candidate,
     device: Option<u32>,
     token: &str,
@@ -56,21 +60,26 @@ pub fn start(
         .command(&canary.start, canary.port, &canary.model)
         .map_err(|problem| Failure::new(Code::Config, problem))?;
     let (file, log_from) = logs::open(state_dir, LOG)?;
-    let mut env = BTreeMap::from([(variable::LOCK_TOKEN.to_owned(), token.to_owned())]);
+    let (mut env, cwd) = match &production.manager {
+        Manager::Native(native) => (native.env.clone(), native.cwd.as_deref()),
+        Manager::Docker { .. } | Manager::Systemd { .. } => (BTreeMap::new(), None),
+    };
+    env.insert(variable::LOCK_TOKEN.to_owned(), token.to_owned());
     if let Some(device) = device {
         env.insert("CUDA_VISIBLE_DEVICES".to_owned(), device.to_string());
         // Otherwise CUDA counts the cards by their speed, and NVML by their slot.
         env.insert("CUDA_DEVICE_ORDER".to_owned(), "PCI_BUS_ID".to_owned());
     }
-    let child = start_detached(&text, &env, &[variable::SERVICE, variable::FENCE], None, file)?;
+    let child = start_detached(&text, &env, &[variable::SERVICE, variable::FENCE], cwd, file)?;
+    let group = Group::led_by(child.id() as Pid);
     let log = logs::path_of(state_dir, LOG);
-    Ok(Server { child, token: token.to_owned(), log, log_from })
+    Ok(Server { child, group, token: token.to_owned(), log, log_from })
 }
 
 impl Server {
-    /// By the process that leads it; `None` where that has ended already.
+    /// By the process that leads it; `None` where that had ended before it was looked at.
     pub fn group(&self) -> Option<Group> {
-        Group::led_by(self.child.id() as Pid)
+        self.group
     }
 
     /// Asks it whether it is healthy, until it is; the text says why it never was.
@@ -86,6 +95,10 @@ impl Server {
             }
             if let Some(death) = self.death() {
                 return Ok(Some(death));
+            }
+            // It may hang then: production is not kept away for nothing.
+            if self.oom_events(canary) > 0 {
+                return Ok(Some("it ran out of memory before it was healthy".to_owned()));
             }
             if attempt.take() == Some(Healthy::Yes) {
                 return Ok(None);
@@ -132,7 +145,8 @@ impl Server {
     /// How it ended, where it has.
     fn death(&mut self) -> Option<String> {
         let status = self.child.try_wait().ok()??;
-        if status.success() && !bearers(&self.token).is_empty() {
+        let left = self.group.map_or_else(Vec::new, |group| group.members(&self.token));
+        if status.success() && !left.is_empty() {
             // A script that has put the server into the background.
             return None;
         }
@@ -147,8 +161,8 @@ impl Server {
 }
 
 /// Ends the canary and all that it has started.
-pub fn stop(token: &str) -> Result<bool> {
-    end("the canary", || bearers(token), FirstMove::Term, GRACE, &Stop::never())
+pub fn stop(journal: &Journal) -> Result<bool> {
+    end("the canary", || journal.canary_processes(), FirstMove::Term, GRACE, &Stop::never())
 }
 
 /// The text says what is wrong with the answer.

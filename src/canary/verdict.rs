@@ -8,6 +8,9 @@ use serde::Serialize;
 /// The candidate's share of the whole card, as vLLM takes it.
 const SHARE: &str = "vllm_memory_util";
 
+/// 10000 * 0.69 is a little less than 6900 to a computer, in MB.
+const BLUR: f64 = 1e-6;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
@@ -66,21 +69,22 @@ pub fn judge(candidate: &Result<Candidate, String>, canary: &Canary, card: Card)
     let Some(share) = candidate.number(SHARE) else {
         return verdict(Status::Invalid, format!("the candidate does not set {SHARE}"), None);
     };
-    let allocation = Mb((card.total.0 as f64 * share) as u64);
+    let exact = card.total.0 as f64 * share + BLUR;
+    let allocation = Mb(exact as u64);
     let extra: Mb = canary
         .extra
         .iter()
         .filter_map(|(parameter, choices)| choices.get(&candidate.text(parameter)?).copied())
         .sum();
     let least = canary.model_mb + canary.kv_cache_min;
-    if allocation < least {
+    if exact < least.0 as f64 {
         let reason = format!(
             "an allocation of {allocation} is less than the model ({}) and its smallest cache ({}) need",
             canary.model_mb, canary.kv_cache_min
         );
         return verdict(Status::Fail, reason, Some(allocation));
     }
-    if allocation + extra > available {
+    if exact - 2.0 * BLUR > available.saturating_sub(extra).0 as f64 {
         let with_extra = if extra == Mb(0) { String::new() } else { format!(" and {extra} more") };
         let reason = format!(
             "an allocation of {allocation}{with_extra} does not fit into {available}: {} of {} is held by others",

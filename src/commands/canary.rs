@@ -96,6 +96,7 @@ fn trial(arguments: &CanaryRun, mut session: Session) -> Result<Answer> {
     let path = if spare.is_some() { Path::Spare } else { Path::Quiesced };
     let permitted = (|| {
         refuse_unsettled(&hands)?;
+        maintenance::refuse_held(&canary)?;
         hands.permit(path, arguments.now)?;
         refuse_unready(&hands, &session.stop, path)
     })();
@@ -122,6 +123,7 @@ fn trial(arguments: &CanaryRun, mut session: Session) -> Result<Answer> {
         guard: &guard,
         stop: &session.stop,
         waived: arguments.now,
+        others: verdict.persistent,
         state_dir: config.state_dir()?,
     };
     let outcome = match spare {

@@ -229,6 +229,9 @@ impl File {
         }
         let window = Window::parse(&self.window, &self.time_zone, &TimeZoneDatabase::bundled())?;
         let oom = Pattern::new(&self.oom_pattern).map_err(|why| ("oom_pattern", why))?;
+        if oom.matches_text("") {
+            return Err(("oom_pattern", "matches every line of a log".to_owned()));
+        }
         Ok(Canary {
             service: self.service.clone(),
             mode: self.mode,

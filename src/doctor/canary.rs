@@ -56,7 +56,7 @@ fn ledger(canary: &Canary) -> Vec<Check> {
         }
         Err(failure) => Check::failure(Id::CanaryRestore, &failure, "mend it"),
     };
-    let kept = match ledger.history(canary.window.night(host::now())) {
+    let kept = match ledger.history(canary.window.night(host::now()), canary.cooldown) {
         Ok(_) => kept,
         Err(failure) => Check::failure(Id::CanaryLedger, &failure, "mend it"),
     };

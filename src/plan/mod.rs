@@ -11,7 +11,7 @@ mod tests;
 
 pub use fit::{Budget, reading_required};
 pub use phase::prepare_phase;
-pub use preempt::start;
+pub use preempt::{start, start_again};
 
 use crate::config::Config;
 use crate::error::Failure;

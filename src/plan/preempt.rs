@@ -41,6 +41,15 @@ pub fn start(
     Ok(plan)
 }
 
+/// `start` of a service that ran a moment ago beside all that is on the card now: it goes back as it
+/// was, also where it would not be let in for what everybody has declared.
+pub fn start_again(snapshot: &Snapshot, service: &Service) -> Result<Plan, Refusal> {
+    let mut plan = Plan::default();
+    plan.need(service, snapshot.service(&service.name))?;
+    plan.required = Mb(0);
+    Ok(plan)
+}
+
 /// Evicts as few of the candidates as the needed services require, or refuses.
 pub fn make_room(
     config: &Config,

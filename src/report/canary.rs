@@ -160,7 +160,7 @@ impl CanaryStatusReport {
     ) -> Result<CanaryStatusReport> {
         let night = canary.window.night(now);
         let journal = ledger.journal()?;
-        let history = ledger.history(night);
+        let history = ledger.history(night, canary.cooldown);
         let (used, error) = match &history {
             Ok(history) => (Some(history.used), None),
             Err(failure) => (None, Some(failure.message.clone())),

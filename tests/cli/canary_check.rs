@@ -71,6 +71,25 @@ fn an_allocation_that_does_not_hold_model_and_cache_fails() {
 }
 
 #[test]
+fn a_share_is_as_exact_as_it_is_written() {
+    let bench = Bench::new();
+    bench.rig.gpuctl("stop vllm --quiet").run().succeeds();
+    // 0.61 of 24576 is 14991.36.
+    let neighbour = bench.neighbour("desktop", 24576 - 14992);
+    assert_eq!(check(&bench.rig, "--set vllm_memory_util=0.61", 0)["allocation_mb"], 14991);
+    let _more = bench.neighbour("more", 1);
+    assert_eq!(check(&bench.rig, "--set vllm_memory_util=0.61", 1)["available_mb"], 14991);
+    drop(neighbour);
+    // 0.69 of 10000 is 6900, and a little less where it is reckoned in binary.
+    let rig = empty_box();
+    rig.card.describe(&json!({"devices": [{"total_mb": 10000}]}));
+    rig.set("canary.model_mb", 6530);
+    assert_eq!(check(&rig, "--set vllm_memory_util=0.69", 0)["allocation_mb"], 6900);
+    rig.set("canary.model_mb", 6531);
+    check(&rig, "--set vllm_memory_util=0.69", 1);
+}
+
+#[test]
 fn what_a_choice_adds_to_the_need_counts() {
     let bench = Bench::new();
     bench.rig.set("canary.extra_mb.whisper_model_size.small", 2000);

@@ -52,6 +52,7 @@ fn a_wrong_key_or_value_is_told_with_its_line() {
         ("service = \"vllm\"\nport = 65536", "7: canary.port", "65536"),
         ("service = \"vllm\"\ntimeout = \"soon\"", "7: canary.timeout", "a duration such as"),
         ("service = \"vllm\"\ntimeout = 0", "7: canary.timeout", "no time"),
+        ("service = \"vllm\"\noom_pattern = \"\"", "7: canary.oom_pattern", "matches every line"),
         ("service = \"vllm\"\nrestore_sla = \"0s\"", "7: canary.restore_sla", "no time"),
         (
             "service = \"vllm\"\nwindow = \"3-7\"",

@@ -4,6 +4,7 @@ use crate::canary_bench::{Bench, CANDIDATE};
 use crate::support::until;
 use serde_json::{Value, json};
 use std::fs;
+use std::time::{Duration, UNIX_EPOCH};
 
 #[test]
 fn status_tells_where_the_night_stands() {
@@ -103,9 +104,10 @@ fn the_file_for_other_programs_is_there_while_a_run_is_under_way() {
     let run = bench.rig.gpuctl(&format!("canary run {CANDIDATE} --quiet")).spawn();
     until("production is away", || bench.events().contains(&"prod_stopped".to_owned()));
     let text = fs::read_to_string(&file).unwrap();
-    let parts: Vec<_> = text.trim_end().splitn(3, ':').collect();
+    let parts: Vec<_> = text.trim_end().split(':').collect();
     assert_eq!(parts[..2], ["canary", &run.pid().to_string()], "{text}");
-    assert!(parts[2].starts_with("20") && parts[2].ends_with('Z'), "{text}");
+    let since = UNIX_EPOCH + Duration::from_secs(parts[2].parse().unwrap());
+    assert!(parts.len() == 3 && since.elapsed().is_ok_and(|age| age.as_secs() < 600), "{text}");
     run.wait().succeeds().stdout_has("passed: ");
     assert!(!file.exists());
 }
@@ -121,6 +123,8 @@ fn a_file_of_another_program_that_lives_refuses_the_run_and_one_of_the_dead_does
     let error = bench.refuses("", "lock_busy");
     let message = error["message"].as_str().unwrap();
     assert!(message.contains("gpu_maintenance.lock is held by orchestrator:"), "{error}");
+    assert!(error["details"]["next"].is_string(), "{error}");
+    bench.try_it("--dry-run").exits(75).stderr_has("is held by orchestrator:");
     assert_eq!(fs::read_to_string(&file).unwrap(), content);
     bench.rig.assert_lock_was_given_back();
     // One that does not say whose it is may be anybody's.

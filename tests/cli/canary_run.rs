@@ -127,6 +127,72 @@ fn the_canary_is_started_with_what_the_candidate_sets_and_production_as_it_was()
 }
 
 #[test]
+fn the_canary_is_started_in_productions_folder_and_with_its_variables() {
+    let bench = Bench::new();
+    let folder = bench.rig.path("models");
+    fs::create_dir(&folder).unwrap();
+    bench.rig.set("services.vllm.cwd", folder.to_str().unwrap());
+    bench.rig.set("services.vllm.env.CUDA_VISIBLE_DEVICES", "1");
+    let server = bench.vllm.command().split(' ').next().unwrap();
+    let name = bench.rig.mark("canary");
+    let start = format!(
+        "echo $$CUDA_VISIBLE_DEVICES >seen; exec {server} --name {name} --port {{port}} --vram 1"
+    );
+    bench.rig.set("canary.start", start);
+    bench.passes("");
+    assert_eq!(fs::read_to_string(folder.join("seen")).unwrap(), "1\n");
+}
+
+#[test]
+fn production_goes_back_beside_those_that_it_ran_beside_whatever_they_declare() {
+    let bench = Bench::new();
+    let comfy = bench.rig.native("comfy").vram(600).priority(100).add();
+    bench.rig.gpuctl("start comfy --quiet").run().succeeds();
+    // Loaded, it would not fit beside production, and production not beside it.
+    bench.rig.set("services.comfy.vram_mb", 20000);
+    bench.passes("");
+    let servers = bench.rig.processes_of(&comfy);
+    // The desktop's memory was nobody's business either while production ran.
+    let _desktop = bench.neighbour("desktop", 5000);
+    bench.rig.set("services.comfy.vram_mb", 600);
+    bench.rig.set("services.vllm.vram_mb", 20000);
+    bench.rig.set("services.vllm.start_timeout", "20s");
+    bench.canary("--vram 12000");
+    bench.passes("--now");
+    assert_eq!(bench.rig.processes_of(&comfy), servers);
+}
+
+#[test]
+fn a_canary_that_was_given_another_environment_is_ended_too() {
+    let bench = Bench::new();
+    let server = bench.vllm.command().split(' ').next().unwrap();
+    let (name, card) = (bench.rig.mark("canary"), bench.rig.path("card"));
+    let clean = format!("exec env -i SIMGPU_DIR={} {server}", card.display());
+    bench.rig.set("canary.start", format!("{clean} --name {name} --port {{port}} --vram 14000"));
+    bench.passes("");
+    bench.assert_no_canary();
+}
+
+#[test]
+fn production_that_does_not_end_is_killed_in_time_and_comes_back() {
+    let rig = Rig::new();
+    let vllm = rig.native("vllm").vram(18000).server("--ignore-term").add();
+    let bench = Bench::of(rig, vllm);
+    bench.rig.set("services.vllm.stop_timeout", "10m");
+    bench.rig.set("canary.timeout", "1s");
+    bench.rig.set("canary.restore_sla", "15s");
+    let report = bench.try_it("--json --quiet").fails("no").json();
+    assert_eq!(
+        (&report["rejection"], &report["restored"]),
+        (&"not done within 1s".into(), &true.into())
+    );
+    // What was promised and booked is kept.
+    assert!(report["downtime_seconds"].as_f64().unwrap() <= 16.0, "{report}");
+    assert!(!bench.events().contains(&"restore_sla_missed".to_owned()));
+    bench.production();
+}
+
+#[test]
 fn a_candidate_that_passed_is_promoted() {
     let bench = Bench::new();
     let report = bench.passes("--set max_model_len=8192");

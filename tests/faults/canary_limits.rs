@@ -121,6 +121,13 @@ fn row_49_cooldown_and_runs_are_counted_over_a_clock_change_and_into_the_next_da
         (json!("rate_limited"), json!("2026-03-09T05:30:00Z"))
     );
     run("2026-03-09T07:00:00Z", "").succeeds().json();
+    // Nor do days.
+    bench.rig.set("canary.cooldown", "100h");
+    assert_eq!(
+        refused("2026-03-13T10:59:59Z", ""),
+        (json!("cooldown"), json!("2026-03-13T11:00:00Z"))
+    );
+    bench.rig.set("canary.cooldown", "6h");
     // A clock that was set back forgives nothing.
     assert_eq!(refused("2026-03-07T09:00:00Z", "").0, "cooldown");
 }

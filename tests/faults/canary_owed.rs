@@ -77,6 +77,23 @@ fn row_50_after_a_loss_of_power_at_each_stage_recover_brings_production_back_and
 }
 
 #[test]
+fn row_50_production_that_somebody_has_started_again_is_left_alone_and_booked_for_what_it_was_away()
+{
+    let (trial, run) = in_the_middle();
+    run.signal(Signal::STOP);
+    lose_power(&trial, run);
+    let away = Instant::now();
+    trial.rig.gpuctl("start vllm --quiet").run().succeeds();
+    let back = away.elapsed();
+    let servers = trial.rig.processes_of(&trial.vllm);
+    thread::sleep(Duration::from_secs(3).max(2 * back));
+    assert_recovers(&trial, "started by hand");
+    assert_eq!(trial.rig.processes_of(&trial.vllm), servers, "it was stopped once more");
+    let (used, all) = (trial.booked().0, away.elapsed().as_secs_f64());
+    assert!(used < all, "booked {used} s, and all was {all} s");
+}
+
+#[test]
 fn row_50_a_journal_of_another_boot_is_owed_whoever_has_its_pids_now() {
     let (trial, run) = in_the_middle();
     lose_power(&trial, run);

@@ -122,6 +122,14 @@ fn row_48_a_canary_that_runs_out_of_memory_is_rejected_for_that() {
         let report = reject(&trial, flags, LONG, "ran out of memory");
         assert!(report["oom_events"].as_u64().unwrap() > 0, "{flags}: {report}");
     }
+    // One that says so and hangs, before it is healthy and after.
+    for flags in ["--warmup 1h", "--completion-delay 1h"] {
+        let trial = Trial::native();
+        let says = "echo torch.cuda.OutOfMemoryError: CUDA out of memory; exec";
+        trial.rig.set("canary.start", format!("{says} {}", trial.canary_command(flags)));
+        let report = reject(&trial, flags, 2, "ran out of memory");
+        assert_eq!(report["oom_events"], 1, "{flags}: {report}");
+    }
 }
 
 #[test]
