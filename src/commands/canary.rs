@@ -205,7 +205,6 @@ fn status(session: &Session) -> Result<Answer> {
     let canary = session.config.canary()?;
     let ledger = Ledger::open(canary)?;
     let held = lock::open(&session.config).and_then(|mut backend| backend.look());
-    let held = held.map(|held| held.filter(|held| !held.is_over()));
     let report = CanaryStatusReport::new(&session.config, canary, &ledger, &held, host::now())?;
     print(&report, &session.form)?;
     Ok(Answer::Yes)

@@ -76,7 +76,7 @@ fn release(arguments: &LockRelease, session: &Session) -> Result<Answer> {
 }
 
 fn status(session: &Session) -> Result<Answer> {
-    let held = lock::open(&session.config)?.look()?.filter(|held| !held.is_over());
+    let held = lock::open(&session.config)?.look()?;
     print(&LockStatusReport::new(&session.config, held.as_ref()), &session.form)?;
     Ok(Answer::from(held.is_none()))
 }

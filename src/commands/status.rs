@@ -55,11 +55,11 @@ pub fn look(config: &Config, reader: &mut Reader, stop: &Stop) -> Checked<Status
     Ok(StatusReport::new(config, &snapshot, &held))
 }
 
-/// Who holds the lock; one that is proved to be over is held by nobody.
+/// Who holds the lock, as far as its place answers in time.
 fn found(looking: &Aside<Checked<Option<Held>>>, stop: &Stop) -> Checked<Option<Held>> {
     wait(&[looking.ended().fd()], stop, Instant::now() + LOCK_LIMIT);
     let silent = || Err(Failure::new(Code::Unavailable, "the lock does not answer"));
-    Ok(looking.take().unwrap_or_else(silent)?.filter(|held| !held.is_over()))
+    looking.take().unwrap_or_else(silent)
 }
 
 /// Whether production has to be brought back after a trial; `None` where that cannot be told.

@@ -46,7 +46,7 @@ pub trait Backend: Send {
     /// whether there was such a lock.
     fn release(&mut self, token: Option<&str>) -> Result<bool>;
 
-    /// Who holds it; one that is proved to be over still counts.
+    /// Who holds it; one that is proved to be over is held by nobody.
     fn look(&mut self) -> Result<Option<Held>>;
 }
 

@@ -152,6 +152,23 @@ impl Redis {
         }
     }
 
+    /// The lock that the server knows of, also where its holder is no more.
+    fn stored(&mut self) -> Result<Option<Held>> {
+        let key = self.key.clone();
+        let command = self.beside("command");
+        let script = script!("look");
+        let answer = self.script(script, [&key, &command], [], &Stop::never())?;
+        match answer.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+            ["none", _, left, value] => {
+                let last = (!value.is_empty()).then(|| Held::decode(value, left_of(left)));
+                Ok(last.filter(|held| !held.command_is_over()))
+            }
+            ["string", value, left, _] => Ok(Some(Held::decode(value, left_of(left)))),
+            [kind, ..] => Err(self.wrong_type(kind)),
+            [] => Err(self.unavailable("answers the lock's script with nonsense")),
+        }
+    }
+
     fn listen(&self, claim: &Claim) -> Result<Aside<redis::RedisResult<Value>>> {
         let mut command = redis::cmd("BLPOP");
         let wake = self.beside(&format!("wake:{}", claim.record.token));
@@ -301,7 +318,7 @@ impl Backend for Redis {
     fn release(&mut self, token: Option<&str>) -> Result<bool> {
         // Asked first, and as often as it takes: the answer to a release that was done and whose
         // reply was lost is the same as to one of a lock that was gone before.
-        let was_held = match token.map(|token| (token, self.look())) {
+        let was_held = match token.map(|token| (token, self.stored())) {
             None => true,
             Some((token, Ok(held))) => held.is_some_and(|held| held.is_of(token)),
             // What is no lock is not ours.
@@ -326,18 +343,6 @@ impl Backend for Redis {
     }
 
     fn look(&mut self) -> Result<Option<Held>> {
-        let key = self.key.clone();
-        let command = self.beside("command");
-        let script = script!("look");
-        let answer = self.script(script, [&key, &command], [], &Stop::never())?;
-        match answer.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
-            ["none", _, left, value] => {
-                let last = (!value.is_empty()).then(|| Held::decode(value, left_of(left)));
-                Ok(last.filter(|held| !held.command_is_over()))
-            }
-            ["string", value, left, _] => Ok(Some(Held::decode(value, left_of(left)))),
-            [kind, ..] => Err(self.wrong_type(kind)),
-            [] => Err(self.unavailable("answers the lock's script with nonsense")),
-        }
+        Ok(self.stored()?.filter(|held| !held.is_over()))
     }
 }

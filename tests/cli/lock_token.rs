@@ -93,6 +93,25 @@ fn under_a_stale_token_nothing_is_done() {
 }
 
 #[test]
+fn under_the_token_of_a_lock_that_ended_with_its_process_nothing_is_done() {
+    on_both(|rig, _| {
+        rig.native("vidi").phases([2]).add();
+        rig.native("voice").phases([3]).add();
+        let process = rig.by_hand("sleep 1000");
+        let token = rig.acquire(&format!("me --ttl 1h --pid {}", process.pid()));
+        drop(process);
+        rig.assert_lock_is_free();
+        for command in ACTING.iter().chain(&["lock acquire me --no-wait"]) {
+            let outcome = rig.gpuctl(command).env("GPUCTL_LOCK_TOKEN", &token).run();
+            outcome.fails("lock_lost").stderr_has("not held any more");
+        }
+        assert_eq!(rig.card.used_mb(), 0);
+        assert!(!fs::exists(rig.path("home/ran")).unwrap());
+        rig.acquire("other --no-wait");
+    });
+}
+
+#[test]
 fn what_only_looks_asks_for_no_token() {
     on_both(|rig, _| {
         rig.native("vidi").phases([2]).add();
