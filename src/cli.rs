@@ -297,6 +297,9 @@ pub enum Lock {
     #[command(after_long_help = examples::LOCK_ACQUIRE)]
     Acquire(LockAcquire),
     /// Give the GPU lock back
+    ///
+    /// What `lock acquire` took. The lock of `gpuctl run` ends with its command, and is left alone
+    /// unless --force is given.
     #[command(after_long_help = examples::LOCK_RELEASE)]
     Release(LockRelease),
     /// Show who holds the GPU lock: exit 0 when it is free, 1 when it is held

@@ -68,6 +68,15 @@ fn release(arguments: &LockRelease, session: &Session) -> Result<Answer> {
         }
     };
     let mut backend = lock::open(config)?;
+    // Given away, the command would work on beside the next one's.
+    if let Some(token) = token
+        && let Some(held) = backend.look()?
+        && held.is_of(token)
+        && held.is_of_a_command()
+    {
+        print(&ReleasedReport::left_to_run(&held), &session.form)?;
+        return Ok(Answer::Yes);
+    }
     let released = backend.release(token)?;
     let holder = if released { None } else { backend.look()? };
     print(&ReleasedReport::new(released, holder.as_ref()), &session.form)?;

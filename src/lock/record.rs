@@ -196,6 +196,11 @@ impl Held {
         self.record.as_ref().is_some_and(|record| record.token == token)
     }
 
+    /// Whether a command works under it (that of `run`), with which it ends.
+    pub fn is_of_a_command(&self) -> bool {
+        self.record.as_ref().is_some_and(|record| record.command.is_some())
+    }
+
     /// "HOST:PID", where that is known.
     pub fn owner(&self) -> Option<String> {
         let record = self.record.as_ref()?;

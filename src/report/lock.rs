@@ -121,14 +121,22 @@ impl Report for AcquiredReport {
 #[derive(Serialize)]
 pub struct ReleasedReport {
     released: bool,
-    /// Who holds it, where it was not ours to release.
+    /// Who holds it, where it was not released.
     #[serde(skip_serializing_if = "Option::is_none")]
     holder: Option<String>,
+    #[serde(skip)]
+    is_left_to_run: bool,
 }
 
 impl ReleasedReport {
     pub fn new(released: bool, held: Option<&Held>) -> ReleasedReport {
-        ReleasedReport { released, holder: held.map(|held| held.holder.clone()) }
+        let holder = held.map(|held| held.holder.clone());
+        ReleasedReport { released, holder, is_left_to_run: false }
+    }
+
+    /// Of a lock under which a command works.
+    pub fn left_to_run(held: &Held) -> ReleasedReport {
+        ReleasedReport { is_left_to_run: true, ..ReleasedReport::new(false, Some(held)) }
     }
 }
 
@@ -137,6 +145,9 @@ impl Report for ReleasedReport {
         match (self.released, &self.holder) {
             (true, _) => "released\n".to_owned(),
             (false, None) => "nothing to release: the lock is free\n".to_owned(),
+            (false, Some(_)) if self.is_left_to_run => {
+                "not released: it is the lock of `gpuctl run`, and ends with it\n".to_owned()
+            }
             (false, Some(holder)) => {
                 format!("not released: the lock is held by {holder}, under another token\n")
             }

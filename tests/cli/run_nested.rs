@@ -37,6 +37,48 @@ fn commands_inside_neither_wait_for_the_lock_nor_release_it() {
 }
 
 #[test]
+fn the_lock_of_run_is_not_released_inside_but_by_force() {
+    on_both(|rig, _| {
+        rig.native("comfyui").add();
+        rig.program(
+            "work",
+            "export GPUCTL_LOCK_TOKEN=$(gpuctl lock acquire maintenance --pid $$)
+             gpuctl lock release; echo $?
+             unset GPUCTL_LOCK_TOKEN; gpuctl lock acquire other --no-wait 2>/dev/null; exit $?",
+        );
+        let kept = "not released: it is the lock of `gpuctl run`, and ends with it\n";
+        let run = rig.gpuctl("run --quiet comfyui -- work").run();
+        run.exits(75).stdout(&format!("{kept}0\n"));
+        rig.assert_lock_was_given_back();
+
+        rig.program(
+            "wait",
+            "echo $GPUCTL_LOCK_TOKEN; until [ -e done ]; do sleep 0.02; done; exit 7",
+        );
+        let release = |how: &str| rig.gpuctl(&format!("lock release {how}")).run();
+        let run = rig.gpuctl("run --quiet comfyui -- wait").spawn();
+        until("it works", || run.stdout().ends_with('\n'));
+        let token = run.stdout();
+        release(&format!("--token {token}")).succeeds().stdout(kept);
+        let told = release(&format!("--json --token {token}")).succeeds().json();
+        assert_eq!(told, serde_json::json!({"released": false, "holder": "comfyui"}));
+        assert_eq!(rig.lock_held()["holder"], "comfyui");
+        rig.file("home/done", "");
+        run.wait().exits(7).stdout(&token);
+
+        std::fs::remove_file(rig.path("home/done")).unwrap();
+        let run = rig.gpuctl("run --quiet comfyui -- wait").spawn();
+        until("it works", || run.stdout().ends_with('\n'));
+        let force = rig.gpuctl("lock release --force");
+        force.env("GPUCTL_LOCK_TOKEN", run.stdout().trim()).run().succeeds().stdout("released\n");
+        rig.assert_lock_is_free();
+        rig.file("home/done", "");
+        let lost = run.wait().fails("lock_lost").stderr_has("the GPU lock is lost");
+        lost.stdout_has("\n");
+    });
+}
+
+#[test]
 fn its_own_service_can_be_stopped_inside_and_outside_without_ending_the_command() {
     on_both(|rig, _| {
         let comfyui = rig.native("comfyui").add();
