@@ -1,6 +1,7 @@
 //! The GPU lock: in `status`, and what the `lock` commands say.
 
 use super::Report;
+use super::on_one_line;
 use super::screen::Screen;
 use crate::config::{Config, Place};
 use crate::error::Result;
@@ -76,7 +77,7 @@ impl LockStatusReport {
 impl Report for LockStatusReport {
     fn text(&self, _: &Screen) -> String {
         let fence = self.fence.map(|fence| format!(", fence {fence}")).unwrap_or_default();
-        format!("{}{fence}\n", self.lock.describe())
+        format!("{}{fence}\n", on_one_line(&self.lock.describe()))
     }
 }
 
@@ -149,6 +150,7 @@ impl Report for ReleasedReport {
                 "not released: it is the lock of `gpuctl run`, and ends with it\n".to_owned()
             }
             (false, Some(holder)) => {
+                let holder = on_one_line(holder);
                 format!("not released: the lock is held by {holder}, under another token\n")
             }
         }

@@ -150,8 +150,6 @@ pub fn span(span: Duration) -> String {
     }
 }
 
-/// Names come from the command line and the configuration, and may hold line breaks and escape
-/// sequences of a terminal.
 /// Names come from the command line, the configuration and other programs, and may hold line
 /// breaks and escape sequences of a terminal, and what has a line read in another order.
 fn on_one_line(text: &str) -> String {

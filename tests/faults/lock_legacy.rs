@@ -65,6 +65,20 @@ fn row_09_the_lock_of_a_legacy_client_that_died_is_taken_when_its_time_is_over()
 }
 
 #[test]
+fn what_a_legacy_client_calls_itself_commands_no_terminal() {
+    let Some((rig, redis)) = rig_with_redis() else { return };
+    assert!(redis.legacy_acquire("\u{1b}[2Jme\nfree"));
+    let token = "0".repeat(32);
+    for command in ["lock status", &format!("lock release --token {token}")] {
+        let told = rig.gpuctl(command).run().fails("no").text();
+        assert!(told.contains("held by \\u{1b}[2Jme\\nfree"), "{told:?}");
+        assert_eq!(told.lines().count(), 1, "{told:?}");
+    }
+    let shown = rig.gpuctl("lock status --json").run().fails("no").json();
+    assert_eq!(shown["holder"], "\u{1b}[2Jme\nfree");
+}
+
+#[test]
 fn row_10_a_legacy_client_neither_takes_nor_releases_a_lock_of_ours() {
     let Some((rig, redis)) = rig_with_redis() else { return };
     rig.native("comfyui").server("--warmup 2s").add();
