@@ -4,6 +4,7 @@
 mod canary;
 mod environment;
 pub mod file;
+mod place;
 mod secrets;
 mod text;
 pub mod trust;
@@ -11,6 +12,7 @@ mod validate;
 
 pub use canary::{Bound, Canary, Mode};
 pub use environment::Environment;
+pub use place::Place;
 pub use secrets::{mask, masked, writes_secrets};
 
 use crate::error::{Failure, Result};
@@ -98,16 +100,6 @@ pub struct Lock {
     pub wait: Duration,
     /// Of the lock that the caller holds, and under which this command acts.
     pub token: Option<String>,
-}
-
-/// Where the GPU lock is kept.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Place {
-    /// With its URL, which may hold a password.
-    Redis(String),
-    File(PathBuf),
-    /// No URL is given, and there is no folder for a file.
-    Nowhere,
 }
 
 impl Config {

@@ -141,18 +141,12 @@ fn expand(
 }
 
 fn lock_place(lock: &file::Lock, environment: &Environment) -> std::result::Result<Place, String> {
-    let Some(url) = &lock.url else {
-        let folder = environment.runtime_dir();
-        let name = format!("{}.lock", lock.key.replace('/', "_"));
-        return Ok(folder.map_or(Place::Nowhere, |folder| Place::File(folder.join(name))));
-    };
-    match url.split_once("://") {
-        Some(("redis" | "rediss" | "redis+unix", _)) => Ok(Place::Redis(url.clone())),
-        Some(("file", path)) if path.starts_with('/') && !path.ends_with('/') => {
-            Ok(Place::File(PathBuf::from(path)))
-        }
-        _ => Err("not a redis://, rediss://, redis+unix:// or file:///path URL".to_owned()),
+    if let Some(url) = &lock.url {
+        return Place::of_url(url);
     }
+    let name = format!("{}.lock", lock.key.replace('/', "_"));
+    let folder = environment.runtime_dir();
+    Ok(folder.map_or(Place::Nowhere, |folder| Place::File(folder.join(name))))
 }
 
 fn phases(

@@ -98,7 +98,6 @@ fn unreached(case: &Case, failure: &Failure) -> Vec<Check> {
     let place = || Check::pass(Id::LockPlace, format!("Redis, from {}", case.lock_source));
     let skip = |id| Check::skip(id, "the lock's Redis cannot be asked");
     match failure.code {
-        Code::Config => vec![Check::failure(Id::LockPlace, failure, "correct lock.url")],
         Code::Permission => vec![
             place(),
             Check::pass(Id::LockRedis, "it answers"),

@@ -94,7 +94,7 @@ impl Busy {
 /// The place that the configuration names.
 pub fn open(config: &Config) -> Result<Box<dyn Backend>> {
     Ok(match &config.lock.place {
-        Place::Redis(url) => Box::new(redis::Redis::new(url, &config.lock.key)?),
+        Place::Redis(url) => Box::new(redis::Redis::new(url, &config.lock.key)),
         Place::File(path) => Box::new(file::File::new(path.clone())),
         Place::Nowhere => {
             let message = "no place for the lock: XDG_RUNTIME_DIR is not set and /run/user has no folder of yours";
@@ -106,7 +106,7 @@ pub fn open(config: &Config) -> Result<Box<dyn Backend>> {
 
 /// The server at a Redis URL.
 pub fn server(url: &str) -> Result<Server> {
-    redis::Redis::new(url, "")?.server()
+    redis::Redis::new(url, "").server()
 }
 
 /// The lock that the caller holds, by the token that it has put into the environment.

@@ -70,15 +70,10 @@ pub struct Redis {
 type Exchange = (Option<Connection>, bool, redis::RedisResult<Value>);
 
 impl Redis {
-    pub fn new(url: &str, key: &str) -> Result<Redis> {
-        let client = Client::open(url).map_err(|e| {
-            Failure::new(Code::Config, format!("lock.url is no Redis URL: {}", e.category()))
-                .hint("redis://[USER:PASSWORD@]HOST[:PORT][/DB], rediss://… for TLS, redis+unix:///PATH for a socket")
-        })?;
-        let key = key.to_owned();
-        Ok(Redis {
-            client,
-            key,
+    pub fn new(url: &str, key: &str) -> Redis {
+        Redis {
+            client: Client::open(url).expect("the configuration has had it parsed"),
+            key: key.to_owned(),
             connection: None,
             was_reached: false,
             asked_again: false,
@@ -86,7 +81,7 @@ impl Redis {
             call: None,
             living: Vec::new(),
             pause: LOOK,
-        })
+        }
     }
 
     fn place(&self) -> String {

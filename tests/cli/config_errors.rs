@@ -266,7 +266,19 @@ fn a_url_that_cannot_be_asked_is_refused() {
     for url in ["localhost:6379", "redis:", "http://localhost", "file://relative", "file:/x"] {
         refuses(&[(&format!("[lock]\nurl = \"{url}\""), "2: lock.url", lock)]);
     }
+    for (url, why) in [
+        ("redis://localhost:99999", "no Redis URL (Redis URL did not parse); it is redis://HOST"),
+        ("redis://localhost:6379/abc", "no Redis URL (Invalid database number)"),
+        ("redis://", "no Redis URL (Missing hostname)"),
+        ("redis+unix:///x?db=a", "no Redis URL (Invalid database number)"),
+    ] {
+        refuses(&[(&format!("[lock]\nurl = \"{url}\""), "2: lock.url", why)]);
+    }
     let rig = Rig::new();
+    for url in ["redis://h", "rediss://u:p@h:1/2", "redis://[::1]:1", "redis+unix:///x?db=1"] {
+        rig.write_config(&format!("[lock]\nurl = \"{url}\""));
+        rig.gpuctl("config check").run().succeeds().stdout_has("good");
+    }
     for url in ["http://[::1]:80/x", "https://h/x?y=1", "tcp://[::1]:80", "tcp://h:1"] {
         rig.write_config(&native(&format!("health = \"{url}\"")));
         rig.gpuctl("config check").run().succeeds().stdout_has("good");
