@@ -93,8 +93,14 @@ impl Environment {
         Some(folder.or_else(|| own.is_dir().then_some(own))?.join("gpuctl"))
     }
 
-    /// `~` and `$VAR` replaced; `$$` stands for a dollar sign.
+    /// `~` and `$VAR` replaced; `$$` stands for a dollar sign. A URL that is a path may begin with
+    /// `~` behind its scheme.
     pub fn expand(&self, text: &str) -> std::result::Result<String, String> {
+        for scheme in ["file://", "redis+unix://"] {
+            if let Some(path) = text.strip_prefix(scheme) {
+                return Ok(format!("{scheme}{}", self.expand(path)?));
+            }
+        }
         shellexpand::full_with_context(
             text,
             || self.get("HOME"),

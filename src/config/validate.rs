@@ -46,15 +46,19 @@ pub fn validate(
         library: file.gpu.nvml_library.as_ref().map(PathBuf::from),
     };
 
+    let mut url_is_of = None;
     for (variable, stronger) in [("REDIS_URL", false), ("GPUCTL_LOCK_URL", true)] {
         if let Some(url) = environment.get(variable)
             && (stronger || file.lock.url.is_none())
         {
             file.lock.url = Some(url.to_owned());
+            url_is_of = Some(variable);
         }
     }
-    let place = lock_place(&file.lock, environment)
-        .map_err(|problem| complain(&["lock", "url"], &problem))?;
+    let place = lock_place(&file.lock, environment).map_err(|problem| match url_is_of {
+        Some(variable) => wrong_variable(variable, &problem),
+        None => complain(&["lock", "url"], &problem),
+    })?;
     if file.lock.key.is_empty() {
         return Err(complain(&["lock", "key"], "is empty"));
     }
@@ -89,7 +93,7 @@ pub fn validate(
     }
     let canary = file.canary.as_mut().map(|canary| canary.resolve(&services, environment));
     let canary = canary.transpose().map_err(|(key, problem)| match key.starts_with("KLR_") {
-        true => Failure::new(Code::Config, format!("${key}: {problem}")),
+        true => wrong_variable(key, &problem),
         false => complain(&["canary", key], &problem),
     })?;
     let phases =
@@ -105,6 +109,10 @@ pub fn validate(
         state_dir: environment.state_dir(),
         file,
     })
+}
+
+fn wrong_variable(name: &str, problem: &str) -> Failure {
+    Failure::new(Code::Config, format!("${name}: {problem}"))
 }
 
 type Complaint<Key> = (Key, String);

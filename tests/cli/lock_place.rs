@@ -51,6 +51,39 @@ fn the_variable_of_its_own_stands_over_the_configuration_and_that_over_redis_url
 }
 
 #[test]
+fn a_variable_that_names_no_place_is_told_by_its_name() {
+    let rig = Rig::new();
+    rig.native("vidi").add();
+    let wrong = |variable: &str, url: &str, why: &str| {
+        for command in ["config check", "lock status", "start vidi"] {
+            let told = rig.gpuctl(command).env(variable, url).run().fails("config").stderr_text();
+            assert!(told.starts_with(&format!("gpuctl: ${variable}: {why}")), "{told}");
+            assert!(!told.contains("gpuctl.toml") && !told.contains("hunter2"), "{told}");
+        }
+    };
+    let other = "not a redis://, rediss://, redis+unix:// or file:///path URL";
+    wrong("GPUCTL_LOCK_URL", "http://:hunter2@h/1", other);
+    wrong("GPUCTL_LOCK_URL", "redis://:hunter2@h/x", "no Redis URL (Invalid database number)");
+    wrong("REDIS_URL", "h:6379", other);
+    // What is not asked may be wrong.
+    rig.set("lock.url", url(&rig.path("locks/lock")));
+    rig.gpuctl("lock status").env("REDIS_URL", "h:6379").run().succeeds().stdout("free\n");
+}
+
+#[test]
+fn the_home_folder_may_stand_behind_the_scheme() {
+    let rig = Rig::new();
+    rig.set("lock.url", "file://~/gl");
+    rig.acquire("me");
+    assert!(rig.path("home/gl.json").is_file());
+    let Some(redis) = rig.redis() else { return };
+    symlink(redis.socket(), rig.path("home/socket")).unwrap();
+    rig.set("lock.url", "redis+unix://~/socket?db=0");
+    rig.acquire("me");
+    assert!(redis.holder().unwrap().starts_with("me|gpuctl1|"));
+}
+
+#[test]
 fn without_an_url_the_lock_is_in_the_users_runtime_folder() {
     let rig = Rig::new();
     let is_root = rustix::process::geteuid().is_root();

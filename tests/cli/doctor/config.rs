@@ -131,7 +131,7 @@ fn a_file_that_is_wrong_is_found_by_line_and_key() {
 #[test]
 fn a_variable_of_the_environment_that_is_wrong_is_found() {
     let machine = Machine::new();
-    let fault = ("fail", "config.valid", "lock.url: not a redis://", "correct that");
+    let fault = ("fail", "config.valid", "$GPUCTL_LOCK_URL: not a redis://", "correct that");
     finds(machine.doctor().env("GPUCTL_LOCK_URL", "nonsense"), &beside(fault));
     let fault = ("fail", "config.valid", "$KLR_CANARY_PORT: \"x\" is no port", "correct that");
     finds(machine.doctor().env("KLR_CANARY_PORT", "x"), &beside(fault));
