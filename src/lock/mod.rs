@@ -11,7 +11,7 @@ pub mod watchdog;
 #[cfg(any(test, fuzzing))]
 pub use file::Stored;
 pub use guard::{Guard, Heirloom, Purpose};
-pub use record::{Group, Held, Record, bearers};
+pub use record::{Group, Held, Record, bearers, name_of};
 pub use redis::Server;
 
 use crate::config::{Config, Place};

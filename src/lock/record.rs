@@ -222,8 +222,13 @@ impl Held {
             None => "without an end".to_owned(),
         };
         match self.owner() {
-            Some(owner) => format!("{} ({owner}, {left})", self.holder),
-            None => format!("{} ({left})", self.holder),
+            Some(owner) => format!("{} ({owner}, {left})", name_of(&self.holder)),
+            None => format!("{} ({left})", name_of(&self.holder)),
         }
     }
+}
+
+/// A holder's name, as people are told it; clients of the older kind can give none.
+pub fn name_of(holder: &str) -> &str {
+    if holder.is_empty() { "somebody without a name" } else { holder }
 }

@@ -258,21 +258,26 @@ impl Backend for Redis {
                 ["type", kind] => return Err(self.wrong_type(kind)),
                 ["busy", value, left, ahead, arrival] => {
                     self.arrival = (*arrival).to_owned();
-                    let held = (!value.is_empty()).then(|| Held::decode(value, left_of(left)));
+                    let held = Held::decode(value, left_of(left));
                     let is_over = match *left {
                         "-2" => Held::command_is_over,
                         _ => Held::is_over,
                     };
-                    if over != *value && held.as_ref().is_some_and(is_over) {
+                    if over != *value && is_over(&held) {
                         over = (*value).to_owned();
                         continue;
                     }
-                    self.living = held.as_ref().map_or_else(Vec::new, Held::living);
-                    // Another's turn is short.
-                    let turn = left_of(left).filter(|_| held.is_none());
-                    self.pause = turn.map_or(LOOK, |left| left + Duration::from_millis(1));
+                    (self.living, self.pause) = (held.living(), LOOK);
                     let ahead = ahead.parse().unwrap_or(0);
-                    return Ok(Attempt::Busy(Busy { held, ahead }));
+                    return Ok(Attempt::Busy(Busy { held: Some(held), ahead }));
+                }
+                ["turn", left, ahead, arrival] => {
+                    self.arrival = (*arrival).to_owned();
+                    // Another's turn is short.
+                    let pause = left_of(left).map(|left| left + Duration::from_millis(1));
+                    (self.living, self.pause) = (Vec::new(), pause.unwrap_or(LOOK));
+                    let ahead = ahead.parse().unwrap_or(0);
+                    return Ok(Attempt::Busy(Busy { held: None, ahead }));
                 }
                 _ => return Err(self.unavailable("answers the lock's script with nonsense")),
             }

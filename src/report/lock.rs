@@ -5,7 +5,7 @@ use super::on_one_line;
 use super::screen::Screen;
 use crate::config::{Config, Place};
 use crate::error::Result;
-use crate::lock::{Claim, Held};
+use crate::lock::{Claim, Held, name_of};
 use serde::Serialize;
 
 /// Who holds the lock. Figures that are not known are `None`.
@@ -53,7 +53,7 @@ impl LockReport {
             Some(left @ 0..) => format!("{left} s left"),
             _ => "without an end".to_owned(),
         };
-        format!("held by {holder}{owner}, {left}")
+        format!("held by {}{owner}, {left}", name_of(holder))
     }
 }
 
@@ -150,7 +150,7 @@ impl Report for ReleasedReport {
                 "not released: it is the lock of `gpuctl run`, and ends with it\n".to_owned()
             }
             (false, Some(holder)) => {
-                let holder = on_one_line(holder);
+                let holder = on_one_line(name_of(holder));
                 format!("not released: the lock is held by {holder}, under another token\n")
             }
         }

@@ -79,6 +79,31 @@ fn what_a_legacy_client_calls_itself_commands_no_terminal() {
 }
 
 #[test]
+fn the_lock_of_a_legacy_client_without_a_name_is_respected_and_told() {
+    let Some((rig, redis)) = rig_with_redis() else { return };
+    let vidi = rig.native("vidi").add();
+    for time in [&[][..], &["EX", "600"]] {
+        redis.cli(&[&["SET", LOCK_KEY, ""][..], time].concat());
+        for command in ["lock acquire --no-wait", "start vidi --no-wait", "start vidi --wait 400ms"]
+        {
+            let busy = rig.gpuctl(command).run().fails("lock_busy");
+            busy.stderr_has("held by somebody without a name (");
+        }
+        rig.gpuctl("lock status").run().fails("no").stdout_has("held by somebody without a name, ");
+        let shown = rig.gpuctl("lock status --json").run().fails("no").json();
+        assert_eq!(shown["holder"], "", "as it is: {shown}");
+        let token = "0".repeat(32);
+        let release = rig.gpuctl(&format!("lock release --token {token}")).run();
+        release.fails("no").stdout_has("held by somebody without a name, under another token");
+        assert_eq!(redis.cli(&["EXISTS", LOCK_KEY]), "1");
+        rig.assert_no_process_of(&vidi);
+    }
+    let next = waiter(&rig, &redis, "next");
+    redis.cli(&["DEL", LOCK_KEY]);
+    next.wait().succeeds().progress().stdout_has("\n");
+}
+
+#[test]
 fn row_10_a_legacy_client_neither_takes_nor_releases_a_lock_of_ours() {
     let Some((rig, redis)) = rig_with_redis() else { return };
     rig.native("comfyui").server("--warmup 2s").add();

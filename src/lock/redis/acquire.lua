@@ -1,5 +1,6 @@
--- One try to take the lock: {"taken", fence}, {"busy", value, pttl, ahead, arrival}, or {"type", type}. Where it is
--- free and another's turn, the value is empty and the pttl that of the turn.
+-- One try to take the lock: {"taken", fence}, {"busy", value, pttl, ahead, arrival}, {"turn", pttl, ahead, arrival} where
+-- it is free and another's turn for so long, or {"type", type}. "over" is empty as long as nothing is proved; a legacy
+-- client's value may be empty too.
 local key, counter, queue, seen, called, wake, command =
     KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
 local token, before_fence, after_fence, ttl, floor, queues, arrival, over =
@@ -15,14 +16,14 @@ if value and string.find(value, '"token":"' .. token .. '"', 1, true) then
     return {'taken', string.match(value, '|gpuctl1|{"fence":(%d+)')}
 end
 -- Proved to be over by one who could tell, who need not be the first in line; a lock without an end is nobody's to take.
-if value and value == over and left ~= -1 then
+if over ~= '' and value == over and left ~= -1 then
     redis.call('DEL', key)
     value = false
 end
 -- Its time is over, and the command under it may still be at work: told with -2 as the time left.
 if not value and left == -2 then
     value = redis.call('GET', command)
-    if value and value == over then
+    if over ~= '' and value == over then
         redis.call('DEL', command)
         value = false
     end
@@ -48,7 +49,7 @@ end
 local turn = redis.call('GET', called)
 if turn ~= token and (turn or ahead > 0) then
     if turn then ahead = ahead + 1 else call_first(queue, called, wake) end
-    return {'busy', '', redis.call('PTTL', called), ahead, arrival}
+    return {'turn', redis.call('PTTL', called), ahead, arrival}
 end
 
 local fence = math.max(tonumber(redis.call('GET', counter)) or 0, tonumber(floor)) + 1
