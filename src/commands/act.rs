@@ -10,10 +10,11 @@ use crate::execute::{Context, Outcome, execute};
 use crate::exit::Answer;
 use crate::history::Recorder;
 use crate::lock::{Guard, Purpose};
-use crate::model::{Service, Snapshot};
+use crate::model::{Manager, Service, Snapshot};
 use crate::observe::observe;
-use crate::plan::{Plan, Refusal, reading_required};
+use crate::plan::{Plan, Refusal, StartHow, reading_required};
 use crate::report::{ActReport, Subject, print};
+use crate::world::native;
 use crate::world::nvml::Reader;
 use anyhow::{Result, bail};
 use std::sync::{Arc, Mutex};
@@ -34,7 +35,7 @@ pub fn act(
     // The driver is woken while the lock is waited for.
     let mut reader = Reader::open(&session.config.gpu);
     if dry_run.dry_run {
-        let (before, plan) = decide(&session, &mut reader, asks, plan)?;
+        let (before, plan) = decide(&session, &mut reader, asks, plan, false)?;
         print(&ActReport::planned(subject, &plan, &session.config, &before), &session.form)?;
         return Ok(Answer::Yes);
     }
@@ -55,7 +56,7 @@ pub fn carry_out(
     asks: impl Fn(&Service) -> bool,
     plan: impl FnOnce(&Config, &Snapshot) -> std::result::Result<Plan, Refusal>,
 ) -> Result<(Plan, Outcome)> {
-    let (before, plan) = decide(session, &mut reader, asks, plan)?;
+    let (before, plan) = decide(session, &mut reader, asks, plan, true)?;
     let context = Context {
         config: &session.config,
         stop: &session.stop,
@@ -81,16 +82,29 @@ fn decide(
     reader: &mut Reader,
     asks: impl Fn(&Service) -> bool,
     plan: impl FnOnce(&Config, &Snapshot) -> std::result::Result<Plan, Refusal>,
+    is_real: bool,
 ) -> Result<(Snapshot, Plan)> {
     let before = observe(&session.config, reader, &session.stop, &asks)?;
     if before.vram.no_such_gpu {
         bail!(reading_required(&before.vram));
     }
     let plan = plan(&session.config, &before)?;
+    refuse_unstartable(&plan, &session.config, is_real)?;
     for warning in &plan.warnings {
         session.progress.warning(warning);
     }
     Ok((before, plan))
+}
+
+/// What cannot be started for want of a folder is refused before anything is stopped for it.
+fn refuse_unstartable(plan: &Plan, config: &Config, is_real: bool) -> Result<()> {
+    for start in plan.start.iter().filter(|start| start.how == StartHow::Start) {
+        let service = config.service(&start.service)?;
+        if let Manager::Native(native) = &service.manager {
+            native::could_start(service, native, config.state_dir()?, is_real)?;
+        }
+    }
+    Ok(())
 }
 
 impl Session {

@@ -99,7 +99,7 @@ pub fn run(cli: &Cli, environment: &Environment) -> Result<Answer> {
         Command::Start(arguments) => start::run(arguments, session()?),
         Command::Stop(arguments) => stop::run(arguments, session()?),
         Command::ReleaseAll(arguments) => release_all::run(arguments, session()?),
-        Command::Run(arguments) => run::run(arguments, session()?),
+        Command::Run(arguments) => run::run(arguments, session()?, environment),
         Command::Lock(command) => lock::run(command, session()?),
         Command::Canary(command) => canary::run(command, session()?),
         Command::History(arguments) => history::run(arguments, &session()?),

@@ -4,7 +4,7 @@ use super::Session;
 use super::act::carry_out;
 use super::duration;
 use crate::cli::{Run, Target};
-use crate::config::Config;
+use crate::config::{Config, Environment};
 use crate::error::Failure;
 use crate::exit::{Answer, Code};
 use crate::lock::watchdog::end_command;
@@ -13,16 +13,18 @@ use crate::model::{Evict, Pid, Service, Snapshot, variable};
 use crate::plan;
 use crate::report::progress::{Action, StepDone};
 use crate::report::{ActReport, Subject};
-use crate::world::job::{Ending, Job};
+use crate::world::job::{Ending, Job, could_start};
 use crate::world::nvml::Reader;
 use crate::world::wait::Stop;
 use anyhow::Result;
 use std::ffi::{OsStr, OsString};
 use std::time::{Duration, Instant};
 
-pub fn run(arguments: &Run, session: Session) -> Result<Answer> {
+pub fn run(arguments: &Run, session: Session, environment: &Environment) -> Result<Answer> {
     let grace = duration("--grace", &arguments.grace)?;
     let subject = subject(&arguments.target, &session.config)?;
+    // Before anything is stopped for it.
+    could_start(&arguments.command[0], environment.search_path())?;
     session.tell_what_is_owed();
     // Its arguments may hold secrets.
     let title = format!("{}: {}", subject.title(), arguments.command[0].to_string_lossy());

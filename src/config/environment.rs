@@ -1,6 +1,7 @@
 //! The process's environment and the places that follow from it: the only reader of variables.
 
 use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 /// The environment as it was at the start.
@@ -41,6 +42,11 @@ impl Environment {
 
     fn path(&self, name: &str) -> Option<PathBuf> {
         self.get(name).map(PathBuf::from)
+    }
+
+    /// The folders in which programs are looked for.
+    pub fn search_path(&self) -> Option<&OsStr> {
+        self.variables.get("PATH").map(OsStr::new)
     }
 
     /// An XDG base folder; a relative one is ignored, as the XDG specification asks.

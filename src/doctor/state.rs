@@ -3,9 +3,8 @@
 use super::Case;
 use super::check::{Check, Id};
 use crate::world::files;
-use rustix::fs::{Access, access, statvfs};
+use rustix::fs::statvfs;
 use std::fs;
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// Below it, writing fails soon.
@@ -29,36 +28,20 @@ pub fn examine(case: &Case) -> Vec<Check> {
 /// Whether a private folder is there, or can be made, and may be written to. Makes nothing.
 pub fn folder(id: Id, path: &Path, fix: &str) -> Check {
     let shown = path.display();
-    let may_write = |folder: &Path| access(folder, Access::WRITE_OK | Access::EXEC_OK);
-    match path.symlink_metadata() {
-        Err(e) if e.kind() == ErrorKind::NotFound => {
-            let above = nearest(path);
-            match may_write(&above) {
-                Ok(()) => Check::pass(id, format!("{shown} will be made when it is needed")),
-                Err(e) => Check::fail(
-                    id,
-                    format!("{shown} cannot be made in {}: {e}", above.display()),
-                    fix,
-                ),
-            }
+    match (files::could_be_private(path), path.symlink_metadata().is_ok()) {
+        (Ok(()), true) => Check::pass(id, shown.to_string()),
+        (Ok(()), false) => Check::pass(id, format!("{shown} will be made when it is needed")),
+        (Err(e), true) => Check::fail(id, format!("{shown}: {e}"), fix),
+        (Err(e), false) => {
+            let above = files::nearest(path).display();
+            Check::fail(id, format!("{shown} cannot be made in {above}: {e}"), fix)
         }
-        Err(e) => Check::fail(id, format!("{shown}: {e}"), fix),
-        Ok(_) => match files::is_private(path).and_then(|()| Ok(may_write(path)?)) {
-            Ok(()) => Check::pass(id, shown.to_string()),
-            Err(e) => Check::fail(id, format!("{shown}: {e}"), fix),
-        },
     }
-}
-
-/// The nearest folder above that is there.
-fn nearest(path: &Path) -> PathBuf {
-    let there = path.ancestors().find(|above| above.exists());
-    there.unwrap_or(Path::new("/")).to_owned()
 }
 
 fn space(path: &Path) -> Check {
     let id = Id::StateSpace;
-    let disk = match statvfs(nearest(path)) {
+    let disk = match statvfs(files::nearest(path)) {
         Ok(disk) => disk,
         Err(e) => return Check::skip(id, format!("cannot be told: {e}")),
     };

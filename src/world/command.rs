@@ -239,9 +239,7 @@ fn line(command: &Command) -> String {
 
 fn not_started(program: &str, command: &Command, error: &std::io::Error) -> Failure {
     match (error.kind(), command.get_current_dir()) {
-        (_, Some(cwd)) if !cwd.is_dir() => {
-            Failure::new(Code::Config, format!("the folder {} does not exist", cwd.display()))
-        }
+        (_, Some(cwd)) if !cwd.is_dir() => absent(cwd),
         (std::io::ErrorKind::NotFound, _) => {
             Failure::new(Code::Unavailable, format!("the command `{program}` is not installed"))
         }
@@ -250,6 +248,11 @@ fn not_started(program: &str, command: &Command, error: &std::io::Error) -> Fail
             format!("the command `{program}` cannot be run: {error}"),
         ),
     }
+}
+
+/// A configured folder that is not there.
+pub fn absent(cwd: &Path) -> Failure {
+    Failure::new(Code::Config, format!("the folder {} does not exist", cwd.display()))
 }
 
 fn kill_group(child: &Child) {

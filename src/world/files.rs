@@ -1,7 +1,7 @@
 //! Files that are nobody's business but ours: made private, never through a link, replaced whole.
 
 use super::wait::{Aside, Stop, wait};
-use rustix::fs::{FlockOperation, Mode, OFlags, flock};
+use rustix::fs::{Access, FlockOperation, Mode, OFlags, access, flock};
 use std::fs::{self, DirBuilder, File};
 use std::io::{Error, ErrorKind, Result, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
@@ -31,6 +31,23 @@ pub fn is_private(path: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Makes sure that a private folder is there that may be written to, or that one could be made, and
+/// makes none.
+pub fn could_be_private(path: &Path) -> Result<()> {
+    let may_write = |folder: &Path| access(folder, Access::WRITE_OK | Access::EXEC_OK);
+    match path.symlink_metadata() {
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(may_write(nearest(path))?),
+        Err(e) => Err(e),
+        Ok(_) => is_private(path).and_then(|()| Ok(may_write(path)?)),
+    }
+}
+
+/// The nearest folder above that is there.
+pub fn nearest(path: &Path) -> &Path {
+    let there = path.ancestors().find(|above| above.exists());
+    there.unwrap_or(Path::new(if path.is_absolute() { "/" } else { "." }))
+}
+
 /// Opens a regular file of mode 0600 in a private folder, made if need be.
 pub fn open(path: &Path, flags: OFlags) -> Result<File> {
     regular(path, flags | OFlags::CREATE)
@@ -39,6 +56,14 @@ pub fn open(path: &Path, flags: OFlags) -> Result<File> {
 /// Opens one that is there for reading.
 pub fn existing(path: &Path) -> Result<File> {
     regular(path, OFlags::RDONLY)
+}
+
+/// Makes sure that one could be opened for writing, or could be made, and makes none.
+pub fn could_be_written(path: &Path) -> Result<()> {
+    match regular(path, OFlags::WRONLY) {
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
+        opened => opened.map(drop),
+    }
 }
 
 /// Not blocking: a FIFO in its place would never open otherwise.

@@ -17,6 +17,15 @@ pub fn path_of(state_dir: &Path, service: &str) -> PathBuf {
     state_dir.join("logs").join(format!("{service}.log"))
 }
 
+/// Makes sure that a service's log could be opened, and makes nothing.
+pub fn could_open(state_dir: &Path, service: &str) -> Result<()> {
+    for folder in [state_dir, &state_dir.join("logs")] {
+        files::could_be_private(folder).map_err(|e| unwritable(folder, &e))?;
+    }
+    let path = path_of(state_dir, service);
+    files::could_be_written(&path).map_err(|e| unwritable(&path, &e))
+}
+
 /// Opens a service's log for appending, and tells its length so far.
 pub fn open(state_dir: &Path, service: &str) -> Result<(File, u64)> {
     for folder in [state_dir, &state_dir.join("logs")] {

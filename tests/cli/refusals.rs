@@ -104,6 +104,49 @@ fn what_does_not_fit_is_refused_before_anything_is_stopped() {
 }
 
 #[test]
+fn what_could_not_be_started_is_refused_before_anything_is_stopped() {
+    let rig = Rig::new();
+    let vidi = rig.native("vidi").phases([2]).add();
+    rig.native("comfyui").phases([4]).add();
+    let _server = rig.by_hand(vidi.command());
+    until("vidi is healthy", || vidi.is_healthy());
+    let file = rig.file("file", "precious");
+    let open = rig.path("open");
+    fs::create_dir(&open).unwrap();
+    fs::set_permissions(&open, Permissions::from_mode(0o777)).unwrap();
+    let logless = rig.path("logless");
+    fs::create_dir_all(logless.join("logs/comfyui.log")).unwrap();
+    fs::set_permissions(&logless, Permissions::from_mode(0o700)).unwrap();
+    fs::set_permissions(logless.join("logs"), Permissions::from_mode(0o700)).unwrap();
+    let unusable = [&open, &file, &file.join("below"), &logless];
+    let words = ["prepare-phase 4", "prepare-phase 4 --dry-run", "start comfyui --dry-run"];
+    for words in words.into_iter().chain(["run --phase 4 -- true"]) {
+        let told = rig.gpuctl(words).env_remove("GPUCTL_STATE_DIR").env_remove("HOME");
+        let told = told.env_remove("XDG_STATE_HOME").run().fails("config");
+        drop(told.stderr_has("no folder for state"));
+        for folder in unusable {
+            let told = rig.gpuctl(words).env("GPUCTL_STATE_DIR", folder).run().fails("io");
+            drop(told.stderr_has(&format!("cannot use {}", folder.display())));
+        }
+        assert!(vidi.is_healthy(), "{words}");
+    }
+    assert_eq!(fs::read_dir(open).unwrap().count(), 0);
+
+    // What is not there yet can be made, and a dry run makes nothing.
+    let new = rig.path("new/state");
+    let dry = rig.gpuctl("prepare-phase 4 --dry-run").env("GPUCTL_STATE_DIR", &new).run();
+    drop(dry.succeeds().stdout_has("would start comfyui"));
+    assert!(!rig.path("new").exists());
+
+    rig.set("services.comfyui.cwd", "/no/such/folder");
+    for words in words.into_iter().chain(["run --phase 4 -- true"]) {
+        let told = rig.gpuctl(words).run().fails("config");
+        drop(told.stderr_has("comfyui: the folder /no/such/folder does not exist"));
+        assert!(vidi.is_healthy(), "{words}");
+    }
+}
+
+#[test]
 fn what_is_not_configured_is_not_found() {
     let rig = Rig::new();
     rig.native("vidi").phases([2]).add();

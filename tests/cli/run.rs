@@ -1,6 +1,7 @@
 //! `gpuctl run`: a service made ready, a command under the lock, and its exit code.
 
 use crate::support::{Rig, Service, Signal, until};
+use std::fs;
 
 fn with_comfyui() -> (Rig, Service) {
     let rig = Rig::new();
@@ -57,23 +58,57 @@ fn its_exit_code_is_passed_through() {
 }
 
 #[test]
-fn a_command_that_cannot_be_executed_is_told_from_one_that_is_not_there() {
-    let (rig, comfyui) = with_comfyui();
+fn a_command_that_cannot_be_executed_is_told_from_one_that_is_not_there_and_stops_nothing() {
+    let rig = Rig::new();
+    let vidi = rig.native("vidi").phases([2]).add();
+    let comfyui = rig.native("comfyui").phases([4]).add();
+    rig.gpuctl("start vidi").run().succeeds().stdout_has("vidi").progress();
     let text = rig.file("text", "no program");
+    rig.file("bin/unmarked", "#!/bin/sh\n");
     for (command, code, said) in [
         (text.to_str().unwrap(), 126, "cannot be executed"),
         ("/", 126, "cannot be executed"),
+        (&format!("{}/x", text.display()), 126, "cannot be executed"),
+        ("unmarked", 126, "cannot be executed"),
         ("no-such-program", 127, "is not there"),
         ("/no/such/program", 127, "is not there"),
+        ("./bin/no-such-program", 127, "is not there"),
     ] {
-        let run = rig.gpuctl(&format!("run --quiet comfyui -- {command} argument"));
+        let run = rig.gpuctl(&format!("run --quiet --phase 4 -- {command} argument"));
         run.run().exits(code).stderr_has(said);
         rig.assert_free_and_alone();
     }
     let document =
-        rig.gpuctl("run --quiet --json comfyui -- no-such-program").run().exits(127).json();
+        rig.gpuctl("run --quiet --json --phase 4 -- no-such-program").run().exits(127).json();
     assert_eq!(document["error"]["exit_code"], 127);
-    assert!(comfyui.is_healthy());
+    assert!(vidi.is_healthy());
+    rig.assert_no_process_of(&comfyui);
+}
+
+#[test]
+fn the_command_is_found_where_execvp_finds_it() {
+    let (rig, _comfyui) = with_comfyui();
+    let program = rig.program("found", "echo found");
+    let folder = program.parent().unwrap().to_str().unwrap();
+    fs::create_dir_all(rig.path("first/found")).unwrap();
+    let first = rig.path("first");
+    for path in [
+        format!("{}:{folder}", first.display()),
+        format!("{}:{folder}", program.display()),
+        format!("/nowhere:{folder}"),
+    ] {
+        let run = rig.gpuctl("run --quiet comfyui -- found").env("PATH", &path).run();
+        run.succeeds().stdout("found\n");
+    }
+    for word in ["found", "./found"] {
+        let run = format!("run --quiet comfyui -- {word}");
+        let script =
+            format!("g=$(command -v gpuctl); cd {folder}; PATH=/nowhere: exec \"$g\" {run}");
+        rig.shell(&script).run().succeeds().stdout("found\n");
+    }
+    rig.shell("g=$(command -v gpuctl); unset PATH; exec \"$g\" run --quiet comfyui -- true")
+        .run()
+        .succeeds();
 }
 
 #[test]

@@ -9,7 +9,7 @@ mod end;
 mod start;
 
 pub use end::{Targets, run_stop_command};
-pub use start::{Started, start};
+pub use start::{Started, could_start, start};
 
 use super::processes::{self, Process, Table};
 use crate::model::{Native, Pid, Presence, Running, Service, Trouble, Unproven, variable};

@@ -24,6 +24,28 @@ pub struct Started {
     log_from: u64,
 }
 
+/// Fails as the start would for want of a place for the log or of the folder to run in. Only where
+/// folders may be made is the place for the log known for certain.
+pub fn could_start(
+    service: &Service,
+    native: &Native,
+    state_dir: &Path,
+    may_make: bool,
+) -> Result<()> {
+    match may_make {
+        true => logs::open(state_dir, &service.name).map(drop)?,
+        false => logs::could_open(state_dir, &service.name)?,
+    }
+    match &native.cwd {
+        Some(cwd) if !cwd.is_dir() => {
+            let failure = command::absent(cwd);
+            let message = format!("{}: {}", service.name, failure.message);
+            Err(Failure { message, ..failure })
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Runs a service's start command; the caller watches what comes of it.
 pub fn start(
     service: &Service,
