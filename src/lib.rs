@@ -63,7 +63,9 @@ pub fn main() -> ExitCode {
 /// Help and version are answers; everything else is a bad command line.
 fn explain_usage(error: &clap::Error) -> ExitCode {
     let is_answer = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
-    if is_answer || !std::env::args_os().any(|word| word == "--json") {
+    // What stands after `--` is for the command of `run`.
+    let mut own = std::env::args_os().take_while(|word| word != "--");
+    if is_answer || !own.any(|word| word == "--json") {
         let unprinted = error.print().is_err_and(|e| e.kind() != std::io::ErrorKind::BrokenPipe);
         let code = match (is_answer, unprinted) {
             (true, false) => 0,

@@ -31,6 +31,7 @@ pub fn act(
     asks: impl Fn(&Service) -> bool,
     plan: impl FnOnce(&Config, &Snapshot) -> std::result::Result<Plan, Refusal>,
 ) -> Result<Answer> {
+    let patience = waiting.patience(&session.config)?;
     session.tell_what_is_owed();
     // The driver is woken while the lock is waited for.
     let mut reader = Reader::open(&session.config.gpu);
@@ -41,7 +42,7 @@ pub fn act(
     }
     let name = subject.name();
     session.recorded(command, &name, |mut session| {
-        let guard = session.hold_lock(&subject, waiting, Duration::ZERO)?;
+        let guard = session.hold_lock(&subject, patience, Duration::ZERO)?;
         let (plan, outcome) = carry_out(&session, reader, asks, plan)?;
         guard.release(&session.progress)?;
         session.conclude(&ActReport::done(subject, &plan, &outcome))?;
@@ -144,16 +145,12 @@ impl Session {
     pub fn hold_lock(
         &mut self,
         subject: &Subject,
-        waiting: &Waiting,
+        patience: Duration,
         margin: Duration,
     ) -> Result<Guard> {
         let services = subject.services(&self.config);
-        let purpose = Purpose {
-            holder: &holder(subject, &services),
-            services: &services,
-            patience: waiting.patience(&self.config)?,
-            margin,
-        };
+        let purpose =
+            Purpose { holder: &holder(subject, &services), services: &services, patience, margin };
         let guard = Guard::take(&self.config, &purpose, &self.stop, &self.progress)?;
         self.stop = self.stop.under(guard.lease());
         Ok(guard)

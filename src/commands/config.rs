@@ -2,7 +2,7 @@
 
 use super::load;
 use crate::cli::{self, ConfigInit, Global};
-use crate::config::{Environment, TEMPLATE, file::File, masked};
+use crate::config::{Environment, TEMPLATE, file::File, is_json, masked};
 use crate::error::{self, Failure};
 use crate::exit::{Answer, Code};
 use crate::report::{CheckReport, Form, PathReport, print, print_json, print_text};
@@ -26,13 +26,20 @@ pub fn run(command: &cli::Config, global: &Global, environment: &Environment) ->
 }
 
 fn init(arguments: &ConfigInit, global: &Global, environment: &Environment) -> Result<Answer> {
-    let named =
-        arguments.output.clone().or_else(|| environment.named_config(global.config.as_deref()));
-    let path = named.or_else(|| environment.user_config());
+    let typed = arguments.output.as_deref().or(global.config.as_deref());
+    let path = environment.named_config(typed).or_else(|| environment.user_config());
     let path = path.ok_or_else(|| {
         Failure::new(Code::Config, "no place for a configuration: HOME is not set")
             .hint("name one with --output PATH")
     })?;
+    if is_json(&path) {
+        let code = if typed.is_some() { Code::Usage } else { Code::Config };
+        let message = format!(
+            "cannot write {}: the starting configuration is TOML, and a file of that name is read as JSON",
+            path.display()
+        );
+        bail!(Failure::new(code, message).hint("name it .toml, with --output PATH"));
+    }
     write(&path, arguments.force)?;
     let report = PathReport { path: Some(path.display().to_string()) };
     print(&report, &Form::new(global.json, environment)).map(|()| Answer::Yes)

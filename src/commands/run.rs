@@ -22,24 +22,28 @@ use std::time::{Duration, Instant};
 
 pub fn run(arguments: &Run, session: Session, environment: &Environment) -> Result<Answer> {
     let grace = duration("--grace", &arguments.grace)?;
+    let patience = arguments.waiting.patience(&session.config)?;
     let subject = subject(&arguments.target, &session.config)?;
     // Before anything is stopped for it.
     could_start(&arguments.command[0], environment.search_path())?;
     session.tell_what_is_owed();
     // Its arguments may hold secrets.
     let title = format!("{}: {}", subject.title(), arguments.command[0].to_string_lossy());
-    session.recorded("run", &title, |session| under_lock(arguments, &subject, grace, session))
+    session.recorded("run", &title, |session| {
+        under_lock(&arguments.command, &subject, patience, grace, session)
+    })
 }
 
 fn under_lock(
-    arguments: &Run,
+    command: &[OsString],
     subject: &Subject,
+    patience: Duration,
     grace: Duration,
     mut session: Session,
 ) -> Result<Answer> {
     let needed = subject.services(&session.config);
     let reader = Reader::open(&session.config.gpu);
-    let guard = session.hold_lock(subject, &arguments.waiting, grace)?;
+    let guard = session.hold_lock(subject, patience, grace)?;
     let asks = |service: &Service| needed.contains(&service.name) || service.evict == Evict::Unload;
     let decide = |config: &Config, snapshot: &Snapshot| match subject {
         Subject::Phase { phase, .. } => plan::prepare_phase(config, snapshot, *phase, false),
@@ -50,7 +54,7 @@ fn under_lock(
         session.progress.line(&ActReport::done(subject.clone(), &plan, &outcome).summary());
     }
     let begun = Instant::now();
-    let ending = work(&arguments.command, &needed, &session, &guard, grace);
+    let ending = work(command, &needed, &session, &guard, grace);
     session.progress.record(&StepDone {
         action: Action::Run,
         service: None,

@@ -14,6 +14,7 @@ pub use canary::{Bound, Canary, Mode};
 pub use environment::Environment;
 pub use place::Place;
 pub use secrets::{mask, masked, writes_secrets};
+pub use text::is_json;
 
 use crate::error::{Failure, Result};
 use crate::exit::Code;

@@ -13,13 +13,14 @@ pub struct Source<'a> {
     pub text: &'a str,
 }
 
-impl Source<'_> {
-    fn is_json(&self) -> bool {
-        self.path.extension().is_some_and(|extension| extension == "json")
-    }
+/// Whether a configuration of that name is read as JSON; any other is TOML.
+pub fn is_json(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "json")
+}
 
+impl Source<'_> {
     pub fn parse(&self) -> Result<File> {
-        if self.is_json() {
+        if is_json(self.path) {
             let mut reader = serde_json::Deserializer::from_str(self.text);
             let Table(file) = serde_path_to_error::deserialize(&mut reader)
                 .map_err(|e| self.unparsable(&e, Some(e.inner().line())))?;
@@ -79,7 +80,7 @@ impl Source<'_> {
 
     /// The line of a key, or of the nearest table above it that is written down.
     fn line_of(&self, key: &[&str]) -> Option<usize> {
-        if self.is_json() {
+        if is_json(self.path) {
             let mut offset = None;
             for part in key {
                 let from = offset.unwrap_or(0);

@@ -1,6 +1,6 @@
 //! `gpuctl config`: where the configuration is found, what `init` writes, and what `show` and `schema` say of it.
 
-use crate::support::Rig;
+use crate::support::{Invocation, Rig};
 use serde_json::{Value, json};
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -255,6 +255,21 @@ fn init_does_not_write_through_a_link() {
     }
     assert_eq!(fs::read_to_string(target).unwrap(), "precious");
     assert!(!rig.path("nothing").exists());
+}
+
+#[test]
+fn init_writes_no_toml_where_json_would_be_read() {
+    let rig = Rig::new();
+    let path = rig.path("config.json");
+    let init = |words: &str| rig.gpuctl(words).env("GPUCTL_CONFIG", &path);
+    let refused = |init: Invocation, code: &str| {
+        drop(init.run().fails(code).stderr_has("is TOML").stderr_has("hint: name it .toml"));
+        assert!(!path.exists());
+    };
+    refused(init("config init --output").arg(&path), "usage");
+    refused(init("config init --config").arg(&path), "usage");
+    refused(init("config init --force"), "config");
+    init("config init --output config.toml").run().succeeds().text();
 }
 
 #[test]

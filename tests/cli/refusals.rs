@@ -88,6 +88,29 @@ fn a_bad_command_line_is_refused_with_what_is_wrong_in_it() {
 }
 
 #[test]
+fn a_wait_that_is_no_duration_is_refused_by_a_dry_run_too() {
+    let rig = Rig::new();
+    rig.native("vidi").phases([2]).add();
+    for command in ["prepare-phase 2", "start vidi", "stop vidi", "release-all"] {
+        for dry_run in ["", "--dry-run"] {
+            let words = format!("{command} --wait bogus {dry_run}");
+            refuses(&rig, &words, "usage", "--wait: \"bogus\" is no duration");
+        }
+    }
+}
+
+#[test]
+fn json_that_is_asked_of_the_command_of_run_is_not_asked_of_gpuctl() {
+    let rig = Rig::new();
+    for words in ["--bogus run x -- foo --json", "run -- foo --json"] {
+        let told = rig.gpuctl(words).run().fails("usage").stdout("");
+        drop(told.stderr_has("error: "));
+    }
+    let told = rig.gpuctl("run --json -- foo").run().fails("usage").json();
+    is_an_error(&told, "usage", "SERVICE");
+}
+
+#[test]
 fn what_does_not_fit_is_refused_before_anything_is_stopped() {
     let rig = Rig::new();
     let vidi = rig.native("vidi").vram(8000).priority(90).add();
