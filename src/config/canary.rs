@@ -267,7 +267,8 @@ fn over<T>(
     value: &mut T,
     parse: impl FnOnce(&str) -> Result<T, &'static str>,
 ) -> Result<(), Complaint> {
-    if let Some(text) = environment.get(variable) {
+    let text = environment.text(variable).map_err(|failure| (variable, failure.message))?;
+    if let Some(text) = text {
         *value =
             parse(text.trim()).map_err(|problem| (variable, format!("\"{text}\" is {problem}")))?;
     }

@@ -1,20 +1,25 @@
 //! The process's environment and the places that follow from it: the only reader of variables.
 
+use crate::error::{Failure, Result};
+use crate::exit::Code;
 use std::collections::HashMap;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 /// The environment as it was at the start.
 pub struct Environment {
-    variables: HashMap<String, String>,
+    variables: HashMap<String, OsString>,
 }
 
+/// What is wrong with a variable that a path may be, and a text may not.
+const NO_TEXT: &str = "is not UTF-8 text";
+
 impl Environment {
-    /// Values that are not UTF-8 are taken as unset: none of ours can be.
+    /// A name that is not UTF-8 is none of ours.
     #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
     pub fn of_process() -> Self {
         let variables = std::env::vars_os()
-            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value)))
             .collect();
         Environment { variables }
     }
@@ -25,8 +30,20 @@ impl Environment {
     }
 
     /// A variable that is set and not empty.
+    pub fn raw(&self, name: &str) -> Option<&OsStr> {
+        self.variables.get(name).map(OsString::as_os_str).filter(|value| !value.is_empty())
+    }
+
+    /// One that others set for many programs: what is no text says nothing to us.
     pub fn get(&self, name: &str) -> Option<&str> {
-        self.variables.get(name).map(String::as_str).filter(|value| !value.is_empty())
+        self.raw(name)?.to_str()
+    }
+
+    /// One that decides what is done, and is not to be passed over.
+    pub fn text(&self, name: &str) -> Result<Option<&str>> {
+        let wrong =
+            || Failure::new(Code::Config, format!("the environment variable {name} {NO_TEXT}"));
+        self.raw(name).map(|value| value.to_str().ok_or_else(wrong)).transpose()
     }
 
     /// Whether text may hold more than ASCII: unless a locale is named that is not UTF-8. None is
@@ -41,12 +58,12 @@ impl Environment {
     }
 
     fn path(&self, name: &str) -> Option<PathBuf> {
-        self.get(name).map(PathBuf::from)
+        self.raw(name).map(PathBuf::from)
     }
 
     /// The folders in which programs are looked for.
     pub fn search_path(&self) -> Option<&OsStr> {
-        self.variables.get("PATH").map(OsStr::new)
+        self.variables.get("PATH").map(OsString::as_os_str)
     }
 
     /// An XDG base folder; a relative one is ignored, as the XDG specification asks.
@@ -107,20 +124,22 @@ impl Environment {
                 return Ok(format!("{scheme}{}", self.expand(path)?));
             }
         }
+        let problem = |name: &str, what: &str| format!("the environment variable {name} {what}");
+        // Taken as unset it would be left alone.
+        let names_home = text.split('/').next() == Some("~");
+        if names_home && self.raw("HOME").is_some_and(|home| home.to_str().is_none()) {
+            return Err(problem("HOME", NO_TEXT));
+        }
         shellexpand::full_with_context(
             text,
             || self.get("HOME"),
-            |name| match self.variables.get(name) {
-                Some(value) => Ok(Some(value)),
-                None => Err("is not set"),
+            |name| match self.variables.get(name).map(|value| value.to_str()) {
+                Some(Some(value)) => Ok(Some(value)),
+                Some(None) => Err(NO_TEXT),
+                None => Err("is not set (write $$ for a dollar sign)"),
             },
         )
         .map(|expanded| expanded.into_owned())
-        .map_err(|unset| {
-            format!(
-                "the environment variable {} {} (write $$ for a dollar sign)",
-                unset.var_name, unset.cause
-            )
-        })
+        .map_err(|unset| problem(&unset.var_name, unset.cause))
     }
 }

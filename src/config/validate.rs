@@ -48,8 +48,8 @@ pub fn validate(
 
     let mut url_is_of = None;
     for (variable, stronger) in [("REDIS_URL", false), ("GPUCTL_LOCK_URL", true)] {
-        if let Some(url) = environment.get(variable)
-            && (stronger || file.lock.url.is_none())
+        if (stronger || file.lock.url.is_none())
+            && let Some(url) = environment.text(variable)?
         {
             file.lock.url = Some(url.to_owned());
             url_is_of = Some(variable);
@@ -70,7 +70,10 @@ pub fn validate(
         key: file.lock.key.clone(),
         ttl: file.lock.ttl.0,
         wait: file.lock.wait.0,
-        token: environment.get(variable::LOCK_TOKEN).map(str::to_owned),
+        // One that is no text is a wrong one: nobody's lock.
+        token: environment
+            .raw(variable::LOCK_TOKEN)
+            .map(|token| token.to_string_lossy().into_owned()),
     };
 
     let mut services: Vec<Service> = Vec::new();

@@ -71,7 +71,7 @@ pub fn examine(
     let case = Arc::new(Case {
         gpu: config.as_ref().map_or_else(|| Gpu::unconfigured(gpu), |config| config.gpu.clone()),
         state_dir: environment.state_dir(),
-        path: environment.get("PATH").unwrap_or_default().to_owned(),
+        path: environment.search_path().unwrap_or_default().to_string_lossy().into_owned(),
         visible_devices: environment.get("CUDA_VISIBLE_DEVICES").map(str::to_owned),
         lock_source: lock::source(config.as_ref(), environment),
         stop: stop.clone(),

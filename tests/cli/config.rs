@@ -2,7 +2,9 @@
 
 use crate::support::{Invocation, Rig};
 use serde_json::{Value, json};
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, Permissions};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
@@ -110,6 +112,49 @@ fn a_place_that_is_named_is_not_passed_over() {
     symlink(&missing, rig.path("home/gpuctl.toml")).unwrap();
     let show = rig.gpuctl("config show").env_remove("GPUCTL_CONFIG").run();
     drop(show.fails("config").stderr_has("gpuctl.toml"));
+}
+
+#[test]
+fn a_place_need_not_be_utf8() {
+    let rig = Rig::new();
+    let vidi = rig.native("vidi").add();
+    let odd = |name: &str| OsString::from_vec([name.as_bytes(), b"\xff"].concat());
+    let folder = rig.path("").join(odd("folder"));
+    let path = folder.join("gpuctl.toml");
+    fs::create_dir(&folder).unwrap();
+    fs::rename(rig.path("gpuctl.toml"), &path).unwrap();
+    let gpuctl = |words: &str| {
+        let gpuctl = rig.gpuctl(words).env("GPUCTL_CONFIG", &path).env("HOME", &folder);
+        gpuctl.env_remove("GPUCTL_STATE_DIR")
+    };
+    gpuctl("start vidi").run().succeeds().stdout_has("started vidi").progress();
+    assert!(folder.join(".local/state/gpuctl/logs/vidi.log").exists());
+    gpuctl("status --check vidi").run().succeeds().text();
+    gpuctl("stop vidi").run().succeeds().stdout_has("stopped vidi").progress();
+    rig.assert_no_process_of(&vidi);
+    let state = rig.path("").join(odd("state"));
+    gpuctl("release-all -q").env("GPUCTL_STATE_DIR", &state).run().succeeds();
+    assert!(state.exists());
+}
+
+#[test]
+fn a_variable_that_decides_and_is_no_text_is_not_passed_over() {
+    let rig = Rig::new();
+    let vidi = rig.native("vidi").without_match().add();
+    let odd = OsStr::from_bytes(b"\xff");
+    for variable in ["GPUCTL_LOCK_URL", "REDIS_URL"] {
+        let told = rig.gpuctl("start vidi").env(variable, odd).run().fails("config");
+        drop(told.stderr_has(&format!("the environment variable {variable} is not UTF-8 text")));
+    }
+    let told = rig.gpuctl("start vidi").env("GPUCTL_LOCK_TOKEN", odd).run();
+    drop(told.fails("lock_lost").stderr_has("GPUCTL_LOCK_TOKEN"));
+    for (key, variable) in [("$ODD", "ODD"), ("~/x", "HOME")] {
+        rig.set("services.vidi.cwd", key);
+        let told = rig.gpuctl("start vidi").env(variable, odd).run().fails("config");
+        let problem = format!("cwd: the environment variable {variable} is not UTF-8 text");
+        drop(told.stderr_has(&problem));
+    }
+    rig.assert_no_process_of(&vidi);
 }
 
 #[test]

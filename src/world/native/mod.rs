@@ -112,8 +112,9 @@ fn mark_of(pid: Pid, config: Option<&Path>) -> Option<String> {
     let [mark, from, token] =
         processes::variables(pid, [variable::SERVICE, variable::CONFIG, variable::LOCK_TOKEN]);
     let mark = mark?;
+    // Both as text: that is how the mark was written, also for a path that is none.
     let foreign =
-        matches!((&from, config), (Some(from), Some(config)) if Path::new(from) != config);
+        matches!((&from, config), (Some(from), Some(config)) if *from != config.to_string_lossy());
     (!foreign && token.is_none() && !processes::is_in_container(pid)).then_some(mark)
 }
 
