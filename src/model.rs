@@ -216,6 +216,8 @@ pub enum Presence {
     /// Not running; how it ended, where that is worth telling.
     Down(Option<String>),
     Up(Running),
+    /// Neither running nor to be started again, and why (a container that could not be removed).
+    Dead(Failure),
     /// Being taken down or removed.
     Stopping(String),
 }

@@ -36,6 +36,9 @@ pub fn judge(
 
 fn state(service: &Service, observed: &Observed) -> Check {
     let detail = || observed.detail.clone().unwrap_or_default();
+    if let Presence::Dead(failure) = &observed.presence {
+        return Check::failure(Id::ServiceState, failure, "remove it, and create it anew");
+    }
     match observed.state {
         State::Unknown => Check::skip(Id::ServiceState, "its manager cannot be asked"),
         // Who answers in its place is another check's matter.
@@ -115,7 +118,7 @@ fn port(
     }
     let is_down = match observed.presence {
         Presence::Unknown(_) => return Check::skip(id, "its manager cannot be asked"),
-        Presence::Down(_) | Presence::Missing(_) => true,
+        Presence::Down(_) | Presence::Dead(_) | Presence::Missing(_) => true,
         Presence::Up(_) | Presence::Stopping(_) => false,
     };
     // Of two that share a port, the other one is no stranger.

@@ -244,7 +244,7 @@ impl Watch<'_> {
                 Err(self.died(&ending.unwrap_or_else(|| "exited before it was ready".to_owned())))
             }
             Presence::Stopping(detail) => Err(self.died(&detail)),
-            Presence::Missing(failure) | Presence::Unknown(failure) => {
+            Presence::Missing(failure) | Presence::Dead(failure) | Presence::Unknown(failure) => {
                 self.stop.check()?;
                 Err(Failure {
                     message: format!("{}: {}", service.name, failure.message),

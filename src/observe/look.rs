@@ -175,7 +175,9 @@ impl Look {
     pub fn answered_by(&self, service: &Service, port: Option<u16>) -> Option<AnsweredBy> {
         let own = match &self.presences[&service.name] {
             Presence::Up(running) => running,
-            Presence::Down(_) | Presence::Missing(_) => return Some(self.holder_of(port)),
+            Presence::Down(_) | Presence::Dead(_) | Presence::Missing(_) => {
+                return Some(self.holder_of(port));
+            }
             Presence::Unknown(_) | Presence::Stopping(_) => return None,
         };
         let port = port?;

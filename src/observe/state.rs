@@ -10,6 +10,8 @@ pub fn judge(
     answered_by: Option<&AnsweredBy>,
 ) -> (State, Option<String>) {
     match (answered_by, presence) {
+        // Whoever answers, it does not.
+        (_, Presence::Dead(_)) => {}
         // The other of two services that share a port, which is no fault.
         (Some(AnsweredBy { who, service: Some(_) }), Presence::Down(_)) => {
             return (State::Stopped, Some(who.clone()));
@@ -19,6 +21,7 @@ pub fn judge(
     }
     let running = match presence {
         Presence::Unknown(failure) => return (State::Unknown, Some(failure.message.clone())),
+        Presence::Dead(failure) => return (State::Error, Some(failure.message.clone())),
         Presence::Missing(failure) => return (State::Stopped, Some(failure.message.clone())),
         Presence::Down(ending) => return (State::Stopped, ending.clone()),
         Presence::Stopping(detail) => return (State::Stopping, Some(detail.clone())),

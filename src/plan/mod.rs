@@ -91,7 +91,7 @@ pub fn stop(
             Presence::Up(_) | Presence::Stopping(_) => {
                 plan.evict.push(Eviction::stop(observed, force));
             }
-            Presence::Down(_) => {}
+            Presence::Down(_) | Presence::Dead(_) => {}
         }
     }
     Ok(plan)
@@ -132,7 +132,10 @@ impl Plan {
             return Err(stranger.in_the_way_of(service));
         }
         let how = match (&observed.presence, observed.state) {
-            (Presence::Unknown(failure) | Presence::Missing(failure), _) => {
+            (
+                Presence::Unknown(failure) | Presence::Missing(failure) | Presence::Dead(failure),
+                _,
+            ) => {
                 return Err(about(service, failure));
             }
             (Presence::Up(_), State::Ready) => {

@@ -174,7 +174,10 @@ impl Container {
             return Presence::Stopping("the container is being removed".to_owned());
         }
         if !state.running && !state.restarting {
-            return Presence::Down(self.ending());
+            return match state.dead || state.status == "dead" {
+                true => Presence::Dead(self.dead()),
+                false => Presence::Down(self.ending()),
+            };
         }
         let trouble = if state.restarting {
             let how = self.ending().unwrap_or_else(|| "ended".to_owned());
@@ -198,12 +201,15 @@ impl Container {
         })
     }
 
+    fn dead(&self) -> Failure {
+        let name = self.name.trim_start_matches('/');
+        Failure::new(Code::StartFailed, "dead: the engine could not remove it")
+            .hint(format!("`docker rm --force {name}` tries again; then create it anew"))
+    }
+
     /// How it ended, if it ever ran and did not just do its work.
     fn ending(&self) -> Option<String> {
         let state = &self.state;
-        if state.dead {
-            return Some("dead: the engine could not remove it".to_owned());
-        }
         if !state.error.is_empty() {
             return Some(state.error.clone());
         }

@@ -208,6 +208,31 @@ fn a_container_that_ended_badly_is_stopped_and_its_end_is_told() {
 }
 
 #[test]
+fn a_container_that_could_not_be_removed_is_an_error_and_in_nobodys_way() {
+    let rig = Rig::new();
+    let voice = rig.container("voice").phases([3]).not_installed().add();
+    let vidi = rig.native("vidi").phases([2]).add();
+    let state = json!({"Status": "dead", "Dead": true, "ExitCode": 137});
+    let one = json!({"Id": "feed", "Name": format!("/{}", voice.mark()), "State": state});
+    rig.program("docker", &format!("printf '%s\\n' '[' '{one}' ']'"));
+    rig.gpuctl("prepare-phase 2").run().succeeds().stdout_has("started vidi").progress();
+
+    let told = &status(&rig)["services"]["voice"];
+    assert_eq!((&told["state"], &told["used_mb"]), (&json!("error"), &json!(0)));
+    assert_eq!(told["detail"], "dead: the engine could not remove it");
+    rig.gpuctl("stop voice").run().succeeds().stdout_has("voice: kept vidi");
+    for words in
+        ["start voice", "start voice --dry-run", "prepare-phase 3", "prepare-phase 3 --dry-run"]
+    {
+        let refused = rig.gpuctl(words).run().fails("start_failed");
+        let refused = refused.stderr_has("voice: dead: the engine could not remove it");
+        drop(refused.stderr_has(&format!("docker rm --force {}", voice.mark())));
+    }
+    assert!(vidi.is_healthy(), "nothing was stopped for it");
+    rig.gpuctl("release-all").run().succeeds().stdout_has("stopped vidi").progress();
+}
+
+#[test]
 fn a_name_that_the_engine_could_take_for_an_option_is_refused_by_the_configuration() {
     let rig = Rig::new();
     for name in ["--help", "-v", "", "a b", "../a", "a/b", "a;b", "a\nb"] {

@@ -29,7 +29,7 @@ impl<'a> Judge<'a> {
 
     /// Whether there is a plan.
     pub fn permits(&self) -> bool {
-        use Shape::{Missing, Unknown};
+        use Shape::{Dead, Missing, Unknown};
         match self.command {
             Command::Stop { services, .. } => !self
                 .others
@@ -44,7 +44,7 @@ impl<'a> Judge<'a> {
             Command::Prepare { .. } | Command::Start { .. } => {
                 let makes_room =
                     || subsets(&self.stoppable()).iter().any(|set| self.fits_without(set));
-                self.needed.iter().all(|one| !matches!(one.shape, Missing | Unknown))
+                self.needed.iter().all(|one| !matches!(one.shape, Missing | Dead | Unknown))
                     && (self.is_there() || makes_room())
             }
         }

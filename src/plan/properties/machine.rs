@@ -57,6 +57,7 @@ pub enum Shape {
     Down,
     Stopping,
     Missing,
+    Dead,
     /// Its manager cannot be asked.
     Unknown,
 }
@@ -96,7 +97,7 @@ fn members() -> impl Strategy<Value = Member> {
     let shape = prop_oneof![
         6 => Just(Ready),
         4 => Just(Down),
-        1 => prop::sample::select(&[Starting, Failing, Paused, Stopping, Missing, Unknown][..]),
+        1 => prop::sample::select(&[Starting, Failing, Paused, Stopping, Missing, Dead, Unknown][..]),
     ];
     let held = prop_oneof![Just(None), (0_u64..=14).prop_map(Some)];
     let phases = prop::sample::subsequence(vec![1, 2], 0..=2);
@@ -110,7 +111,7 @@ fn members() -> impl Strategy<Value = Member> {
             unloads,
             shape,
             used: match shape {
-                Down | Missing => 0,
+                Down | Missing | Dead => 0,
                 _ => held.unwrap_or(vram),
             },
             hidden: hidden && matches!(shape, Ready | Starting | Failing),
@@ -160,6 +161,7 @@ impl Member {
             Shape::Down => (Presence::Down(None), State::Stopped),
             Shape::Stopping => (Presence::Stopping(String::new()), State::Stopping),
             Shape::Missing => (Presence::Missing(failure(Code::NotFound)), State::Stopped),
+            Shape::Dead => (Presence::Dead(failure(Code::StartFailed)), State::Error),
             Shape::Unknown => (Presence::Unknown(failure(Code::Unavailable)), State::Unknown),
         };
         Observed {
