@@ -1,7 +1,8 @@
 //! `gpuctl history`: what earlier calls did.
 
-use super::{Session, duration};
+use super::{Session, no_duration};
 use crate::cli::History;
+use crate::config::file::Span;
 use crate::exit::Answer;
 use crate::history::read;
 use crate::report::{HistoryReport, print};
@@ -9,11 +10,15 @@ use crate::world::host;
 use anyhow::Result;
 
 pub fn run(arguments: &History, session: &Session) -> Result<Answer> {
-    let since = arguments.since.as_deref().map(|text| duration("--since", text)).transpose()?;
-    let oldest = since.and_then(|since| host::now().checked_sub(since).ok());
+    let span = |text| Span::of_any_length(text).ok_or_else(|| no_duration("--since", text, ""));
+    let since = arguments.since.as_deref().map(span).transpose()?;
+    // Before all times, everything is later.
+    let oldest = since.and_then(|since| host::now().checked_sub(since.0).ok());
     let mut runs = read(session.config.state_dir()?)?;
+    let earlier = runs.len();
     runs.retain(|run| oldest.is_none_or(|oldest| run.began >= oldest));
     runs.drain(..runs.len().saturating_sub(arguments.lines));
-    print(&HistoryReport { runs }, &session.form)?;
+    let left_out = earlier - runs.len();
+    print(&HistoryReport { runs, left_out }, &session.form)?;
     Ok(Answer::Yes)
 }

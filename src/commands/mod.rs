@@ -69,10 +69,12 @@ impl Session {
 
 /// A duration as it was typed.
 fn duration(flag: &str, text: &str) -> crate::error::Result<Duration> {
-    Span::parse(text).map(|span| span.0).ok_or_else(|| {
-        Failure::new(Code::Usage, format!("{flag}: \"{text}\" is no duration"))
-            .hint("90s, 10m, 1h30m or a number of seconds, 7 days at most")
-    })
+    Span::parse(text).map(|span| span.0).ok_or_else(|| no_duration(flag, text, ", 7 days at most"))
+}
+
+fn no_duration(flag: &str, text: &str, limit: &str) -> Failure {
+    Failure::new(Code::Usage, format!("{flag}: \"{text}\" is no duration"))
+        .hint(format!("90s, 10m, 1h30m or a number of seconds{limit}"))
 }
 
 impl Waiting {

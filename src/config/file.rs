@@ -240,11 +240,15 @@ impl Span {
     }
 
     pub fn parse(text: &str) -> Option<Span> {
-        let span = match text.trim().parse::<u64>() {
+        Span::of_any_length(text).filter(|span| span.0 <= Span::MAX)
+    }
+
+    /// For what only looks back.
+    pub fn of_any_length(text: &str) -> Option<Span> {
+        Some(Span(match text.trim().parse::<u64>() {
             Ok(seconds) => Duration::from_secs(seconds),
             Err(_) => Duration::try_from(text.trim().parse::<jiff::SignedDuration>().ok()?).ok()?,
-        };
-        (span <= Span::MAX).then_some(Span(span))
+        }))
     }
 }
 

@@ -29,6 +29,11 @@ pub fn validate(
     if file.gpu.index.is_some() && file.gpu.uuid.is_some() {
         return Err(complain(&["gpu", "uuid"], "give either index or uuid, not both"));
     }
+    for (key, text) in [("uuid", &file.gpu.uuid), ("nvml_library", &file.gpu.nvml_library)] {
+        if text.as_ref().is_some_and(|text| text.trim().is_empty()) {
+            return Err(complain(&["gpu", key], "is empty"));
+        }
+    }
     let sizes = [("reserve_mb", Some(file.gpu.reserve_mb)), ("total_mb", file.gpu.total_mb)];
     for (key, size) in sizes {
         if size.is_some_and(|size| size > Mb::MAX) {

@@ -157,8 +157,9 @@ pub fn insufficient(
     let failure = Failure::new(
         Code::InsufficientVram,
         format!(
-            "{} needs {required}, and {available} can be had at most (beside a reserve of {}){in_the_way}",
+            "{} {} {required}, and {available} can be had at most (beside a reserve of {}){in_the_way}",
             names.join(" and "),
+            if names.len() == 1 { "needs" } else { "need" },
             config.gpu.reserve
         ),
     );

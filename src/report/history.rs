@@ -16,6 +16,9 @@ const INDENT: usize = 10;
 pub struct HistoryReport {
     /// Oldest first.
     pub runs: Vec<Run>,
+    /// Calls that were not asked for.
+    #[serde(skip)]
+    pub left_out: usize,
 }
 
 impl Report for HistoryReport {
@@ -41,7 +44,10 @@ impl Report for HistoryReport {
             }
         }
         if self.runs.is_empty() {
-            text.push_str("nothing yet\n");
+            text.push_str(match self.left_out {
+                0 => "nothing yet\n",
+                _ => "nothing of what was asked for; `gpuctl history` shows the last calls\n",
+            });
         }
         text
     }

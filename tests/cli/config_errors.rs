@@ -227,6 +227,12 @@ fn row_44_a_text_that_is_empty_or_holds_a_nul_is_refused() {
             ),
         ]);
     }
+    for key in ["uuid", "nvml_library"] {
+        for text in ["", " "] {
+            let file = format!("[gpu]\n{key} = \"{text}\"");
+            refuses(&[(&file, &format!("2: gpu.{key}"), "is empty")]);
+        }
+    }
     refuses(&[
         (&native("env = { \"A=B\" = \"1\" }"), "5: services.a.env", "\"A=B\" cannot be set"),
         (&native("env = { \"\" = \"1\" }"), "5: services.a.env", "\"\" cannot be set"),

@@ -159,6 +159,12 @@ fn the_last_calls_and_those_since_a_time_are_shown() {
     let time = serde_json::from_str::<Value>(first).unwrap()["time"].as_str().unwrap().to_owned();
     fs::write(log(&rig), text.replace(&time, "2001-02-03T04:05:06Z")).unwrap();
     assert_eq!(["", "--since 1h"].map(shown), [3, 2]);
+    let long = ["2000000h", "9999999999", "99999999999999999"];
+    assert_eq!(long.map(|span| shown(&format!("--since {span}"))), [3, 3, 3]);
+    for words in ["history -n 0", "history --since 0"] {
+        let told = rig.gpuctl(words).run().succeeds();
+        drop(told.stdout_has("nothing of what was asked for").stdout_has("`gpuctl history`"));
+    }
     rig.gpuctl("history --since soon").run().fails("usage").stderr_has("--since");
     rig.gpuctl("history").env("TZ", "UTC").run().succeeds().stdout_has("2001-02-03\n04:05:06  ");
 }

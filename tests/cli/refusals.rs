@@ -121,6 +121,8 @@ fn what_does_not_fit_is_refused_before_anything_is_stopped() {
     refuses(&rig, "start comfyui", "insufficient_vram", "in the way: vidi (priority 90, 8000 MB)");
     refuses(&rig, "start comfyui --dry-run", "insufficient_vram", "comfyui needs 20000 MB");
     refuses(&rig, "prepare-phase 5", "insufficient_vram", "giant needs 30000 MB");
+    rig.native("titan").vram(30000).phases([5]).add();
+    refuses(&rig, "prepare-phase 5", "insufficient_vram", "giant and titan need 60000 MB");
     let told = rig.gpuctl("start comfyui --json").run().fails("insufficient_vram").json();
     assert_eq!(told["error"]["details"]["blockers"][0]["service"], "vidi");
     assert!(vidi.is_healthy());
