@@ -1,6 +1,6 @@
--- One try to take the lock: {"taken", fence}, {"busy", value, pttl, ahead, arrival}, {"turn", pttl, ahead, arrival} where
--- it is free and another's turn for so long, or {"type", type}. "over" is empty as long as nothing is proved; a legacy
--- client's value may be empty too.
+-- One try to take the lock: {"taken", fence}, {"busy", value, pttl, ahead, arrival}, {"turn", pttl, ahead, arrival}
+-- where it is free and another's turn for so long, or {"type", type}. What is proved to be "over" is empty as long as
+-- nothing is; a legacy client's value may be empty too.
 local key, counter, queue, seen, called, wake, command =
     KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
 local token, before_fence, after_fence, ttl, floor, queues, arrival, over =
