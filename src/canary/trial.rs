@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 /// A canary has nothing to save.
 pub const GRACE: Duration = Duration::from_secs(1);
 
-/// Between two health checks.
+/// Between two looks.
 const POLL: Duration = Duration::from_millis(100);
 
 const LOG: &str = "canary";
@@ -128,7 +128,13 @@ impl Server {
                 canary.max_latency
             )),
             Some(Ok(())) => None,
-            Some(Err(why)) => Some(self.death().unwrap_or(why)),
+            Some(Err(why)) => {
+                // A process that ends loses its connections before it is seen to have ended.
+                let ended = Handle::open(self.child.id() as Pid);
+                let ended: Vec<_> = ended.iter().map(Handle::fd).collect();
+                wait(&ended, stop, Instant::now() + POLL);
+                Some(self.death().unwrap_or(why))
+            }
             None => Some(format!("no completion within {limit:?}")),
         };
         Ok(Tested { rejection, latency: Some(latency), oom_events: 0 })

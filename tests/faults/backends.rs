@@ -46,12 +46,14 @@ impl Place {
         release.succeeds().stdout("released\n");
     }
 
-    /// `lock acquire` of one who stands in line now, the last.
+    /// `lock acquire` of one who stands in line now, the last, and has told for whom it waits.
     #[track_caller]
     pub fn waiter(&self, words: &str) -> Running {
         let before = self.waiters();
         let waiter = self.rig.gpuctl(&format!("lock acquire {words}")).spawn();
-        until("it stands in line", || self.waiters() > before);
+        until("it stands in line", || {
+            self.waiters() > before && waiter.stderr().contains("waiting for the GPU lock")
+        });
         waiter
     }
 
