@@ -41,8 +41,10 @@ impl Environment {
 
     /// One that decides what is done, and is not to be passed over.
     pub fn text(&self, name: &str) -> Result<Option<&str>> {
-        let wrong =
-            || Failure::new(Code::Config, format!("the environment variable {name} {NO_TEXT}"));
+        let wrong = || {
+            Failure::new(Code::Config, format!("the environment variable {name} {NO_TEXT}"))
+                .hint("correct it, or unset it")
+        };
         self.raw(name).map(|value| value.to_str().ok_or_else(wrong)).transpose()
     }
 

@@ -1,5 +1,6 @@
-//! Where the GPU lock is kept, from its URL.
+//! Where the GPU lock is kept.
 
+use super::{Environment, file};
 use redis::Client;
 use std::path::PathBuf;
 
@@ -14,7 +15,17 @@ pub enum Place {
 }
 
 impl Place {
-    pub fn of_url(url: &str) -> std::result::Result<Place, String> {
+    /// From its URL, or without one the place of a file on this machine.
+    pub fn of(lock: &file::Lock, environment: &Environment) -> std::result::Result<Place, String> {
+        if let Some(url) = &lock.url {
+            return Place::of_url(url);
+        }
+        let name = format!("{}.lock", lock.key.replace('/', "_"));
+        let folder = environment.runtime_dir();
+        Ok(folder.map_or(Place::Nowhere, |folder| Place::File(folder.join(name))))
+    }
+
+    fn of_url(url: &str) -> std::result::Result<Place, String> {
         match url.split_once("://") {
             Some(("redis" | "rediss" | "redis+unix", _)) => match Client::open(url) {
                 Ok(_) => Ok(Place::Redis(url.to_owned())),

@@ -60,7 +60,7 @@ pub fn validate(
             url_is_of = Some(variable);
         }
     }
-    let place = lock_place(&file.lock, environment).map_err(|problem| match url_is_of {
+    let place = Place::of(&file.lock, environment).map_err(|problem| match url_is_of {
         Some(variable) => wrong_variable(variable, &problem),
         None => complain(&["lock", "url"], &problem),
     })?;
@@ -154,15 +154,6 @@ fn expand(
         *text = environment.expand(text).map_err(|problem| (key, problem))?;
     }
     Ok(())
-}
-
-fn lock_place(lock: &file::Lock, environment: &Environment) -> std::result::Result<Place, String> {
-    if let Some(url) = &lock.url {
-        return Place::of_url(url);
-    }
-    let name = format!("{}.lock", lock.key.replace('/', "_"));
-    let folder = environment.runtime_dir();
-    Ok(folder.map_or(Place::Nowhere, |folder| Place::File(folder.join(name))))
 }
 
 fn phases(
