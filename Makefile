@@ -18,7 +18,7 @@ demo: ## watch four services share a simulated 24 GB card (needs no GPU, no Dock
 	@examples/demo/run
 
 test: setup ## format, lints, build and all tests, with private servers that end with it
-	@tests/run
+	@tests/all
 
 test-gpu: ## the check on a real NVIDIA GPU (needs PyTorch; skipped without a GPU)
 	@tests/gpu/run

@@ -3,7 +3,7 @@
 use super::measure::{command, compare, gpuctl};
 use super::peers::{self, SEED};
 use super::report::{Row, Section, Target};
-use super::support::Rig;
+use rig::Rig;
 use std::process::Command;
 
 pub fn measure() -> Section {

@@ -4,7 +4,7 @@
 use super::measure::{gpuctl, median, run};
 use super::peers::{self, SEED};
 use super::report::{Row, Section, Target};
-use super::support::{Rig, Service, until};
+use rig::{Rig, Service, until};
 use serde_json::json;
 use std::time::Instant;
 
@@ -80,7 +80,7 @@ fn by_hand(rig: &Rig, kind: Kind, from: &Service, to: &Service) -> f64 {
     match kind {
         Kind::Native => {
             for pid in rig.processes_of(from) {
-                super::support::signal(pid, super::support::Signal::TERM);
+                rig::signal(pid, rig::Signal::TERM);
             }
         }
         Kind::Docker => drop(rig.docker(&["stop", from.mark()])),

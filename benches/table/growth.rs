@@ -3,7 +3,7 @@
 use super::measure::{Sample, command, compare, environment, gpuctl, peak_memory};
 use super::peers;
 use super::report::{Row, Section, Target};
-use super::support::{Rig, until};
+use rig::{Rig, until};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::json;
 use std::process::{Child, Command, Stdio};

@@ -3,7 +3,7 @@
 
 use super::measure::command;
 use super::report::{Row, Section, Target};
-use super::support::{Rig, works};
+use rig::{Rig, works};
 use std::fs;
 use std::process::{Command, Stdio};
 use toml::Table;

@@ -3,7 +3,7 @@
 
 use super::measure::{at, median};
 use super::report::{Row, Section, Target};
-use super::support::{Redis, Rig, until};
+use rig::{Redis, Rig, until};
 use std::io::{BufRead, BufReader};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, Sender, channel};

@@ -8,10 +8,6 @@
     clippy::disallowed_methods,
     reason = "a measurement fails by panicking, and prints what it measured"
 )]
-#![allow(dead_code, unused_imports, reason = "the tests' support has more than is measured here")]
-
-#[path = "../../tests/cli/support/mod.rs"]
-mod support;
 
 mod calls;
 mod change;

@@ -1,6 +1,6 @@
 //! Taking the time of commands: whatever is compared is measured in turn, so that the comparison holds on a noisy machine.
 
-use super::support::Rig;
+use rig::Rig;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 

@@ -1,7 +1,7 @@
 //! What gpuctl is measured beside: the Python program that it replaces, gpustat, and the floors in C.
 
 use super::measure::command;
-use super::support::Rig;
+use rig::Rig;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;

@@ -1,7 +1,7 @@
 //! A machine for tests of the lock, once with the lock in a file and once with it in Redis: where both make the same
 //! promise, one test holds both to it: `in_both_places([|place| …])`
 
-use crate::support::{LOCK_KEY, Redis, Rig, Running, until};
+use rig::{LOCK_KEY, Redis, Rig, Running, until};
 use serde_json::Value;
 use std::fs;
 use std::path::PathBuf;

@@ -1,6 +1,6 @@
 //! Work under the lock that goes on until the test says so: `gpuctl run` with a command that waits for a file.
 
-use crate::support::{Rig, Running, until};
+use rig::{Rig, Running, until};
 use std::fs;
 
 pub struct Work<'a> {

@@ -1,0 +1,368 @@
+//! What `config check` refuses: each complaint names the file, the line and the key, and the key that was meant.
+
+use rig::Rig;
+
+/// A native service with these lines besides; they begin in line 5.
+fn native(lines: &str) -> String {
+    format!("[services.a]\ntype = \"native\"\nvram_mb = 1\nstart = \"a\"\n{lines}\n")
+}
+
+/// Each text, the line and key of the complaint, and what it says.
+#[track_caller]
+fn refuses(cases: &[(&str, &str, &str)]) {
+    let rig = Rig::new();
+    for (text, place, problem) in cases {
+        rig.write_config(text);
+        eprintln!("{text}");
+        let check = rig.gpuctl("config check").run().fails("config");
+        drop(check.stderr_has(&format!("gpuctl.toml:{place}: ")).stderr_has(problem));
+    }
+}
+
+#[test]
+fn row_44_an_unknown_key_is_told_with_the_nearest_known_one() {
+    refuses(&[
+        ("[gpu]\nreserve = 1", "2: gpu.reserve", "did you mean `reserve_mb`?"),
+        ("[gpu]\nindx = 1", "2: gpu.indx", "did you mean `index`?"),
+        ("[lock]\n\nurll = \"\"", "3: lock.urll", "did you mean `url`?"),
+        ("\n\n[service.a]", "3: service", "did you mean `services`?"),
+        (&native("priorty = 1"), "5: services.a.priorty", "did you mean `priority`?"),
+        (&native("vram = 1"), "5: services.a.vram", "did you mean `vram_mb`?"),
+        (
+            &native("unload = { prest = \"vllm\", url = \"http://h\" }"),
+            "5: services.a.unload.prest",
+            "did you mean `preset`?",
+        ),
+        (&native("qqq = 1"), "5: services.a.qqq", "unknown field `qqq`, expected one of `type`"),
+    ]);
+}
+
+#[test]
+fn an_unknown_word_is_told_with_the_nearest_known_one() {
+    refuses(&[
+        ("[services.a]\ntype = \"dokcer\"", "2: services.a.type", "did you mean `docker`?"),
+        (&native("evict = \"unlod\""), "5: services.a.evict", "did you mean `unload`?"),
+        (
+            &native("unload = { preset = \"comfyu\", url = \"http://h\" }"),
+            "5: services.a.unload.preset",
+            "did you mean `comfyui`?",
+        ),
+    ]);
+}
+
+#[test]
+fn row_44_a_value_of_the_wrong_type_is_refused() {
+    refuses(&[
+        ("gpu = 1", "1: gpu", "invalid type: integer `1`"),
+        ("gpu = []", "1: gpu", "invalid type: sequence"),
+        ("lock = []", "1: lock", "invalid type: sequence"),
+        ("services.a = [\"native\"]", "1: services.a", "invalid type: sequence"),
+        ("services = []", "1: services", "expected a map"),
+        ("[gpu]\nreserve_mb = \"1024\"", "2: gpu.reserve_mb", "string \"1024\", expected"),
+        ("[gpu]\nreserve_mb = 10.5", "2: gpu.reserve_mb", "floating point `10.5`"),
+        ("[gpu]\nuuid = 1", "2: gpu.uuid", "expected a string"),
+        ("[lock]\nttl = true", "2: lock.ttl", "a duration such as \"90s\""),
+        ("[phases]\n4 = 4", "2: phases.4", "expected a string"),
+        (&native("phases = 4"), "5: services.a.phases", "expected a sequence"),
+        (&native("phases = [1, \"2\"]"), "5: services.a.phases[1]", "expected u32"),
+        (&native("env = { A = [] }"), "5: services.a.env.A", "expected a string"),
+        (&native("unload = \"http://h\""), "5: services.a.unload", "expected a table of keys"),
+        (&native("start_timeout = 1.5"), "5: services.a.start_timeout", "a duration such as"),
+        (&native("priority = \"high\""), "5: services.a.priority", "expected i64"),
+    ]);
+}
+
+#[test]
+fn row_44_a_number_that_is_out_of_bounds_is_refused() {
+    refuses(&[
+        ("[gpu]\nindex = -1", "2: gpu.index", "integer `-1`"),
+        ("[gpu]\nindex = 4294967296", "2: gpu.index", "integer `4294967296`"),
+        ("[gpu]\nreserve_mb = -1", "2: gpu.reserve_mb", "integer `-1`"),
+        ("[gpu]\nreserve_mb = 16777217", "2: gpu.reserve_mb", "more than 16777216 MB"),
+        ("[gpu]\ntotal_mb = 9223372036854775807", "2: gpu.total_mb", "more than 16777216 MB"),
+        ("[gpu]\ntotal_mb = 9223372036854775808", "2", ""),
+        ("[gpu]\ntotal_mb = 1e400", "2", ""),
+        (
+            "[services.a]\ntype = \"native\"\nvram_mb = 20000000000",
+            "3: services.a.vram_mb",
+            "more than",
+        ),
+        (&native("phases = [4294967296]"), "5: services.a.phases[0]", "integer `4294967296`"),
+        (&native("start_timeout = 0"), "5: services.a.start_timeout", "longer than nothing"),
+        (&native("stop_timeout = \"0s\""), "5: services.a.stop_timeout", "longer than nothing"),
+        (&native("start_timeout = \"8d\""), "5: services.a.start_timeout", "7 days at most"),
+        (&native("start_timeout = 604801"), "5: services.a.start_timeout", "7 days at most"),
+        (&native("stop_timeout = -1"), "5: services.a.stop_timeout", "a duration such as"),
+        (&native("stop_timeout = \"-1s\""), "5: services.a.stop_timeout", "a duration such as"),
+        (&native("stop_timeout = \"soon\""), "5: services.a.stop_timeout", "a duration such as"),
+        ("[lock]\nwait = 99999999999999999", "2: lock.wait", "7 days at most"),
+    ]);
+}
+
+#[test]
+fn row_44_text_that_is_no_toml_is_refused_with_its_line() {
+    refuses(&[
+        ("[gpu", "1", "unclosed"),
+        ("[gpu]\nindex = ", "2", ""),
+        ("[gpu]\n[gpu]", "2", "duplicate key"),
+        ("[gpu]\nindex = 0\nindex = 1", "3", "duplicate key"),
+        ("[services.a]\n\n[services.a]", "3", "duplicate key"),
+        ("{\"gpu\": {}}", "1", ""),
+        ("[gpu]\nuuid = \"GPU\0\"", "2", ""),
+        ("[gpu]\nuuid = \"GPU", "2", ""),
+    ]);
+}
+
+#[test]
+fn json_is_refused_with_line_and_key_too() {
+    let rig = Rig::new();
+    for (text, place, problem) in [
+        ("{", "1: ", "EOF"),
+        ("{\n \"gpu\": {\"reserve\": 1}}", "2: gpu.reserve: ", "did you mean `reserve_mb`?"),
+        ("{\"gpu\": {}}\n}", "2: ", "trailing characters"),
+        ("{\"gpu\":\n {\"index\": \"0\"}}", "2: gpu.index: ", "expected u32"),
+        ("{\"gpu\": {},\n \"gpu\": {}}", "2: ", "duplicate field `gpu`"),
+        (
+            "{\"services\": {\n \"a b\": {\"type\": \"native\",\"start\": \"a\", \"vram_mb\": 1}}}",
+            "2: services.a b: ",
+            "name",
+        ),
+        (
+            "{\"services\": {\"a\": {\"type\": \"native\", \"vram_mb\": 1,\n \"start\": \"a\\u0000\"}}}",
+            "2: services.a.start: ",
+            "NUL",
+        ),
+    ] {
+        eprintln!("{text}");
+        let path = rig.file("gpuctl.json", text);
+        let check = rig.gpuctl("config check --config").arg(path).run().fails("config");
+        drop(check.stderr_has(&format!("gpuctl.json:{place}")).stderr_has(problem));
+    }
+}
+
+#[test]
+fn a_service_has_the_keys_of_its_type_and_no_others() {
+    let typed = |name: &str, lines: &str| {
+        format!("[services.a]\ntype = \"{name}\"\nvram_mb = 1\n{lines}\n")
+    };
+    refuses(&[
+        ("[services.a]\nvram_mb = 1", "1: services.a", "missing field `type`"),
+        ("[services.a]\ntype = \"native\"", "1: services.a", "missing field `vram_mb`"),
+        (&typed("native", ""), "2: services.a.type", "needs the key `start`"),
+        (&typed("docker", ""), "2: services.a.type", "needs the key `container`"),
+        (&typed("systemd", ""), "2: services.a.type", "needs the key `unit`"),
+        (&native("container = \"c\""), "5: services.a.container", "belongs to type = \"docker\""),
+        (&native("unit = \"u\""), "5: services.a.unit", "belongs to type = \"systemd\""),
+        (&native("user = false"), "5: services.a.user", "belongs to type = \"systemd\""),
+        (&typed("docker", "start = \"x\""), "4: services.a.start", "belongs to type = \"native\""),
+        (&typed("docker", "match = \"x\""), "4: services.a.match", "belongs to type = \"native\""),
+        (&typed("docker", "stop = \"x\""), "4: services.a.stop", "belongs to type = \"native\""),
+        (&typed("systemd", "env.A = \"x\""), "4: services.a.env", "belongs to type = \"native\""),
+        (&typed("systemd", "cwd = \"/\""), "4: services.a.cwd", "belongs to type = \"native\""),
+        (&typed("docker", "unit = \"x\""), "4: services.a.unit", "belongs to type = \"systemd\""),
+        (&typed("docker", "container = \"-c\""), "4: services.a.container", "no container's name"),
+        (&typed("systemd", "unit = \"--now\""), "4: services.a.unit", "no unit's name"),
+        (&typed("systemd", "unit = \"a b\""), "4: services.a.unit", "no unit's name"),
+    ]);
+}
+
+#[test]
+fn keys_that_contradict_each_other_are_refused() {
+    refuses(&[
+        ("[gpu]\nindex = 0\nuuid = \"GPU-1\"", "3: gpu.uuid", "either index or uuid, not both"),
+        (&native("evict = \"unload\""), "5: services.a.evict", "needs an unload = { … } call"),
+        (
+            &native("unload = { preset = \"vllm\", url = \"http://h\", method = \"PUT\" }"),
+            "5: services.a.unload",
+            "either a preset or method and body, not both",
+        ),
+        (&native("unload = { preset = \"vllm\" }"), "5: services.a.unload", "missing field `url`"),
+        ("[phases]\n1 = \"video\"\n2 = \"video\"", "3: phases.2", "\"video\" names two phases"),
+        ("[phases]\n1 = \"a\"\n01 = \"b\"", "3: phases.01", "a phase is a number"),
+        ("[phases]\none = \"a\"", "2: phases.one", "a phase is a number"),
+        ("[phases]\n-1 = \"a\"", "2: phases.-1", "a phase is a number"),
+        ("[phases]\n1 = \"\"", "2: phases.1", "a phase's name is a word"),
+        ("[phases]\n1 = \"2\"", "2: phases.1", "a phase's name is a word"),
+        (
+            "[services.a]\ntype=\"docker\"\ncontainer=\"c\"\nvram_mb=1\n\n[services.b]\ntype=\"docker\"\ncontainer=\"c\"\nvram_mb=1",
+            "6: services.b",
+            "manages the same docker as service a",
+        ),
+        (
+            "[services.a]\ntype=\"systemd\"\nunit=\"u\"\nvram_mb=1\n[services.b]\ntype=\"systemd\"\nunit=\"u.service\"\nvram_mb=1",
+            "5: services.b",
+            "manages the same systemd as service a",
+        ),
+    ]);
+}
+
+#[test]
+fn a_name_that_is_no_plain_word_is_refused() {
+    let named = |name: &str| format!("[services.{name}]\ntype=\"native\"\nstart=\"a\"\nvram_mb=1");
+    refuses(&[
+        (&named("\"a b\""), "1: services.a b", "letters, digits"),
+        (&named("\"../a\""), "1: services.../a", "letters, digits"),
+        (&named("\"\""), "1: services.", "letters, digits"),
+        (&named("-a"), "1: services.-a", "letters, digits"),
+        (&named("\".a\""), "1: services..a", "letters, digits"),
+        (&named("\"ä\""), "1: services.ä", "letters, digits"),
+        // Told in one line, and without the escape sequence of a terminal.
+        (&named("\"a\\nb\\u001b[2J\""), "1: services.a\\nb\\u{1b}[2J", "letters, digits"),
+    ]);
+    let rig = Rig::new();
+    rig.write_config(&named("\"a-B_9.c\""));
+    rig.gpuctl("config check").run().succeeds().stdout_has("good: 1 services");
+}
+
+#[test]
+fn row_44_a_text_that_is_empty_or_holds_a_nul_is_refused() {
+    for key in ["health", "match", "stop", "cwd"] {
+        refuses(&[
+            (&native(&format!("{key} = \"\"")), &format!("5: services.a.{key}"), "is empty"),
+            (&native(&format!("{key} = \" \"")), &format!("5: services.a.{key}"), "is empty"),
+            (
+                &native(&format!("{key} = \"x\\u0000y\"")),
+                &format!("5: services.a.{key}"),
+                "holds a NUL character",
+            ),
+        ]);
+    }
+    for key in ["uuid", "nvml_library"] {
+        for text in ["", " "] {
+            let file = format!("[gpu]\n{key} = \"{text}\"");
+            refuses(&[(&file, &format!("2: gpu.{key}"), "is empty")]);
+        }
+    }
+    refuses(&[
+        (&native("env = { \"A=B\" = \"1\" }"), "5: services.a.env", "\"A=B\" cannot be set"),
+        (&native("env = { \"\" = \"1\" }"), "5: services.a.env", "\"\" cannot be set"),
+        (&native("env = { A = \"1\\u0000\" }"), "5: services.a.env", "\"A\" cannot be set"),
+    ]);
+}
+
+#[test]
+fn a_url_that_cannot_be_asked_is_refused() {
+    for url in [
+        "localhost:8188",
+        "ftp://localhost/",
+        "http://",
+        "http:///x",
+        "tcp://localhost",
+        "tcp://localhost:0",
+        "tcp://localhost:65536",
+        "tcp://:80",
+        "tcp://h:80/path",
+        "http://a b/",
+        "http://localhost:99999/",
+        "/health",
+        "file:///etc/passwd",
+    ] {
+        let problem = "not a http://, https:// or tcp://host:port URL";
+        refuses(&[(&native(&format!("health = \"{url}\"")), "5: services.a.health", problem)]);
+    }
+    refuses(&[
+        (&native("unload = { url = \"tcp://h:1\" }"), "5: services.a.unload", "not a http"),
+        (
+            &native("unload = { url = \"http://h\", method = \"A B\" }"),
+            "5: services.a.unload",
+            "no HTTP method",
+        ),
+    ]);
+    let lock = "not a redis://, rediss://, redis+unix:// or file:///path URL";
+    for url in ["localhost:6379", "redis:", "http://localhost", "file://relative", "file:/x"] {
+        refuses(&[(&format!("[lock]\nurl = \"{url}\""), "2: lock.url", lock)]);
+    }
+    for (url, why) in [
+        ("redis://localhost:99999", "no Redis URL (Redis URL did not parse); it is redis://HOST"),
+        ("redis://localhost:6379/abc", "no Redis URL (Invalid database number)"),
+        ("redis://", "no Redis URL (Missing hostname)"),
+        ("redis+unix:///x?db=a", "no Redis URL (Invalid database number)"),
+    ] {
+        refuses(&[(&format!("[lock]\nurl = \"{url}\""), "2: lock.url", why)]);
+    }
+    let rig = Rig::new();
+    for url in ["redis://h", "rediss://u:p@h:1/2", "redis://[::1]:1", "redis+unix:///x?db=1"] {
+        rig.write_config(&format!("[lock]\nurl = \"{url}\""));
+        rig.gpuctl("config check").run().succeeds().stdout_has("good");
+    }
+    for url in ["http://[::1]:80/x", "https://h/x?y=1", "tcp://[::1]:80", "tcp://h:1"] {
+        rig.write_config(&native(&format!("health = \"{url}\"")));
+        rig.gpuctl("config check").run().succeeds().stdout_has("good");
+    }
+}
+
+#[test]
+fn a_pattern_that_matches_everything_is_refused() {
+    for pattern in [
+        ".*",
+        ".",
+        "^",
+        "$",
+        "a*",
+        "x|",
+        "|x",
+        "()",
+        ".+",
+        "^.*$",
+        ".?",
+        "[a-z]",
+        "[^x]*",
+        "(x)?",
+        "python|bash|.*",
+        "x{0,3}",
+    ] {
+        let problem = "matches processes of every kind";
+        refuses(&[(&native(&format!("match = '{pattern}'")), "5: services.a.match", problem)]);
+    }
+    let rig = Rig::new();
+    for pattern in [r"python.*main\.py.*8188", "vidi_server", "^/opt/vllm ", "vidi|vllm.*serve"] {
+        rig.write_config(&native(&format!("match = '{pattern}'")));
+        rig.gpuctl("config check").run().succeeds().stdout_has("good");
+    }
+}
+
+#[test]
+fn home_and_variables_are_expanded_in_paths_commands_and_urls() {
+    let rig = Rig::new();
+    let text = "[gpu]\nnvml_library = \"$LIB/nvml.so\"\n[lock]\nurl = \"file://${LIB}/lock\"\n".to_owned()
+        + &native(
+            "health = \"http://localhost:$PORT/\"\nstop = \"~/stop $$PID\"\ncwd = \"~\"\n\
+             env = { P = \"$LIB:x\" }\nunload = { url = \"http://localhost:$PORT\", body = \"$PORT\" }\n\
+             match = \"a $PORT\"",
+        )
+        .replace("start = \"a\"", "start = \"~/start --port $PORT\"");
+    rig.write_config(&text);
+    let show = rig.gpuctl("config show --json").env("LIB", "/opt/lib").env("PORT", "8188").run();
+    let shown = show.succeeds().json();
+    let home = rig.path("home").display().to_string();
+    assert_eq!(shown["gpu"]["nvml_library"], "/opt/lib/nvml.so");
+    assert_eq!(shown["lock"]["url"], "file:///opt/lib/lock");
+    let service = &shown["services"]["a"];
+    assert_eq!(service["health"], "http://localhost:8188/");
+    assert_eq!(service["start"], format!("{home}/start --port 8188"));
+    assert_eq!(service["stop"], format!("{home}/stop $PID"));
+    assert_eq!(service["cwd"], home);
+    assert_eq!(service["env"]["P"], "/opt/lib:x");
+    assert_eq!(service["unload"]["url"], "http://localhost:8188");
+    assert_eq!(service["unload"]["body"], "$PORT", "a body is sent as it is");
+    assert_eq!(service["match"], "a $PORT", "in a pattern the dollar sign has its own meaning");
+}
+
+#[test]
+fn a_variable_that_is_not_set_is_an_error_of_its_key() {
+    let problem = "the environment variable NOWHERE is not set (write $$ for a dollar sign)";
+    refuses(&[
+        ("[gpu]\nnvml_library = \"$NOWHERE\"", "2: gpu.nvml_library", problem),
+        ("[lock]\nurl = \"redis://$NOWHERE\"", "2: lock.url", problem),
+        (&native("health = \"http://$NOWHERE\""), "5: services.a.health", problem),
+        (&native("stop = \"kill $NOWHERE\""), "5: services.a.stop", problem),
+        (&native("cwd = \"${NOWHERE}/x\""), "5: services.a.cwd", problem),
+        (&native("env = { A = \"$NOWHERE\" }"), "5: services.a.env", problem),
+        (&native("unload = { url = \"http://$NOWHERE\" }"), "5: services.a.unload", problem),
+        (
+            "[services.a]\ntype=\"native\"\nvram_mb=1\nstart=\"$NOWHERE\"",
+            "4: services.a.start",
+            problem,
+        ),
+    ]);
+}

@@ -1,0 +1,129 @@
+//! What `docs/` shows of a terminal is what happens: each section with a `console` block is played by a shell on a machine
+//! of its own, and the whole transcript compared.
+
+use regex_lite::Regex;
+use rig::Rig;
+use rig::page::{Page, Section};
+use serde_json::json;
+use toml::{Table, Value};
+
+/// Pages with transcripts, each with a test of its own.
+const PAGES: [&str; 4] = ["planning.md", "checklist.md", "lock.md", "operations.md"];
+
+/// The card and the four services that the pages describe, and programs that stand for the reader's own.
+fn machine() -> Rig {
+    let rig = Rig::new();
+    rig.card.describe(&json!({"reclaim_delay_ms": 300}));
+    for (phase, name) in
+        [("1", "crawl"), ("2", "analysis"), ("3", "speech"), ("4", "video"), ("5", "render")]
+    {
+        rig.set(&format!("phases.{phase}"), name);
+    }
+    let native = |name, vram, priority| rig.native(name).vram(vram).priority(priority);
+    let comfyui = native("comfyui", 20000, 100).phases([4]).server("--idle-vram 600").add();
+    native("cosyvoice", 4000, 50).phases([3]).add();
+    native("vidi", 4000, 40).phases([2]).add();
+    native("ollama", 18000, 10).add();
+
+    let server = comfyui.command().split(' ').next().unwrap();
+    let run = |name, vram| format!("exec {server} --name {} --vram {vram}", rig.mark(name));
+    rig.program("start_whisper", &run("whisper", 2000));
+    // Returns when it holds its memory, of which it tells.
+    let training = format!("({}) >training.log 2>&1 &", run("training", 6000));
+    let is_there = "until [ -s training.log ]; do sleep 0.02; done";
+    rig.program("start_training", &format!("{training}\n{is_there}"));
+    rig
+}
+
+/// Adds what a section shows of its configuration.
+fn configure(rig: &Rig, text: &str) {
+    let mut keys = Vec::new();
+    leaves("", Value::Table(text.parse::<Table>().unwrap()), &mut keys);
+    for (key, value) in keys {
+        rig.set(&key, value);
+    }
+}
+
+/// The values of a table, each with its key in full.
+fn leaves(key: &str, value: Value, found: &mut Vec<(String, Value)>) {
+    match value {
+        Value::Table(table) => {
+            for (name, value) in table {
+                let key = if key.is_empty() { name } else { format!("{key}.{name}") };
+                leaves(&key, value, found);
+            }
+        }
+        value => found.push((key.to_owned(), value)),
+    }
+}
+
+/// A script that types the commands of a transcript and shows what they print, `$?` included.
+fn script(transcript: &str) -> String {
+    let commands = transcript.lines().filter_map(|line| line.strip_prefix("$ "));
+    let typed = commands.map(|command| {
+        let shown = command.replace('\'', r"'\''");
+        format!("status=$?; echo '$ {shown}'; (exit $status)\n{command}\n")
+    });
+    format!("exec 2>&1\n{}exit 0\n", typed.collect::<String>())
+}
+
+/// `…` stands for any part of a line, and on a line of its own for any lines but commands.
+fn pattern(transcript: &str) -> Regex {
+    let lines = transcript.lines().map(|line| match line.trim() {
+        "…" => r"(?:\n|[^$\n].*\n)*".to_owned(),
+        _ => line.split('…').map(regex_lite::escape).collect::<Vec<_>>().join(".+") + "\n",
+    });
+    Regex::new(&format!("^{}$", lines.collect::<String>())).unwrap()
+}
+
+/// What is shown otherwise than it happens.
+fn play(section: &Section) -> Option<String> {
+    let shown = section.text_of("console");
+    if shown.is_empty() {
+        return None;
+    }
+    let rig = machine();
+    configure(&rig, &section.text_of("toml"));
+    let told = rig.shell(&script(&shown)).run().succeeds().text();
+    let title = &section.title;
+    let is_so = pattern(&shown).is_match(&told);
+    (!is_so).then(|| format!("## {title}\n{shown}\n--- and this is what happens:\n{told}"))
+}
+
+#[track_caller]
+fn play_all(page: &str) {
+    let wrong: Vec<String> = Page::read(page).sections.iter().filter_map(play).collect();
+    assert!(wrong.is_empty(), "{page} shows:\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn each_page_that_shows_a_terminal_is_played() {
+    let shows =
+        |page: &Page| page.sections.iter().any(|section| !section.text_of("console").is_empty());
+    let mut pages: Vec<String> =
+        Page::all().into_iter().filter(shows).map(|page| page.name).collect();
+    pages.sort();
+    let mut played = PAGES.map(str::to_owned);
+    played.sort();
+    assert_eq!(pages, played);
+}
+
+#[test]
+fn planning_decides_as_the_page_says() {
+    play_all(PAGES[0]);
+}
+
+#[test]
+fn the_checklist_of_the_seeds_can_be_walked() {
+    play_all(PAGES[1]);
+}
+
+#[test]
+fn the_lock_is_taken_and_given_back_as_the_page_says() {
+    play_all(PAGES[2]);
+}
+
+#[test]
+fn the_history_tells_what_the_page_says() {
+    play_all(PAGES[3]);
+}

@@ -1,0 +1,137 @@
+//! Faults of Docker's client and engine, and of how containers were made.
+
+use super::{Fault, Machine, finds, verdict};
+use rig::{Rig, Service};
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+
+/// Given the null device for a card.
+const CARD: &str = "--device /dev/null:/dev/nvidia0";
+
+/// A machine with a container, which was made with these options, where PORT is the port of its health check. None
+/// without an engine.
+#[track_caller]
+fn with_container(options: &str) -> Option<Machine> {
+    let machine = Machine::of(Rig::with_docker()?);
+    let rig = &machine.rig;
+    let voice = declare(rig);
+    rig.owns_container(voice.mark());
+    let options = options.replace("PORT", voice.url("").rsplit(':').next().unwrap());
+    let mut create = vec!["create", "--name", voice.mark()];
+    create.extend(options.split(' '));
+    create.extend([rig.engine().image(), "/bin/simserver"]);
+    rig.docker(&create);
+    Some(machine)
+}
+
+/// A container in the configuration alone.
+fn declare(rig: &Rig) -> Service {
+    rig.container("cosyvoice").vram(1000).not_installed().add()
+}
+
+#[test]
+fn of_a_container_that_is_well_made_nothing_is_found() {
+    for options in [
+        "--network host",
+        "--network bridge --publish PORT:1",
+        "--network host --restart unless-stopped",
+    ] {
+        let Some(machine) = with_container(&format!("{options} {CARD}")) else { return };
+        let report = finds(machine.doctor(), &[]);
+        for id in ["client", "engine", "permission", "container", "gpu", "ports", "restart"] {
+            assert_eq!(verdict(&report, &format!("docker.{id}")), "pass", "{id}");
+        }
+    }
+}
+
+#[test]
+fn how_a_container_was_made_is_found() {
+    let [gpu, restart, ports] =
+        ["gpu", "restart", "ports"].map(|id| format!("docker.{id} cosyvoice"));
+    let update = "docker update --restart=unless-stopped";
+    for (options, id, message, fix) in [
+        ("--network host", &gpu, "was created without a GPU", "create it anew with --gpus all"),
+        (
+            "--network host --restart always CARD",
+            &restart,
+            "with every start of the engine",
+            update,
+        ),
+        ("--network bridge --publish 1:1 CARD", &ports, "does not publish", "--publish"),
+        ("--network none CARD", &ports, "does not publish", "--network host"),
+    ] {
+        let Some(machine) = with_container(&options.replace("CARD", CARD)) else { return };
+        finds(machine.doctor(), &[("warn", id, message, fix)]);
+    }
+}
+
+#[test]
+fn a_container_with_another_card_is_found() {
+    let Some(machine) = with_container("--network host --gpus device=7") else { return };
+    let message = "was given GPU 7, and gpuctl watches GPU 0";
+    let other = ("warn", "docker.gpu cosyvoice", message, "gpu.index");
+    let no_runtime = (!has_nvidia(&machine.rig)).then_some(NO_RUNTIME);
+    finds(machine.doctor(), &[&[other], no_runtime.as_slice()].concat());
+}
+
+const NO_RUNTIME: Fault<'static> =
+    ("warn", "docker.runtime", "the engine has no NVIDIA runtime", "nvidia-ctk runtime configure");
+
+fn has_nvidia(rig: &Rig) -> bool {
+    rig.docker(&["info", "--format", "{{json .Runtimes}}"]).contains("nvidia")
+}
+
+#[test]
+fn an_engine_without_the_runtime_that_a_container_wants_is_found() {
+    let Some(machine) = with_container("--network host --gpus all") else { return };
+    let no_runtime = (!has_nvidia(&machine.rig)).then_some(NO_RUNTIME);
+    finds(machine.doctor(), no_runtime.as_slice());
+}
+
+#[test]
+fn a_container_that_is_missing_is_found() {
+    let Some(rig) = Rig::with_docker() else { return };
+    let machine = Machine::of(rig);
+    let voice = declare(&machine.rig);
+    let fix = format!("docker create --name {}", voice.mark());
+    finds(
+        machine.doctor(),
+        &[("fail", "docker.container cosyvoice", "there is no Docker container", &fix)],
+    );
+}
+
+#[test]
+fn an_engine_that_is_absent_hangs_or_forbids_is_found() {
+    let machine = Machine::new();
+    let rig = &machine.rig;
+    declare(rig);
+    let absent = ("fail", "docker.engine", "Docker cannot be reached", "systemctl start docker");
+    let report = finds(machine.doctor(), &[absent]);
+    assert_eq!(verdict(&report, "docker.container"), "skip");
+
+    let socket = rig.path("no-docker.sock");
+    let _listener = UnixListener::bind(&socket).unwrap();
+    let hangs = ("fail", "docker.engine", "did not answer within 5s", "systemctl restart docker");
+    finds(machine.doctor(), &[hangs]);
+
+    fs::set_permissions(&socket, Permissions::from_mode(0o000)).unwrap();
+    let forbids = ("fail", "docker.permission", "Docker does not let us in", "usermod -aG docker");
+    finds(machine.doctor_without_privileges(), &[forbids]);
+}
+
+#[test]
+fn a_machine_without_dockers_client_is_found() {
+    let machine = Machine::new();
+    let rig = &machine.rig;
+    declare(rig);
+    let tools = rig.path("tools");
+    fs::create_dir(&tools).unwrap();
+    for tool in ["sh", "cat"] {
+        std::os::unix::fs::symlink(format!("/usr/bin/{tool}"), tools.join(tool)).unwrap();
+    }
+    let path = format!("{}:{}", rig.path("bin").display(), tools.display());
+    let fault =
+        ("fail", "docker.client", "there is no program docker in the PATH", "install Docker's");
+    finds(machine.doctor().env("PATH", path), &[fault]);
+}

@@ -1,0 +1,100 @@
+//! What native services are started with, and found by.
+
+use super::{Machine, finds};
+use rig::until;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+
+#[test]
+fn a_start_command_that_cannot_be_run_is_found() {
+    let machine = Machine::new();
+    let rig = &machine.rig;
+    let plain = rig.file("plain.sh", "#!/bin/sh\n");
+    let moved = rig.program("moved.sh", "");
+    fs::write(&moved, "#!/nowhere/venv/bin/python\n").unwrap();
+    let (plain, moved) = (plain.display(), moved.display());
+    let folder = rig.path("bin");
+    let folder = folder.display();
+    for (command, message, fix) in [
+        (
+            "/nowhere/start.sh".to_owned(),
+            "/nowhere/start.sh cannot be run: No such file",
+            "restore it",
+        ),
+        (
+            "exec env A=1 /nowhere/start.sh --x".to_owned(),
+            "/nowhere/start.sh cannot be run",
+            "services.vidi.start",
+        ),
+        (format!("{plain} &"), "plain.sh is not executable", "chmod +x"),
+        (format!("{moved}"), "wants the interpreter /nowhere/venv/bin/python", "restore it"),
+        (format!("{folder}"), "bin is no file", "services.vidi.start"),
+        (
+            "no-such-program --port 1".to_owned(),
+            "there is no program no-such-program in the PATH",
+            "install",
+        ),
+    ] {
+        rig.set("services.vidi.start", command);
+        finds(machine.doctor(), &[("fail", "native.start vidi", message, fix)]);
+    }
+    for good in ["cd /nowhere && ./x", "sh -c true", "$HOME_OF_NOBODY/x", "plain=1 moved.sh"] {
+        fs::write(rig.path("bin/moved.sh"), "#!/bin/sh\n").unwrap();
+        rig.set("services.vidi.start", good.replace('$', "$$"));
+        finds(machine.doctor(), &[]);
+    }
+}
+
+#[test]
+fn a_relative_start_command_is_looked_for_in_the_services_folder() {
+    let machine = Machine::new();
+    let rig = &machine.rig;
+    rig.set("services.vidi.start", "./start.sh");
+    rig.set("services.vidi.cwd", rig.path("bin").to_str().unwrap());
+    finds(machine.doctor(), &[("fail", "native.start vidi", "bin/./start.sh", "restore it")]);
+    rig.program("start.sh", "");
+    finds(machine.doctor(), &[]);
+}
+
+#[test]
+fn a_folder_and_a_stop_command_that_are_missing_are_found() {
+    let machine = Machine::new();
+    machine.rig.set("services.vidi.cwd", "/nowhere/ComfyUI");
+    machine.rig.set("services.vidi.stop", "/nowhere/stop.sh");
+    let folder =
+        ("fail", "native.folder vidi", "there is no folder /nowhere/ComfyUI", "services.vidi.cwd");
+    let stop = ("fail", "native.stop vidi", "/nowhere/stop.sh", "services.vidi.stop");
+    finds(machine.doctor(), &[folder, stop]);
+}
+
+#[test]
+fn a_stranger_that_a_pattern_matches_is_found_also_while_the_service_runs() {
+    let machine = Machine::new();
+    let rig = &machine.rig;
+    let mark = rig.mark("log");
+    rig.set("services.vidi.match", format!("simserver.*{}|{mark}", rig.mark("vidi")));
+    let stranger = rig.by_hand(&format!("sh -c 'while :; do sleep 1000; done' {mark}"));
+    let command_line = format!("/proc/{}/cmdline", stranger.pid());
+    until("it runs", || fs::read_to_string(&command_line).unwrap().starts_with("sh\0-c\0while"));
+    let named = format!("{} (sh)", stranger.pid());
+    let taken = ("warn", "native.strangers vidi", named.as_str(), "services.vidi.match");
+    let report = finds(machine.doctor(), &[taken]);
+    assert!(report.to_string().contains("gpuctl would take it for it, and end it"), "{report:#}");
+
+    // Under a mark of its own it is proven to be the service.
+    rig.set("services.vidi.match", format!("simserver.*{}", rig.mark("vidi")));
+    rig.gpuctl("start vidi --quiet").run().succeeds();
+    rig.set("services.vidi.match", format!("simserver.*{}|{mark}", rig.mark("vidi")));
+    let report = finds(machine.doctor(), &[taken]);
+    assert!(report.to_string().contains("it is left alone while the service runs"), "{report:#}");
+}
+
+#[test]
+fn permissions_of_a_script_are_judged_as_they_are_for_the_caller() {
+    let machine = Machine::new();
+    let script = machine.rig.program("start.sh", "");
+    machine.rig.set("services.vidi.start", script.to_str().unwrap());
+    finds(machine.doctor(), &[]);
+    fs::set_permissions(&script, Permissions::from_mode(0o600)).unwrap();
+    finds(machine.doctor(), &[("fail", "native.start vidi", "is not executable", "chmod +x")]);
+}

@@ -1,0 +1,185 @@
+//! What is told while work goes on: bars on a terminal, plain lines in a pipe, nothing with `-q`, every external command
+//! with `-v`.
+
+use rig::{Rig, Terminal, until};
+use serde_json::json;
+
+/// ComfyUI runs; phase 3 wants CosyVoice in its place.
+fn before_phase_3() -> Rig {
+    let rig = Rig::new();
+    rig.native("comfyui").phases([4]).vram(20000).add();
+    rig.native("cosyvoice").phases([3]).vram(4000).priority(200).server("--warmup 300ms").add();
+    rig.set("phases.3", "speech");
+    rig.gpuctl("start comfyui -q").run().succeeds();
+    rig
+}
+
+/// A terminal of the kind that `term` names, at a shell.
+fn shell(rig: &Rig, term: &str) -> Terminal {
+    let terminal = rig.terminal("sh -i");
+    terminal.shows("ready> ");
+    terminal.types(&format!("export TERM={term}; stty cols 100; echo at-$(echo work)"));
+    terminal.shows("at-work");
+    terminal
+}
+
+#[test]
+fn in_a_pipe_each_step_is_a_plain_line_and_the_summary_is_the_result() {
+    let rig = before_phase_3();
+    let prepare = rig.gpuctl("prepare-phase 3").env("TERM", "xterm").run().succeeds();
+    let prepare = prepare
+        .stdout_has("phase 3 (speech): stopped comfyui; freed 20000 MB; started cosyvoice (");
+    assert_eq!(prepare.stderr_text(), "stopping comfyui\nreclaiming memory\nstarting cosyvoice\n");
+    let again = rig.gpuctl("prepare-phase 3").run().succeeds().stdout_has("kept cosyvoice (");
+    assert_eq!(again.stderr_text(), "");
+}
+
+#[test]
+fn run_tells_the_summary_before_its_command_and_only_if_there_was_something_to_do() {
+    let rig = before_phase_3();
+    let run = || rig.shell("gpuctl run --phase speech -- echo works 2>&1").run().succeeds().text();
+    let first = run();
+    let (told, rest) = first.split_once("phase 3 (speech): stopped comfyui; ").unwrap();
+    assert!(told.ends_with("starting cosyvoice\n"), "{first}");
+    assert!(rest.ends_with(" s)\nworks\n"), "{first}");
+    assert_eq!(run(), "works\n");
+}
+
+#[test]
+fn quiet_is_silent_but_for_errors() {
+    let rig = before_phase_3();
+    for command in [
+        "prepare-phase 3",
+        "stop cosyvoice",
+        "start comfyui",
+        "can-fit 1",
+        "stop comfyui",
+        "release-all",
+    ] {
+        rig.gpuctl(command).arg("-q").run().succeeds();
+    }
+    rig.gpuctl("can-fit -q 90000").run().exits(1);
+    rig.gpuctl("start -q nobody")
+        .run()
+        .fails("not_found")
+        .stderr_has("gpuctl: ")
+        .stderr_has("hint: ");
+    // What is asked for as such is no remark.
+    rig.gpuctl("status -q").run().succeeds().stdout_has("comfyui");
+    let json = rig.gpuctl("release-all -q --json").run().succeeds().json();
+    assert_eq!(json["success"], true);
+}
+
+#[test]
+fn a_terminal_shows_each_step_with_its_clock_its_limit_and_the_memory() {
+    let rig = before_phase_3();
+    // The driver takes its time, so that there is something to see.
+    rig.card.describe(&json!({"reclaim_delay_ms": 600}));
+    let terminal = shell(&rig, "xterm-256color");
+    terminal.types("gpuctl prepare-phase 3");
+    for text in ["reclaiming memory", " MB of 20000 MB", "starting cosyvoice", "─", " of 30.0 s"]
+    {
+        terminal.shows(text);
+    }
+    terminal.shows("phase 3 (speech): stopped comfyui; freed 20000 MB; started cosyvoice (");
+    for text in [
+        "✓\u{1b}[0m stopped comfyui",
+        "✓\u{1b}[0m reclaimed memory",
+        "✓\u{1b}[0m started cosyvoice",
+    ] {
+        terminal.shows(text);
+    }
+}
+
+#[test]
+fn without_colour_a_terminal_shows_the_same_in_the_colour_it_has() {
+    let rig = before_phase_3();
+    let terminal = shell(&rig, "xterm-256color");
+    terminal.types("NO_COLOR=1 gpuctl prepare-phase 3");
+    terminal.shows("✓ started cosyvoice");
+    terminal.shows("phase 3 (speech): ");
+    // Movements of the cursor, but no colours.
+    let shown = terminal.text();
+    assert!(shown.contains("\u{1b}[2K"), "{shown:?}");
+    let is_colour = |part: &str| {
+        part.trim_start_matches(|c: char| c.is_ascii_digit() || c == ';').starts_with('m')
+    };
+    assert!(!shown.split("\u{1b}[").skip(1).any(is_colour), "{shown:?}");
+}
+
+#[test]
+fn a_dumb_terminal_is_told_plain_lines() {
+    let rig = before_phase_3();
+    let terminal = shell(&rig, "dumb");
+    terminal.types("gpuctl prepare-phase 3");
+    terminal.shows("phase 3 (speech): ");
+    let shown = terminal.text();
+    assert!(
+        shown.contains("stopping comfyui\r\nreclaiming memory\r\nstarting cosyvoice\r\n"),
+        "{shown}"
+    );
+    assert!(!shown.contains('\u{1b}'), "{shown:?}");
+}
+
+#[test]
+fn a_step_that_fails_is_marked_on_a_terminal_and_its_error_follows() {
+    let rig = Rig::new();
+    rig.native("vidi").server("--exit-after 300ms --exit-code 3 --warmup 1h").add();
+    let terminal = shell(&rig, "xterm-256color");
+    terminal.types("gpuctl start vidi; echo code=$?.");
+    terminal.shows("✗\u{1b}[0m starting vidi");
+    terminal.shows("gpuctl: vidi: ");
+    terminal.shows("code=5.");
+}
+
+#[test]
+fn a_command_of_run_finds_the_terminal_as_it_was() {
+    let rig = before_phase_3();
+    let terminal = shell(&rig, "xterm-256color");
+    terminal
+        .types("gpuctl run cosyvoice -- sh -c 'echo first-line; echo second-line'; echo code=$?.");
+    terminal.shows("code=0.");
+    let shown = terminal.text();
+    let after = &shown[shown.rfind("second-line").unwrap()..];
+    let before = after.split("code=").next().unwrap();
+    assert!(!before.contains('\u{1b}'), "it draws over the command's output: {shown:?}");
+}
+
+#[test]
+fn verbose_shows_every_external_command_and_how_long_it_took() {
+    let rig = Rig::new();
+    rig.unit("vidi").add();
+    let started = rig.gpuctl("start vidi -v").run().succeeds().stdout_has("vidi").stderr_text();
+    assert!(started.contains("`systemctl "), "{started}");
+    assert!(
+        started.lines().any(|line| line.contains("` exited with code") && line.contains(" after ")),
+        "{started}"
+    );
+    for (variable, value) in [("GPUCTL_LOG", "gpuctl=debug"), ("RUST_LOG", "debug")] {
+        let status = rig.gpuctl("status").env(variable, value).run().succeeds().stdout_has("vidi");
+        status.stderr_has("`systemctl ");
+    }
+    // Ours has the last word.
+    rig.gpuctl("status")
+        .env("GPUCTL_LOG", "off")
+        .env("RUST_LOG", "debug")
+        .run()
+        .succeeds()
+        .stdout_has("vidi");
+}
+
+#[test]
+fn who_waits_for_the_lock_is_shown_the_holder_and_its_own_patience() {
+    let rig = Rig::new();
+    rig.native("vidi").add();
+    let token = rig.gpuctl("lock acquire somebody").run().succeeds().text();
+    let terminal = shell(&rig, "xterm-256color");
+    terminal.types("gpuctl start vidi --wait 5m; echo code=$?.");
+    terminal.shows("waiting for the GPU lock, held by somebody");
+    terminal.shows(" of 5 min");
+    rig.gpuctl("lock release --token").arg(token.trim()).run().succeeds().stdout("released\n");
+    terminal.shows("code=0.");
+    until("it is told what became of it", || {
+        terminal.text().contains("had to wait for the GPU lock")
+    });
+}

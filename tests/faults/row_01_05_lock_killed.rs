@@ -1,0 +1,109 @@
+//! Those who hold the lock or wait for it are killed, at any moment (rows 1 and 5): it can be taken afterwards, and its
+//! record is whole.
+
+use rig::{Rig, Running, Signal, on_both, until};
+use std::fs;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+const KILLS: u32 = 40;
+
+/// So many moments over a bit more than what a command takes that is not killed.
+fn moments(act: impl FnOnce()) -> Vec<Duration> {
+    let begun = Instant::now();
+    act();
+    let step = begun.elapsed().mul_f64(1.2) / KILLS;
+    (0..KILLS).map(|number| step * number).collect()
+}
+
+fn kill_after(rig: &Rig, command: &str, moment: Duration) {
+    let killed = rig.gpuctl(command).spawn();
+    sleep(moment);
+    killed.signal(Signal::KILL);
+}
+
+fn waiting(rig: &Rig, command: &str) -> Running {
+    let waiter = rig.gpuctl(command).spawn();
+    until("it waits", || waiter.stderr().contains("waiting for the GPU lock"));
+    waiter
+}
+
+/// Nothing is left of waiters that were killed.
+#[track_caller]
+fn assert_line_is_empty(rig: &Rig) {
+    let line = fs::read_dir(rig.path("run/lock.queue")).into_iter().flatten();
+    let left: Vec<_> = line.map(|entry| entry.unwrap().file_name()).collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn row_01_a_holder_that_is_killed_at_any_moment_is_followed_at_once() {
+    on_both(|rig, _| {
+        rig.native("vidi").add();
+        let command = "stop vidi --quiet";
+        for moment in moments(|| drop(rig.gpuctl(command).run().succeeds().text())) {
+            kill_after(rig, command, moment);
+            // Killed in the moment of its release, it may have woken nobody, which a second makes up for.
+            rig.release(&rig.acquire("next --wait 3"));
+        }
+        assert_line_is_empty(rig);
+    });
+}
+
+#[test]
+fn row_01_one_that_is_killed_while_it_takes_the_lock_has_it_or_not_and_nothing_in_between() {
+    on_both(|rig, _| {
+        let command = "lock acquire me --ttl 1h --quiet";
+        let moments = moments(|| rig.release(&rig.acquire("me --ttl 1h")));
+        for moment in moments {
+            kill_after(rig, command, moment);
+            if !rig.lock_is_free() {
+                assert_eq!(rig.lock_held()["holder"], "me");
+                rig.gpuctl("lock release --force").run().succeeds().stdout("released\n");
+            }
+            rig.release(&rig.acquire("next --no-wait"));
+        }
+        assert_line_is_empty(rig);
+    });
+}
+
+#[test]
+fn row_05_waiters_that_are_killed_at_any_moment_hold_up_nobody() {
+    on_both(|rig, _| {
+        let token = rig.acquire("me --ttl 1h");
+        let command = "lock acquire waiter --ttl 1h --wait 50 --quiet";
+        let refused = || {
+            let acquire = rig.gpuctl("lock acquire other --wait 10ms").run();
+            drop(acquire.fails("lock_busy").stderr_has("held by me"));
+        };
+        for moment in moments(refused) {
+            kill_after(rig, command, moment);
+        }
+        let next = waiting(rig, "lock acquire next --ttl 1h --wait 50");
+        rig.release(&token);
+        let token = next.wait().succeeds().progress().text();
+        rig.release(token.trim());
+        rig.release(&rig.acquire("last --wait 3"));
+        assert_line_is_empty(rig);
+    });
+}
+
+#[test]
+fn row_05_when_the_woken_waiter_is_killed_the_next_gets_the_lock() {
+    on_both(|rig, _| {
+        rig.native("vidi").add();
+        let mut token = rig.acquire("me --ttl 1h");
+        for number in 0..10 {
+            let first = waiting(rig, "stop vidi --wait 50");
+            let second = waiting(rig, "lock acquire second --ttl 1h --wait 50");
+            // Behind one that gives the lock back by itself.
+            rig.release(&token);
+            sleep(Duration::from_millis(number));
+            first.signal(Signal::KILL);
+            token = second.wait().succeeds().progress().text().trim().to_owned();
+            assert_eq!(rig.lock_held()["holder"], "second");
+        }
+        rig.release(&token);
+        assert_line_is_empty(rig);
+    });
+}

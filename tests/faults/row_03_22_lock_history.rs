@@ -1,0 +1,348 @@
+//! A long history of the lock: clients that come and go at random, and are killed and stopped; a lock that is deleted,
+//! and a Redis that is restarted with and without what it held. What they wrote down is judged by `history_check`.
+//!
+//! `GPUCTL_TEST_HISTORY_SECONDS=600` makes it longer, `GPUCTL_TEST_HISTORY_SEED` the same again, as far as the machine does.
+
+use super::history_check::check;
+use rig::{LOCK_KEY, Redis, Rig, Running, Signal, state, until};
+use rustix::process::{Pid, PidfdFlags, pidfd_open, pidfd_send_signal};
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::hash::{BuildHasher, RandomState};
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+/// What all write with: a line with the time since boot, in one write. (`echo` is the shell's own.)
+const STAMP: &str = r#"stamp() { read now _ </proc/uptime; echo "$now $*" >>"$HOME/history"; }"#;
+
+/// `work NAME SECONDS`, the command of a `gpuctl run`. Inside, it has the kernel's own witness that it is alone.
+const WORK: &str = r#"
+exec 9>>"$HOME/witness"
+flock --nonblock 9 || stamp clash "$1"
+trap 'is_told=1' TERM
+stamp enter "$1" "$GPUCTL_FENCE" run
+echo "$1 $$" >"$HOME/inside"
+[ -n "$is_told" ] || sleep "$2" 9>&-
+stamp leave "$1"
+"#;
+
+/// `borrow NAME SECONDS END LOCK...`: under a lock that is taken by hand. It ends with a release, or by its time or the
+/// client's death, in the middle of its work.
+const BORROW: &str = r#"
+who=$1 seconds=$2 end=$3; shift 3
+case $1 in --pid) set -- --pid $$ --ttl 1h ;; esac
+held=$(gpuctl lock acquire "$who" --json --quiet --wait 5m "$@") || exit
+token=${held#*\"token\": \"}; token=${token%%\"*}
+fence=${held#*\"fence\": }; fence=${fence%%,*}
+# Told in whole seconds.
+read now _ </proc/uptime
+status=$(gpuctl lock status --json)
+case $status in *"\"fence\": $fence"*) ;; *) exit 76 ;; esac
+left=${status#*\"ttl\": }; left=${left%%,*}
+stamp enter "$who" "$fence" until "$(awk "BEGIN { print $now + $left - 0.5 }") $now"
+sleep "$seconds"
+case $end in dies) stamp kill "$who"; kill -KILL $$ ;; esac
+stamp leave "$who"
+gpuctl lock release --quiet --token "$token" >/dev/null
+"#;
+
+/// Of those that work under `gpuctl run`, and of those that take the lock by hand.
+const RUNNERS: usize = 6;
+const BORROWERS: usize = 2;
+
+/// SplitMix64.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        (mixed ^ (mixed >> 31)) % limit
+    }
+
+    fn one_of<T: Copy>(&mut self, these: &[T]) -> Option<T> {
+        (!these.is_empty()).then(|| these[self.below(these.len() as u64) as usize])
+    }
+
+    fn millis(&mut self, limit: u64) -> Duration {
+        Duration::from_millis(self.below(limit))
+    }
+}
+
+/// One who wants the lock once.
+struct Turn {
+    name: String,
+    running: Running,
+    is_run: bool,
+    /// It, or its command, has been killed.
+    is_killed: bool,
+    /// The lock's place failed while it was there.
+    is_disturbed: bool,
+}
+
+/// The same one comes again and again, after a pause.
+enum Client {
+    Away { until: Instant },
+    There(Box<Turn>),
+}
+
+/// What happens to the lock's place.
+#[derive(Clone, Copy, PartialEq)]
+enum Place {
+    File,
+    /// It comes back empty.
+    Forgetful,
+    /// It comes back with all that it held.
+    Durable,
+}
+
+struct History<'a> {
+    rig: &'a Rig,
+    redis: Option<Redis>,
+    place: Place,
+    dice: Dice,
+    clients: Vec<Client>,
+    turns: usize,
+    /// To be continued then.
+    stopped: Vec<(Instant, i32)>,
+    longest_stop: u64,
+    expected: HashSet<String>,
+    /// No new turns.
+    is_closing: bool,
+}
+
+impl History<'_> {
+    fn stamp(&self, line: &str) {
+        let uptime = fs::read_to_string("/proc/uptime").unwrap();
+        let line = format!("{} {line}\n", uptime.split(' ').next().unwrap());
+        let mut file =
+            File::options().append(true).create(true).open(self.rig.path("home/history")).unwrap();
+        file.write_all(line.as_bytes()).unwrap();
+    }
+
+    fn begin(&mut self, client: usize) -> Turn {
+        self.turns += 1;
+        let name = format!("c{client}.{}", self.turns);
+        let millis = self.dice.below(400);
+        let seconds = format!("{}.{:03}", millis / 1000, millis % 1000);
+        let is_run = client < RUNNERS;
+        let running = if is_run {
+            self.rig.gpuctl(&format!("run --wait 5m vidi -- work {name} {seconds}")).spawn()
+        } else {
+            let lock = self.dice.one_of(&["--pid", "--ttl 1s", "--ttl 2s"]).unwrap();
+            let end = self.dice.one_of(&["releases", "releases", "dies"]).unwrap();
+            // Some go on for longer than they may.
+            let seconds = if self.dice.below(5) == 0 { "2.6" } else { &seconds };
+            self.rig.shell(&format!("exec borrow {name} {seconds} {end} {lock}")).spawn()
+        };
+        Turn { name, running, is_run, is_killed: false, is_disturbed: false }
+    }
+
+    /// Lets those begin whose pause is over, and judges those that have ended.
+    fn tend(&mut self) {
+        for index in 0..self.clients.len() {
+            let next = match &self.clients[index] {
+                Client::Away { until } if Instant::now() >= *until && !self.is_closing => {
+                    Client::There(Box::new(self.begin(index)))
+                }
+                Client::There(turn) if state(turn.running.pid()).is_none() => {
+                    Client::Away { until: Instant::now() + self.dice.millis(300) }
+                }
+                _ => continue,
+            };
+            if let Client::There(turn) = std::mem::replace(&mut self.clients[index], next) {
+                self.ended(*turn);
+            }
+        }
+        let is_due = |(due, _): &&(Instant, i32)| Instant::now() >= *due || self.is_closing;
+        self.stopped.iter().filter(is_due).for_each(|(_, pid)| self.signal(*pid, Signal::CONT));
+        let is_closing = self.is_closing;
+        self.stopped.retain(|(due, _)| Instant::now() < *due && !is_closing);
+    }
+
+    /// One that is still ours to signal.
+    fn signal(&self, pid: i32, signal: Signal) {
+        let turns = self.clients.iter().filter_map(|client| match client {
+            Client::There(turn) => Some(turn),
+            Client::Away { .. } => None,
+        });
+        turns.filter(|turn| turn.running.pid() == pid).for_each(|turn| turn.running.signal(signal));
+    }
+
+    fn ended(&mut self, turn: Turn) {
+        let (code, told) = turn.running.wait().ended();
+        let is_good = match code {
+            Some(0) => true,
+            // Its own death, and that of its command.
+            None => turn.is_killed || !turn.is_run,
+            Some(137) => turn.is_killed,
+            // Its time was over before it could give the lock back.
+            Some(1) => !turn.is_run,
+            Some(76) => turn.is_disturbed || !turn.is_run,
+            Some(69) => turn.is_disturbed,
+            _ => false,
+        };
+        assert!(is_good, "{} ended with {code:?}: {told}", turn.name);
+        if code == Some(0) {
+            self.expected.insert(turn.name);
+        }
+    }
+
+    fn mischief(&mut self) {
+        let runs: Vec<usize> =
+            (0..RUNNERS).filter(|index| matches!(self.clients[*index], Client::There(_))).collect();
+        let Some(victim) = self.dice.one_of(&runs) else { return };
+        match self.dice.below(10) {
+            0..4 => self.turn(victim).is_killed = true,
+            4..6 => return self.kill_command(),
+            6..8 => {
+                let due = Instant::now() + self.dice.millis(self.longest_stop);
+                let may_lose = self.longest_stop > 10_000;
+                let turn = self.turn(victim);
+                turn.is_disturbed |= may_lose;
+                let pid = turn.running.pid();
+                self.signal(pid, Signal::STOP);
+                return self.stopped.push((due, pid));
+            }
+            8 => return self.forget(),
+            _ => return self.restart(),
+        }
+        self.turn(victim).running.signal(Signal::KILL);
+    }
+
+    fn turn(&mut self, client: usize) -> &mut Turn {
+        match &mut self.clients[client] {
+            Client::There(turn) => turn,
+            Client::Away { .. } => panic!("client {client} is away"),
+        }
+    }
+
+    fn turns(&mut self) -> impl Iterator<Item = &mut Turn> {
+        self.clients.iter_mut().filter_map(|client| match client {
+            Client::There(turn) => Some(&mut **turn),
+            Client::Away { .. } => None,
+        })
+    }
+
+    /// The command alone, without its gpuctl.
+    fn kill_command(&mut self) {
+        let inside = fs::read_to_string(self.rig.path("home/inside")).unwrap_or_default();
+        let Some((name, pid)) = inside.trim_end().split_once(' ') else { return };
+        let pid: i32 = pid.parse().unwrap();
+        let Ok(handle) = pidfd_open(Pid::from_raw(pid).unwrap(), PidfdFlags::empty()) else {
+            return;
+        };
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let is_it =
+            String::from_utf8_lossy(&line).contains(&*self.rig.path("bin/work").to_string_lossy());
+        let Some(turn) = self.turns().find(|turn| is_it && turn.name == name) else { return };
+        turn.is_killed = true;
+        self.stamp(&format!("kill {name}"));
+        pidfd_send_signal(handle, Signal::KILL).ok();
+    }
+
+    /// Somebody deletes the lock, or all that is there.
+    fn forget(&mut self) {
+        // It may have been restarted just now.
+        self.redis.iter().for_each(|redis| until("Redis has loaded", || redis.is_ready()));
+        self.turns().for_each(|turn| turn.is_disturbed = true);
+        self.stamp("forget -");
+        match &self.redis {
+            Some(redis) if self.dice.below(2) == 0 => drop(redis.cli(&["DEL", LOCK_KEY])),
+            Some(redis) => drop(redis.cli(&["FLUSHALL"])),
+            None => drop(fs::remove_file(self.rig.path("run/lock.json"))),
+        }
+        self.stamp("forgotten -");
+    }
+
+    fn restart(&mut self) {
+        if self.redis.is_none() {
+            return;
+        }
+        self.turns().for_each(|turn| turn.is_disturbed = true);
+        if self.place == Place::Forgetful {
+            self.stamp("forget -");
+        }
+        self.redis.as_mut().unwrap().restart();
+        if self.place == Place::Forgetful {
+            self.stamp("forgotten -");
+        }
+        // Those that came meanwhile.
+        self.turns().for_each(|turn| turn.is_disturbed = true);
+    }
+}
+
+fn unfold(place: Place) {
+    let rig = Rig::new();
+    let redis = match place {
+        Place::File => None,
+        Place::Forgetful => Some(rig.redis()),
+        Place::Durable => Some(rig.redis_with(&["--appendonly", "yes"])),
+    };
+    // It is to be had or not for all.
+    let redis = match redis {
+        Some(None) => return,
+        redis => redis.flatten(),
+    };
+    redis.iter().for_each(|redis| rig.set("lock.url", redis.url()));
+    rig.native("vidi").add();
+    rig.gpuctl("start vidi").run().succeeds().progress().text();
+    rig.program("work", &format!("{STAMP}\n{WORK}"));
+    rig.program("borrow", &format!("{STAMP}\n{BORROW}"));
+
+    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
+    let seed = number("GPUCTL_TEST_HISTORY_SEED");
+    let seed = seed.unwrap_or_else(|| RandomState::new().hash_one("seed"));
+    let seconds = number("GPUCTL_TEST_HISTORY_SECONDS").unwrap_or(12);
+    eprintln!("GPUCTL_TEST_HISTORY_SEED={seed}");
+    let mut history = History {
+        rig: &rig,
+        redis,
+        place,
+        dice: Dice(seed),
+        clients: (0..RUNNERS + BORROWERS).map(|_| Client::Away { until: Instant::now() }).collect(),
+        turns: 0,
+        stopped: Vec::new(),
+        // In a long history for longer than the lock's time.
+        longest_stop: if seconds < 60 { 1_500 } else { 45_000 },
+        expected: HashSet::new(),
+        is_closing: false,
+    };
+    let end = Instant::now() + Duration::from_secs(seconds);
+    while Instant::now() < end {
+        let due = Instant::now() + history.dice.millis(400);
+        until("the next mischief is due", || {
+            history.tend();
+            Instant::now() >= due
+        });
+        history.mischief();
+    }
+    // Who is there now is let in.
+    history.is_closing = true;
+    until("all have ended", || {
+        history.tend();
+        history.turns().count() == 0
+    });
+    let text = fs::read_to_string(rig.path("home/history")).unwrap();
+    match check(&text, &history.expected) {
+        Ok(proof) => eprintln!("{} turns: {proof:?}", history.turns),
+        Err(fault) => panic!("{fault}\n{text}"),
+    }
+    assert!(rig.gpuctls().is_empty(), "a gpuctl is left");
+}
+
+#[test]
+fn row_03_in_a_history_of_the_file_lock_nobody_works_beside_another_and_fences_rise() {
+    unfold(Place::File);
+}
+
+#[test]
+fn row_22_in_a_history_of_a_redis_that_forgets_nobody_works_beside_another_and_fences_rise() {
+    unfold(Place::Forgetful);
+}
+
+#[test]
+fn row_03_in_a_history_of_a_redis_that_keeps_all_nobody_works_beside_another_and_fences_rise() {
+    unfold(Place::Durable);
+}

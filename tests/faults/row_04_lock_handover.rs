@@ -1,0 +1,53 @@
+//! From a release to the next holder's start (row 4): seen from the clients, with their own start and end in it.
+
+use rig::Rig;
+use std::fs;
+
+const CLIENTS: usize = 10;
+const ENTRIES: usize = 21;
+
+/// What the row promises, and what a busy machine may add to it for its own part.
+const PROMISE_MS: u64 = 100;
+const SLACK: u64 = 3;
+
+/// Enters again and again, and notes when it came and when it went: 10 ms exactly, and without a process of its own.
+const CLIENT: &str = r#"
+now() { read -r now rest </proc/uptime; }
+i=0
+while [ $i -lt ENTRIES ]; do
+    token=$(gpuctl lock acquire --quiet --wait 10m --pid $$) || exit 11
+    now; echo "$now" >>../times
+    now; echo "$now" >>../times
+    gpuctl lock release --quiet --token "$token" >/dev/null || exit 13
+    i=$((i+1))
+done
+"#;
+
+fn hand_over(rig: &Rig) {
+    let script = CLIENT.replace("ENTRIES", &ENTRIES.to_string());
+    let clients: Vec<_> = (0..CLIENTS).map(|_| rig.shell(&script).spawn()).collect();
+    clients.into_iter().for_each(|client| drop(client.wait().succeeds()));
+
+    let times = fs::read_to_string(rig.path("times")).unwrap();
+    // Of "1234.56" both parts have a fixed width.
+    let times: Vec<u64> = times.lines().map(|t| t.replace('.', "").parse().unwrap()).collect();
+    assert_eq!(times.len(), 2 * CLIENTS * ENTRIES);
+    let leave_to_enter = times[1..].chunks_exact(2).map(|pair| (pair[1] - pair[0]) * 10);
+    let mut handovers: Vec<u64> = leave_to_enter.collect();
+    handovers.sort_unstable();
+    let p99 = handovers[handovers.len() * 99 / 100];
+    assert!(p99 < PROMISE_MS * SLACK, "p99 {p99} ms of {handovers:?}");
+}
+
+#[test]
+fn row_04_a_release_of_the_file_lock_wakes_the_next() {
+    hand_over(&Rig::new());
+}
+
+#[test]
+fn row_04_a_release_of_the_redis_lock_wakes_the_next() {
+    let rig = Rig::new();
+    let Some(redis) = rig.redis() else { return };
+    rig.set("lock.url", redis.url());
+    hand_over(&rig);
+}

@@ -1,0 +1,146 @@
+//! The lock goes while its holder acts: it is deleted (row 11), or Redis loses all (rows 22 and 23).
+
+use super::backends::{Place, in_both_places};
+use super::lock_work::Work;
+use rig::{LOCK_KEY, Rig, until};
+use std::time::{Duration, Instant};
+
+/// The lock is renewed every 10 s; on a machine that has other things to do.
+const A_RENEWAL: Duration = Duration::from_secs(13);
+
+#[test]
+fn row_11_a_lock_that_is_deleted_or_taken_is_noticed_at_the_next_renewal_and_the_command_ended() {
+    in_both_places([delete, delete_and_take]);
+}
+
+fn delete(place: &Place) {
+    let work = Work::begin(&place.rig);
+    place.vanishes();
+    let deleted = Instant::now();
+    until("the command ends", || !work.goes_on());
+    assert!(deleted.elapsed() < A_RENEWAL, "{:?}", deleted.elapsed());
+    let lost = work.gpuctl.wait().fails("lock_lost");
+    lost.stderr_has("the GPU lock is lost: nobody holds it now");
+    assert_eq!(place.holder(), None);
+}
+
+fn delete_and_take(place: &Place) {
+    let work = Work::begin(&place.rig);
+    place.vanishes();
+    place.is_taken_by("another");
+    let lost = work.gpuctl.wait().fails("lock_lost");
+    lost.stderr_has("the GPU lock is lost: it is held by another");
+    place.rig.gpuctl("lock release --force").run().succeeds().stdout("released\n");
+}
+
+#[test]
+fn row_11_a_lock_that_was_deleted_since_the_last_renewal_is_noticed_in_the_end() {
+    in_both_places([|place| {
+        let rig = &place.rig;
+        rig.native("vidi").server("--warmup 2s").add();
+        let start = rig.gpuctl("start vidi --json").spawn();
+        until("it starts", || start.stderr().contains("starting vidi"));
+        place.vanishes();
+        start.wait().fails("lock_lost").progress().stdout_has("\"lock_lost\"");
+        assert_eq!(place.holder(), None);
+        // The same again finds its work done, and a free lock.
+        rig.gpuctl("start vidi").run().succeeds().progress().stdout_has("vidi");
+    }]);
+}
+
+#[test]
+fn row_22_a_server_that_comes_back_empty_is_noticed_at_the_next_renewal() {
+    let rig = Rig::new();
+    let Some(mut redis) = rig.redis() else { return };
+    rig.set("lock.url", redis.url());
+    let work = Work::begin(&rig);
+    redis.restart();
+    let restarted = Instant::now();
+    until("the command ends", || !work.goes_on());
+    assert!(restarted.elapsed() < A_RENEWAL, "{:?}", restarted.elapsed());
+    work.gpuctl.wait().fails("lock_lost").stderr_has("the GPU lock is lost");
+}
+
+/// One who comes next, after the lock's place has lost everything, is told of the command that works on, and begins
+/// when that has ended.
+fn next_waits_for_the_last(rig: &Rig, lose: impl FnOnce()) {
+    let work = Work::begin(rig);
+    lose();
+    let refused = rig.gpuctl("run --no-wait vidi -- touch ran").run().fails("lock_busy");
+    drop(refused.stderr_has("a command that lost it still works"));
+    assert!(!rig.path("home/ran").exists());
+    // One that has ended and is only not looked after yet has no command line.
+    let beside = format!("cat /proc/{}/cmdline 2>/dev/null; true", work.pid);
+    let next = rig.gpuctl("run --quiet --wait 5m vidi -- sh -c").arg(&beside).spawn();
+    next.wait().succeeds().stdout("");
+    work.gpuctl.wait().fails("lock_lost").stderr_has("the GPU lock is lost");
+    rig.assert_free_and_alone();
+}
+
+#[test]
+fn row_11_after_a_lock_was_deleted_the_next_command_begins_when_the_last_has_ended() {
+    in_both_places([|place| next_waits_for_the_last(&place.rig, || place.forgets())]);
+}
+
+#[test]
+fn row_22_after_an_empty_restart_the_next_command_begins_when_the_last_has_ended() {
+    let rig = Rig::new();
+    let Some(mut redis) = rig.redis() else { return };
+    rig.set("lock.url", redis.url());
+    next_waits_for_the_last(&rig, || redis.restart());
+}
+
+#[test]
+fn row_23_the_fence_rises_too_for_one_who_waited_while_all_was_forgotten() {
+    in_both_places([|place| {
+        let first = place.acquire("first");
+        let second = place.waiter("second --json --wait 50");
+        let third = place.waiter("third --json --wait 50");
+        place.release(&first);
+        let second = second.wait().succeeds().progress().json();
+        place.forgets();
+        let third = third.wait().succeeds().progress().json();
+        assert!(third["fence"].as_u64() > second["fence"].as_u64(), "{second} {third}");
+    }]);
+}
+
+#[test]
+fn row_22_a_server_that_came_back_empty_since_the_last_renewal_is_noticed_in_the_end() {
+    let rig = Rig::new();
+    let Some(mut redis) = rig.redis() else { return };
+    rig.set("lock.url", redis.url());
+    rig.native("vidi").server("--warmup 2s").add();
+    let start = rig.gpuctl("start vidi").spawn();
+    until("it starts", || start.stderr().contains("starting vidi"));
+    redis.restart();
+    start.wait().fails("lock_lost").stderr_has("the GPU lock is lost");
+    assert_eq!(redis.holder(), None);
+}
+
+#[test]
+fn row_23_the_fence_rises_also_when_redis_has_forgotten_everything() {
+    let rig = Rig::new();
+    let Some(mut redis) = rig.redis() else { return };
+    rig.set("lock.url", redis.url());
+    let fence = || {
+        let document = rig.gpuctl("lock acquire --json --no-wait").run().succeeds().json();
+        let release = format!("lock release --token {}", document["token"].as_str().unwrap());
+        let shown = rig.gpuctl("lock status --json").run().exits(1).json();
+        assert_eq!(shown["fence"], document["fence"]);
+        drop(rig.gpuctl(&release).run().exits(0).text());
+        document["fence"].as_u64().unwrap()
+    };
+    let mut fences = vec![fence(), fence()];
+    redis.cli(&["FLUSHALL"]);
+    fences.push(fence());
+    redis.restart();
+    fences.push(fence());
+    // Also where it is forgotten while the lock is held.
+    rig.gpuctl("lock acquire").run().succeeds().stdout_has("\n");
+    redis.cli(&["FLUSHALL"]);
+    fences.push(fence());
+    // And where only the counter goes.
+    redis.cli(&["DEL", &format!("{LOCK_KEY}:fence")]);
+    fences.push(fence());
+    assert!(fences.is_sorted_by(|one, next| one < next), "{fences:?}");
+}

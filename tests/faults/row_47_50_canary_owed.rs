@@ -1,0 +1,264 @@
+//! gpuctl and its guardian are gone in the middle of a trial, as when the machine loses its power (row 50), or production
+//! does not come back: a restore is owed, everybody is told, and `canary recover` pays it.
+
+use rig::{Rig, Running, Signal, Trial, until};
+use serde_json::json;
+use std::thread;
+use std::time::{Duration, Instant};
+
+const OWED: &str = "vllm has not been restored since";
+
+type Point = (&'static str, fn(&Trial) -> bool);
+
+/// A trial with its canary at work.
+fn in_the_middle() -> (Trial, Running) {
+    let trial = Trial::native();
+    trial.canary("--completion-delay 1h");
+    let run = trial.run().spawn();
+    until("the canary is healthy", || trial.has_told("health_ok"));
+    (trial, run)
+}
+
+/// Of all those that would put it right, and of production.
+fn lose_power(trial: &Trial, run: Running) {
+    let guardians = trial.guardians();
+    assert_eq!(guardians.len(), 1);
+    trial.kill_all(&guardians);
+    Trial::kill_group(&run);
+    drop(run);
+    let left = [trial.canary_processes(), trial.rig.processes_of(&trial.vllm)].concat();
+    trial.kill_all(&left);
+}
+
+#[track_caller]
+fn assert_recovers(trial: &Trial, when: &str) {
+    let recover = trial.rig.gpuctl("canary recover").run();
+    recover.succeeds().progress().stdout_has("vllm is back; it was away for");
+    trial.assert_all_is_well(when);
+    trial.rig.assert_lock_was_given_back();
+    let (booked, events) = (trial.booked(), trial.events());
+    assert_eq!(booked.1, [booked.0], "{when}");
+    assert!(trial.has_told("recover"), "{when}: {events:?}");
+    assert_eq!(events.last().unwrap(), "prod_restored", "{when}: {events:?}");
+
+    let again = trial.rig.gpuctl("canary recover").run();
+    again.succeeds().stdout("nothing to settle\n");
+    assert_eq!((trial.booked(), trial.events()), (booked, events), "{when}");
+    trial.run().arg("--dry-run").run().succeeds().stdout_has("pass");
+}
+
+#[track_caller]
+fn status(trial: &Trial) -> serde_json::Value {
+    trial.rig.gpuctl("canary status --json").run().succeeds().json()
+}
+
+#[test]
+fn row_50_after_a_loss_of_power_at_each_stage_recover_brings_production_back_and_books_once() {
+    let points: [Point; 5] = [
+        ("there is a journal", |trial| trial.journal().is_some()),
+        ("production is being taken away", |trial| trial.stage().as_deref() == Some("away")),
+        ("the canary runs", |trial| !trial.canary_processes().is_empty()),
+        ("it is at restoring", |trial| trial.stage().as_deref() == Some("restoring")),
+        ("production starts", |trial| {
+            trial.has_told("canary_stopped") && !trial.rig.processes_of(&trial.vllm).is_empty()
+        }),
+    ];
+    for (point, is_reached) in points {
+        let trial = Trial::native();
+        trial.canary("--completion-delay 300ms");
+        let run = trial.run().spawn();
+        until(point, || is_reached(&trial));
+        // The whole of it at once, or the guardian would do its work.
+        run.signal(Signal::STOP);
+        lose_power(&trial, run);
+        assert_eq!(status(&trial)["restore_owed"], true, "{point}");
+        assert_recovers(&trial, point);
+    }
+}
+
+#[test]
+fn row_50_production_that_somebody_has_started_again_is_left_alone_and_booked_for_what_it_was_away()
+{
+    let begun = Instant::now();
+    let (trial, run) = in_the_middle();
+    run.signal(Signal::STOP);
+    lose_power(&trial, run);
+    trial.rig.gpuctl("start vllm --quiet").run().succeeds();
+    let back = begun.elapsed();
+    let servers = trial.rig.processes_of(&trial.vllm);
+    // Until now it was away for longer than until it was back, whenever that began.
+    thread::sleep(back);
+    assert_recovers(&trial, "started by hand");
+    assert_eq!(trial.rig.processes_of(&trial.vllm), servers, "it was stopped once more");
+    let (used, back) = (trial.booked().0, back.as_secs_f64());
+    assert!(used < back, "booked {used} s, and it was back after {back} s");
+}
+
+#[test]
+fn row_50_a_journal_of_another_boot_is_owed_whoever_has_its_pids_now() {
+    let (trial, run) = in_the_middle();
+    lose_power(&trial, run);
+    let mut journal = trial.journal().unwrap();
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+    let start: u64 = stat.rsplit(')').next().unwrap().split(' ').nth(20).unwrap().parse().unwrap();
+    let me = json!([{"pid": std::process::id(), "pid_start": start}]);
+    journal["keepers"] = me;
+    trial.write_journal(&journal);
+    assert_eq!(status(&trial)["restore_owed"], false, "one of its keepers lives");
+
+    journal["boot"] = "01234567-89ab-cdef-0123-456789abcdef".into();
+    trial.write_journal(&journal);
+    assert_eq!(status(&trial)["restore_owed"], true);
+    trial.run().run().fails("lock_busy").stderr_has(OWED);
+    assert_recovers(&trial, "another boot");
+}
+
+#[test]
+fn row_50_every_command_that_acts_says_that_a_restore_is_owed_and_the_others_work() {
+    let (trial, run) = in_the_middle();
+    trial.rig.native("voice").phases([3]).add();
+    lose_power(&trial, run);
+    let rig = &trial.rig;
+    rig.gpuctl("status").run().succeeds().stdout_has("vllm");
+    rig.gpuctl("can-fit 1000").run().succeeds().stdout_has("");
+    rig.gpuctl("canary status")
+        .run()
+        .succeeds()
+        .stdout_has("a restore is owed: `gpuctl canary recover`");
+    rig.gpuctl("canary check --set vllm_memory_util=0.75").run().succeeds().stdout_has("pass");
+    rig.gpuctl("lock status").run().succeeds().stdout_has("free");
+
+    let run = rig.gpuctl("canary run --set vllm_memory_util=0.75 --now --json").run();
+    let refusal = run.fails("lock_busy").json();
+    assert!(refusal["error"]["message"].as_str().unwrap().contains(OWED), "{refusal}");
+    assert!(refusal["error"]["hint"].as_str().unwrap().contains("canary recover"), "{refusal}");
+
+    let acting = [
+        ("prepare-phase 3 --dry-run", "voice"),
+        ("prepare-phase 3", "started voice"),
+        ("start voice", "voice"),
+        ("stop voice", "stopped voice"),
+        ("run voice -- true", ""),
+        ("release-all", "stopped voice"),
+    ];
+    for (words, told) in acting {
+        let outcome = rig.gpuctl(words).run().succeeds().stderr_has(OWED);
+        drop(outcome.stderr_has("`gpuctl canary recover` puts it right").stdout_has(told));
+    }
+    assert_recovers(&trial, "after other commands");
+    rig.gpuctl("stop voice").run().succeeds().stdout_has("voice");
+}
+
+#[test]
+fn row_47_gpuctl_and_its_guardian_killed_recover_ends_the_canary_too() {
+    let (trial, run) = in_the_middle();
+    trial.kill_all(&trial.guardians());
+    Trial::kill_group(&run);
+    drop(run);
+    assert_eq!(trial.canary_processes().len(), 1);
+    trial.rig.gpuctl("start vllm --dry-run").run().stderr_has(OWED).fails("insufficient_vram");
+    assert_recovers(&trial, "the canary runs still");
+}
+
+#[test]
+fn row_50_of_two_that_recover_at_once_one_brings_production_back_and_it_stays() {
+    let (trial, run) = in_the_middle();
+    lose_power(&trial, run);
+    let prober = trial.probe();
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let recover = trial.rig.gpuctl("canary recover --quiet").run();
+                recover.succeeds().stdout_has("");
+            });
+        }
+    });
+    let absences = prober.absences();
+    assert_eq!(absences.len(), 1, "production went away again: {absences:?}");
+    let restored = trial.events().iter().filter(|event| *event == "prod_restored").count();
+    assert_eq!(restored, 1, "{:?}", trial.events());
+    trial.assert_all_is_well("recovered twice");
+}
+
+/// Production, which starts only where there is no file `broken`.
+fn breakable(restore_sla: &str, start_timeout: &str) -> Trial {
+    let trial = Trial::new(Rig::new(), |rig| rig.native("vllm").server("--warmup 400ms"));
+    let broken = trial.rig.path("broken");
+    let start = format!("test ! -e {} && exec {}", broken.display(), trial.vllm.command());
+    trial.rig.set("services.vllm.start", start);
+    trial.rig.set("services.vllm.start_timeout", start_timeout);
+    trial.rig.set("canary.restore_sla", restore_sla);
+    trial.canary("--completion-delay 300ms");
+    trial
+}
+
+#[track_caller]
+fn break_it(trial: &Trial) {
+    until("production is away", || trial.has_told("prod_stopped"));
+    trial.rig.file("broken", "");
+}
+
+#[track_caller]
+fn repair(trial: &Trial) {
+    trial.rig.set("canary.restore_sla", "20s");
+    std::fs::remove_file(trial.rig.path("broken")).unwrap();
+}
+
+#[test]
+fn production_that_does_not_come_back_is_5_and_owed_until_recover_brings_it_back() {
+    let trial = breakable("1s", "3s");
+    let run = trial.rig.gpuctl("canary run --set vllm_memory_util=0.75 --json").spawn();
+    break_it(&trial);
+    let failure = run.wait().fails("start_failed").stderr_has("vllm was not back within 1s").json();
+    let canary = &failure["error"]["details"]["canary"];
+    assert_eq!(canary["restored"], false, "{failure}");
+    let restore_seconds = canary["restore_seconds"].as_f64().unwrap();
+    assert!((3.0..8.0).contains(&restore_seconds), "its start_timeout is 3 s: {failure}");
+    assert!(failure["error"]["message"].as_str().unwrap().contains("has not come back"));
+    assert!(failure["error"]["hint"].as_str().unwrap().contains("canary recover"), "{failure}");
+    let events = trial.events();
+    assert!(trial.has_told("restore_sla_missed") && !trial.has_told("prod_restored"), "{events:?}");
+    assert_eq!(trial.promotions(), 0);
+    trial.rig.assert_lock_was_given_back();
+    assert_eq!(status(&trial)["restore_owed"], true);
+
+    trial.rig.gpuctl("canary recover").run().fails("start_failed").stderr_has("not come back");
+    assert_eq!(status(&trial)["restore_owed"], true);
+    repair(&trial);
+    assert_recovers(&trial, "repaired");
+}
+
+#[test]
+fn row_47_a_guardian_whose_production_does_not_come_back_leaves_it_owed() {
+    let trial = breakable("1s", "2s");
+    trial.canary("--completion-delay 1h");
+    let run = trial.run().spawn();
+    break_it(&trial);
+    until("the canary is healthy", || trial.has_told("health_ok"));
+    Trial::kill_group(&run);
+    drop(run);
+    until("its guardian gives up", || trial.guardians().is_empty());
+    assert_eq!(status(&trial)["restore_owed"], true);
+    assert_eq!(trial.canary_processes(), [0; 0]);
+    trial.rig.assert_lock_was_given_back();
+    repair(&trial);
+    assert_recovers(&trial, "repaired");
+}
+
+#[test]
+fn production_that_comes_back_late_is_told_and_the_verdict_stands() {
+    let trial = breakable("300ms", "30s");
+    let run = trial.run().spawn();
+    break_it(&trial);
+    until("production is being started", || trial.stage().as_deref() == Some("restoring"));
+    let since = Instant::now();
+    until("its time is over", || since.elapsed() > Duration::from_millis(400));
+    repair(&trial);
+    run.wait()
+        .succeeds()
+        .stdout_has("passed")
+        .stderr_has("warning: vllm was not back within 300ms");
+    assert!(trial.has_told("restore_sla_missed") && trial.has_told("prod_restored"));
+    assert_eq!(trial.promotions(), 1);
+    trial.assert_all_is_well("late");
+}

@@ -1,0 +1,165 @@
+//! The line of those who wait for the lock: served in the order of their arrival, whoever else gives up, and at a cost
+//! that is none.
+
+use rig::{Invocation, Outcome, Rig, Running, Signal, on_both, until};
+use std::fs;
+
+/// Takes the lock; gives its token.
+fn hold(rig: &Rig) -> String {
+    rig.gpuctl("lock acquire holder --ttl 10m").run().succeeds().text().trim().to_owned()
+}
+
+fn release(rig: &Rig, token: &str) {
+    rig.gpuctl("lock release --token").arg(token).run().succeeds().stdout_has("released");
+}
+
+/// Waits in line, tells when it is its turn, and goes.
+fn client(name: &str) -> String {
+    format!(
+        "token=$(gpuctl lock acquire {name} --wait 10m --pid $$) || exit 11
+        echo {name} >>../served
+        gpuctl lock release --quiet --token $token >/dev/null"
+    )
+}
+
+fn served(rig: &Rig) -> Vec<String> {
+    let served = fs::read_to_string(rig.path("served")).unwrap_or_default();
+    served.lines().map(str::to_owned).collect()
+}
+
+/// Starts one after the other, each when the one before is in line.
+fn queue_up(invocations: impl IntoIterator<Item = Invocation>) -> Vec<Running> {
+    let queue_up = |invocation: Invocation| {
+        let waiter = invocation.spawn();
+        until("it waits", || waiter.stderr().contains("waiting for the GPU lock"));
+        waiter
+    };
+    invocations.into_iter().map(queue_up).collect()
+}
+
+#[test]
+fn those_who_wait_are_served_in_the_order_of_their_arrival() {
+    on_both(|rig, _| {
+        let token = hold(rig);
+        let names: Vec<_> = (0..15).map(|number| format!("w{number}")).collect();
+        let clients = queue_up(names.iter().map(|name| rig.shell(&client(name))));
+        release(rig, &token);
+        clients.into_iter().for_each(|client| drop(client.wait().succeeds().progress()));
+        assert_eq!(served(rig), names);
+    });
+}
+
+#[test]
+fn nobody_overtakes_those_who_wait_in_the_moment_in_which_the_lock_is_free() {
+    const OVERTAKE: &str = "while [ ! -e ../last ]; do
+            gpuctl lock acquire thief --ttl 1s HOW >/dev/null 2>&1
+            [ $? = 75 ] || echo thief >>../served
+        done
+        echo >../HOW";
+    on_both(|rig, _| {
+        let token = hold(rig);
+        // The last one keeps the lock until nobody tries any more.
+        let last = client("last").replace(
+            "echo last >>../served",
+            "echo >../last; until [ -e ../--no-wait ] && [ -e '../--wait 1ms' ]; do sleep 0.01; done",
+        );
+        let names: Vec<_> = (0..25).map(|number| format!("w{number}")).collect();
+        let clients = names.iter().map(|name| rig.shell(&client(name)));
+        let clients = queue_up(clients.chain([rig.shell(&last)]));
+        let thieves = ["--no-wait", "--wait 1ms"].map(|how| {
+            let quoted = OVERTAKE.replace("../HOW", &format!("'../{how}'"));
+            rig.shell(&quoted.replace("HOW", how)).spawn()
+        });
+        release(rig, &token);
+        clients.into_iter().for_each(|client| drop(client.wait().succeeds().progress()));
+        thieves.into_iter().for_each(|thief| drop(thief.wait().succeeds()));
+        assert_eq!(served(rig), names);
+    });
+}
+
+#[test]
+fn those_who_give_up_or_are_stopped_or_killed_leave_the_order_of_the_others_as_it_is() {
+    on_both(|rig, _| {
+        let token = hold(rig);
+        let quitter = || rig.gpuctl("lock acquire quitter --wait 10m --ttl 10m");
+        let client = |name| rig.shell(&client(name));
+        let impatient = rig.gpuctl("lock acquire impatient --wait 1s");
+        let line = [
+            quitter(),
+            client("w1"),
+            impatient,
+            client("w2"),
+            quitter(),
+            quitter(),
+            client("w3"),
+            quitter(),
+            client("w4"),
+            client("w5"),
+        ];
+        let mut line = queue_up(line).into_iter();
+        let mut next = || line.next().unwrap();
+        let (stopped, w1, impatient, w2, interrupted, killed, w3, also_stopped, w4, w5) =
+            (next(), next(), next(), next(), next(), next(), next(), next(), next(), next());
+
+        stopped.signal(Signal::STOP);
+        also_stopped.signal(Signal::STOP);
+        killed.signal(Signal::KILL);
+        interrupted.signal(Signal::INT);
+        interrupted.wait().exits(130).stderr_has("interrupted by signal 2");
+        drop(killed.wait().dies_of(9).progress());
+        impatient.wait().fails("lock_busy").stderr_has("the wait of 1s is over");
+        release(rig, &token);
+        for client in [w1, w2, w3, w4, w5] {
+            client.wait().succeeds().progress();
+        }
+        assert_eq!(served(rig), ["w1", "w2", "w3", "w4", "w5"]);
+
+        // They have lost nothing but time.
+        stopped.signal(Signal::CONT);
+        let token = stopped.wait().succeeds().progress().text();
+        also_stopped.signal(Signal::CONT);
+        release(rig, token.trim());
+        also_stopped.wait().succeeds().progress().stdout_has("");
+    });
+}
+
+/// User and system time of commands that run side by side, in milliseconds.
+fn cost_ms(rig: &Rig, commands: &[String], code: i32) -> Vec<f64> {
+    let timed = |command: &String| {
+        let script = format!("TIMEFORMAT='time %U %S'; time {command} --quiet");
+        rig.shell("exec bash -c \"$0\"").arg(script).spawn()
+    };
+    let running: Vec<_> = commands.iter().map(timed).collect();
+    running.into_iter().map(|running| time_of(running.wait().exits(code))).collect()
+}
+
+fn time_of(outcome: Outcome) -> f64 {
+    let told = outcome.stderr_text();
+    let line = told.lines().find_map(|line| line.strip_prefix("time ")).unwrap();
+    let seconds = line.split(' ').map(|part| part.parse::<f64>().unwrap());
+    seconds.sum::<f64>() * 1e3
+}
+
+/// What the wait adds to the cost of a life without one.
+fn assert_that_waiting_costs_nothing(rig: &Rig, command: &str, count: usize) {
+    let token = hold(rig);
+    let commands = |wait: &str| vec![format!("gpuctl {command} {wait}"); count];
+    let mean = |costs: Vec<f64>| costs.iter().sum::<f64>() / costs.len() as f64;
+    let waiting = mean(cost_ms(rig, &commands("--wait 10s"), 75));
+    let not_waiting = mean(cost_ms(rig, &commands("--no-wait"), 75));
+    assert!(waiting - not_waiting < 20.0, "{waiting} ms in ten seconds, {not_waiting} ms in none");
+    release(rig, &token);
+}
+
+#[test]
+fn ten_seconds_in_a_line_of_twenty_cost_less_than_20_ms_of_processor_time() {
+    on_both(|rig, _| assert_that_waiting_costs_nothing(rig, "lock acquire waiter", 20));
+}
+
+#[test]
+fn ten_seconds_before_a_start_cost_less_than_20_ms_of_processor_time() {
+    on_both(|rig, _| {
+        rig.native("vidi").add();
+        assert_that_waiting_costs_nothing(rig, "start vidi", 1);
+    });
+}

@@ -1,0 +1,85 @@
+//! gpuctl from outside: real processes, containers and units on a simulated card, judged by exit code, output and what
+//! is left in the world. One folder or file for each command, `faults` for the rows of the fault table, and one binary for
+//! all of them: built, linked and given its Docker engine once.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    clippy::disallowed_methods,
+    reason = "the rules of the program's own layers; a test fails by panicking"
+)]
+
+mod can_fit;
+mod canary {
+    pub mod bench;
+    mod check;
+    mod config;
+    mod ledger;
+    mod refusals;
+    mod run;
+    mod spare;
+}
+mod completion {
+    mod offers;
+    mod shells;
+}
+mod config {
+    mod errors;
+    mod files;
+    mod secrets;
+    mod trust;
+}
+mod docs {
+    mod endpoints;
+    mod reference;
+    mod security;
+    mod transcripts;
+}
+mod doctor;
+mod every_command {
+    mod exit_codes;
+    mod interrupt;
+    mod progress;
+    mod smoke;
+}
+mod faults;
+mod history;
+mod lock {
+    mod acting;
+    mod commands;
+    mod fence;
+    mod line;
+    mod place;
+    mod redis;
+    mod stopped;
+    mod token;
+}
+mod man;
+mod prepare_phase {
+    mod acceptance;
+    mod pipeline;
+    mod unload;
+}
+mod rigs {
+    mod machine;
+    mod redis;
+}
+mod run {
+    mod command;
+    mod job;
+    mod lost;
+    mod nested;
+    mod terminal;
+}
+mod services {
+    mod docker;
+    mod native;
+    mod systemd;
+}
+mod start;
+mod status {
+    mod fields;
+    mod metrics;
+    mod screen;
+    mod watch;
+}

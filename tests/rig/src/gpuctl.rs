@@ -1,0 +1,163 @@
+//! Running gpuctl, or a shell that does, in the rig's environment and nothing of the tester's.
+
+use crate::outcome::Outcome;
+use crate::processes;
+use rustix::process::Signal;
+use std::ffi::OsStr;
+use std::io::Read;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+/// What no invocation may take; it is killed then, and the test fails.
+pub const TIME_LIMIT: Duration = Duration::from_secs(60);
+/// Who still has our pipes this long after gpuctl's end has inherited them.
+const INHERITANCE_LIMIT: Duration = Duration::from_secs(5);
+
+/// A command line that has not been started.
+#[must_use = "nothing runs before `run` or `spawn`"]
+pub struct Invocation {
+    command: Command,
+}
+
+impl Invocation {
+    pub fn new(command: Command) -> Invocation {
+        Invocation { command }
+    }
+
+    /// One more argument, for those that hold spaces.
+    pub fn arg(mut self, argument: impl AsRef<OsStr>) -> Self {
+        self.command.arg(argument);
+        self
+    }
+
+    pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
+        self.command.env(name, value);
+        self
+    }
+
+    pub fn env_remove(mut self, name: &str) -> Self {
+        self.command.env_remove(name);
+        self
+    }
+
+    /// Runs it to its end.
+    #[track_caller]
+    pub fn run(self) -> Outcome {
+        self.spawn().wait()
+    }
+
+    /// Lets it run beside the test; ended when dropped. In a process group of its own: in the foreground of the tester's
+    /// terminal, `gpuctl run` would give that to its command.
+    pub fn spawn(mut self) -> Running {
+        let text = format!("{:?}", self.command.get_args().collect::<Vec<_>>());
+        let mut child = self
+            .command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0)
+            .spawn()
+            .unwrap();
+        Running {
+            stdout: Stream::read(child.stdout.take().unwrap()),
+            stderr: Stream::read(child.stderr.take().unwrap()),
+            child,
+            text,
+        }
+    }
+}
+
+/// An invocation under way.
+pub struct Running {
+    child: Child,
+    stdout: Stream,
+    stderr: Stream,
+    text: String,
+}
+
+impl Running {
+    pub fn pid(&self) -> i32 {
+        self.child.id() as i32
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        processes::signal(self.pid(), signal);
+    }
+
+    /// What it has printed so far.
+    pub fn stdout(&self) -> String {
+        self.stdout.text()
+    }
+
+    /// What it has told so far.
+    pub fn stderr(&self) -> String {
+        self.stderr.text()
+    }
+
+    #[track_caller]
+    pub fn wait(mut self) -> Outcome {
+        let Some(status) = self.ended() else {
+            self.child.kill().ok();
+            let (stdout, stderr) = (self.stdout.text(), self.stderr.text());
+            panic!("{} took longer than {TIME_LIMIT:?}; it said:\n{stdout}\n{stderr}", self.text);
+        };
+        let deadline = Instant::now() + INHERITANCE_LIMIT;
+        for (name, stream) in [("stdout", &self.stdout), ("stderr", &self.stderr)] {
+            while !stream.reader.is_finished() {
+                assert!(Instant::now() < deadline, "{} left its {name} to a process", self.text);
+                thread::sleep(Duration::from_millis(5));
+            }
+        }
+        let output = Output { status, stdout: self.stdout.bytes(), stderr: self.stderr.bytes() };
+        Outcome::new(&self.text, output)
+    }
+
+    fn ended(&mut self) -> Option<ExitStatus> {
+        let deadline = Instant::now() + TIME_LIMIT;
+        while Instant::now() < deadline {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return Some(status);
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        None
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+/// A pipe that is read as it fills.
+struct Stream {
+    read: Arc<Mutex<Vec<u8>>>,
+    reader: JoinHandle<()>,
+}
+
+impl Stream {
+    fn read(mut pipe: impl Read + Send + 'static) -> Stream {
+        let read = Arc::new(Mutex::new(Vec::new()));
+        let sink = Arc::clone(&read);
+        let reader = thread::spawn(move || {
+            let mut part = [0; 4096];
+            while let Ok(count @ 1..) = pipe.read(&mut part) {
+                sink.lock().unwrap().extend(&part[..count]);
+            }
+        });
+        Stream { read, reader }
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        self.read.lock().unwrap().clone()
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.bytes()).into_owned()
+    }
+}

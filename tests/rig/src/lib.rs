@@ -1,0 +1,51 @@
+//! What the tests stand on: a `Rig` is one test's own machine, with a simulated card, services of all three kinds and a
+//! `gpuctl` that sees nothing else. Everything that a rig has started ends with it, also when the test fails.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    clippy::new_without_default,
+    reason = "what the tests stand on fails them by panicking"
+)]
+
+mod bystander;
+mod canary;
+mod card;
+mod carrier;
+mod display;
+mod docker;
+mod gpuctl;
+mod locks;
+mod outcome;
+pub mod page;
+mod ports;
+mod processes;
+mod programs;
+mod proxy;
+mod redis;
+mod redis_tls;
+mod rig;
+mod services;
+mod skip;
+mod systemd;
+mod terminal;
+mod wait;
+
+pub use bystander::Bystander;
+pub use canary::Trial;
+pub use display::{Display, lines as on_terminal};
+pub use gpuctl::{Invocation, Running, TIME_LIMIT};
+pub use locks::on_both;
+pub use outcome::Outcome;
+pub use processes::{parent, signal, state};
+pub use programs::works;
+pub use proxy::Proxy;
+pub use redis::{LOCK_KEY, Redis};
+pub use rig::Rig;
+pub use rustix::process::Signal;
+pub use services::{Script, Service};
+pub use skip::python_or_skip;
+pub use skip::skip_or_fail;
+pub use systemd::Fault;
+pub use terminal::Terminal;
+pub use wait::until;

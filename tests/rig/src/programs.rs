@@ -1,0 +1,61 @@
+//! The programs that tests work with: gpuctl, and the simulated NVML library and model server, which are built on demand
+//! into the same target folder and profile, once a test run.
+
+use rustix::fs::FlockOperation;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+
+/// gpuctl, which Cargo builds before the tests and benchmarks of its package, and lays beside the folder of those.
+pub fn gpuctl() -> &'static Path {
+    static GPUCTL: OnceLock<PathBuf> = OnceLock::new();
+    GPUCTL.get_or_init(|| {
+        let program = std::env::current_exe().unwrap();
+        let gpuctl = program.parent().unwrap().with_file_name("gpuctl");
+        assert!(gpuctl.exists(), "there is no {}", gpuctl.display());
+        gpuctl
+    })
+}
+
+/// To be loaded in the place of `libnvidia-ml.so.1`.
+pub fn nvml_library() -> PathBuf {
+    built().join("libsimgpu.so")
+}
+
+pub fn simserver() -> PathBuf {
+    built().join("simserver")
+}
+
+/// Whether the machine has a program, and it says so by exit code 0.
+pub fn works(program: &str, arguments: &[&str]) -> bool {
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.status().is_ok_and(|status| status.success())
+}
+
+/// The folder of the helpers.
+fn built() -> &'static Path {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        let folder = gpuctl().parent().unwrap();
+        let profile = match folder.file_name().unwrap().to_str().unwrap() {
+            "debug" => "dev",
+            name => name,
+        };
+        // Test processes that run side by side wait for one another.
+        let lock = File::create(folder.join("gpuctl-test-helpers.lock")).unwrap();
+        rustix::fs::flock(&lock, FlockOperation::LockExclusive).unwrap();
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let status = Command::new(cargo)
+            .args(["build", "--quiet", "--package", "simgpu", "--package", "simserver"])
+            .args(["--profile", profile])
+            .args(["--manifest-path", concat!(env!("CARGO_MANIFEST_DIR"), "/../../Cargo.toml")])
+            .arg("--target-dir")
+            .arg(folder.parent().unwrap())
+            .status()
+            .unwrap();
+        assert!(status.success(), "simgpu and simserver do not build");
+        folder.to_owned()
+    })
+}

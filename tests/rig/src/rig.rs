@@ -1,0 +1,248 @@
+//! One test's own machine: a folder with everything in it, a card, a configuration, and a token that is in the name of
+//! everything that runs on it, by which it is found again and ended.
+
+use crate::bystander::Bystander;
+use crate::card::Card;
+use crate::docker::{self, Engine};
+use crate::gpuctl::Invocation;
+use crate::services::Service;
+use crate::systemd::Systemd;
+use crate::terminal::Terminal;
+use crate::{ports, processes, programs};
+use std::fs::{self, Permissions};
+use std::hash::{BuildHasher, RandomState};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Mutex, OnceLock};
+use toml::{Table, Value};
+
+pub struct Rig {
+    token: String,
+    folder: PathBuf,
+    pub card: Card,
+    engine: Option<&'static Engine>,
+    systemd: OnceLock<Systemd>,
+    config: Mutex<Table>,
+    containers: Mutex<Vec<String>>,
+    ports: Mutex<Vec<UnixListener>>,
+}
+
+impl Rig {
+    /// Native and systemd services; no Docker can be reached.
+    pub fn new() -> Rig {
+        Rig::with(None)
+    }
+
+    /// With a real Docker engine. None where there is none to be had: the test returns then, and it has been said so.
+    #[track_caller]
+    pub fn with_docker() -> Option<Rig> {
+        docker::engine_or_skip().map(|engine| Rig::with(Some(engine)))
+    }
+
+    fn with(engine: Option<&'static Engine>) -> Rig {
+        let token = format!("rig{:016x}", RandomState::new().hash_one("token"));
+        let folder = std::env::temp_dir().join(format!("gpuctl-{token}"));
+        for part in ["", "bin", "home", "state", "run"] {
+            fs::create_dir(folder.join(part)).unwrap();
+            fs::set_permissions(folder.join(part), Permissions::from_mode(0o700)).unwrap();
+        }
+        symlink(programs::gpuctl(), folder.join("bin/gpuctl")).unwrap();
+        let rig = Rig {
+            card: Card::new(&folder.join("card")),
+            token,
+            folder,
+            engine,
+            systemd: OnceLock::new(),
+            config: Mutex::default(),
+            containers: Mutex::default(),
+            ports: Mutex::default(),
+        };
+        rig.set("gpu.nvml_library", programs::nvml_library().to_str().unwrap());
+        rig
+    }
+
+    /// `name-TOKEN`: what the service's processes, its container or its unit are called.
+    pub fn mark(&self, name: &str) -> String {
+        format!("{name}-{}", self.token)
+    }
+
+    /// A place in the rig's folder.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    /// Where gpuctl keeps its state.
+    pub fn state_dir(&self) -> PathBuf {
+        self.path("state")
+    }
+
+    /// Writes a file into the rig's folder; gives its path.
+    pub fn file(&self, name: &str, content: &str) -> PathBuf {
+        let path = self.path(name);
+        fs::write(&path, content).unwrap();
+        path
+    }
+
+    /// Puts a shell script on the PATH, before all others: a program that is missing, or one to be replaced.
+    pub fn program(&self, name: &str, script: &str) -> PathBuf {
+        let path = self.file(&format!("bin/{name}"), &format!("#!/bin/sh\n{script}\n"));
+        fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
+        path
+    }
+
+    /// A TCP port that is this rig's alone.
+    pub fn port(&self) -> u16 {
+        let (port, claim) = ports::claim();
+        self.ports.lock().unwrap().push(claim);
+        port
+    }
+
+    /// Sets a key of the configuration: `rig.set("gpu.reserve_mb", 0)`, `rig.set("phases.4", "video")`.
+    pub fn set(&self, key: &str, value: impl Into<Value>) {
+        let mut config = self.config.lock().unwrap();
+        let mut parts: Vec<&str> = key.split('.').collect();
+        let last = parts.pop().unwrap();
+        let table = parts.into_iter().fold(&mut *config, |table, part| {
+            let inner = table.entry(part).or_insert_with(|| Table::new().into());
+            inner.as_table_mut().expect("a table")
+        });
+        table.insert(last.to_owned(), value.into());
+        self.write_config(&toml::to_string(&*config).unwrap());
+    }
+
+    /// Replaces the configuration file, whatever the text; `set` and services write it anew.
+    pub fn write_config(&self, text: &str) {
+        let path = self.file("gpuctl.toml", text);
+        fs::set_permissions(path, Permissions::from_mode(0o600)).unwrap();
+    }
+
+    /// gpuctl with these words as arguments.
+    pub fn gpuctl(&self, words: &str) -> Invocation {
+        let mut command = self.command(programs::gpuctl());
+        command.args(words.split_whitespace());
+        Invocation::new(command)
+    }
+
+    /// A shell command on a terminal of its own, in a session of its own: `rig.terminal("sh -i")`.
+    pub fn terminal(&self, command: &str) -> Terminal {
+        let mut session = self.command("setsid");
+        session.args(["--ctty", "sh", "-c", &format!("exec {command}")]);
+        Terminal::start(session)
+    }
+
+    /// `sh -c`, with `gpuctl` on the PATH.
+    pub fn shell(&self, script: &str) -> Invocation {
+        let mut command = self.command("sh");
+        command.args(["-c", script]);
+        Invocation::new(command)
+    }
+
+    /// Runs a command that is not gpuctl's doing beside the test, in a process group of its own:
+    /// `rig.by_hand(vidi.command())`, `rig.by_hand(&format!("tail -f {log}"))`.
+    pub fn by_hand(&self, command: &str) -> Bystander {
+        let mut shell = self.command("sh");
+        shell.args(["-c", &format!("exec {command}")]).process_group(0);
+        Bystander::start(shell)
+    }
+
+    /// The processes of a service, wherever they come from: what has its mark in the command line.
+    pub fn processes_of(&self, service: &Service) -> Vec<i32> {
+        processes::mentioning(service.mark())
+    }
+
+    /// Every gpuctl that runs on this rig, watchdogs too.
+    pub fn gpuctls(&self) -> Vec<i32> {
+        processes::running(programs::gpuctl(), &self.token)
+    }
+
+    /// Nothing of a `gpuctl run` is left: no gpuctl, no watchdog, no lock.
+    #[track_caller]
+    pub fn assert_free_and_alone(&self) {
+        let left = self.gpuctls();
+        assert!(left.is_empty(), "of gpuctl there are left: {left:?}");
+        self.gpuctl("lock status --json").run().succeeds().stdout_has("\"holder\": null");
+    }
+
+    #[track_caller]
+    pub fn assert_no_process_of(&self, service: &Service) {
+        let left = self.processes_of(service);
+        assert!(left.is_empty(), "of {} there are left: {left:?}", service.mark());
+    }
+
+    #[track_caller]
+    pub fn assert_no_out_of_memory(&self) {
+        assert_eq!(self.card.out_of_memory(), "", "a service ran out of memory");
+    }
+
+    pub fn systemd(&self) -> &Systemd {
+        self.systemd.get_or_init(|| Systemd::install(self, &self.token))
+    }
+
+    /// Docker's client, talking to the engine of this rig: `rig.docker(&["pause", service.mark()])`.
+    #[track_caller]
+    pub fn docker(&self, arguments: &[&str]) -> String {
+        self.engine().docker(arguments)
+    }
+
+    #[track_caller]
+    pub fn engine(&self) -> &'static Engine {
+        self.engine.expect("a rig made by Rig::with_docker()")
+    }
+
+    /// To be removed with the rig.
+    pub fn owns_container(&self, name: &str) {
+        self.containers.lock().unwrap().push(name.to_owned());
+    }
+
+    fn command(&self, program: impl AsRef<Path>) -> Command {
+        let inherited = std::env::var("PATH").unwrap();
+        let docker_host = match self.engine {
+            Some(engine) => engine.host().to_owned(),
+            None => format!("unix://{}", self.path("no-docker.sock").display()),
+        };
+        let mut command = Command::new(program.as_ref());
+        command
+            .env_clear()
+            .env("PATH", format!("{}:{inherited}", self.path("bin").display()))
+            .env("HOME", self.path("home"))
+            .env("XDG_RUNTIME_DIR", self.path("run"))
+            .env("GPUCTL_CONFIG", self.path("gpuctl.toml"))
+            .env("GPUCTL_STATE_DIR", self.state_dir())
+            .env("SIMGPU_DIR", self.card.folder())
+            // A lock of the rig's own, which `lock.url` stands over; root's default is the machine's.
+            .env("REDIS_URL", format!("file://{}", self.path("run/lock").display()))
+            .env("DOCKER_HOST", docker_host)
+            .current_dir(self.path("home"));
+        command
+    }
+
+    fn tell_logs(&self) {
+        for entry in fs::read_dir(self.state_dir().join("logs")).into_iter().flatten().flatten() {
+            let text = fs::read_to_string(entry.path()).unwrap_or_default();
+            eprintln!("--- {}\n{text}", entry.path().display());
+        }
+        eprintln!("--- claims refused\n{}", self.card.out_of_memory());
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.tell_logs();
+        }
+        for container in self.containers.get_mut().unwrap_or_else(|poisoned| poisoned.into_inner())
+        {
+            self.engine.inspect(|engine| engine.remove(container));
+        }
+        let all_ended = processes::end_all(&self.token);
+        self.systemd.get().inspect(|systemd| systemd.remove_control_groups());
+        let removed = fs::remove_dir_all(&self.folder);
+        if !all_ended || removed.is_err() {
+            eprintln!("LEFT BEHIND: something of {}: {removed:?}", self.folder.display());
+            assert!(std::thread::panicking(), "the rig could not be cleared away");
+        }
+    }
+}

@@ -1,0 +1,26 @@
+//! What a machine may lack: a test that needs it is skipped, loudly, or fails where it has been asked for.
+
+use crate::programs;
+use std::io::Write;
+use std::panic::Location;
+
+/// Tells that the test is skipped because there is no `what`; fails it if `GPUCTL_TEST_REQUIRE` has `requirement`.
+#[track_caller]
+pub fn skip_or_fail(requirement: &str, what: &str) {
+    let required = std::env::var("GPUCTL_TEST_REQUIRE").unwrap_or_default();
+    assert!(!required.split(',').any(|name| name == requirement), "there is no {what}");
+    let (thread, place) = (std::thread::current(), Location::caller());
+    let test = thread.name().unwrap_or_default();
+    // Not by eprintln!, which the test harness would swallow.
+    writeln!(std::io::stderr(), "SKIPPED (no {what}): {test} at {place}").ok();
+}
+
+/// Whether there is a Python to run the examples with; if not, it has been said so.
+#[track_caller]
+pub fn python_or_skip() -> bool {
+    let is_there = programs::works("python3", &["--version"]);
+    if !is_there {
+        skip_or_fail("python", "python3");
+    }
+    is_there
+}

@@ -1,0 +1,93 @@
+//! A systemd of the rig's own: a `systemctl` on its PATH that really starts and ends the servers and answers in the
+//! format of the real one, because test machines are not booted with systemd.
+
+use crate::rig::Rig;
+use crate::wait;
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+/// How `systemctl` fails.
+#[derive(Clone, Copy, Debug)]
+pub enum Fault {
+    /// All of it: the machine has another init.
+    NotBooted,
+    /// Polkit lets us look, and not act: exit code 4.
+    NoPermission,
+    /// `systemctl start` says that the job failed.
+    JobFails,
+}
+
+pub struct Systemd {
+    units: PathBuf,
+    /// The slice's folder, and its path as `/proc/PID/cgroup` has it; none where control groups cannot be made.
+    slice: Option<(PathBuf, String)>,
+}
+
+impl Systemd {
+    pub fn install(rig: &Rig, token: &str) -> Systemd {
+        let units = rig.path("systemd");
+        fs::create_dir(&units).unwrap();
+        for name in ["systemctl", "journalctl"] {
+            let path = rig.file(&format!("bin/{name}"), include_str!("systemctl.sh"));
+            fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        let name = format!("gpuctl-{token}.slice");
+        let slice = ["", "unified", "systemd"].into_iter().find_map(|hierarchy| {
+            let root = Path::new("/sys/fs/cgroup").join(hierarchy);
+            let folder = root.join(&name);
+            (root.join("cgroup.procs").exists() && fs::create_dir(&folder).is_ok())
+                .then(|| (folder, format!("/{name}")))
+        });
+        Systemd { units, slice }
+    }
+
+    pub fn install_unit(&self, unit: &str, restarts: bool, command: &str) {
+        let folder = self.units.join(unit);
+        fs::create_dir(&folder).unwrap();
+        fs::write(folder.join("command"), command).unwrap();
+        if restarts {
+            fs::write(folder.join("restarts"), "").unwrap();
+        }
+        if let Some((slice, path)) = &self.slice {
+            fs::create_dir(slice.join(unit)).unwrap();
+            fs::write(folder.join("cgroup"), slice.join(unit).to_str().unwrap()).unwrap();
+            fs::write(folder.join("group"), format!("{path}/{unit}")).unwrap();
+        }
+    }
+
+    /// What `show` tells of a unit's installation: `file=enabled`, `load=masked`.
+    pub fn installs(&self, unit: &str, facts: &str) {
+        fs::write(self.units.join(unit).join("installed"), facts).unwrap();
+    }
+
+    /// Whether units have them; where they cannot be made, what depends on them is skipped, loudly.
+    pub fn has_control_groups(&self) -> bool {
+        if self.slice.is_none() {
+            let test = std::thread::current().name().unwrap_or_default().to_owned();
+            // Not by eprintln!, which the test harness would swallow.
+            writeln!(std::io::stderr(), "SKIPPED in part (no control groups): {test}").ok();
+        }
+        self.slice.is_some()
+    }
+
+    /// From now on.
+    pub fn fails(&self, fault: Fault) {
+        fs::write(self.units.join("fault"), format!("{fault:?}")).unwrap();
+    }
+
+    /// Once nothing runs in them.
+    pub fn remove_control_groups(&self) {
+        let Some((slice, _)) = &self.slice else { return };
+        let is_removed = wait::comes(|| {
+            for unit in fs::read_dir(slice).into_iter().flatten().flatten() {
+                fs::remove_dir(unit.path()).ok();
+            }
+            fs::remove_dir(slice).is_ok()
+        });
+        if !is_removed {
+            eprintln!("LEFT BEHIND: {}", slice.display());
+        }
+    }
+}

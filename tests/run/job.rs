@@ -1,0 +1,187 @@
+//! The command of `gpuctl run` as a process: signals, what it inherits and what it leaves.
+
+use rig::{Outcome, Rig, Signal, state, until};
+use std::fs;
+
+fn with_comfyui() -> Rig {
+    let rig = Rig::new();
+    rig.native("comfyui").add();
+    rig.gpuctl("start comfyui").run().succeeds().stdout_has("comfyui").progress();
+    rig
+}
+
+/// Sends the signals to gpuctl's PID once the command says that it is ready.
+fn signalled(rig: &Rig, script: &str, signals: &[Signal]) -> Outcome {
+    rig.program("work", script);
+    let run = rig.gpuctl("run --quiet comfyui -- work").spawn();
+    until("the command is ready", || run.stdout().contains("ready"));
+    signals.iter().for_each(|signal| run.signal(*signal));
+    // A shell tells there what its children died of.
+    run.wait().stderr_has("")
+}
+
+const FORWARDED: [(Signal, &str, i32); 6] = [
+    (Signal::INT, "INT", 130),
+    (Signal::TERM, "TERM", 143),
+    (Signal::HUP, "HUP", 129),
+    (Signal::QUIT, "QUIT", 131),
+    (Signal::USR1, "USR1", 138),
+    (Signal::USR2, "USR2", 140),
+];
+
+#[test]
+fn signals_to_gpuctl_reach_the_command_which_decides() {
+    let rig = with_comfyui();
+    for (signal, name, code) in FORWARDED {
+        let handles =
+            format!("trap 'echo {name}; exit 7' {name}\necho ready; while :; do sleep 0.02; done");
+        let outcome = signalled(&rig, &handles, &[signal]);
+        outcome.exits(7).stdout(&format!("ready\n{name}\n"));
+        let does_not = "ulimit -c 0; echo ready; exec sleep 1000";
+        signalled(&rig, does_not, &[signal]).exits(code).stdout("ready\n");
+        rig.assert_free_and_alone();
+    }
+}
+
+#[test]
+fn a_command_that_takes_a_signal_for_news_goes_on() {
+    let rig = with_comfyui();
+    let script = "trap 'echo news' USR1\ntrap 'echo bye; exit 0' TERM\ntrap 'echo no' INT\n\
+                  echo ready; while :; do sleep 0.02; done";
+    rig.program("work", script);
+    let run = rig.gpuctl("run --quiet comfyui -- work").spawn();
+    until("the command is ready", || run.stdout().contains("ready"));
+    for (signal, said) in [(Signal::USR1, "news"), (Signal::INT, "no"), (Signal::INT, "no\nno")] {
+        run.signal(signal);
+        until(said, || run.stdout().contains(said));
+    }
+    run.signal(Signal::TERM);
+    let outcome = run.wait().succeeds().stdout("ready\nnews\nno\nno\nbye\n");
+    drop(outcome.stderr_has(""));
+    rig.assert_free_and_alone();
+}
+
+#[test]
+fn two_signals_in_quick_succession_both_reach_the_command() {
+    let rig = with_comfyui();
+    let script = "n=0\ntrap 'echo INT; n=$((n+1))' INT\ntrap 'echo TERM; n=$((n+1))' TERM\n\
+                  echo ready; until [ $n = 2 ]; do sleep 0.02; done; exit 9";
+    let text = signalled(&rig, script, &[Signal::INT, Signal::TERM]).exits(9).text();
+    assert!(text.contains("INT") && text.contains("TERM"), "{text}");
+    rig.assert_free_and_alone();
+}
+
+#[test]
+fn signals_reach_the_commands_children_too() {
+    let rig = with_comfyui();
+    let script = "sh -c 'trap \"echo child; exit 0\" TERM; echo ready; while :; do sleep 0.02; done' & \
+                  trap 'wait; echo parent; exit 0' TERM\nwait; wait";
+    let text = signalled(&rig, script, &[Signal::TERM]).succeeds().text();
+    assert!(text.contains("child") && text.contains("parent"), "{text}");
+}
+
+#[test]
+fn a_signal_while_the_command_starts_ends_either_it_or_gpuctl() {
+    let rig = with_comfyui();
+    rig.program("work", "echo ready; exec sleep 1000");
+    for round in 0..20 {
+        let run = rig.gpuctl("run comfyui -- work").spawn();
+        let begin = std::time::Instant::now();
+        // Whether it has come as far as the watchdog, or a little further.
+        until("gpuctl is about", || rig.gpuctls().len() > 1 || run.stdout().contains("ready"));
+        while begin.elapsed().as_micros() < round * 300 {}
+        run.signal(Signal::TERM);
+        drop(run.wait().exits(143).stdout_has("").stderr_has(""));
+        rig.assert_free_and_alone();
+    }
+}
+
+#[test]
+fn under_nohup_a_hangup_ends_neither() {
+    let rig = with_comfyui();
+    rig.program(
+        "work",
+        "echo ready; until [ -e done ]; do sleep 0.02; done; kill -HUP $$; echo survived",
+    );
+    let run = rig.shell("exec nohup gpuctl run --quiet comfyui -- work").spawn();
+    until("the command is ready", || run.stdout().contains("ready"));
+    run.signal(Signal::HUP);
+    rig.file("home/done", "");
+    run.wait().succeeds().stdout("ready\nsurvived\n");
+    rig.assert_free_and_alone();
+}
+
+#[test]
+fn closed_streams_are_no_obstacle() {
+    let rig = with_comfyui();
+    rig.shell("exec gpuctl run --quiet comfyui -- sh -c 'cat; echo ran' <&-")
+        .run()
+        .succeeds()
+        .stdout("ran\n");
+    let closed = rig.shell("exec gpuctl run --quiet comfyui -- touch ran <&- >&- 2>&-").run();
+    closed.succeeds();
+    assert!(rig.path("home/ran").exists());
+    rig.assert_free_and_alone();
+}
+
+#[test]
+fn the_command_inherits_nothing_but_its_streams_and_no_ignored_signals() {
+    let rig = with_comfyui();
+    // The tester's own may be among them.
+    let inherited = rig.shell("exec ls /proc/self/fd").run().succeeds().text();
+    rig.gpuctl("run --quiet comfyui -- ls /proc/self/fd").run().succeeds().stdout(&inherited);
+    let status = rig.gpuctl("run --quiet comfyui -- cat /proc/self/status").run().succeeds().text();
+    for mask in ["SigIgn:", "SigBlk:"] {
+        let set = status.lines().find_map(|line| line.strip_prefix(mask)).unwrap();
+        // Two above these are the C library's own.
+        let set = u64::from_str_radix(set.trim(), 16).unwrap() & 0x7fff_ffff;
+        assert_eq!(set, 0, "{mask}");
+    }
+}
+
+#[test]
+fn the_run_ends_with_the_command_whatever_runs_on_in_the_background() {
+    let rig = with_comfyui();
+    rig.program(
+        "work",
+        "sleep 1000 >/dev/null 2>&1 & echo $!; setsid sleep 1000 >/dev/null 2>&1 & echo $!",
+    );
+    let text = rig.gpuctl("run --quiet comfyui -- work").run().succeeds().text();
+    rig.assert_free_and_alone();
+    let left: Vec<i32> = text.lines().map(|line| line.parse().unwrap()).collect();
+    assert!(left.iter().all(|pid| state(*pid).is_some()), "they run on");
+    rig.gpuctl("stop comfyui").run().succeeds().stdout_has("stopped comfyui").progress();
+    assert!(left.iter().all(|pid| state(*pid).is_some()), "they were taken for the service");
+    rig.gpuctl("run --quiet comfyui -- true").run().succeeds();
+}
+
+#[test]
+fn a_command_that_somebody_stops_is_waited_for() {
+    let rig = with_comfyui();
+    rig.program("work", "echo $$; until [ -e done ]; do sleep 0.02; done");
+    let run = rig.gpuctl("run --quiet comfyui -- work").spawn();
+    until("it runs", || run.stdout().ends_with('\n'));
+    let pid = run.stdout().trim().parse().unwrap();
+    rig::signal(pid, Signal::STOP);
+    until("it is stopped", || state(pid) == Some('T'));
+    rig.gpuctl("lock status").run().exits(1).stdout_has("comfyui");
+    fs::write(rig.path("home/done"), "").unwrap();
+    rig::signal(pid, Signal::CONT);
+    run.wait().succeeds().stdout_has("");
+    rig.assert_free_and_alone();
+}
+
+#[test]
+fn a_killed_watchdog_is_no_loss_while_gpuctl_lives() {
+    let rig = with_comfyui();
+    rig.program("work", "echo ready; until [ -e done ]; do sleep 0.02; done; exit 5");
+    let run = rig.gpuctl("run --quiet comfyui -- work").spawn();
+    until("the command is ready", || run.stdout().contains("ready"));
+    let watchdogs: Vec<i32> = rig.gpuctls().into_iter().filter(|pid| *pid != run.pid()).collect();
+    assert_eq!(watchdogs.len(), 1);
+    rig::signal(watchdogs[0], Signal::KILL);
+    until("it is gone", || state(watchdogs[0]).is_none());
+    rig.file("home/done", "");
+    run.wait().exits(5).stdout("ready\n");
+    rig.assert_free_and_alone();
+}

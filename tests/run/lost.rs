@@ -1,0 +1,130 @@
+//! `gpuctl run` loses the lock while its command works: the command ends first, then gpuctl with 76.
+
+use rig::{LOCK_KEY, Rig, Signal, on_both, signal, state, until};
+
+/// Takes its time after TERM, as do its children, one of them in a session of its own.
+const STUBBORN: &str = "trap 'echo TERM' TERM
+    sh -c 'trap \"\" TERM; echo child $$; while :; do sleep 0.05; done' &
+    setsid sh -c 'trap \"\" TERM; echo child $$; while :; do sleep 0.05; done' &
+    echo child $$; while :; do sleep 0.05; done";
+
+const POLITE: &str = "trap 'echo TERM; exit 0' TERM
+    sh -c 'trap \"echo TERM; exit 0\" TERM; echo child $$; while :; do sleep 0.05; done' &
+    setsid sh -c 'trap \"echo TERM; exit 0\" TERM; echo child $$; while :; do sleep 0.05; done' &
+    echo child $$; while :; do sleep 0.05; done";
+
+fn children(text: &str) -> Vec<i32> {
+    text.lines().filter_map(|line| line.strip_prefix("child ")?.parse().ok()).collect()
+}
+
+fn lose(rig: &Rig, grace: &str, script: &str, lose: impl FnOnce()) -> String {
+    rig.native("comfyui").add();
+    rig.program("work", script);
+    let run = rig.gpuctl(&format!("run --quiet --grace {grace} comfyui -- work")).spawn();
+    until("it works", || children(&run.stdout()).len() == 3);
+    let working = children(&run.stdout());
+    lose();
+    let outcome =
+        run.wait().fails("lock_lost").stderr_has("the GPU lock is lost: nobody holds it now");
+    assert!(working.iter().all(|pid| state(*pid).is_none()), "the command outlives gpuctl");
+    let text = outcome.text();
+    rig.assert_free_and_alone();
+    text
+}
+
+fn release(rig: &Rig) {
+    rig.gpuctl("lock release --force").run().succeeds().stdout_has("released");
+}
+
+#[test]
+fn where_the_lock_is_released_by_force_the_command_and_its_children_are_told_to_end() {
+    on_both(|rig, _| {
+        let text = lose(rig, "60s", POLITE, || release(rig));
+        assert_eq!(text.matches("TERM").count(), 3, "{text}");
+    });
+}
+
+#[test]
+fn a_command_that_ignores_it_is_killed_after_the_grace() {
+    on_both(|rig, _| {
+        let text = lose(rig, "1s", STUBBORN, || release(rig));
+        assert_eq!(text.matches("TERM").count(), 1, "{text}");
+    });
+}
+
+#[test]
+fn row_11_a_key_that_somebody_deletes_is_noticed() {
+    let rig = Rig::new();
+    let Some(redis) = rig.redis() else { return };
+    rig.set("lock.url", redis.url());
+    let text = lose(&rig, "60s", POLITE, || assert_eq!(redis.cli(&["DEL", LOCK_KEY]), "1"));
+    assert_eq!(text.matches("TERM").count(), 3, "{text}");
+}
+
+#[test]
+fn an_end_that_comes_before_the_loss_is_noticed_is_lock_lost_too() {
+    on_both(|rig, _| {
+        rig.native("comfyui").add();
+        rig.program("work", "gpuctl lock release --force >/dev/null; exit 0");
+        let run = rig.gpuctl("run --quiet comfyui -- work").run();
+        run.fails("lock_lost").stderr_has("the GPU lock is lost");
+        rig.assert_free_and_alone();
+    });
+}
+
+#[test]
+fn a_gpuctl_that_is_stopped_for_too_long_loses_its_command_first() {
+    on_both(|rig, _| {
+        rig.native("comfyui").add();
+        rig.program("work", STUBBORN);
+        let run = rig.gpuctl("run --quiet --grace 9s comfyui -- work").spawn();
+        until("it works", || children(&run.stdout()).len() == 3);
+        let working = children(&run.stdout());
+        run.signal(Signal::STOP);
+        let touch = rig.path("second");
+        let second =
+            rig.gpuctl(&format!("run --quiet --wait 5m comfyui -- touch {}", touch.display()));
+        let second = second.spawn();
+        until("TERM comes", || run.stdout().contains("TERM"));
+        assert!(!touch.exists(), "a second command runs beside the first");
+        until("all are killed", || working.iter().all(|pid| state(*pid).is_none()));
+        second.wait().succeeds();
+        assert!(touch.exists());
+        run.signal(Signal::CONT);
+        let outcome = run.wait().fails("lock_lost").stderr_has("the GPU lock is lost");
+        drop(outcome.stdout_has("TERM"));
+        rig.assert_free_and_alone();
+    });
+}
+
+#[test]
+fn a_lock_that_was_taken_by_hand_and_is_over_ends_the_command() {
+    on_both(|rig, _| {
+        rig.native("comfyui").add();
+        rig.gpuctl("start comfyui").run().succeeds().stdout_has("comfyui").progress();
+        rig.program("work", "echo child $$; exec sleep 1000");
+        let token = rig.gpuctl("lock acquire me --ttl 5").run().succeeds().text();
+        let run = rig.gpuctl("run --quiet comfyui -- work").env("GPUCTL_LOCK_TOKEN", token.trim());
+        let run = run.run().fails("lock_lost").stderr_has("the GPU lock is lost");
+        let working = children(&run.text());
+        assert_eq!(working.len(), 1);
+        assert!(state(working[0]).is_none());
+        rig.assert_free_and_alone();
+    });
+}
+
+#[test]
+fn a_stopped_command_is_ended_as_well() {
+    on_both(|rig, _| {
+        rig.native("comfyui").add();
+        rig.program("work", "echo child $$; exec sleep 1000");
+        let run = rig.gpuctl("run --quiet comfyui -- work").spawn();
+        until("it works", || run.stdout().ends_with('\n'));
+        let work = children(&run.stdout())[0];
+        signal(work, Signal::STOP);
+        release(rig);
+        drop(run.wait().fails("lock_lost").stderr_has("lost").stdout_has("child"));
+        assert!(state(work).is_none());
+        rig.assert_free_and_alone();
+    });
+}

@@ -1,0 +1,290 @@
+//! Containers on a real engine: what of them is seen, how they are stopped, and what the engine is asked.
+
+use rig::{Rig, until};
+use serde_json::{Value, json};
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use toml::Table;
+
+/// One of the engine's facts about a container: `fact(&rig, voice.mark(), ".State.ExitCode")`.
+fn fact(rig: &Rig, container: &str, field: &str) -> String {
+    let format = format!("{{{{{field}}}}}");
+    rig.docker(&["container", "inspect", "--format", &format, container]).trim().to_owned()
+}
+
+fn status(rig: &Rig) -> Value {
+    rig.gpuctl("status --json").run().succeeds().json()
+}
+
+/// A `docker` on the PATH that writes down each call before it makes it; gives the calls made while `act` runs.
+fn calls_during(rig: &Rig, act: impl FnOnce()) -> Vec<String> {
+    let log = rig.file("docker-calls", "");
+    let next = format!("PATH=${{PATH#*:}} exec docker \"$@\"\necho {}", rig.path("bin").display());
+    rig.program("docker", &format!("echo \"$*\" >>'{}'\n{next}", log.display()));
+    act();
+    fs::remove_file(rig.path("bin/docker")).unwrap();
+    fs::read_to_string(log).unwrap().lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn memory_on_the_card_is_told_to_the_containers_whose_processes_hold_it() {
+    let Some(rig) = Rig::with_docker() else { return };
+    let voice = rig.container("voice").vram(4000).server("--fork 2").add();
+    rig.container("ollama").vram(6000).server("--vram 5000").add();
+    rig.container("idle").vram(9000).add();
+    let simserver = voice.command().split(' ').next().unwrap();
+    let _desktop =
+        rig.by_hand(&format!("{simserver} --name {} --vram 800 --graphics", rig.mark("desktop")));
+    until("the desktop is there", || rig.card.used_mb() == 800);
+    for service in ["voice", "ollama"] {
+        rig.gpuctl("start").arg(service).run().succeeds().stdout_has(service).progress();
+    }
+
+    let status = status(&rig);
+    let mut owners: Vec<(Value, Value)> = Vec::new();
+    for process in status["vram"]["processes"].as_array().unwrap() {
+        owners.push((process["service"].clone(), process["memory_mb"].clone()));
+    }
+    owners.sort_by_key(|owner| format!("{owner:?}"));
+    let expected: [(Value, Value); 4] = [
+        (Value::Null, json!(800)),
+        (json!("ollama"), json!(5000)),
+        (json!("voice"), json!(2000)),
+        (json!("voice"), json!(2000)),
+    ];
+    assert_eq!(owners, expected);
+    let used = |service: &str| status["services"][service]["used_mb"].clone();
+    assert_eq!((used("voice"), used("ollama"), used("idle")), (json!(4000), json!(5000), json!(0)));
+    assert_eq!(status["vram"]["committed_mb"], 10000, "what they declare, if they hold less");
+    let pid: i32 = fact(&rig, voice.mark(), ".State.Pid").parse().unwrap();
+    assert_eq!(status["services"]["voice"]["pids"], json!([pid]));
+    assert_eq!(status["services"]["idle"]["state"], "stopped");
+    assert_eq!(status["services"]["idle"]["detail"], Value::Null);
+}
+
+#[test]
+fn a_container_that_takes_no_notice_of_term_is_killed_after_its_stop_timeout() {
+    let Some(rig) = Rig::with_docker() else { return };
+    let voice = rig.container("voice").set("stop_timeout", "1s").server("--ignore-term").add();
+    rig.gpuctl("start voice").run().succeeds().stdout_has("voice").progress();
+    let stop = rig.gpuctl("stop voice --json --quiet").run().succeeds().json();
+    assert_eq!(stop["stopped"], json!(["voice"]));
+    assert_eq!(fact(&rig, voice.mark(), ".State.Running"), "false");
+    assert_eq!(fact(&rig, voice.mark(), ".State.ExitCode"), "137");
+    assert_eq!(rig.card.used_mb(), 0);
+}
+
+#[test]
+fn the_engine_is_told_how_long_a_container_may_take_to_stop() {
+    let Some(rig) = Rig::with_docker() else { return };
+    let voice = rig.container("voice").set("stop_timeout", "50s").add();
+    rig.gpuctl("start voice").run().succeeds().stdout_has("voice").progress();
+    let calls = calls_during(&rig, || {
+        rig.gpuctl("stop voice").run().succeeds().stdout_has("voice").progress();
+    });
+    assert!(calls.contains(&format!("stop --time 50 -- {}", voice.mark())), "{calls:?}");
+}
+
+#[test]
+fn a_forced_stop_kills_the_container_at_once() {
+    let Some(rig) = Rig::with_docker() else { return };
+    let voice = rig.container("voice").set("stop_timeout", "1h").server("--term-delay 1h").add();
+    rig.gpuctl("start voice").run().succeeds().stdout_has("voice").progress();
+    let calls = calls_during(&rig, || {
+        rig.gpuctl("stop voice --force").run().succeeds().stdout_has("voice").progress();
+    });
+    assert!(calls.contains(&format!("kill -- {}", voice.mark())), "{calls:?}");
+    assert!(!calls.iter().any(|call| call.starts_with("stop")), "{calls:?}");
+    assert_eq!(fact(&rig, voice.mark(), ".State.ExitCode"), "137");
+    assert_eq!(rig.card.used_mb(), 0);
+}
+
+#[test]
+fn without_a_health_check_of_ours_the_one_of_the_container_is_asked() {
+    let Some(rig) = Rig::with_docker() else { return };
+    if !Path::new("/bin/busybox").exists() {
+        writeln!(std::io::stderr(), "SKIPPED (no busybox for the image): HEALTHCHECK").ok();
+        return;
+    }
+    let other = rig.container("other").add();
+    let voice = rig.mark("voice");
+    let card = rig.card.folder().display().to_string();
+    let (mount, check) = (format!("{card}:{card}"), format!("test -e {card}/well"));
+    let image = fact(&rig, other.mark(), ".Config.Image");
+    let health = ["--health-cmd", &check, "--health-interval", "100ms", "--health-retries", "1"];
+    rig.owns_container(&voice);
+    let create = ["create", "--name", &voice, "--network", "none", "--volume", &mount];
+    rig.docker(&[&create[..], &health, &[&image, "/bin/simserver"]].concat());
+    let settings = format!("type = 'docker'\ncontainer = '{voice}'\nvram_mb = 1000");
+    rig.set("services.voice", settings.parse::<Table>().unwrap());
+
+    let start = rig.gpuctl("start voice").spawn();
+    let voice = || status(&rig)["services"]["voice"].clone();
+    until("its check has failed", || {
+        voice()["detail"].as_str().is_some_and(|why| why.contains("HEALTHCHECK says unhealthy"))
+    });
+    assert_eq!(voice()["state"], "starting");
+    assert!(!start.stderr().contains("ready"), "{}", start.stderr());
+    fs::write(rig.card.folder().join("well"), "").unwrap();
+    start.wait().succeeds().stdout_has("started voice").progress();
+    assert_eq!(voice()["state"], "ready");
+}
+
+#[test]
+fn however_many_containers_there_are_the_engine_is_asked_once() {
+    let Some(rig) = Rig::with_docker() else { return };
+    let names = ["voice", "ollama", "tts"];
+    let mut all: Vec<String> = Vec::new();
+    for name in names {
+        all.push(rig.container(name).vram(100).add().mark().to_owned());
+    }
+    all.push(rig.container("absent").not_installed().add().mark().to_owned());
+    rig.docker(&["start", &all[0], &all[1]]);
+    until("both hold their memory", || rig.card.claims().len() == 2 && rig.card.used_mb() == 200);
+    let calls = calls_during(&rig, || {
+        let status = status(&rig);
+        assert_eq!(status["services"]["tts"]["state"], "stopped");
+        assert_eq!(status["services"]["absent"]["state"], "stopped");
+        assert_eq!(status["services"]["voice"]["used_mb"], 100);
+        assert_eq!(status["services"]["ollama"]["used_mb"], 100);
+    });
+    assert_eq!(calls, [format!("container inspect -- {}", all.join(" "))]);
+}
+
+#[test]
+fn the_engine_is_left_alone_where_no_container_is_configured() {
+    let Some(rig) = Rig::with_docker() else { return };
+    rig.native("vidi").add();
+    let calls = calls_during(&rig, || drop(status(&rig)));
+    assert_eq!(calls, [""; 0]);
+}
+
+#[test]
+fn an_image_of_that_name_is_no_container() {
+    let Some(rig) = Rig::with_docker() else { return };
+    let other = rig.container("other").add();
+    let voice = rig.container("voice").not_installed().add();
+    let image = fact(&rig, other.mark(), ".Config.Image");
+    rig.docker(&["tag", &image, voice.mark()]);
+    // What `docker inspect` without a type would have found.
+    assert!(rig.docker(&["inspect", voice.mark()]).contains("\"RepoTags\""));
+    let start = rig.gpuctl("start voice").run();
+    let state = status(&rig)["services"]["voice"].clone();
+    rig.docker(&["rmi", voice.mark()]);
+    start.fails("not_found").stderr_has("there is no Docker container named");
+    assert_eq!(state["state"], "stopped");
+    assert!(state["detail"].as_str().unwrap().contains("there is no Docker container"));
+}
+
+#[test]
+fn a_container_may_be_configured_by_its_id() {
+    let Some(rig) = Rig::with_docker() else { return };
+    let voice = rig.container("voice").vram(4000).add();
+    let id = fact(&rig, voice.mark(), ".Id");
+    for id in [&id[..], &id[..12]] {
+        rig.set("services.voice.container", id);
+        rig.gpuctl("start voice").run().succeeds().stdout_has("started voice").progress();
+        let status = status(&rig);
+        assert_eq!(status["services"]["voice"]["state"], "ready");
+        assert_eq!(status["services"]["voice"]["used_mb"], 4000);
+        rig.gpuctl("stop voice").run().succeeds().stdout_has("stopped voice").progress();
+        assert_eq!(fact(&rig, voice.mark(), ".State.Running"), "false");
+    }
+}
+
+#[test]
+fn a_container_that_ended_badly_is_stopped_and_its_end_is_told() {
+    let Some(rig) = Rig::with_docker() else { return };
+    let voice = rig.container("voice").server("--exit-after 10ms --exit-code 3").add();
+    rig.docker(&["start", voice.mark()]);
+    until("it has ended", || fact(&rig, voice.mark(), ".State.Running") == "false");
+    let status = status(&rig);
+    assert_eq!(status["services"]["voice"]["state"], "stopped");
+    assert_eq!(status["services"]["voice"]["detail"], "exited with code 3");
+    // There is nothing to stop, and nothing to complain about.
+    rig.gpuctl("stop voice").run().succeeds().stdout_has("voice: nothing to do");
+    rig.gpuctl("release-all").run().succeeds().stdout_has("nothing to do");
+}
+
+#[test]
+fn a_container_that_could_not_be_removed_is_an_error_and_in_nobodys_way() {
+    let rig = Rig::new();
+    let voice = rig.container("voice").phases([3]).not_installed().add();
+    let vidi = rig.native("vidi").phases([2]).add();
+    let state = json!({"Status": "dead", "Dead": true, "ExitCode": 137});
+    let one = json!({"Id": "feed", "Name": format!("/{}", voice.mark()), "State": state});
+    rig.program("docker", &format!("printf '%s\\n' '[' '{one}' ']'"));
+    rig.gpuctl("prepare-phase 2").run().succeeds().stdout_has("started vidi").progress();
+
+    let told = &status(&rig)["services"]["voice"];
+    assert_eq!((&told["state"], &told["used_mb"]), (&json!("error"), &json!(0)));
+    assert_eq!(told["detail"], "dead: the engine could not remove it");
+    rig.gpuctl("stop voice").run().succeeds().stdout_has("voice: kept vidi");
+    for words in
+        ["start voice", "start voice --dry-run", "prepare-phase 3", "prepare-phase 3 --dry-run"]
+    {
+        let refused = rig.gpuctl(words).run().fails("start_failed");
+        let refused = refused.stderr_has("voice: dead: the engine could not remove it");
+        drop(refused.stderr_has(&format!("docker rm --force {}", voice.mark())));
+    }
+    assert!(vidi.is_healthy(), "nothing was stopped for it");
+    rig.gpuctl("release-all").run().succeeds().stdout_has("stopped vidi").progress();
+}
+
+#[test]
+fn a_name_that_the_engine_could_take_for_an_option_is_refused_by_the_configuration() {
+    let rig = Rig::new();
+    for name in ["--help", "-v", "", "a b", "../a", "a/b", "a;b", "a\nb"] {
+        rig.container("voice").not_installed().set("container", name).add();
+        let error = rig.gpuctl("config check --json").run().fails("config").json();
+        let message = error["error"]["message"].as_str().unwrap();
+        assert!(message.contains("services.voice.container"), "{name:?}: {message}");
+        rig.gpuctl("start voice").run().fails("config").stderr_has("services.voice.container");
+    }
+}
+
+#[test]
+fn a_container_that_is_being_removed_is_waited_for_and_gone_is_as_good_as_stopped() {
+    // No engine can be held in the middle of a removal.
+    let rig = Rig::new();
+    let voice =
+        json!([{"Id": "1", "Name": "/voice", "State": {"Status": "removing", "Dead": false}}]);
+    rig.file("home/voice.json", &voice.to_string());
+    let missing = "echo 'Error response from daemon: No such container: voice' >&2; exit 1";
+    rig.program(
+        "docker",
+        &format!(
+            "case $1 in
+            version) echo 28.2.2 ;;
+            stop) rm voice.json; {missing} ;;
+            container) if [ -e voice.json ]; then cat voice.json; else echo '[]'; {missing}; fi ;;
+            esac"
+        ),
+    );
+    rig.set("services.voice", toml::toml! { type = "docker" container = "voice" vram_mb = 1 });
+    let status = rig.gpuctl("status --json").run().succeeds().json();
+    assert_eq!(status["services"]["voice"]["state"], "stopping");
+    assert_eq!(status["services"]["voice"]["detail"], "the container is being removed");
+    let stopped = rig.gpuctl("stop voice --json").run().succeeds().progress().json();
+    assert_eq!(stopped["stopped"], json!(["voice"]));
+    rig.gpuctl("stop voice").run().fails("not_found").stderr_has("no Docker container");
+}
+
+#[test]
+fn what_the_client_has_said_counts_before_its_end_which_is_waited_for() {
+    // Docker's own client ends so soon after its answer that nobody sees which is waited for.
+    let rig = Rig::new();
+    let voice = json!([{"Id": "1", "Name": "/voice", "State": {"Status": "exited"}}]);
+    rig.file("home/voice.json", &serde_json::to_string_pretty(&voice).unwrap());
+    rig.program(
+        "docker",
+        "cat voice.json; until [ -s shown.json ]; do sleep 0.01; done; sleep 0.1; touch ended",
+    );
+    rig.set("services.voice", toml::toml! { type = "docker" container = "voice" vram_mb = 1 });
+    rig.shell("gpuctl status --json >shown.json").run().succeeds();
+    assert!(rig.path("home/ended").exists(), "it has left a client behind");
+    let shown = fs::read_to_string(rig.path("home/shown.json")).unwrap();
+    let shown: Value = serde_json::from_str(&shown).unwrap();
+    assert_eq!(shown["services"]["voice"]["state"], "stopped");
+}
