@@ -50,8 +50,10 @@ fn is_an_error(document: &Value, code: &str, problem: &str) {
 fn a_no_is_an_answer_and_no_error() {
     let rig = Rig::new();
     rig.native("vidi").add();
-    for (words, key) in [("can-fit 99999", "fits"), ("status --check vidi", "schema")] {
-        rig.gpuctl(words).run().exits(1).stdout_has("");
+    for (words, key, no) in
+        [("can-fit 99999", "fits", "does not fit"), ("status --check vidi", "schema", "stopped")]
+    {
+        rig.gpuctl(words).run().exits(1).stdout_has(no);
         let answer = rig.gpuctl(words).arg("--json").run().exits(1).json();
         assert!(answer.get(key).is_some() && answer.get("error").is_none(), "{answer}");
     }

@@ -22,7 +22,8 @@ fn each_phase_ends_the_one_before_and_the_card_never_overflows() {
         rig.native("comfyui").vram(20000).phases([4]).server("--warmup 200ms --steps 4").add();
     let peak = rig.card.peak_mb_during(|| {
         for (phase, service) in [("2", &vidi), ("3", &voice), ("4", &comfyui)] {
-            rig.gpuctl("prepare-phase").arg(phase).run().succeeds().stdout_has("").progress();
+            let ready = rig.gpuctl("prepare-phase").arg(phase).run().succeeds();
+            ready.stdout_has(&format!("phase {phase}: ")).progress();
             let holders: Vec<String> = rig.card.claims().into_iter().map(|c| c.name).collect();
             assert_eq!(holders, [service.mark()], "in phase {phase}");
             assert!(service.is_healthy(), "in phase {phase}");

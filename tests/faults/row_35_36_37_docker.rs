@@ -164,7 +164,7 @@ fn row_36_waiting_for_an_engine_that_hangs_can_be_interrupted() {
     let pid = || fs::read_to_string(&asked).unwrap_or_default();
     until("it asks the engine", || !pid().trim().is_empty());
     start.signal(Signal::INT);
-    start.wait().exits(130).stderr_has("");
+    start.wait().exits(130).stderr_has("interrupted by signal 2");
     assert!(!Path::new("/proc").join(pid().trim()).exists(), "its docker is left behind");
 }
 

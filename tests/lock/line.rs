@@ -119,7 +119,7 @@ fn those_who_give_up_or_are_stopped_or_killed_leave_the_order_of_the_others_as_i
         let token = stopped.wait().succeeds().progress().text();
         also_stopped.signal(Signal::CONT);
         release(rig, token.trim());
-        also_stopped.wait().succeeds().progress().stdout_has("");
+        also_stopped.wait().succeeds().progress().stdout_has("\n");
     });
 }
 

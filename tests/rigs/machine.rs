@@ -38,7 +38,7 @@ fn a_rig_that_panics_takes_its_processes_and_its_folder_with_it() {
         let rig = Rig::new();
         folder = Some(rig.path(""));
         let vidi = rig.native("vidi").script(Script::Daemon).server("--double-fork").add();
-        rig.gpuctl("start vidi").run().succeeds().stdout_has("").progress();
+        rig.gpuctl("start vidi").run().succeeds().stdout_has("started vidi").progress();
         process = rig.processes_of(&vidi).first().copied();
         panic!("as a test does that fails");
     }));
@@ -88,7 +88,7 @@ fn gpuctl_in_the_background_can_be_interrupted() {
     let start = rig.gpuctl("start vidi").spawn();
     until("it has told what it does", || !start.stderr().is_empty());
     start.signal(Signal::INT);
-    start.wait().exits(130).stderr_has("");
+    start.wait().exits(130).stderr_has("interrupted by signal 2");
     assert!(rig.state_dir().join("logs").exists());
 }
 

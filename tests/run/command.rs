@@ -114,19 +114,18 @@ fn the_command_is_found_where_execvp_finds_it() {
 #[test]
 fn without_a_command_or_with_two_subjects_it_is_a_usage_error() {
     let (rig, comfyui) = with_comfyui();
-    for words in [
-        "run comfyui",
-        "run comfyui --",
-        "run -- true",
-        "run",
-        "run comfyui --phase 4 -- true",
-        "run comfyui true",
-        "run --wait 1s --no-wait comfyui -- true",
-        "run --grace soon comfyui -- true",
-        "run --wait never comfyui -- true",
+    for (words, problem) in [
+        ("run comfyui", "<CMD>..."),
+        ("run comfyui --", "<CMD>..."),
+        ("run -- true", "<SERVICE|--phase <PHASE>>"),
+        ("run", "<SERVICE|--phase <PHASE>>"),
+        ("run comfyui --phase 4 -- true", "'--phase <PHASE>'"),
+        ("run comfyui true", "'true'"),
+        ("run --wait 1s --no-wait comfyui -- true", "'--no-wait'"),
+        ("run --grace soon comfyui -- true", "--grace: \"soon\""),
+        ("run --wait never comfyui -- true", "--wait: \"never\""),
     ] {
-        let outcome = rig.gpuctl(words).run().fails("usage");
-        drop(outcome.stderr_has(""));
+        rig.gpuctl(words).run().fails("usage").stderr_has(problem);
     }
     rig.assert_no_process_of(&comfyui);
 }

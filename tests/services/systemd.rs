@@ -371,7 +371,7 @@ fn a_systemctl_that_hangs_is_given_up_at_the_deadline() {
     let start = rig.gpuctl("start vllm").spawn();
     until("it asks", || asked.exists());
     start.signal(Signal::TERM);
-    start.wait().exits(143).stderr_has("");
+    start.wait().exits(143).stderr_has("interrupted by signal 15");
 }
 
 #[test]

@@ -96,6 +96,7 @@ impl Outcome {
     /// Declares stdout, which is to contain this.
     #[track_caller]
     pub fn stdout_has(mut self, text: &str) -> Self {
+        assert!(!text.is_empty(), "\"\" is in every text: `ignores_stdout`");
         self.stdout_declared = true;
         self.check(|assert| assert.stdout(contains(text)))
     }
@@ -103,6 +104,7 @@ impl Outcome {
     /// Declares stderr, which is to contain this.
     #[track_caller]
     pub fn stderr_has(mut self, text: &str) -> Self {
+        assert!(!text.is_empty(), "\"\" is in every text: `ignores_stderr`");
         self.stderr_declared = true;
         self.check(|assert| assert.stderr(contains(text)))
     }
@@ -121,6 +123,18 @@ impl Outcome {
                 self.assert()
             );
         }
+        self
+    }
+
+    /// Declares stdout, whatever it is: a matter of chance, or another test's.
+    pub fn ignores_stdout(mut self) -> Self {
+        self.stdout_declared = true;
+        self
+    }
+
+    /// Declares stderr, whatever it is: a matter of chance, or another test's.
+    pub fn ignores_stderr(mut self) -> Self {
+        self.stderr_declared = true;
         self
     }
 
