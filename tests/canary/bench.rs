@@ -5,7 +5,6 @@ use rig::{Bystander, Invocation, Outcome, Rig, Service, until};
 use serde_json::Value;
 use std::fs;
 use std::path::PathBuf;
-use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// What is tried where it does not matter.
@@ -166,7 +165,7 @@ impl Calendar {
     pub fn new(rig: &Rig) -> Calendar {
         let source = rig.file("calendar.c", include_str!("calendar.c"));
         let library = rig.path("calendar.so");
-        let mut compiler = Command::new("cc");
+        let mut compiler = rig::command("cc");
         compiler.args(["-shared", "-fPIC", "-o"]).arg(&library).arg(source);
         assert!(compiler.status().unwrap().success(), "the calendar does not compile");
         Calendar { library }
@@ -175,7 +174,7 @@ impl Calendar {
     /// With it at that time: `calendar.at(rig.gpuctl("canary status"), "2026-01-10T08:00:00Z")`.
     #[track_caller]
     pub fn at(&self, invocation: Invocation, time: &str) -> Invocation {
-        let date = Command::new("date").args(["-d", time, "+%s"]).output().unwrap();
+        let date = rig::command("date").args(["-d", time, "+%s"]).output().unwrap();
         let seconds = String::from_utf8(date.stdout).unwrap();
         invocation.env("LD_PRELOAD", &self.library).env("CALENDAR", seconds.trim())
     }

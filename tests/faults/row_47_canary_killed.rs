@@ -143,9 +143,9 @@ fn row_47_killed_while_it_brings_production_back_production_comes_back() {
 
 #[test]
 fn row_47_a_container_and_a_unit_come_back_too() {
-    let unit = Trial::new(Rig::new(), |rig| rig.unit("vllm").server("--warmup 400ms"));
     let in_container = |rig| Trial::new(rig, |rig| rig.container("vllm").server("--warmup 400ms"));
     let container = Rig::with_docker().map(in_container);
+    let unit = Trial::new(Rig::new(), |rig| rig.unit("vllm").server("--warmup 400ms"));
     for trial in [Some(unit), container].into_iter().flatten() {
         let trial = slow(trial);
         let prober = trial.probe();

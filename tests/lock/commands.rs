@@ -11,7 +11,7 @@ fn hostname() -> String {
 
 /// The number of a process that has ended.
 fn pid_of_nobody() -> u32 {
-    let mut child = std::process::Command::new("true").spawn().unwrap();
+    let mut child = rig::command("true").spawn().unwrap();
     child.wait().unwrap();
     child.id()
 }

@@ -1,8 +1,9 @@
 //! What the rig promises to the tests: it is strict, it is alone, and it leaves nothing behind.
 
-use rig::{Fault, Rig, Script, Signal, TIME_LIMIT, until};
+use rig::{Fault, Rig, Script, Signal, TIME_LIMIT, skip_or_fail, until};
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::{Command, Output};
 
 /// Whether `act` fails the test.
 fn panics(act: impl FnOnce()) -> bool {
@@ -46,6 +47,47 @@ fn a_rig_that_panics_takes_its_processes_and_its_folder_with_it() {
     // Of a zombie that nobody has reaped yet there is none either.
     let command_line = fs::read(format!("/proc/{}/cmdline", process.unwrap()));
     assert_eq!(command_line.unwrap_or_default(), b"");
+}
+
+#[test]
+fn what_a_rig_starts_has_nothing_of_the_testers_shell() {
+    let rig = Rig::new();
+    // The C library has its signal 32 ignored in what it starts.
+    let good = "^SigBlk:.0{16}$|^SigIgn:.0{8}[08]0{7}$";
+    let signals = rig.shell(&format!("grep -cE '{good}' /proc/self/status; umask")).run();
+    signals.succeeds().stdout("2\n0022\n");
+    let names = "env | sed 's/=.*//' | grep -vxE 'PATH|HOME|XDG_RUNTIME_DIR|GPUCTL_CONFIG|GPUCTL_STATE_DIR|\
+                 SIMGPU_DIR|REDIS_URL|DOCKER_HOST|PWD|OLDPWD|SHLVL|_'";
+    rig.shell(names).run().exits(1);
+}
+
+#[test]
+fn nor_has_it_where_that_shell_is_an_odd_one() {
+    let this_test = "rigs::machine::what_a_rig_starts_has_nothing_of_the_testers_shell";
+    let odd = "trap '' HUP INT QUIT TERM CHLD USR1; umask 077; exec \"$0\" --exact \"$1\"";
+    let mut shell = Command::new("sh");
+    shell.args(["-c", odd]).arg(std::env::current_exe().unwrap()).arg(this_test);
+    shell.env("GPUCTL_LOCK_URL", "redis://nowhere").env("LC_ALL", "xx_XX").env("NO_COLOR", "1");
+    let Output { status, stdout, .. } = shell.output().unwrap();
+    let told = String::from_utf8_lossy(&stdout);
+    assert!(status.success() && told.contains("1 passed"), "{told}");
+}
+
+#[test]
+fn an_engine_of_the_tests_own_is_not_in_the_machines_network() {
+    if std::env::var_os("GPUCTL_TEST_DOCKER_HOST").is_some() {
+        return skip_or_fail("docker", "engine of the tests' own where another is named");
+    }
+    let network = |of: &str| fs::read_link(format!("/proc/{of}/ns/net")).unwrap();
+    let machines = network("thread-self");
+    let Some(rig) = Rig::with_docker() else { return };
+    assert_ne!(network("thread-self"), machines);
+    // A container has the network of its engine, and is asked there.
+    let vidi = rig.container("vidi").add();
+    rig.docker(&["start", vidi.mark()]);
+    until("it answers", || vidi.is_healthy());
+    let pid = rig.docker(&["inspect", "--format", "{{.State.Pid}}", vidi.mark()]);
+    assert_eq!(network(pid.trim()), network("thread-self"));
 }
 
 #[test]

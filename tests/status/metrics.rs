@@ -1,9 +1,8 @@
 //! `gpuctl status --prometheus`, as node_exporter's textfile collector reads it.
 
-use rig::{Rig, skip_or_fail, until};
+use rig::{Rig, skip_or_fail, until, works};
 use serde_json::json;
 use std::collections::BTreeSet;
-use std::process::Command;
 
 fn metrics(rig: &Rig) -> String {
     rig.gpuctl("status --prometheus").run().succeeds().text()
@@ -84,7 +83,7 @@ fn promtool_has_nothing_to_say() {
     empty.set("gpu.nvml_library", "/nowhere/libnvidia-ml.so.1");
     for rig in [&rig, &empty] {
         let text = metrics(rig);
-        if Command::new("promtool").arg("--version").output().is_err() {
+        if !works("promtool", &["--version"]) {
             return skip_or_fail("promtool", "promtool");
         }
         let checked = rig.shell("gpuctl status --prometheus | promtool check metrics").run();

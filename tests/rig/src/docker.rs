@@ -1,48 +1,68 @@
-//! A real Docker engine: the one that `GPUCTL_TEST_DOCKER_HOST` names, else the machine's, else (as root, or through sudo) a private one
-//! that a watchdog ends together with the test process.
+//! A real Docker engine: the one that `GPUCTL_TEST_DOCKER_HOST` names, else, for root, one of the tests' own, which nobody
+//! else on the machine notices.
 
-use crate::programs;
+use crate::processes;
+use crate::programs::{self, command};
 use crate::rig::Rig;
 use crate::skip::skip_or_fail;
 use crate::wait;
-use std::fs;
+use rustix::fd::AsFd;
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::io::Write;
 use std::os::unix::fs::symlink;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{ChildStdin, Command, Output, Stdio};
+use std::process::{ChildStdin, Output, Stdio};
 use std::sync::OnceLock;
 
 pub struct Engine {
     host: String,
     image: String,
+    /// None for an engine of the machine's network.
+    network: Option<File>,
     /// The engine ends when this is closed, which the kernel does however this process ends.
     _leash: Option<ChildStdin>,
 }
 
-/// Starts `dockerd` in its own folder $0, through $1 where that names sudo, for the group $2; waits for the leash to be
-/// closed, ends it and removes the folder. It has its own part of a containerd that the machine may run, and no networks
-/// or overlays, so that it also runs inside a container.
+/// Starts `dockerd` in its own folder $0, waits for the leash to be closed, ends it and removes the folder. Its network is
+/// its own, because an engine without a bridge deletes the `docker0` that it finds; so are its mounts, with no containerd
+/// in them that it could share, and its configuration. It has no networks or overlays, so that it also runs inside a
+/// container.
 const WATCHDOG: &str = r#"
-$1 dockerd --group "$2" --data-root "$0/data" --exec-root "$0/exec" --pidfile "$0/pid" -H "unix://$0/docker.sock" \
-    --containerd-namespace "${0##*/}" --containerd-plugins-namespace "${0##*/}-plugins" \
-    --iptables=false --ip6tables=false --bridge=none --storage-driver=vfs >"$0/log" 2>&1 &
+echo '{}' >"$0/daemon.json"
+unshare --net --mount sh -c '
+    ip link set lo up || exit 1
+    if [ -d /run/containerd ]; then mount -t tmpfs none /run/containerd || exit 1; fi
+    exec dockerd "$@"
+' sh --config-file "$0/daemon.json" --data-root "$0/data" --exec-root "$0/exec" --pidfile "$0/pid" \
+    -H "unix://$0/docker.sock" --iptables=false --ip6tables=false --bridge=none --storage-driver=vfs >"$0/log" 2>&1 &
+echo $! >"$0/engine.new"
+mv "$0/engine.new" "$0/engine"
 cat >/dev/null
-$1 kill "$(cat "$0/pid")"
+kill $!
 wait $!
-$1 sh -c 'umount "$0"/exec/netns/*; rm -rf "$0"' "$0"
+rm -rf "$0"
 "#;
 
-/// The engine of this test process. None, loudly, where there is none, unless `GPUCTL_TEST_REQUIRE` has `docker`.
+/// The engine of this test process, in whose network the thread is from now on, with all that it starts. None, loudly,
+/// where there is none, unless `GPUCTL_TEST_REQUIRE` has `docker`.
 #[track_caller]
-pub fn engine_or_skip() -> Option<&'static Engine> {
-    static ENGINE: OnceLock<Option<Engine>> = OnceLock::new();
-    let engine = ENGINE.get_or_init(find).as_ref();
-    if engine.is_none() {
-        skip_or_fail("docker", "Docker engine");
+pub fn enter_engine_or_skip() -> Option<&'static Engine> {
+    static ENGINE: OnceLock<Result<Engine, String>> = OnceLock::new();
+    match ENGINE.get_or_init(find) {
+        Ok(engine) => {
+            if let Some(network) = &engine.network {
+                let kind = Some(LinkNameSpaceType::Network);
+                move_into_link_name_space(network.as_fd(), kind).unwrap();
+            }
+            Some(engine)
+        }
+        Err(why) => {
+            skip_or_fail("docker", &format!("Docker engine: {why}"));
+            None
+        }
     }
-    engine
 }
 
 /// Creates a container that runs `simserver` on the rig's card, and belongs to the rig.
@@ -59,37 +79,33 @@ pub fn create(rig: &Rig, name: &str, restarts: bool, flags: &str) {
     rig.docker(&arguments);
 }
 
-fn find() -> Option<Engine> {
-    let given = std::env::var("GPUCTL_TEST_DOCKER_HOST").ok();
-    if let Some(host) = given.or_else(host_of_machine) {
-        return Some(Engine::at(host, None));
+fn find() -> Result<Engine, String> {
+    if !programs::works("docker", &["--version"]) {
+        return Err("`docker` is missing".to_owned());
     }
-    match programs::works("dockerd", &["--version"]) {
-        true if rustix::process::geteuid().is_root() => private(""),
-        // Where it asks no password.
-        true if programs::works("sudo", &["-n", "true"]) => private("sudo -n"),
-        _ => None,
+    if let Ok(host) = std::env::var("GPUCTL_TEST_DOCKER_HOST") {
+        docker(&host, &["version"]).map_err(|why| format!("GPUCTL_TEST_DOCKER_HOST: {why}"))?;
+        return Ok(Engine::at(host, None, None));
     }
-}
-
-fn host_of_machine() -> Option<String> {
-    let ask = |arguments: &[&str]| {
-        let output = Command::new("docker").args(arguments).output().ok()?;
-        output.status.success().then(|| String::from_utf8(output.stdout).unwrap().trim().to_owned())
-    };
-    ask(&["version"])?;
-    ask(&["context", "inspect", "--format", "{{.Endpoints.docker.Host}}"])
+    if !rustix::process::geteuid().is_root() {
+        return Err("only root can start one; GPUCTL_TEST_DOCKER_HOST may name another".to_owned());
+    }
+    let missing = [("dockerd", "--version"), ("ip", "-Version"), ("unshare", "--version")]
+        .into_iter()
+        .find(|(program, argument)| !programs::works(program, &[*argument]));
+    match missing {
+        Some((program, _)) => Err(format!("`{program}` is missing")),
+        None => private(),
+    }
 }
 
 #[expect(clippy::zombie_processes, reason = "the watchdog outlives this process")]
-fn private(sudo: &str) -> Option<Engine> {
+fn private() -> Result<Engine, String> {
     // Short, because a socket's path may not be long.
     let folder = tempfile::Builder::new().prefix("gpuctl-dockerd-").tempdir().unwrap().keep();
-    let mut watchdog = Command::new("sh")
+    let mut watchdog = command("sh")
         .args(["-c", WATCHDOG])
         .arg(&folder)
-        .arg(sudo)
-        .arg(rustix::process::getgid().as_raw().to_string())
         // Out of the way of a Ctrl-C.
         .process_group(0)
         .stdin(Stdio::piped())
@@ -100,27 +116,31 @@ fn private(sudo: &str) -> Option<Engine> {
     let leash = watchdog.stdin.take();
     let host = format!("unix://{}/docker.sock", folder.display());
     let answers = || docker(&host, &["version"]).is_ok();
-    let log = || fs::read_to_string(folder.join("log")).unwrap_or_default();
-    if wait::comes(|| answers() || log().contains("failed to start daemon")) && answers() {
-        return Some(Engine::at(host, leash));
+    let pid = || fs::read_to_string(folder.join("engine")).ok()?.trim().parse::<i32>().ok();
+    let has_ended = || pid().is_some_and(|pid| processes::state(pid).is_none());
+    if wait::comes(|| answers() || has_ended()) && answers() {
+        let network = File::open(format!("/proc/{}/ns/net", pid().unwrap())).unwrap();
+        return Ok(Engine::at(host, Some(network), leash));
     }
-    writeln!(std::io::stderr(), "dockerd does not start here:\n{}", log()).ok();
-    None
+    let log = fs::read_to_string(folder.join("log")).unwrap_or_default();
+    Err(format!("dockerd does not start here:\n{log}"))
 }
 
 fn docker(host: &str, arguments: &[&str]) -> Result<String, String> {
-    let command = Command::new("docker").env("DOCKER_HOST", host).args(arguments).output();
-    let Output { status, stdout, stderr } = command.map_err(|error| error.to_string())?;
+    let mut client = command("docker");
+    // Not the tester's own settings.
+    client.env("DOCKER_HOST", host).env("DOCKER_CONFIG", "/nonexistent").args(arguments);
+    let Output { status, stdout, stderr } = client.output().map_err(|error| error.to_string())?;
     let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
     if status.success() { Ok(text(&stdout)) } else { Err(text(&stderr)) }
 }
 
 impl Engine {
-    fn at(host: String, leash: Option<ChildStdin>) -> Engine {
+    fn at(host: String, network: Option<File>, leash: Option<ChildStdin>) -> Engine {
         let mut hasher = DefaultHasher::new();
         fs::read(programs::simserver()).unwrap().hash(&mut hasher);
         let image = format!("gpuctl-simserver:{:016x}", hasher.finish());
-        let engine = Engine { host, image, _leash: leash };
+        let engine = Engine { host, image, network, _leash: leash };
         if docker(&engine.host, &["image", "inspect", &engine.image]).is_err() {
             engine.import_image();
         }
@@ -158,7 +178,7 @@ impl Engine {
             symlink("busybox", root.path().join("bin/sh")).unwrap();
         }
         let tar = root.path().join("image.tar");
-        let status = Command::new("tar")
+        let status = command("tar")
             .args(["--exclude", "./image.tar", "--create", "--file"])
             .arg(&tar)
             .arg("--directory")
@@ -178,7 +198,7 @@ fn put(root: &Path, program: &Path, name: &str) {
     };
     copy(program, root.join(name));
     // It fails for a program that needs none.
-    let listed = Command::new("ldd").arg(program).output().unwrap().stdout;
+    let listed = command("ldd").arg(program).output().unwrap().stdout;
     let listed = String::from_utf8(listed).unwrap();
     for library in listed.split_whitespace().filter(|word| word.starts_with('/')) {
         copy(Path::new(library), root.join(&library[1..]));

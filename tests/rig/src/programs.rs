@@ -2,6 +2,7 @@
 //! into the same target folder and profile, once a test run.
 
 use rustix::fs::FlockOperation;
+use std::ffi::OsStr;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -27,9 +28,16 @@ pub fn simserver() -> PathBuf {
     built().join("simserver")
 }
 
+/// A program of the machine, with nothing of the tester's environment but where programs are found.
+pub fn command(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(program);
+    command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
+    command
+}
+
 /// Whether the machine has a program, and it says so by exit code 0.
 pub fn works(program: &str, arguments: &[&str]) -> bool {
-    let mut command = Command::new(program);
+    let mut command = command(program);
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     command.status().is_ok_and(|status| status.success())
 }

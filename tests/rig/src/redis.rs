@@ -144,7 +144,7 @@ impl Redis {
     fn launch(&mut self) {
         let log = self.folder.join("log");
         let output = File::create(&log).unwrap();
-        let process = Command::new("setpriv")
+        let process = programs::command("setpriv")
             // However this process ends, the server does too.
             .args(["--pdeathsig", "KILL", "redis-server"])
             .args(["--bind", "127.0.0.1", "--port", &self.port.to_string(), "--unixsocket"])
@@ -173,8 +173,8 @@ impl Redis {
 
     /// With a deadline, since the server may be one that has been stopped by a signal.
     fn redis_cli(&self) -> Command {
-        let mut command = Command::new("timeout");
-        command.args(["30", "redis-cli", "-s"]).arg(self.socket()).env_remove("REDISCLI_AUTH");
+        let mut command = programs::command("timeout");
+        command.args(["30", "redis-cli", "-s"]).arg(self.socket());
         let password = self.options.iter().skip_while(|option| *option != "--requirepass").nth(1);
         if let Some(password) = password {
             command.env("REDISCLI_AUTH", password);

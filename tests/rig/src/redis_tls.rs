@@ -6,7 +6,6 @@ use crate::rig::Rig;
 use crate::skip::skip_or_fail;
 use std::fs;
 use std::path::PathBuf;
-use std::process::Command;
 
 const EXTENSIONS: &str = "
 [req]
@@ -40,7 +39,7 @@ impl Rig {
         let (port, folder) = (self.port(), self.path("tls"));
         fs::create_dir(&folder).unwrap();
         fs::write(folder.join("extensions"), EXTENSIONS).unwrap();
-        let output = Command::new("sh").args(["-ec", CERTIFY]).current_dir(&folder).output();
+        let output = programs::command("sh").args(["-ec", CERTIFY]).current_dir(&folder).output();
         let output = output.unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let [ca, certificate, key] = ["ca.pem", "server.pem", "server.key"]

@@ -6,6 +6,7 @@ use crate::card::Card;
 use crate::docker::{self, Engine};
 use crate::gpuctl::Invocation;
 use crate::services::Service;
+use crate::surroundings;
 use crate::systemd::Systemd;
 use crate::terminal::Terminal;
 use crate::{ports, processes, programs};
@@ -36,13 +37,16 @@ impl Rig {
         Rig::with(None)
     }
 
-    /// With a real Docker engine. None where there is none to be had: the test returns then, and it has been said so.
+    /// With a real Docker engine, in whose network the thread of the test is from now on: what it starts and asks, and
+    /// each rig that it makes afterwards. None where there is none to be had: the test returns then, and it has been said
+    /// so.
     #[track_caller]
     pub fn with_docker() -> Option<Rig> {
-        docker::engine_or_skip().map(|engine| Rig::with(Some(engine)))
+        docker::enter_engine_or_skip().map(|engine| Rig::with(Some(engine)))
     }
 
     fn with(engine: Option<&'static Engine>) -> Rig {
+        surroundings::leave();
         let token = format!("rig{:016x}", RandomState::new().hash_one("token"));
         let folder = std::env::temp_dir().join(format!("gpuctl-{token}"));
         for part in ["", "bin", "home", "state", "run"] {
@@ -203,9 +207,8 @@ impl Rig {
             Some(engine) => engine.host().to_owned(),
             None => format!("unix://{}", self.path("no-docker.sock").display()),
         };
-        let mut command = Command::new(program.as_ref());
+        let mut command = programs::command(program.as_ref());
         command
-            .env_clear()
             .env("PATH", format!("{}:{inherited}", self.path("bin").display()))
             .env("HOME", self.path("home"))
             .env("XDG_RUNTIME_DIR", self.path("run"))
