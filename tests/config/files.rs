@@ -86,9 +86,7 @@ fn the_machines_own_configuration_is_the_last_place() {
         .text()
         .starts_with('0')
     {
-        use std::io::Write;
-        writeln!(std::io::stderr(), "SKIPPED (no mount namespace): /etc/gpuctl/config.toml").ok();
-        return;
+        return rig::skip_or_fail("namespaces", "mount namespace");
     }
     let copy = "cp -p \"$FROM\" /etc/gpuctl/config.toml";
     let path = within(&format!("{copy} && gpuctl config path")).run().succeeds();

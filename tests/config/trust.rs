@@ -1,24 +1,13 @@
 //! Whose configuration is read: it runs commands, so nobody else may be able to write it; and what is no text at all.
 
-use rig::Rig;
+use rig::{Rig, root_or_skip};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use std::fs::{self, Permissions};
-use std::io::Write;
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::os::unix::net::UnixListener;
 
 /// A user that owns nothing on the machine.
 const STRANGER: u32 = 12345;
-
-/// Says so where a test needs to be root and is not.
-fn is_root() -> bool {
-    let is_root = rustix::process::geteuid().is_root();
-    if !is_root {
-        let name = std::thread::current().name().unwrap_or_default().to_owned();
-        writeln!(std::io::stderr(), "SKIPPED (not root): {name}").ok();
-    }
-    is_root
-}
 
 #[test]
 fn row_44_a_file_that_others_may_write_is_refused() {
@@ -53,7 +42,7 @@ fn a_link_does_not_hide_that_others_may_write_the_file() {
 #[test]
 fn a_file_of_another_user_is_refused_and_one_of_root_is_not() {
     let rig = Rig::new();
-    if !is_root() {
+    if !root_or_skip() {
         return;
     }
     rig.write_config("");

@@ -3,7 +3,6 @@
 use super::{Fault, Machine, finds, verdict};
 use rig::until;
 use serde_json::{Value, json};
-use std::io::Write;
 
 /// Each on a machine of its own, by the card's description.
 #[test]
@@ -101,8 +100,7 @@ fn processes_of_another_pid_namespace_are_found() {
     let user = if rustix::process::geteuid().is_root() { "" } else { "--map-root-user" };
     let unshare = format!("unshare {user} --pid --fork --mount-proc");
     if rig.shell(&format!("{unshare} true >&- 2>&-; echo $?")).run().succeeds().text() != "0\n" {
-        writeln!(std::io::stderr(), "SKIPPED (no PID namespace): processes of another one").ok();
-        return;
+        return rig::skip_or_fail("namespaces", "PID namespace");
     }
     let program = machine.vidi.command().split(' ').next().unwrap().to_owned();
     let stranger = format!("{program} --name {} --vram 3000", rig.mark("stranger"));

@@ -2,7 +2,6 @@
 
 use super::{DOCTOR, Fault, Machine, finds};
 use std::fs::{self, File, Permissions};
-use std::io::Write;
 use std::os::unix::fs::{PermissionsExt, symlink};
 
 #[test]
@@ -40,8 +39,7 @@ fn a_full_disk_is_found() {
     let works =
         rig.shell(&format!("unshare {user} --mount sh -c '{mount}' >&- 2>&-; echo $?")).run();
     if works.succeeds().text() != "0\n" {
-        writeln!(std::io::stderr(), "SKIPPED (no mount namespace): a full disk").ok();
-        return;
+        return rig::skip_or_fail("namespaces", "mount namespace");
     }
     let fault = ("warn", "state.space", "1 MB are free", "make room there");
     let script = format!("exec unshare {user} --mount sh -c '{mount} && exec gpuctl {DOCTOR}'");

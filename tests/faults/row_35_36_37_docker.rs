@@ -4,7 +4,6 @@
 use rig::{Rig, Signal, until};
 use serde_json::{Value, json};
 use std::fs::{self, Permissions};
-use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
@@ -293,8 +292,7 @@ fn row_37_a_container_that_ran_out_of_the_hosts_memory_is_told_as_such() {
     let Some(rig) = Rig::with_docker() else { return };
     let has_limits = rig.docker(&["info", "--format", "{{.MemoryLimit}}"]) == "true\n";
     if !has_limits || !Path::new("/bin/busybox").exists() {
-        writeln!(std::io::stderr(), "SKIPPED (no memory limits, or no busybox): OOM-killed").ok();
-        return;
+        return rig::skip_or_fail("busybox", "memory limit, or no busybox for the image");
     }
     rig.container("voice").set("start_timeout", "1h").not_installed().add();
     // 256 MB at most, should the limit not hold.

@@ -15,6 +15,16 @@ pub fn skip_or_fail(requirement: &str, what: &str) {
     writeln!(std::io::stderr(), "SKIPPED (no {what}): {test} at {place}").ok();
 }
 
+/// Whether the tests run as root; if not, it has been said so.
+#[track_caller]
+pub fn root_or_skip() -> bool {
+    let is_root = rustix::process::geteuid().is_root();
+    if !is_root {
+        skip_or_fail("root", "root");
+    }
+    is_root
+}
+
 /// Whether there is a Python to run the examples with; if not, it has been said so.
 #[track_caller]
 pub fn python_or_skip() -> bool {

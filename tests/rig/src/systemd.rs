@@ -2,9 +2,9 @@
 //! format of the real one, because test machines are not booted with systemd.
 
 use crate::rig::Rig;
+use crate::skip::skip_or_fail;
 use crate::wait;
 use std::fs;
-use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -63,11 +63,10 @@ impl Systemd {
     }
 
     /// Whether units have them; where they cannot be made, what depends on them is skipped, loudly.
+    #[track_caller]
     pub fn has_control_groups(&self) -> bool {
         if self.slice.is_none() {
-            let test = std::thread::current().name().unwrap_or_default().to_owned();
-            // Not by eprintln!, which the test harness would swallow.
-            writeln!(std::io::stderr(), "SKIPPED in part (no control groups): {test}").ok();
+            skip_or_fail("cgroups", "control groups that can be made");
         }
         self.slice.is_some()
     }
