@@ -6,17 +6,18 @@ use std::fs;
 const CLIENTS: usize = 10;
 const ENTRIES: usize = 21;
 
-/// What the row promises, and what a busy machine may add to it for its own part.
+/// What the row promises.
 const PROMISE_MS: u64 = 100;
-const SLACK: u64 = 3;
 
-/// Enters again and again, and notes when it came and when it went: 10 ms exactly, and without a process of its own.
+/// Enters again and again, and notes when it came, how long a gpuctl takes here that waits for nobody, and when it went:
+/// 10 ms exactly, and without a process of its own.
 const CLIENT: &str = r#"
 now() { read -r now rest </proc/uptime; }
 i=0
 while [ $i -lt ENTRIES ]; do
     token=$(gpuctl lock acquire --quiet --wait 10m --pid $$) || exit 11
     now; echo "$now" >>../times
+    gpuctl lock status --quiet >/dev/null
     now; echo "$now" >>../times
     gpuctl lock release --quiet --token "$token" >/dev/null || exit 13
     i=$((i+1))
@@ -32,11 +33,16 @@ fn hand_over(rig: &Rig) {
     // Of "1234.56" both parts have a fixed width.
     let times: Vec<u64> = times.lines().map(|t| t.replace('.', "").parse().unwrap()).collect();
     assert_eq!(times.len(), 2 * CLIENTS * ENTRIES);
-    let leave_to_enter = times[1..].chunks_exact(2).map(|pair| (pair[1] - pair[0]) * 10);
-    let mut handovers: Vec<u64> = leave_to_enter.collect();
-    handovers.sort_unstable();
-    let p99 = handovers[handovers.len() * 99 / 100];
-    assert!(p99 < PROMISE_MS * SLACK, "p99 {p99} ms of {handovers:?}");
+    let [calls, handovers] = [&times[..], &times[1..]].map(p99);
+    // A busy machine takes its time for the two calls of each: the one that releases, and the one that was waiting.
+    assert!(handovers < PROMISE_MS + 2 * calls, "p99 {handovers} ms, of a mere call {calls} ms");
+}
+
+/// Of the time from one moment to the next, in milliseconds.
+fn p99(times: &[u64]) -> u64 {
+    let mut all: Vec<u64> = times.chunks_exact(2).map(|pair| (pair[1] - pair[0]) * 10).collect();
+    all.sort_unstable();
+    all[all.len() * 99 / 100]
 }
 
 #[test]

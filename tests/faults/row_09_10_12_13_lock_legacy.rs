@@ -1,11 +1,11 @@
 //! What gpuctl finds in Redis under the lock's key that is not its own doing: the lock of a client that knows nothing of
 //! gpuctl (rows 9 and 10), one without an end (row 12), and what is no lock at all (row 13).
 
-use rig::{LOCK_KEY, Redis, Rig, Running, until};
+use rig::{LOCK_KEY, Redis, Rig, Running, until, with_room};
 use std::time::{Duration, Instant};
 
-/// What is promised within 1.1 s, on a machine that has other things to do.
-const A_SECOND: Duration = Duration::from_secs(3);
+/// What is promised within a second.
+const A_SECOND: Duration = with_room(1);
 
 #[track_caller]
 fn rig_with_redis() -> Option<(Rig, Redis)> {
@@ -56,11 +56,13 @@ fn row_09_the_lock_of_a_legacy_client_is_respected_and_taken_once_it_is_deleted(
 #[test]
 fn row_09_the_lock_of_a_legacy_client_that_died_is_taken_when_its_time_is_over() {
     let Some((rig, redis)) = rig_with_redis() else { return };
+    let before = Instant::now();
     redis.cli(&["SET", LOCK_KEY, "vidi_generate", "NX", "PX", "2000"]);
     let set = Instant::now();
     let acquired = rig.gpuctl("lock acquire").run();
     acquired.succeeds().stderr_has("held by vidi_generate").stdout_has("\n");
-    let late = set.elapsed().checked_sub(Duration::from_millis(1900)).expect("not before its end");
+    assert!(before.elapsed() >= Duration::from_secs(2), "{:?}", before.elapsed());
+    let late = set.elapsed().saturating_sub(Duration::from_secs(2));
     assert!(late < A_SECOND, "{late:?}");
 }
 

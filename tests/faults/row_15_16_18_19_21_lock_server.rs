@@ -2,9 +2,9 @@
 //! as what it is, and nothing is done without the lock.
 
 use super::lock_work::Work;
-use rig::{Redis, Rig, Service, Signal, until};
+use rig::{Redis, Rig, Service, Signal, until, with_room};
 use std::fs;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Every way to ask for the lock ends with the code and says why, and nothing has been done; `status` goes on.
 #[track_caller]
@@ -59,7 +59,7 @@ fn row_15_a_server_that_refuses_connections_is_unavailable_at_once() {
         for command in ["lock acquire", "start vidi"] {
             let begun = Instant::now();
             rig.gpuctl(command).run().fails("unavailable").stderr_has("hint: start it");
-            assert!(begun.elapsed() < Duration::from_secs(7), "{:?}", begun.elapsed());
+            assert!(begun.elapsed() < with_room(5), "{:?}", begun.elapsed());
         }
     }
     redis.restart();
@@ -77,7 +77,7 @@ fn row_15_a_server_that_goes_away_while_it_is_waited_for_is_unavailable() {
     redis.stop();
     let stopped = Instant::now();
     waiter.wait().fails("unavailable").stderr_has("cannot be reached");
-    assert!(stopped.elapsed() < Duration::from_secs(7), "{:?}", stopped.elapsed());
+    assert!(stopped.elapsed() < with_room(5), "{:?}", stopped.elapsed());
 }
 
 #[test]
@@ -96,7 +96,7 @@ fn row_16_a_server_that_hangs_is_unavailable_within_a_deadline() {
     }
     let error = status.wait().succeeds().json()["lock"]["error"].clone();
     assert!(error.as_str().is_some_and(|error| error.contains("does not answer")), "{error}");
-    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < with_room(5), "{:?}", begun.elapsed());
     rig.assert_no_process_of(&vidi);
 
     // What it was asked for and answers too late is nobody's lock.
@@ -117,7 +117,7 @@ fn row_16_a_wait_for_a_server_that_hangs_can_be_interrupted() {
     waiter.signal(Signal::INT);
     let begun = Instant::now();
     waiter.wait().exits(130).stderr_has("interrupted by signal 2").stdout("");
-    assert!(begun.elapsed() < Duration::from_secs(6), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < with_room(5), "{:?}", begun.elapsed());
 }
 
 const SLOW_TO_LOAD: [&str; 4] =

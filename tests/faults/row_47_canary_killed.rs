@@ -1,13 +1,16 @@
 //! gpuctl is killed in the middle of a trial, alone or with its whole process group, at twenty points and at moments over
 //! all of its time (row 47): its guardian brings production back. A point is a state of the world, the ledger or the lock.
 
-use rig::{Rig, Running, Signal, Trial, until};
+use rig::{Rig, Running, Signal, Trial, until, with_room};
 use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// `restore_sla` + 5 s, and what a loaded machine may add.
-const LIMIT: Duration = Duration::from_secs(3 + 5 + 4);
+/// `restore_sla` + 5 s.
+const LIMIT: Duration = with_room(3 + 5);
+
+/// What the ledger's figures leave out.
+const ROUNDED: f64 = 0.1;
 
 type Point = (&'static str, fn(&Trial) -> bool);
 
@@ -30,13 +33,15 @@ fn kill(trial: &Trial, run: Running, with_group: bool) -> Instant {
     let killed = Instant::now();
     // It may have been done before.
     drop(run);
-    until("nobody sees to it any more", || trial.guardians().is_empty() && trial.vllm.is_healthy());
+    // A guardian that has just been forked is not called so yet.
+    let is_over = || trial.rig.gpuctls().is_empty() && trial.vllm.is_healthy();
+    until("nobody sees to it any more", is_over);
     killed
 }
 
 /// What is promised, however far the trial had come.
 #[track_caller]
-fn assert_settled(trial: &Trial, killed: Instant, absences: &[Duration], when: &str) {
+fn assert_settled(trial: &Trial, [begun, killed]: [Instant; 2], absences: &[Duration], when: &str) {
     let took = killed.elapsed();
     assert!(took < LIMIT, "{when}: production was back after {took:?}");
     trial.assert_all_is_well(when);
@@ -62,20 +67,20 @@ fn assert_settled(trial: &Trial, killed: Instant, absences: &[Duration], when: &
     let (used, bookings) = trial.booked();
     assert_eq!(bookings, [used], "{when}");
     let away = absences.iter().sum::<Duration>().as_secs_f64();
-    // What a busy guardian takes to see that all is well is booked too.
-    let is_true = (-1.0..3.0).contains(&(used - away));
-    assert!(is_true, "{when}: away for {away} s, booked {used} s: {audit:#?}");
+    let whole = begun.elapsed().as_secs_f64();
+    let is_true = away <= used + ROUNDED && used <= whole;
+    assert!(is_true, "{when}: away for {away} s of {whole} s, booked {used} s: {audit:#?}");
 }
 
 fn kill_at(points: &[Point]) {
     let kill_there = |(point, is_reached): &Point, with_group: bool| {
         let trial = slow_trial();
         let prober = trial.probe();
-        let run = trial.run().spawn();
+        let (begun, run) = (Instant::now(), trial.run().spawn());
         until(point, || is_reached(&trial));
         let killed = kill(&trial, run, with_group);
         let when = format!("{point}, with its group: {with_group}");
-        assert_settled(&trial, killed, &prober.absences(), &when);
+        assert_settled(&trial, [begun, killed], &prober.absences(), &when);
     };
     thread::scope(|scope| {
         for with_group in [false, true] {
@@ -149,10 +154,10 @@ fn row_47_a_container_and_a_unit_come_back_too() {
     for trial in [Some(unit), container].into_iter().flatten() {
         let trial = slow(trial);
         let prober = trial.probe();
-        let run = trial.run().spawn();
+        let (begun, run) = (Instant::now(), trial.run().spawn());
         until("the canary is healthy", || trial.has_told("health_ok"));
         let killed = kill(&trial, run, true);
-        assert_settled(&trial, killed, &prober.absences(), trial.vllm.mark());
+        assert_settled(&trial, [begun, killed], &prober.absences(), trial.vllm.mark());
         assert!(trial.has_told("guardian_acts"));
     }
 }
@@ -171,11 +176,11 @@ fn row_47_killed_at_any_moment_production_comes_back() {
                 for (number, moment) in moments.iter().enumerate().skip(half).step_by(2) {
                     let trial = slow_trial();
                     let prober = trial.probe();
-                    let run = trial.run().spawn();
+                    let (begun, run) = (Instant::now(), trial.run().spawn());
                     thread::sleep(*moment);
                     let killed = kill(&trial, run, number % 4 < 2);
                     let when = format!("after {moment:?} of {whole:?}");
-                    assert_settled(&trial, killed, &prober.absences(), &when);
+                    assert_settled(&trial, [begun, killed], &prober.absences(), &when);
                 }
             });
         }

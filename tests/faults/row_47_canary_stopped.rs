@@ -45,7 +45,7 @@ fn row_47_a_second_signal_ends_gpuctl_at_once_and_its_guardian_brings_production
     run.signal(Signal::INT);
     until("production is being brought back", || trial.stage().as_deref() == Some("restoring"));
     run.signal(Signal::INT);
-    drop(run.wait().dies_of(2).stderr_has("starting vllm"));
+    drop(run.wait().dies_of(2).stderr_has("stopping vllm"));
     until("its guardian has done it", || trial.guardians().is_empty());
     trial.assert_all_is_well("after two signals");
     assert_eq!(trial.events().last().unwrap(), "prod_restored");

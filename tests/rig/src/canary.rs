@@ -213,24 +213,28 @@ impl Trial {
     }
 
     pub fn probe(&self) -> Prober {
-        Prober::start(self.vllm.url("/health"))
+        self.vllm.probe()
     }
 }
 
-/// Asks production's health every 50 ms.
+impl Service {
+    /// Watches from outside for how long it is away.
+    pub fn probe(&self) -> Prober {
+        let over = Arc::new(AtomicBool::new(false));
+        let (url, is_over) = (self.url("/health"), over.clone());
+        Prober { over, thread: Some(thread::spawn(move || probe(&url, &is_over))) }
+    }
+}
+
+/// Asks a service's health every 50 ms.
 pub struct Prober {
     over: Arc<AtomicBool>,
     thread: Option<JoinHandle<Vec<Duration>>>,
 }
 
 impl Prober {
-    fn start(url: String) -> Prober {
-        let over = Arc::new(AtomicBool::new(false));
-        let is_over = over.clone();
-        Prober { over, thread: Some(thread::spawn(move || probe(&url, &is_over))) }
-    }
-
-    /// For how long production was away, each time; it has to be back.
+    /// For how long the service was certainly away, each time, however slow the machine: from the first answer that it was
+    /// not there to the last question that got such an answer. It has to be back.
     #[track_caller]
     pub fn absences(mut self) -> Vec<Duration> {
         self.over.store(true, Ordering::SeqCst);
@@ -245,22 +249,25 @@ impl Drop for Prober {
 }
 
 fn probe(url: &str, is_over: &AtomicBool) -> Vec<Duration> {
-    let config = ureq::Agent::config_builder().timeout_global(Some(Duration::from_secs(1)));
+    // Only a server that is there and hangs is waited for.
+    let config = ureq::Agent::config_builder().timeout_global(Some(Duration::from_secs(30)));
     let agent = ureq::Agent::from(config.max_idle_connections(0).build());
     let (mut absences, mut away_since) = (Vec::new(), None);
     loop {
+        // What is asked after the end sees it back.
+        let is_last = is_over.load(Ordering::SeqCst);
         let asked = Instant::now();
-        let is_up = agent.get(url).call().is_ok();
-        match (is_up, away_since) {
-            (false, None) => away_since = Some(asked),
-            (true, Some(since)) => {
-                absences.push(asked - since);
-                away_since = None;
+        match (agent.get(url).call().is_ok(), away_since) {
+            (false, None) => {
+                away_since = Some(Instant::now());
+                absences.push(Duration::ZERO);
             }
-            _ => {}
+            (false, Some(since)) => {
+                *absences.last_mut().unwrap() = asked.saturating_duration_since(since);
+            }
+            (true, _) => away_since = None,
         }
-        if is_over.load(Ordering::SeqCst) {
-            absences.extend(away_since.map(|since| since.elapsed()));
+        if is_last {
             return absences;
         }
         thread::sleep(PROBES);

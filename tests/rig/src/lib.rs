@@ -48,4 +48,4 @@ pub use services::{Script, Service};
 pub use skip::{python_or_skip, root_or_skip, skip_or_fail};
 pub use systemd::Fault;
 pub use terminal::Terminal;
-pub use wait::until;
+pub use wait::{until, with_room};
