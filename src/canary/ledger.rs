@@ -2,7 +2,7 @@
 //! and the journal of a trial under way, by which it is put right after any accident.
 
 use super::candidate::Candidate;
-use super::window::History;
+use super::limits::History;
 use crate::config::Canary;
 use crate::error::{Failure, Result};
 use crate::exit::Code;

@@ -2,9 +2,9 @@
 //! whether production is well.
 
 use super::candidate::Candidate;
+use super::limits::Path;
 use super::restore::Hands;
 use super::verdict::{Card, Verdict, judge};
-use super::window::Path;
 use crate::config::{Canary, Config, Gpu, Selector};
 use crate::error::{Failure, Result};
 use crate::exit::Code;

@@ -51,7 +51,7 @@ pub fn refuse_held(canary: &Canary) -> Result<()> {
 fn held(canary: &Canary, path: &Path, text: &str) -> Failure {
     Failure::new(Code::LockBusy, format!("{} is held by {}", path.display(), text.trim()))
         .hint("wait for that program; if it is gone: `gpuctl canary unlock --force`")
-        .detail("next", later(canary.timeout + canary.restore_sla))
+        .detail("next", later(canary.limits.reserve))
 }
 
 /// Removes a file whose process is gone.

@@ -4,13 +4,13 @@
 pub mod candidate;
 pub mod guardian;
 pub mod ledger;
+pub mod limits;
 pub mod look;
 pub mod maintenance;
 pub mod restore;
 pub mod run;
 mod trial;
 pub mod verdict;
-pub mod window;
 
 #[cfg(test)]
 mod tests;

@@ -4,10 +4,11 @@
 use super::candidate::Candidate;
 use super::guardian::Guardian;
 use super::ledger::{Journal, Moment, Progress as Stage};
+use super::limits::{NotNow, Path, after, permit};
 use super::maintenance::{self, Maintenance};
 use super::restore::{Hands, Restored, milliseconds, restore};
 use super::trial::{self, Server, Tested};
-use super::window::{Limits, NotNow, Path, after, permit};
+use crate::config::Limits;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::lock::{Group, Guard};
@@ -45,21 +46,14 @@ impl Hands<'_> {
     /// Whether a trial may be now, by the limits; the refusal says when it may.
     pub fn permit(&self, path: Path, waived: bool) -> Result<()> {
         let (canary, now) = (self.canary, host::now());
-        let limits = Limits {
-            window: &canary.window,
-            cooldown: canary.cooldown,
-            max_runs_per_day: canary.max_runs_per_day,
-            max_downtime: canary.max_downtime,
-            reserve: canary.timeout + canary.restore_sla,
-        };
-        let night = canary.window.night(now);
-        let history = self.ledger.history(night, canary.cooldown)?;
-        permit(&limits, &history, path, waived, now)
-            .map_err(|not_now| self.refusal(&not_now, &limits))
+        let limits = &canary.limits;
+        let history = self.ledger.history(limits.window.night(now), limits.cooldown)?;
+        permit(limits, &history, path, waived, now)
+            .map_err(|not_now| self.refusal(&not_now, limits))
     }
 
     fn refusal(&self, not_now: &NotNow, limits: &Limits) -> Failure {
-        let window = limits.window;
+        let window = &limits.window;
         let (limit, message) = match not_now {
             NotNow::OutsideWindow { .. } => {
                 ("outside_window", format!("outside the maintenance window {window}"))
@@ -125,7 +119,7 @@ impl Trial<'_> {
         refuse_unsettled(&self.hands)?;
         self.hands.permit(Path::Quiesced, self.waived)?;
         self.hands.ledger.write_journal(journal)?;
-        let reserve = self.hands.canary.timeout + self.hands.canary.restore_sla;
+        let reserve = self.hands.canary.limits.reserve;
         self.hands.ledger.book(journal.night, &journal.run_id, reserve.as_secs_f64())?;
         Ok(maintenance)
     }
@@ -176,7 +170,7 @@ impl Trial<'_> {
             run_id: host::random_hex::<8>()?,
             service: self.hands.canary.service.clone(),
             candidate_id: self.candidate.id(),
-            night: self.hands.canary.window.night(host::now()),
+            night: self.hands.canary.limits.window.night(host::now()),
             progress: Stage::Ready,
             away: None,
             token: host::random_hex::<16>()?,
@@ -288,7 +282,7 @@ pub fn refuse_unsettled(hands: &Hands) -> Result<()> {
             format!("another trial of {} is under way (run {})", journal.service, journal.run_id),
         )
         .hint("`gpuctl canary status` shows it")
-        .detail("next", later(hands.canary.timeout + hands.canary.restore_sla))),
+        .detail("next", later(hands.canary.limits.reserve))),
     }
 }
 

@@ -1,9 +1,9 @@
 //! The canary's decisions in tables: windows through nights and clock changes, limits, verdicts.
 
 use super::candidate::{self, Candidate};
+use super::limits::{History, NotNow, Path, permit, runs_in_a_day};
 use super::verdict::{Card, Status, judge};
-use super::window::{History, Limits, NotNow, Path, Window, permit, runs_in_a_day};
-use crate::config::Config;
+use crate::config::{Config, Limits, Window};
 use crate::model::Mb;
 use jiff::Timestamp;
 use jiff::tz::TimeZoneDatabase;
@@ -97,9 +97,9 @@ fn what_is_no_window_or_no_zone_is_refused() {
     assert_eq!(zone.expect_err("no zone").0, "time_zone");
 }
 
-fn limits(window: &Window) -> Limits<'_> {
+fn limits(window: &Window) -> Limits {
     Limits {
-        window,
+        window: window.clone(),
         cooldown: Duration::from_secs(6 * 3600),
         max_runs_per_day: 3,
         max_downtime: Duration::from_secs(60),

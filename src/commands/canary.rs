@@ -3,11 +3,11 @@
 use super::Session;
 use crate::canary::candidate::{self, Candidate};
 use crate::canary::ledger::Ledger;
+use crate::canary::limits::Path;
 use crate::canary::look::{has_room, predict, refuse_unready};
 use crate::canary::maintenance;
 use crate::canary::restore::{Hands, restore};
 use crate::canary::run::{Trial, later, owed, refuse_unsettled};
-use crate::canary::window::Path;
 use crate::cli::{self, CanaryMode, CanaryRun};
 use crate::config::{Canary, Mode};
 use crate::error::{Failure, Result as Fallible};
@@ -163,7 +163,7 @@ fn come_again(refusal: Failure) -> Failure {
 
 /// A refusal belongs into the audit; that it cannot be written there changes nothing.
 fn note_refusal(hands: &Hands, document: &Map<String, Value>, refusal: &Failure) {
-    let night = hands.canary.window.night(host::now());
+    let night = hands.canary.limits.window.night(host::now());
     let facts = json!({
         "run_id": null,
         "candidate_id": candidate::id(document),
@@ -258,7 +258,7 @@ fn recover(session: &Session) -> Result<Answer> {
 fn reset_budget(session: &Session) -> Result<Answer> {
     let canary = session.config.canary()?;
     let ledger = Ledger::open(canary)?;
-    let night = canary.window.night(host::now());
+    let night = canary.limits.window.night(host::now());
     let _locked = ledger.lock(&session.stop)?;
     let used = ledger.used(night).ok();
     ledger.reset_budget(night)?;
@@ -275,7 +275,7 @@ fn unlock(session: &Session) -> Result<Answer> {
     let holder = backend.look().ok().flatten().map(|held| held.holder);
     let released = backend.release(None)?;
     let cleared = maintenance::clear(canary)?;
-    let night = canary.window.night(host::now());
+    let night = canary.limits.window.night(host::now());
     let facts = json!({"run_id": null, "candidate_id": null, "budget_used": ledger.used(night).ok(), "reason": holder});
     ledger.audit(night, "unlocked", facts.as_object().cloned().unwrap_or_default())?;
     let told = if released || cleared { "unlocked" } else { "there was no lock" };

@@ -9,12 +9,16 @@ mod secrets;
 mod text;
 pub mod trust;
 mod validate;
+mod window;
 
 pub use canary::{Bound, Canary, Mode};
 pub use environment::Environment;
 pub use place::Place;
 pub use secrets::{mask, masked, writes_secrets};
 pub use text::is_json;
+pub use window::Limits;
+#[cfg(any(test, fuzzing))]
+pub use window::Window;
 
 use crate::error::{Failure, Result};
 use crate::exit::Code;

@@ -1,8 +1,7 @@
 //! Sizes, spans, windows, URLs and logs, as people and programs write them.
 
-use crate::canary::window::Window;
 use crate::config::file::Span;
-use crate::config::{Selector, mask};
+use crate::config::{Selector, Window, mask};
 use crate::model::{Mb, nearest};
 use crate::world::logs;
 use jiff::Timestamp;
