@@ -20,6 +20,7 @@ mod plan;
 #[cfg(any(test, fuzzing))]
 pub mod properties;
 mod report;
+mod screen;
 mod world;
 
 use clap::Parser;

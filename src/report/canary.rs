@@ -1,6 +1,5 @@
 //! What the `canary` commands say.
 
-use super::screen::Screen;
 use super::{LockReport, Report};
 use crate::canary::candidate;
 use crate::canary::ledger::Ledger;
@@ -11,6 +10,7 @@ use crate::canary::verdict::{Status, Verdict};
 use crate::config::{Canary, Config, Mode};
 use crate::error::Result;
 use crate::lock::Held;
+use crate::screen::Screen;
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::{Map, Value};

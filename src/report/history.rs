@@ -1,9 +1,10 @@
 //! `history`: earlier calls as a time line.
 
-use super::layout::{Text, flow, listed};
-use super::screen::{BAD, FAINT, GOOD, STRONG, Screen, WARNING};
-use super::{Report, on_one_line, span};
+use super::Report;
 use crate::history::{Run, State, Step};
+use crate::screen::layout::{Text, flow, listed};
+use crate::screen::text::{on_one_line, span};
+use crate::screen::{BAD, FAINT, GOOD, STRONG, Screen, WARNING};
 use jiff::tz::TimeZone;
 use serde::Serialize;
 use std::fmt::Write;

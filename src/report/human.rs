@@ -1,8 +1,9 @@
 //! The reports as text for people.
 
-use super::screen::Screen;
-use super::{ActReport, CanFitReport, CheckReport, PathReport, Report, Subject, span};
+use super::{ActReport, CanFitReport, CheckReport, PathReport, Report, Subject};
 use crate::model::{Mb, Source};
+use crate::screen::Screen;
+use crate::screen::text::span;
 use std::fmt::Write;
 use std::time::Duration;
 

@@ -2,10 +2,10 @@
 //! and the memory that comes back; elsewhere a plain line a step. The event log hears of each
 //! step that has ended.
 
-use super::screen::{BAD, FAINT, GOOD, Screen};
-use super::{on_one_line, span};
 use crate::history::Recorder;
 use crate::model::Mb;
+use crate::screen::text::{on_one_line, span};
+use crate::screen::{BAD, FAINT, GOOD, Screen};
 use anstyle::Style;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use std::io::Write as _;
