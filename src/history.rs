@@ -7,7 +7,7 @@ use crate::error::{Failure, Result};
 use crate::exit::{Answer, Code};
 use crate::lock::Group;
 use crate::model::Mb;
-use crate::report::progress::StepDone;
+use crate::progress::StepDone;
 use crate::world::wait::Stop;
 use crate::world::{files, host};
 use indexmap::IndexMap;

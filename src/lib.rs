@@ -17,6 +17,7 @@ mod model;
 mod observe;
 mod pattern;
 mod plan;
+mod progress;
 #[cfg(any(test, fuzzing))]
 pub mod properties;
 mod report;

@@ -9,7 +9,7 @@ use crate::error::{Failure, Result};
 use crate::exit::{Answer, Code};
 use crate::lock::{Group, Guard, Heirloom};
 use crate::model::Pid;
-use crate::report::progress::Progress;
+use crate::progress::Progress;
 use crate::world::companion::{Companion, Heard, Listener};
 use crate::world::nvml::Reader;
 use serde_json::json;

@@ -9,7 +9,7 @@ use crate::execute::{Context, execute};
 use crate::model::{Presence, Running, Service, Snapshot, State};
 use crate::observe::observe;
 use crate::plan::{self, Plan, Refusal};
-use crate::report::progress::Progress;
+use crate::progress::Progress;
 use crate::world::nvml::Reader;
 use crate::world::wait::{Event, Stop, wait};
 use serde_json::{Map, Value, json};

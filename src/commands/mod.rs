@@ -24,7 +24,7 @@ use crate::config::{Config, Environment};
 use crate::error::Failure;
 use crate::exit::{Answer, Code};
 use crate::lock::watchdog;
-use crate::report::progress::Progress;
+use crate::progress::Progress;
 use crate::report::{Form, Report, print};
 use crate::screen::Screen;
 use crate::world::wait::Stop;

@@ -11,7 +11,7 @@ use crate::lock::watchdog::end_command;
 use crate::lock::{Group, Guard};
 use crate::model::{Evict, Pid, Service, Snapshot, variable};
 use crate::plan;
-use crate::report::progress::{Action, StepDone};
+use crate::progress::{Action, StepDone};
 use crate::report::{ActReport, Subject};
 use crate::world::job::{Ending, Job, could_start};
 use crate::world::nvml::Reader;

@@ -7,7 +7,7 @@ use crate::exit::Code;
 use crate::model::{Manager, Mb, Native, Pid, Service, Vram};
 use crate::observe::look;
 use crate::plan::{EvictHow, Eviction};
-use crate::report::progress::{Action, StepDone};
+use crate::progress::{Action, StepDone};
 use crate::world::ending::{FirstMove, end};
 use crate::world::{docker, native, systemd, unload};
 use std::time::{Duration, Instant};

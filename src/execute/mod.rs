@@ -10,7 +10,7 @@ use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::model::{Mb, Service, Snapshot, Source, Vram};
 use crate::plan::{EvictHow, Eviction, Plan, Start};
-use crate::report::progress::{Action, Progress, StepDone};
+use crate::progress::{Action, Progress, StepDone};
 use crate::world::nvml::Reader;
 use crate::world::wait::{Event, Stop, wait};
 use std::sync::{Mutex, PoisonError};

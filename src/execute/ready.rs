@@ -8,7 +8,7 @@ use crate::exit::Code;
 use crate::model::{Health, Healthy, Manager, Presence, Running, Service, Trouble};
 use crate::observe::{Look, look};
 use crate::plan::StartHow;
-use crate::report::progress::{Action, StepDone};
+use crate::progress::{Action, StepDone};
 use crate::world::health;
 use crate::world::native::{self, Started};
 use crate::world::ports::local_port;

@@ -6,7 +6,7 @@ use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::model::{GpuProcess, Mb, Pid, Snapshot, Vram};
 use crate::plan::Plan;
-use crate::report::progress::Step;
+use crate::progress::Step;
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 

@@ -5,7 +5,7 @@ use super::watchdog::Watchdog;
 use super::{Backend, Claim, Group, Held, Record, holder_name, joined, open};
 use crate::config::Config;
 use crate::error::Result;
-use crate::report::progress::{Progress, Waiting};
+use crate::progress::{Progress, Waiting};
 use crate::world::host::since_boot;
 use crate::world::wait::{Event, Lease, Stop, Timer, wait};
 use serde::{Deserialize, Serialize};

@@ -8,7 +8,6 @@ mod history;
 mod human;
 mod live;
 mod lock;
-pub mod progress;
 pub mod prometheus;
 mod status;
 mod status_text;
