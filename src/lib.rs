@@ -20,6 +20,7 @@ mod plan;
 mod progress;
 #[cfg(any(test, fuzzing))]
 pub mod properties;
+mod redact;
 mod report;
 mod screen;
 mod world;

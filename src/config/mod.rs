@@ -14,7 +14,7 @@ mod window;
 pub use canary::{Bound, Canary, Mode};
 pub use environment::Environment;
 pub use place::Place;
-pub use secrets::{mask, masked, writes_secrets};
+pub use secrets::{masked, writes_secrets};
 pub use text::is_json;
 pub use window::Limits;
 #[cfg(any(test, fuzzing))]

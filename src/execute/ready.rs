@@ -2,13 +2,13 @@
 //! start command and the answer of its health check all wake the watch at once.
 
 use super::Context;
-use crate::config::mask;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::model::{Health, Healthy, Manager, Presence, Running, Service, Trouble};
 use crate::observe::{Look, look};
 use crate::plan::StartHow;
 use crate::progress::{Action, StepDone};
+use crate::redact::mask;
 use crate::world::health;
 use crate::world::native::{self, Started};
 use crate::world::ports::local_port;

@@ -5,12 +5,13 @@ mod state;
 
 pub use look::{Look, look};
 
-use crate::config::{Config, mask};
+use crate::config::Config;
 use crate::error::Result;
 use crate::model::{
     GpuProcess, Healthy, Mb, Observed, Pid, Presence, Running, Service, Snapshot, Source, State,
     Trouble, Vram,
 };
+use crate::redact::mask;
 use crate::world::health::{TRY_LIMIT, Tries};
 use crate::world::nvml::Reader;
 use crate::world::ports::local_port;

@@ -1,8 +1,9 @@
 //! Sizes, spans, windows, URLs and logs, as people and programs write them.
 
 use crate::config::file::Span;
-use crate::config::{Selector, Window, mask};
+use crate::config::{Selector, Window};
 use crate::model::{Mb, nearest};
+use crate::redact::mask;
 use crate::world::logs;
 use jiff::Timestamp;
 use jiff::tz::TimeZoneDatabase;
