@@ -5,11 +5,10 @@
 use crate::config::Config;
 use crate::error::{Failure, Result};
 use crate::exit::{Answer, Code};
-use crate::lock::Group;
 use crate::model::Mb;
 use crate::progress::StepDone;
 use crate::world::wait::Stop;
-use crate::world::{files, host};
+use crate::world::{files, host, process};
 use indexmap::IndexMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -38,7 +37,7 @@ enum What {
         command: String,
         subject: String,
         /// Who does it, to tell whether it is still at work.
-        by: Option<Group>,
+        by: Option<process::Id>,
         boot: String,
     },
     Step(Step),
@@ -104,7 +103,7 @@ impl Recorder {
         recorder.write(What::Begin {
             command: command.to_owned(),
             subject: subject.to_owned(),
-            by: Group::led_by(std::process::id() as i32),
+            by: process::Id::of(std::process::id() as i32),
             boot: host::boot_id(),
         })?;
         Ok(recorder)
@@ -205,11 +204,11 @@ pub fn read(folder: &Path) -> Result<Vec<Run>> {
         }
     }
     drop(locked);
-    Ok(runs(&text, |by, boot| boot == host::boot_id() && by.leader_is_alive()))
+    Ok(runs(&text, |by, boot| boot == host::boot_id() && by.is_alive()))
 }
 
 /// Calls from the log's lines; `works` tells whether a process is still the one that began.
-pub fn runs(text: &str, works: impl Fn(Group, &str) -> bool) -> Vec<Run> {
+pub fn runs(text: &str, works: impl Fn(process::Id, &str) -> bool) -> Vec<Run> {
     let events = text.lines().filter_map(|line| serde_json::from_str::<Event>(line).ok());
     let mut runs: IndexMap<String, Run> = IndexMap::new();
     for Event { time, run, what } in events {

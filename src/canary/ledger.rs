@@ -6,11 +6,9 @@ use super::limits::History;
 use crate::config::Canary;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
-use crate::lock::{Group, bearers};
 use crate::model::{Mb, Pid};
-use crate::world::files;
-use crate::world::host;
 use crate::world::wait::Stop;
+use crate::world::{files, group, host, process};
 use jiff::civil::Date;
 use jiff::{Timestamp, ToSpan};
 use serde::{Deserialize, Serialize};
@@ -75,13 +73,13 @@ pub struct Journal {
     pub token: String,
     /// What its start command leads.
     #[serde(default)]
-    pub canary: Option<Group>,
+    pub canary: Option<process::Id>,
     /// What every process but production's held before it was touched.
     #[serde(default)]
     pub others: Option<Mb>,
     pub boot: String,
     /// Those who see to it while they live: gpuctl and its guardian.
-    pub keepers: Vec<Group>,
+    pub keepers: Vec<process::Id>,
 }
 
 /// What has been begun; all before it is done.
@@ -122,12 +120,12 @@ impl Journal {
     /// been given another environment.
     pub fn canary_processes(&self) -> Vec<Pid> {
         let canary = self.canary.filter(|_| self.boot == host::boot_id());
-        canary.map_or_else(|| bearers(&self.token), |group| group.members(&self.token))
+        group::members(canary, &self.token)
     }
 
     /// Whether nobody sees to it any more.
     pub fn is_orphaned(&self) -> bool {
-        self.boot != host::boot_id() || !self.keepers.iter().any(|keeper| keeper.leader_is_alive())
+        self.boot != host::boot_id() || !self.keepers.iter().any(|keeper| keeper.is_alive())
     }
 }
 

@@ -7,7 +7,7 @@ use crate::exit::Code;
 use crate::model::Pid;
 use crate::world::files;
 use crate::world::host;
-use crate::world::processes;
+use crate::world::process;
 use std::fs;
 use std::io::{Error, ErrorKind};
 use std::path::{Path, PathBuf};
@@ -75,7 +75,7 @@ fn read(canary: &Canary) -> Result<Option<String>> {
 
 /// One that we may not look at, or that has another's PID by now, counts as living.
 fn is_stale(text: &str) -> bool {
-    let is_over = |pid: Pid| !processes::is_alive(pid, processes::start_of(pid).unwrap_or(0));
+    let is_over = |pid| !process::Id::of(pid).unwrap_or(process::Id { pid, start: 0 }).is_alive();
     pid_in(text).is_some_and(is_over)
 }
 

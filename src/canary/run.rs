@@ -11,10 +11,10 @@ use super::trial::{self, Server, Tested};
 use crate::config::Limits;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
-use crate::lock::{Group, Guard};
+use crate::lock::Guard;
 use crate::model::Mb;
-use crate::world::host;
 use crate::world::wait::{Event, Stop};
+use crate::world::{host, process};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -164,8 +164,8 @@ impl Trial<'_> {
         }
     }
 
-    fn journal(&self, guardians: Vec<Group>) -> Result<Journal> {
-        let me = Group::led_by(std::process::id() as i32);
+    fn journal(&self, guardians: Vec<process::Id>) -> Result<Journal> {
+        let me = process::Id::of(std::process::id() as i32);
         Ok(Journal {
             run_id: host::random_hex::<8>()?,
             service: self.hands.canary.service.clone(),

@@ -6,13 +6,12 @@ use super::ledger::Journal;
 use crate::config::Canary;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
-use crate::lock::Group;
 use crate::model::{Health, Healthy, Manager, Pid, Service, variable};
 use crate::world::command::{describe, start_detached};
 use crate::world::ending::{FirstMove, end};
 use crate::world::health;
-use crate::world::logs;
 use crate::world::wait::{Aside, Handle, Stop, Woken, wait};
+use crate::world::{group, logs, process};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -30,7 +29,7 @@ const LOG: &str = "canary";
 /// A server on trial.
 pub struct Server {
     child: Child,
-    group: Option<Group>,
+    group: Option<process::Id>,
     token: String,
     log: PathBuf,
     log_from: u64,
@@ -71,14 +70,14 @@ pub fn start(
         env.insert("CUDA_DEVICE_ORDER".to_owned(), "PCI_BUS_ID".to_owned());
     }
     let child = start_detached(&text, &env, &[variable::SERVICE, variable::FENCE], cwd, file)?;
-    let group = Group::led_by(child.id() as Pid);
+    let group = process::Id::of(child.id() as Pid);
     let log = logs::path_of(state_dir, LOG);
     Ok(Server { child, group, token: token.to_owned(), log, log_from })
 }
 
 impl Server {
     /// By the process that leads it; `None` where that had ended before it was looked at.
-    pub fn group(&self) -> Option<Group> {
+    pub fn group(&self) -> Option<process::Id> {
         self.group
     }
 
@@ -151,7 +150,8 @@ impl Server {
     /// How it ended, where it has.
     fn death(&mut self) -> Option<String> {
         let status = self.child.try_wait().ok()??;
-        let left = self.group.map_or_else(Vec::new, |group| group.members(&self.token));
+        let left =
+            self.group.map_or_else(Vec::new, |leader| group::members(Some(leader), &self.token));
         if status.success() && !left.is_empty() {
             // A script that has put the server into the background.
             return None;

@@ -16,7 +16,7 @@ use crate::world::health::{TRY_LIMIT, Tries};
 use crate::world::nvml::Reader;
 use crate::world::ports::local_port;
 use crate::world::wait::Stop;
-use crate::world::{host, processes};
+use crate::world::{host, process};
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
@@ -98,7 +98,7 @@ pub fn gpu_pids(vram: &Vram) -> HashSet<Pid> {
 /// The command line of a process that NVML names by the first word of it. In a PID namespace of
 /// our own its number may be another's here.
 fn command_of(process: &GpuProcess) -> Option<String> {
-    let words = processes::arguments(process.pid);
+    let words = process::arguments(process.pid);
     (words.first() == Some(&process.name)).then(|| mask(&words.join(" ")))
 }
 
