@@ -5,8 +5,7 @@
 use crate::config::Config;
 use crate::error::{Failure, Result};
 use crate::exit::{Answer, Code};
-use crate::model::Mb;
-use crate::progress::StepDone;
+use crate::step::Step;
 use crate::world::wait::Stop;
 use crate::world::{files, host, process};
 use indexmap::IndexMap;
@@ -46,18 +45,6 @@ enum What {
         error: Option<String>,
         elapsed_ms: u64,
     },
-}
-
-/// Something that a call has done.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Step {
-    pub action: String,
-    pub service: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub memory_mb: Option<Mb>,
-    pub elapsed_ms: u64,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub note: Option<String>,
 }
 
 /// One call, as the log has it.
@@ -109,15 +96,8 @@ impl Recorder {
         Ok(recorder)
     }
 
-    pub fn step(&self, done: &StepDone) {
-        let step = Step {
-            action: done.action.name().to_owned(),
-            service: done.service.clone(),
-            memory_mb: done.memory,
-            elapsed_ms: done.elapsed.as_millis() as u64,
-            note: done.note.clone(),
-        };
-        self.write_if_possible(What::Step(step));
+    pub fn step(&self, done: &Step) {
+        self.write_if_possible(What::Step(done.clone()));
     }
 
     /// Writes how the command ended.

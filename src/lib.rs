@@ -23,6 +23,7 @@ pub mod properties;
 mod redact;
 mod report;
 mod screen;
+mod step;
 mod world;
 
 use clap::Parser;

@@ -11,8 +11,8 @@ use crate::lock::Guard;
 use crate::lock::watchdog::end_command;
 use crate::model::{Evict, Pid, Service, Snapshot, variable};
 use crate::plan;
-use crate::progress::{Action, StepDone};
 use crate::report::{ActReport, Subject};
+use crate::step::{Action, Step};
 use crate::world::job::{Ending, Job, could_start};
 use crate::world::nvml::Reader;
 use crate::world::process;
@@ -56,13 +56,7 @@ fn under_lock(
     }
     let begun = Instant::now();
     let ending = work(command, &needed, &session, &guard, grace);
-    session.progress.record(&StepDone {
-        action: Action::Run,
-        service: None,
-        memory: None,
-        elapsed: begun.elapsed(),
-        note: None,
-    });
+    session.progress.record(&Step::new(Action::Run, None, Some(begun.elapsed())));
     let ending = ending?;
     guard.release(&session.progress)?;
     Ok(ending.answer())

@@ -36,7 +36,7 @@ impl Report for ActReport {
                 let service = step.service.as_deref().unwrap_or("memory");
                 let memory =
                     step.memory_mb.map(|memory| format!(" ({memory})")).unwrap_or_default();
-                line!(text, "would {} {service}{memory}", step.action);
+                line!(text, "would {} {service}{memory}", step.action.name());
                 if let Some(note) = &step.note {
                     line!(text, "  {note}");
                 }
