@@ -2,7 +2,7 @@
 //! and the journal of a trial under way, by which it is put right after any accident.
 
 use super::candidate::Candidate;
-use super::limits::History;
+use super::limits::{History, after};
 use crate::config::Canary;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
@@ -287,4 +287,18 @@ pub fn starts(audit: &str, service: &str) -> impl Iterator<Item = Timestamp> {
     events
         .filter(move |event| event["event"] == "canary_start" && event["service"] == service)
         .filter_map(|event| event["ts"].as_str()?.parse().ok())
+}
+
+/// When that time will be over, as it is told.
+pub fn later(span: Duration) -> Option<String> {
+    after(host::now(), span).map(|moment| moment.to_string())
+}
+
+/// That production has not been brought back.
+pub fn owed(journal: &Journal) -> Failure {
+    let message = format!(
+        "a trial was interrupted (run {}), and {} has not been restored since",
+        journal.run_id, journal.service
+    );
+    Failure::new(Code::LockBusy, message).hint("`gpuctl canary recover` puts it right")
 }

@@ -1,6 +1,6 @@
 //! `gpu_maintenance.lock`, for programs that look for that file: HOLDER:PID:TIMESTAMP.
 
-use super::run::later;
+use super::ledger::later;
 use crate::config::Canary;
 use crate::error::{Failure, Result};
 use crate::exit::Code;

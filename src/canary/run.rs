@@ -3,8 +3,8 @@
 
 use super::candidate::Candidate;
 use super::guardian::Guardian;
-use super::ledger::{Journal, Moment, Progress as Stage};
-use super::limits::{NotNow, Path, after, permit};
+use super::ledger::{Journal, Moment, Progress as Stage, later, owed};
+use super::limits::{NotNow, Path, permit};
 use super::maintenance::{self, Maintenance};
 use super::restore::{Hands, Restored, milliseconds, restore};
 use super::trial::{self, Server, Tested};
@@ -17,7 +17,7 @@ use crate::world::wait::{Event, Stop};
 use crate::world::{host, process};
 use serde_json::{Value, json};
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// What came of a trial.
 pub struct Outcome {
@@ -284,18 +284,4 @@ pub fn refuse_unsettled(hands: &Hands) -> Result<()> {
         .hint("`gpuctl canary status` shows it")
         .detail("next", later(hands.canary.limits.reserve))),
     }
-}
-
-/// When that time will be over, as it is told.
-pub fn later(span: Duration) -> Option<String> {
-    after(host::now(), span).map(|moment| moment.to_string())
-}
-
-/// That production has not been brought back.
-pub fn owed(journal: &Journal) -> Failure {
-    let message = format!(
-        "a trial was interrupted (run {}), and {} has not been restored since",
-        journal.run_id, journal.service
-    );
-    Failure::new(Code::LockBusy, message).hint("`gpuctl canary recover` puts it right")
 }

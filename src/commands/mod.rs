@@ -95,7 +95,10 @@ fn load(global: &Global, environment: &Environment) -> Result<Config> {
 pub fn run(cli: &Cli, environment: &Environment) -> Result<Answer> {
     let session = || Session::open(&cli.global, environment);
     match &cli.command {
-        Command::Status(arguments) => status::run(arguments, session()?),
+        Command::Status(arguments) => match arguments.watch {
+            Some(every) => watch::run(every, session()?),
+            None => status::run(arguments, session()?),
+        },
         Command::CanFit(arguments) => can_fit::run(arguments, session()?),
         Command::PreparePhase(arguments) => prepare_phase::run(arguments, session()?),
         Command::Start(arguments) => start::run(arguments, session()?),

@@ -3,8 +3,7 @@
 use super::check::{Check, Id};
 use super::state::folder;
 use super::{Case, native};
-use crate::canary::ledger::Ledger;
-use crate::canary::run::owed;
+use crate::canary::ledger::{Ledger, owed};
 use crate::config::{Canary, Gpu, Mode, Selector};
 use crate::world::host;
 use crate::world::nvml::Reader;
