@@ -19,8 +19,7 @@ mod watch;
 
 use crate::canary::guardian;
 use crate::cli::{Cli, Command, Global, Waiting};
-use crate::config::file::Span;
-use crate::config::{Config, Environment};
+use crate::config::{Config, Environment, Span};
 use crate::error::Failure;
 use crate::exit::{Answer, Code};
 use crate::lock::watchdog;

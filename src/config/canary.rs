@@ -2,7 +2,7 @@
 //! that stand over it, and the value that comes of both.
 
 use super::Environment;
-use super::file::Span;
+use super::span::Span;
 use super::window::{Limits, Window};
 use crate::model::{Mb, Service};
 use crate::pattern::Pattern;

@@ -6,6 +6,7 @@ mod environment;
 pub mod file;
 mod place;
 mod secrets;
+mod span;
 mod text;
 pub mod trust;
 mod validate;
@@ -15,6 +16,7 @@ pub use canary::{Bound, Canary, Mode};
 pub use environment::Environment;
 pub use place::Place;
 pub use secrets::{masked, writes_secrets};
+pub use span::Span;
 pub use text::is_json;
 pub use window::Limits;
 #[cfg(any(test, fuzzing))]

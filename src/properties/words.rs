@@ -1,7 +1,6 @@
 //! Sizes, spans, windows, URLs and logs, as people and programs write them.
 
-use crate::config::file::Span;
-use crate::config::{Selector, Window};
+use crate::config::{Selector, Span, Window};
 use crate::model::{Mb, nearest};
 use crate::redact::mask;
 use crate::world::logs;
