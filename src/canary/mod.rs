@@ -8,8 +8,8 @@ pub mod limits;
 pub mod look;
 pub mod maintenance;
 pub mod restore;
-pub mod run;
-mod trial;
+mod server;
+pub mod trial;
 pub mod verdict;
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //! `canary recover`. Whatever was begun is gone through to its end.
 
 use super::ledger::{Journal, Ledger, Progress as Stage};
-use super::trial;
+use super::server;
 use crate::config::{Canary, Config};
 use crate::error::{Failure, Result};
 use crate::execute::{Context, execute};
@@ -125,7 +125,7 @@ pub fn restore(hands: &Hands, journal: &mut Journal) -> Result<Restored> {
     let begun = Instant::now();
     let service = hands.config.service(&journal.service)?;
     if !journal.canary_processes().is_empty() {
-        let ended = trial::stop(journal);
+        let ended = server::stop(journal);
         note(hands, journal, "canary_stopped", json!({"reason": ended.err().map(|e| e.message)}));
     }
     // Only while nobody saw to it.
@@ -153,11 +153,11 @@ pub fn restore(hands: &Hands, journal: &mut Journal) -> Result<Restored> {
         }
         wait(&[], &Stop::never(), Instant::now() + RETRY);
         // The canary may have its place: one that was just being started when its gpuctl was killed.
-        let _ = trial::stop(journal);
+        let _ = server::stop(journal);
     };
     let took = begun.elapsed();
     // One that was just being started when its gpuctl was killed bore no token yet.
-    let _ = trial::stop(journal);
+    let _ = server::stop(journal);
     let away = || journal.away.map_or(Duration::ZERO, |away| away.elapsed(&journal.boot));
     let downtime = came_back.unwrap_or_else(away);
     let account = settle(hands, journal, downtime);

@@ -7,7 +7,7 @@ use crate::canary::limits::Path;
 use crate::canary::look::{has_room, predict, refuse_unready};
 use crate::canary::maintenance;
 use crate::canary::restore::{Hands, restore};
-use crate::canary::run::{Trial, refuse_unsettled};
+use crate::canary::trial::{Trial, refuse_unsettled};
 use crate::cli::{self, CanaryMode, CanaryRun};
 use crate::config::{Canary, Mode};
 use crate::error::{Failure, Result as Fallible};

@@ -5,7 +5,7 @@ use crate::canary::candidate;
 use crate::canary::ledger::Ledger;
 use crate::canary::limits::{Path, runs_in_a_day};
 use crate::canary::restore::{milliseconds, seconds};
-use crate::canary::run::Outcome;
+use crate::canary::trial::Outcome;
 use crate::canary::verdict::{Status, Verdict};
 use crate::config::{Canary, Config, Mode};
 use crate::error::Result;
