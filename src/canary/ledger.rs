@@ -200,9 +200,13 @@ impl Ledger {
         self.write_budget(night, &budget)
     }
 
-    /// Begins a night anew. The caller has the lock.
-    pub fn reset_budget(&self, night: Date) -> Result<()> {
-        self.write_budget(night, &Budget::default())
+    /// Begins a night anew.
+    pub fn reset_budget(&self, night: Date, stop: &Stop) -> Result<()> {
+        let _locked = self.lock(stop)?;
+        let before = self.used(night).ok();
+        self.write_budget(night, &Budget::default())?;
+        let facts = json!({"run_id": null, "candidate_id": null, "budget_used": 0.0, "reason": null, "before": before});
+        self.audit(night, "budget_reset", facts.as_object().cloned().unwrap_or_default())
     }
 
     /// When the service's runs began that may still count: those of a day, and of the cooldown.
@@ -287,6 +291,20 @@ pub fn starts(audit: &str, service: &str) -> impl Iterator<Item = Timestamp> {
     events
         .filter(move |event| event["event"] == "canary_start" && event["service"] == service)
         .filter_map(|event| event["ts"].as_str()?.parse().ok())
+}
+
+/// Nothing new is tried before an earlier trial is put right.
+pub fn refuse_unsettled(ledger: &Ledger, canary: &Canary) -> Result<()> {
+    match ledger.journal()? {
+        None => Ok(()),
+        Some(journal) if journal.is_orphaned() => Err(owed(&journal)),
+        Some(journal) => Err(Failure::new(
+            Code::LockBusy,
+            format!("another trial of {} is under way (run {})", journal.service, journal.run_id),
+        )
+        .hint("`gpuctl canary status` shows it")
+        .detail("next", later(canary.limits.reserve))),
+    }
 }
 
 /// When that time will be over, as it is told.

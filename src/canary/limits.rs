@@ -37,9 +37,9 @@ impl NotNow {
 
 /// How a run affects production.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Path {
-    /// Beside it, on another card.
-    Spare,
+pub enum Route {
+    /// Beside it, on the card of that number.
+    Spare(u32),
     /// In its place.
     Quiesced,
 }
@@ -48,12 +48,12 @@ pub enum Path {
 pub fn permit(
     limits: &Limits,
     history: &History,
-    path: Path,
+    route: Route,
     waived: bool,
     now: Timestamp,
 ) -> Result<(), NotNow> {
     let window = &limits.window;
-    if path == Path::Quiesced && !waived && !window.contains(now) {
+    if route == Route::Quiesced && !waived && !window.contains(now) {
         return Err(NotNow::OutsideWindow { next: window.opens_next(now) });
     }
     if let Some(next) = cooled_down(limits, history, now).filter(|_| !waived) {
@@ -62,7 +62,7 @@ pub fn permit(
     if let Some(next) = rate_permits(limits, history, now) {
         return Err(NotNow::RateLimited { next });
     }
-    if path == Path::Quiesced && history.used + limits.reserve > limits.max_downtime {
+    if route == Route::Quiesced && history.used + limits.reserve > limits.max_downtime {
         let next = window.next_night(now);
         return Err(NotNow::BudgetExhausted { used: history.used, next });
     }

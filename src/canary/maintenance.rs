@@ -1,13 +1,16 @@
-//! `gpu_maintenance.lock`, for programs that look for that file: HOLDER:PID:TIMESTAMP.
+//! `gpu_maintenance.lock`, for programs that look for that file: HOLDER:PID:TIMESTAMP; and the
+//! operator's word that neither it nor the GPU lock holds any more.
 
-use super::ledger::later;
-use crate::config::Canary;
+use super::ledger::{Ledger, later};
+use crate::config::{Canary, Config};
 use crate::error::{Failure, Result};
 use crate::exit::Code;
+use crate::lock;
 use crate::model::Pid;
 use crate::world::files;
 use crate::world::host;
 use crate::world::process;
+use serde_json::json;
 use std::fs;
 use std::io::{Error, ErrorKind};
 use std::path::{Path, PathBuf};
@@ -84,8 +87,19 @@ pub fn pid_in(text: &str) -> Option<Pid> {
     text.split(':').nth(1)?.trim().parse().ok().filter(|pid| *pid > 0)
 }
 
-/// Removes the file, whosever it is. Tells whether there was one.
-pub fn clear(canary: &Canary) -> Result<bool> {
+/// Gives up the GPU lock and removes the file, whosever they are. Tells whether there was one.
+pub fn unlock(config: &Config, canary: &Canary, ledger: &Ledger) -> Result<bool> {
+    let mut backend = lock::open(config)?;
+    let holder = backend.look().ok().flatten().map(|held| held.holder);
+    let released = backend.release(None)?;
+    let cleared = clear(canary)?;
+    let night = canary.limits.window.night(host::now());
+    let facts = json!({"run_id": null, "candidate_id": null, "budget_used": ledger.used(night).ok(), "reason": holder});
+    ledger.audit(night, "unlocked", facts.as_object().cloned().unwrap_or_default())?;
+    Ok(released || cleared)
+}
+
+fn clear(canary: &Canary) -> Result<bool> {
     let Some(path) = &canary.maintenance_lock else { return Ok(false) };
     match fs::remove_file(path) {
         Ok(()) => Ok(true),

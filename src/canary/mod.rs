@@ -1,11 +1,11 @@
 //! The GPU canary: a changed configuration of production is tried in a maintenance window, for a
 //! bounded time, and production always comes back.
 
+pub mod admission;
 pub mod candidate;
 pub mod guardian;
 pub mod ledger;
 pub mod limits;
-pub mod look;
 pub mod maintenance;
 pub mod restore;
 mod server;

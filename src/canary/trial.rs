@@ -3,14 +3,12 @@
 
 use super::candidate::Candidate;
 use super::guardian::Guardian;
-use super::ledger::{Journal, Moment, Progress as Stage, later, owed};
-use super::limits::{NotNow, Path, permit};
+use super::ledger::{Journal, Moment, Progress as Stage, refuse_unsettled};
+use super::limits::Route;
 use super::maintenance::{self, Maintenance};
 use super::restore::{Hands, Restored, milliseconds, restore};
 use super::server::{self, Server, Tested};
-use crate::config::Limits;
 use crate::error::{Failure, Result};
-use crate::exit::Code;
 use crate::lock::Guard;
 use crate::model::Mb;
 use crate::world::wait::{Event, Stop};
@@ -21,12 +19,25 @@ use std::time::Instant;
 
 /// What came of a trial.
 pub struct Outcome {
-    pub path: Path,
+    pub route: Route,
     pub tested: Tested,
     pub restored: Option<Restored>,
     pub promotion: Option<PathBuf>,
     /// Why it was broken off.
     pub broken_off: Option<Failure>,
+}
+
+impl Outcome {
+    pub fn has_passed(&self) -> bool {
+        self.tested.rejection.is_none()
+    }
+
+    /// Why it is no answer: production is not back, or it was broken off.
+    pub fn failure(&self) -> Option<Failure> {
+        let lost = self.restored.as_ref().and_then(|restored| restored.failure.clone());
+        let lost = lost.map(|failure| failure.hint("`gpuctl canary recover` tries again"));
+        lost.or_else(|| self.broken_off.clone())
+    }
 }
 
 /// A trial that may begin.
@@ -42,49 +53,16 @@ pub struct Trial<'a> {
     pub state_dir: &'a std::path::Path,
 }
 
-impl Hands<'_> {
-    /// Whether a trial may be now, by the limits; the refusal says when it may.
-    pub fn permit(&self, path: Path, waived: bool) -> Result<()> {
-        let (canary, now) = (self.canary, host::now());
-        let limits = &canary.limits;
-        let history = self.ledger.history(limits.window.night(now), limits.cooldown)?;
-        permit(limits, &history, path, waived, now)
-            .map_err(|not_now| self.refusal(&not_now, limits))
-    }
-
-    fn refusal(&self, not_now: &NotNow, limits: &Limits) -> Failure {
-        let window = &limits.window;
-        let (limit, message) = match not_now {
-            NotNow::OutsideWindow { .. } => {
-                ("outside_window", format!("outside the maintenance window {window}"))
-            }
-            NotNow::Cooldown { .. } => {
-                ("cooldown", format!("the last run was less than {:?} ago", limits.cooldown))
-            }
-            NotNow::RateLimited { .. } => (
-                "rate_limited",
-                format!("there were {} runs within 24 hours", limits.max_runs_per_day),
-            ),
-            NotNow::BudgetExhausted { used, .. } => (
-                "budget_exhausted",
-                format!(
-                    "production was away for {:.1} of {} s this night, and a run may take {} s",
-                    used.as_secs_f64(),
-                    limits.max_downtime.as_secs(),
-                    limits.reserve.as_secs()
-                ),
-            ),
-        };
-        let next = not_now.next();
-        Failure::new(Code::NotNow(limit), message)
-            .hint(format!("come again at {} ({next})", window.local(next)))
-            .detail("next", next.to_string())
-    }
-}
-
 impl Trial<'_> {
+    pub fn run(&self, route: Route) -> Result<Outcome> {
+        match route {
+            Route::Spare(device) => self.spare(device),
+            Route::Quiesced => self.quiesced(),
+        }
+    }
+
     /// In production's place.
-    pub fn quiesced(&self) -> Result<Outcome> {
+    fn quiesced(&self) -> Result<Outcome> {
         let mut guardian = Guardian::start(self.hands.config)?;
         // Who takes over the lock of one that was killed waits for its guardian.
         self.guard.name_group(guardian.group)?;
@@ -109,15 +87,15 @@ impl Trial<'_> {
         if restored.failure.is_some() && tested.rejection.is_none() {
             tested.rejection = Some("production did not come back".to_owned());
         }
-        self.conclude(&journal, Path::Quiesced, tested, Some(restored), broken_off)
+        self.conclude(&journal, Route::Quiesced, tested, Some(restored), broken_off)
     }
 
     /// Writes down what is about to be done, and books what it may cost.
     fn begin(&self, journal: &Journal) -> Result<Option<Maintenance>> {
         let maintenance = maintenance::begin(self.hands.canary)?;
         let _locked = self.hands.ledger.lock(self.stop)?;
-        refuse_unsettled(&self.hands)?;
-        self.hands.permit(Path::Quiesced, self.waived)?;
+        refuse_unsettled(self.hands.ledger, self.hands.canary)?;
+        self.hands.permit(Route::Quiesced, self.waived)?;
         self.hands.ledger.write_journal(journal)?;
         let reserve = self.hands.canary.limits.reserve;
         self.hands.ledger.book(journal.night, &journal.run_id, reserve.as_secs_f64())?;
@@ -125,11 +103,11 @@ impl Trial<'_> {
     }
 
     /// Beside production, on the card of that number.
-    pub fn spare(&self, device: u32) -> Result<Outcome> {
+    fn spare(&self, device: u32) -> Result<Outcome> {
         let mut journal = self.journal(Vec::new())?;
         {
             let _locked = self.hands.ledger.lock(self.stop)?;
-            self.hands.permit(Path::Spare, self.waived)?;
+            self.hands.permit(Route::Spare(device), self.waived)?;
             self.audit(&journal, "canary_start", json!({"path": "spare"}))?;
         }
         self.audit(&journal, "spare_path_selected", json!({"gpu": device}))?;
@@ -147,7 +125,7 @@ impl Trial<'_> {
         server::stop(&journal)?;
         self.guard.forget_command();
         self.audit(&journal, "canary_stopped", json!({}))?;
-        self.conclude(&journal, Path::Spare, tested, None, broken_off)
+        self.conclude(&journal, Route::Spare(device), tested, None, broken_off)
     }
 
     /// What a test came to, and why it was broken off if it was.
@@ -239,7 +217,7 @@ impl Trial<'_> {
     fn conclude(
         &self,
         journal: &Journal,
-        path: Path,
+        route: Route,
         mut tested: Tested,
         restored: Option<Restored>,
         mut broken_off: Option<Failure>,
@@ -264,24 +242,10 @@ impl Trial<'_> {
                 None
             }
         };
-        Ok(Outcome { path, tested, restored, promotion, broken_off })
+        Ok(Outcome { route, tested, restored, promotion, broken_off })
     }
 
     fn audit(&self, journal: &Journal, event: &str, details: Value) -> Result<()> {
         self.hands.audit(journal, event, details)
-    }
-}
-
-/// Nothing new is tried before an earlier trial is put right.
-pub fn refuse_unsettled(hands: &Hands) -> Result<()> {
-    match hands.ledger.journal()? {
-        None => Ok(()),
-        Some(journal) if journal.is_orphaned() => Err(owed(&journal)),
-        Some(journal) => Err(Failure::new(
-            Code::LockBusy,
-            format!("another trial of {} is under way (run {})", journal.service, journal.run_id),
-        )
-        .hint("`gpuctl canary status` shows it")
-        .detail("next", later(hands.canary.limits.reserve))),
     }
 }

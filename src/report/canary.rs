@@ -3,7 +3,7 @@
 use super::{LockReport, Report};
 use crate::canary::candidate;
 use crate::canary::ledger::Ledger;
-use crate::canary::limits::{Path, runs_in_a_day};
+use crate::canary::limits::{Route, runs_in_a_day};
 use crate::canary::restore::{milliseconds, seconds};
 use crate::canary::trial::Outcome;
 use crate::canary::verdict::{Status, Verdict};
@@ -40,8 +40,8 @@ impl VerdictReport {
         }
     }
 
-    pub fn on(self, path: Path) -> VerdictReport {
-        VerdictReport { path: Some(name(path)), ..self }
+    pub fn on(self, route: Route) -> VerdictReport {
+        VerdictReport { path: Some(name(route)), ..self }
     }
 }
 
@@ -60,10 +60,10 @@ fn word(status: Status) -> &'static str {
     }
 }
 
-fn name(path: Path) -> &'static str {
-    match path {
-        Path::Spare => "spare",
-        Path::Quiesced => "quiesced",
+fn name(route: Route) -> &'static str {
+    match route {
+        Route::Spare(_) => "spare",
+        Route::Quiesced => "quiesced",
     }
 }
 
@@ -96,7 +96,7 @@ impl CanaryRunReport {
         }
         let restored = outcome.restored.as_ref();
         CanaryRunReport {
-            verdict: VerdictReport::new(&verdict, mode, document).on(outcome.path),
+            verdict: VerdictReport::new(&verdict, mode, document).on(outcome.route),
             rejection: outcome.tested.rejection.clone(),
             llm_latency_ms: outcome.tested.latency.map(milliseconds),
             oom_events: outcome.tested.oom_events,
