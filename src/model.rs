@@ -2,7 +2,9 @@
 
 mod snapshot;
 
-pub use snapshot::{AnsweredBy, Device, GpuProcess, Observed, Snapshot, Source, Unproven, Vram};
+pub use snapshot::{
+    AnsweredBy, Device, GpuProcess, Managed, Observed, Proof, Snapshot, Source, Unproven, Vram,
+};
 
 use crate::error::Failure;
 use serde::{Deserialize, Serialize};

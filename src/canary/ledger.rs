@@ -6,7 +6,7 @@ use super::limits::{History, after};
 use crate::config::Canary;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
-use crate::model::{Mb, Pid};
+use crate::model::Mb;
 use crate::world::wait::Stop;
 use crate::world::{files, group, host, process};
 use jiff::civil::Date;
@@ -118,7 +118,7 @@ impl Moment {
 impl Journal {
     /// The canary's processes: those that bear its token, and those in its group, which may have
     /// been given another environment.
-    pub fn canary_processes(&self) -> Vec<Pid> {
+    pub fn canary_processes(&self) -> Vec<process::Id> {
         let canary = self.canary.filter(|_| self.boot == host::boot_id());
         group::members(canary, &self.token)
     }

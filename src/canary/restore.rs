@@ -50,9 +50,14 @@ impl Hands<'_> {
     ) -> Result<()> {
         let before = self.observe(stop)?;
         let plan = plan(self.config, &before)?;
-        let context =
-            Context { config: self.config, stop, reader: self.reader, progress: self.progress };
-        execute(&plan, &before, &context).failure.map_or(Ok(()), Err)
+        let context = Context {
+            config: self.config,
+            stop,
+            reader: self.reader,
+            progress: self.progress,
+            before: &before,
+        };
+        execute(&plan, &context).failure.map_or(Ok(()), Err)
     }
 
     pub fn observe(&self, stop: &Stop) -> Result<Snapshot> {

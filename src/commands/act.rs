@@ -62,8 +62,9 @@ pub fn carry_out(
         stop: &session.stop,
         reader: &Mutex::new(reader),
         progress: &session.progress,
+        before: &before,
     };
-    let mut outcome = execute(&plan, &before, &context);
+    let mut outcome = execute(&plan, &context);
     match outcome.failure.take() {
         None => Ok((plan, outcome)),
         // What was done before it failed belongs to the failure.

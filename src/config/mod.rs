@@ -151,6 +151,11 @@ impl Config {
         })
     }
 
+    /// The place of a service among all of them.
+    pub fn place_of(&self, service: &str) -> Option<usize> {
+        self.services.iter().position(|other| other.name == service)
+    }
+
     /// A phase by its number or name.
     pub fn phase(&self, wanted: &str) -> Result<u32> {
         self.require_file()?;

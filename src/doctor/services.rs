@@ -6,7 +6,7 @@ use crate::model::{
     Health, Manager, Observed, Presence, Service, Snapshot, State, Unload, Unproven,
 };
 use crate::world::ports::{Listeners, local_port};
-use crate::world::process::{self, Table};
+use crate::world::process::Table;
 
 pub fn judge(
     config: &Config,
@@ -130,7 +130,7 @@ fn port(
     if !is_down || is_shared || !listeners.is_taken(port) {
         return Check::pass(id, format!("nobody else answers on {port}"));
     }
-    let holder = table.iter().find(|process| listeners.held_by(port, process.pid));
+    let holder = table.iter().find(|process| listeners.held_by(port, process));
     let who = holder.map_or_else(
         || "a process of another user".to_owned(),
         |process| format!("process {} ({})", process.pid, process.name),
@@ -161,30 +161,21 @@ fn unload(service: &Service) -> Option<Check> {
 
 fn strangers(name: &str, observed: &Observed) -> Check {
     let id = Id::NativeStrangers;
-    let Unproven { processes, taken } = &observed.unproven;
-    let program = |pid| process::arguments(pid).into_iter().next().unwrap_or_default();
-    let listed: Vec<String> =
-        processes.iter().map(|(pid, _)| format!("{pid} ({})", program(*pid))).collect();
-    let listed = listed.join(", ");
-    match (processes.is_empty(), taken) {
-        (true, _) => Check::pass(id, "nothing but the service matches now"),
-        (false, true) => Check::warn(
-            id,
-            format!(
-                "matches process {listed}, which nothing else ties to the service: gpuctl would take it for it, and end it"
-            ),
-            format!(
-                "see `ps -fp PID`; if it is a stranger, put into services.{name}.match what only the service has"
-            ),
-        ),
-        (false, false) => Check::warn(
-            id,
-            format!(
-                "also matches process {listed}, which is not the service; it is left alone while the service runs"
-            ),
-            format!("put into services.{name}.match what only the service has in its command line"),
-        ),
+    if observed.unproven.is_empty() {
+        return Check::pass(id, "nothing but the service matches now");
     }
+    let listed: Vec<String> = observed.unproven.iter().map(Unproven::to_string).collect();
+    Check::warn(
+        id,
+        format!(
+            "matches, unproven: {}; left alone, whatever is asked of {name}",
+            listed.join(", ")
+        ),
+        format!(
+            "if it is the service: gpuctl adopt {name} {}; else put into services.{name}.match what only the service has in its command line",
+            observed.unproven[0].pid
+        ),
+    )
 }
 
 /// Services with one and the same port: no fault, unless a phase wants both.

@@ -2,14 +2,15 @@
 //! memory does not come back.
 
 use super::Context;
+use crate::config::Config;
 use crate::error::Result;
 use crate::exit::Code;
-use crate::model::{Manager, Mb, Native, Pid, Service, Vram};
-use crate::observe::look;
+use crate::model::{Manager, Mb, Native, Service, Vram};
+use crate::observe::{gpu_pids, look, members};
 use crate::plan::{EvictHow, Eviction};
 use crate::step::{Action, Step};
 use crate::world::ending::{FirstMove, end};
-use crate::world::{docker, native, systemd, unload};
+use crate::world::{docker, native, process, starts, systemd, unload};
 use std::time::{Duration, Instant};
 
 /// How long an unload may take to show.
@@ -17,9 +18,9 @@ const UNLOAD_LIMIT: Duration = Duration::from_secs(10);
 /// How long systemd may take to notice that a unit was killed.
 const KILLED_LIMIT: Duration = Duration::from_secs(10);
 
-/// Evicts a service whose processes are `pids`; `required` is what the plan will start. What was
-/// done at last is a stop or an unload.
-pub fn evict(eviction: &Eviction, required: Mb, pids: &[Pid], context: &Context) -> Result<Step> {
+/// Evicts a service; `required` is what the plan will start. What was done at last is a stop or an
+/// unload.
+pub fn evict(eviction: &Eviction, required: Mb, context: &Context) -> Result<Step> {
     let service = context.service(&eviction.service);
     let mut reason = None;
     if eviction.how == EvictHow::Unload {
@@ -32,12 +33,12 @@ pub fn evict(eviction: &Eviction, required: Mb, pids: &[Pid], context: &Context)
     let force = eviction.how == EvictHow::Kill;
     let action = if force { Action::Kill } else { Action::Stop };
     let step = context.progress.begin(action, &service.name, service.stop_timeout);
-    let note = stop(service, pids, force, context)?;
+    let note = stop(service, force, context)?;
     Ok(step.done(note.or(reason)))
 }
 
 /// Stops it and says what was remarkable.
-fn stop(service: &Service, pids: &[Pid], force: bool, context: &Context) -> Result<Option<String>> {
+fn stop(service: &Service, force: bool, context: &Context) -> Result<Option<String>> {
     // An unload call that an interruption cut short has failed, too, and is no reason to stop it.
     context.stop.check()?;
     let limit = service.stop_timeout;
@@ -68,18 +69,21 @@ fn stop(service: &Service, pids: &[Pid], force: bool, context: &Context) -> Resu
             systemd::stop(unit, *user, KILLED_LIMIT, context.stop)?;
             Ok((!force).then(|| format!("not gone within {limit:?}, killed")))
         }
-        Manager::Native(native) => stop_native(service, native, pids, force, context),
+        Manager::Native(native) => stop_native(service, native, force, context),
     }
 }
 
 fn stop_native(
     service: &Service,
     native: &Native,
-    pids: &[Pid],
     force: bool,
     context: &Context,
 ) -> Result<Option<String>> {
-    let targets = native::Targets::new(&service.name, context.config.path.as_deref(), pids);
+    let on_gpu = gpu_pids(&context.before.vram);
+    let members = |known: &[process::Id]| {
+        members(context.config, &context.before.managed, &service.name, known, &on_gpu)
+    };
+    let targets = members(&[]);
     let begun = Instant::now();
     let mut note = None;
     if let (Some(command), false) = (&native.stop, force) {
@@ -99,9 +103,21 @@ fn stop_native(
         _ => FirstMove::Term,
     };
     let limit = service.stop_timeout.saturating_sub(begun.elapsed());
-    let killed = end(&service.name, || targets.survivors(), first, limit, context.stop)?;
+    let killed = end(&service.name, || members(&targets), first, limit, context.stop)?;
+    forget_starts(service, context.config);
     let killing = killed.then(|| format!("not gone within {:?}, killed", service.stop_timeout));
     Ok(note.into_iter().chain(killing).reduce(|a, b| format!("{a}; {b}")))
+}
+
+/// Forgets what was recorded of a native service's starts, nothing of which is left.
+fn forget_starts(service: &Service, config: &Config) {
+    let Ok(state_dir) = config.state_dir() else { return };
+    let at = config.place_of(&service.name);
+    for start in starts::recorded(state_dir) {
+        if start.service_of(&config.services, config.path.as_deref()) == at {
+            starts::forget(state_dir, &start.service);
+        }
+    }
 }
 
 /// Requests an unload and watches for it; `Some` tells why it came to nothing.
@@ -120,8 +136,8 @@ fn ask_to_unload(
     if let Err(why) = unload::request(call) {
         return Ok(Some(format!("its unload call failed: {why}")));
     }
-    let look = look(&[service], context.config.path.as_deref(), context.stop, || {
-        crate::observe::gpu_pids(&before)
+    let look = look(context.config, &[service], &context.before.managed, context.stop, || {
+        gpu_pids(&before)
     });
     let deadline = Instant::now() + UNLOAD_LIMIT;
     loop {

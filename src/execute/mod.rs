@@ -27,6 +27,8 @@ pub struct Context<'a> {
     pub stop: &'a Stop,
     pub reader: &'a Mutex<Reader>,
     pub progress: &'a Progress,
+    /// The world that the plan was made from.
+    pub before: &'a Snapshot,
 }
 
 impl Context<'_> {
@@ -60,28 +62,23 @@ pub struct Outcome {
     pub failure: Option<Failure>,
 }
 
-/// Carries the plan out, as made from `before`.
-pub fn execute(plan: &Plan, before: &Snapshot, context: &Context) -> Outcome {
+/// Carries the plan out.
+pub fn execute(plan: &Plan, context: &Context) -> Outcome {
     let begun = Instant::now();
     let mut outcome = Outcome { kept: plan.kept.clone(), ..Outcome::default() };
-    let result = carry_out(plan, before, context, &mut outcome);
+    let result = carry_out(plan, context, &mut outcome);
     outcome.elapsed = begun.elapsed();
     outcome.failure = result.err();
     outcome
 }
 
-fn carry_out(
-    plan: &Plan,
-    before: &Snapshot,
-    context: &Context,
-    outcome: &mut Outcome,
-) -> Result<()> {
+fn carry_out(plan: &Plan, context: &Context, outcome: &mut Outcome) -> Result<()> {
     context.stop.check()?;
     if !plan.evict.is_empty() {
-        evict_all(&plan.evict, plan.required, before, context, outcome)?;
-        reclaim(plan, before, context, outcome)?;
+        evict_all(&plan.evict, plan.required, context, outcome)?;
+        reclaim(plan, context, outcome)?;
     } else {
-        outcome.freed = before.vram.free.map(|_| Mb(0));
+        outcome.freed = context.before.vram.free.map(|_| Mb(0));
     }
     context.stop.check()?;
     start_all(&plan.start, context, outcome)
@@ -90,13 +87,10 @@ fn carry_out(
 fn evict_all(
     evictions: &[Eviction],
     required: Mb,
-    before: &Snapshot,
     context: &Context,
     outcome: &mut Outcome,
 ) -> Result<()> {
-    let results = side_by_side(evictions, |eviction| {
-        evict::evict(eviction, required, before.service(&eviction.service).pids(), context)
-    });
+    let results = side_by_side(evictions, |eviction| evict::evict(eviction, required, context));
     let mut failure = None;
     for (eviction, result) in evictions.iter().zip(results) {
         match result {
@@ -116,7 +110,8 @@ fn evict_all(
 
 /// Waits for the memory of what was evicted. Where an unload gave back too little, the service is
 /// stopped after all: once, and then it is known.
-fn reclaim(plan: &Plan, before: &Snapshot, context: &Context, outcome: &mut Outcome) -> Result<()> {
+fn reclaim(plan: &Plan, context: &Context, outcome: &mut Outcome) -> Result<()> {
+    let before = context.before;
     if before.vram.source == Source::Estimate {
         return Ok(());
     }
@@ -132,7 +127,7 @@ fn reclaim(plan: &Plan, before: &Snapshot, context: &Context, outcome: &mut Outc
             .map(|eviction| Eviction { how: EvictHow::Stop, ..eviction.clone() })
             .collect();
         context.progress.line("unloading gave back too little; stopping instead");
-        let stopping = evict_all(&stops, plan.required, before, context, outcome);
+        let stopping = evict_all(&stops, plan.required, context, outcome);
         outcome.unloaded.retain(|name| !outcome.stopped.contains(name));
         stopping?;
         result = reclaim::wait_for_memory(plan, &outcome.stopped, before, &mut step, context);

@@ -5,7 +5,7 @@ use super::Context;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::model::{Health, Healthy, Manager, Presence, Running, Service, Trouble};
-use crate::observe::{Look, look};
+use crate::observe::{Look, gpu_pids, look};
 use crate::plan::StartHow;
 use crate::redact::mask;
 use crate::step::{Action, Step};
@@ -14,7 +14,6 @@ use crate::world::native::{self, Started};
 use crate::world::ports::local_port;
 use crate::world::wait::{Event, Handle, Stop, Woken, wait};
 use crate::world::{docker, logs, systemd, unload};
-use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 /// Health checks follow each other faster at first: a twentieth of the time waited so far keeps
@@ -84,6 +83,16 @@ fn not_woken(service: &Service, why: &str) -> Failure {
         .hint("vLLM sleeps and wakes in development mode only (VLLM_SERVER_DEV_MODE=1, --enable-sleep-mode)")
 }
 
+/// The failure of a start command that has started a container, which is no process of its own.
+fn of_a_container(failure: Failure, service: &Service, id: &str, stop: &Stop) -> Failure {
+    let name = docker::name_of(id, stop).unwrap_or_else(|| id[..12].to_owned());
+    let message = format!("{}; it started the container {name}", failure.message);
+    Failure { message, ..failure }.hint(format!(
+        "a container is managed by its engine: in services.{}, set type = \"docker\" and container = \"{name}\"",
+        service.name
+    ))
+}
+
 struct Watch<'a> {
     service: &'a Service,
     stop: &'a Stop,
@@ -97,7 +106,7 @@ struct Watch<'a> {
     begun: Instant,
 }
 
-impl Watch<'_> {
+impl<'a> Watch<'a> {
     fn start(&mut self) -> Result<()> {
         let limit = self.service.start_timeout;
         match &self.service.manager {
@@ -210,9 +219,10 @@ impl Watch<'_> {
     }
 
     /// Asks its manager whether it is still coming up, and fails with what it left behind if not.
-    fn look_after_it(&mut self) -> Result<Look> {
-        let service = self.service;
-        let look = look(&[service], self.context.config.path.as_deref(), self.stop, HashSet::new);
+    fn look_after_it(&mut self) -> Result<Look<'a>> {
+        let (service, context) = (self.service, self.context);
+        let on_gpu = || gpu_pids(&context.vram().unwrap_or_default());
+        let look = look(context.config, &[service], &context.before.managed, self.stop, on_gpu);
         let presence = look.presence(&service.name);
         // What runs for longer than our own start was just being started by a gpuctl that was killed:
         // before it executed its program, it could not be seen.
@@ -222,7 +232,19 @@ impl Watch<'_> {
             self.started = None;
         }
         if let Some(started) = &mut self.started {
-            started.check(service, matches!(presence, Presence::Up(_)))?;
+            let mut is_there = matches!(presence, Presence::Up(_));
+            if !is_there && started.has_succeeded() {
+                let panes = look.panes_since(&service.name, started.since());
+                started.record_more(panes.marked)?;
+                is_there = panes.may_come;
+            }
+            if let Err(failure) = started.check(service, is_there) {
+                let container = look.container_since(started.since());
+                return Err(match container {
+                    Some(id) => of_a_container(failure, service, &id, self.stop),
+                    None => failure,
+                });
+            }
         }
         self.deaths.clear();
         match presence {
@@ -240,6 +262,8 @@ impl Watch<'_> {
             }
             // Its start command may still be putting it into the background.
             Presence::Down(_) if self.started.is_some() => Ok(look),
+            // Somebody is starting it by hand, for all that can be told.
+            Presence::Down(_) if !look.unproven(&service.name).is_empty() => Ok(look),
             Presence::Down(ending) => {
                 Err(self.died(&ending.unwrap_or_else(|| "exited before it was ready".to_owned())))
             }

@@ -73,7 +73,8 @@ impl Record {
     /// What is left of the command, as far as that can be told from here.
     pub fn command_members(&self) -> Vec<Pid> {
         let command = self.command.filter(|_| self.is_here());
-        command.map_or_else(Vec::new, |leader| group::members(Some(leader), &self.token))
+        let members = |leader| group::members(Some(leader), &self.token);
+        command.map_or_else(Vec::new, members).into_iter().map(|id| id.pid).collect()
     }
 
     /// Those whose end may end the lock: the holder, and once that is gone, what its command has

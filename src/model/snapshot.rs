@@ -14,6 +14,8 @@ pub struct Snapshot {
     pub vram: Vram,
     /// In the order of the configuration.
     pub services: Vec<Observed>,
+    /// In the same order; empty for those that no manager knows of.
+    pub managed: Vec<Managed>,
 }
 
 impl Snapshot {
@@ -47,7 +49,7 @@ pub struct Observed {
     pub answered_by: Option<AnsweredBy>,
     /// Memory held by its processes; `None` where it cannot be told.
     pub used: Option<Mb>,
-    pub unproven: Unproven,
+    pub unproven: Vec<Unproven>,
 }
 
 impl Observed {
@@ -103,14 +105,47 @@ impl AnsweredBy {
     }
 }
 
-/// Processes that a native service's pattern finds and that nothing else ties to the service.
-#[derive(Clone, Debug, Default)]
+/// What ties a process to its service, the strongest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Proof {
+    /// It is in the control group of the service's unit, container or scope.
+    ControlGroup,
+    /// It descends from the main process of the service's container.
+    Container,
+    /// gpuctl has recorded it when the service was started, or its owner has adopted it; or it
+    /// descends from such a process, is in its session, or writes to the log of that start.
+    Start,
+    /// `GPUCTL_SERVICE` in its environment names the service.
+    Mark,
+    /// The service's `match` finds it, and its family listens on the service's port, or is the only
+    /// one that is on the card.
+    Match,
+}
+
+/// A process that may be a native service's, and that nothing proves to be: its `match` finds it, or
+/// it is on the card and listens on the service's port.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unproven {
-    /// With their command lines.
-    pub processes: Vec<(Pid, String)>,
-    /// The pattern's word was taken, for want of any proof. Else they are left alone, because
-    /// other processes are proven to be the service.
-    pub taken: bool,
+    pub pid: Pid,
+    /// Its command line.
+    pub command: String,
+    pub age: Duration,
+}
+
+impl fmt::Display for Unproven {
+    /// "4711 (python3 main.py)"
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.pid, self.command)
+    }
+}
+
+/// What a manager has said of where a service's processes are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Managed {
+    /// The ids of its containers, in full, and their main processes.
+    pub containers: Vec<(String, Option<Pid>)>,
+    /// The paths of its control groups.
+    pub control_groups: Vec<String>,
 }
 
 /// The card's memory, measured or estimated. Sizes that are not known are `None`.
@@ -160,6 +195,8 @@ pub struct GpuProcess {
     pub memory: Option<Mb>,
     /// The service it belongs to.
     pub service: Option<String>,
+    /// It is dead, and the driver has not taken its memory back yet.
+    pub is_ending: bool,
 }
 
 impl fmt::Display for GpuProcess {

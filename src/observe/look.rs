@@ -1,50 +1,53 @@
 //! A look at services through their managers: who is alive, which process belongs to whom, and
 //! who really listens on a port.
 
+use super::evidence::{self, Scene};
+use super::ownership::{Ownership, Panes};
+use crate::config::Config;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
-use crate::model::{AnsweredBy, Manager, Pid, Presence, Service, Unproven};
+use crate::model::{
+    AnsweredBy, Managed, Manager, Pid, Presence, Running, Service, Trouble, Unproven,
+};
+use crate::redact::mask;
 use crate::world::docker::{self, Inspected};
-use crate::world::native::{self, Evidence, Processes};
 use crate::world::ports::{Listeners, local_port};
-use crate::world::process::{self, Table};
+use crate::world::process;
 use crate::world::systemd::{self, Shown};
 use crate::world::wait::Stop;
 use std::cell::OnceCell;
 use std::collections::{HashMap, HashSet};
-use std::path::Path;
 use std::thread::{self, ScopedJoinHandle};
 
 /// What the managers said, put together.
-pub struct Look {
+pub struct Look<'a> {
+    config: &'a Config,
     presences: HashMap<String, Presence>,
-    unproven: HashMap<String, Unproven>,
-    /// Native services' processes.
-    members: HashMap<Pid, String>,
-    containers: Vec<(String, String)>,
-    control_groups: Vec<(String, String)>,
-    table: Table,
-    listeners: Listeners,
+    /// Of all services, in the order of the configuration.
+    pub managed: Vec<Managed>,
+    scene: Scene,
+    ownership: Ownership,
+    places: HashMap<&'a str, usize>,
     /// Who listens on which port: looked for once, and only where somebody has to be named.
     holders: OnceCell<HashMap<u16, Vec<Pid>>>,
 }
 
 /// Asks the managers of these services side by side, and meanwhile `on_gpu` for the processes
-/// that hold GPU memory.
-pub fn look(
+/// that hold GPU memory. `known` is what the managers of the others have said before.
+pub fn look<'a>(
+    config: &'a Config,
     services: &[&Service],
-    config: Option<&Path>,
+    known: &[Managed],
     stop: &Stop,
     on_gpu: impl FnOnce() -> HashSet<Pid>,
-) -> Look {
+) -> Look<'a> {
     let mut containers = Vec::new();
     let mut units = [Vec::new(), Vec::new()];
-    let mut natives = Vec::new();
     for service in services {
         match &service.manager {
             Manager::Docker { container } => containers.push(container.as_str()),
             Manager::Systemd { unit, user } => units[usize::from(*user)].push(unit.as_str()),
-            Manager::Native(native) => natives.push((*service, native)),
+            Manager::Native(_) => {}
         }
     }
     thread::scope(|scope| {
@@ -53,45 +56,91 @@ pub fn look(
         let inspected = some(&containers).map(|s| s.spawn(docker::inspect(&containers, stop)));
         let system = some(system).map(|s| s.spawn(systemd::show(system, false, stop)));
         let user = some(user).map(|s| s.spawn(systemd::show(user, true, stop)));
-        let has_port = |service: &&Service| service.health.as_ref().and_then(local_port).is_some();
-        let listeners = services.iter().any(has_port).then(|| scope.spawn(Listeners::read));
+        let has_port = |service: &Service| service.health.as_ref().and_then(local_port).is_some();
+        let listeners = config.services.iter().any(has_port).then(|| scope.spawn(Listeners::read));
         let on_gpu = on_gpu();
-        let table = Table::read();
         let listeners = listeners.and_then(|asked| asked.join().ok()).unwrap_or_default();
-        let evidence = Evidence {
-            on_gpu: &on_gpu,
-            listens: &|service, pid| {
-                let port = service.health.as_ref().and_then(local_port);
-                port.is_some_and(|port| listeners.held_by(port, pid))
-            },
-        };
-        let found = native::find(&natives, config, &table, &evidence);
+        let mut scene = evidence::look_around(config, &on_gpu, listeners);
         let inspected = answer(inspected);
         let units = [answer(system), answer(user)];
-        let mut look = Look {
-            presences: HashMap::new(),
-            unproven: HashMap::new(),
-            members: HashMap::new(),
-            containers: Vec::new(),
-            control_groups: Vec::new(),
-            table,
-            listeners,
-            holders: OnceCell::new(),
-        };
+
+        let names = config.services.iter().enumerate();
+        let places = names.map(|(at, service)| (service.name.as_str(), at)).collect();
+        let places: HashMap<&str, usize> = places;
+        let mut managed = known.to_vec();
+        managed.resize_with(config.services.len(), Managed::default);
+        let mut presences = HashMap::new();
         for service in services {
-            let presence = match &service.manager {
-                Manager::Docker { container } => {
-                    look.container(&service.name, container, &inspected)
-                }
-                Manager::Systemd { unit, user } => {
-                    look.unit(&service.name, unit, &units[usize::from(*user)])
-                }
-                Manager::Native(_) => look.native(&service.name, &found[&service.name]),
+            let (presence, now) = match &service.manager {
+                Manager::Docker { container } => contained(container, &inspected),
+                Manager::Systemd { unit, user } => in_unit(unit, &units[usize::from(*user)]),
+                Manager::Native(_) => continue,
             };
-            look.presences.insert(service.name.clone(), presence);
+            presences.insert(service.name.clone(), presence);
+            managed[places[service.name.as_str()]] = now;
+        }
+        let ownership = scene.ownership(config, &managed, &[]);
+        let holders = OnceCell::new();
+        let mut look = Look { config, presences, managed, scene, ownership, places, holders };
+        for service in services {
+            if let Manager::Native(_) = &service.manager {
+                let presence = look.native(service, &on_gpu);
+                look.presences.insert(service.name.clone(), presence);
+            }
         }
         look
     })
+}
+
+/// The processes of a native service now: those that are proven to be, where `known` ones and all
+/// that comes from them count as proven.
+pub fn members(
+    config: &Config,
+    managed: &[Managed],
+    service: &str,
+    known: &[process::Id],
+    on_gpu: &HashSet<Pid>,
+) -> Vec<process::Id> {
+    let Some(at) = config.place_of(service) else { return Vec::new() };
+    let mut scene = evidence::look_around(config, on_gpu, Listeners::read());
+    let known: Vec<(usize, process::Id)> = known.iter().map(|id| (at, *id)).collect();
+    let members = scene.ownership(config, managed, &known).members(at);
+    members.iter().filter_map(|pid| scene.table.get(*pid)).map(process::Process::id).collect()
+}
+
+/// What an engine says of a container, and where its processes are.
+fn contained(container: &str, asked: &Result<HashMap<String, Inspected>>) -> (Presence, Managed) {
+    match asked {
+        Err(failure) => (Presence::Unknown(failure.clone()), Managed::default()),
+        Ok(inspected) => {
+            let Inspected { id, presence } = &inspected[container];
+            let main = match presence {
+                Presence::Up(running) => running.pids.first().copied(),
+                _ => None,
+            };
+            let containers = Some((id.clone(), main)).filter(|(id, _)| !id.is_empty());
+            let containers = containers.into_iter().collect();
+            (presence.clone(), Managed { containers, ..Managed::default() })
+        }
+    }
+}
+
+/// What systemd says of a unit, and where its processes are.
+fn in_unit(unit: &str, asked: &Result<HashMap<String, Shown>>) -> (Presence, Managed) {
+    let nothing = || {
+        Presence::Unknown(Failure::new(
+            Code::Unavailable,
+            format!("systemctl show said nothing of {unit}"),
+        ))
+    };
+    match asked.as_ref().map(|shown| shown.get(unit)) {
+        Err(failure) => (Presence::Unknown(failure.clone()), Managed::default()),
+        Ok(None) => (nothing(), Managed::default()),
+        Ok(Some(Shown { control_group, presence })) => {
+            let control_groups = control_group.clone().into_iter().collect();
+            (presence.clone(), Managed { control_groups, ..Managed::default() })
+        }
+    }
 }
 
 /// Of a manager that was asked, if it was.
@@ -100,74 +149,97 @@ fn answer<T: Default>(asked: Option<ScopedJoinHandle<Result<T>>>) -> Result<T> {
     asked.map_or_else(|| Ok(T::default()), |asked| asked.join().unwrap_or_else(panicked))
 }
 
-impl Look {
-    fn container(
-        &mut self,
-        service: &str,
-        container: &str,
-        asked: &Result<HashMap<String, Inspected>>,
-    ) -> Presence {
-        match asked {
-            Err(failure) => Presence::Unknown(failure.clone()),
-            Ok(inspected) => {
-                let Inspected { id, presence } = &inspected[container];
-                if !id.is_empty() {
-                    self.containers.push((id.clone(), service.to_owned()));
-                }
-                presence.clone()
+impl Look<'_> {
+    /// What a native service's processes say of its state, or why that cannot be told.
+    fn native(&self, service: &Service, on_gpu: &HashSet<Pid>) -> Presence {
+        let (table, ownership) = (&self.scene.table, &self.ownership);
+        let at = self.places[service.name.as_str()];
+        if table.me().is_none() {
+            let failure = Failure::new(Code::Io, "the process table in /proc cannot be read");
+            return Presence::Unknown(failure.hint("mount it: mount -t proc proc /proc"));
+        }
+        if let Some(dispute) = ownership.disputes.iter().find(|it| it.services.contains(&at)) {
+            let names: Vec<&str> =
+                dispute.services.iter().map(|at| self.config.services[*at].name.as_str()).collect();
+            let message =
+                format!("process {} belongs to {} alike", dispute.pid, names.join(" and "));
+            return Presence::Unknown(Failure::new(Code::Config, message).hint(
+                "two services claim one process: give each a match that finds only its own",
+            ));
+        }
+        let members = ownership.members(at);
+        if members.is_empty() {
+            return self.hidden(service, on_gpu).map_or(Presence::Down(None), Presence::Unknown);
+        }
+        let living = || members.iter().filter_map(|pid| table.get(*pid));
+        let suspended = living().all(|process| process.is_suspended());
+        Presence::Up(Running {
+            age: living().map(|process| table.age(process)).max(),
+            trouble: suspended.then_some(Trouble::Suspended),
+            pids: members,
+            ..Running::default()
+        })
+    }
+
+    /// Why it cannot be told that nothing of a native service runs: somebody whom we may not look
+    /// into has its port, or, where it has none, is on the card.
+    fn hidden(&self, service: &Service, on_gpu: &HashSet<Pid>) -> Option<Failure> {
+        let Scene { table, listeners, .. } = &self.scene;
+        let what = match service.health.as_ref().and_then(local_port) {
+            Some(port) => {
+                let is_seen =
+                    || self.publisher(port).is_some() || !self.listening_on(port).is_empty();
+                (listeners.is_taken(port) && !is_seen()).then(|| {
+                    format!("a process that may not be looked into listens on port {port}")
+                })
             }
-        }
+            None => on_gpu
+                .iter()
+                .find(|pid| table.get(**pid).is_none() && !process::is_ending(**pid))
+                .map(|pid| format!("process {pid}, which is on the card, may not be looked into")),
+        };
+        what.map(|what| {
+            Failure::new(Code::Permission, format!("{what}: whether it is the service is unknown"))
+                .hint("run gpuctl as root, or as the user whose processes these are")
+        })
     }
 
-    fn unit(
-        &mut self,
-        service: &str,
-        unit: &str,
-        asked: &Result<HashMap<String, Shown>>,
-    ) -> Presence {
-        match asked {
-            Err(failure) => Presence::Unknown(failure.clone()),
-            Ok(shown) => match shown.get(unit) {
-                Some(Shown { control_group, presence }) => {
-                    let group =
-                        control_group.iter().map(|group| (group.clone(), service.to_owned()));
-                    self.control_groups.extend(group);
-                    presence.clone()
-                }
-                None => Presence::Unknown(Failure::new(
-                    Code::Unavailable,
-                    format!("systemctl show said nothing of {unit}"),
-                )),
-            },
-        }
+    /// What a start, in clock ticks since boot, may have left in the panes of multiplexers.
+    pub fn panes_since(&self, service: &str, since: u64) -> Panes {
+        self.scene.panes_since(&self.ownership, self.places[service], since)
     }
 
-    fn native(&mut self, service: &str, processes: &Processes) -> Presence {
-        let Processes { members, unproven } = processes;
-        self.unproven.insert(service.to_owned(), unproven.clone());
-        self.members.extend(members.iter().map(|pid| (*pid, service.to_owned())));
-        native::presence(members, &self.table)
+    /// A container that has come up since then, by its id.
+    pub fn container_since(&self, since: u64) -> Option<String> {
+        self.scene.container_since(since)
     }
 
     pub fn presence(&self, service: &str) -> Presence {
         self.presences[service].clone()
     }
 
-    pub fn unproven(&self, service: &str) -> Unproven {
-        self.unproven.get(service).cloned().unwrap_or_default()
+    /// The processes that may be a service's and are not proven to be.
+    pub fn unproven(&self, service: &str) -> Vec<Unproven> {
+        let table = &self.scene.table;
+        let at = self.places[service];
+        let of_service = self.ownership.unproven.iter().filter(|(of, _)| *of == at);
+        let shown = |(_, pid): &(usize, Pid)| {
+            let age = table.age(table.get(*pid)?);
+            let command = mask(&process::arguments(*pid).join(" "));
+            Some(Unproven { pid: *pid, command, age })
+        };
+        of_service.filter_map(shown).collect()
     }
 
-    /// The service that a process belongs to: by its native service's processes, its container
-    /// or its unit.
+    /// The service that a process belongs to.
     pub fn service_of(&self, pid: Pid) -> Option<&str> {
-        if let Some(service) = self.members.get(&pid) {
-            return Some(service);
-        }
-        let groups = process::control_groups(pid);
-        let in_container = self.containers.iter().find(|(id, _)| groups.contains(id.as_str()));
-        let in_unit =
-            || self.control_groups.iter().find(|(group, _)| process::is_within(&groups, group));
-        in_container.or_else(in_unit).map(|(_, service)| service.as_str())
+        let owner = self.ownership.of(pid).map(|owner| owner.service);
+        // Whose control group it is in was asked of those alone that showed something.
+        let in_group = || {
+            let groups = process::control_groups(pid);
+            evidence::in_groups(&groups, &self.managed).first().copied()
+        };
+        owner.or_else(in_group).map(|at| self.config.services[at].name.as_str())
     }
 
     /// Who answers a service's health check instead of the service; `None` when it is the service
@@ -182,7 +254,7 @@ impl Look {
         };
         let port = port?;
         let is_own = own.published.contains(&port)
-            || own.pids.iter().any(|pid| self.listeners.held_by(port, *pid));
+            || own.pids.iter().any(|pid| self.scene.listens(*pid, port));
         if is_own || self.listening_on(port).is_empty() {
             return None;
         }
@@ -191,7 +263,8 @@ impl Look {
     }
 
     fn listening_on(&self, port: u16) -> &[Pid] {
-        let holders = self.holders.get_or_init(|| self.listeners.holders(&self.table));
+        let Scene { table, listeners, .. } = &self.scene;
+        let holders = self.holders.get_or_init(|| listeners.holders(table));
         holders.get(&port).map_or(&[], Vec::as_slice)
     }
 
@@ -203,21 +276,25 @@ impl Look {
                 service: None,
             };
         };
-        let publishes = |(_, presence): &(&String, &Presence)| match presence {
-            Presence::Up(running) => running.published.contains(&port),
-            _ => false,
-        };
         let holders = self.listening_on(port);
-        let service =
-            self.presences.iter().find(publishes).map(|(name, _)| name.clone()).or_else(|| {
-                holders.iter().find_map(|holder| self.service_of(*holder)).map(str::to_owned)
-            });
-        let holder = holders.first().and_then(|pid| self.table.get(*pid));
+        let service = self.publisher(port).or_else(|| {
+            holders.iter().find_map(|holder| self.service_of(*holder)).map(str::to_owned)
+        });
+        let holder = holders.first().and_then(|pid| self.scene.table.get(*pid));
         let who = match (&service, holder) {
             (Some(service), _) => format!("service {service}"),
             (None, Some(process)) => format!("process {} ({})", process.pid, process.name),
             (None, None) => "something else".to_owned(),
         };
         AnsweredBy { who: format!("{who} answers on port {port}"), service }
+    }
+
+    /// The service whose container publishes a port.
+    fn publisher(&self, port: u16) -> Option<String> {
+        let publishes = |(_, presence): &(&String, &Presence)| match presence {
+            Presence::Up(running) => running.published.contains(&port),
+            _ => false,
+        };
+        self.presences.iter().find(publishes).map(|(name, _)| name.clone())
     }
 }

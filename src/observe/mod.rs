@@ -1,9 +1,11 @@
 //! Asks the world once, everything side by side, and returns it as plain data.
 
+mod evidence;
 mod look;
+mod ownership;
 mod state;
 
-pub use look::{Look, look};
+pub use look::{Look, look, members};
 
 use crate::config::Config;
 use crate::error::Result;
@@ -38,7 +40,7 @@ pub fn observe(
     let check = |service: &&Service| service.health.clone().filter(|_| asks(service));
     let mut tries = None;
     let mut vram = Vram::default();
-    let look = look(&services, config.path.as_deref(), stop, || {
+    let look = look(config, &services, &[], stop, || {
         // After the managers, which take longest.
         tries = Some(Tries::begin(services.iter().map(check).collect()));
         vram = reader.read().unwrap_or_else(|why| Vram { error: Some(why), ..Vram::default() });
@@ -47,6 +49,7 @@ pub fn observe(
     let tries = tries.transpose()?;
     for process in vram.processes.iter_mut().flatten() {
         process.service = look.service_of(process.pid).map(str::to_owned);
+        process.is_ending = process::is_ending(process.pid);
         process.command = command_of(process);
     }
     let services: Vec<Observed> = services
@@ -87,7 +90,7 @@ pub fn observe(
     if vram.source == Source::Estimate && !vram.no_such_gpu {
         estimate(config, &mut vram, &services);
     }
-    Ok(Snapshot { vram, services })
+    Ok(Snapshot { vram, services, managed: look.managed })
 }
 
 /// The processes that hold GPU memory.

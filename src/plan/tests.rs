@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::exit::Code;
-use crate::model::{GpuProcess, Running, Unproven, Vram};
+use crate::model::{GpuProcess, Running, Vram};
 
 const BOX: &str = r#"
     [services.comfyui]
@@ -49,7 +49,7 @@ fn world(config: &str) -> World {
         health: None,
         answered_by: None,
         used: Some(Mb(0)),
-        unproven: Unproven::default(),
+        unproven: Vec::new(),
     });
     let desktop = GpuProcess {
         pid: 7,
@@ -57,6 +57,7 @@ fn world(config: &str) -> World {
         command: None,
         memory: Some(Mb(800)),
         service: None,
+        is_ending: false,
     };
     let vram = Vram {
         source: Source::Nvml,
@@ -66,7 +67,7 @@ fn world(config: &str) -> World {
         processes: Some(vec![desktop]),
         ..Vram::default()
     };
-    World { snapshot: Snapshot { vram, services: services.collect() }, config }
+    World { snapshot: Snapshot { vram, services: services.collect(), managed: Vec::new() }, config }
 }
 
 impl World {

@@ -2,7 +2,7 @@
 
 use crate::config::Config;
 use crate::execute::Outcome;
-use crate::model::{Mb, Snapshot};
+use crate::model::{Mb, Snapshot, Unproven};
 use crate::plan::{EvictHow, Plan, StartHow};
 use crate::step::{Action, Step};
 use serde::Serialize;
@@ -113,14 +113,9 @@ impl ActReport {
     }
 }
 
-/// Names the processes that only the service's pattern ties to it, and what becomes of them.
+/// Names the processes that may be the service's and that nothing proves to be.
 fn note_unproven(snapshot: &Snapshot, service: &str) -> Option<String> {
     let unproven = &snapshot.service(service).unproven;
-    let named: Vec<String> =
-        unproven.processes.iter().map(|(pid, line)| format!("{pid} ({line})")).collect();
-    let fate = match unproven.taken {
-        true => "taken for the service by its pattern alone",
-        false => "matched by its pattern and left alone",
-    };
-    (!named.is_empty()).then(|| format!("{fate}: {}", named.join(", ")))
+    let named: Vec<String> = unproven.iter().map(Unproven::to_string).collect();
+    (!named.is_empty()).then(|| format!("left alone, matches, unproven: {}", named.join(", ")))
 }

@@ -135,6 +135,14 @@ pub fn read(containers: &[&str], stdout: &[u8]) -> Result<HashMap<String, Inspec
     Ok(containers.iter().map(inspected).collect())
 }
 
+/// The name of a container, where the engine knows it.
+pub fn name_of(id: &str, stop: &Stop) -> Option<String> {
+    let asked = ask(&["container", "inspect", "--format", "{{.Name}}", "--", id]).ok()?;
+    let output = asked.finish(stop).ok().filter(|output| output.status.success())?;
+    let name = String::from_utf8(output.stdout).ok()?;
+    Some(name.trim().trim_start_matches('/').to_owned()).filter(|name| !name.is_empty())
+}
+
 /// Whether the engine can be asked at all: only its own version tells for sure.
 fn ask_version(stop: &Stop) -> Result<String> {
     let arguments = ["version", "--format", "{{.Server.Version}}"];

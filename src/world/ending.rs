@@ -1,5 +1,6 @@
 //! Ending processes, politely first, and waiting until they are gone.
 
+use super::process;
 use super::wait::{Handle, Stop, Woken, wait};
 use crate::error::{Failure, Result};
 use crate::exit::Code;
@@ -24,7 +25,7 @@ pub enum FirstMove {
 /// for again by `survivors` until nobody is left. Tells whether time ran out and KILL was needed.
 pub fn end(
     name: &str,
-    survivors: impl Fn() -> Vec<Pid>,
+    survivors: impl Fn() -> Vec<process::Id>,
     first: FirstMove,
     limit: Duration,
     stop: &Stop,
@@ -33,11 +34,11 @@ pub fn end(
     let mut deadline = Instant::now() + if killing { KILL_LIMIT } else { limit };
     let mut signalled: HashSet<(Pid, bool)> = HashSet::new();
     loop {
-        let pids = survivors();
-        if pids.is_empty() {
+        let ids = survivors();
+        if ids.is_empty() {
             return Ok(killing && first != FirstMove::Kill);
         }
-        let handles: Vec<Handle> = pids.iter().filter_map(|pid| Handle::open(*pid)).collect();
+        let handles: Vec<Handle> = ids.iter().filter_map(|id| Handle::of(*id)).collect();
         for handle in &handles {
             let is_due = killing || first == FirstMove::Term;
             if is_due && signalled.insert((handle.pid, killing)) {
@@ -52,7 +53,7 @@ pub fn end(
                 deadline = Instant::now() + KILL_LIMIT;
             }
             Woken::TimedOut => {
-                let pids: Vec<String> = pids.iter().map(Pid::to_string).collect();
+                let pids: Vec<String> = ids.iter().map(|id| id.pid.to_string()).collect();
                 return Err(Failure::new(
                     Code::StopFailed,
                     format!("{name}: still alive after SIGKILL: PID {}", pids.join(", ")),

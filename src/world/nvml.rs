@@ -230,6 +230,7 @@ fn processes(nvml: &Nvml, device: &nvml_wrapper::Device) -> Result<Vec<GpuProces
             command: None,
             memory,
             service: None,
+            is_ending: false,
         })
         .collect())
 }

@@ -1,6 +1,6 @@
 //! Who listens on a local TCP port, from the kernel's sockets and the descriptors of processes.
 
-use super::process::Table;
+use super::process::{self, Process, Table};
 use crate::model::{Health, Pid};
 use netlink_packet_core::{
     NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
@@ -84,21 +84,22 @@ impl Listeners {
     }
 
     /// Whether a process listens on the port; false where we may not look.
-    pub fn held_by(&self, port: u16, pid: Pid) -> bool {
-        self.ports_of(pid).any(|held| held == port)
+    pub fn held_by(&self, port: u16, process: &Process) -> bool {
+        self.ports_of(process).any(|held| held == port)
     }
 
     /// Who listens on each port, as far as we may look.
     pub fn holders(&self, table: &Table) -> HashMap<u16, Vec<Pid>> {
         let mut holders: HashMap<u16, Vec<Pid>> = HashMap::new();
-        for (pid, ports) in table.each(|pid| Some((pid, self.ports_of(pid).collect::<Vec<_>>()))) {
+        let ports = |pid| Some((pid, self.ports_of(table.get(pid)?).collect::<Vec<_>>()));
+        for (pid, ports) in table.each(ports) {
             ports.iter().for_each(|port| holders.entry(*port).or_default().push(pid));
         }
         holders
     }
 
-    fn ports_of(&self, pid: Pid) -> impl Iterator<Item = u16> {
-        let folder = fs::File::open(format!("/proc/{pid}/fd")).ok();
+    fn ports_of(&self, process: &Process) -> impl Iterator<Item = u16> {
+        let folder = fs::File::open(process::descriptors(process)).ok();
         let descriptors = folder.as_ref().and_then(|folder| Dir::read_from(folder).ok());
         descriptors.into_iter().flatten().flatten().filter_map(move |entry| {
             let target = readlinkat(folder.as_ref()?, entry.file_name(), Vec::new()).ok()?;

@@ -60,15 +60,22 @@ pub struct Process {
     pub name: String,
     /// A thread of the kernel, which has no program.
     pub is_kernel: bool,
+    pub threads: u64,
 }
 
 /// A kernel thread's bit of the flags (`PF_KTHREAD` in the kernel's sched.h).
 const KERNEL_THREAD: u64 = 0x0020_0000;
 
 impl Process {
+    /// It and no other that gets its number later.
+    pub fn id(&self) -> Id {
+        Id { pid: self.pid, start: self.ticks }
+    }
+
     /// It holds nothing any more, and cannot be ended.
     fn is_dead(&self) -> bool {
-        matches!(self.state, 'Z' | 'X')
+        // Its first thread may have ended before the others.
+        matches!(self.state, 'Z' | 'X') && self.threads <= 1
     }
 
     pub fn is_suspended(&self) -> bool {
@@ -93,6 +100,7 @@ impl Process {
             ticks,
             name: before.split_once('(')?.1.to_owned(),
             is_kernel: number(6)? & KERNEL_THREAD != 0,
+            threads: number(17)?,
         })
     }
 }
@@ -101,8 +109,8 @@ impl Process {
 pub struct Table {
     processes: HashMap<Pid, Process>,
     children: HashMap<Pid, Vec<Pid>>,
-    /// Who is in the group or the session that a process leads, or once led.
-    led: HashMap<Pid, Vec<Pid>>,
+    /// Who is in the group or the session that a process made.
+    made: HashMap<Pid, Vec<Pid>>,
     /// Since boot.
     now: Duration,
     me: Pid,
@@ -110,20 +118,46 @@ pub struct Table {
 
 impl Table {
     pub fn read() -> Table {
-        let mut processes = HashMap::new();
-        let mut children: HashMap<Pid, Vec<Pid>> = HashMap::new();
-        let mut led: HashMap<Pid, Vec<Pid>> = HashMap::new();
         let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
         let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-        for process in each(pids.collect(), read_stat) {
-            if !process.is_dead() && !process.is_kernel {
-                children.entry(process.parent).or_default().push(process.pid);
-                led.entry(process.group).or_default().push(process.pid);
-                led.entry(process.session).or_default().push(process.pid);
-                processes.insert(process.pid, process);
+        let processes = each(pids.collect(), read_stat);
+        Table::of(processes, host::since_boot(), std::process::id() as Pid)
+    }
+
+    /// A table of these processes at a time since boot, as `me` sees it.
+    pub fn of(processes: impl IntoIterator<Item = Process>, now: Duration, me: Pid) -> Table {
+        let mut table = Table {
+            processes: HashMap::new(),
+            children: HashMap::new(),
+            made: HashMap::new(),
+            now,
+            me,
+        };
+        for process in processes.into_iter().filter(|one| !one.is_dead() && !one.is_kernel) {
+            let pid = process.pid;
+            table.children.entry(process.parent).or_default().push(pid);
+            table.made.entry(process.group).or_default().push(pid);
+            if process.session != process.group {
+                table.made.entry(process.session).or_default().push(pid);
             }
+            table.processes.insert(pid, process);
         }
-        Table { processes, children, led, now: host::since_boot(), me: std::process::id() as Pid }
+        table
+    }
+
+    /// gpuctl's own process; `None` where /proc shows nothing of it.
+    pub fn me(&self) -> Option<&Process> {
+        self.get(self.me)
+    }
+
+    /// The children of a process.
+    pub fn children(&self, pid: Pid) -> &[Pid] {
+        self.children.get(&pid).map_or(&[], Vec::as_slice)
+    }
+
+    /// Who is in the group or the session that a process made, itself among them.
+    pub fn made_by(&self, pid: Pid) -> impl Iterator<Item = Pid> {
+        self.made.get(&pid).into_iter().flatten().copied()
     }
 
     pub fn get(&self, pid: Pid) -> Option<&Process> {
@@ -168,32 +202,6 @@ impl Table {
         // The table is no atomic picture; a reused PID could close a ring.
         .take_while(move |pid| *pid > 0 && seen.insert(*pid))
     }
-
-    /// The processes, their descendants, and everything in the groups and sessions they lead.
-    /// A group or session that gpuctl is in says nothing: its members are the caller's.
-    pub fn families(&self, roots: &HashSet<Pid>) -> HashSet<Pid> {
-        let (group, session) = self.get(self.me).map_or((0, 0), |me| (me.group, me.session));
-        let follows = |pid: &&Pid, root: Pid| {
-            self.get(**pid).is_some_and(|p| {
-                (p.group != group && p.group == root) || (p.session != session && p.session == root)
-            })
-        };
-        let mut family: HashSet<Pid> = HashSet::new();
-        for root in roots {
-            family.extend(self.get(*root).map(|process| process.pid));
-            let led = self.led.get(root).into_iter().flatten();
-            family.extend(led.filter(|pid| follows(pid, *root)));
-        }
-        let mut open: Vec<Pid> = family.iter().copied().collect();
-        while let Some(pid) = open.pop() {
-            for child in self.children.get(&pid).into_iter().flatten() {
-                if family.insert(*child) {
-                    open.push(*child);
-                }
-            }
-        }
-        family
-    }
 }
 
 /// What is to be told of each of these processes, on all processors where there are many of them.
@@ -233,9 +241,21 @@ fn text_of(pid: Pid, file: &str) -> Option<String> {
 }
 
 /// The same as it is. In one go: of a process that ends or executes a program between two reads, a
-/// part would be shown.
+/// part would be shown. Where its first thread has ended before the others, theirs is read.
 fn read(pid: Pid, file: &str) -> std::io::Result<Vec<u8>> {
-    let file = fs::File::open(format!("/proc/{pid}/{file}"))?;
+    let text = read_file(&format!("/proc/{pid}/{file}"));
+    match &text {
+        Ok(text) if text.is_empty() => {}
+        _ => return text,
+    }
+    match second_thread(pid) {
+        Some(thread) => read_file(&format!("/proc/{pid}/task/{thread}/{file}")),
+        None => text,
+    }
+}
+
+fn read_file(path: &str) -> std::io::Result<Vec<u8>> {
+    let file = fs::File::open(path)?;
     let mut text = vec![0; 8 * 1024];
     loop {
         let count = file.read_at(&mut text, 0)?;
@@ -244,6 +264,37 @@ fn read(pid: Pid, file: &str) -> std::io::Result<Vec<u8>> {
             return Ok(text);
         }
         text.resize(4 * count, 0);
+    }
+}
+
+/// A thread of a process beside its first one.
+fn second_thread(pid: Pid) -> Option<Pid> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten();
+    threads.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).find(|tid| *tid != pid)
+}
+
+/// The folder of a process's descriptors: that of a thread which still has them.
+pub fn descriptors(process: &Process) -> PathBuf {
+    let pid = process.pid;
+    let is_half_dead = matches!(process.state, 'Z' | 'X');
+    match is_half_dead.then(|| second_thread(pid)).flatten() {
+        Some(thread) => PathBuf::from(format!("/proc/{pid}/task/{thread}/fd")),
+        None => PathBuf::from(format!("/proc/{pid}/fd")),
+    }
+}
+
+/// Whether a process is gone, or holds nothing but what the kernel is taking from it. One that may
+/// not be looked at lives.
+pub fn is_ending(pid: Pid) -> bool {
+    match read_stat(pid) {
+        Some(process) if process.is_dead() => true,
+        // Its memory has been given up, and its arguments with it.
+        Some(process) => {
+            !process.is_kernel && read(pid, "cmdline").is_ok_and(|text| text.is_empty())
+        }
+        None => rustix::process::Pid::from_raw(pid).is_some_and(|pid| {
+            rustix::process::test_kill_process(pid) == Err(rustix::io::Errno::SRCH)
+        }),
     }
 }
 
@@ -292,6 +343,12 @@ pub fn is_within(control_groups: &str, path: &str) -> bool {
     paths
         .filter_map(|own| own.strip_prefix(path))
         .any(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// The id of the container that a control group's path names, as every engine puts it there.
+pub fn container_of(control_groups: &str) -> Option<&str> {
+    let is_id = |word: &&str| word.len() == 64 && word.bytes().all(|byte| byte.is_ascii_hexdigit());
+    control_groups.split(|c: char| !c.is_ascii_alphanumeric()).find(is_id)
 }
 
 /// Whether a process lives in a PID namespace below ours (a container's).

@@ -2,6 +2,7 @@
 //! Everything that blocks blocks here, so that every wait has a deadline and can be called off.
 
 use super::host::since_boot;
+use super::process;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::model::Pid;
@@ -351,6 +352,13 @@ impl Handle {
         let target = rustix::process::Pid::from_raw(pid)?;
         let fd = pidfd_open(target, PidfdFlags::empty()).ok()?;
         Some(Handle { pid, fd })
+    }
+
+    /// A handle on this process and no other; `None` when it is gone.
+    pub fn of(id: process::Id) -> Option<Handle> {
+        let handle = Handle::open(id.pid)?;
+        // What bears the number now had it before the handle was opened.
+        (process::Id::of(id.pid) == Some(id)).then_some(handle)
     }
 
     /// Sends a signal; one that has ended in the meantime counts as sent.

@@ -5,7 +5,7 @@ use crate::config::Config;
 use crate::error::Failure;
 use crate::exit::Code;
 use crate::model::{
-    GpuProcess, Mb, Observed, Presence, Running, Snapshot, Source, State, Trouble, Unproven, Vram,
+    GpuProcess, Mb, Observed, Presence, Running, Snapshot, Source, State, Trouble, Vram,
 };
 use crate::plan::{self, EvictHow, Plan, Refusal, StartHow};
 use proptest::collection::vec;
@@ -172,7 +172,7 @@ impl Member {
             health: None,
             answered_by: None,
             used: self.known_use(reading),
-            unproven: Unproven::default(),
+            unproven: Vec::new(),
         }
     }
 
@@ -224,6 +224,7 @@ impl Machine {
             command: None,
             memory: Some(Mb(self.desktop)),
             service: None,
+            is_ending: false,
         };
         let is_measured = self.is_measured();
         let vram = Vram {
@@ -235,7 +236,7 @@ impl Machine {
             error: (!is_measured).then(|| "no driver".to_owned()),
             ..Vram::default()
         };
-        Snapshot { vram, services }
+        Snapshot { vram, services, managed: Vec::new() }
     }
 
     /// As far as it is known.

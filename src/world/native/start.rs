@@ -5,14 +5,15 @@ use crate::exit::Code;
 use crate::model::{Native, Pid, Service, variable};
 use crate::world::command::{self, describe};
 use crate::world::logs;
+use crate::world::process::Id;
+use crate::world::starts::{self, Start};
 use crate::world::wait::Handle;
 use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::time::{Duration, Instant};
 
 /// How long a start script that has ended well may take to show a process: one that is just being
-/// replaced by its program has no environment for a moment, and one that was started by another
-/// program (tmux, a job server) has no mark and is found by its pattern later.
+/// replaced by its program has no environment for a moment.
 const SURVIVOR_GRACE: Duration = Duration::from_secs(1);
 
 /// A start command that is under way or has ended.
@@ -20,8 +21,8 @@ pub struct Started {
     child: Child,
     ended: Option<Handle>,
     left_since: Option<Instant>,
-    log: PathBuf,
-    log_from: u64,
+    state_dir: PathBuf,
+    record: Start,
 }
 
 /// Fails as the start would for want of a place for the log or of the folder to run in. Only where
@@ -54,11 +55,18 @@ pub fn start(
     state_dir: &Path,
 ) -> Result<Started> {
     let (log, log_from) = logs::open(state_dir, &service.name)?;
+    let mut record = Start::new(service, native, config);
+    record.log = starts::identity(&log);
+    record.log_from = log_from;
+    // Before there is a process: whenever gpuctl is killed, its output is known by then.
+    record.write(state_dir)?;
     let mut env = native.env.clone();
     env.insert(variable::SERVICE.to_owned(), service.name.clone());
     if let Some(config) = config {
         env.insert(variable::CONFIG.to_owned(), config.to_string_lossy().into_owned());
     }
+    // A server that sets its title would write over its environment, and the mark with it.
+    env.entry("SPT_NOENV".to_owned()).or_insert_with(|| "1".to_owned());
     let child = command::start_detached(
         &native.start,
         &env,
@@ -66,13 +74,16 @@ pub fn start(
         native.cwd.as_deref(),
         log,
     )?;
-    Ok(Started {
+    let mut started = Started {
         ended: Handle::open(child.id() as Pid),
-        child,
         left_since: None,
-        log: logs::path_of(state_dir, &service.name),
-        log_from,
-    })
+        state_dir: state_dir.to_owned(),
+        record,
+        child,
+    };
+    let first = Id::of(started.child.id() as Pid);
+    started.record_more(first)?;
+    Ok(started)
 }
 
 impl Started {
@@ -81,7 +92,32 @@ impl Started {
         self.ended.as_ref()
     }
 
-    /// Judges the start command, given whether any process of the service is there.
+    /// When it began, in clock ticks since boot.
+    pub fn since(&self) -> u64 {
+        self.record.since
+    }
+
+    /// Records processes that have turned out to come from this start.
+    pub fn record_more(&mut self, processes: impl IntoIterator<Item = Id>) -> Result<()> {
+        let known = self.record.processes.len();
+        for id in processes {
+            if !self.record.processes.contains(&id) {
+                self.record.processes.push(id);
+            }
+        }
+        match self.record.processes.len() > known {
+            true => self.record.write(&self.state_dir),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether the start command has ended well.
+    pub fn has_succeeded(&mut self) -> bool {
+        self.child.try_wait().is_ok_and(|status| status.is_some_and(|status| status.success()))
+    }
+
+    /// Judges the start command, given whether any process of the service is there, or may come of
+    /// what is there.
     pub fn check(&mut self, service: &Service, alive: bool) -> Result<()> {
         let status = self.child.try_wait().map_err(|e| {
             Failure::new(Code::Internal, format!("cannot ask after the start command: {e}"))
@@ -115,6 +151,7 @@ impl Started {
 
     /// Adds what the service has written since it was started.
     pub fn explain(&self, failure: Failure) -> Failure {
-        logs::attach_file(failure, &self.log, self.log_from)
+        let log = logs::path_of(&self.state_dir, &self.record.service);
+        logs::attach_file(failure, &log, self.record.log_from)
     }
 }

@@ -1,0 +1,276 @@
+//! What processes show of themselves, gathered from /proc for the ones that could matter.
+
+use super::ownership::{self, Claim, Evidence, Ownership, Panes};
+use crate::config::Config;
+use crate::model::{Managed, Manager, Native, Pid, variable};
+use crate::pattern::{Pattern, candidates};
+use crate::world::ports::{Listeners, local_port};
+use crate::world::process::{self, Id, Process, Table};
+use crate::world::starts::{self, FileId};
+use std::cell::RefCell;
+use std::collections::{HashMap, HashSet};
+use std::ffi::CString;
+use std::path::Path;
+
+/// Programs that mention a service on their command line without being it.
+const VIEWERS: &str = "ag awk bat batcat cat code cp curl cursor diff ed egrep emacs emacsclient find \
+    gdb gedit git gpuctl grep gvim head helix hx joe journalctl jq kak kate less lnav man mcedit micro more \
+    most multitail mv nano nvim pgrep pico pkill rg rsync scp screen script sed ssh strace subl sudo \
+    tail tar tee tmux vi view vim vimdiff watch wget zed";
+
+/// Programs that call gpuctl for somebody; one that has gpuctl on its command line is no service.
+const CALLERS: &str = "bash busybox chrt dash doas env fish flock ionice ksh nice nohup setsid sh \
+    systemd-run taskset time timeout xargs zsh";
+
+/// The processes of this machine at one moment, and what they show of themselves.
+pub struct Scene {
+    pub table: Table,
+    pub listeners: Listeners,
+    evidence: HashMap<Pid, Evidence>,
+    /// The control groups of the processes that show something.
+    groups: HashMap<Pid, String>,
+    /// The processes that were recorded, and whose they are.
+    recorded: Vec<(usize, Id)>,
+}
+
+/// Looks at the processes of this machine. `on_card` are those that hold memory on the card.
+pub fn look_around(config: &Config, on_card: &HashSet<Pid>, listeners: Listeners) -> Scene {
+    let table = Table::read();
+    let mut evidence: HashMap<Pid, Evidence> = HashMap::new();
+    let mut recorded = Vec::new();
+    on_card.iter().for_each(|pid| evidence.entry(*pid).or_default().is_on_card = true);
+    if natives(config).next().is_some() {
+        let logs = read_records(config, &mut recorded);
+        add_marks(config, &table, &mut evidence);
+        add_matches(config, &table, &mut evidence);
+        add_logs(&logs, &table, &mut evidence);
+    }
+    let groups = table.each(|pid| {
+        let is_asked = evidence.contains_key(&pid);
+        is_asked.then(|| (pid, process::control_groups(pid), process::is_in_container(pid)))
+    });
+    let mut scene = Scene { table, listeners, evidence, groups: HashMap::new(), recorded };
+    for (pid, groups, is_contained) in groups {
+        if let Some(shown) = scene.evidence.get_mut(&pid) {
+            shown.is_contained = is_contained || is_in_other_container(&groups);
+        }
+        scene.groups.insert(pid, groups);
+    }
+    scene
+}
+
+impl Scene {
+    /// Decides whose the processes are, given what the managers have said, and `more` processes that
+    /// are known to be a service's.
+    pub fn ownership(
+        &mut self,
+        config: &Config,
+        managed: &[Managed],
+        more: &[(usize, Id)],
+    ) -> Ownership {
+        let mut claims: Vec<Claim> = config
+            .services
+            .iter()
+            .map(|service| Claim {
+                is_native: matches!(service.manager, Manager::Native(_)),
+                port: service.health.as_ref().and_then(local_port),
+                ..Claim::default()
+            })
+            .collect();
+        for (claim, managed) in claims.iter_mut().zip(managed) {
+            claim.containers = managed.containers.iter().filter_map(|(_, main)| *main).collect();
+        }
+        for (service, id) in self.recorded.iter().chain(more) {
+            claims[*service].recorded.push(*id);
+        }
+        for (pid, groups) in &self.groups {
+            if let Some(shown) = self.evidence.get_mut(pid) {
+                shown.control_group = in_groups(groups, managed);
+            }
+        }
+        // Descriptors are looked through once, however many ask for them.
+        let known: RefCell<HashMap<(Pid, u16), bool>> = RefCell::default();
+        let listens = |pid: Pid, port: u16| {
+            *known.borrow_mut().entry((pid, port)).or_insert_with(|| self.listens(pid, port))
+        };
+        ownership::decide(&self.table, &claims, &self.evidence, &listens)
+    }
+
+    /// What a start, in clock ticks since boot, may have left in the panes of multiplexers.
+    pub fn panes_since(&self, ownership: &Ownership, service: usize, since: u64) -> Panes {
+        ownership::panes_since(&self.table, &self.evidence, ownership, service, since)
+    }
+
+    /// A container that has come up since then, by its id.
+    pub fn container_since(&self, since: u64) -> Option<String> {
+        let young = self.table.iter().filter(|process| process.ticks >= since);
+        let groups = young.map(|process| process::control_groups(process.pid));
+        groups.filter_map(|groups| process::container_of(&groups).map(str::to_owned)).next()
+    }
+
+    /// Whether a process listens on a port; false where we may not look.
+    pub fn listens(&self, pid: Pid, port: u16) -> bool {
+        let holds = |process| self.listeners.held_by(port, process);
+        self.listeners.is_taken(port) && self.table.get(pid).is_some_and(holds)
+    }
+}
+
+/// The services in whose unit or container a process is, by its control groups.
+pub fn in_groups(groups: &str, managed: &[Managed]) -> Vec<usize> {
+    let is_in = |of: &&Managed| {
+        of.containers.iter().any(|(id, _)| groups.contains(id.as_str()))
+            || of.control_groups.iter().any(|group| process::is_within(groups, group))
+    };
+    let found = managed.iter().enumerate().filter(|(_, of)| is_in(of));
+    found.map(|(service, _)| service).collect()
+}
+
+/// In a container that shares the machine's PID namespace, and that gpuctl is not in itself.
+fn is_in_other_container(groups: &str) -> bool {
+    process::container_of(groups).is_some()
+        && groups != process::control_groups(std::process::id() as Pid)
+}
+
+fn natives(config: &Config) -> impl Iterator<Item = (usize, &Native)> {
+    config.services.iter().enumerate().filter_map(|(at, service)| match &service.manager {
+        Manager::Native(native) => Some((at, native)),
+        _ => None,
+    })
+}
+
+/// A log to which a recorded start writes, and since when, in clock ticks.
+struct Log {
+    service: usize,
+    file: FileId,
+    since: u64,
+}
+
+/// Reads which processes were recorded when services were started, and returns the logs of these.
+fn read_records(config: &Config, recorded: &mut Vec<(usize, Id)>) -> Vec<Log> {
+    let mut logs = Vec::new();
+    let Ok(state_dir) = config.state_dir() else { return logs };
+    for start in starts::recorded(state_dir) {
+        let Some(service) = start.service_of(&config.services, config.path.as_deref()) else {
+            continue;
+        };
+        logs.extend(start.log.map(|file| Log { service, file, since: start.since }));
+        recorded.extend(start.processes.into_iter().map(|id| (service, id)));
+    }
+    logs
+}
+
+/// Reads which processes bear the mark of what this configuration's gpuctl has started.
+fn add_marks(config: &Config, table: &Table, evidence: &mut HashMap<Pid, Evidence>) {
+    let services: HashMap<&str, usize> =
+        natives(config).map(|(at, _)| (config.services[at].name.as_str(), at)).collect();
+    let own = config.path.as_deref();
+    let file = own.and_then(FileId::of);
+    let is_own = |from: &str| {
+        // Both as text: that is how the mark was written, also for a path that is none.
+        let is_same = own.is_none_or(|own| from == own.to_string_lossy());
+        is_same || (file.is_some() && FileId::of(Path::new(from)) == file)
+    };
+    let mark = |pid: Pid| {
+        let [mark, from, token] =
+            process::variables(pid, [variable::SERVICE, variable::CONFIG, variable::LOCK_TOKEN]);
+        let service = *services.get(mark?.as_str())?;
+        // What works under the lock uses the service, or is tried in its place.
+        let is_ours = token.is_none() && from.as_deref().is_none_or(is_own);
+        is_ours.then_some((pid, service))
+    };
+    for (pid, service) in table.each(mark) {
+        evidence.entry(pid).or_default().mark = Some(service);
+    }
+}
+
+/// Reads which processes the services' patterns find, and which of these only mention a service.
+fn add_matches(config: &Config, table: &Table, evidence: &mut HashMap<Pid, Evidence>) {
+    let patterns: Vec<(usize, &str)> =
+        natives(config).filter_map(|(at, native)| Some((at, native.pattern.as_deref()?))).collect();
+    if patterns.is_empty() {
+        return;
+    }
+    let (pids, lines): (Vec<Pid>, Vec<CString>) = table.command_lines().into_iter().unzip();
+    let texts: Vec<&str> = patterns.iter().map(|(_, text)| *text).collect();
+    let callers = table.callers();
+    for ((service, text), lines_to_ask) in patterns.iter().zip(candidates(&texts, &lines)) {
+        let mut lines_to_ask =
+            lines_to_ask.into_iter().filter(|at| !callers.contains(&pids[*at])).peekable();
+        // One that is no expression was refused with the configuration.
+        let pattern = lines_to_ask.peek().and_then(|_| Pattern::new(text).ok());
+        for at in lines_to_ask {
+            if pattern.as_ref().is_some_and(|pattern| pattern.matches(&lines[at])) {
+                evidence.entry(pids[at]).or_default().matches.push(*service);
+            }
+        }
+    }
+    for (pid, shown) in evidence.iter_mut().filter(|(_, shown)| !shown.matches.is_empty()) {
+        shown.is_bystander = is_bystander(table, *pid);
+    }
+}
+
+/// Reads which processes write to the log of a recorded start.
+fn add_logs(logs: &[Log], table: &Table, evidence: &mut HashMap<Pid, Evidence>) {
+    let Some(earliest) = logs.iter().map(|log| log.since).min() else { return };
+    let outputs = |pid: Pid| {
+        let process = table.get(pid).filter(|process| process.ticks >= earliest)?;
+        let folder = process::descriptors(process);
+        let outputs = [1, 2].map(|number| starts::open_file(&folder, number));
+        let is_written =
+            |log: &&Log| process.ticks >= log.since && outputs.contains(&Some(log.file));
+        let written: Vec<usize> = logs.iter().filter(is_written).map(|log| log.service).collect();
+        (!written.is_empty()).then_some((pid, written))
+    };
+    for (pid, services) in table.each(outputs) {
+        let shown = evidence.entry(pid).or_default();
+        shown.log = services;
+        shown.is_bystander = is_bystander(table, pid);
+    }
+}
+
+/// Whether a process cannot be a service by what it is called with: it only mentions one.
+fn is_bystander(table: &Table, pid: Pid) -> bool {
+    let Some(process) = table.get(pid) else { return true };
+    let arguments = process::arguments(pid);
+    let programs = programs(process, &arguments);
+    let is_one_of = |names| programs.iter().any(|program| is_listed(names, program));
+    // It has ended since it was seen.
+    if arguments.is_empty() {
+        return true;
+    }
+    let [token] = process::variables(pid, [variable::LOCK_TOKEN]);
+    let calls_gpuctl = || arguments.iter().any(|argument| names_gpuctl(argument));
+    // What works under the lock uses the service, or is tried in its place.
+    token.is_some()
+        || is_one_of(VIEWERS)
+        || (is_one_of(CALLERS) && calls_gpuctl())
+        || process::is_same_program(pid)
+}
+
+/// What a process calls itself, and the script that it interprets, if it does.
+fn programs<'a>(process: &'a Process, arguments: &'a [String]) -> Vec<&'a str> {
+    let word = |argument: &'a String| base_name(argument.split_whitespace().next().unwrap_or(""));
+    let own = arguments.first().map(word).map(|name| name.trim_start_matches('-'));
+    // The kernel names an interpreter's process after the script, and keeps 15 bytes of it.
+    let script = arguments.get(1).map(word).filter(|script| {
+        script.starts_with(process.name.as_str()) && own != Some(process.name.as_str())
+    });
+    own.into_iter().chain(script).collect()
+}
+
+/// Whether a program is on a list, as `vim.basic` and `tmux: server` are too.
+fn is_listed(names: &str, program: &str) -> bool {
+    let word = program.split(['.', ':']).next().unwrap_or(program);
+    names.split_whitespace().any(|name| name == word)
+}
+
+/// Whether an argument is gpuctl, or a shell's text that calls it.
+fn names_gpuctl(argument: &str) -> bool {
+    argument
+        .split(|c: char| c.is_whitespace() || ";|&()`'\"".contains(c))
+        .any(|word| base_name(word) == "gpuctl")
+}
+
+fn base_name(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or(path)
+}

@@ -1,0 +1,414 @@
+//! Whose process it is: at most one owner for each process, with the proof. This is a pure function
+//! of the process table and of the evidence that was gathered; nothing else decides whom gpuctl may
+//! signal.
+
+use crate::model::{Pid, Proof};
+use crate::world::process::{Id, Process, Table};
+use std::collections::{BTreeSet, HashMap, HashSet};
+
+/// What a service has to show for its processes. Services are numbered as in the configuration.
+#[derive(Clone, Debug, Default)]
+pub struct Claim {
+    /// gpuctl started it itself, or its owner did by hand. What is in a container is never part of
+    /// such a service.
+    pub is_native: bool,
+    /// The port of its health check, where that asks this machine.
+    pub port: Option<u16>,
+    /// The main processes of its containers.
+    pub containers: Vec<Pid>,
+    /// The processes that were recorded when it was started, or that were adopted.
+    pub recorded: Vec<Id>,
+}
+
+/// What a process shows of itself, beside its place in the process table.
+#[derive(Clone, Debug, Default)]
+pub struct Evidence {
+    /// It is a viewer, an editor or a caller of gpuctl, which mention a service without being it.
+    pub is_bystander: bool,
+    /// It lives in a PID namespace below gpuctl's.
+    pub is_contained: bool,
+    /// The services in whose unit, container or scope it is.
+    pub control_group: Vec<usize>,
+    /// The services to whose recorded log its output goes.
+    pub log: Vec<usize>,
+    /// The service that `GPUCTL_SERVICE` names in its environment.
+    pub mark: Option<usize>,
+    /// The services whose `match` finds its command line.
+    pub matches: Vec<usize>,
+    /// It holds memory on the card.
+    pub is_on_card: bool,
+}
+
+/// The service that a process belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owner {
+    pub service: usize,
+    pub proof: Proof,
+}
+
+/// A process that two services have proven equally well.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dispute {
+    pub pid: Pid,
+    pub services: BTreeSet<usize>,
+}
+
+/// The answer for all processes.
+#[derive(Clone, Debug, Default)]
+pub struct Ownership {
+    owners: HashMap<Pid, Owner>,
+    /// Processes that a service's `match` finds, or that are on the card and listen on its port, and
+    /// that nothing proves to be anybody's.
+    pub unproven: Vec<(usize, Pid)>,
+    pub disputes: Vec<Dispute>,
+}
+
+impl Ownership {
+    pub fn of(&self, pid: Pid) -> Option<Owner> {
+        self.owners.get(&pid).copied()
+    }
+
+    /// The processes of a service, by number.
+    pub fn members(&self, service: usize) -> Vec<Pid> {
+        let owned = self.owners.iter().filter(|(_, owner)| owner.service == service);
+        let mut members: Vec<Pid> = owned.map(|(pid, _)| *pid).collect();
+        members.sort_unstable();
+        members
+    }
+}
+
+/// Decides for every process of the table. `listens` tells whether a process listens on a port; it
+/// is asked only where the answer matters, because it costs a look at all descriptors.
+pub fn decide(
+    table: &Table,
+    claims: &[Claim],
+    evidence: &HashMap<Pid, Evidence>,
+    listens: &dyn Fn(Pid, u16) -> bool,
+) -> Ownership {
+    let each = || claims.iter().enumerate();
+    let mut matched: HashMap<usize, Vec<Pid>> = HashMap::new();
+    for (pid, shown) in evidence.iter().filter(|(_, shown)| !shown.is_bystander) {
+        shown.matches.iter().for_each(|service| matched.entry(*service).or_default().push(*pid));
+    }
+    let mut court = Court {
+        table,
+        claims,
+        evidence,
+        listens,
+        callers: table.callers(),
+        mains: each()
+            .flat_map(|(at, claim)| claim.containers.iter().map(move |pid| (*pid, at)))
+            .collect(),
+        recorded: each()
+            .flat_map(|(at, claim)| claim.recorded.iter().map(move |id| (*id, at)))
+            .collect(),
+        matched,
+        nothing: Evidence::default(),
+        ownership: Ownership::default(),
+    };
+    for proof in [Proof::ControlGroup, Proof::Container, Proof::Start, Proof::Mark] {
+        court.prove(proof);
+        court.inherit();
+    }
+    court.prove_by_match();
+    court.name_unproven();
+    court.ownership
+}
+
+struct Court<'a> {
+    table: &'a Table,
+    claims: &'a [Claim],
+    evidence: &'a HashMap<Pid, Evidence>,
+    listens: &'a dyn Fn(Pid, u16) -> bool,
+    callers: HashSet<Pid>,
+    /// The main processes of containers.
+    mains: Vec<(Pid, usize)>,
+    recorded: Vec<(Id, usize)>,
+    /// The processes that each service's `match` finds.
+    matched: HashMap<usize, Vec<Pid>>,
+    nothing: Evidence,
+    ownership: Ownership,
+}
+
+impl Court<'_> {
+    fn shows(&self, pid: Pid) -> &Evidence {
+        self.evidence.get(&pid).unwrap_or(&self.nothing)
+    }
+
+    /// Never part of a service, and nothing is inherited through it: gpuctl and its callers, PID 1,
+    /// and the servers of terminal multiplexers, whose panes are anybody's.
+    fn is_barrier(&self, process: &Process) -> bool {
+        process.pid == 1
+            || process.name == "gpuctl"
+            || is_multiplexer(process)
+            || self.callers.contains(&process.pid)
+    }
+
+    fn is_free(&self, pid: Pid) -> bool {
+        !self.ownership.owners.contains_key(&pid)
+            && !self.ownership.disputes.iter().any(|dispute| dispute.pid == pid)
+            && self.table.get(pid).is_some_and(|process| !self.is_barrier(process))
+    }
+
+    fn free(&self) -> Vec<Pid> {
+        let mut free: Vec<Pid> =
+            self.table.iter().map(|process| process.pid).filter(|pid| self.is_free(*pid)).collect();
+        free.sort_unstable();
+        free
+    }
+
+    /// Gives a process to the one service that has proven it, or to nobody where two have.
+    fn give(&mut self, pid: Pid, services: BTreeSet<usize>, proof: Proof) {
+        match (services.len(), services.first()) {
+            (1, Some(service)) => {
+                self.ownership.owners.insert(pid, Owner { service: *service, proof });
+            }
+            (0, _) => {}
+            _ => self.ownership.disputes.push(Dispute { pid, services }),
+        }
+    }
+
+    fn prove(&mut self, proof: Proof) {
+        for pid in self.free() {
+            let services = self.proven(pid, proof);
+            self.give(pid, services, proof);
+        }
+    }
+
+    /// The services for which a process has a proof of its own.
+    fn proven(&self, pid: Pid, proof: Proof) -> BTreeSet<usize> {
+        let shown = self.shows(pid);
+        let may_be = |service: &usize| !self.claims[*service].is_native || !shown.is_contained;
+        // A multiplexer hands what it was started with to every pane that anybody opens later.
+        let is_own_pane = |service: &usize| {
+            !self.claims[*service].is_native
+                || self.pane(pid).is_none_or(|pane| self.serves(pane, *service))
+        };
+        let services: Vec<usize> = match proof {
+            Proof::ControlGroup => {
+                shown.control_group.iter().copied().filter(is_own_pane).collect()
+            }
+            Proof::Container => {
+                self.mains.iter().filter(|(main, _)| *main == pid).map(|(_, at)| *at).collect()
+            }
+            Proof::Start => {
+                let recorded = self.recorded.iter().filter(|(id, _)| self.comes_from(pid, *id));
+                // Who only looks at a log does not write to it; a viewer's own output may go there.
+                let log = shown.log.iter().filter(|_| !shown.is_bystander);
+                recorded.map(|(_, at)| at).chain(log).copied().collect()
+            }
+            Proof::Mark => shown.mark.into_iter().filter(is_own_pane).collect(),
+            Proof::Match => Vec::new(),
+        };
+        services.into_iter().filter(may_be).collect()
+    }
+
+    /// Whether it is a recorded process, or in the session or group that one made.
+    fn comes_from(&self, pid: Pid, recorded: Id) -> bool {
+        let Some(process) = self.table.get(pid) else { return false };
+        // The kernel gives a number to nobody else while a session or group still bears it.
+        let was_reused =
+            self.table.get(recorded.pid).is_some_and(|now| now.ticks != recorded.start);
+        let made_it = process.session == recorded.pid || process.group == recorded.pid;
+        let is_meant = pid == recorded.pid || (made_it && !self.is_with_us(process));
+        is_meant && !was_reused && process.ticks >= recorded.start
+    }
+
+    /// In gpuctl's own group or session, whose members are the caller's.
+    fn is_with_us(&self, process: &Process) -> bool {
+        self.table.me().is_some_and(|me| me.group == process.group || me.session == process.session)
+    }
+
+    /// Gives every free process to the owner of its nearest ancestor that has one, else to that of
+    /// the process that made its group or session.
+    fn inherit(&mut self) {
+        loop {
+            let found: Vec<(Pid, Owner)> = self
+                .free()
+                .into_iter()
+                .filter_map(|pid| Some((pid, self.inherited(pid)?)))
+                .filter(|(pid, owner)| {
+                    !self.shows(*pid).is_contained || !self.claims[owner.service].is_native
+                })
+                .collect();
+            if found.is_empty() {
+                return;
+            }
+            self.ownership.owners.extend(found);
+        }
+    }
+
+    fn inherited(&self, pid: Pid) -> Option<Owner> {
+        let process = self.table.get(pid)?;
+        let ancestors = self.ancestors(pid).into_iter();
+        let leaders = [process.group, process.session].into_iter();
+        let leaders = leaders.filter(|_| !self.is_with_us(process));
+        ancestors.chain(leaders).find_map(|other| self.ownership.of(other))
+    }
+
+    /// The parents of a process, nearest first, as far as things are inherited.
+    fn ancestors(&self, pid: Pid) -> Vec<Pid> {
+        let may_pass = |pid: &Pid| self.table.get(*pid).is_some_and(|p| !self.is_barrier(p));
+        self.table.ancestors(pid).take_while(may_pass).collect()
+    }
+
+    /// The first process of the multiplexer's pane that a process is in, if it is in one.
+    fn pane(&self, pid: Pid) -> Option<Pid> {
+        let mut first = pid;
+        for ancestor in self.table.ancestors(pid) {
+            let process = self.table.get(ancestor)?;
+            if is_multiplexer(process) {
+                return Some(first);
+            }
+            if self.is_barrier(process) {
+                return None;
+            }
+            first = ancestor;
+        }
+        None
+    }
+
+    /// Whether one of a process's family listens on the service's port.
+    fn serves(&self, pid: Pid, service: usize) -> bool {
+        let port = self.claims[service].port;
+        port.is_some_and(|port| self.family(pid).iter().any(|pid| (self.listens)(*pid, port)))
+    }
+
+    /// A process, its descendants, and those in the group or session that it made.
+    fn family(&self, pid: Pid) -> Vec<Pid> {
+        let mut family = vec![pid];
+        let mut seen = HashSet::from([pid]);
+        let is_apart = |p: &Process| !self.is_with_us(p) && !self.is_barrier(p);
+        let made = self.table.made_by(pid);
+        let made = made.filter(|pid| self.table.get(*pid).is_some_and(is_apart));
+        family.extend(made.filter(|pid| seen.insert(*pid)));
+        let mut next = 0;
+        while let Some(parent) = family.get(next).copied() {
+            let children = self.table.children(parent).iter().copied();
+            let passes = |pid: &Pid| self.table.get(*pid).is_some_and(|p| !self.is_barrier(p));
+            family.extend(children.filter(passes).filter(|pid| seen.insert(*pid)));
+            next += 1;
+        }
+        family
+    }
+
+    /// A match proves a family in which somebody listens on the service's port, or, where it has none
+    /// on this machine, the only one that holds memory on the card.
+    fn prove_by_match(&mut self) {
+        let mut proven: HashMap<Pid, BTreeSet<usize>> = HashMap::new();
+        for service in 0..self.claims.len() {
+            let heads = self.proven_heads(service);
+            for pid in heads.into_iter().flat_map(|head| self.family(head)) {
+                if self.is_free(pid) && !self.shows(pid).is_contained {
+                    proven.entry(pid).or_default().insert(service);
+                }
+            }
+        }
+        for (pid, services) in proven {
+            self.give(pid, services, Proof::Match);
+        }
+    }
+
+    /// The processes from which the proven families of a service come.
+    fn proven_heads(&self, service: usize) -> BTreeSet<Pid> {
+        let claim = &self.claims[service];
+        let matching: HashSet<Pid> = self.matching(service).collect();
+        let serves = |pid: &Pid| match claim.port {
+            Some(port) => (self.listens)(*pid, port),
+            None => self.shows(*pid).is_on_card,
+        };
+        let families = matching.iter().flat_map(|pid| self.family(*pid));
+        let serving: BTreeSet<Pid> = families
+            .filter(|pid| self.is_free(*pid) && !self.shows(*pid).is_contained)
+            .filter(serves)
+            .collect();
+        let heads: BTreeSet<Pid> =
+            serving.iter().filter_map(|pid| self.head(*pid, &matching)).collect();
+        match claim.port {
+            None if heads.len() > 1 => BTreeSet::new(),
+            _ => heads,
+        }
+    }
+
+    /// The matching process that a serving one comes from: the nearest, and from there up as long as
+    /// the parent matches too and belongs to the same job, as a shell around the server does. A
+    /// careless pattern matches the session's shell and the login's server as well.
+    fn head(&self, serving: Pid, matching: &HashSet<Pid>) -> Option<Pid> {
+        let process = self.table.get(serving)?;
+        let line = [vec![serving], self.ancestors(serving)].concat();
+        let nearest = line.iter().position(|pid| matching.contains(pid));
+        let Some(nearest) = nearest else {
+            let leaders = [process.group, process.session].into_iter();
+            return leaders
+                .filter(|_| !self.is_with_us(process))
+                .find(|pid| matching.contains(pid));
+        };
+        let group = self.table.get(line[nearest])?.group;
+        let is_same_job = |pid: &&Pid| {
+            matching.contains(pid) && self.table.get(**pid).is_some_and(|p| p.group == group)
+        };
+        line[nearest..].iter().take_while(is_same_job).last().copied()
+    }
+
+    /// The free processes that a service's `match` finds.
+    fn matching(&self, service: usize) -> impl Iterator<Item = Pid> {
+        let matched = self.matched.get(&service).into_iter().flatten().copied();
+        matched.filter(|pid| self.is_free(*pid) && !self.shows(*pid).is_contained)
+    }
+
+    fn name_unproven(&mut self) {
+        let on_card: Vec<Pid> = self
+            .evidence
+            .iter()
+            .filter(|(_, shown)| shown.is_on_card && !shown.is_contained)
+            .map(|(pid, _)| *pid)
+            .filter(|pid| self.is_free(*pid))
+            .collect();
+        for (service, claim) in self.claims.iter().enumerate().filter(|(_, claim)| claim.is_native)
+        {
+            let listens = |pid: &Pid| claim.port.is_some_and(|port| (self.listens)(*pid, port));
+            let listening = on_card.iter().copied().filter(listens);
+            let unproven: BTreeSet<Pid> = self.matching(service).chain(listening).collect();
+            self.ownership.unproven.extend(unproven.into_iter().map(|pid| (service, pid)));
+        }
+    }
+}
+
+/// Processes in the panes of terminal multiplexers that are younger than a start.
+#[derive(Debug, Default)]
+pub struct Panes {
+    /// The first processes of panes that were made with the mark of the service: its start made them.
+    pub marked: Vec<Id>,
+    /// Somebody works there that nobody has proven to be a service's, and that may become one.
+    pub may_come: bool,
+}
+
+/// Looks through the panes for what a start, in clock ticks since boot, may have left there.
+pub fn panes_since(
+    table: &Table,
+    evidence: &HashMap<Pid, Evidence>,
+    ownership: &Ownership,
+    service: usize,
+    since: u64,
+) -> Panes {
+    let is_shared = |pid: Pid| table.get(pid).is_some_and(is_multiplexer);
+    let is_in_pane = |process: &&Process| table.ancestors(process.pid).any(is_shared);
+    let young = table.iter().filter(|process| process.ticks >= since && !is_multiplexer(process));
+    let mut panes = Panes::default();
+    for process in young.filter(is_in_pane).filter(|it| ownership.of(it.pid).is_none()) {
+        panes.may_come = true;
+        let is_marked = evidence.get(&process.pid).is_some_and(|it| it.mark == Some(service));
+        if is_marked && is_shared(process.parent) {
+            panes.marked.push(process.id());
+        }
+    }
+    panes
+}
+
+/// Whether it is the server of a terminal multiplexer, by the name that the kernel keeps of it.
+pub fn is_multiplexer(process: &Process) -> bool {
+    const MULTIPLEXERS: [&str; 7] =
+        ["tmux", "screen", "SCREEN", "zellij", "dtach", "abduco", "dvtm"];
+    let name = process.name.split([':', ' ']).next().unwrap_or_default();
+    MULTIPLEXERS.contains(&name)
+}
