@@ -127,8 +127,7 @@ fn no_secret_is_on_a_command_line() {
 fn what_a_service_prints_tells_the_terminal_nothing() {
     let rig = Rig::new();
     let start = r"printf 'a\033[2Jb\007c\302\2331md\342\200\256e'; exit 3";
-    rig.set("services.vidi", toml::toml! { type = "native" vram_mb = 1 match = "no-such-process" });
-    rig.set("services.vidi.start", start);
+    rig.native("vidi").set("start", start).add();
     for form in ["start vidi", "start vidi --json", "start vidi -vv", "history", "history --json"] {
         let said = rig.shell(&format!("gpuctl {form} 2>&1; true")).run().succeeds().text();
         // What turns a line round is data in JSON.

@@ -1,7 +1,9 @@
 //! The fault table (`FAULTS.md`): each file bears the numbers of its rows, and each test is named after its row and says
 //! what gpuctl promises there.
 
+mod adopted;
 mod backends;
+mod early;
 mod history_check;
 mod lock_work;
 mod row_01_02_14_lock_holder;
@@ -35,3 +37,12 @@ mod row_47_canary_stopped;
 mod row_48_canary_rejected;
 mod row_49_canary_limits;
 mod row_51_run_killed;
+mod row_52_crowd;
+mod row_52_strangers;
+mod row_53_other_services;
+mod row_54_multiplexers;
+mod row_55_56_hidden;
+mod row_57_out_of_sight;
+mod row_58_59_last_look;
+mod row_60_61_waiting;
+mod row_62_63_callers;

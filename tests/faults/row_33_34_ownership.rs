@@ -1,31 +1,33 @@
 //! Patterns that match too much, and those who only mention a service (rows 33 and 34).
 
-use rig::{Rig, Service, until};
+use rig::{Rig, Service, apart, until};
 use std::fs;
 
 #[test]
 fn row_33_a_pattern_that_is_empty_or_matches_everything_is_refused() {
-    for pattern in ["", " ", ".", ".*", "^", "$", "^.*$", ".+", "()", "a*", "python|", "[^ ]"] {
-        let rig = Rig::new();
-        let vidi = rig.native("vidi").set("match", pattern).add();
-        for command in ["stop vidi", "start vidi", "status", "config check", "release-all"] {
-            let refused = rig.gpuctl(command).run().fails("config");
-            refused.stderr_has("match").stderr_has("vidi");
+    apart(|rig| {
+        for pattern in ["", " ", ".", ".*", "^", "$", "^.*$", ".+", "()", "a*", "python|", "[^ ]"] {
+            let vidi = rig.native("vidi").set("match", pattern).add();
+            for command in ["stop vidi", "start vidi", "status", "config check", "release-all"] {
+                let refused = rig.gpuctl(command).run().fails("config");
+                refused.stderr_has("match").stderr_has("vidi");
+            }
+            rig.assert_no_process_of(&vidi);
         }
-        rig.assert_no_process_of(&vidi);
-    }
+    });
 }
 
 #[test]
 fn row_33_a_pattern_that_is_no_expression_is_refused() {
-    let rig = Rig::new();
-    rig.native("vidi").set("match", "(vidi").add();
-    for command in ["stop vidi", "status", "config check"] {
-        let refused = rig.gpuctl(command).run().fails("config");
-        refused
-            .stderr_has("services.vidi.match")
-            .stderr_has("\"(vidi\" is no extended regular expression");
-    }
+    apart(|rig| {
+        rig.native("vidi").set("match", "(vidi").add();
+        for command in ["stop vidi", "status", "config check"] {
+            let refused = rig.gpuctl(command).run().fails("config");
+            refused
+                .stderr_has("services.vidi.match")
+                .stderr_has("\"(vidi\" is no extended regular expression");
+        }
+    });
 }
 
 #[test]

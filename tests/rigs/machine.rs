@@ -1,6 +1,6 @@
 //! What the rig promises to the tests: it is strict, it is alone, and it leaves nothing behind.
 
-use rig::{Fault, Rig, Script, Signal, TIME_LIMIT, skip_or_fail, until};
+use rig::{Fault, Rig, Script, Signal, TIME_LIMIT, apart, skip_or_fail, until};
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::{Command, Output};
@@ -180,4 +180,29 @@ fn a_unit_that_restarts_is_shown_as_such() {
     until("it restarts", || property("SubState") == "SubState=auto-restart\n");
     until("it is counted", || property("NRestarts") == "NRestarts=2\n");
     assert_eq!(property("Result"), "Result=exit-code\n");
+}
+
+/// Never run: to be asked for is enough.
+#[test]
+#[should_panic(expected = "a pattern that may find a stranger is for a test in `apart` only")]
+fn a_pattern_that_may_find_a_stranger_is_refused_where_there_are_any() {
+    let rig = Rig::new();
+    let pattern = format!("python|{}", rig.token());
+    rig.native("vidi").set("match", pattern).add();
+    let _stop = rig.gpuctl("stop vidi");
+}
+
+#[test]
+fn apart_there_is_nobody_but_the_shell_that_reaps_and_the_test() {
+    apart(|rig| {
+        let processes: Vec<i32> = fs::read_dir("/proc")
+            .unwrap()
+            .filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok())
+            .collect();
+        assert!(processes.contains(&1) && processes.len() < 4, "{processes:?}");
+        let vidi = rig.native("vidi").set("match", "simserver").add();
+        rig.gpuctl("start vidi").run().succeeds().stdout_has("started vidi").progress();
+        rig.gpuctl("stop vidi").run().succeeds().stdout_has("stopped vidi").progress();
+        rig.assert_no_process_of(&vidi);
+    });
 }

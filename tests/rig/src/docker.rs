@@ -168,6 +168,12 @@ impl Engine {
         }
     }
 
+    pub fn remove_network(&self, network: &str) {
+        if let Err(why) = docker(&self.host, &["network", "rm", network]) {
+            eprintln!("LEFT BEHIND: network {network}: {why}");
+        }
+    }
+
     /// `simserver`, the libraries that it needs, and a shell where the machine has one to spare.
     fn import_image(&self) {
         let root = tempfile::tempdir().unwrap();

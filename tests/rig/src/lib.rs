@@ -8,6 +8,7 @@
     reason = "what the tests stand on fails them by panicking"
 )]
 
+mod apart;
 mod bystander;
 mod canary;
 mod card;
@@ -22,6 +23,7 @@ mod ports;
 mod processes;
 mod programs;
 mod proxy;
+mod python_server;
 mod redis;
 mod redis_tls;
 mod rig;
@@ -32,6 +34,7 @@ mod systemd;
 mod terminal;
 mod wait;
 
+pub use apart::apart;
 pub use bystander::Bystander;
 pub use canary::Trial;
 pub use display::{Display, lines as on_terminal};
@@ -41,10 +44,11 @@ pub use outcome::Outcome;
 pub use processes::{parent, signal, state};
 pub use programs::{command, works};
 pub use proxy::Proxy;
+pub use python_server::python_with;
 pub use redis::{LOCK_KEY, Redis};
 pub use rig::Rig;
 pub use rustix::process::Signal;
-pub use services::{Script, Service};
+pub use services::{Draft, Script, Service};
 pub use skip::{python_or_skip, root_or_skip, skip_or_fail};
 pub use systemd::Fault;
 pub use terminal::Terminal;

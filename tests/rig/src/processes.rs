@@ -12,9 +12,17 @@ pub fn mentioning(mark: &str) -> Vec<i32> {
 
 /// Those that run a program and have `mark` in their environment.
 pub fn running(program: &Path, mark: &str) -> Vec<i32> {
+    find(mark, &["environ"]).into_iter().filter(runs(program)).collect()
+}
+
+/// Those that run a program and have `mark` in their command line.
+pub fn executing(program: &Path, mark: &str) -> Vec<i32> {
+    find(mark, &["cmdline"]).into_iter().filter(runs(program)).collect()
+}
+
+fn runs(program: &Path) -> impl Fn(&i32) -> bool + use<> {
     let program = fs::canonicalize(program).unwrap();
-    let is_it = |pid: &i32| fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|at| at == program);
-    find(mark, &["environ"]).into_iter().filter(is_it).collect()
+    move |pid| fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|at| at == program)
 }
 
 /// The kernel's letter for what a process does: S sleeps, T is stopped; None once it has ended.

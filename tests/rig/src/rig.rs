@@ -1,11 +1,13 @@
 //! One test's own machine: a folder with everything in it, a card, a configuration, and a token that is in the name of
 //! everything that runs on it, by which it is found again and ended.
 
+use crate::apart::assert_apart;
 use crate::bystander::Bystander;
 use crate::card::Card;
 use crate::docker::{self, Engine};
 use crate::gpuctl::Invocation;
 use crate::services::Service;
+use crate::skip::skip_or_fail;
 use crate::surroundings;
 use crate::systemd::Systemd;
 use crate::terminal::Terminal;
@@ -14,11 +16,14 @@ use std::fs::{self, Permissions};
 use std::hash::{BuildHasher, RandomState};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, OnceLock};
 use toml::{Table, Value};
+
+/// The commands that signal processes.
+const ACTING: [&str; 8] =
+    ["stop", "start", "restart", "prepare-phase", "release-all", "release-idle", "run", "recover"];
 
 pub struct Rig {
     token: String,
@@ -28,6 +33,7 @@ pub struct Rig {
     systemd: OnceLock<Systemd>,
     config: Mutex<Table>,
     containers: Mutex<Vec<String>>,
+    networks: Mutex<Vec<String>>,
     ports: Mutex<Vec<UnixListener>>,
 }
 
@@ -62,6 +68,7 @@ impl Rig {
             systemd: OnceLock::new(),
             config: Mutex::default(),
             containers: Mutex::default(),
+            networks: Mutex::default(),
             ports: Mutex::default(),
         };
         rig.set("gpu.nvml_library", programs::nvml_library().to_str().unwrap());
@@ -97,6 +104,40 @@ impl Rig {
         path
     }
 
+    /// The model server's program, for what is to be no service.
+    pub fn simserver(&self) -> String {
+        programs::simserver().display().to_string()
+    }
+
+    pub fn nvml_library(&self) -> String {
+        programs::nvml_library().display().to_string()
+    }
+
+    /// What is in every `mark`.
+    pub fn token(&self) -> &str {
+        &self.token
+    }
+
+    /// Gives the rig to a user who owns nothing else here; the words that make a command that user's. None, loudly,
+    /// where there is none to be had.
+    #[track_caller]
+    pub fn as_a_user(&self) -> Option<String> {
+        let id =
+            60_000 + self.token.bytes().fold(0, |sum: u32, byte| sum * 31 % 4000 + u32::from(byte));
+        let words = format!("setpriv --reuid {id} --regid {id} --clear-groups");
+        let may_run = |program: &Path| {
+            let script = format!("{words} {} --version >/dev/null 2>&1", program.display());
+            programs::works("sh", &["-c", &script])
+        };
+        if !may_run(programs::gpuctl()) || !may_run(&programs::simserver()) {
+            skip_or_fail("root", "user who may run what was built here");
+            return None;
+        }
+        let folder = self.folder.display();
+        assert!(programs::works("sh", &["-c", &format!("chown -R {id}:{id} {folder}")]));
+        Some(words)
+    }
+
     /// A TCP port that is this rig's alone.
     pub fn port(&self) -> u16 {
         let (port, claim) = ports::claim();
@@ -124,37 +165,52 @@ impl Rig {
     }
 
     /// gpuctl with these words as arguments.
+    #[track_caller]
     pub fn gpuctl(&self, words: &str) -> Invocation {
+        if words.split(' ').any(|word| ACTING.contains(&word)) {
+            self.assert_careful();
+        }
         let mut command = self.command(programs::gpuctl());
         command.args(words.split_whitespace());
         Invocation::new(command)
     }
 
     /// A shell command on a terminal of its own, in a session of its own: `rig.terminal("sh -i")`.
+    #[track_caller]
     pub fn terminal(&self, command: &str) -> Terminal {
+        self.assert_careful();
         let mut session = self.command("setsid");
         session.args(["--ctty", "sh", "-c", &format!("exec {command}")]);
         Terminal::start(session)
     }
 
     /// `sh -c`, with `gpuctl` on the PATH.
+    #[track_caller]
     pub fn shell(&self, script: &str) -> Invocation {
+        self.assert_careful();
         let mut command = self.command("sh");
         command.args(["-c", script]);
         Invocation::new(command)
     }
 
-    /// Runs a command that is not gpuctl's doing beside the test, in a process group of its own:
+    /// Runs a command that is not gpuctl's doing beside the test, in a session of its own, as in a terminal of its own:
     /// `rig.by_hand(vidi.command())`, `rig.by_hand(&format!("tail -f {log}"))`.
+    #[track_caller]
     pub fn by_hand(&self, command: &str) -> Bystander {
-        let mut shell = self.command("sh");
-        shell.args(["-c", &format!("exec {command}")]).process_group(0);
+        self.assert_careful();
+        let mut shell = self.command("setsid");
+        shell.args(["sh", "-c", &format!("exec {command}")]);
         Bystander::start(shell)
     }
 
     /// The processes of a service, wherever they come from: what has its mark in the command line.
     pub fn processes_of(&self, service: &Service) -> Vec<i32> {
         processes::mentioning(service.mark())
+    }
+
+    /// The model servers that run under a service's name, and nobody who only mentions it.
+    pub fn servers_of(&self, name: &str) -> Vec<i32> {
+        processes::executing(&programs::simserver(), &self.mark(name))
     }
 
     /// Every gpuctl that runs on this rig, watchdogs too.
@@ -196,9 +252,31 @@ impl Rig {
         self.engine.expect("a rig made by Rig::with_docker()")
     }
 
+    /// A network for containers, on which ports are published; removed with the rig.
+    pub fn network(&self) -> String {
+        let name = self.mark("network");
+        self.docker(&["network", "create", &name]);
+        self.networks.lock().unwrap().push(name.clone());
+        name
+    }
+
     /// To be removed with the rig.
     pub fn owns_container(&self, name: &str) {
         self.containers.lock().unwrap().push(name.to_owned());
+    }
+
+    /// What a service's pattern may find outside of this rig, no gpuctl that acts is let loose upon.
+    #[track_caller]
+    fn assert_careful(&self) {
+        let text = fs::read_to_string(self.path("gpuctl.toml")).unwrap_or_default();
+        let config: Table = toml::from_str(&text).unwrap_or_default();
+        let services = config.get("services").and_then(Value::as_table).into_iter().flatten();
+        for (_, service) in services {
+            let pattern = service.get("match").and_then(Value::as_str);
+            if !pattern.is_none_or(|pattern| finds_only(pattern, &self.token)) {
+                assert_apart();
+            }
+        }
     }
 
     fn command(&self, program: impl AsRef<Path>) -> Command {
@@ -231,6 +309,20 @@ impl Rig {
     }
 }
 
+/// Whether an expression matches nothing without the token in it, as far as can be told at a glance: each alternative
+/// has it, outside of any brackets.
+fn finds_only(pattern: &str, token: &str) -> bool {
+    let mut depth = 0;
+    let bare: String = pattern
+        .chars()
+        .filter(|character| {
+            depth += i32::from(*character == '(') - i32::from(*character == ')');
+            depth == 0
+        })
+        .collect();
+    bare.split('|').all(|alternative| alternative.contains(token))
+}
+
 impl Drop for Rig {
     fn drop(&mut self) {
         if std::thread::panicking() {
@@ -239,6 +331,9 @@ impl Drop for Rig {
         for container in self.containers.get_mut().unwrap_or_else(|poisoned| poisoned.into_inner())
         {
             self.engine.inspect(|engine| engine.remove(container));
+        }
+        for network in self.networks.get_mut().unwrap_or_else(|poisoned| poisoned.into_inner()) {
+            self.engine.inspect(|engine| engine.remove_network(network));
         }
         let all_ended = processes::end_all(&self.token);
         self.systemd.get().inspect(|systemd| systemd.remove_control_groups());

@@ -79,6 +79,10 @@ impl<'a> Draft<'a> {
         draft.vram(1000).set("health", format!("http://127.0.0.1:{port}/health"))
     }
 
+    pub fn rig(&self) -> &'a Rig {
+        self.rig
+    }
+
     /// What is declared, in MB; also what the server takes, unless its flags say otherwise. 1000 by default.
     pub fn vram(mut self, mb: u32) -> Self {
         self.vram = mb;
@@ -108,6 +112,12 @@ impl<'a> Draft<'a> {
     /// Native: to be found by gpuctl's own mark alone.
     pub fn without_match(mut self) -> Self {
         self.settings.remove("match");
+        self
+    }
+
+    /// Nothing can be asked whether it is well.
+    pub fn without_health(mut self) -> Self {
+        self.settings.remove("health");
         self
     }
 
@@ -182,6 +192,10 @@ impl Service {
     /// Its name with the rig's token: what its processes, its claims and its container are called.
     pub fn mark(&self) -> &str {
         &self.mark
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     pub fn url(&self, path: &str) -> String {

@@ -1,0 +1,88 @@
+//! What is told of a failed start is of this start, and at the time that was promised.
+
+use rig::{Rig, apart};
+use serde_json::json;
+use std::net::UdpSocket;
+use std::time::{Duration, Instant};
+
+#[test]
+fn the_log_of_a_container_that_fails_is_of_this_start_only() {
+    let Some(rig) = Rig::with_docker() else { return };
+    // More than it says, and in the end more than there is.
+    let voice = rig.container("voice").server("--vram 1000").vram(100).set("start_timeout", "10s");
+    voice.add();
+    rig.gpuctl("start voice --quiet").run().succeeds();
+    rig.gpuctl("stop voice --quiet").run().succeeds();
+    rig.card.describe(&json!({"devices": [{"total_mb": 900}]}));
+    rig.set("gpu.reserve_mb", 0);
+    let (code, told) = rig.gpuctl("start voice").run().ended();
+    assert_eq!(code, Some(5), "{told}");
+    assert!(told.contains("out of memory"), "{told}");
+    assert!(!told.contains(": ready"), "it quotes the earlier start\n{told}");
+}
+
+/// The server of names takes every question and answers none.
+#[test]
+fn a_start_whose_health_checks_name_is_not_resolved_ends_at_its_time() {
+    apart(|rig| {
+        let _names = UdpSocket::bind("127.0.0.53:53").unwrap();
+        let resolv = rig.file("resolv.conf", "nameserver 127.0.0.53\n");
+        let script = format!("mount --bind {} /etc/resolv.conf", resolv.display());
+        rig.shell(&script).run().succeeds();
+        let vidi = rig.native("vidi").set("start_timeout", "3s");
+        vidi.set("health", "http://no-such-host.example:8188/").add();
+        let begin = Instant::now();
+        let (code, told) = rig.gpuctl("start vidi").run().ended();
+        let took = begin.elapsed();
+        assert_eq!(code, Some(124), "{told}");
+        // The health check's own patience is 10 s.
+        assert!(took < Duration::from_secs(9), "3 s took {took:?}\n{told}");
+    });
+}
+
+/// Creates a container of `simserver` in a network that `docker create` is told with these words.
+fn create(rig: &Rig, name: &str, network: &str, server: &str) {
+    let (name, image, card) = (rig.mark(name), rig.engine().image(), rig.card.folder().display());
+    rig.owns_container(&name);
+    let words = format!(
+        "create --name {name} {network} --env SIMGPU_DIR={card} --volume {card}:{card} {image} \
+         /bin/simserver --name {name} {server}"
+    );
+    rig.docker(&words.split_whitespace().collect::<Vec<_>>());
+}
+
+/// On a network where docker-proxy publishes a port.
+fn published(rig: &Rig, port: u16) -> String {
+    format!("--network {} --publish 127.0.0.1:{port}:{port}", rig.network())
+}
+
+/// docker-proxy accepts in its place for as long as it does not listen.
+#[test]
+fn a_container_is_ready_when_its_server_listens_and_not_when_its_port_is_published() {
+    let Some(rig) = Rig::with_docker() else { return };
+    let voice = rig.container("voice").not_installed().set("start_timeout", "20s");
+    let voice = voice.set("health", "tcp://127.0.0.1:1").add();
+    rig.set("services.voice.health", format!("tcp://127.0.0.1:{}", voice.port()));
+    let flags = format!("--host 0.0.0.0 --port {} --late-listen --warmup 3s", voice.port());
+    create(&rig, "voice", &published(&rig, voice.port()), &flags);
+    let (code, told) = rig.gpuctl("start voice").run().ended();
+    assert_eq!(code, Some(0), "{told}");
+    assert!(voice.is_healthy(), "ready too early\n{told}");
+}
+
+/// Its port is published by another, whose network it shares.
+#[test]
+fn a_container_in_anothers_network_is_known_by_the_port_that_it_listens_on_there() {
+    let Some(rig) = Rig::with_docker() else { return };
+    let voice = rig.container("voice").not_installed().set("start_timeout", "10s").add();
+    create(&rig, "front", &published(&rig, voice.port()), "");
+    rig.docker(&["start", &rig.mark("front")]);
+    let network = format!("--network container:{}", rig.mark("front"));
+    let flags = format!("--host 0.0.0.0 --port {} --vram 1000", voice.port());
+    create(&rig, "voice", &network, &flags);
+    let (code, told) = rig.gpuctl("start voice").run().ended();
+    assert_eq!(code, Some(0), "{told}");
+    assert!(voice.is_healthy(), "{told}");
+    let (code, told) = rig.gpuctl("status --check voice").run().ended();
+    assert_eq!(code, Some(0), "{told}");
+}

@@ -1,0 +1,162 @@
+//! What changes between a service's readiness, or its end, and the end of the plan (rows 58 and 59).
+
+use rig::{Bystander, Draft, Rig, Service, Signal, python_or_skip, signal, state, until};
+
+/// quick is ready at once and dies while slow, which a phase needs too, is coming up.
+#[track_caller]
+fn a_death_is_told(quick: Draft) {
+    let rig = quick.rig();
+    let quick = quick.phases([4]).server("--exit-after 2s --exit-code 3").add();
+    rig.native("slow").phases([4]).server("--warmup 5s").add();
+    let (code, told) = rig.gpuctl("prepare-phase 4").run().ended();
+    assert!(!quick.is_healthy());
+    assert_eq!(code, Some(5), "{told}");
+    assert!(told.contains("quick"), "{told}");
+}
+
+#[test]
+fn row_58_a_started_process_that_dies_while_another_service_comes_up_fails_the_phase() {
+    let rig = Rig::new();
+    a_death_is_told(rig.native("quick"));
+}
+
+#[test]
+fn row_58_a_started_unit_that_dies_while_another_service_comes_up_fails_the_phase() {
+    let rig = Rig::new();
+    a_death_is_told(rig.unit("quick"));
+}
+
+#[test]
+fn row_58_a_started_container_that_dies_while_another_service_comes_up_fails_the_phase() {
+    let Some(rig) = Rig::with_docker() else { return };
+    a_death_is_told(rig.container("quick"));
+}
+
+#[test]
+fn row_58_run_does_not_start_its_command_where_a_needed_service_has_died_meanwhile() {
+    let rig = Rig::new();
+    let quick = rig.native("quick").phases([4]).server("--exit-after 2s").add();
+    rig.native("slow").phases([4]).server("--warmup 5s").add();
+    let (code, told) = rig.gpuctl("run --phase 4 -- touch ran").run().ended();
+    assert!(!quick.is_healthy());
+    assert!(!rig.path("home/ran").exists(), "{code:?}\n{told}");
+    assert_eq!(code, Some(5), "{told}");
+}
+
+#[test]
+fn row_58_a_kept_service_that_dies_while_another_comes_up_fails_the_phase() {
+    let rig = Rig::new();
+    let quick = rig.native("quick").phases([4]).add();
+    let slow = rig.native("slow").phases([4]).server("--warmup 4s").add();
+    rig.gpuctl("start quick --quiet").run().succeeds();
+    let prepare = rig.gpuctl("prepare-phase 4").spawn();
+    until("slow is coming up", || !rig.processes_of(&slow).is_empty());
+    rig.servers_of("quick").into_iter().for_each(|pid| signal(pid, Signal::KILL));
+    let (code, told) = prepare.wait().ended();
+    assert!(!quick.is_healthy());
+    assert_eq!(code, Some(5), "{told}");
+    assert!(told.contains("quick"), "{told}");
+}
+
+/// Without a health check, alive is all that it has to be.
+#[test]
+fn row_58_a_unit_that_dies_at_once_and_again_and_again_is_not_started() {
+    let rig = Rig::new();
+    rig.unit("vidi").without_health().restarts().server("--exit-after 200ms").add();
+    let (code, told) = rig.gpuctl("start vidi").run().ended();
+    assert_eq!(code, Some(5), "{told}");
+}
+
+/// A supervisor that is none of the service's, and brings it back so many seconds after its end, each time in a session
+/// of its own. Its name, and the supervisor; none, loudly, without Python.
+fn supervised(rig: &Rig, service: &Service, pause: &str) -> Option<(String, Bystander)> {
+    if !python_or_skip() {
+        return None;
+    }
+    let name = rig.mark("keeps-it-alive");
+    let command = service.command();
+    let program = format!(
+        "import subprocess, time\nwhile True:\n    \
+         subprocess.run('{command}'.split(), stdout=subprocess.DEVNULL, start_new_session=True)\n    \
+         time.sleep({pause})\n"
+    );
+    let supervisor = rig.by_hand(&format!("python3 {}", rig.file(&name, &program).display()));
+    until("it serves", || service.is_healthy());
+    Some((name, supervisor))
+}
+
+#[track_caller]
+fn a_return_is_told(pause: &str, command: &str) {
+    let rig = Rig::new();
+    let vidi = rig.native("vidi").vram(4000).phases([1]).set("start_timeout", "5s").add();
+    rig.set("phases.9", "nothing");
+    let Some((name, mut supervisor)) = supervised(&rig, &vidi, pause) else { return };
+    let (code, told) = rig.gpuctl(command).run().ended();
+    assert_eq!(code, Some(6), "{command}, back after {pause} s\n{told}");
+    assert!(told.contains(&name), "{command}: does not tell who does it\n{told}");
+    assert!(supervisor.is_alive(), "{command}: ended a stranger\n{told}");
+}
+
+#[test]
+fn row_59_a_supervisor_that_brings_a_service_back_after_20_ms_is_told_and_fails_the_stop() {
+    a_return_is_told("0.02", "stop vidi");
+}
+
+#[test]
+fn row_59_a_supervisor_that_brings_a_service_back_after_300_ms_is_told_and_fails_the_stop() {
+    a_return_is_told("0.3", "stop vidi");
+}
+
+#[test]
+fn row_59_a_supervisor_that_brings_a_service_back_after_3_s_is_told_and_fails_the_stop() {
+    a_return_is_told("3", "stop vidi");
+}
+
+#[test]
+fn row_59_a_supervisor_that_brings_a_service_back_is_told_and_fails_a_stop_by_force() {
+    a_return_is_told("0.3", "stop vidi --force");
+}
+
+#[test]
+fn row_59_a_supervisor_that_brings_a_service_back_is_told_and_fails_release_all() {
+    a_return_is_told("0.3", "release-all");
+}
+
+#[test]
+fn row_59_a_supervisor_that_brings_a_service_back_is_told_and_fails_a_phase_without_it() {
+    a_return_is_told("0.3", "prepare-phase 9");
+}
+
+/// Its memory is wanted by what the phase needs: 3 would blame a stranger for it.
+#[test]
+fn row_59_a_supervisor_that_brings_a_service_back_is_told_by_a_phase_that_wants_its_memory() {
+    for pause in ["0.02", "0.3", "3"] {
+        let rig = Rig::new();
+        let vidi = rig.native("vidi").vram(10000).phases([1]).add();
+        rig.native("comfyui").vram(20000).phases([2]).server("--idle-vram 600 --warmup 4s").add();
+        let Some((name, _supervisor)) = supervised(&rig, &vidi, pause) else { return };
+        let (code, told) = rig.gpuctl("prepare-phase 2").run().ended();
+        assert_eq!(code, Some(6), "back after {pause} s\n{told}");
+        assert!(told.contains(&name), "does not tell who does it\n{told}");
+    }
+}
+
+/// A native service in the configuration, which a unit with Restart=always runs in truth.
+#[test]
+fn row_59_a_unit_that_brings_a_native_service_back_is_told_and_fails_the_stop() {
+    let rig = Rig::new();
+    if !rig.systemd().has_control_groups() {
+        return;
+    }
+    let vidi = rig.native("vidi").vram(4000).phases([1]).add();
+    let unit = format!("{}.service", rig.mark("keeps-it-alive"));
+    rig.systemd().install_unit(&unit, true, vidi.command());
+    rig.shell(&format!("systemctl start -- {unit}")).run().succeeds();
+    until("it serves", || vidi.is_healthy());
+    let server = rig.servers_of("vidi")[0];
+    let (code, told) = rig.gpuctl("stop vidi").run().ended();
+    assert_eq!(code, Some(6), "{told}");
+    assert!(told.contains(&unit), "does not tell who does it\n{told}");
+    assert!(state(server).is_none() || vidi.is_healthy(), "{told}");
+    rig.shell(&format!("systemctl stop -- {unit}")).run().succeeds();
+}
