@@ -4,7 +4,7 @@
 use super::Context;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
-use crate::model::{Health, Healthy, Manager, Presence, Running, Service, Trouble};
+use crate::model::{Health, Healthy, Manager, Observed, Presence, Running, Service, Trouble};
 use crate::observe::{Look, gpu_pids, look};
 use crate::plan::StartHow;
 use crate::redact::mask;
@@ -65,6 +65,25 @@ pub fn make_ready(
         wake(service)?;
     }
     Ok(Some(step.done(slept.then(|| "woken from sleep".to_owned()))))
+}
+
+/// The failure of a service that was ready and is not any more.
+pub fn lost(service: &Service, observed: &Observed, context: &Context) -> Failure {
+    let why = match (&observed.detail, observed.is_alive()) {
+        (Some(detail), _) => format!("it was ready and is no longer: {detail}"),
+        (None, true) => "it was ready and is no longer".to_owned(),
+        (None, false) => "it was ready and has ended since".to_owned(),
+    };
+    let watch = Watch {
+        service,
+        stop: context.stop,
+        context,
+        started: None,
+        restarts: None,
+        deaths: Vec::new(),
+        begun: Instant::now(),
+    };
+    watch.died(&why)
 }
 
 /// Whether it was put to sleep by an unload.
@@ -155,7 +174,7 @@ impl<'a> Watch<'a> {
             match healthy {
                 Some(Healthy::Yes) if self.answers_itself()? => return Ok(()),
                 Some(Healthy::Yes) => {}
-                Some(Healthy::No(reason)) => why = reason,
+                Some(Healthy::No(reason) | Healthy::Silent(reason)) => why = reason,
                 None => return Err(self.timed_out(&why)),
             }
             if self.deaths.is_empty() {

@@ -168,6 +168,15 @@ pub struct Vram {
     pub no_such_gpu: bool,
 }
 
+impl Vram {
+    /// What processes hold that are nobody's and have died: memory on its way back.
+    pub fn dead(&self) -> Mb {
+        let dead =
+            self.processes.iter().flatten().filter(|one| one.is_ending && one.service.is_none());
+        dead.filter_map(|process| process.memory).sum()
+    }
+}
+
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Source {

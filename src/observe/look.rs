@@ -2,17 +2,19 @@
 //! who really listens on a port.
 
 use super::evidence::{self, Scene};
+use super::keeper::{Keeper, keeper_of};
 use super::ownership::{Ownership, Panes};
 use crate::config::Config;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::model::{
-    AnsweredBy, Managed, Manager, Pid, Presence, Running, Service, Trouble, Unproven,
+    AnsweredBy, Health, Healthy, Managed, Manager, Pid, Presence, Proof, Running, Service, Trouble,
+    Unproven,
 };
 use crate::redact::mask;
 use crate::world::docker::{self, Inspected};
 use crate::world::ports::{Listeners, local_port};
-use crate::world::process;
+use crate::world::process::{self, Process};
 use crate::world::systemd::{self, Shown};
 use crate::world::wait::Stop;
 use std::cell::OnceCell;
@@ -92,20 +94,39 @@ pub fn look<'a>(
     })
 }
 
-/// The processes of a native service now: those that are proven to be, where `known` ones and all
-/// that comes from them count as proven.
+/// A native service's processes at one moment.
+pub struct Members {
+    pub proven: Vec<process::Id>,
+    /// Those that may be its own as well.
+    pub unproven: Vec<Pid>,
+    /// Who may start it again.
+    pub keeper: Option<Keeper>,
+}
+
+/// The processes of a native service now, where `known` ones and all that comes from them count as
+/// proven.
 pub fn members(
     config: &Config,
     managed: &[Managed],
     service: &str,
     known: &[process::Id],
     on_gpu: &HashSet<Pid>,
-) -> Vec<process::Id> {
-    let Some(at) = config.place_of(service) else { return Vec::new() };
+) -> Members {
+    let at = config.place_of(service).expect("a service of the configuration");
     let mut scene = evidence::look_around(config, on_gpu, Listeners::read());
     let known: Vec<(usize, process::Id)> = known.iter().map(|id| (at, *id)).collect();
-    let members = scene.ownership(config, managed, &known).members(at);
-    members.iter().filter_map(|pid| scene.table.get(*pid)).map(process::Process::id).collect()
+    let ownership = scene.ownership(config, managed, &known);
+    let table = &scene.table;
+    let members = ownership.members(at);
+    // What gpuctl has started has no other keeper.
+    let is_found = |pid: &Pid| ownership.of(*pid).is_some_and(|it| it.proof == Proof::Match);
+    let found: Vec<Pid> = members.iter().copied().filter(is_found).collect();
+    let unproven = ownership.unproven.iter().filter(|(of, _)| *of == at);
+    Members {
+        proven: members.iter().filter_map(|pid| table.get(*pid)).map(Process::id).collect(),
+        unproven: unproven.map(|(_, pid)| *pid).collect(),
+        keeper: keeper_of(&found, table),
+    }
 }
 
 /// What an engine says of a container, and where its processes are.
@@ -260,6 +281,15 @@ impl Look<'_> {
         }
         let holder = self.holder_of(Some(port));
         (holder.service.as_ref() != Some(&service.name)).then_some(holder)
+    }
+
+    /// A server that gives no answer has at least to listen, as far as that can be seen.
+    pub fn heard(&self, healthy: Healthy, check: &Health) -> Healthy {
+        let is_deaf = || local_port(check).is_some_and(|port| !self.scene.listeners.is_taken(port));
+        match healthy {
+            Healthy::Silent(why) if is_deaf() => Healthy::No(why),
+            healthy => healthy,
+        }
     }
 
     fn listening_on(&self, port: u16) -> &[Pid] {

@@ -1,11 +1,13 @@
 //! Asks the world once, everything side by side, and returns it as plain data.
 
 mod evidence;
+mod keeper;
 mod look;
 mod ownership;
 mod state;
 
-pub use look::{Look, look, members};
+pub use keeper::{Keeper, started_by};
+pub use look::{Look, Members, look, members};
 
 use crate::config::Config;
 use crate::error::Result;
@@ -60,8 +62,9 @@ pub fn observe(
             let (healthy, took) = match (&service.health, &presence) {
                 // It holds its port and does not answer; its state is known without.
                 (Some(_), Presence::Up(running)) if is_frozen(running) => (None, None),
-                (Some(_), _) => {
-                    tries.as_ref().and_then(|tries| tries.answer(at, stop, deadline)).unzip()
+                (Some(check), _) => {
+                    let answer = tries.as_ref().and_then(|tries| tries.answer(at, stop, deadline));
+                    answer.map(|(healthy, took)| (look.heard(healthy, check), took)).unzip()
                 }
                 (None, Presence::Up(running)) => {
                     (running.own_health.clone().or(Some(Healthy::Yes)), None)
@@ -72,8 +75,9 @@ pub fn observe(
                 (Some(Healthy::Yes), Some(check)) => look.answered_by(service, local_port(check)),
                 _ => None,
             };
+            let unproven = look.unproven(&service.name);
             let (state, detail) =
-                state::judge(service, &presence, healthy.as_ref(), answered_by.as_ref());
+                state::judge(service, &presence, healthy.as_ref(), answered_by.as_ref(), &unproven);
             Observed {
                 used: used(&vram, service, &presence),
                 name: service.name.clone(),
@@ -82,7 +86,7 @@ pub fn observe(
                 state,
                 detail,
                 answered_by,
-                unproven: look.unproven(&service.name),
+                unproven,
             }
         })
         .collect();

@@ -2,7 +2,7 @@
 
 use super::fit::{Budget, ensure_fits};
 use super::preempt::make_room;
-use super::{Plan, Refusal, refuse_unknown, warn_of_estimate};
+use super::{Plan, Refusal, refuse_unknown, refuse_unproven, warn_of_estimate};
 use crate::config::Config;
 use crate::model::{Service, Snapshot};
 use std::collections::HashSet;
@@ -29,6 +29,7 @@ pub fn prepare_phase(
         for service in &others {
             let observed = snapshot.service(&service.name);
             refuse_unknown(service, observed)?;
+            refuse_unproven(service, observed)?;
             if observed.can_be_stopped() {
                 plan.evict(service, observed);
             }
@@ -38,6 +39,7 @@ pub fn prepare_phase(
         }
     }
     plan.clear_ports(&needed, snapshot)?;
+    plan.wait_for_the_dead(config, snapshot);
     warn_of_estimate(&mut plan, snapshot);
     Ok(plan)
 }

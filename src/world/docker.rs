@@ -143,6 +143,12 @@ pub fn name_of(id: &str, stop: &Stop) -> Option<String> {
     Some(name.trim().trim_start_matches('/').to_owned()).filter(|name| !name.is_empty())
 }
 
+/// The policy by which the engine starts a container again; `None` where it never does.
+pub fn restart_policy(container: &str, stop: &Stop) -> Option<String> {
+    let setup = setups(&[container], stop).ok()?.remove(container)?;
+    Some(setup.restart).filter(|policy| !matches!(policy.as_str(), "" | "no"))
+}
+
 /// Whether the engine can be asked at all: only its own version tells for sure.
 fn ask_version(stop: &Stop) -> Result<String> {
     let arguments = ["version", "--format", "{{.Server.Version}}"];

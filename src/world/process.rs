@@ -345,6 +345,12 @@ pub fn is_within(control_groups: &str, path: &str) -> bool {
         .any(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
+/// The systemd service in whose control group a process is.
+pub fn unit_of(control_groups: &str) -> Option<&str> {
+    let words = control_groups.lines().flat_map(|line| line.rsplit('/'));
+    words.map(str::trim).find(|word| word.ends_with(".service"))
+}
+
 /// The id of the container that a control group's path names, as every engine puts it there.
 pub fn container_of(control_groups: &str) -> Option<&str> {
     let is_id = |word: &&str| word.len() == 64 && word.bytes().all(|byte| byte.is_ascii_hexdigit());

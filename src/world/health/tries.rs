@@ -62,7 +62,7 @@ impl Tries {
                 return Some(answer.unwrap_or_else(|panic| resume_unwind(panic)));
             }
             if wait(&[shared.answered.fd()], stop, deadline) != Woken::Event {
-                let late = Healthy::No("its health check does not end".to_owned());
+                let late = Healthy::Silent("its health check does not end".to_owned());
                 return Some((late, TRY_LIMIT));
             }
             shared.answered.hush();
