@@ -129,7 +129,7 @@ pub struct Native {
     pub cwd: Option<PathBuf>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Health {
     /// Healthy on any 2xx.
     Http(String),
@@ -253,6 +253,9 @@ pub enum Trouble {
     CrashLoop(String),
     /// Stopped by a signal (SIGSTOP, a debugger).
     Suspended,
+    /// It was ready, and nobody listens on its port any more: its server has ended and left
+    /// processes behind.
+    Orphaned,
 }
 
 /// What a health check found.

@@ -60,6 +60,9 @@ pub fn make_ready(
         StartHow::Start => watch.start()?,
     }
     watch.until_ready()?;
+    if let Some(started) = &mut watch.started {
+        started.record_ready()?;
+    }
     let slept = is_asleep(service)?;
     if slept {
         wake(service)?;
@@ -258,11 +261,7 @@ impl<'a> Watch<'a> {
                 is_there = panes.may_come;
             }
             if let Err(failure) = started.check(service, is_there) {
-                let container = look.container_since(started.since());
-                return Err(match container {
-                    Some(id) => of_a_container(failure, service, &id, self.stop),
-                    None => failure,
-                });
+                return Err(self.name_container(failure, &look));
             }
         }
         self.deaths.clear();
@@ -304,8 +303,17 @@ impl<'a> Watch<'a> {
         let is_up = matches!(look.presence(&service.name), Presence::Up(_));
         match service.health.as_ref().and_then(|check| look.answered_by(service, local_port(check)))
         {
-            Some(other) => Err(other.in_the_way_of(service)),
+            Some(other) => Err(self.name_container(other.in_the_way_of(service), &look)),
             None => Ok(is_up),
+        }
+    }
+
+    /// Adds which container a native service's start command has started instead of a process.
+    fn name_container(&self, failure: Failure, look: &Look) -> Failure {
+        let since = self.started.as_ref().map(Started::since);
+        match since.and_then(|since| look.container_since(since)) {
+            Some(id) => of_a_container(failure, self.service, &id, self.stop),
+            None => failure,
         }
     }
 

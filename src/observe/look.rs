@@ -194,9 +194,16 @@ impl Look<'_> {
         }
         let living = || members.iter().filter_map(|pid| table.get(*pid));
         let suspended = living().all(|process| process.is_suspended());
+        let port = service.health.as_ref().and_then(local_port);
+        let is_deaf = port.is_some_and(|port| !self.scene.listeners.is_taken(port));
+        let orphaned = is_deaf && self.scene.was_ready.contains(&at);
         Presence::Up(Running {
             age: living().map(|process| table.age(process)).max(),
-            trouble: suspended.then_some(Trouble::Suspended),
+            trouble: match (suspended, orphaned) {
+                (true, _) => Some(Trouble::Suspended),
+                (false, true) => Some(Trouble::Orphaned),
+                (false, false) => None,
+            },
             pids: members,
             ..Running::default()
         })
@@ -247,7 +254,8 @@ impl Look<'_> {
         let shown = |(_, pid): &(usize, Pid)| {
             let age = table.age(table.get(*pid)?);
             let command = mask(&process::arguments(*pid).join(" "));
-            Some(Unproven { pid: *pid, command, age })
+            let (matches, is_on_card) = self.scene.shows(*pid, at);
+            Some(Unproven { pid: *pid, command, matches, is_on_card, age })
         };
         of_service.filter_map(shown).collect()
     }
@@ -275,7 +283,8 @@ impl Look<'_> {
         };
         let port = port?;
         let is_own = own.published.contains(&port)
-            || own.pids.iter().any(|pid| self.scene.listens(*pid, port));
+            || own.pids.iter().any(|pid| self.scene.listens(*pid, port))
+            || self.is_forwarded(port, &own.pids);
         if is_own || self.listening_on(port).is_empty() {
             return None;
         }
@@ -292,6 +301,15 @@ impl Look<'_> {
         }
     }
 
+    /// Whether what listens on a port forwards it to the network that one of these processes is in: a
+    /// container that uses another's network publishes nothing itself.
+    fn is_forwarded(&self, port: u16, to: &[Pid]) -> bool {
+        let addresses = self.listening_on(port).iter().filter_map(|pid| docker::forwards_to(*pid));
+        addresses
+            .into_iter()
+            .any(|address| to.iter().any(|pid| process::has_address(*pid, address)))
+    }
+
     fn listening_on(&self, port: u16) -> &[Pid] {
         let Scene { table, listeners, .. } = &self.scene;
         let holders = self.holders.get_or_init(|| listeners.holders(table));
@@ -304,6 +322,7 @@ impl Look<'_> {
             return AnsweredBy {
                 who: "something else answers its health URL".to_owned(),
                 service: None,
+                pid: None,
             };
         };
         let holders = self.listening_on(port);
@@ -316,7 +335,8 @@ impl Look<'_> {
             (None, Some(process)) => format!("process {} ({})", process.pid, process.name),
             (None, None) => "something else".to_owned(),
         };
-        AnsweredBy { who: format!("{who} answers on port {port}"), service }
+        let pid = holder.filter(|_| service.is_none()).map(|process| process.pid);
+        AnsweredBy { who: format!("{who} answers on port {port}"), service, pid }
     }
 
     /// The service whose container publishes a port.

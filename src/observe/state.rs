@@ -14,7 +14,7 @@ pub fn judge(
         // Whoever answers, it does not.
         (_, Presence::Dead(_)) => {}
         // The other of two services that share a port, which is no fault.
-        (Some(AnsweredBy { who, service: Some(_) }), Presence::Down(_)) => {
+        (Some(AnsweredBy { who, service: Some(_), .. }), Presence::Down(_)) => {
             return (State::Stopped, Some(who.clone()));
         }
         (Some(stranger), _) => return (State::Error, Some(stranger.who.clone())),
@@ -25,7 +25,8 @@ pub fn judge(
         Presence::Dead(failure) => return (State::Error, Some(failure.message.clone())),
         Presence::Missing(failure) => return (State::Stopped, Some(failure.message.clone())),
         Presence::Down(ending) => {
-            let listed: Vec<String> = unproven.iter().map(Unproven::to_string).collect();
+            let matching = unproven.iter().filter(|one| one.matches);
+            let listed: Vec<String> = matching.map(Unproven::to_string).collect();
             let named = (!listed.is_empty())
                 .then(|| format!("matches, unproven: process {}", listed.join(", ")));
             return (State::Stopped, named.or_else(|| ending.clone()));
@@ -37,6 +38,10 @@ pub fn judge(
         Some(Trouble::Paused) => return (State::Error, Some("the container is paused".to_owned())),
         Some(Trouble::CrashLoop(how)) => {
             return (State::Error, Some(format!("restarts in a loop: {how}")));
+        }
+        Some(Trouble::Orphaned) => {
+            let told = "its server has ended and left processes behind".to_owned();
+            return (State::Error, Some(told));
         }
         Some(Trouble::Suspended) => {
             return (State::Error, Some("suspended by a signal (SIGSTOP)".to_owned()));
