@@ -217,7 +217,10 @@ impl Look<'_> {
             Some(port) => {
                 let is_seen =
                     || self.publisher(port).is_some() || !self.listening_on(port).is_empty();
-                (listeners.is_taken(port) && !is_seen()).then(|| {
+                // Who has listened may have ended since.
+                let is_hidden =
+                    listeners.is_taken(port) && !is_seen() && Listeners::read().is_taken(port);
+                is_hidden.then(|| {
                     format!("a process that may not be looked into listens on port {port}")
                 })
             }

@@ -401,15 +401,16 @@ fn answer(mut client: TcpStream) {
 fn many_health_checks_that_are_answered_late_are_under_way_at_once() {
     const COUNT: usize = 100;
     let rig = Rig::new();
-    let server = TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = format!("http://{}/health", server.local_addr().unwrap());
-    for number in 0..COUNT {
+    let servers: Vec<_> = (0..COUNT).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    for (number, server) in servers.iter().enumerate() {
+        let url = format!("http://{}/health", server.local_addr().unwrap());
         rig.native(&format!("service{number}")).set("health", url.as_str()).add();
     }
     // Nobody is answered before all have asked.
+    let servers: &'static [TcpListener] = servers.leak();
     std::thread::spawn(move || {
-        let accept = |_| server.accept().unwrap().0;
-        (0..COUNT).map(accept).collect::<Vec<_>>().into_iter().for_each(answer);
+        let accept = |server: &TcpListener| server.accept().unwrap().0;
+        servers.iter().map(accept).collect::<Vec<_>>().into_iter().for_each(answer);
     });
     // Nor has it to do with how many files may be open.
     let looked = rig.shell("ulimit -Sn 60; exec gpuctl status --json").run().succeeds().json();
