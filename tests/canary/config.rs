@@ -80,7 +80,7 @@ fn a_wrong_key_or_value_is_told_with_its_line() {
             "7: canary.allow_spare_gpu",
             "expected a boolean",
         ),
-        ("service = \"vllm\"\noom_pattern = \"(\"", "7: canary.oom_pattern", ""),
+        ("service = \"vllm\"\noom_pattern = \"(\"", "7: canary.oom_pattern", "Unmatched"),
         ("service = \"vllm\"\nstate_dir = \"$NOWHERE/x\"", "7: canary.state_dir", "NOWHERE"),
         (
             "service = \"vllm\"\nbounds = { a = { min = 2, max = 1 } }",
@@ -92,7 +92,7 @@ fn a_wrong_key_or_value_is_told_with_its_line() {
             "7: canary.bounds",
             "nothing is within the bounds of a",
         ),
-        ("service = \"vllm\"\nbounds = { a = { least = 1 } }", "7: canary.bounds", ""),
+        ("service = \"vllm\"\nbounds = { a = { least = 1 } }", "7: canary.bounds", "least"),
         ("service = \"vllm\"\n[canary.extra_mb.a]\nb = -1", "8: canary.extra_mb.a.b", "-1"),
     ] {
         let text = with(&format!("[canary]\n{lines}"));

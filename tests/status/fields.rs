@@ -1,6 +1,6 @@
 //! `gpuctl status`: the card, its processes, the services' states, field by field.
 
-use rig::{Fault, Rig, Script, Signal, skip_or_fail, until};
+use rig::{Fault, Rig, Script, Signal, docker_client_or_skip, skip_or_fail, until};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
@@ -182,6 +182,9 @@ fn a_check_answers_by_the_exit_code() {
 
 #[test]
 fn the_text_has_what_matters() {
+    if !docker_client_or_skip() {
+        return;
+    }
     let rig = Rig::new();
     let vidi = rig.native("vidi").vram(4000).priority(40).phases([2, 7]).add();
     rig.container("voice").vram(3000).not_installed().add();

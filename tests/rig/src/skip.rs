@@ -25,6 +25,16 @@ pub fn root_or_skip() -> bool {
     is_root
 }
 
+/// Whether there is Docker's client, for a test that needs no engine; if not, it has been said so.
+#[track_caller]
+pub fn docker_client_or_skip() -> bool {
+    let is_there = programs::works("docker", &["--version"]);
+    if !is_there {
+        skip_or_fail("docker", "Docker client");
+    }
+    is_there
+}
+
 /// Whether there is a Python to run the examples with; if not, it has been said so.
 #[track_caller]
 pub fn python_or_skip() -> bool {
