@@ -5,11 +5,9 @@
 use crate::config::Config;
 use crate::error::{Failure, Result};
 use crate::exit::{Answer, Code};
-use crate::lock::Group;
-use crate::model::Mb;
-use crate::report::progress::StepDone;
+use crate::step::Step;
 use crate::world::wait::Stop;
-use crate::world::{files, host};
+use crate::world::{files, host, process};
 use indexmap::IndexMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -38,7 +36,7 @@ enum What {
         command: String,
         subject: String,
         /// Who does it, to tell whether it is still at work.
-        by: Option<Group>,
+        by: Option<process::Id>,
         boot: String,
     },
     Step(Step),
@@ -47,18 +45,6 @@ enum What {
         error: Option<String>,
         elapsed_ms: u64,
     },
-}
-
-/// Something that a call has done.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Step {
-    pub action: String,
-    pub service: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub memory_mb: Option<Mb>,
-    pub elapsed_ms: u64,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub note: Option<String>,
 }
 
 /// One call, as the log has it.
@@ -104,21 +90,14 @@ impl Recorder {
         recorder.write(What::Begin {
             command: command.to_owned(),
             subject: subject.to_owned(),
-            by: Group::led_by(std::process::id() as i32),
+            by: process::Id::of(std::process::id() as i32),
             boot: host::boot_id(),
         })?;
         Ok(recorder)
     }
 
-    pub fn step(&self, done: &StepDone) {
-        let step = Step {
-            action: done.action.name().to_owned(),
-            service: done.service.clone(),
-            memory_mb: done.memory,
-            elapsed_ms: done.elapsed.as_millis() as u64,
-            note: done.note.clone(),
-        };
-        self.write_if_possible(What::Step(step));
+    pub fn step(&self, done: &Step) {
+        self.write_if_possible(What::Step(done.clone()));
     }
 
     /// Writes how the command ended.
@@ -205,11 +184,11 @@ pub fn read(folder: &Path) -> Result<Vec<Run>> {
         }
     }
     drop(locked);
-    Ok(runs(&text, |by, boot| boot == host::boot_id() && by.leader_is_alive()))
+    Ok(runs(&text, |by, boot| boot == host::boot_id() && by.is_alive()))
 }
 
 /// Calls from the log's lines; `works` tells whether a process is still the one that began.
-pub fn runs(text: &str, works: impl Fn(Group, &str) -> bool) -> Vec<Run> {
+pub fn runs(text: &str, works: impl Fn(process::Id, &str) -> bool) -> Vec<Run> {
     let events = text.lines().filter_map(|line| serde_json::from_str::<Event>(line).ok());
     let mut runs: IndexMap<String, Run> = IndexMap::new();
     for Event { time, run, what } in events {

@@ -17,9 +17,13 @@ mod model;
 mod observe;
 mod pattern;
 mod plan;
+mod progress;
 #[cfg(any(test, fuzzing))]
 pub mod properties;
+mod redact;
 mod report;
+mod screen;
+mod step;
 mod world;
 
 use clap::Parser;

@@ -1,9 +1,17 @@
 //! A candidate: the parameters that are to be tried, each within the bounds of the configuration.
 
 use crate::config::Bound;
+use crate::error::{Failure, Result};
+use crate::exit::Code;
 use indexmap::IndexMap;
 use serde_json::{Map, Number, Value};
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+/// In bytes: a candidate is a handful of parameters.
+const LIMIT: u64 = 1024 * 1024;
 
 /// Parameters by name; only such as are within their bounds.
 #[derive(Clone, Debug, PartialEq)]
@@ -21,12 +29,37 @@ pub fn id(document: &Map<String, Value>) -> String {
     digest.as_ref()[..8].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// The parameters in a JSON file, or on stdin for "-".
+pub fn read(path: &Path) -> Result<Map<String, Value>> {
+    let shown = path.display();
+    let mut text = String::new();
+    let read = match path.as_os_str() == "-" {
+        true => std::io::stdin().take(LIMIT).read_to_string(&mut text),
+        false => File::open(path).and_then(|file| file.take(LIMIT).read_to_string(&mut text)),
+    };
+    read.map_err(|e| Failure::new(Code::Io, format!("the candidate {shown} cannot be read: {e}")))?;
+    serde_json::from_str(&text).map_err(|e| {
+        Failure::new(Code::Usage, format!("the candidate {shown} is no JSON object: {e}"))
+            .hint("{\"vllm_memory_util\": 0.75}")
+    })
+}
+
+/// The parameters of assignments KEY=VALUE, as `--set` has them.
+pub fn assigned(assignments: &[String], bounds: &Bounds) -> Result<Map<String, Value>> {
+    let mut document = Map::new();
+    for assignment in assignments {
+        set(&mut document, assignment, bounds)
+            .map_err(|e| Failure::new(Code::Usage, format!("--set: {e}")))?;
+    }
+    Ok(document)
+}
+
 /// KEY=VALUE from the command line, typed by the bounds of KEY.
 pub fn set(
     document: &mut Map<String, Value>,
     assignment: &str,
     bounds: &Bounds,
-) -> Result<(), String> {
+) -> std::result::Result<(), String> {
     let (name, text) = assignment
         .split_once('=')
         .ok_or_else(|| format!("\"{assignment}\" is not of the form KEY=VALUE"))?;
@@ -46,7 +79,10 @@ pub fn set(
 
 impl Candidate {
     /// The text says which parameter is not within which bounds.
-    pub fn new(document: &Map<String, Value>, bounds: &Bounds) -> Result<Candidate, String> {
+    pub fn new(
+        document: &Map<String, Value>,
+        bounds: &Bounds,
+    ) -> std::result::Result<Candidate, String> {
         if document.is_empty() {
             return Err("the candidate sets nothing".to_owned());
         }
@@ -88,7 +124,12 @@ impl Candidate {
     }
 
     /// A start command with `{port}`, `{model}` and the parameters put in.
-    pub fn command(&self, template: &str, port: u16, model: &str) -> Result<String, String> {
+    pub fn command(
+        &self,
+        template: &str,
+        port: u16,
+        model: &str,
+    ) -> std::result::Result<String, String> {
         let mut command = String::new();
         let mut rest = template;
         while let Some(begin) = rest.find('{') {

@@ -7,11 +7,12 @@ use super::restore::{Hands, restore};
 use crate::config::{Canary, Config};
 use crate::error::{Failure, Result};
 use crate::exit::{Answer, Code};
-use crate::lock::{Group, Guard, Heirloom};
+use crate::lock::{Guard, Heirloom};
 use crate::model::Pid;
-use crate::report::progress::Progress;
+use crate::progress::Progress;
 use crate::world::companion::{Companion, Heard, Listener};
 use crate::world::nvml::Reader;
+use crate::world::process;
 use serde_json::json;
 use std::sync::Mutex;
 
@@ -21,7 +22,7 @@ const COMMAND: &str = "guardian";
 /// Our side of it.
 pub struct Guardian {
     companion: Companion,
-    pub group: Group,
+    pub group: process::Id,
 }
 
 impl Guardian {
@@ -31,7 +32,7 @@ impl Guardian {
         let mut arguments = vec!["--gpu", &gpu];
         arguments.extend(path.as_deref().map(|path| ["--config", path]).into_iter().flatten());
         let companion = Companion::start(COMMAND, &arguments)?;
-        let group = Group::led_by(companion.pid()).ok_or_else(|| {
+        let group = process::Id::of(companion.pid()).ok_or_else(|| {
             Failure::new(Code::Internal, "the guardian, just started, is not in the process table")
         })?;
         Ok(Guardian { companion, group })

@@ -2,15 +2,13 @@
 //! and the journal of a trial under way, by which it is put right after any accident.
 
 use super::candidate::Candidate;
-use super::window::History;
+use super::limits::{History, after};
 use crate::config::Canary;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
-use crate::lock::{Group, bearers};
 use crate::model::{Mb, Pid};
-use crate::world::files;
-use crate::world::host;
 use crate::world::wait::Stop;
+use crate::world::{files, group, host, process};
 use jiff::civil::Date;
 use jiff::{Timestamp, ToSpan};
 use serde::{Deserialize, Serialize};
@@ -75,13 +73,13 @@ pub struct Journal {
     pub token: String,
     /// What its start command leads.
     #[serde(default)]
-    pub canary: Option<Group>,
+    pub canary: Option<process::Id>,
     /// What every process but production's held before it was touched.
     #[serde(default)]
     pub others: Option<Mb>,
     pub boot: String,
     /// Those who see to it while they live: gpuctl and its guardian.
-    pub keepers: Vec<Group>,
+    pub keepers: Vec<process::Id>,
 }
 
 /// What has been begun; all before it is done.
@@ -122,12 +120,12 @@ impl Journal {
     /// been given another environment.
     pub fn canary_processes(&self) -> Vec<Pid> {
         let canary = self.canary.filter(|_| self.boot == host::boot_id());
-        canary.map_or_else(|| bearers(&self.token), |group| group.members(&self.token))
+        group::members(canary, &self.token)
     }
 
     /// Whether nobody sees to it any more.
     pub fn is_orphaned(&self) -> bool {
-        self.boot != host::boot_id() || !self.keepers.iter().any(|keeper| keeper.leader_is_alive())
+        self.boot != host::boot_id() || !self.keepers.iter().any(|keeper| keeper.is_alive())
     }
 }
 
@@ -202,9 +200,13 @@ impl Ledger {
         self.write_budget(night, &budget)
     }
 
-    /// Begins a night anew. The caller has the lock.
-    pub fn reset_budget(&self, night: Date) -> Result<()> {
-        self.write_budget(night, &Budget::default())
+    /// Begins a night anew.
+    pub fn reset_budget(&self, night: Date, stop: &Stop) -> Result<()> {
+        let _locked = self.lock(stop)?;
+        let before = self.used(night).ok();
+        self.write_budget(night, &Budget::default())?;
+        let facts = json!({"run_id": null, "candidate_id": null, "budget_used": 0.0, "reason": null, "before": before});
+        self.audit(night, "budget_reset", facts.as_object().cloned().unwrap_or_default())
     }
 
     /// When the service's runs began that may still count: those of a day, and of the cooldown.
@@ -289,4 +291,32 @@ pub fn starts(audit: &str, service: &str) -> impl Iterator<Item = Timestamp> {
     events
         .filter(move |event| event["event"] == "canary_start" && event["service"] == service)
         .filter_map(|event| event["ts"].as_str()?.parse().ok())
+}
+
+/// Nothing new is tried before an earlier trial is put right.
+pub fn refuse_unsettled(ledger: &Ledger, canary: &Canary) -> Result<()> {
+    match ledger.journal()? {
+        None => Ok(()),
+        Some(journal) if journal.is_orphaned() => Err(owed(&journal)),
+        Some(journal) => Err(Failure::new(
+            Code::LockBusy,
+            format!("another trial of {} is under way (run {})", journal.service, journal.run_id),
+        )
+        .hint("`gpuctl canary status` shows it")
+        .detail("next", later(canary.limits.reserve))),
+    }
+}
+
+/// When that time will be over, as it is told.
+pub fn later(span: Duration) -> Option<String> {
+    after(host::now(), span).map(|moment| moment.to_string())
+}
+
+/// That production has not been brought back.
+pub fn owed(journal: &Journal) -> Failure {
+    let message = format!(
+        "a trial was interrupted (run {}), and {} has not been restored since",
+        journal.run_id, journal.service
+    );
+    Failure::new(Code::LockBusy, message).hint("`gpuctl canary recover` puts it right")
 }

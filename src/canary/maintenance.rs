@@ -1,13 +1,16 @@
-//! `gpu_maintenance.lock`, for programs that look for that file: HOLDER:PID:TIMESTAMP.
+//! `gpu_maintenance.lock`, for programs that look for that file: HOLDER:PID:TIMESTAMP; and the
+//! operator's word that neither it nor the GPU lock holds any more.
 
-use super::run::later;
-use crate::config::Canary;
+use super::ledger::{Ledger, later};
+use crate::config::{Canary, Config};
 use crate::error::{Failure, Result};
 use crate::exit::Code;
+use crate::lock;
 use crate::model::Pid;
 use crate::world::files;
 use crate::world::host;
-use crate::world::processes;
+use crate::world::process;
+use serde_json::json;
 use std::fs;
 use std::io::{Error, ErrorKind};
 use std::path::{Path, PathBuf};
@@ -51,7 +54,7 @@ pub fn refuse_held(canary: &Canary) -> Result<()> {
 fn held(canary: &Canary, path: &Path, text: &str) -> Failure {
     Failure::new(Code::LockBusy, format!("{} is held by {}", path.display(), text.trim()))
         .hint("wait for that program; if it is gone: `gpuctl canary unlock --force`")
-        .detail("next", later(canary.timeout + canary.restore_sla))
+        .detail("next", later(canary.limits.reserve))
 }
 
 /// Removes a file whose process is gone.
@@ -75,7 +78,7 @@ fn read(canary: &Canary) -> Result<Option<String>> {
 
 /// One that we may not look at, or that has another's PID by now, counts as living.
 fn is_stale(text: &str) -> bool {
-    let is_over = |pid: Pid| !processes::is_alive(pid, processes::start_of(pid).unwrap_or(0));
+    let is_over = |pid| !process::Id::of(pid).unwrap_or(process::Id { pid, start: 0 }).is_alive();
     pid_in(text).is_some_and(is_over)
 }
 
@@ -84,8 +87,19 @@ pub fn pid_in(text: &str) -> Option<Pid> {
     text.split(':').nth(1)?.trim().parse().ok().filter(|pid| *pid > 0)
 }
 
-/// Removes the file, whosever it is. Tells whether there was one.
-pub fn clear(canary: &Canary) -> Result<bool> {
+/// Gives up the GPU lock and removes the file, whosever they are. Tells whether there was one.
+pub fn unlock(config: &Config, canary: &Canary, ledger: &Ledger) -> Result<bool> {
+    let mut backend = lock::open(config)?;
+    let holder = backend.look().ok().flatten().map(|held| held.holder);
+    let released = backend.release(None)?;
+    let cleared = clear(canary)?;
+    let night = canary.limits.window.night(host::now());
+    let facts = json!({"run_id": null, "candidate_id": null, "budget_used": ledger.used(night).ok(), "reason": holder});
+    ledger.audit(night, "unlocked", facts.as_object().cloned().unwrap_or_default())?;
+    Ok(released || cleared)
+}
+
+fn clear(canary: &Canary) -> Result<bool> {
     let Some(path) = &canary.maintenance_lock else { return Ok(false) };
     match fs::remove_file(path) {
         Ok(()) => Ok(true),

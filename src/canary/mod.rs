@@ -1,16 +1,16 @@
 //! The GPU canary: a changed configuration of production is tried in a maintenance window, for a
 //! bounded time, and production always comes back.
 
+pub mod admission;
 pub mod candidate;
 pub mod guardian;
 pub mod ledger;
-pub mod look;
+pub mod limits;
 pub mod maintenance;
 pub mod restore;
-pub mod run;
-mod trial;
+mod server;
+pub mod trial;
 pub mod verdict;
-pub mod window;
 
 #[cfg(test)]
 mod tests;

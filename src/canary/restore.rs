@@ -1,15 +1,18 @@
 //! Production comes back: by the trial itself, by the guardian of one that was killed, or by
 //! `canary recover`. Whatever was begun is gone through to its end.
 
-use super::ledger::{Journal, Ledger, Progress as Stage};
-use super::trial;
+use super::ledger::{Journal, Ledger, Progress as Stage, refuse_unsettled};
+use super::maintenance;
+use super::server;
 use crate::config::{Canary, Config};
 use crate::error::{Failure, Result};
 use crate::execute::{Context, execute};
+use crate::exit::Code;
+use crate::lock::{Guard, Purpose};
 use crate::model::{Presence, Running, Service, Snapshot, State};
 use crate::observe::observe;
 use crate::plan::{self, Plan, Refusal};
-use crate::report::progress::Progress;
+use crate::progress::Progress;
 use crate::world::nvml::Reader;
 use crate::world::wait::{Event, Stop, wait};
 use serde_json::{Map, Value, json};
@@ -107,6 +110,14 @@ impl Hands<'_> {
         self.canary.restore_sla / 3
     }
 
+    /// Takes the GPU lock for the canary.
+    pub fn take_lock(&self, stop: &Stop, patience: Duration) -> Result<Guard> {
+        let services = [self.canary.service.clone()];
+        let purpose =
+            Purpose { holder: "canary", services: &services, patience, margin: Duration::ZERO };
+        Guard::take(self.config, &purpose, stop, self.progress)
+    }
+
     /// Writes an event of a trial into the audit.
     pub fn audit(&self, journal: &Journal, event: &str, details: Value) -> Result<()> {
         let mut all = Map::new();
@@ -125,7 +136,7 @@ pub fn restore(hands: &Hands, journal: &mut Journal) -> Result<Restored> {
     let begun = Instant::now();
     let service = hands.config.service(&journal.service)?;
     if !journal.canary_processes().is_empty() {
-        let ended = trial::stop(journal);
+        let ended = server::stop(journal);
         note(hands, journal, "canary_stopped", json!({"reason": ended.err().map(|e| e.message)}));
     }
     // Only while nobody saw to it.
@@ -153,11 +164,11 @@ pub fn restore(hands: &Hands, journal: &mut Journal) -> Result<Restored> {
         }
         wait(&[], &Stop::never(), Instant::now() + RETRY);
         // The canary may have its place: one that was just being started when its gpuctl was killed.
-        let _ = trial::stop(journal);
+        let _ = server::stop(journal);
     };
     let took = begun.elapsed();
     // One that was just being started when its gpuctl was killed bore no token yet.
-    let _ = trial::stop(journal);
+    let _ = server::stop(journal);
     let away = || journal.away.map_or(Duration::ZERO, |away| away.elapsed(&journal.boot));
     let downtime = came_back.unwrap_or_else(away);
     let account = settle(hands, journal, downtime);
@@ -182,7 +193,35 @@ pub fn restore(hands: &Hands, journal: &mut Journal) -> Result<Restored> {
             hands.ledger.write_journal(journal)?;
         }
     }
+    let failure = failure.map(|failure| {
+        let message = format!("{} has not come back: {}", journal.service, failure.message);
+        Failure { code: Code::StartFailed, message, ..failure }
+    });
     Ok(Restored { took, downtime, failure })
+}
+
+/// Puts right what a trial that was interrupted has left; `None`: there is nothing to put right.
+pub fn recover(hands: &Hands, stop: &Stop) -> Result<Option<Restored>> {
+    match hands.ledger.journal()? {
+        None => {
+            maintenance::clear_stale(hands.canary)?;
+            return Ok(None);
+        }
+        Some(journal) if !journal.is_orphaned() => refuse_unsettled(hands.ledger, hands.canary)?,
+        Some(_) => {}
+    }
+    let guard = hands.take_lock(stop, hands.config.lock.wait)?;
+    // Who had the lock before us may have done it.
+    let restored = match hands.ledger.journal()? {
+        None => None,
+        Some(mut journal) => {
+            hands.audit(&journal, "recover", json!({}))?;
+            Some(restore(hands, &mut journal)?)
+        }
+    };
+    maintenance::clear_stale(hands.canary)?;
+    guard.release(hands.progress)?;
+    Ok(restored)
 }
 
 /// Puts what the trial has really cost in the place of what was booked for it.

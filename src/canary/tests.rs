@@ -1,9 +1,9 @@
 //! The canary's decisions in tables: windows through nights and clock changes, limits, verdicts.
 
 use super::candidate::{self, Candidate};
+use super::limits::{History, NotNow, Route, permit, runs_in_a_day};
 use super::verdict::{Card, Status, judge};
-use super::window::{History, Limits, NotNow, Path, Window, permit, runs_in_a_day};
-use crate::config::Config;
+use crate::config::{Config, Limits, Window};
 use crate::model::Mb;
 use jiff::Timestamp;
 use jiff::tz::TimeZoneDatabase;
@@ -97,9 +97,9 @@ fn what_is_no_window_or_no_zone_is_refused() {
     assert_eq!(zone.expect_err("no zone").0, "time_zone");
 }
 
-fn limits(window: &Window) -> Limits<'_> {
+fn limits(window: &Window) -> Limits {
     Limits {
-        window,
+        window: window.clone(),
         cooldown: Duration::from_secs(6 * 3600),
         max_runs_per_day: 3,
         max_downtime: Duration::from_secs(60),
@@ -119,7 +119,7 @@ fn each_limit_refuses_with_the_time_to_come_again() {
     let window = window("03:00-07:00 UTC");
     let limits = limits(&window);
     let refused =
-        |history: &History, now: &str| permit(&limits, history, Path::Quiesced, false, at(now));
+        |history: &History, now: &str| permit(&limits, history, Route::Quiesced, false, at(now));
     assert_eq!(refused(&history(&[], 15.0), NOW), Ok(()));
     assert_eq!(
         refused(&history(&[], 0.0), "2026-01-10T12:00:00Z"),
@@ -151,11 +151,11 @@ fn an_operators_word_waives_window_and_cooldown_and_never_the_budget_or_the_rate
     let limits = limits(&window);
     let noon = at("2026-01-10T12:00:00Z");
     let recent = history(&["2026-01-10T11:59:00Z"], 0.0);
-    assert_eq!(permit(&limits, &recent, Path::Quiesced, true, noon), Ok(()));
-    let spent = permit(&limits, &history(&[], 16.0), Path::Quiesced, true, noon);
+    assert_eq!(permit(&limits, &recent, Route::Quiesced, true, noon), Ok(()));
+    let spent = permit(&limits, &history(&[], 16.0), Route::Quiesced, true, noon);
     assert!(matches!(spent, Err(NotNow::BudgetExhausted { .. })));
     let runs = ["2026-01-10T09:00:00Z", "2026-01-10T10:00:00Z", "2026-01-10T11:00:00Z"];
-    let fourth = permit(&limits, &history(&runs, 0.0), Path::Quiesced, true, noon);
+    let fourth = permit(&limits, &history(&runs, 0.0), Route::Quiesced, true, noon);
     assert_eq!(fourth, Err(NotNow::RateLimited { next: at("2026-01-11T09:00:00Z") }));
 }
 
@@ -167,7 +167,7 @@ fn a_budget_that_is_spent_before_its_night_has_begun_comes_back_in_the_next_one(
         ("22:00-04:00 UTC", "2026-01-10T03:00:00Z", "2026-01-10T22:00:00Z"),
     ] {
         let window = self::window(window);
-        let refusal = permit(&limits(&window), &history(&[], 16.0), Path::Quiesced, true, at(now));
+        let refusal = permit(&limits(&window), &history(&[], 16.0), Route::Quiesced, true, at(now));
         assert_eq!(refusal.map_err(|not_now| not_now.next()), Err(at(next)), "{now}");
     }
 }
@@ -177,9 +177,9 @@ fn beside_production_neither_window_nor_budget_apply() {
     let window = window("03:00-07:00 UTC");
     let limits = limits(&window);
     let noon = at("2026-01-10T12:00:00Z");
-    assert_eq!(permit(&limits, &history(&[], 60.0), Path::Spare, false, noon), Ok(()));
+    assert_eq!(permit(&limits, &history(&[], 60.0), Route::Spare(1), false, noon), Ok(()));
     let recent =
-        permit(&limits, &history(&["2026-01-10T11:00:00Z"], 0.0), Path::Spare, false, noon);
+        permit(&limits, &history(&["2026-01-10T11:00:00Z"], 0.0), Route::Spare(1), false, noon);
     assert!(matches!(recent, Err(NotNow::Cooldown { .. })));
 }
 

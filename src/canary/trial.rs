@@ -1,189 +1,251 @@
-//! The canary itself: a second server, started with the candidate's configuration, asked whether
-//! it is healthy and for one completion, and ended again.
+//! A trial from its beginning to its end: production away, the canary in its place, production
+//! back; or the canary beside it on another card.
 
 use super::candidate::Candidate;
-use super::ledger::Journal;
-use crate::config::Canary;
+use super::guardian::Guardian;
+use super::ledger::{Journal, Moment, Progress as Stage, refuse_unsettled};
+use super::limits::Route;
+use super::maintenance::{self, Maintenance};
+use super::restore::{Hands, Restored, milliseconds, restore};
+use super::server::{self, Server, Tested};
 use crate::error::{Failure, Result};
-use crate::exit::Code;
-use crate::lock::Group;
-use crate::model::{Health, Healthy, Manager, Pid, Service, variable};
-use crate::world::command::{describe, start_detached};
-use crate::world::ending::{FirstMove, end};
-use crate::world::health;
-use crate::world::logs;
-use crate::world::wait::{Aside, Handle, Stop, Woken, wait};
+use crate::lock::Guard;
+use crate::model::Mb;
+use crate::world::wait::{Event, Stop};
+use crate::world::{host, process};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::process::Child;
-use std::time::{Duration, Instant};
+use std::path::PathBuf;
+use std::time::Instant;
 
-/// A canary has nothing to save.
-pub const GRACE: Duration = Duration::from_secs(1);
-
-/// Between two looks.
-const POLL: Duration = Duration::from_millis(100);
-
-const LOG: &str = "canary";
-
-/// A server on trial.
-pub struct Server {
-    child: Child,
-    group: Option<Group>,
-    token: String,
-    log: PathBuf,
-    log_from: u64,
+/// What came of a trial.
+pub struct Outcome {
+    pub route: Route,
+    pub tested: Tested,
+    pub restored: Option<Restored>,
+    pub promotion: Option<PathBuf>,
+    /// Why it was broken off.
+    pub broken_off: Option<Failure>,
 }
 
-/// What came of the trial.
-#[derive(Clone, Debug, Default)]
-pub struct Tested {
-    /// Why it is rejected; `None`: it has passed.
-    pub rejection: Option<String>,
-    pub latency: Option<Duration>,
-    pub oom_events: usize,
-}
-
-/// Starts the canary, on the card of that number or in production's place: where that is native,
-/// in its folder and with its variables, which may name its card. `token`: its processes are known
-/// by it, and not taken for production's, whatever pattern that has.
-pub fn start(
-    canary: &Canary,
-    production: &Service,
-    candidate: &Candidate,
-    device: Option<u32>,
-    token: &str,
-    state_dir: &Path,
-) -> Result<Server> {
-    let text = candidate
-        .command(&canary.start, canary.port, &canary.model)
-        .map_err(|problem| Failure::new(Code::Config, problem))?;
-    let (file, log_from) = logs::open(state_dir, LOG)?;
-    let (mut env, cwd) = match &production.manager {
-        Manager::Native(native) => (native.env.clone(), native.cwd.as_deref()),
-        Manager::Docker { .. } | Manager::Systemd { .. } => (BTreeMap::new(), None),
-    };
-    env.insert(variable::LOCK_TOKEN.to_owned(), token.to_owned());
-    if let Some(device) = device {
-        env.insert("CUDA_VISIBLE_DEVICES".to_owned(), device.to_string());
-        // Otherwise CUDA counts the cards by their speed, and NVML by their slot.
-        env.insert("CUDA_DEVICE_ORDER".to_owned(), "PCI_BUS_ID".to_owned());
-    }
-    let child = start_detached(&text, &env, &[variable::SERVICE, variable::FENCE], cwd, file)?;
-    let group = Group::led_by(child.id() as Pid);
-    let log = logs::path_of(state_dir, LOG);
-    Ok(Server { child, group, token: token.to_owned(), log, log_from })
-}
-
-impl Server {
-    /// By the process that leads it; `None` where that had ended before it was looked at.
-    pub fn group(&self) -> Option<Group> {
-        self.group
+impl Outcome {
+    pub fn has_passed(&self) -> bool {
+        self.tested.rejection.is_none()
     }
 
-    /// Asks it whether it is healthy, until it is; the text says why it never was.
-    pub fn until_healthy(&mut self, canary: &Canary, stop: &Stop) -> Result<Option<String>> {
-        let check = Health::Http(self.url(canary, "/health"));
-        loop {
-            let attempt = health::begin(&check, canary.timeout)?;
-            let ended = Handle::open(self.child.id() as Pid);
-            let mut watched = vec![attempt.ended().fd()];
-            watched.extend(ended.iter().map(Handle::fd));
-            if wait(&watched, stop, Instant::now() + canary.timeout) == Woken::Stopped {
-                stop.check()?;
-            }
-            if let Some(death) = self.death() {
-                return Ok(Some(death));
-            }
-            // It may hang then: production is not kept away for nothing.
-            if self.oom_events(canary) > 0 {
-                return Ok(Some("it ran out of memory before it was healthy".to_owned()));
-            }
-            if attempt.take() == Some(Healthy::Yes) {
-                return Ok(None);
-            }
-            if wait(&watched[1..], stop, Instant::now() + POLL) == Woken::Stopped {
-                stop.check()?;
-            }
+    /// Why it is no answer: production is not back, or it was broken off.
+    pub fn failure(&self) -> Option<Failure> {
+        let lost = self.restored.as_ref().and_then(|restored| restored.failure.clone());
+        let lost = lost.map(|failure| failure.hint("`gpuctl canary recover` tries again"));
+        lost.or_else(|| self.broken_off.clone())
+    }
+}
+
+/// A trial that may begin.
+pub struct Trial<'a> {
+    pub hands: Hands<'a>,
+    pub candidate: &'a Candidate,
+    pub guard: &'a Guard,
+    pub stop: &'a Stop,
+    /// The window and the cooldown are waived.
+    pub waived: bool,
+    /// What every process but production's holds.
+    pub others: Option<Mb>,
+    pub state_dir: &'a std::path::Path,
+}
+
+impl Trial<'_> {
+    pub fn run(&self, route: Route) -> Result<Outcome> {
+        match route {
+            Route::Spare(device) => self.spare(device),
+            Route::Quiesced => self.quiesced(),
         }
     }
 
-    /// Asks for one completion and judges the answer.
-    pub fn complete(&mut self, canary: &Canary, stop: &Stop) -> Result<Tested> {
-        let url = self.url(canary, "/v1/completions");
-        let request = json!({
-            "model": canary.model, "prompt": "Hello", "max_tokens": 16, "temperature": 0,
-        });
-        let begun = Instant::now();
-        let limit = canary.timeout;
-        let asking = Aside::begin(move || ask(&url, &request, limit))?;
-        if wait(&[asking.ended().fd()], stop, begun + limit) == Woken::Stopped {
-            stop.check()?;
-        }
-        let latency = begun.elapsed();
-        let rejection = match asking.take() {
-            Some(Ok(())) if latency > canary.max_latency => Some(format!(
-                "the completion took {latency:.1?}, and {:?} is the most that it may",
-                canary.max_latency
-            )),
-            Some(Ok(())) => None,
-            Some(Err(why)) => {
-                // A process that ends loses its connections before it is seen to have ended.
-                let ended = Handle::open(self.child.id() as Pid);
-                let ended: Vec<_> = ended.iter().map(Handle::fd).collect();
-                wait(&ended, stop, Instant::now() + POLL);
-                Some(self.death().unwrap_or(why))
+    /// In production's place.
+    fn quiesced(&self) -> Result<Outcome> {
+        let mut guardian = Guardian::start(self.hands.config)?;
+        // Who takes over the lock of one that was killed waits for its guardian.
+        self.guard.name_group(guardian.group)?;
+        guardian.guard(self.guard.heirloom());
+        let mut journal = self.journal(vec![guardian.group])?;
+        let maintenance = match self.begin(&journal) {
+            Ok(maintenance) => maintenance,
+            Err(failure) => {
+                // Where there is a journal already, the guardian settles it.
+                if matches!(self.hands.ledger.journal(), Ok(None)) {
+                    guardian.dismiss();
+                }
+                return Err(failure);
             }
-            None => Some(format!("no completion within {limit:?}")),
         };
-        Ok(Tested { rejection, latency: Some(latency), oom_events: 0 })
-    }
-
-    /// Lines of its log that tell of a lack of memory.
-    pub fn oom_events(&self, canary: &Canary) -> usize {
-        logs::lines_from(&self.log, self.log_from)
-            .iter()
-            .filter(|line| canary.oom.matches_text(line))
-            .count()
-    }
-
-    /// How it ended, where it has.
-    fn death(&mut self) -> Option<String> {
-        let status = self.child.try_wait().ok()??;
-        let left = self.group.map_or_else(Vec::new, |group| group.members(&self.token));
-        if status.success() && !left.is_empty() {
-            // A script that has put the server into the background.
-            return None;
+        let deadline = Event::at(Instant::now() + self.hands.canary.timeout)?;
+        let result = self.try_in_place(&mut journal, &self.stop.or(&deadline));
+        let (mut tested, broken_off) = self.judge(result, &deadline);
+        let restored = restore(&self.hands, &mut journal)?;
+        drop(maintenance);
+        guardian.dismiss();
+        if restored.failure.is_some() && tested.rejection.is_none() {
+            tested.rejection = Some("production did not come back".to_owned());
         }
-        let last = logs::lines_from(&self.log, self.log_from).pop();
-        let last = last.map(|line| format!("; its last output was: {line}")).unwrap_or_default();
-        Some(format!("the canary {}{last}", describe(status)))
+        self.conclude(&journal, Route::Quiesced, tested, Some(restored), broken_off)
     }
 
-    fn url(&self, canary: &Canary, path: &str) -> String {
-        format!("http://127.0.0.1:{}{path}", canary.port)
+    /// Writes down what is about to be done, and books what it may cost.
+    fn begin(&self, journal: &Journal) -> Result<Option<Maintenance>> {
+        let maintenance = maintenance::begin(self.hands.canary)?;
+        let _locked = self.hands.ledger.lock(self.stop)?;
+        refuse_unsettled(self.hands.ledger, self.hands.canary)?;
+        self.hands.permit(Route::Quiesced, self.waived)?;
+        self.hands.ledger.write_journal(journal)?;
+        let reserve = self.hands.canary.limits.reserve;
+        self.hands.ledger.book(journal.night, &journal.run_id, reserve.as_secs_f64())?;
+        Ok(maintenance)
     }
-}
 
-/// Ends the canary and all that it has started.
-pub fn stop(journal: &Journal) -> Result<bool> {
-    end("the canary", || journal.canary_processes(), FirstMove::Term, GRACE, &Stop::never())
-}
-
-/// The text says what is wrong with the answer.
-fn ask(url: &str, request: &Value, limit: Duration) -> std::result::Result<(), String> {
-    let answer = health::client(limit).post(url).send_json(request).map_err(|e| e.to_string())?;
-    if !answer.status().is_success() {
-        return Err(format!("the completion was answered with {}", answer.status()));
+    /// Beside production, on the card of that number.
+    fn spare(&self, device: u32) -> Result<Outcome> {
+        let mut journal = self.journal(Vec::new())?;
+        {
+            let _locked = self.hands.ledger.lock(self.stop)?;
+            self.hands.permit(Route::Spare(device), self.waived)?;
+            self.audit(&journal, "canary_start", json!({"path": "spare"}))?;
+        }
+        self.audit(&journal, "spare_path_selected", json!({"gpu": device}))?;
+        let deadline = Event::at(Instant::now() + self.hands.canary.timeout)?;
+        let stop = self.stop.or(&deadline);
+        // Before the canary is there: it ends with us, whenever that is.
+        self.guard.watch_over(None, &journal.token, server::GRACE)?;
+        let mut server = self.start(&mut journal, Some(device))?;
+        if let Some(group) = server.group() {
+            self.guard.name_group(group)?;
+        }
+        self.audit(&journal, "canary_started", json!({}))?;
+        let result = self.examine(&journal, &mut server, &stop);
+        let (tested, broken_off) = self.judge(result, &deadline);
+        server::stop(&journal)?;
+        self.guard.forget_command();
+        self.audit(&journal, "canary_stopped", json!({}))?;
+        self.conclude(&journal, Route::Spare(device), tested, None, broken_off)
     }
-    let document: Value = answer
-        .into_body()
-        .read_json()
-        .map_err(|e| format!("the answer to the completion is no JSON: {e}"))?;
-    let text = document.pointer("/choices/0/text").and_then(Value::as_str);
-    match text {
-        Some(text) if !text.is_empty() => Ok(()),
-        _ => Err("the answer to the completion holds no text".to_owned()),
+
+    /// What a test came to, and why it was broken off if it was.
+    fn judge(&self, result: Result<Tested>, deadline: &Event) -> (Tested, Option<Failure>) {
+        let timed_out = deadline.happened() && self.stop.check().is_ok();
+        deadline.set();
+        let rejected = |why: String| Tested { rejection: Some(why), ..Tested::default() };
+        match result {
+            Ok(tested) => (tested, None),
+            Err(_) if timed_out => {
+                (rejected(format!("not done within {:?}", self.hands.canary.timeout)), None)
+            }
+            Err(failure) => (rejected(failure.message.clone()), Some(failure)),
+        }
+    }
+
+    fn journal(&self, guardians: Vec<process::Id>) -> Result<Journal> {
+        let me = process::Id::of(std::process::id() as i32);
+        Ok(Journal {
+            run_id: host::random_hex::<8>()?,
+            service: self.hands.canary.service.clone(),
+            candidate_id: self.candidate.id(),
+            night: self.hands.canary.limits.window.night(host::now()),
+            progress: Stage::Ready,
+            away: None,
+            token: host::random_hex::<16>()?,
+            canary: None,
+            others: self.others,
+            boot: host::boot_id(),
+            keepers: me.into_iter().chain(guardians).collect(),
+        })
+    }
+
+    fn try_in_place(&self, journal: &mut Journal, stop: &Stop) -> Result<Tested> {
+        self.audit(journal, "canary_start", json!({"path": "quiesced"}))?;
+        stop.check()?;
+        // Where it cannot be written, production has not been touched.
+        let away = Journal { progress: Stage::Away, away: Some(Moment::now()), ..journal.clone() };
+        self.hands.ledger.write_journal(&away)?;
+        *journal = away;
+        self.hands.stop_production(stop, false)?;
+        self.audit(journal, "prod_stopped", json!({}))?;
+        let mut server = self.start(journal, None)?;
+        self.hands.ledger.write_journal(journal)?;
+        self.audit(journal, "canary_started", json!({}))?;
+        self.examine(journal, &mut server, stop)
+    }
+
+    fn start(&self, journal: &mut Journal, device: Option<u32>) -> Result<Server> {
+        let production = self.hands.config.service(&journal.service)?;
+        let (canary, token) = (self.hands.canary, &journal.token);
+        let server =
+            server::start(canary, production, self.candidate, device, token, self.state_dir)?;
+        journal.canary = server.group();
+        Ok(server)
+    }
+
+    /// Asks the canary what there is to ask, until something is wrong.
+    fn examine(&self, journal: &Journal, server: &mut Server, stop: &Stop) -> Result<Tested> {
+        let result = self.ask(journal, server, stop);
+        let oom_events = server.oom_events(self.hands.canary);
+        let mut tested = match result {
+            // What keeps it from answering in time.
+            Err(_) if oom_events > 0 && self.stop.check().is_ok() => Tested::default(),
+            result => result?,
+        };
+        tested.oom_events = oom_events;
+        if tested.oom_events > 0 {
+            let times = tested.oom_events;
+            tested.rejection =
+                Some(format!("the canary ran out of memory: {times} lines of its log say so"));
+        }
+        Ok(tested)
+    }
+
+    fn ask(&self, journal: &Journal, server: &mut Server, stop: &Stop) -> Result<Tested> {
+        let canary = self.hands.canary;
+        if let Some(why) = server.until_healthy(canary, stop)? {
+            return Ok(Tested { rejection: Some(why), ..Tested::default() });
+        }
+        self.audit(journal, "health_ok", json!({}))?;
+        let tested = server.complete(canary, stop)?;
+        let latency = tested.latency.map(milliseconds);
+        let facts = json!({"llm_latency_ms": latency, "reason": tested.rejection});
+        self.audit(journal, "completion", facts)?;
+        Ok(tested)
+    }
+
+    fn conclude(
+        &self,
+        journal: &Journal,
+        route: Route,
+        mut tested: Tested,
+        restored: Option<Restored>,
+        mut broken_off: Option<Failure>,
+    ) -> Result<Outcome> {
+        // What was measured while others may have used the card is worth nothing.
+        if tested.rejection.is_none()
+            && let Err(lost) = self.guard.confirm()
+        {
+            tested.rejection = Some(lost.message.clone());
+            broken_off = broken_off.or(Some(lost));
+        }
+        let promotion = match &tested.rejection {
+            None => {
+                let latency = tested.latency.map(milliseconds);
+                let metrics = json!({"llm_latency_ms": latency, "oom_events": tested.oom_events});
+                let file = self.hands.ledger.promote(self.candidate, &journal.run_id, &metrics)?;
+                self.audit(journal, "promoted", json!({"promotion": file.display().to_string()}))?;
+                Some(file)
+            }
+            Some(why) => {
+                self.audit(journal, "rejected", json!({"reason": why}))?;
+                None
+            }
+        };
+        Ok(Outcome { route, tested, restored, promotion, broken_off })
+    }
+
+    fn audit(&self, journal: &Journal, event: &str, details: Value) -> Result<()> {
+        self.hands.audit(journal, event, details)
     }
 }

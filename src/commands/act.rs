@@ -2,8 +2,7 @@
 //! report.
 
 use super::Session;
-use crate::canary::ledger::Ledger;
-use crate::canary::run::owed;
+use crate::canary::ledger::{Ledger, owed};
 use crate::cli::{DryRun, Waiting};
 use crate::config::Config;
 use crate::execute::{Context, Outcome, execute};

@@ -2,7 +2,7 @@
 
 use super::{Session, no_duration};
 use crate::cli::History;
-use crate::config::file::Span;
+use crate::config::Span;
 use crate::exit::Answer;
 use crate::history::read;
 use crate::report::{HistoryReport, print};

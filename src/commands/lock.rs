@@ -5,7 +5,7 @@ use crate::cli::{Lock, LockAcquire, LockRelease};
 use crate::error::Failure;
 use crate::exit::{Answer, Code};
 use crate::lock::{self, Claim};
-use crate::report::progress::Waiting;
+use crate::progress::Waiting;
 use crate::report::{AcquiredReport, LockStatusReport, ReleasedReport, deliver, print};
 use anyhow::{Result, bail};
 

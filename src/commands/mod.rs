@@ -19,14 +19,13 @@ mod watch;
 
 use crate::canary::guardian;
 use crate::cli::{Cli, Command, Global, Waiting};
-use crate::config::file::Span;
-use crate::config::{Config, Environment};
+use crate::config::{Config, Environment, Span};
 use crate::error::Failure;
 use crate::exit::{Answer, Code};
 use crate::lock::watchdog;
-use crate::report::progress::Progress;
-use crate::report::screen::Screen;
+use crate::progress::Progress;
 use crate::report::{Form, Report, print};
+use crate::screen::Screen;
 use crate::world::wait::Stop;
 use anyhow::{Context, Result};
 use std::time::Duration;
@@ -95,7 +94,10 @@ fn load(global: &Global, environment: &Environment) -> Result<Config> {
 pub fn run(cli: &Cli, environment: &Environment) -> Result<Answer> {
     let session = || Session::open(&cli.global, environment);
     match &cli.command {
-        Command::Status(arguments) => status::run(arguments, session()?),
+        Command::Status(arguments) => match arguments.watch {
+            Some(every) => watch::run(every, session()?),
+            None => status::run(arguments, session()?),
+        },
         Command::CanFit(arguments) => can_fit::run(arguments, session()?),
         Command::PreparePhase(arguments) => prepare_phase::run(arguments, session()?),
         Command::Start(arguments) => start::run(arguments, session()?),

@@ -7,14 +7,15 @@ use crate::cli::{Run, Target};
 use crate::config::{Config, Environment};
 use crate::error::Failure;
 use crate::exit::{Answer, Code};
+use crate::lock::Guard;
 use crate::lock::watchdog::end_command;
-use crate::lock::{Group, Guard};
 use crate::model::{Evict, Pid, Service, Snapshot, variable};
 use crate::plan;
-use crate::report::progress::{Action, StepDone};
 use crate::report::{ActReport, Subject};
+use crate::step::{Action, Step};
 use crate::world::job::{Ending, Job, could_start};
 use crate::world::nvml::Reader;
+use crate::world::process;
 use crate::world::wait::Stop;
 use anyhow::Result;
 use std::ffi::{OsStr, OsString};
@@ -55,13 +56,7 @@ fn under_lock(
     }
     let begun = Instant::now();
     let ending = work(command, &needed, &session, &guard, grace);
-    session.progress.record(&StepDone {
-        action: Action::Run,
-        service: None,
-        memory: None,
-        elapsed: begun.elapsed(),
-        note: None,
-    });
+    session.progress.record(&Step::new(Action::Run, None, Some(begun.elapsed())));
     let ending = ending?;
     guard.release(&session.progress)?;
     Ok(ending.answer())
@@ -100,7 +95,7 @@ fn work(
     let started = Job::start(words, &variables, |pid| {
         // A signal that came before signals were the command's.
         session.stop.check()?;
-        let named = Group::led_by(pid).ok_or_else(|| vanished(pid))?;
+        let named = process::Id::of(pid).ok_or_else(|| vanished(pid))?;
         group = Some(named);
         guard.name_command(named, guard.token(), grace)
     });

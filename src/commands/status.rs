@@ -1,6 +1,6 @@
 //! `gpuctl status`.
 
-use super::{Session, watch};
+use super::Session;
 use crate::canary::ledger::Ledger;
 use crate::cli::Status;
 use crate::config::Config;
@@ -26,9 +26,6 @@ pub fn run(arguments: &Status, session: Session) -> Result<Answer> {
     if arguments.prometheus && matches!(session.form, Form::Json) {
         let message = "--prometheus and --json are two forms of one answer";
         bail!(Failure::new(Code::Usage, message).hint("give one of them"));
-    }
-    if let Some(every) = arguments.watch {
-        return watch::run(every, session);
     }
     let report = look(config, &mut Reader::open(&config.gpu), &session.stop)?;
     match &session.form {

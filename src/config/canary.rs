@@ -2,8 +2,8 @@
 //! that stand over it, and the value that comes of both.
 
 use super::Environment;
-use super::file::Span;
-use crate::canary::window::Window;
+use super::span::Span;
+use super::window::{Limits, Window};
 use crate::model::{Mb, Service};
 use crate::pattern::Pattern;
 use indexmap::IndexMap;
@@ -137,10 +137,7 @@ pub struct Canary {
     pub timeout: Duration,
     pub restore_sla: Duration,
     pub max_latency: Duration,
-    pub max_downtime: Duration,
-    pub window: Window,
-    pub cooldown: Duration,
-    pub max_runs_per_day: usize,
+    pub limits: Limits,
     /// The other card, where it may be used.
     pub spare_gpu: Option<u32>,
     pub model_mb: Mb,
@@ -241,10 +238,13 @@ impl File {
             timeout: self.timeout.0,
             restore_sla: self.restore_sla.0,
             max_latency: self.max_latency.0,
-            max_downtime: self.max_downtime.0,
-            window,
-            cooldown: self.cooldown.0,
-            max_runs_per_day: self.max_runs_per_day as usize,
+            limits: Limits {
+                window,
+                cooldown: self.cooldown.0,
+                max_runs_per_day: self.max_runs_per_day as usize,
+                max_downtime: self.max_downtime.0,
+                reserve: self.timeout.0 + self.restore_sla.0,
+            },
             spare_gpu: self.allow_spare_gpu.then_some(self.spare_gpu),
             model_mb: self.model_mb,
             kv_cache_min: self.kv_cache_min_mb,

@@ -1,16 +1,16 @@
 //! The configuration file's shape, key by key, with its defaults. The JSON Schema is made from
 //! these types, and `config show` prints them.
 
+use super::span::Span;
 use crate::model::{Mb, Preset};
 use indexmap::IndexMap;
 use schemars::JsonSchema;
 use serde::de::value::MapAccessDeserializer;
-use serde::de::{self, MapAccess, Visitor};
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
-use std::time::Duration;
 
 /// Configuration of gpuctl: the GPU, the lock, the phases and the services.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
@@ -225,78 +225,6 @@ pub struct Unload {
     /// Body to send, as JSON.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub body: Option<String>,
-}
-
-/// A length of time: `90s`, `10m`, `1h30m`, or a plain number of seconds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Span(pub Duration);
-
-impl Span {
-    /// Longer than anybody waits for a service; keeps clock arithmetic from overflowing.
-    pub const MAX: Duration = Duration::from_secs(7 * 24 * 3600);
-
-    pub const fn seconds(seconds: u64) -> Span {
-        Span(Duration::from_secs(seconds))
-    }
-
-    pub fn parse(text: &str) -> Option<Span> {
-        Span::of_any_length(text).filter(|span| span.0 <= Span::MAX)
-    }
-
-    /// For what only looks back.
-    pub fn of_any_length(text: &str) -> Option<Span> {
-        Some(Span(match text.trim().parse::<u64>() {
-            Ok(seconds) => Duration::from_secs(seconds),
-            Err(_) => Duration::try_from(text.trim().parse::<jiff::SignedDuration>().ok()?).ok()?,
-        }))
-    }
-}
-
-const SPAN_FORM: &str =
-    "a duration such as \"90s\", \"10m\", \"1h30m\" or a number of seconds, 7 days at most";
-
-impl<'de> Deserialize<'de> for Span {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct SpanVisitor;
-        impl Visitor<'_> for SpanVisitor {
-            type Value = Span;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(SPAN_FORM)
-            }
-
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<Span, E> {
-                Span::parse(text).ok_or_else(|| E::invalid_value(de::Unexpected::Str(text), &self))
-            }
-
-            fn visit_i64<E: de::Error>(self, seconds: i64) -> Result<Span, E> {
-                Span::parse(&seconds.to_string())
-                    .ok_or_else(|| E::invalid_value(de::Unexpected::Signed(seconds), &self))
-            }
-
-            fn visit_u64<E: de::Error>(self, seconds: u64) -> Result<Span, E> {
-                Span::parse(&seconds.to_string())
-                    .ok_or_else(|| E::invalid_value(de::Unexpected::Unsigned(seconds), &self))
-            }
-        }
-        deserializer.deserialize_any(SpanVisitor)
-    }
-}
-
-impl Serialize for Span {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&format!("{:?}", self.0))
-    }
-}
-
-impl JsonSchema for Span {
-    fn schema_name() -> std::borrow::Cow<'static, str> {
-        "Span".into()
-    }
-
-    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-        schemars::json_schema!({ "type": ["string", "integer"], "description": SPAN_FORM })
-    }
 }
 
 impl JsonSchema for Mb {

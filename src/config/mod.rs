@@ -6,15 +6,21 @@ mod environment;
 pub mod file;
 mod place;
 mod secrets;
+mod span;
 mod text;
 pub mod trust;
 mod validate;
+mod window;
 
 pub use canary::{Bound, Canary, Mode};
 pub use environment::Environment;
 pub use place::Place;
-pub use secrets::{mask, masked, writes_secrets};
+pub use secrets::{masked, writes_secrets};
+pub use span::Span;
 pub use text::is_json;
+pub use window::Limits;
+#[cfg(any(test, fuzzing))]
+pub use window::Window;
 
 use crate::error::{Failure, Result};
 use crate::exit::Code;

@@ -2,9 +2,9 @@
 //! configuration names file, line and key.
 
 use super::file::{File, Table};
-use super::secrets::mask;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
+use crate::redact::mask;
 use std::path::Path;
 
 /// A configuration file's text and what is needed to complain about it.

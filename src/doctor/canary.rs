@@ -3,8 +3,7 @@
 use super::check::{Check, Id};
 use super::state::folder;
 use super::{Case, native};
-use crate::canary::ledger::Ledger;
-use crate::canary::run::owed;
+use crate::canary::ledger::{Ledger, owed};
 use crate::config::{Canary, Gpu, Mode, Selector};
 use crate::world::host;
 use crate::world::nvml::Reader;
@@ -56,7 +55,8 @@ fn ledger(canary: &Canary) -> Vec<Check> {
         }
         Err(failure) => Check::failure(Id::CanaryRestore, &failure, "mend it"),
     };
-    let kept = match ledger.history(canary.window.night(host::now()), canary.cooldown) {
+    let limits = &canary.limits;
+    let kept = match ledger.history(limits.window.night(host::now()), limits.cooldown) {
         Ok(_) => kept,
         Err(failure) => Check::failure(Id::CanaryLedger, &failure, "mend it"),
     };
@@ -65,7 +65,7 @@ fn ledger(canary: &Canary) -> Vec<Check> {
 
 /// Whether a night's downtime is enough for one trial in production's place.
 fn budget(canary: &Canary) -> Check {
-    let (needed, had) = (canary.timeout + canary.restore_sla, canary.max_downtime);
+    let (needed, had) = (canary.limits.reserve, canary.limits.max_downtime);
     let told = format!("a trial may take {needed:?} of the {had:?} a night");
     match needed > had {
         false => Check::pass(Id::CanaryBudget, told),

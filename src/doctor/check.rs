@@ -1,7 +1,7 @@
 //! A check: its id, what it is about, its verdict, what was found, and what to do about it.
 
-use crate::config::mask;
 use crate::error::Failure;
+use crate::redact::mask;
 use serde::Serialize;
 
 /// The ids in the order in which they are told, each with the title of its area.

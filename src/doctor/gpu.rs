@@ -7,7 +7,7 @@ use crate::model::{Device, Manager, Pid, Source, Vram};
 use crate::observe::observe;
 use crate::world::nvml::{Fault, Part, Reader};
 use crate::world::ports::Listeners;
-use crate::world::processes::{self, Table};
+use crate::world::process::{self, Table};
 
 /// In MB; the driver itself takes some hundreds that belong to no process.
 const UNLISTED: u64 = 1024;
@@ -123,7 +123,7 @@ fn processes(vram: &Vram) -> [Check; 2] {
         ),
         false => Check::pass(list, format!("{} hold memory", processes.len())),
     };
-    let is_elsewhere = |pid: &Pid| processes::start_of(*pid).is_none();
+    let is_elsewhere = |pid: &Pid| process::Id::of(*pid).is_none();
     let elsewhere: Vec<Pid> =
         processes.iter().map(|process| process.pid).filter(is_elsewhere).collect();
     let known: Option<u64> = processes.iter().map(|process| Some(process.memory?.0)).sum();

@@ -6,7 +6,7 @@ use crate::model::{
     Health, Manager, Observed, Presence, Service, Snapshot, State, Unload, Unproven,
 };
 use crate::world::ports::{Listeners, local_port};
-use crate::world::processes::{self, Table};
+use crate::world::process::{self, Table};
 
 pub fn judge(
     config: &Config,
@@ -162,7 +162,7 @@ fn unload(service: &Service) -> Option<Check> {
 fn strangers(name: &str, observed: &Observed) -> Check {
     let id = Id::NativeStrangers;
     let Unproven { processes, taken } = &observed.unproven;
-    let program = |pid| processes::arguments(pid).into_iter().next().unwrap_or_default();
+    let program = |pid| process::arguments(pid).into_iter().next().unwrap_or_default();
     let listed: Vec<String> =
         processes.iter().map(|(pid, _)| format!("{pid} ({})", program(*pid))).collect();
     let listed = listed.join(", ");

@@ -7,7 +7,7 @@ use crate::exit::Code;
 use crate::model::{Manager, Mb, Native, Pid, Service, Vram};
 use crate::observe::look;
 use crate::plan::{EvictHow, Eviction};
-use crate::report::progress::{Action, StepDone};
+use crate::step::{Action, Step};
 use crate::world::ending::{FirstMove, end};
 use crate::world::{docker, native, systemd, unload};
 use std::time::{Duration, Instant};
@@ -19,12 +19,7 @@ const KILLED_LIMIT: Duration = Duration::from_secs(10);
 
 /// Evicts a service whose processes are `pids`; `required` is what the plan will start. What was
 /// done at last is a stop or an unload.
-pub fn evict(
-    eviction: &Eviction,
-    required: Mb,
-    pids: &[Pid],
-    context: &Context,
-) -> Result<StepDone> {
+pub fn evict(eviction: &Eviction, required: Mb, pids: &[Pid], context: &Context) -> Result<Step> {
     let service = context.service(&eviction.service);
     let mut reason = None;
     if eviction.how == EvictHow::Unload {

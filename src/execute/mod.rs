@@ -10,7 +10,8 @@ use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::model::{Mb, Service, Snapshot, Source, Vram};
 use crate::plan::{EvictHow, Eviction, Plan, Start};
-use crate::report::progress::{Action, Progress, StepDone};
+use crate::progress::Progress;
+use crate::step::{Action, Step};
 use crate::world::nvml::Reader;
 use crate::world::wait::{Event, Stop, wait};
 use std::sync::{Mutex, PoisonError};
@@ -55,7 +56,7 @@ pub struct Outcome {
     /// By how much free memory rose through the evictions; `None` where it cannot be measured.
     pub freed: Option<Mb>,
     pub elapsed: Duration,
-    pub steps: Vec<StepDone>,
+    pub steps: Vec<Step>,
     pub failure: Option<Failure>,
 }
 

@@ -2,13 +2,13 @@
 //! start command and the answer of its health check all wake the watch at once.
 
 use super::Context;
-use crate::config::mask;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::model::{Health, Healthy, Manager, Presence, Running, Service, Trouble};
 use crate::observe::{Look, look};
 use crate::plan::StartHow;
-use crate::report::progress::{Action, StepDone};
+use crate::redact::mask;
+use crate::step::{Action, Step};
 use crate::world::health;
 use crate::world::native::{self, Started};
 use crate::world::ports::local_port;
@@ -37,7 +37,7 @@ pub fn make_ready(
     how: StartHow,
     stop: &Stop,
     context: &Context,
-) -> Result<Option<StepDone>> {
+) -> Result<Option<Step>> {
     stop.check()?;
     let mut watch = Watch {
         service,

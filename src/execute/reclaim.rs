@@ -6,7 +6,7 @@ use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::model::{GpuProcess, Mb, Pid, Snapshot, Vram};
 use crate::plan::Plan;
-use crate::report::progress::Step;
+use crate::progress::Underway;
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
@@ -18,7 +18,7 @@ pub fn wait_for_memory(
     plan: &Plan,
     stopped: &[String],
     before: &Snapshot,
-    step: &mut Step,
+    step: &mut Underway,
     context: &Context,
 ) -> Result<Vram> {
     let expected = Expectation::of(plan, stopped, before);

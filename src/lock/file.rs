@@ -11,10 +11,10 @@ use super::{Attempt, Backend, Busy, Claim};
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::model::Pid;
-use crate::world::files;
 use crate::world::host::{self, since_boot, since_epoch};
-use crate::world::processes;
+use crate::world::process;
 use crate::world::wait::{Aside, Handle, Stop, wait};
+use crate::world::{files, group};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{CWD, FileType, FlockOperation, Mode, OFlags, flock, mknodat};
 use serde::{Deserialize, Serialize};
@@ -101,8 +101,11 @@ impl Locked {
 
     /// Whether the lock may be taken: its holder is gone or its time is over, and its command gone.
     fn is_over(&self) -> bool {
-        let command_is_gone =
-            || self.record.command.is_none_or(|group| group.members(&self.record.token).is_empty());
+        let command_is_gone = || {
+            self.record
+                .command
+                .is_none_or(|leader| group::members(Some(leader), &self.record.token).is_empty())
+        };
         self.held().is_over() || (self.left().is_zero() && command_is_gone())
     }
 }
@@ -300,7 +303,7 @@ fn number_and_pid(ticket: &Path) -> (u64, Pid) {
 
 /// Whether the owner of a ticket is stopped, as by Ctrl-Z: it holds up nobody.
 fn is_suspended(ticket: &Path) -> bool {
-    processes::is_suspended(number_and_pid(ticket).1)
+    process::is_suspended(number_and_pid(ticket).1)
 }
 
 impl Backend for File {

@@ -2,11 +2,12 @@
 //! off the work, and it is released whatever the work comes to.
 
 use super::watchdog::Watchdog;
-use super::{Backend, Claim, Group, Held, Record, holder_name, joined, open};
+use super::{Backend, Claim, Held, Record, holder_name, joined, open};
 use crate::config::Config;
 use crate::error::Result;
-use crate::report::progress::{Progress, Waiting};
+use crate::progress::{Progress, Waiting};
 use crate::world::host::since_boot;
+use crate::world::process;
 use crate::world::wait::{Event, Lease, Stop, Timer, wait};
 use serde::{Deserialize, Serialize};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -158,14 +159,19 @@ impl Guard {
 
     /// Has the lock name the command that works under it, and has a watchdog end the command, and
     /// whatever bears its token, when we cannot any more.
-    pub fn name_command(&self, group: Group, token: &str, grace: Duration) -> Result<()> {
+    pub fn name_command(&self, group: process::Id, token: &str, grace: Duration) -> Result<()> {
         self.watch_over(Some(group), token, grace)?;
         self.name_group(group)
     }
 
     /// The watchdog alone; without a group for a command that is not there yet, and begins to work
     /// as soon as it is: its processes are those that bear the token.
-    pub fn watch_over(&self, group: Option<Group>, token: &str, grace: Duration) -> Result<()> {
+    pub fn watch_over(
+        &self,
+        group: Option<process::Id>,
+        token: &str,
+        grace: Duration,
+    ) -> Result<()> {
         let mut watchdog = Watchdog::start()?;
         watchdog.watch(group, token, grace, self.lease.valid_until());
         lock(&self.shared).watchdog = Some(watchdog);
@@ -174,7 +180,7 @@ impl Guard {
 
     /// Has the lock name processes that act for its holder and may outlive it: who takes it over
     /// waits for their end.
-    pub fn name_group(&self, group: Group) -> Result<()> {
+    pub fn name_group(&self, group: process::Id) -> Result<()> {
         if let Hold { backend, title: Title::Own(claim), .. } = &mut *lock(&self.shared)
             && !claim.name_command(backend.as_mut(), group)?
         {

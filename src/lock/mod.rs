@@ -11,7 +11,7 @@ pub mod watchdog;
 #[cfg(any(test, fuzzing))]
 pub use file::Stored;
 pub use guard::{Guard, Heirloom, Purpose};
-pub use record::{Group, Held, Record, bearers, name_of};
+pub use record::{Held, Record, name_of};
 pub use redis::Server;
 
 use crate::config::{Config, Place};
@@ -19,7 +19,7 @@ use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::model::Pid;
 use crate::world::host::{random_hex, since_boot};
-use crate::world::processes;
+use crate::world::process;
 use crate::world::wait::{Handle, Stop, wait};
 use memory::Memory;
 use std::time::{Duration, Instant};
@@ -173,7 +173,8 @@ impl Claim {
         let me = std::process::id() as Pid;
         let Record { pid, pid_start, .. } = self.record;
         let ttl = self.ttl;
-        (self.record.pid, self.record.pid_start) = (Some(me), processes::start_of(me));
+        (self.record.pid, self.record.pid_start) =
+            (Some(me), process::Id::of(me).map(|me| me.start));
         self.ttl = ttl.min(BEFORE_KEPT);
         let taken = self.acquire(backend, patience, stop, tell);
         (self.record.pid, self.record.pid_start, self.ttl) = (pid, pid_start, ttl);
@@ -193,7 +194,11 @@ impl Claim {
 
     /// Has the lock, and this machine, know the command that is about to work under it; false where
     /// the lock is not the claim's any more.
-    pub fn name_command(&mut self, backend: &mut dyn Backend, command: Group) -> Result<bool> {
+    pub fn name_command(
+        &mut self,
+        backend: &mut dyn Backend,
+        command: process::Id,
+    ) -> Result<bool> {
         self.record.command = Some(command);
         // Before the lock is confirmed: where it is forgotten after that, the next one knows.
         self.memory.keep_command(&self.record);

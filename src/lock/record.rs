@@ -1,10 +1,9 @@
 //! What the lock says of its holder, in the two places where it is kept, and how a holder that is
 //! no more is told from one that is only slow.
 
-use crate::model::{Pid, variable};
-use crate::world::host;
-use crate::world::processes::{self, Table};
+use crate::model::Pid;
 use crate::world::wait::Handle;
+use crate::world::{group, host, process};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -35,21 +34,14 @@ pub struct Record {
     pub services: Vec<String>,
     /// The command that works under the lock; it may outlive its gpuctl for a moment.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub command: Option<Group>,
-}
-
-/// A process group, by its leader.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Group {
-    pub pid: Pid,
-    pub pid_start: u64,
+    pub command: Option<process::Id>,
 }
 
 impl Record {
     /// One for a lock that ends with the process, which has to be there.
     pub fn new(token: String, pid: Option<Pid>, services: &[String]) -> Option<Record> {
         let pid_start = match pid {
-            Some(pid) => Some(processes::start_of(pid)?),
+            Some(pid) => Some(process::Id::of(pid)?.start),
             None => None,
         };
         Some(Record {
@@ -81,7 +73,7 @@ impl Record {
     /// What is left of the command, as far as that can be told from here.
     pub fn command_members(&self) -> Vec<Pid> {
         let command = self.command.filter(|_| self.is_here());
-        command.map_or_else(Vec::new, |group| group.members(&self.token))
+        command.map_or_else(Vec::new, |leader| group::members(Some(leader), &self.token))
     }
 
     /// Those whose end may end the lock: the holder, and once that is gone, what its command has
@@ -91,58 +83,11 @@ impl Record {
         if !self.is_here() {
             return None;
         }
-        if processes::is_alive(pid, start) {
+        if (process::Id { pid, start }).is_alive() {
             return Some(vec![pid]);
         }
         Some(self.command_members())
     }
-}
-
-impl Group {
-    /// The group that a process leads.
-    pub fn led_by(pid: Pid) -> Option<Group> {
-        Some(Group { pid, pid_start: processes::start_of(pid)? })
-    }
-
-    pub fn leader_is_alive(self) -> bool {
-        processes::is_alive(self.pid, self.pid_start)
-    }
-
-    /// The processes that the command consists of: those in its group, and those that it gave its
-    /// token on to, whatever group they have made for themselves.
-    pub fn members(self, token: &str) -> Vec<Pid> {
-        looked_for_twice(|table| self.find(table, token))
-    }
-
-    fn find(self, table: &Table, token: &str) -> Vec<Pid> {
-        // A number is not given to another process while a group still bears it.
-        let is_gone = table.get(self.pid).is_some_and(|leader| leader.ticks != self.pid_start);
-        let in_group = table.iter().filter(|process| !is_gone && process.group == self.pid);
-        let mut members: Vec<Pid> = in_group.map(|process| process.pid).collect();
-        members.extend(
-            bearers_in(table, token).filter(|pid| !members.contains(pid)).collect::<Vec<_>>(),
-        );
-        members
-    }
-}
-
-/// The processes that bear a token, but for us.
-pub fn bearers(token: &str) -> Vec<Pid> {
-    looked_for_twice(|table| bearers_in(table, token).collect())
-}
-
-/// One that is just being replaced by a program has no environment for a moment.
-fn looked_for_twice(look: impl Fn(&Table) -> Vec<Pid>) -> Vec<Pid> {
-    let found = look(&Table::read());
-    if found.is_empty() { look(&Table::read()) } else { found }
-}
-
-fn bearers_in(table: &Table, token: &str) -> impl Iterator<Item = Pid> {
-    let me = std::process::id() as Pid;
-    table.iter().map(|process| process.pid).filter(move |pid| {
-        let [value] = processes::variables(*pid, [variable::LOCK_TOKEN]);
-        *pid != me && value.as_deref() == Some(token)
-    })
 }
 
 /// A lock that somebody holds.

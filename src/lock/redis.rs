@@ -13,9 +13,9 @@ pub use server::Server;
 
 use super::record::Held;
 use super::{Attempt, Backend, Busy, Claim};
-use crate::config::mask;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
+use crate::redact::mask;
 use crate::world::wait::{Aside, Handle, Stop, wait};
 use redis::{Client, Cmd, Connection, RedisError, Value};
 use std::time::{Duration, Instant};

@@ -1,12 +1,13 @@
 //! A companion of the gpuctl that runs a command under the lock. It ends the command when that
 //! gpuctl dies, or has stopped telling that the lock is still held.
 
-use super::{Group, bearers};
 use crate::error::Result;
 use crate::exit::Answer;
 use crate::model::Pid;
 use crate::world::companion::{Companion, Heard, Listener};
 use crate::world::ending::{FirstMove, end};
+use crate::world::group;
+use crate::world::process;
 use crate::world::wait::Stop;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
@@ -18,7 +19,7 @@ const COMMAND: &str = "watchdog";
 enum Message {
     /// What to end, and how long it may take before it is killed. The token is a secret, which is
     /// why it is no argument; without a group it is what tells the command's processes.
-    Command { group: Option<Group>, token: String, grace: Duration },
+    Command { group: Option<process::Id>, token: String, grace: Duration },
     /// The lock is held until then, since boot.
     Valid(Duration),
 }
@@ -35,7 +36,7 @@ impl Watchdog {
 
     pub fn watch(
         &mut self,
-        group: Option<Group>,
+        group: Option<process::Id>,
         token: &str,
         grace: Duration,
         valid_until: Duration,
@@ -74,7 +75,6 @@ pub fn serve(of: Pid) -> Result<Answer> {
 }
 
 /// Ends a command and all that works with its token.
-pub fn end_command(group: Option<Group>, token: &str, grace: Duration) -> Result<bool> {
-    let members = || group.map_or_else(|| bearers(token), |group| group.members(token));
-    end("the command", members, FirstMove::Term, grace, &Stop::never())
+pub fn end_command(leader: Option<process::Id>, token: &str, grace: Duration) -> Result<bool> {
+    end("the command", || group::members(leader, token), FirstMove::Term, grace, &Stop::never())
 }

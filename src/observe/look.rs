@@ -7,7 +7,7 @@ use crate::model::{AnsweredBy, Manager, Pid, Presence, Service, Unproven};
 use crate::world::docker::{self, Inspected};
 use crate::world::native::{self, Evidence, Processes};
 use crate::world::ports::{Listeners, local_port};
-use crate::world::processes::{self, Table};
+use crate::world::process::{self, Table};
 use crate::world::systemd::{self, Shown};
 use crate::world::wait::Stop;
 use std::cell::OnceCell;
@@ -163,10 +163,10 @@ impl Look {
         if let Some(service) = self.members.get(&pid) {
             return Some(service);
         }
-        let groups = processes::control_groups(pid);
+        let groups = process::control_groups(pid);
         let in_container = self.containers.iter().find(|(id, _)| groups.contains(id.as_str()));
         let in_unit =
-            || self.control_groups.iter().find(|(group, _)| processes::is_within(&groups, group));
+            || self.control_groups.iter().find(|(group, _)| process::is_within(&groups, group));
         in_container.or_else(in_unit).map(|(_, service)| service.as_str())
     }
 

@@ -5,17 +5,18 @@ mod state;
 
 pub use look::{Look, look};
 
-use crate::config::{Config, mask};
+use crate::config::Config;
 use crate::error::Result;
 use crate::model::{
     GpuProcess, Healthy, Mb, Observed, Pid, Presence, Running, Service, Snapshot, Source, State,
     Trouble, Vram,
 };
+use crate::redact::mask;
 use crate::world::health::{TRY_LIMIT, Tries};
 use crate::world::nvml::Reader;
 use crate::world::ports::local_port;
 use crate::world::wait::Stop;
-use crate::world::{host, processes};
+use crate::world::{host, process};
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
@@ -97,7 +98,7 @@ pub fn gpu_pids(vram: &Vram) -> HashSet<Pid> {
 /// The command line of a process that NVML names by the first word of it. In a PID namespace of
 /// our own its number may be another's here.
 fn command_of(process: &GpuProcess) -> Option<String> {
-    let words = processes::arguments(process.pid);
+    let words = process::arguments(process.pid);
     (words.first() == Some(&process.name)).then(|| mask(&words.join(" ")))
 }
 

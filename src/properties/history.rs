@@ -1,6 +1,7 @@
 //! The event log keeps its whole lines, whatever lies between them.
 
 use crate::history::{State, runs};
+use crate::step::Action;
 
 const RUN: &str = "c0ffee123456";
 
@@ -27,6 +28,6 @@ pub fn history(input: &[u8]) {
     let run = found.iter().find(|run| run.run == RUN).expect("its lines are whole");
     assert_eq!((run.state, run.exit_code), (State::Ended, Some(5)));
     assert_eq!((run.command.as_str(), run.subject.as_str()), ("start", "vidi"));
-    let actions: Vec<&str> = run.steps.iter().map(|step| step.action.as_str()).collect();
-    assert_eq!(actions, ["stop", "start"]);
+    let actions: Vec<Action> = run.steps.iter().map(|step| step.action).collect();
+    assert_eq!(actions, [Action::Stop, Action::Start]);
 }

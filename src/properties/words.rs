@@ -1,9 +1,8 @@
 //! Sizes, spans, windows, URLs and logs, as people and programs write them.
 
-use crate::canary::window::Window;
-use crate::config::file::Span;
-use crate::config::{Selector, mask};
+use crate::config::{Selector, Span, Window};
 use crate::model::{Mb, nearest};
+use crate::redact::mask;
 use crate::world::logs;
 use jiff::Timestamp;
 use jiff::tz::TimeZoneDatabase;

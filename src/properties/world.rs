@@ -3,7 +3,7 @@
 
 use crate::exit::Code;
 use crate::model::{Pid, Presence};
-use crate::world::processes::{self, Process};
+use crate::world::process::{self, Process};
 use crate::world::{docker, systemd};
 use serde_json::Value;
 
@@ -44,15 +44,15 @@ pub fn proc(input: &[u8]) {
     let text = String::from_utf8_lossy(input);
     let text = text.as_ref();
     stat(text);
-    assert_eq!(processes::words(&joined(&processes::words(input))), processes::words(input));
+    assert_eq!(process::words(&joined(&process::words(input))), process::words(input));
     let environment = [input, b"\0GPUCTL_SERVICE=vidi=2\0"].concat();
-    let [service, _] = processes::values(&environment, ["GPUCTL_SERVICE", "GPUCTL_CONFIG"]);
+    let [service, _] = process::values(&environment, ["GPUCTL_SERVICE", "GPUCTL_CONFIG"]);
     assert_eq!(service.as_deref(), Some("vidi=2"));
-    assert!(processes::depth_in(&format!("Name:\tx\nNSpid:\t7\t1\n{text}")) == 2);
-    processes::depth_in(text);
-    processes::is_within(text, "/system.slice/vllm.service");
+    assert!(process::depth_in(&format!("Name:\tx\nNSpid:\t7\t1\n{text}")) == 2);
+    process::depth_in(text);
+    process::is_within(text, "/system.slice/vllm.service");
     if let Some(path) = text.lines().next().filter(|path| path.starts_with('/') && path.len() > 1) {
-        let within = |group: &str| processes::is_within(&format!("1:cpu:/\n0::{group}"), path);
+        let within = |group: &str| process::is_within(&format!("1:cpu:/\n0::{group}"), path);
         assert!(within(path) && within(&format!("{path}/worker")), "{path}");
         assert!(!within(&format!("{path}x")), "{path}");
     }

@@ -4,6 +4,7 @@ use crate::config::Config;
 use crate::execute::Outcome;
 use crate::model::{Mb, Snapshot};
 use crate::plan::{EvictHow, Plan, StartHow};
+use crate::step::{Action, Step};
 use serde::Serialize;
 
 /// What an acting command did, or would do.
@@ -20,7 +21,7 @@ pub struct ActReport {
     pub kept: Vec<String>,
     pub freed_mb: Option<Mb>,
     pub elapsed_ms: u64,
-    pub steps: Vec<StepReport>,
+    pub steps: Vec<Step>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
 }
@@ -35,19 +36,6 @@ pub enum Subject {
     All {},
 }
 
-#[derive(Serialize)]
-pub struct StepReport {
-    pub action: &'static str,
-    pub service: Option<String>,
-    /// Memory that it concerns in a plan, or that came back.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub memory_mb: Option<Mb>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub elapsed_ms: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub note: Option<String>,
-}
-
 impl ActReport {
     /// The plan, for `--dry-run`.
     pub fn planned(
@@ -56,19 +44,16 @@ impl ActReport {
         config: &Config,
         snapshot: &Snapshot,
     ) -> ActReport {
-        let step = |action, service: &str, memory_mb| StepReport {
-            action,
-            service: Some(service.to_owned()),
+        let step = |action, service: &str, memory_mb| Step {
             memory_mb,
-            elapsed_ms: None,
-            note: None,
+            ..Step::new(action, Some(service), None)
         };
         let mut steps = Vec::new();
         for eviction in &plan.evict {
             let action = match eviction.how {
-                EvictHow::Stop => "stop",
-                EvictHow::Kill => "kill",
-                EvictHow::Unload => "unload",
+                EvictHow::Stop => Action::Stop,
+                EvictHow::Kill => Action::Kill,
+                EvictHow::Unload => Action::Unload,
             };
             let mut report = step(action, &eviction.service, eviction.frees);
             report.note = note_unproven(snapshot, &eviction.service);
@@ -76,12 +61,12 @@ impl ActReport {
         }
         if !plan.evict.is_empty() {
             let freed = plan.evict.iter().map(|eviction| eviction.frees).sum();
-            steps.push(StepReport { service: None, ..step("reclaim", "", freed) });
+            steps.push(Step { memory_mb: freed, ..Step::new(Action::Reclaim, None, None) });
         }
         for start in &plan.start {
             let action = match start.how {
-                StartHow::Start => "start",
-                StartHow::Await => "await",
+                StartHow::Start => Action::Start,
+                StartHow::Await => Action::Await,
                 StartHow::Wake => continue,
             };
             let service = config.services.iter().find(|service| service.name == start.service);
@@ -112,13 +97,6 @@ impl ActReport {
 
     /// What was done.
     pub fn done(subject: Subject, plan: &Plan, outcome: &Outcome) -> ActReport {
-        let steps = outcome.steps.iter().map(|step| StepReport {
-            action: step.action.name(),
-            service: step.service.clone(),
-            memory_mb: step.memory,
-            elapsed_ms: Some(step.elapsed.as_millis() as u64),
-            note: step.note.clone(),
-        });
         ActReport {
             success: outcome.failure.is_none(),
             subject,
@@ -129,7 +107,7 @@ impl ActReport {
             kept: outcome.kept.clone(),
             freed_mb: outcome.freed,
             elapsed_ms: outcome.elapsed.as_millis() as u64,
-            steps: steps.collect(),
+            steps: outcome.steps.clone(),
             warnings: plan.warnings.clone(),
         }
     }

@@ -1,16 +1,16 @@
 //! What the `canary` commands say.
 
-use super::screen::Screen;
 use super::{LockReport, Report};
 use crate::canary::candidate;
 use crate::canary::ledger::Ledger;
+use crate::canary::limits::{Route, runs_in_a_day};
 use crate::canary::restore::{milliseconds, seconds};
-use crate::canary::run::Outcome;
+use crate::canary::trial::Outcome;
 use crate::canary::verdict::{Status, Verdict};
-use crate::canary::window::{Path, runs_in_a_day};
 use crate::config::{Canary, Config, Mode};
 use crate::error::Result;
 use crate::lock::Held;
+use crate::screen::Screen;
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -40,8 +40,8 @@ impl VerdictReport {
         }
     }
 
-    pub fn on(self, path: Path) -> VerdictReport {
-        VerdictReport { path: Some(name(path)), ..self }
+    pub fn on(self, route: Route) -> VerdictReport {
+        VerdictReport { path: Some(name(route)), ..self }
     }
 }
 
@@ -60,10 +60,10 @@ fn word(status: Status) -> &'static str {
     }
 }
 
-fn name(path: Path) -> &'static str {
-    match path {
-        Path::Spare => "spare",
-        Path::Quiesced => "quiesced",
+fn name(route: Route) -> &'static str {
+    match route {
+        Route::Spare(_) => "spare",
+        Route::Quiesced => "quiesced",
     }
 }
 
@@ -96,7 +96,7 @@ impl CanaryRunReport {
         }
         let restored = outcome.restored.as_ref();
         CanaryRunReport {
-            verdict: VerdictReport::new(&verdict, mode, document).on(outcome.path),
+            verdict: VerdictReport::new(&verdict, mode, document).on(outcome.route),
             rejection: outcome.tested.rejection.clone(),
             llm_latency_ms: outcome.tested.latency.map(milliseconds),
             oom_events: outcome.tested.oom_events,
@@ -158,9 +158,10 @@ impl CanaryStatusReport {
         lock: &Result<Option<Held>>,
         now: Timestamp,
     ) -> Result<CanaryStatusReport> {
-        let night = canary.window.night(now);
+        let limits = &canary.limits;
+        let night = limits.window.night(now);
         let journal = ledger.journal()?;
-        let history = ledger.history(night, canary.cooldown);
+        let history = ledger.history(night, limits.cooldown);
         let (used, error) = match &history {
             Ok(history) => (Some(history.used), None),
             Err(failure) => (None, Some(failure.message.clone())),
@@ -173,16 +174,16 @@ impl CanaryStatusReport {
         Ok(CanaryStatusReport {
             service: canary.service.clone(),
             mode: canary.mode,
-            window: canary.window.to_string(),
-            in_window: canary.window.contains(now),
-            next_window: canary.window.opens_next(now).to_string(),
+            window: limits.window.to_string(),
+            in_window: limits.window.contains(now),
+            next_window: limits.window.opens_next(now).to_string(),
             night: night.strftime("%Y%m%d").to_string(),
             budget_used: used.map(seconds),
-            budget_left: used.map(|used| seconds(canary.max_downtime.saturating_sub(used))),
+            budget_left: used.map(|used| seconds(limits.max_downtime.saturating_sub(used))),
             runs_24h: runs.len(),
-            max_runs_per_day: canary.max_runs_per_day,
+            max_runs_per_day: limits.max_runs_per_day,
             cooldown_left: since
-                .map_or(0.0, |since| seconds(canary.cooldown.saturating_sub(since))),
+                .map_or(0.0, |since| seconds(limits.cooldown.saturating_sub(since))),
             lock: LockReport::new(config, lock),
             restore_owed: journal.as_ref().is_some_and(|journal| journal.is_orphaned()),
             run_id: journal.map(|journal| journal.run_id),

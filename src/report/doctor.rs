@@ -1,9 +1,9 @@
 //! `doctor`: all checks, area by area, what to do below each that wants it, and the sum.
 
 use super::Report;
-use super::layout::{flow, words};
-use super::screen::{BAD, FAINT, GOOD, STRONG, Screen, WARNING};
 use crate::doctor::{Check, Verdict};
+use crate::screen::layout::{flow, words};
+use crate::screen::{BAD, FAINT, GOOD, STRONG, Screen, WARNING};
 use serde::Serialize;
 use std::fmt::Write;
 

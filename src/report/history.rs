@@ -1,9 +1,11 @@
 //! `history`: earlier calls as a time line.
 
-use super::layout::{Text, flow, listed};
-use super::screen::{BAD, FAINT, GOOD, STRONG, Screen, WARNING};
-use super::{Report, on_one_line, span};
-use crate::history::{Run, State, Step};
+use super::Report;
+use crate::history::{Run, State};
+use crate::screen::layout::{Text, flow, listed};
+use crate::screen::text::{on_one_line, span};
+use crate::screen::{BAD, FAINT, GOOD, STRONG, Screen, WARNING};
+use crate::step::{Action, Step};
 use jiff::tz::TimeZone;
 use serde::Serialize;
 use std::fmt::Write;
@@ -69,21 +71,15 @@ fn ending(run: &Run, screen: &Screen) -> String {
 
 /// "stopped vidi 1.2 s (not gone within 30s, killed)"
 fn step(step: &Step) -> String {
-    let past = match step.action.as_str() {
-        "wait" => "waited for the lock",
-        "stop" => "stopped",
-        "kill" => "killed",
-        "unload" => "unloaded",
-        "reclaim" => "memory back",
-        "start" => "started",
-        "await" => "saw come up",
-        "wake" => "woke",
-        "run" => "ran the command",
-        other => other,
+    let past = match step.action {
+        Action::Wait => "waited for the lock",
+        Action::Reclaim => "memory back",
+        Action::Run => "ran the command",
+        action => action.did(),
     };
     let service = step.service.as_ref().map(|name| format!(" {name}")).unwrap_or_default();
     let memory = step.memory_mb.map(|memory| format!(" ({memory})")).unwrap_or_default();
-    let took = span(Duration::from_millis(step.elapsed_ms));
+    let took = step.elapsed_ms.map(|ms| span(Duration::from_millis(ms))).unwrap_or_default();
     let note = step.note.as_ref().map(|note| format!(" ({note})")).unwrap_or_default();
     format!("{past}{service}{memory} {took}{note}")
 }

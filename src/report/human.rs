@@ -1,8 +1,9 @@
 //! The reports as text for people.
 
-use super::screen::Screen;
-use super::{ActReport, CanFitReport, CheckReport, PathReport, Report, Subject, span};
+use super::{ActReport, CanFitReport, CheckReport, PathReport, Report, Subject};
 use crate::model::{Mb, Source};
+use crate::screen::Screen;
+use crate::screen::text::span;
 use std::fmt::Write;
 use std::time::Duration;
 
@@ -35,7 +36,7 @@ impl Report for ActReport {
                 let service = step.service.as_deref().unwrap_or("memory");
                 let memory =
                     step.memory_mb.map(|memory| format!(" ({memory})")).unwrap_or_default();
-                line!(text, "would {} {service}{memory}", step.action);
+                line!(text, "would {} {service}{memory}", step.action.name());
                 if let Some(note) = &step.note {
                     line!(text, "  {note}");
                 }

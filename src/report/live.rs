@@ -2,9 +2,9 @@
 //! second page, so that what was there comes back, in one write, and nothing is cleared that is not
 //! drawn at once. Elsewhere they follow one another.
 
-use super::layout::{HANGING, Text, flow, listed};
-use super::screen::{FAINT, Screen, WARNING};
 use super::{Form, Report, StatusReport, print_part};
+use crate::screen::layout::{HANGING, Text, flow, listed};
+use crate::screen::{FAINT, Screen, WARNING};
 use anyhow::Result;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;

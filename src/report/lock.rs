@@ -1,11 +1,11 @@
 //! The GPU lock: in `status`, and what the `lock` commands say.
 
 use super::Report;
-use super::on_one_line;
-use super::screen::Screen;
 use crate::config::{Config, Place};
 use crate::error::Result;
 use crate::lock::{Claim, Held, name_of};
+use crate::screen::Screen;
+use crate::screen::text::on_one_line;
 use serde::Serialize;
 
 /// Who holds the lock. Figures that are not known are `None`.

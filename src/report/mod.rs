@@ -2,20 +2,15 @@
 //! Nothing else prints.
 
 mod act;
-mod bar;
 mod canary;
 mod doctor;
 mod history;
 mod human;
-mod layout;
 mod live;
 mod lock;
-pub mod progress;
 pub mod prometheus;
-pub mod screen;
 mod status;
 mod status_text;
-mod table;
 
 pub use act::{ActReport, Subject};
 pub use canary::{CanaryRunReport, CanaryStatusReport, DoneReport, VerdictReport};
@@ -29,12 +24,12 @@ use crate::config::Environment;
 use crate::error::Failure;
 use crate::exit::Code;
 use crate::model::{Mb, Source};
+use crate::screen::Screen;
+use crate::screen::text::on_one_line;
 use anyhow::Result;
-use screen::Screen;
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::io::Write;
-use std::time::Duration;
 
 /// A report in its two forms.
 pub trait Report: Serialize {
@@ -136,29 +131,6 @@ pub fn print_failure(failure: &Failure, as_json: bool) {
     for hint in &failure.hints {
         let _ = writeln!(stderr, "hint: {}", on_one_line(hint));
     }
-}
-
-/// A time as people tell it: "0.4 s", "2 min 5 s", "3 h 10 min".
-pub fn span(span: Duration) -> String {
-    let seconds = span.as_secs();
-    match seconds {
-        0..60 => format!("{:.1} s", span.as_secs_f64()),
-        60..3600 if seconds.is_multiple_of(60) => format!("{} min", seconds / 60),
-        60..3600 => format!("{} min {} s", seconds / 60, seconds % 60),
-        3600..86_400 => format!("{} h {} min", seconds / 3600, seconds % 3600 / 60),
-        _ => format!("{} d {} h", seconds / 86_400, seconds % 86_400 / 3600),
-    }
-}
-
-/// Names come from the command line, the configuration and other programs, and may hold line
-/// breaks and escape sequences of a terminal, and what has a line read in another order.
-fn on_one_line(text: &str) -> String {
-    let obeyed = |c: char| {
-        let is_invisible = matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}');
-        c.is_control() || is_invisible
-    };
-    let shown = |c: char| if obeyed(c) { c.escape_default().collect() } else { c.to_string() };
-    text.chars().map(shown).collect()
 }
 
 #[derive(Serialize)]

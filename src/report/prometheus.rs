@@ -1,8 +1,9 @@
 //! `status --prometheus`: the text format that node_exporter's textfile collector reads. What is
 //! not known has no sample. docs/metrics.md lists them all.
 
-use super::{StatusReport, on_one_line};
+use super::StatusReport;
 use crate::model::{Mb, Source, State};
+use crate::screen::text::on_one_line;
 use std::fmt::Write;
 
 type Labels<'a> = Vec<(&'a str, &'a str)>;

@@ -1,12 +1,12 @@
 //! `status` as people see it: a bar of the memory, the services, the processes, the lock.
 
-use super::bar::{AVAILABLE, DRIVER, Fill, OTHERS, Part, RESERVE, bar};
-use super::layout::{HANGING, Text, flow, listed, words};
-use super::screen::{BAD, FAINT, GOOD, STRONG, Screen, WARNING};
 use super::status::ServiceReport;
-use super::table::{Column, Table};
 use super::{Report, StatusReport};
 use crate::model::{Mb, Source, State};
+use crate::screen::bar::{AVAILABLE, DRIVER, Fill, OTHERS, Part, RESERVE, bar};
+use crate::screen::layout::{HANGING, Text, flow, listed, words};
+use crate::screen::table::{Column, Table};
+use crate::screen::{BAD, FAINT, GOOD, STRONG, Screen, WARNING};
 use anstyle::Style;
 
 fn size(size: Option<Mb>) -> String {

@@ -2,10 +2,10 @@
 //! outlive gpuctl.
 
 use super::wait::{Handle, Stop, Woken, wait};
-use crate::config::mask;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::model::variable;
+use crate::redact::mask;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};

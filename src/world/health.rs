@@ -6,9 +6,9 @@ mod tries;
 pub use tries::Tries;
 
 use super::wait::Aside;
-use crate::config::mask;
 use crate::error::Result;
 use crate::model::{Health, Healthy};
+use crate::redact::mask;
 use std::io::{self, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, ToSocketAddrs};
 use std::time::Duration;

@@ -1,6 +1,6 @@
 //! Who listens on a local TCP port, from the kernel's sockets and the descriptors of processes.
 
-use super::processes::Table;
+use super::process::Table;
 use crate::model::{Health, Pid};
 use netlink_packet_core::{
     NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,

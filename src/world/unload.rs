@@ -2,8 +2,8 @@
 //! answer only means "requested"; NVML shows whether it happened.
 
 use super::health::client;
-use crate::config::mask;
 use crate::model::{Preset, Unload};
+use crate::redact::mask;
 use serde_json::{Value, json};
 use std::time::Duration;
 

@@ -1,9 +1,9 @@
 //! What an error of Redis means, and what to do about it: told by its code, never by its text.
 
 use super::{ERROR, LOADING, Redis};
-use crate::config::mask;
 use crate::error::Failure;
 use crate::exit::Code;
+use crate::redact::mask;
 use redis::{ErrorKind, RedisError};
 
 impl Redis {

@@ -4,7 +4,7 @@ use super::marked;
 use crate::error::Result;
 use crate::model::{Native, Pid, Service};
 use crate::world::command::{self, Output};
-use crate::world::processes::Table;
+use crate::world::process::Table;
 use crate::world::wait::Stop;
 use std::collections::{HashMap, HashSet};
 use std::path::Path;

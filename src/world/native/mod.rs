@@ -11,7 +11,7 @@ mod start;
 pub use end::{Targets, run_stop_command};
 pub use start::{Started, could_start, start};
 
-use super::processes::{self, Process, Table};
+use super::process::{self, Process, Table};
 use crate::model::{Native, Pid, Presence, Running, Service, Trouble, Unproven, variable};
 use crate::pattern::{Pattern, candidates};
 use std::collections::{HashMap, HashSet};
@@ -87,7 +87,7 @@ pub fn find(
             processes: proposed
                 .iter()
                 .filter(is_unproven)
-                .map(|pid| (*pid, processes::arguments(*pid).join(" ")))
+                .map(|pid| (*pid, process::arguments(*pid).join(" ")))
                 .collect(),
             taken: proven.is_empty(),
         };
@@ -110,32 +110,32 @@ fn marked(table: &Table, config: Option<&Path>) -> HashMap<String, HashSet<Pid>>
 /// The service that a process was started for by this configuration's gpuctl.
 fn mark_of(pid: Pid, config: Option<&Path>) -> Option<String> {
     let [mark, from, token] =
-        processes::variables(pid, [variable::SERVICE, variable::CONFIG, variable::LOCK_TOKEN]);
+        process::variables(pid, [variable::SERVICE, variable::CONFIG, variable::LOCK_TOKEN]);
     let mark = mark?;
     // Both as text: that is how the mark was written, also for a path that is none.
     let foreign =
         matches!((&from, config), (Some(from), Some(config)) if *from != config.to_string_lossy());
-    (!foreign && token.is_none() && !processes::is_in_container(pid)).then_some(mark)
+    (!foreign && token.is_none() && !process::is_in_container(pid)).then_some(mark)
 }
 
 /// Whether a matched process cannot be a service: it only mentions one, or is a container's.
 fn is_bystander(table: &Table, pid: Pid) -> bool {
     let Some(process) = table.get(pid) else { return true };
-    let arguments = processes::arguments(pid);
+    let arguments = process::arguments(pid);
     let programs = programs(process, &arguments);
     let is_one_of = |names| programs.iter().any(|program| is_listed(names, program));
     // It has ended since it was seen.
     if arguments.is_empty() {
         return true;
     }
-    let [token] = processes::variables(pid, [variable::LOCK_TOKEN]);
+    let [token] = process::variables(pid, [variable::LOCK_TOKEN]);
     let calls_gpuctl = || arguments.iter().any(|argument| names_gpuctl(argument));
     // What works under the lock uses the service, or is tried in its place.
     token.is_some()
         || is_one_of(VIEWERS)
         || (is_one_of(CALLERS) && calls_gpuctl())
-        || processes::is_same_program(pid)
-        || processes::is_in_container(pid)
+        || process::is_same_program(pid)
+        || process::is_in_container(pid)
 }
 
 /// What a process calls itself, and the script that it interprets, if it does.

@@ -1,5 +1,10 @@
 //! Where text goes: how large it may be, and whether it may have colour and signs beyond ASCII.
 
+pub mod bar;
+pub mod layout;
+pub mod table;
+pub mod text;
+
 use crate::config::Environment;
 use anstyle::{AnsiColor, Style};
 use rustix::fd::AsFd;

@@ -2,10 +2,11 @@
 //! and the memory that comes back; elsewhere a plain line a step. The event log hears of each
 //! step that has ended.
 
-use super::screen::{BAD, FAINT, GOOD, Screen};
-use super::{on_one_line, span};
 use crate::history::Recorder;
 use crate::model::Mb;
+use crate::screen::text::{on_one_line, span};
+use crate::screen::{BAD, FAINT, GOOD, Screen};
+use crate::step::{Action, Step};
 use anstyle::Style;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use std::io::Write as _;
@@ -34,80 +35,6 @@ enum Face {
 pub struct Progress {
     face: Face,
     recorder: Option<Arc<Recorder>>,
-}
-
-/// What a step does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// For the lock.
-    Wait,
-    Stop,
-    Kill,
-    Unload,
-    /// The wait for memory that was given up.
-    Reclaim,
-    Start,
-    /// The wait for a service that somebody else has started.
-    Await,
-    Wake,
-    /// `run`'s command.
-    Run,
-}
-
-impl Action {
-    /// As programs see it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Action::Wait => "wait",
-            Action::Stop => "stop",
-            Action::Kill => "kill",
-            Action::Unload => "unload",
-            Action::Reclaim => "reclaim",
-            Action::Start => "start",
-            Action::Await => "await",
-            Action::Wake => "wake",
-            Action::Run => "run",
-        }
-    }
-
-    fn doing(self) -> &'static str {
-        match self {
-            Action::Wait | Action::Await => "waiting for",
-            Action::Stop => "stopping",
-            Action::Kill => "killing",
-            Action::Unload => "unloading",
-            Action::Reclaim => "reclaiming",
-            Action::Start => "starting",
-            Action::Wake => "waking",
-            Action::Run => "running",
-        }
-    }
-
-    fn did(self) -> &'static str {
-        match self {
-            Action::Wait => "had to wait for",
-            Action::Stop => "stopped",
-            Action::Kill => "killed",
-            Action::Unload => "unloaded",
-            Action::Reclaim => "reclaimed",
-            Action::Start => "started",
-            Action::Await => "saw come up",
-            Action::Wake => "woke",
-            Action::Run => "ran",
-        }
-    }
-}
-
-/// A step that has ended well.
-#[derive(Clone, Debug)]
-pub struct StepDone {
-    pub action: Action,
-    pub service: Option<String>,
-    /// That came back.
-    pub memory: Option<Mb>,
-    pub elapsed: Duration,
-    /// What was remarkable about it.
-    pub note: Option<String>,
 }
 
 impl Progress {
@@ -144,8 +71,8 @@ impl Progress {
     }
 
     /// A step begins, on a service or for `what`; it has `limit` to end.
-    pub fn begin(&self, action: Action, what: &str, limit: Duration) -> Step<'_> {
-        let mut step = Step {
+    pub fn begin(&self, action: Action, what: &str, limit: Duration) -> Underway<'_> {
+        let mut step = Underway {
             progress: self,
             action,
             what: what.to_owned(),
@@ -160,7 +87,7 @@ impl Progress {
     }
 
     /// Writes a step into the event log.
-    pub fn record(&self, done: &StepDone) {
+    pub fn record(&self, done: &Step) {
         if let Some(recorder) = &self.recorder {
             recorder.step(done);
         }
@@ -179,7 +106,7 @@ impl Progress {
 }
 
 /// A step under way. One that is dropped before it was `done` has failed.
-pub struct Step<'a> {
+pub struct Underway<'a> {
     progress: &'a Progress,
     action: Action,
     what: String,
@@ -191,7 +118,7 @@ pub struct Step<'a> {
     is_over: bool,
 }
 
-impl Step<'_> {
+impl Underway<'_> {
     fn words(&self) -> String {
         format!("{} {}", self.action.doing(), on_one_line(&self.what))
     }
@@ -227,7 +154,7 @@ impl Step<'_> {
         }
     }
 
-    pub fn done(mut self, note: Option<String>) -> StepDone {
+    pub fn done(mut self, note: Option<String>) -> Step {
         let words = format!("{} {}", self.action.did(), on_one_line(&self.what));
         let memory = self.memory.map(|memory| format!(", {memory}"));
         let remark = note.as_ref().map(|note| format!("; {}", on_one_line(note)));
@@ -241,12 +168,11 @@ impl Step<'_> {
             self.progress.line(&format!("{}: {note}", self.what));
         }
         let is_about_service = !matches!(self.action, Action::Wait | Action::Reclaim);
-        let done = StepDone {
-            action: self.action,
-            service: is_about_service.then(|| self.what.clone()),
-            memory: self.memory,
-            elapsed: self.begun.elapsed(),
+        let service = is_about_service.then_some(self.what.as_str());
+        let done = Step {
+            memory_mb: self.memory,
             note,
+            ..Step::new(self.action, service, Some(self.begun.elapsed()))
         };
         self.progress.record(&done);
         done
@@ -266,7 +192,7 @@ impl Step<'_> {
     }
 }
 
-impl Drop for Step<'_> {
+impl Drop for Underway<'_> {
     fn drop(&mut self) {
         if !self.is_over {
             self.leave(BAD, ["✗", "x"], &self.words(), "");
@@ -278,7 +204,7 @@ impl Drop for Step<'_> {
 pub struct Waiting<'a> {
     progress: &'a Progress,
     patience: Duration,
-    step: Option<Step<'a>>,
+    step: Option<Underway<'a>>,
 }
 
 impl<'a> Waiting<'a> {

@@ -1,7 +1,7 @@
 //! A table that fits a screen: the least important columns go first, then one is cut.
 
 use super::layout::Text;
-use super::screen::{STRONG, Screen};
+use super::{STRONG, Screen};
 
 const GAP: usize = 2;
 

@@ -1,8 +1,8 @@
 //! A bar of the card's memory. Each part has a pattern as well as a colour, so that it can be told
 //! from its neighbours without.
 
+use super::Screen;
 use super::layout::Text;
-use super::screen::Screen;
 use crate::model::Mb;
 use anstyle::{AnsiColor, Style};
 

@@ -1,8 +1,8 @@
 //! Text in columns of a screen: parts of it styled, wide characters counted as such, cut or broken
 //! where it does not fit. Nothing in it can move the cursor.
 
-use super::on_one_line;
-use super::screen::Screen;
+use super::Screen;
+use super::text::on_one_line;
 use anstyle::Style;
 use unicode_width::UnicodeWidthChar;
 

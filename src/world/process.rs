@@ -1,8 +1,9 @@
-//! The process table as /proc shows it, read once per look: parents, groups, sessions, ages, and
+//! A process for good, and the process table as /proc shows it, read once per look: parents, groups, sessions, ages, and
 //! on demand command lines, environments and control groups.
 
 use super::host;
 use crate::model::Pid;
+use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
 use std::ffi::CString;
 use std::fs;
@@ -16,6 +17,32 @@ use std::time::Duration;
 
 /// To look at so many processes takes longer than to begin a thread.
 const MANY: usize = 64;
+
+/// One process and no other: its number is given to a later one, but not with the same start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Id {
+    pub pid: Pid,
+    /// In clock ticks since boot, as /proc has it.
+    #[serde(rename = "pid_start")]
+    pub start: u64,
+}
+
+impl Id {
+    /// The process of that number, where there is one.
+    pub fn of(pid: Pid) -> Option<Id> {
+        Some(Id { pid, start: read_stat(pid)?.ticks })
+    }
+
+    /// Whether it still runs. One that we may not look at counts as it.
+    pub fn is_alive(self) -> bool {
+        match read_stat(self.pid) {
+            Some(process) => process.ticks == self.start && !process.is_dead(),
+            None => rustix::process::Pid::from_raw(self.pid).is_some_and(|pid| {
+                rustix::process::test_kill_process(pid) == Err(rustix::io::Errno::PERM)
+            }),
+        }
+    }
+}
 
 #[derive(Clone, Debug)]
 pub struct Process {
@@ -187,21 +214,6 @@ fn each<T: Send>(pids: Vec<Pid>, tell: impl Fn(Pid) -> Option<T> + Sync) -> Vec<
         }
         told
     })
-}
-
-/// When a process was started, in clock ticks since boot.
-pub fn start_of(pid: Pid) -> Option<u64> {
-    Some(read_stat(pid)?.ticks)
-}
-
-/// Whether the process that was started then still runs. One that we may not look at counts as it.
-pub fn is_alive(pid: Pid, start: u64) -> bool {
-    match read_stat(pid) {
-        Some(process) => process.ticks == start && !process.is_dead(),
-        None => rustix::process::Pid::from_raw(pid).is_some_and(|pid| {
-            rustix::process::test_kill_process(pid) == Err(rustix::io::Errno::PERM)
-        }),
-    }
 }
 
 /// Whether a process is stopped by a signal.

@@ -1,0 +1,189 @@
+//! The canary itself: a second server, started with the candidate's configuration, asked whether
+//! it is healthy and for one completion, and ended again.
+
+use super::candidate::Candidate;
+use super::ledger::Journal;
+use crate::config::Canary;
+use crate::error::{Failure, Result};
+use crate::exit::Code;
+use crate::model::{Health, Healthy, Manager, Pid, Service, variable};
+use crate::world::command::{describe, start_detached};
+use crate::world::ending::{FirstMove, end};
+use crate::world::health;
+use crate::world::wait::{Aside, Handle, Stop, Woken, wait};
+use crate::world::{group, logs, process};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Child;
+use std::time::{Duration, Instant};
+
+/// A canary has nothing to save.
+pub const GRACE: Duration = Duration::from_secs(1);
+
+/// Between two looks.
+const POLL: Duration = Duration::from_millis(100);
+
+const LOG: &str = "canary";
+
+/// A server on trial.
+pub struct Server {
+    child: Child,
+    group: Option<process::Id>,
+    token: String,
+    log: PathBuf,
+    log_from: u64,
+}
+
+/// What came of the trial.
+#[derive(Clone, Debug, Default)]
+pub struct Tested {
+    /// Why it is rejected; `None`: it has passed.
+    pub rejection: Option<String>,
+    pub latency: Option<Duration>,
+    pub oom_events: usize,
+}
+
+/// Starts the canary, on the card of that number or in production's place: where that is native,
+/// in its folder and with its variables, which may name its card. `token`: its processes are known
+/// by it, and not taken for production's, whatever pattern that has.
+pub fn start(
+    canary: &Canary,
+    production: &Service,
+    candidate: &Candidate,
+    device: Option<u32>,
+    token: &str,
+    state_dir: &Path,
+) -> Result<Server> {
+    let text = candidate
+        .command(&canary.start, canary.port, &canary.model)
+        .map_err(|problem| Failure::new(Code::Config, problem))?;
+    let (file, log_from) = logs::open(state_dir, LOG)?;
+    let (mut env, cwd) = match &production.manager {
+        Manager::Native(native) => (native.env.clone(), native.cwd.as_deref()),
+        Manager::Docker { .. } | Manager::Systemd { .. } => (BTreeMap::new(), None),
+    };
+    env.insert(variable::LOCK_TOKEN.to_owned(), token.to_owned());
+    if let Some(device) = device {
+        env.insert("CUDA_VISIBLE_DEVICES".to_owned(), device.to_string());
+        // Otherwise CUDA counts the cards by their speed, and NVML by their slot.
+        env.insert("CUDA_DEVICE_ORDER".to_owned(), "PCI_BUS_ID".to_owned());
+    }
+    let child = start_detached(&text, &env, &[variable::SERVICE, variable::FENCE], cwd, file)?;
+    let group = process::Id::of(child.id() as Pid);
+    let log = logs::path_of(state_dir, LOG);
+    Ok(Server { child, group, token: token.to_owned(), log, log_from })
+}
+
+impl Server {
+    /// By the process that leads it; `None` where that had ended before it was looked at.
+    pub fn group(&self) -> Option<process::Id> {
+        self.group
+    }
+
+    /// Asks it whether it is healthy, until it is; the text says why it never was.
+    pub fn until_healthy(&mut self, canary: &Canary, stop: &Stop) -> Result<Option<String>> {
+        let check = Health::Http(self.url(canary, "/health"));
+        loop {
+            let attempt = health::begin(&check, canary.timeout)?;
+            let ended = Handle::open(self.child.id() as Pid);
+            let mut watched = vec![attempt.ended().fd()];
+            watched.extend(ended.iter().map(Handle::fd));
+            if wait(&watched, stop, Instant::now() + canary.timeout) == Woken::Stopped {
+                stop.check()?;
+            }
+            if let Some(death) = self.death() {
+                return Ok(Some(death));
+            }
+            // It may hang then: production is not kept away for nothing.
+            if self.oom_events(canary) > 0 {
+                return Ok(Some("it ran out of memory before it was healthy".to_owned()));
+            }
+            if attempt.take() == Some(Healthy::Yes) {
+                return Ok(None);
+            }
+            if wait(&watched[1..], stop, Instant::now() + POLL) == Woken::Stopped {
+                stop.check()?;
+            }
+        }
+    }
+
+    /// Asks for one completion and judges the answer.
+    pub fn complete(&mut self, canary: &Canary, stop: &Stop) -> Result<Tested> {
+        let url = self.url(canary, "/v1/completions");
+        let request = json!({
+            "model": canary.model, "prompt": "Hello", "max_tokens": 16, "temperature": 0,
+        });
+        let begun = Instant::now();
+        let limit = canary.timeout;
+        let asking = Aside::begin(move || ask(&url, &request, limit))?;
+        if wait(&[asking.ended().fd()], stop, begun + limit) == Woken::Stopped {
+            stop.check()?;
+        }
+        let latency = begun.elapsed();
+        let rejection = match asking.take() {
+            Some(Ok(())) if latency > canary.max_latency => Some(format!(
+                "the completion took {latency:.1?}, and {:?} is the most that it may",
+                canary.max_latency
+            )),
+            Some(Ok(())) => None,
+            Some(Err(why)) => {
+                // A process that ends loses its connections before it is seen to have ended.
+                let ended = Handle::open(self.child.id() as Pid);
+                let ended: Vec<_> = ended.iter().map(Handle::fd).collect();
+                wait(&ended, stop, Instant::now() + POLL);
+                Some(self.death().unwrap_or(why))
+            }
+            None => Some(format!("no completion within {limit:?}")),
+        };
+        Ok(Tested { rejection, latency: Some(latency), oom_events: 0 })
+    }
+
+    /// Lines of its log that tell of a lack of memory.
+    pub fn oom_events(&self, canary: &Canary) -> usize {
+        logs::lines_from(&self.log, self.log_from)
+            .iter()
+            .filter(|line| canary.oom.matches_text(line))
+            .count()
+    }
+
+    /// How it ended, where it has.
+    fn death(&mut self) -> Option<String> {
+        let status = self.child.try_wait().ok()??;
+        let left =
+            self.group.map_or_else(Vec::new, |leader| group::members(Some(leader), &self.token));
+        if status.success() && !left.is_empty() {
+            // A script that has put the server into the background.
+            return None;
+        }
+        let last = logs::lines_from(&self.log, self.log_from).pop();
+        let last = last.map(|line| format!("; its last output was: {line}")).unwrap_or_default();
+        Some(format!("the canary {}{last}", describe(status)))
+    }
+
+    fn url(&self, canary: &Canary, path: &str) -> String {
+        format!("http://127.0.0.1:{}{path}", canary.port)
+    }
+}
+
+/// Ends the canary and all that it has started.
+pub fn stop(journal: &Journal) -> Result<bool> {
+    end("the canary", || journal.canary_processes(), FirstMove::Term, GRACE, &Stop::never())
+}
+
+/// The text says what is wrong with the answer.
+fn ask(url: &str, request: &Value, limit: Duration) -> std::result::Result<(), String> {
+    let answer = health::client(limit).post(url).send_json(request).map_err(|e| e.to_string())?;
+    if !answer.status().is_success() {
+        return Err(format!("the completion was answered with {}", answer.status()));
+    }
+    let document: Value = answer
+        .into_body()
+        .read_json()
+        .map_err(|e| format!("the answer to the completion is no JSON: {e}"))?;
+    let text = document.pointer("/choices/0/text").and_then(Value::as_str);
+    match text {
+        Some(text) if !text.is_empty() => Ok(()),
+        _ => Err("the answer to the completion holds no text".to_owned()),
+    }
+}

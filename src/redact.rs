@@ -1,0 +1,104 @@
+//! What must never be shown: passwords inside URLs, and environment values that are named like
+//! secrets.
+
+use serde_json::Value;
+
+pub const MASK: &str = "***";
+
+/// A text with the user part of every URL in it replaced, and what a URL's query has under a name
+/// of a secret (the password of a Unix socket's URL).
+pub fn mask(text: &str) -> String {
+    let ends_url = |c: char| c.is_whitespace() || c == '"' || c == '\'';
+    let masked = |part: &str| {
+        let word = part.trim_end_matches(ends_url);
+        mask_word(word) + &part[word.len()..]
+    };
+    text.split_inclusive(ends_url).map(masked).collect()
+}
+
+fn mask_word(word: &str) -> String {
+    if !word.contains("://") {
+        return word.to_owned();
+    }
+    let last_at = word.rfind('@');
+    let mut masked = String::with_capacity(word.len());
+    let mut done = 0;
+    // One URL may have another one in its query.
+    while let Some(scheme) = word[done..].find("://") {
+        let begin = done + scheme + 3;
+        let slash_from = |at: usize| word[at..].find('/').map_or(word.len(), |slash| at + slash);
+        let mut end = slash_from(begin);
+        // A password may hold a slash; a host and a port hold nothing of the kind.
+        if let (false, Some(at)) = (is_host(&word[begin..end]), last_at) {
+            end = slash_from(at.max(begin));
+        }
+        let authority = &word[begin..end];
+        masked.push_str(&word[done..begin]);
+        match authority.rfind('@') {
+            Some(at) => masked.extend([MASK, &authority[at..]]),
+            None => masked.push_str(authority),
+        }
+        done = end;
+    }
+    masked.push_str(&word[done..]);
+    mask_query(&masked)
+}
+
+fn is_host(authority: &str) -> bool {
+    authority.contains('@')
+        || authority.rsplit_once(':').is_none_or(|(host, port)| {
+            ![host, port].contains(&"") && port.bytes().all(|byte| byte.is_ascii_digit())
+        })
+}
+
+fn mask_query(url: &str) -> String {
+    let masked = |part: &str| match part.split_once('=') {
+        Some((name, _)) if is_secret(name) => format!("{name}={MASK}"),
+        _ => part.to_owned(),
+    };
+    match url.split_once('?') {
+        Some((path, query)) => {
+            let parts: Vec<String> = query.split('&').map(masked).collect();
+            format!("{path}?{}", parts.join("&"))
+        }
+        None => url.to_owned(),
+    }
+}
+
+/// Masks every text of a document.
+pub fn mask_urls(value: &mut Value) {
+    match value {
+        Value::String(text) => *text = mask(text),
+        Value::Array(items) => items.iter_mut().for_each(mask_urls),
+        Value::Object(fields) => fields.values_mut().for_each(mask_urls),
+        _ => {}
+    }
+}
+
+/// Whether an environment variable or a part of a query of this name holds a secret.
+pub fn is_secret(name: &str) -> bool {
+    let name = name.to_ascii_uppercase();
+    ["TOKEN", "SECRET", "PASS", "KEY", "CREDENTIAL"].iter().any(|word| name.contains(word))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::mask;
+
+    #[test]
+    fn a_password_in_a_url_is_masked_wherever_it_stands() {
+        assert_eq!(
+            mask("redis://:p@ss@localhost:6379/0 and http://u:p@h/x"),
+            "redis://***@localhost:6379/0 and http://***@h/x"
+        );
+        assert_eq!(mask("http://localhost:1/a@b"), "http://localhost:1/a@b");
+        assert_eq!(mask("http://h/?of=http://u:p@h2/x"), "http://h/?of=http://***@h2/x");
+        assert_eq!(mask("redis://:p/w@h:1/0"), "redis://***@h:1/0");
+        assert_eq!(mask("a://:p/w@h\nb://u:p@h/x"), "a://***@h\nb://***@h/x");
+        assert_eq!(mask("tcp://h:x is no URL"), "tcp://h:x is no URL");
+        assert_eq!(
+            mask("redis+unix:///run/redis.sock?db=1&pass=p&user=u or \"http://h?key=k\" is down"),
+            "redis+unix:///run/redis.sock?db=1&pass=***&user=u or \"http://h?key=***\" is down"
+        );
+    }
+}

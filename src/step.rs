@@ -1,0 +1,100 @@
+//! What gpuctl does to a service, step by step: the one vocabulary of plans, progress, the event log
+//! and reports.
+
+use crate::model::Mb;
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+
+/// What a step does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Action {
+    /// For the lock.
+    Wait,
+    Stop,
+    Kill,
+    Unload,
+    /// The wait for memory that was given up.
+    Reclaim,
+    Start,
+    /// The wait for a service that somebody else has started.
+    Await,
+    Wake,
+    /// `run`'s command.
+    Run,
+}
+
+impl Action {
+    /// As an order, and as programs see it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Action::Wait => "wait",
+            Action::Stop => "stop",
+            Action::Kill => "kill",
+            Action::Unload => "unload",
+            Action::Reclaim => "reclaim",
+            Action::Start => "start",
+            Action::Await => "await",
+            Action::Wake => "wake",
+            Action::Run => "run",
+        }
+    }
+
+    /// While it goes on.
+    pub fn doing(self) -> &'static str {
+        match self {
+            Action::Wait | Action::Await => "waiting for",
+            Action::Stop => "stopping",
+            Action::Kill => "killing",
+            Action::Unload => "unloading",
+            Action::Reclaim => "reclaiming",
+            Action::Start => "starting",
+            Action::Wake => "waking",
+            Action::Run => "running",
+        }
+    }
+
+    /// When it has ended well.
+    pub fn did(self) -> &'static str {
+        match self {
+            Action::Wait => "had to wait for",
+            Action::Stop => "stopped",
+            Action::Kill => "killed",
+            Action::Unload => "unloaded",
+            Action::Reclaim => "reclaimed",
+            Action::Start => "started",
+            Action::Await => "saw come up",
+            Action::Wake => "woke",
+            Action::Run => "ran",
+        }
+    }
+}
+
+/// A step that is planned, or has ended well.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Step {
+    pub action: Action,
+    pub service: Option<String>,
+    /// Memory that it concerns in a plan, or that came back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_mb: Option<Mb>,
+    /// `None`: it is only planned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub elapsed_ms: Option<u64>,
+    /// What is remarkable about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+}
+
+impl Step {
+    /// One of which there is nothing more to tell than how long it took, if it is done.
+    pub fn new(action: Action, service: Option<&str>, elapsed: Option<Duration>) -> Step {
+        Step {
+            action,
+            service: service.map(str::to_owned),
+            memory_mb: None,
+            elapsed_ms: elapsed.map(|elapsed| elapsed.as_millis() as u64),
+            note: None,
+        }
+    }
+}
