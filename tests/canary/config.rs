@@ -92,7 +92,7 @@ fn a_wrong_key_or_value_is_told_with_its_line() {
             "7: canary.bounds",
             "nothing is within the bounds of a",
         ),
-        ("service = \"vllm\"\nbounds = { a = { least = 1 } }", "7: canary.bounds", "least"),
+        ("service = \"vllm\"\nbounds = { a = { least = 1 } }", "7: canary.bounds", "bounds.a"),
         ("service = \"vllm\"\n[canary.extra_mb.a]\nb = -1", "8: canary.extra_mb.a.b", "-1"),
     ] {
         let text = with(&format!("[canary]\n{lines}"));
