@@ -83,3 +83,4 @@ mod status {
     mod screen;
     mod watch;
 }
+mod stop;
