@@ -2,6 +2,13 @@
 //! of the process table and of the evidence that was gathered; nothing else decides whom gpuctl may
 //! signal.
 
+#[cfg(test)]
+mod properties;
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod worlds;
+
 use crate::model::{Pid, Proof};
 use crate::world::process::{Id, Process, Table};
 use std::collections::{BTreeSet, HashMap, HashSet};
