@@ -115,15 +115,15 @@ fn without_a_port_the_only_matching_family_on_the_card_is_the_services() {
 }
 
 #[test]
-fn who_listens_without_a_match_and_is_on_the_card_is_named_and_left_alone() {
+fn who_listens_without_a_match_is_named_and_left_alone() {
     let mut world = World::new(1);
     world.claim(0).port = Some(8188);
+    world.claim(0).is_port_taken = true;
     world.leader(100, SYSTEMD, "python");
-    world.shows(100).is_on_card = true;
     world.listens(100, 8188);
     world.leader(200, SYSTEMD, "nginx");
     world.listens(200, 8188);
-    assert_eq!(world.first(), (vec![], vec![100]));
+    assert_eq!(world.first(), (vec![], vec![100, 200]));
 }
 
 #[test]
