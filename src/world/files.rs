@@ -87,15 +87,17 @@ impl Drop for Locked {
     }
 }
 
-/// Gives a file new content: a reader sees the old one or the new one, whenever we are killed.
-/// Two writers at once have to be kept apart by the caller.
-pub fn replace(path: &Path, content: &[u8]) -> Result<()> {
-    put(path, content, |_| Ok(()))
-}
-
-/// The same, and once it returns also when the machine loses its power.
+/// Gives a file new content: a reader sees the old one or the new one, whenever we are killed or,
+/// once this has returned, the machine loses its power. Two writers at once have to be kept apart
+/// by the caller.
 pub fn replace_durably(path: &Path, content: &[u8]) -> Result<()> {
-    put(path, content, File::sync_all)?;
+    let new = draft(path);
+    let written = fill(&new, content, File::sync_all).and_then(|()| fs::rename(&new, path));
+    if written.is_err() {
+        // The first error is the one to tell.
+        let _ = fs::remove_file(&new);
+    }
+    written?;
     sync_folder(path)
 }
 
@@ -139,16 +141,6 @@ fn append(path: &Path, line: &str) -> Result<File> {
     let before = if last == [b'\n'] { "" } else { "\n" };
     file.write_all(format!("{before}{line}\n").as_bytes())?;
     Ok(file)
-}
-
-fn put(path: &Path, content: &[u8], finish: impl FnOnce(&File) -> Result<()>) -> Result<()> {
-    let new = draft(path);
-    let written = fill(&new, content, finish).and_then(|()| fs::rename(&new, path));
-    if written.is_err() {
-        // The first error is the one to tell.
-        let _ = fs::remove_file(&new);
-    }
-    written
 }
 
 fn fill(new: &Path, content: &[u8], finish: impl FnOnce(&File) -> Result<()>) -> Result<()> {
