@@ -1,10 +1,12 @@
 //! Asks the world once, everything side by side, and returns it as plain data.
 
+mod adoption;
 mod evidence;
 mod look;
 mod ownership;
 mod state;
 
+pub use adoption::adoptable;
 pub use look::{Look, look, members};
 
 use crate::config::Config;

@@ -1,6 +1,6 @@
 //! The reports as text for people.
 
-use super::{ActReport, CanFitReport, CheckReport, PathReport, Report, Subject};
+use super::{ActReport, AdoptReport, CanFitReport, CheckReport, PathReport, Report, Subject};
 use crate::model::{Mb, Source};
 use crate::screen::Screen;
 use crate::screen::text::span;
@@ -91,6 +91,13 @@ impl Subject {
             Subject::All {} => "all services".to_owned(),
             Subject::Service { .. } | Subject::Services { .. } => self.name(),
         }
+    }
+}
+
+impl Report for AdoptReport {
+    fn text(&self, _: &Screen) -> String {
+        let pids: Vec<String> = self.adopted.iter().map(ToString::to_string).collect();
+        format!("{}: adopted {}\n", self.service, pids.join(", "))
     }
 }
 

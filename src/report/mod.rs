@@ -23,7 +23,7 @@ pub use status::StatusReport;
 use crate::config::Environment;
 use crate::error::Failure;
 use crate::exit::Code;
-use crate::model::{Mb, Source};
+use crate::model::{Mb, Pid, Source};
 use crate::screen::Screen;
 use crate::screen::text::on_one_line;
 use anyhow::Result;
@@ -144,6 +144,14 @@ pub struct CanFitReport {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub promised_mb: Option<Mb>,
     pub source: Source,
+}
+
+/// What `adopt` did.
+#[derive(Serialize)]
+pub struct AdoptReport {
+    pub success: bool,
+    pub service: String,
+    pub adopted: Vec<Pid>,
 }
 
 /// What `config check` found.
