@@ -37,6 +37,7 @@ use std::process::ExitCode;
 
 /// The whole program.
 pub fn main() -> ExitCode {
+    world::caller::reset_signals();
     let environment = Environment::of_process();
     let cli = match cli::Cli::try_parse() {
         Ok(cli) => cli,

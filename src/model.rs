@@ -129,7 +129,7 @@ pub struct Native {
     pub cwd: Option<PathBuf>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Health {
     /// Healthy on any 2xx.
     Http(String),
@@ -174,18 +174,21 @@ pub enum State {
     /// Ready, and the lock is held for it.
     Busy,
     Stopping,
+    /// Its process lives and its port accepts, and no answer comes in time: it works, or is stuck.
+    Unresponsive,
     /// Alive and unhealthy for too long, crash-looping, dead, or a stranger answers for it.
     Error,
 }
 
 impl State {
-    pub const ALL: [State; 7] = [
+    pub const ALL: [State; 8] = [
         State::Unknown,
         State::Stopped,
         State::Starting,
         State::Ready,
         State::Busy,
         State::Stopping,
+        State::Unresponsive,
         State::Error,
     ];
 
@@ -197,6 +200,7 @@ impl State {
             State::Ready => "ready",
             State::Busy => "busy",
             State::Stopping => "stopping",
+            State::Unresponsive => "unresponsive",
             State::Error => "error",
         }
     }
@@ -249,6 +253,9 @@ pub enum Trouble {
     CrashLoop(String),
     /// Stopped by a signal (SIGSTOP, a debugger).
     Suspended,
+    /// It was ready, and nobody listens on its port any more: its server has ended and left
+    /// processes behind.
+    Orphaned,
 }
 
 /// What a health check found.
@@ -257,6 +264,8 @@ pub enum Healthy {
     Yes,
     /// It answered, or did not: why it is not healthy.
     No(String),
+    /// It took the connection, and gave no answer in time.
+    Silent(String),
 }
 
 /// The candidate most like a mistyped word, if any is like it at all.

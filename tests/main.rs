@@ -84,3 +84,4 @@ mod status {
     mod screen;
     mod watch;
 }
+mod stop;

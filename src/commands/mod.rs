@@ -27,6 +27,7 @@ use crate::lock::watchdog;
 use crate::progress::Progress;
 use crate::report::{Form, Report, print};
 use crate::screen::Screen;
+use crate::world::caller;
 use crate::world::wait::Stop;
 use anyhow::{Context, Result};
 use std::time::Duration;
@@ -43,6 +44,7 @@ struct Session {
 
 impl Session {
     fn open(global: &Global, environment: &Environment) -> Result<Session> {
+        caller::lift_limits()?;
         Ok(Session {
             config: load(global, environment)?,
             stop: Stop::on_signals().context("cannot handle signals")?,

@@ -161,10 +161,11 @@ fn unload(service: &Service) -> Option<Check> {
 
 fn strangers(name: &str, observed: &Observed) -> Check {
     let id = Id::NativeStrangers;
-    if observed.unproven.is_empty() {
+    let matching: Vec<&Unproven> = observed.unproven.iter().filter(|one| one.matches).collect();
+    let Some(first) = matching.first() else {
         return Check::pass(id, "nothing but the service matches now");
-    }
-    let listed: Vec<String> = observed.unproven.iter().map(Unproven::to_string).collect();
+    };
+    let listed: Vec<String> = matching.iter().map(ToString::to_string).collect();
     Check::warn(
         id,
         format!(
@@ -173,7 +174,7 @@ fn strangers(name: &str, observed: &Observed) -> Check {
         ),
         format!(
             "if it is the service: gpuctl adopt {name} {}; else put into services.{name}.match what only the service has in its command line",
-            observed.unproven[0].pid
+            first.pid
         ),
     )
 }

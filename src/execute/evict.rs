@@ -3,10 +3,10 @@
 
 use super::Context;
 use crate::config::Config;
-use crate::error::Result;
+use crate::error::{Failure, Result};
 use crate::exit::Code;
-use crate::model::{Manager, Mb, Native, Service, Vram};
-use crate::observe::{gpu_pids, look, members};
+use crate::model::{Manager, Mb, Native, Pid, Service, Vram};
+use crate::observe::{Keeper, Members, gpu_pids, look, members};
 use crate::plan::{EvictHow, Eviction};
 use crate::step::{Action, Step};
 use crate::world::ending::{FirstMove, end};
@@ -15,6 +15,9 @@ use std::time::{Duration, Instant};
 
 /// How long an unload may take to show.
 const UNLOAD_LIMIT: Duration = Duration::from_secs(10);
+/// How long a service that somebody looks after is watched for its return. Most supervisors wait a
+/// second or three.
+const KEEPER_LIMIT: Duration = Duration::from_secs(4);
 /// How long systemd may take to notice that a unit was killed.
 const KILLED_LIMIT: Duration = Duration::from_secs(10);
 
@@ -83,7 +86,7 @@ fn stop_native(
     let members = |known: &[process::Id]| {
         members(context.config, &context.before.managed, &service.name, known, &on_gpu)
     };
-    let targets = members(&[]);
+    let Members { proven: targets, unproven: bystanders, keeper } = members(&[]);
     let begun = Instant::now();
     let mut note = None;
     if let (Some(command), false) = (&native.stop, force) {
@@ -103,10 +106,40 @@ fn stop_native(
         _ => FirstMove::Term,
     };
     let limit = service.stop_timeout.saturating_sub(begun.elapsed());
-    let killed = end(&service.name, || members(&targets), first, limit, context.stop)?;
+    let killed = end(&service.name, || members(&targets).proven, first, limit, context.stop)?;
     forget_starts(service, context.config);
+    if let Some(keeper) = keeper {
+        see_it_stay_gone(service, &keeper, &bystanders, || members(&[]), context)?;
+    }
     let killing = killed.then(|| format!("not gone within {:?}, killed", service.stop_timeout));
     Ok(note.into_iter().chain(killing).reduce(|a, b| format!("{a}; {b}")))
+}
+
+/// Watches for a while whether a service that has a keeper comes back.
+fn see_it_stay_gone(
+    service: &Service,
+    keeper: &Keeper,
+    bystanders: &[Pid],
+    members: impl Fn() -> Members,
+    context: &Context,
+) -> Result<()> {
+    let deadline = Instant::now() + KEEPER_LIMIT;
+    while keeper.is_there() && Instant::now() < deadline {
+        let Members { proven, unproven, .. } = members();
+        let is_new = |pid: &&Pid| !bystanders.contains(pid);
+        let back =
+            proven.first().map(|id| id.pid).or_else(|| unproven.iter().find(is_new).copied());
+        if let Some(pid) = back {
+            let message = format!(
+                "{}: {keeper} has started it again as soon as it was stopped, as process {pid}",
+                service.name
+            );
+            return Err(Failure::new(Code::StopFailed, message)
+                .hint(format!("{}; then run the command again", keeper.remedy())));
+        }
+        context.pause()?;
+    }
+    Ok(())
 }
 
 /// Forgets what was recorded of a native service's starts, nothing of which is left.

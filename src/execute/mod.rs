@@ -2,6 +2,7 @@
 //! side by side. What was done is reported also when it stops half-way.
 
 mod evict;
+mod last_look;
 mod ready;
 mod reclaim;
 
@@ -74,14 +75,19 @@ pub fn execute(plan: &Plan, context: &Context) -> Outcome {
 
 fn carry_out(plan: &Plan, context: &Context, outcome: &mut Outcome) -> Result<()> {
     context.stop.check()?;
-    if !plan.evict.is_empty() {
+    if !plan.evict.is_empty() || plan.awaits_dead {
         evict_all(&plan.evict, plan.required, context, outcome)?;
         reclaim(plan, context, outcome)?;
     } else {
         outcome.freed = context.before.vram.free.map(|_| Mb(0));
     }
     context.stop.check()?;
-    start_all(&plan.start, context, outcome)
+    start_all(&plan.start, context, outcome)?;
+    match plan.is_empty() {
+        // The look that the plan was made from has seen it all.
+        true => Ok(()),
+        false => last_look::look(plan, &outcome.stopped, context),
+    }
 }
 
 fn evict_all(

@@ -4,7 +4,7 @@
 use super::Context;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
-use crate::model::{Health, Healthy, Manager, Presence, Running, Service, Trouble};
+use crate::model::{Health, Healthy, Manager, Observed, Presence, Running, Service, Trouble};
 use crate::observe::{Look, gpu_pids, look};
 use crate::plan::StartHow;
 use crate::redact::mask;
@@ -60,11 +60,33 @@ pub fn make_ready(
         StartHow::Start => watch.start()?,
     }
     watch.until_ready()?;
+    if let Some(started) = &mut watch.started {
+        started.record_ready()?;
+    }
     let slept = is_asleep(service)?;
     if slept {
         wake(service)?;
     }
     Ok(Some(step.done(slept.then(|| "woken from sleep".to_owned()))))
+}
+
+/// The failure of a service that was ready and is not any more.
+pub fn lost(service: &Service, observed: &Observed, context: &Context) -> Failure {
+    let why = match (&observed.detail, observed.is_alive()) {
+        (Some(detail), _) => format!("it was ready and is no longer: {detail}"),
+        (None, true) => "it was ready and is no longer".to_owned(),
+        (None, false) => "it was ready and has ended since".to_owned(),
+    };
+    let watch = Watch {
+        service,
+        stop: context.stop,
+        context,
+        started: None,
+        restarts: None,
+        deaths: Vec::new(),
+        begun: Instant::now(),
+    };
+    watch.died(&why)
 }
 
 /// Whether it was put to sleep by an unload.
@@ -155,7 +177,7 @@ impl<'a> Watch<'a> {
             match healthy {
                 Some(Healthy::Yes) if self.answers_itself()? => return Ok(()),
                 Some(Healthy::Yes) => {}
-                Some(Healthy::No(reason)) => why = reason,
+                Some(Healthy::No(reason) | Healthy::Silent(reason)) => why = reason,
                 None => return Err(self.timed_out(&why)),
             }
             if self.deaths.is_empty() {
@@ -239,11 +261,7 @@ impl<'a> Watch<'a> {
                 is_there = panes.may_come;
             }
             if let Err(failure) = started.check(service, is_there) {
-                let container = look.container_since(started.since());
-                return Err(match container {
-                    Some(id) => of_a_container(failure, service, &id, self.stop),
-                    None => failure,
-                });
+                return Err(self.name_container(failure, &look));
             }
         }
         self.deaths.clear();
@@ -285,8 +303,17 @@ impl<'a> Watch<'a> {
         let is_up = matches!(look.presence(&service.name), Presence::Up(_));
         match service.health.as_ref().and_then(|check| look.answered_by(service, local_port(check)))
         {
-            Some(other) => Err(other.in_the_way_of(service)),
+            Some(other) => Err(self.name_container(other.in_the_way_of(service), &look)),
             None => Ok(is_up),
+        }
+    }
+
+    /// Adds which container a native service's start command has started instead of a process.
+    fn name_container(&self, failure: Failure, look: &Look) -> Failure {
+        let since = self.started.as_ref().map(Started::since);
+        match since.and_then(|since| look.container_since(since)) {
+            Some(id) => of_a_container(failure, self.service, &id, self.stop),
+            None => failure,
         }
     }
 

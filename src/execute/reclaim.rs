@@ -57,8 +57,10 @@ struct Expectation<'a> {
 
 impl Expectation<'_> {
     fn of<'a>(plan: &Plan, stopped: &'a [String], before: &Snapshot) -> Expectation<'a> {
+        let is_dead = |process: &GpuProcess| process.is_ending && process.service.is_none();
         let owned = |process: &&GpuProcess| {
             process.service.as_ref().is_some_and(|name| stopped.contains(name))
+                || (plan.awaits_dead && is_dead(process))
         };
         let pids = before
             .vram
@@ -71,7 +73,10 @@ impl Expectation<'_> {
         let evictions = plan.evict.iter().filter(|eviction| stopped.contains(&eviction.service));
         Expectation {
             stopped,
-            held: evictions.map(|eviction| eviction.frees).sum(),
+            held: evictions
+                .map(|eviction| eviction.frees)
+                .chain(plan.awaits_dead.then(|| Some(before.vram.dead())))
+                .sum(),
             unlisted: unlisted(&before.vram, &pids),
             pids,
         }
@@ -107,9 +112,13 @@ impl Expectation<'_> {
             true => "no process is listed for it any more".to_owned(),
             false => format!("still held by {}", told.join(", ")),
         };
+        let whose = match self.stopped {
+            [] => "processes that have ended".to_owned(),
+            stopped => stopped.join(", "),
+        };
         Failure::new(
             Code::StopFailed,
-            format!("the memory of {} did not come back within {LIMIT:?}: {who}", self.stopped.join(", ")),
+            format!("the memory of {whose} did not come back within {LIMIT:?}: {who}"),
         )
         .hint("`nvidia-smi` shows who holds it; a process that is gone but listed waits in the driver, see `dmesg`")
         .detail("holders", holders.iter().map(|process| process.detail()).collect::<Vec<_>>())

@@ -1,6 +1,6 @@
 //! The world at one moment, as plain data.
 
-use super::{Mb, Pid, Presence, Service, State};
+use super::{Manager, Mb, Pid, Presence, Service, State};
 use crate::error::Failure;
 use crate::exit::Code;
 use serde::Serialize;
@@ -95,13 +95,22 @@ pub struct AnsweredBy {
     pub who: String,
     /// The configured service that it is, if it is one: two that share a port, one at a time.
     pub service: Option<String>,
+    /// The process that it is, where it is nobody's.
+    pub pid: Option<Pid>,
 }
 
 impl AnsweredBy {
     /// The failure of a service whose port is taken.
     pub fn in_the_way_of(&self, service: &Service) -> Failure {
-        Failure::new(Code::StartFailed, format!("{}: {}", service.name, self.who))
-            .hint("stop that one, or give the service another port")
+        let name = &service.name;
+        let failure = Failure::new(Code::StartFailed, format!("{name}: {}", self.who))
+            .hint("stop that one, or give the service another port");
+        match (self.pid, &service.manager) {
+            (Some(pid), Manager::Native(_)) => {
+                failure.hint(format!("if it is {name}: gpuctl adopt {name} {pid}"))
+            }
+            _ => failure,
+        }
     }
 }
 
@@ -123,12 +132,15 @@ pub enum Proof {
 }
 
 /// A process that may be a native service's, and that nothing proves to be: its `match` finds it, or
-/// it is on the card and listens on the service's port.
+/// it listens on the service's port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unproven {
     pub pid: Pid,
     /// Its command line.
     pub command: String,
+    /// The service's `match` finds it.
+    pub matches: bool,
+    pub is_on_card: bool,
     pub age: Duration,
 }
 
@@ -166,6 +178,15 @@ pub struct Vram {
     /// The driver is well and knows other cards than the one that was asked for: an estimate would
     /// be one of nothing.
     pub no_such_gpu: bool,
+}
+
+impl Vram {
+    /// What processes hold that are nobody's and have died: memory on its way back.
+    pub fn dead(&self) -> Mb {
+        let dead =
+            self.processes.iter().flatten().filter(|one| one.is_ending && one.service.is_none());
+        dead.filter_map(|process| process.memory).sum()
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]

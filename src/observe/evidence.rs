@@ -31,16 +31,18 @@ pub struct Scene {
     groups: HashMap<Pid, String>,
     /// The processes that were recorded, and whose they are.
     recorded: Vec<(usize, Id)>,
+    /// The services that have been ready since a recorded start.
+    pub was_ready: HashSet<usize>,
 }
 
 /// Looks at the processes of this machine. `on_card` are those that hold memory on the card.
 pub fn look_around(config: &Config, on_card: &HashSet<Pid>, listeners: Listeners) -> Scene {
     let table = Table::read();
     let mut evidence: HashMap<Pid, Evidence> = HashMap::new();
-    let mut recorded = Vec::new();
+    let (mut recorded, mut was_ready) = (Vec::new(), HashSet::new());
     on_card.iter().for_each(|pid| evidence.entry(*pid).or_default().is_on_card = true);
     if natives(config).next().is_some() {
-        let logs = read_records(config, &mut recorded);
+        let logs = read_records(config, &mut recorded, &mut was_ready);
         add_marks(config, &table, &mut evidence);
         add_matches(config, &table, &mut evidence);
         add_logs(&logs, &table, &mut evidence);
@@ -53,7 +55,8 @@ pub fn look_around(config: &Config, on_card: &HashSet<Pid>, listeners: Listeners
             (pid, groups, is_contained)
         })
     });
-    let mut scene = Scene { table, listeners, evidence, groups: HashMap::new(), recorded };
+    let groups_of = HashMap::new();
+    let mut scene = Scene { table, listeners, evidence, groups: groups_of, recorded, was_ready };
     for (pid, groups, is_contained) in groups {
         if let Some(shown) = scene.evidence.get_mut(&pid) {
             shown.is_contained = is_contained;
@@ -78,6 +81,11 @@ impl Scene {
             .map(|service| Claim {
                 is_native: matches!(service.manager, Manager::Native(_)),
                 port: service.health.as_ref().and_then(local_port),
+                is_port_taken: service
+                    .health
+                    .as_ref()
+                    .and_then(local_port)
+                    .is_some_and(|port| self.listeners.is_taken(port)),
                 ..Claim::default()
             })
             .collect();
@@ -110,6 +118,12 @@ impl Scene {
         let young = self.table.iter().filter(|process| process.ticks >= since);
         let groups = young.map(|process| process::control_groups(process.pid));
         groups.filter_map(|groups| process::container_of(&groups).map(str::to_owned)).next()
+    }
+
+    /// Whether a service's `match` finds a process, and whether that is on the card.
+    pub fn shows(&self, pid: Pid, service: usize) -> (bool, bool) {
+        let shown = self.evidence.get(&pid);
+        shown.map_or((false, false), |it| (it.matches.contains(&service), it.is_on_card))
     }
 
     /// Whether a process listens on a port; false where we may not look.
@@ -155,7 +169,11 @@ struct Log {
 }
 
 /// Reads which processes were recorded when services were started, and returns the logs of these.
-fn read_records(config: &Config, recorded: &mut Vec<(usize, Id)>) -> Vec<Log> {
+fn read_records(
+    config: &Config,
+    recorded: &mut Vec<(usize, Id)>,
+    was_ready: &mut HashSet<usize>,
+) -> Vec<Log> {
     let mut logs = Vec::new();
     let Ok(state_dir) = config.state_dir() else { return logs };
     for start in starts::recorded(state_dir) {
@@ -163,6 +181,7 @@ fn read_records(config: &Config, recorded: &mut Vec<(usize, Id)>) -> Vec<Log> {
             continue;
         };
         logs.extend(start.log.map(|file| Log { service, file, since: start.since }));
+        was_ready.extend(start.was_ready.then_some(service));
         recorded.extend(start.processes.into_iter().map(|id| (service, id)));
     }
     logs

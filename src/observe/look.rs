@@ -2,17 +2,19 @@
 //! who really listens on a port.
 
 use super::evidence::{self, Scene};
+use super::keeper::{Keeper, keeper_of};
 use super::ownership::{Ownership, Panes};
 use crate::config::Config;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::model::{
-    AnsweredBy, Managed, Manager, Pid, Presence, Running, Service, Trouble, Unproven,
+    AnsweredBy, Health, Healthy, Managed, Manager, Pid, Presence, Proof, Running, Service, Trouble,
+    Unproven,
 };
 use crate::redact::mask;
 use crate::world::docker::{self, Inspected};
 use crate::world::ports::{Listeners, local_port};
-use crate::world::process;
+use crate::world::process::{self, Process};
 use crate::world::systemd::{self, Shown};
 use crate::world::wait::Stop;
 use std::cell::OnceCell;
@@ -92,20 +94,39 @@ pub fn look<'a>(
     })
 }
 
-/// The processes of a native service now: those that are proven to be, where `known` ones and all
-/// that comes from them count as proven.
+/// A native service's processes at one moment.
+pub struct Members {
+    pub proven: Vec<process::Id>,
+    /// Those that may be its own as well.
+    pub unproven: Vec<Pid>,
+    /// Who may start it again.
+    pub keeper: Option<Keeper>,
+}
+
+/// The processes of a native service now, where `known` ones and all that comes from them count as
+/// proven.
 pub fn members(
     config: &Config,
     managed: &[Managed],
     service: &str,
     known: &[process::Id],
     on_gpu: &HashSet<Pid>,
-) -> Vec<process::Id> {
-    let Some(at) = config.place_of(service) else { return Vec::new() };
+) -> Members {
+    let at = config.place_of(service).expect("a service of the configuration");
     let mut scene = evidence::look_around(config, on_gpu, Listeners::read());
     let known: Vec<(usize, process::Id)> = known.iter().map(|id| (at, *id)).collect();
-    let members = scene.ownership(config, managed, &known).members(at);
-    members.iter().filter_map(|pid| scene.table.get(*pid)).map(process::Process::id).collect()
+    let ownership = scene.ownership(config, managed, &known);
+    let table = &scene.table;
+    let members = ownership.members(at);
+    // What gpuctl has started has no other keeper.
+    let is_found = |pid: &Pid| ownership.of(*pid).is_some_and(|it| it.proof == Proof::Match);
+    let found: Vec<Pid> = members.iter().copied().filter(is_found).collect();
+    let unproven = ownership.unproven.iter().filter(|(of, _)| *of == at);
+    Members {
+        proven: members.iter().filter_map(|pid| table.get(*pid)).map(Process::id).collect(),
+        unproven: unproven.map(|(_, pid)| *pid).collect(),
+        keeper: keeper_of(&found, table),
+    }
 }
 
 /// What an engine says of a container, and where its processes are.
@@ -173,9 +194,16 @@ impl Look<'_> {
         }
         let living = || members.iter().filter_map(|pid| table.get(*pid));
         let suspended = living().all(|process| process.is_suspended());
+        let port = service.health.as_ref().and_then(local_port);
+        let is_deaf = port.is_some_and(|port| !self.scene.listeners.is_taken(port));
+        let orphaned = is_deaf && self.scene.was_ready.contains(&at);
         Presence::Up(Running {
             age: living().map(|process| table.age(process)).max(),
-            trouble: suspended.then_some(Trouble::Suspended),
+            trouble: match (suspended, orphaned) {
+                (true, _) => Some(Trouble::Suspended),
+                (false, true) => Some(Trouble::Orphaned),
+                (false, false) => None,
+            },
             pids: members,
             ..Running::default()
         })
@@ -189,7 +217,10 @@ impl Look<'_> {
             Some(port) => {
                 let is_seen =
                     || self.publisher(port).is_some() || !self.listening_on(port).is_empty();
-                (listeners.is_taken(port) && !is_seen()).then(|| {
+                // Who has listened may have ended since.
+                let is_hidden =
+                    listeners.is_taken(port) && !is_seen() && Listeners::read().is_taken(port);
+                is_hidden.then(|| {
                     format!("a process that may not be looked into listens on port {port}")
                 })
             }
@@ -226,7 +257,8 @@ impl Look<'_> {
         let shown = |(_, pid): &(usize, Pid)| {
             let age = table.age(table.get(*pid)?);
             let command = mask(&process::arguments(*pid).join(" "));
-            Some(Unproven { pid: *pid, command, age })
+            let (matches, is_on_card) = self.scene.shows(*pid, at);
+            Some(Unproven { pid: *pid, command, matches, is_on_card, age })
         };
         of_service.filter_map(shown).collect()
     }
@@ -254,12 +286,31 @@ impl Look<'_> {
         };
         let port = port?;
         let is_own = own.published.contains(&port)
-            || own.pids.iter().any(|pid| self.scene.listens(*pid, port));
+            || own.pids.iter().any(|pid| self.scene.listens(*pid, port))
+            || self.is_forwarded(port, &own.pids);
         if is_own || self.listening_on(port).is_empty() {
             return None;
         }
         let holder = self.holder_of(Some(port));
         (holder.service.as_ref() != Some(&service.name)).then_some(holder)
+    }
+
+    /// A server that gives no answer has at least to listen, as far as that can be seen.
+    pub fn heard(&self, healthy: Healthy, check: &Health) -> Healthy {
+        let is_deaf = || local_port(check).is_some_and(|port| !self.scene.listeners.is_taken(port));
+        match healthy {
+            Healthy::Silent(why) if is_deaf() => Healthy::No(why),
+            healthy => healthy,
+        }
+    }
+
+    /// Whether what listens on a port forwards it to the network that one of these processes is in: a
+    /// container that uses another's network publishes nothing itself.
+    fn is_forwarded(&self, port: u16, to: &[Pid]) -> bool {
+        let addresses = self.listening_on(port).iter().filter_map(|pid| docker::forwards_to(*pid));
+        addresses
+            .into_iter()
+            .any(|address| to.iter().any(|pid| process::has_address(*pid, address)))
     }
 
     fn listening_on(&self, port: u16) -> &[Pid] {
@@ -274,6 +325,7 @@ impl Look<'_> {
             return AnsweredBy {
                 who: "something else answers its health URL".to_owned(),
                 service: None,
+                pid: None,
             };
         };
         let holders = self.listening_on(port);
@@ -286,7 +338,8 @@ impl Look<'_> {
             (None, Some(process)) => format!("process {} ({})", process.pid, process.name),
             (None, None) => "something else".to_owned(),
         };
-        AnsweredBy { who: format!("{who} answers on port {port}"), service }
+        let pid = holder.filter(|_| service.is_none()).map(|process| process.pid);
+        AnsweredBy { who: format!("{who} answers on port {port}"), service, pid }
     }
 
     /// The service whose container publishes a port.

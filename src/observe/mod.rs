@@ -2,12 +2,14 @@
 
 mod adoption;
 mod evidence;
+mod keeper;
 mod look;
 mod ownership;
 mod state;
 
 pub use adoption::adoptable;
-pub use look::{Look, look, members};
+pub use keeper::{Keeper, started_by};
+pub use look::{Look, Members, look, members};
 
 use crate::config::Config;
 use crate::error::Result;
@@ -27,6 +29,9 @@ use std::time::{Duration, Instant};
 /// What a health check may take beyond its own limit, for names that do not resolve.
 const HEALTH_GRACE: Duration = Duration::from_secs(1);
 
+/// How long a stranger may take to answer for a service that is not there.
+const ABSENT_LIMIT: Duration = Duration::from_secs(1);
+
 /// One look at everything that is configured, at the health only of services that `asks` for: a
 /// service that hangs is waited for by nobody who does not need its answer.
 pub fn observe(
@@ -38,7 +43,7 @@ pub fn observe(
     let services: Vec<&Service> = config.services.iter().collect();
     // A socket each and a second hold on it, and what everything else takes.
     host::allow_open_files(2 * services.len() as u64 + 64);
-    let deadline = Instant::now() + TRY_LIMIT + HEALTH_GRACE;
+    let begun = Instant::now();
     let check = |service: &&Service| service.health.clone().filter(|_| asks(service));
     let mut tries = None;
     let mut vram = Vram::default();
@@ -62,8 +67,13 @@ pub fn observe(
             let (healthy, took) = match (&service.health, &presence) {
                 // It holds its port and does not answer; its state is known without.
                 (Some(_), Presence::Up(running)) if is_frozen(running) => (None, None),
-                (Some(_), _) => {
-                    tries.as_ref().and_then(|tries| tries.answer(at, stop, deadline)).unzip()
+                (Some(check), presence) => {
+                    // Nobody waits long for the answer of one that is not there.
+                    let is_absent = matches!(presence, Presence::Down(_) | Presence::Missing(_));
+                    let patience = if is_absent { ABSENT_LIMIT } else { TRY_LIMIT + HEALTH_GRACE };
+                    let deadline = begun + patience;
+                    let answer = tries.as_ref().and_then(|tries| tries.answer(at, stop, deadline));
+                    answer.map(|(healthy, took)| (look.heard(healthy, check), took)).unzip()
                 }
                 (None, Presence::Up(running)) => {
                     (running.own_health.clone().or(Some(Healthy::Yes)), None)
@@ -74,8 +84,9 @@ pub fn observe(
                 (Some(Healthy::Yes), Some(check)) => look.answered_by(service, local_port(check)),
                 _ => None,
             };
+            let unproven = look.unproven(&service.name);
             let (state, detail) =
-                state::judge(service, &presence, healthy.as_ref(), answered_by.as_ref());
+                state::judge(service, &presence, healthy.as_ref(), answered_by.as_ref(), &unproven);
             Observed {
                 used: used(&vram, service, &presence),
                 name: service.name.clone(),
@@ -84,7 +95,7 @@ pub fn observe(
                 state,
                 detail,
                 answered_by,
-                unproven: look.unproven(&service.name),
+                unproven,
             }
         })
         .collect();

@@ -21,6 +21,8 @@ pub struct Claim {
     pub is_native: bool,
     /// The port of its health check, where that asks this machine.
     pub port: Option<u16>,
+    /// Somebody listens on that port.
+    pub is_port_taken: bool,
     /// The main processes of its containers.
     pub containers: Vec<Pid>,
     /// The processes that were recorded when it was started, or that were adopted.
@@ -64,8 +66,8 @@ pub struct Dispute {
 #[derive(Clone, Debug, Default)]
 pub struct Ownership {
     owners: HashMap<Pid, Owner>,
-    /// Processes that a service's `match` finds, or that are on the card and listen on its port, and
-    /// that nothing proves to be anybody's.
+    /// Processes that a service's `match` finds, or that listen on its port while nothing is proven
+    /// to be it, and that nothing proves to be anybody's.
     pub unproven: Vec<(usize, Pid)>,
     pub disputes: Vec<Dispute>,
 }
@@ -364,18 +366,17 @@ impl Court<'_> {
     }
 
     fn name_unproven(&mut self) {
-        let on_card: Vec<Pid> = self
-            .evidence
-            .iter()
-            .filter(|(_, shown)| shown.is_on_card && !shown.is_contained)
-            .map(|(pid, _)| *pid)
-            .filter(|pid| self.is_free(*pid))
-            .collect();
+        let owned: HashSet<usize> =
+            self.ownership.owners.values().map(|owner| owner.service).collect();
         for (service, claim) in self.claims.iter().enumerate().filter(|(_, claim)| claim.is_native)
         {
-            let listens = |pid: &Pid| claim.port.is_some_and(|port| (self.listens)(*pid, port));
-            let listening = on_card.iter().copied().filter(listens);
-            let unproven: BTreeSet<Pid> = self.matching(service).chain(listening).collect();
+            let mut unproven: BTreeSet<Pid> = self.matching(service).collect();
+            let is_missed = claim.is_port_taken && !owned.contains(&service);
+            if let Some(port) = claim.port.filter(|_| is_missed) {
+                let listens =
+                    |pid: &Pid| !self.shows(*pid).is_contained && (self.listens)(*pid, port);
+                unproven.extend(self.free().into_iter().filter(listens));
+            }
             self.ownership.unproven.extend(unproven.into_iter().map(|pid| (service, pid)));
         }
     }

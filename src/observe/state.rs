@@ -1,6 +1,6 @@
 //! From what a service's manager and its health check say to the state that people are shown.
 
-use crate::model::{AnsweredBy, Healthy, Presence, Service, State, Trouble};
+use crate::model::{AnsweredBy, Healthy, Presence, Service, State, Trouble, Unproven};
 
 /// The state of a service and why.
 pub fn judge(
@@ -8,12 +8,13 @@ pub fn judge(
     presence: &Presence,
     healthy: Option<&Healthy>,
     answered_by: Option<&AnsweredBy>,
+    unproven: &[Unproven],
 ) -> (State, Option<String>) {
     match (answered_by, presence) {
         // Whoever answers, it does not.
         (_, Presence::Dead(_)) => {}
         // The other of two services that share a port, which is no fault.
-        (Some(AnsweredBy { who, service: Some(_) }), Presence::Down(_)) => {
+        (Some(AnsweredBy { who, service: Some(_), .. }), Presence::Down(_)) => {
             return (State::Stopped, Some(who.clone()));
         }
         (Some(stranger), _) => return (State::Error, Some(stranger.who.clone())),
@@ -23,7 +24,13 @@ pub fn judge(
         Presence::Unknown(failure) => return (State::Unknown, Some(failure.message.clone())),
         Presence::Dead(failure) => return (State::Error, Some(failure.message.clone())),
         Presence::Missing(failure) => return (State::Stopped, Some(failure.message.clone())),
-        Presence::Down(ending) => return (State::Stopped, ending.clone()),
+        Presence::Down(ending) => {
+            let matching = unproven.iter().filter(|one| one.matches);
+            let listed: Vec<String> = matching.map(Unproven::to_string).collect();
+            let named = (!listed.is_empty())
+                .then(|| format!("matches, unproven: process {}", listed.join(", ")));
+            return (State::Stopped, named.or_else(|| ending.clone()));
+        }
         Presence::Stopping(detail) => return (State::Stopping, Some(detail.clone())),
         Presence::Up(running) => running,
     };
@@ -32,6 +39,10 @@ pub fn judge(
         Some(Trouble::CrashLoop(how)) => {
             return (State::Error, Some(format!("restarts in a loop: {how}")));
         }
+        Some(Trouble::Orphaned) => {
+            let told = "its server has ended and left processes behind".to_owned();
+            return (State::Error, Some(told));
+        }
         Some(Trouble::Suspended) => {
             return (State::Error, Some("suspended by a signal (SIGSTOP)".to_owned()));
         }
@@ -39,11 +50,14 @@ pub fn judge(
     }
     let why = match healthy {
         Some(Healthy::Yes) => return (State::Ready, None),
-        Some(Healthy::No(why)) => why,
+        Some(Healthy::No(why) | Healthy::Silent(why)) => why,
         // Not ready, as far as anybody has asked.
         None => return (State::Starting, None),
     };
     match running.age {
+        Some(age) if age > service.start_timeout && matches!(healthy, Some(Healthy::Silent(_))) => {
+            (State::Unresponsive, Some(format!("works, or is stuck: {why}")))
+        }
         Some(age) if age > service.start_timeout => {
             (State::Error, Some(format!("not healthy {} s after its start: {why}", age.as_secs())))
         }

@@ -4,7 +4,7 @@ use super::{Plan, Refusal};
 use crate::config::Config;
 use crate::error::Failure;
 use crate::exit::Code;
-use crate::model::{Evict, Mb, Observed, Service, Snapshot, Vram};
+use crate::model::{Evict, GpuProcess, Mb, Observed, Service, Snapshot, Vram};
 use serde_json::{Value, json};
 use std::collections::HashSet;
 
@@ -35,7 +35,9 @@ impl Budget {
         let held: Mb = observed().map(|(service, observed)| presumed(service, observed)).sum();
         let in_use = snapshot.vram.total.zip(snapshot.vram.free);
         let in_use = in_use.map(|(total, free)| total.saturating_sub(free));
-        let others = in_use.map(|in_use| in_use.saturating_sub(held));
+        // The driver is taking back what dead processes held.
+        let held_or_dead = held + snapshot.vram.dead();
+        let others = in_use.map(|in_use| in_use.saturating_sub(held_or_dead));
         Budget {
             in_use,
             capacity: snapshot.vram.total.zip(others).map(|(total, others)| {
@@ -142,9 +144,8 @@ pub fn insufficient(
             );
         }
     }
-    for process in
-        snapshot.vram.processes.iter().flatten().filter(|process| process.service.is_none())
-    {
+    let strangers = |process: &&GpuProcess| process.service.is_none() && !process.is_ending;
+    for process in snapshot.vram.processes.iter().flatten().filter(strangers) {
         told.push(process.to_string());
         blockers.push(process.detail());
     }

@@ -15,8 +15,9 @@ pub use preempt::{start, start_again};
 
 use crate::config::Config;
 use crate::error::Failure;
+use crate::exit::Code;
 use crate::model::{
-    AnsweredBy, Evict, Mb, Observed, Presence, Service, Snapshot, Source, State, Trouble,
+    AnsweredBy, Evict, Mb, Observed, Presence, Service, Snapshot, Source, State, Trouble, Unproven,
 };
 use fit::presumed;
 
@@ -31,6 +32,10 @@ pub struct Plan {
     /// What the starts will take; to be free, beside the reserve, before any of them begins.
     pub required: Mb,
     pub start: Vec<Start>,
+    /// Services that have to be ready in the end, whether they are started or not.
+    pub needed: Vec<String>,
+    /// The memory of dead processes, which the driver has yet to take back, is waited for.
+    pub awaits_dead: bool,
     /// Services that run and are left running.
     pub kept: Vec<String>,
     pub warnings: Vec<String>,
@@ -91,9 +96,10 @@ pub fn stop(
             Presence::Up(_) | Presence::Stopping(_) => {
                 plan.evict.push(Eviction::stop(observed, force));
             }
-            Presence::Down(_) | Presence::Dead(_) => {}
+            Presence::Down(_) | Presence::Dead(_) => refuse_unproven(service, observed)?,
         }
     }
+    plan.awaits_dead = snapshot.vram.dead() > Mb(0);
     Ok(plan)
 }
 
@@ -103,17 +109,19 @@ pub fn release_all(config: &Config, snapshot: &Snapshot, force: bool) -> Result<
     for service in &config.services {
         let observed = snapshot.service(&service.name);
         refuse_unknown(service, observed)?;
+        refuse_unproven(service, observed)?;
         if observed.can_be_stopped() {
             plan.evict.push(Eviction::stop(observed, force));
         }
     }
+    plan.awaits_dead = snapshot.vram.dead() > Mb(0);
     Ok(plan)
 }
 
 impl Plan {
     /// Nothing is to be stopped or started.
     pub fn is_empty(&self) -> bool {
-        self.evict.is_empty() && self.starts_nothing()
+        self.evict.is_empty() && self.starts_nothing() && !self.awaits_dead
     }
 
     fn starts_nothing(&self) -> bool {
@@ -128,6 +136,7 @@ impl Plan {
 
     /// Adds what makes a needed service ready, whatever state it is in.
     fn need(&mut self, service: &Service, observed: &Observed) -> Result<(), Refusal> {
+        self.needed.push(service.name.clone());
         if let Some(stranger @ AnsweredBy { service: None, .. }) = &observed.answered_by {
             return Err(stranger.in_the_way_of(service));
         }
@@ -145,7 +154,8 @@ impl Plan {
                 }
                 StartHow::Wake
             }
-            (Presence::Up(_), State::Starting) => StartHow::Await,
+            // One that works and does not answer is waited for, and never restarted by a plan.
+            (Presence::Up(_), State::Starting | State::Unresponsive) => StartHow::Await,
             (Presence::Up(running), _) => {
                 if running.trouble != Some(Trouble::Paused) {
                     self.evict.push(Eviction::stop(observed, false));
@@ -156,7 +166,12 @@ impl Plan {
                 self.evict.push(Eviction::stop(observed, false));
                 StartHow::Start
             }
-            (Presence::Down(_), _) => StartHow::Start,
+            (Presence::Down(_), _) if is_coming_up(service, observed) => StartHow::Await,
+            (Presence::Down(_), _) => {
+                refuse_unproven(service, observed)
+                    .map_err(|refusal| Failure { code: Code::StartFailed, ..refusal })?;
+                StartHow::Start
+            }
         };
         if how != StartHow::Wake || has_unloaded(service, observed) {
             let held = match self.evict.iter().any(|eviction| eviction.service == service.name) {
@@ -183,6 +198,14 @@ impl Plan {
             }
         }
         Ok(())
+    }
+
+    /// Waits for the memory of dead processes where there is no room without it.
+    fn wait_for_the_dead(&mut self, config: &Config, snapshot: &Snapshot) {
+        let vram = &snapshot.vram;
+        let has_room =
+            vram.free.is_some_and(|free| free.saturating_sub(config.gpu.reserve) >= self.required);
+        self.awaits_dead = vram.dead() > Mb(0) && self.required > Mb(0) && !has_room;
     }
 
     /// Evicts a service in the way it is configured for.
@@ -235,6 +258,34 @@ fn refuse_unknown(service: &Service, observed: &Observed) -> Result<(), Refusal>
         }
         _ => Ok(()),
     }
+}
+
+/// Whether somebody may be starting it by hand: what its `match` finds is no older than a start takes.
+fn is_coming_up(service: &Service, observed: &Observed) -> bool {
+    observed.unproven.iter().any(|process| process.age < service.start_timeout)
+}
+
+/// A service of which there is nothing but what may be its own cannot be said to be stopped.
+fn refuse_unproven(service: &Service, observed: &Observed) -> Result<(), Refusal> {
+    let Some(first) = observed.unproven.first().filter(|_| !observed.can_be_stopped()) else {
+        return Ok(());
+    };
+    let name = &service.name;
+    let listed: Vec<String> = observed.unproven.iter().map(Unproven::to_string).collect();
+    let (noun, verb) = if listed.len() == 1 { ("process", "is") } else { ("processes", "are") };
+    Err(Failure::new(
+        Code::StopFailed,
+        format!(
+            "{name}: {noun} {} may be it, but {verb} not proven to be; nothing was done to {}",
+            listed.join(", "),
+            if listed.len() == 1 { "it" } else { "them" },
+        ),
+    )
+    .hint(format!("if it is {name}: gpuctl adopt {name} {}", first.pid))
+    .hint(format!(
+        "if not: put into services.{name}.match what only {name} has in its command line"
+    ))
+    .detail("unproven", observed.unproven.iter().map(|one| one.pid).collect::<Vec<_>>()))
 }
 
 /// A warning where the sizes are estimated.

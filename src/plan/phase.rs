@@ -2,9 +2,9 @@
 
 use super::fit::{Budget, ensure_fits};
 use super::preempt::make_room;
-use super::{Plan, Refusal, refuse_unknown, warn_of_estimate};
+use super::{Plan, Refusal, refuse_unknown, refuse_unproven, warn_of_estimate};
 use crate::config::Config;
-use crate::model::{Service, Snapshot};
+use crate::model::{Mb, Service, Snapshot};
 use std::collections::HashSet;
 
 /// Eagerly, everything that the phase does not need is evicted; lazily, only as much as the
@@ -29,6 +29,10 @@ pub fn prepare_phase(
         for service in &others {
             let observed = snapshot.service(&service.name);
             refuse_unknown(service, observed)?;
+            // Who only listens on its port is a stranger to the phase.
+            if observed.unproven.iter().any(|one| one.matches || one.is_on_card) {
+                refuse_unproven(service, observed)?;
+            }
             if observed.can_be_stopped() {
                 plan.evict(service, observed);
             }
@@ -38,6 +42,9 @@ pub fn prepare_phase(
         }
     }
     plan.clear_ports(&needed, snapshot)?;
+    plan.wait_for_the_dead(config, snapshot);
+    // What a phase does not need has given its memory back when the phase is prepared.
+    plan.awaits_dead |= !lazy && snapshot.vram.dead() > Mb(0);
     warn_of_estimate(&mut plan, snapshot);
     Ok(plan)
 }

@@ -37,6 +37,7 @@ pub fn start(
         make_room(config, snapshot, &budget, &needed, &candidates, &mut plan)?;
     }
     plan.clear_ports(&[service], snapshot)?;
+    plan.wait_for_the_dead(config, snapshot);
     warn_of_estimate(&mut plan, snapshot);
     Ok(plan)
 }

@@ -266,7 +266,7 @@ fn a_service_in_every_state_is_made_ready() {
 fn a_stranger_on_the_port_is_a_refusal() {
     let mut world = world(BOX);
     let who = "process 9 (nginx) answers on port 8099".to_owned();
-    world.service("vidi").answered_by = Some(AnsweredBy { who, service: None });
+    world.service("vidi").answered_by = Some(AnsweredBy { who, service: None, pid: None });
     assert_eq!(short(world.start("vidi")), "refused 5");
 }
 
@@ -276,7 +276,7 @@ fn of_two_services_that_share_a_port_the_one_makes_way_for_the_other() {
         let mut world = world(BOX).ready(holder, 4000);
         let who = format!("service {holder} answers on port 8099");
         world.service("cosyvoice").answered_by =
-            Some(AnsweredBy { who, service: Some(holder.to_owned()) });
+            Some(AnsweredBy { who, service: Some(holder.to_owned()), pid: None });
         world
     };
     assert_eq!(short(world("vidi").prepare(3)), "-vidi +cosyvoice");

@@ -203,12 +203,13 @@ fn state(state: State, screen: &Screen) -> Text {
         State::Busy => (GOOD, "▶", ">"),
         State::Starting => (WARNING, "◐", "+"),
         State::Stopping => (WARNING, "◑", "-"),
+        State::Unresponsive => (WARNING, "◌", "~"),
         State::Stopped => (FAINT, "○", "."),
         State::Error => (BAD, "✗", "x"),
         State::Unknown => (WARNING, "?", "?"),
     };
     let sign = if screen.has_unicode { unicode } else { ascii };
-    // As wide as the longest, so that `--watch` does not move what stands beside it.
+    // As wide as the usual ones, so that `--watch` does not move what stands beside it.
     Text::styled(style, sign).then(format!(" {:8}", state.name()))
 }
 

@@ -1,6 +1,7 @@
 //! The only place that spawns processes: external commands with a deadline, and services that
 //! outlive gpuctl.
 
+use super::caller;
 use super::wait::{Handle, Stop, Woken, wait};
 use crate::error::{Failure, Result};
 use crate::exit::Code;
@@ -301,6 +302,11 @@ pub fn start_companion(arguments: &[&str], input: OwnedFd) -> Result<Child> {
 fn detach(command: &mut Command) {
     before_exec(command, || {
         rustix::process::setsid()?;
+        // SAFETY: this is between fork and exec.
+        #[expect(unsafe_code, reason = "what a service ignores is its own matter")]
+        unsafe {
+            caller::reset_ignored()
+        };
         // Marked rather than closed: the standard library reports a failed exec through one.
         // SAFETY: a plain system call.
         #[expect(unsafe_code, reason = "no crate of ours has it")]

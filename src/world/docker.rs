@@ -7,12 +7,14 @@ pub use setup::{GpuAccess, Setup, engine, setups};
 
 use super::command::{self, Begun, Output};
 use super::logs;
+use super::process;
 use super::wait::Stop;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
-use crate::model::{Healthy, Presence, Running, Trouble};
+use crate::model::{Healthy, Pid, Presence, Running, Trouble};
 use serde::Deserialize;
 use std::collections::{BTreeMap, HashMap};
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 const ASK_LIMIT: Duration = Duration::from_secs(5);
@@ -141,6 +143,20 @@ pub fn name_of(id: &str, stop: &Stop) -> Option<String> {
     let output = asked.finish(stop).ok().filter(|output| output.status.success())?;
     let name = String::from_utf8(output.stdout).ok()?;
     Some(name.trim().trim_start_matches('/').to_owned()).filter(|name| !name.is_empty())
+}
+
+/// The address to which a process of Docker's forwards a published port, if it is such a process.
+pub fn forwards_to(pid: Pid) -> Option<Ipv4Addr> {
+    let words = process::arguments(pid);
+    let is_proxy = words.first().is_some_and(|program| program.ends_with("docker-proxy"));
+    let at = words.iter().position(|word| word == "-container-ip").filter(|_| is_proxy)?;
+    words.get(at + 1)?.parse().ok()
+}
+
+/// The policy by which the engine starts a container again; `None` where it never does.
+pub fn restart_policy(container: &str, stop: &Stop) -> Option<String> {
+    let setup = setups(&[container], stop).ok()?.remove(container)?;
+    Some(setup.restart).filter(|policy| !matches!(policy.as_str(), "" | "no"))
 }
 
 /// Whether the engine can be asked at all: only its own version tells for sure.

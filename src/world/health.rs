@@ -102,6 +102,9 @@ fn http(url: &str, client: &ureq::Agent) -> Healthy {
             }
         }
         Ok(response) => Healthy::No(format!("{} answers {}", mask(url), response.status())),
+        Err(ureq::Error::Timeout(_)) => {
+            Healthy::Silent(format!("{} gives no answer in time", mask(url)))
+        }
         Err(error) => Healthy::No(format!("{}: {error}", mask(url))),
     }
 }

@@ -119,6 +119,7 @@ impl Job {
         command::before_exec(&mut command, move || {
             // What is sent to it is its own from the start; our handlers would swallow it.
             ours.iter().flatten().for_each(|signal| set_action(*signal, libc::SIG_DFL));
+            set_action(signal_hook::consts::SIGXFSZ, libc::SIG_DFL);
             process::setpgid(None, None)?;
             // SAFETY: a copy of gpuctl's end, which would keep this process from seeing that gpuctl
             // is gone; nothing else in this process uses it.

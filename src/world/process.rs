@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
 use std::ffi::CString;
 use std::fs;
+use std::net::Ipv4Addr;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::panic::resume_unwind;
@@ -359,6 +360,25 @@ pub fn is_within(control_groups: &str, path: &str) -> bool {
     paths
         .filter_map(|own| own.strip_prefix(path))
         .any(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// Whether the network that a process is in has this address as its own.
+pub fn has_address(pid: Pid, address: Ipv4Addr) -> bool {
+    let routes = text_of(pid, "net/fib_trie").unwrap_or_default();
+    let address = format!("|-- {address}");
+    let mut lines = routes.lines().map(str::trim);
+    while let Some(line) = lines.next() {
+        if line == address && lines.next().is_some_and(|kind| kind.ends_with("host LOCAL")) {
+            return true;
+        }
+    }
+    false
+}
+
+/// The systemd service in whose control group a process is.
+pub fn unit_of(control_groups: &str) -> Option<&str> {
+    let words = control_groups.lines().flat_map(|line| line.rsplit('/'));
+    words.map(str::trim).find(|word| word.ends_with(".service"))
 }
 
 /// The id of the container that a control group's path names, as every engine puts it there.

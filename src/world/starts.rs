@@ -46,6 +46,8 @@ pub struct Start {
     pub log_from: u64,
     /// In clock ticks since boot, as the kernel counts the starts of processes.
     pub since: u64,
+    /// The service has been ready since.
+    pub was_ready: bool,
     pub processes: Vec<Id>,
 }
 
@@ -63,6 +65,7 @@ impl Start {
             log: None,
             log_from: 0,
             since: host::ticks(),
+            was_ready: false,
             processes: Vec::new(),
         }
     }
@@ -82,22 +85,26 @@ impl Start {
         self.boot == host::boot_id() && self.pid_namespace == host::pid_namespace()
     }
 
-    /// The service that it is a start of, by its place among these: the one of that name from this
-    /// configuration, wherever that has been moved to; else the only one with the very same command,
-    /// which has been renamed.
+    /// The service that it is a start of, by its place among these: the one of that name, else the
+    /// only one with the very same command, which has been renamed. A start from another configuration
+    /// that is still there is nobody's here; one that has been moved is known by its file, or was at a
+    /// path where there is none any more.
     pub fn service_of(&self, services: &[Service], config: Option<&Path>) -> Option<usize> {
+        let is_same_file =
+            || self.config_file.is_some() && self.config_file == config.and_then(FileId::of);
+        let has_moved = || self.config.as_deref().is_some_and(|path| !path.exists());
+        let is_named_here = self.config.as_deref() == config || is_same_file();
+        if !is_named_here && !has_moved() {
+            return None;
+        }
         let native = |at: &usize| match &services[*at].manager {
             Manager::Native(native) => Some(native),
             _ => None,
         };
         let natives = || (0..services.len()).filter(|at| native(at).is_some());
-        let is_same_file =
-            || self.config_file.is_some() && self.config_file == config.and_then(FileId::of);
-        if self.config.as_deref() == config || is_same_file() {
-            let named = natives().find(|at| services[*at].name == self.service);
-            if named.is_some() {
-                return named;
-            }
+        let named = natives().find(|at| services[*at].name == self.service);
+        if is_named_here && named.is_some() {
+            return named;
         }
         let is_same_command = |at: &usize| {
             native(at).is_some_and(|it| it.start == self.command && it.cwd == self.cwd)

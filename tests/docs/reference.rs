@@ -201,3 +201,10 @@ fn the_index_names_every_page() {
         assert!(index.contains(&page.name), "{} is not in the index", page.name);
     }
 }
+
+#[test]
+fn the_test_that_contributing_shows_is_one() {
+    let page = std::fs::read_to_string(repository().join("CONTRIBUTING.md")).unwrap();
+    let shown = page.split("```rust\n").nth(1).unwrap().split("```").next().unwrap();
+    assert!(include_str!("../stop.rs").ends_with(shown), "{shown}");
+}

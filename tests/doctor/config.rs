@@ -1,18 +1,21 @@
 //! Faults of the configuration file.
 
 use super::{Machine, finds};
+use rig::works;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, chown};
 
-const NO_DOCKER: super::Fault<'static> =
-    ("fail", "docker.engine", "Docker cannot be reached", "start docker");
 const NO_LIBRARY: super::Fault<'static> =
     ("fail", "nvml.library", "cannot be loaded", "install the NVIDIA driver");
 
 /// What is found as well where the configuration cannot be used: neither the rig's library nor a Docker is there.
 fn beside(fault: super::Fault<'static>) -> [super::Fault<'static>; 3] {
-    [fault, NO_DOCKER, NO_LIBRARY]
+    let no_docker = match works("docker", &["--version"]) {
+        true => ("fail", "docker.engine", "Docker cannot be reached", "start docker"),
+        false => ("fail", "docker.client", "there is no program docker", "install Docker's"),
+    };
+    [fault, no_docker, NO_LIBRARY]
 }
 
 fn mode(machine: &Machine, mode: u32) {

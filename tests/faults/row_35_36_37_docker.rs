@@ -1,7 +1,7 @@
 //! The faults of Docker in the reliability scorecard, rows 35 to 37: a container that is missing, an engine that cannot
 //! be asked, and a container that does not run.
 
-use rig::{Rig, Signal, until};
+use rig::{Rig, Signal, docker_client_or_skip, until};
 use serde_json::{Value, json};
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -89,6 +89,9 @@ fn rig_without_engine() -> Rig {
 
 #[test]
 fn row_36_an_engine_without_its_socket_is_unavailable() {
+    if !docker_client_or_skip() {
+        return;
+    }
     let rig = rig_without_engine();
     let why = "Docker cannot be reached";
     assert_containers_are_unknown(&rig.gpuctl("status --json").run().succeeds().json(), why);
@@ -121,6 +124,9 @@ fn row_36_a_docker_that_is_not_installed_is_unavailable() {
 
 #[test]
 fn row_36_a_socket_that_may_not_be_opened_is_a_matter_of_permission() {
+    if !docker_client_or_skip() {
+        return;
+    }
     let rig = rig_without_engine();
     // Whoever we are, it does not let us in: root is stripped of the right to ignore its mode.
     let socket = rig.path("forbidden.sock");
@@ -142,6 +148,9 @@ fn row_36_a_socket_that_may_not_be_opened_is_a_matter_of_permission() {
 
 #[test]
 fn row_36_an_engine_that_hangs_is_given_up_at_the_deadline() {
+    if !docker_client_or_skip() {
+        return;
+    }
     let rig = rig_without_engine();
     // As with an engine that is stopped by a signal, the kernel accepts and nobody answers.
     let _listener = UnixListener::bind(rig.path("no-docker.sock")).unwrap();

@@ -99,9 +99,14 @@ fn row_55_gunicorn_which_sets_its_title_is_started_shown_and_stopped() {
         let (code, told) = rig.gpuctl("start api").run().ended();
         assert_eq!(code, Some(0), "{gunicorn}\n{told}");
         let master: i32 = std::fs::read_to_string(&pidfile).unwrap().trim().parse().unwrap();
-        let status = rig.gpuctl("status --json").run().succeeds().json();
-        let pids = status["services"]["api"]["pids"].as_array().unwrap();
-        assert_eq!((pids.contains(&json!(master)), pids.len()), (true, 3), "{gunicorn}\n{status}");
+        // It is ready when the first of its workers is.
+        let pids_now = || {
+            let status = rig.gpuctl("status --json").run().succeeds().json();
+            status["services"]["api"]["pids"].as_array().unwrap().clone()
+        };
+        until("both workers are shown", || pids_now().len() == 3);
+        let pids = pids_now();
+        assert!(pids.contains(&json!(master)), "{gunicorn}\n{pids:?}");
         let workers: Vec<_> = pids.iter().map(|pid| pid.as_i64().unwrap() as i32).collect();
         let (code, told) = rig.gpuctl("stop api").run().ended();
         assert_eq!(code, Some(0), "{gunicorn}\n{told}");

@@ -210,6 +210,9 @@ fn a_unit_that_is_being_stopped_is_shown_as_such() {
 fn a_unit_that_is_being_stopped_already_is_waited_for_and_not_in_the_way() {
     for command in ["stop vllm", "release-all", "prepare-phase 4", "start video --no-preempt"] {
         let rig = Rig::new();
+        if !rig.systemd().has_control_groups() {
+            return;
+        }
         // More important than what needs its memory.
         let vllm = rig.unit("vllm").vram(20000).priority(90);
         let vllm = vllm.server("--term-delay 1s").add();

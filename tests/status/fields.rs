@@ -1,6 +1,8 @@
 //! `gpuctl status`: the card, its processes, the services' states, field by field.
 
-use rig::{Fault, Rig, Script, Signal, skip_or_fail, until};
+use rig::{
+    Fault, Rig, Script, Signal, docker_client_or_skip, skip_or_fail, unconfigured_or_skip, until,
+};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
@@ -160,6 +162,9 @@ fn nothing_is_available_below_the_reserve() {
 
 #[test]
 fn a_check_answers_by_the_exit_code() {
+    if !unconfigured_or_skip() {
+        return;
+    }
     let rig = Rig::new();
     let vidi = rig.native("vidi").add();
     rig.native("idle").add();
@@ -182,6 +187,9 @@ fn a_check_answers_by_the_exit_code() {
 
 #[test]
 fn the_text_has_what_matters() {
+    if !docker_client_or_skip() {
+        return;
+    }
     let rig = Rig::new();
     let vidi = rig.native("vidi").vram(4000).priority(40).phases([2, 7]).add();
     rig.container("voice").vram(3000).not_installed().add();
@@ -255,6 +263,9 @@ fn a_card_that_is_not_there_is_told_as_such() {
 
 #[test]
 fn without_a_configuration_there_are_no_services() {
+    if !unconfigured_or_skip() {
+        return;
+    }
     let rig = Rig::new();
     let run = |words: &str| rig.gpuctl(words).env_remove("GPUCTL_CONFIG").run().succeeds();
     let status = run("status --json").json();
@@ -401,15 +412,16 @@ fn answer(mut client: TcpStream) {
 fn many_health_checks_that_are_answered_late_are_under_way_at_once() {
     const COUNT: usize = 100;
     let rig = Rig::new();
-    let server = TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = format!("http://{}/health", server.local_addr().unwrap());
-    for number in 0..COUNT {
+    let servers: Vec<_> = (0..COUNT).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    for (number, server) in servers.iter().enumerate() {
+        let url = format!("http://{}/health", server.local_addr().unwrap());
         rig.native(&format!("service{number}")).set("health", url.as_str()).add();
     }
     // Nobody is answered before all have asked.
+    let servers: &'static [TcpListener] = servers.leak();
     std::thread::spawn(move || {
-        let accept = |_| server.accept().unwrap().0;
-        (0..COUNT).map(accept).collect::<Vec<_>>().into_iter().for_each(answer);
+        let accept = |server: &TcpListener| server.accept().unwrap().0;
+        servers.iter().map(accept).collect::<Vec<_>>().into_iter().for_each(answer);
     });
     // Nor has it to do with how many files may be open.
     let looked = rig.shell("ulimit -Sn 60; exec gpuctl status --json").run().succeeds().json();

@@ -32,6 +32,9 @@ fn stable(text: &str) -> BTreeSet<String> {
     stable.collect()
 }
 
+const STATES: [&str; 8] =
+    ["unknown", "stopped", "starting", "ready", "busy", "stopping", "unresponsive", "error"];
+
 #[test]
 fn each_figure_is_there_in_base_units() {
     let (rig, _server) = rich();
@@ -63,7 +66,7 @@ fn each_figure_is_there_in_base_units() {
     .map(str::to_owned)
     .to_vec();
     for (service, state) in [("vidi", "busy"), ("idle", "stopped")] {
-        for other in ["unknown", "stopped", "starting", "ready", "busy", "stopping", "error"] {
+        for other in STATES {
             let is_it = i32::from(state == other);
             let labels = format!("service=\"{service}\",state=\"{other}\"");
             expected.push(format!("gpuctl_service_state{{{labels}}} {is_it}"));

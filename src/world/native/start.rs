@@ -105,6 +105,12 @@ impl Started {
         }
     }
 
+    /// Records that the service is ready.
+    pub fn record_ready(&mut self) -> Result<()> {
+        self.record.was_ready = true;
+        self.record.write(&self.state_dir)
+    }
+
     /// Whether the start command has ended well.
     pub fn has_succeeded(&mut self) -> bool {
         self.child.try_wait().is_ok_and(|status| status.is_some_and(|status| status.success()))

@@ -116,11 +116,7 @@ impl Trial {
     #[track_caller]
     pub fn kill_all(&self, pids: &[i32]) {
         pids.iter().for_each(|pid| processes::signal(*pid, Signal::KILL));
-        until("they are gone", || {
-            // A zombie has no command line.
-            pids.iter()
-                .all(|pid| fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default().is_empty())
-        });
+        until("they are gone", || pids.iter().all(|pid| processes::state(*pid).is_none()));
     }
 
     pub fn journal_file(&self) -> PathBuf {

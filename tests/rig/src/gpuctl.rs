@@ -2,10 +2,12 @@
 
 use crate::outcome::Outcome;
 use crate::processes;
+use crate::skip::MACHINES_CONFIGURATION;
 use rustix::process::Signal;
 use std::ffi::OsStr;
 use std::io::Read;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
@@ -38,7 +40,10 @@ impl Invocation {
         self
     }
 
+    #[track_caller]
     pub fn env_remove(mut self, name: &str) -> Self {
+        let would_act = name == "GPUCTL_CONFIG" && Path::new(MACHINES_CONFIGURATION).exists();
+        assert!(!would_act, "gpuctl would act on the machine's services: `unconfigured_or_skip`");
         self.command.env_remove(name);
         self
     }

@@ -49,7 +49,9 @@ pub use redis::{LOCK_KEY, Redis};
 pub use rig::Rig;
 pub use rustix::process::Signal;
 pub use services::{Draft, Script, Service};
-pub use skip::{python_or_skip, root_or_skip, skip_or_fail};
+pub use skip::{
+    docker_client_or_skip, python_or_skip, root_or_skip, skip_or_fail, unconfigured_or_skip,
+};
 pub use systemd::Fault;
 pub use terminal::Terminal;
 pub use wait::{until, with_room};

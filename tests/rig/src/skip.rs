@@ -3,6 +3,7 @@
 use crate::programs;
 use std::io::Write;
 use std::panic::Location;
+use std::path::Path;
 
 /// Tells that the test is skipped because there is no `what`; fails it if `GPUCTL_TEST_REQUIRE` has `requirement`.
 #[track_caller]
@@ -23,6 +24,30 @@ pub fn root_or_skip() -> bool {
         skip_or_fail("root", "root");
     }
     is_root
+}
+
+/// By which gpuctl acts where none is given.
+pub const MACHINES_CONFIGURATION: &str = "/etc/gpuctl/config.toml";
+
+/// Whether the machine has no configuration of its own, for a test of gpuctl without any; if it has one, it has been said
+/// so.
+#[track_caller]
+pub fn unconfigured_or_skip() -> bool {
+    let is_there = Path::new(MACHINES_CONFIGURATION).exists();
+    if is_there {
+        skip_or_fail("unconfigured", "machine without a configuration of its own");
+    }
+    !is_there
+}
+
+/// Whether there is Docker's client, for a test that needs no engine; if not, it has been said so.
+#[track_caller]
+pub fn docker_client_or_skip() -> bool {
+    let is_there = programs::works("docker", &["--version"]);
+    if !is_there {
+        skip_or_fail("docker", "Docker client");
+    }
+    is_there
 }
 
 /// Whether there is a Python to run the examples with; if not, it has been said so.

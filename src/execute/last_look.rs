@@ -1,0 +1,92 @@
+//! The last look: what was done is told as done only when it is seen. Every needed service has to
+//! be ready, and everything that was stopped has to be gone.
+
+use super::{Context, ready};
+use crate::error::{Failure, Result};
+use crate::exit::Code;
+use crate::model::{Manager, Observed, Pid, Service, Snapshot, State};
+use crate::observe::{observe, started_by};
+use crate::plan::{Plan, StartHow};
+use crate::world::docker;
+use std::sync::PoisonError;
+use std::time::{Duration, Instant};
+
+/// Looks until all needed services are well at once, as long as the slowest of them may take.
+pub fn look(plan: &Plan, stopped: &[String], context: &Context) -> Result<()> {
+    let needed: Vec<&Service> = plan.needed.iter().map(|name| context.service(name)).collect();
+    let limit = needed.iter().map(|service| service.start_timeout).max();
+    let deadline = Instant::now() + limit.unwrap_or(Duration::ZERO);
+    loop {
+        let after = see(plan, context)?;
+        if let Some(back) = came_back(plan, stopped, context.before, &after) {
+            return Err(told_of_return(context.service(&back.name), back, context));
+        }
+        let Some((service, observed)) = needed
+            .iter()
+            .map(|service| (service, after.service(&service.name)))
+            .find(|(_, observed)| !matches!(observed.state, State::Ready | State::Busy))
+        else {
+            return Ok(());
+        };
+        // It is there and does not answer now, or its manager is bringing it back.
+        let is_coming = matches!(observed.state, State::Starting | State::Unresponsive);
+        if !is_coming || Instant::now() >= deadline {
+            return Err(ready::lost(service, observed, context));
+        }
+        ready::make_ready(service, StartHow::Await, context.stop, context)?;
+    }
+}
+
+/// All services and the card as they are now; the health of the needed ones.
+fn see(plan: &Plan, context: &Context) -> Result<Snapshot> {
+    let mut reader = context.reader.lock().unwrap_or_else(PoisonError::into_inner);
+    let asks = |service: &Service| plan.needed.contains(&service.name);
+    observe(context.config, &mut reader, context.stop, &asks)
+}
+
+/// A service that was stopped and not started since, and is there again, or may be.
+fn came_back<'a>(
+    plan: &Plan,
+    stopped: &[String],
+    before: &Snapshot,
+    after: &'a Snapshot,
+) -> Option<&'a Observed> {
+    let is_wanted = |name: &String| plan.needed.contains(name);
+    stopped.iter().filter(|name| !is_wanted(name)).map(|name| after.service(name)).find(|now| {
+        let was_there =
+            |pid: Pid| before.service(&now.name).unproven.iter().any(|one| one.pid == pid);
+        now.is_alive() || now.unproven.iter().any(|one| !was_there(one.pid))
+    })
+}
+
+fn told_of_return(service: &Service, back: &Observed, context: &Context) -> Failure {
+    let name = &service.name;
+    let pid = back.pids().first().copied().or(back.unproven.first().map(|one| one.pid));
+    let (who, fix) = match &service.manager {
+        Manager::Native(_) => match pid.and_then(started_by) {
+            Some(keeper) => (keeper.to_string(), keeper.remedy()),
+            None => ("something".to_owned(), format!("see `ps -fp {}`", pid.unwrap_or_default())),
+        },
+        Manager::Docker { container } => match docker::restart_policy(container, context.stop) {
+            Some(policy) => (
+                format!("the engine, by its restart policy {policy},"),
+                format!(
+                    "docker update --restart=no {container}; of a compose project, set `restart: \"no\"` in its file"
+                ),
+            ),
+            None => (
+                "something".to_owned(),
+                format!("see `docker events --filter container={container}`"),
+            ),
+        },
+        Manager::Systemd { unit, .. } => (
+            "systemd, or what triggers the unit,".to_owned(),
+            format!("`systemctl show --property Restart,TriggeredBy {unit}` says why"),
+        ),
+    };
+    Failure::new(
+        Code::StopFailed,
+        format!("{name}: {who} has started it again as soon as it was stopped"),
+    )
+    .hint(format!("{fix}; then run the command again"))
+}

@@ -1,0 +1,79 @@
+//! Who may start a service again as soon as it is stopped: a supervisor, a loop in a script, a unit.
+
+use crate::model::Pid;
+use crate::redact::mask;
+use crate::world::process::{self, Id, Process, Table};
+use std::collections::HashSet;
+use std::fmt;
+
+/// Somebody who looks after a process that gpuctl has not started.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Keeper {
+    Parent { id: Id, command: String },
+    Unit(String),
+}
+
+impl Keeper {
+    /// Whether it may still act.
+    pub fn is_there(&self) -> bool {
+        match self {
+            Keeper::Parent { id, .. } => id.is_alive(),
+            Keeper::Unit(_) => true,
+        }
+    }
+
+    /// What keeps it from acting.
+    pub fn remedy(&self) -> String {
+        match self {
+            Keeper::Parent { id, .. } => format!("stop process {} first", id.pid),
+            Keeper::Unit(unit) => format!(
+                "stop it with `systemctl stop {unit}`, and let gpuctl do so: type = \"systemd\", unit = \"{unit}\""
+            ),
+        }
+    }
+}
+
+impl fmt::Display for Keeper {
+    /// "process 12 (bash loop.sh)"
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Keeper::Parent { id, command } => write!(f, "process {} ({command})", id.pid),
+            Keeper::Unit(unit) => write!(f, "the unit {unit}"),
+        }
+    }
+}
+
+/// The keeper of these processes, if they have one outside of them.
+pub fn keeper_of(members: &[Pid], table: &Table) -> Option<Keeper> {
+    let own: HashSet<&Pid> = members.iter().collect();
+    let callers = table.callers();
+    members.iter().filter_map(|pid| table.get(*pid)).find_map(|process| {
+        match table.get(process.parent) {
+            Some(parent) if own.contains(&parent.pid) => None,
+            Some(parent) if parent.pid != 1 && !callers.contains(&parent.pid) => kept_by(parent),
+            _ => unit_of(process.pid).map(Keeper::Unit),
+        }
+    })
+}
+
+/// Who has started a process, where that can be told.
+pub fn started_by(pid: Pid) -> Option<Keeper> {
+    keeper_of(&[pid], &Table::read())
+}
+
+fn kept_by(parent: &Process) -> Option<Keeper> {
+    let words = process::arguments(parent.pid);
+    // What an orphan is given to, and a shell at which somebody sits, start nothing of themselves.
+    let is_idle = matches!(parent.name.as_str(), "systemd" | "gpuctl")
+        || super::ownership::is_multiplexer(parent)
+        || words.len() < 2
+        || words.first().is_some_and(|name| name.starts_with('-'));
+    let command = mask(&words.join(" "));
+    (!is_idle).then(|| Keeper::Parent { id: parent.id(), command })
+}
+
+/// The unit whose control group a process is in, and gpuctl is not.
+fn unit_of(pid: Pid) -> Option<String> {
+    let unit = |pid| process::unit_of(&process::control_groups(pid)).map(str::to_owned);
+    unit(pid).filter(|found| Some(found) != unit(std::process::id() as Pid).as_ref())
+}
