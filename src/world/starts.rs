@@ -9,6 +9,7 @@ use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::model::{Manager, Native, Service};
 use serde::{Deserialize, Serialize};
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
@@ -32,8 +33,8 @@ impl FileId {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Start {
     pub service: String,
-    /// The configuration that named the service, as a path and as a file.
-    pub config: Option<PathBuf>,
+    /// The configuration that named the service, as a path, which need not be text, and as a file.
+    pub config: Option<OsString>,
     pub config_file: Option<FileId>,
     /// The start command and its folder, by which a renamed service is known again.
     pub command: String,
@@ -56,7 +57,7 @@ impl Start {
     pub fn new(service: &Service, native: &Native, config: Option<&Path>) -> Start {
         Start {
             service: service.name.clone(),
-            config: config.map(Path::to_owned),
+            config: config.map(|path| path.as_os_str().to_owned()),
             config_file: config.and_then(FileId::of),
             command: native.start.clone(),
             cwd: native.cwd.clone(),
@@ -92,8 +93,9 @@ impl Start {
     pub fn service_of(&self, services: &[Service], config: Option<&Path>) -> Option<usize> {
         let is_same_file =
             || self.config_file.is_some() && self.config_file == config.and_then(FileId::of);
-        let has_moved = || self.config.as_deref().is_some_and(|path| !path.exists());
-        let is_named_here = self.config.as_deref() == config || is_same_file();
+        let own = self.config.as_deref().map(Path::new);
+        let has_moved = || own.is_some_and(|path| !path.exists());
+        let is_named_here = own == config || is_same_file();
         if !is_named_here && !has_moved() {
             return None;
         }
