@@ -103,12 +103,12 @@ impl Report for AdoptReport {
 
 impl Report for CheckReport {
     fn text(&self, _: &Screen) -> String {
-        format!(
-            "{}: good: {} services, {} phases\n",
-            self.path,
-            self.services.len(),
-            self.phases.len()
-        )
+        let (services, phases) = (self.services.len(), self.phases.len());
+        let mut text = format!("{}: good: {services} services, {phases} phases\n", self.path);
+        for warning in &self.warnings {
+            line!(text, "warning: {warning}");
+        }
+        text
     }
 }
 

@@ -161,6 +161,9 @@ pub struct CheckReport {
     pub path: String,
     pub services: Vec<String>,
     pub phases: Vec<u32>,
+    /// What works and may surprise.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// A path, for `config path` and `config init`.
