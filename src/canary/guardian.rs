@@ -13,6 +13,7 @@ use crate::progress::Progress;
 use crate::world::companion::{Companion, Heard, Listener};
 use crate::world::nvml::Reader;
 use crate::world::process;
+use rustix::fd::BorrowedFd;
 use serde_json::json;
 use std::sync::Mutex;
 
@@ -26,12 +27,13 @@ pub struct Guardian {
 }
 
 impl Guardian {
-    pub fn start(config: &Config) -> Result<Guardian> {
+    /// It keeps the machine's lock by this descriptor, until production is back.
+    pub fn start(config: &Config, lock: BorrowedFd) -> Result<Guardian> {
         let path = config.path.as_ref().map(|path| path.to_string_lossy().into_owned());
         let gpu = config.gpu.selector.to_string();
         let mut arguments = vec!["--gpu", &gpu];
         arguments.extend(path.as_deref().map(|path| ["--config", path]).into_iter().flatten());
-        let companion = Companion::start(COMMAND, &arguments)?;
+        let companion = Companion::start(COMMAND, &arguments, lock)?;
         let group = process::Id::of(companion.pid()).ok_or_else(|| {
             Failure::new(Code::Internal, "the guardian, just started, is not in the process table")
         })?;

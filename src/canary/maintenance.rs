@@ -5,7 +5,7 @@ use super::ledger::{Ledger, later};
 use crate::config::{Canary, Config};
 use crate::error::{Failure, Result};
 use crate::exit::Code;
-use crate::lock;
+use crate::lock::{self, Release};
 use crate::model::Pid;
 use crate::world::files;
 use crate::world::host;
@@ -87,16 +87,23 @@ pub fn pid_in(text: &str) -> Option<Pid> {
     text.split(':').nth(1)?.trim().parse().ok().filter(|pid| *pid > 0)
 }
 
-/// Gives up the GPU lock and removes the file, whosever they are. Tells whether there was one.
+/// Gives up the GPU lock and removes the file, whosever they are, but for a lock that processes
+/// keep (`lock_busy`). Tells whether there was one.
 pub fn unlock(config: &Config, canary: &Canary, ledger: &Ledger) -> Result<bool> {
-    let mut backend = lock::open(config)?;
-    let holder = backend.look().ok().flatten().map(|held| held.holder);
-    let released = backend.release(None)?;
+    let holder = lock::look(config).ok().flatten().map(|held| held.holder);
+    let released = lock::release(config, None)?;
     let cleared = clear(canary)?;
     let night = canary.limits.window.night(host::now());
     let facts = json!({"run_id": null, "candidate_id": null, "budget_used": ledger.used(night).ok(), "reason": holder});
     ledger.audit(night, "unlocked", facts.as_object().cloned().unwrap_or_default())?;
-    Ok(released || cleared)
+    match released {
+        Release::Kept(held) => {
+            let why = format!("the GPU lock is held by {}", held.describe());
+            Err(Failure::new(Code::LockBusy, why)
+                .hint("it ends with the processes that keep it, and no sooner"))
+        }
+        released => Ok(cleared || matches!(released, Release::Released)),
+    }
 }
 
 fn clear(canary: &Canary) -> Result<bool> {

@@ -118,8 +118,13 @@ impl Hands<'_> {
     /// Takes the GPU lock for the canary.
     pub fn take_lock(&self, stop: &Stop, patience: Duration) -> Result<Guard> {
         let services = [self.canary.service.clone()];
-        let purpose =
-            Purpose { holder: "canary", services: &services, patience, margin: Duration::ZERO };
+        let purpose = Purpose {
+            holder: "canary",
+            command: "canary",
+            services: &services,
+            patience,
+            margin: Duration::ZERO,
+        };
         Guard::take(self.config, &purpose, stop, self.progress)
     }
 

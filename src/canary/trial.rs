@@ -63,7 +63,7 @@ impl Trial<'_> {
 
     /// In production's place.
     fn quiesced(&self) -> Result<Outcome> {
-        let mut guardian = Guardian::start(self.hands.config)?;
+        let mut guardian = Guardian::start(self.hands.config, self.guard.descriptor())?;
         // Who takes over the lock of one that was killed waits for its guardian.
         self.guard.name_group(guardian.group)?;
         guardian.guard(self.guard.heirloom());

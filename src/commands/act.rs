@@ -40,8 +40,9 @@ pub fn act(
         return Ok(Answer::Yes);
     }
     let name = subject.name();
+    let title = format!("{command} {name}");
     session.recorded(command, &name, |mut session| {
-        let guard = session.hold_lock(&subject, patience, Duration::ZERO)?;
+        let guard = session.hold_lock(&subject, &title, patience, Duration::ZERO)?;
         let (plan, outcome) = carry_out(&session, reader, asks, plan)?;
         guard.release(&session.progress)?;
         session.conclude(&ActReport::done(subject, &plan, &outcome))?;
@@ -145,12 +146,13 @@ impl Session {
     pub fn hold_lock(
         &mut self,
         subject: &Subject,
+        command: &str,
         patience: Duration,
         margin: Duration,
     ) -> Result<Guard> {
         let services = subject.services(&self.config);
-        let purpose =
-            Purpose { holder: &holder(subject, &services), services: &services, patience, margin };
+        let holder = &holder(subject, &services);
+        let purpose = Purpose { holder, command, services: &services, patience, margin };
         let guard = Guard::take(&self.config, &purpose, &self.stop, &self.progress)?;
         self.stop = self.stop.under(guard.lease());
         Ok(guard)

@@ -29,8 +29,10 @@ pub fn run(arguments: &Adopt, session: Session) -> Result<Answer> {
     let listed: Vec<String> = pids.iter().map(ToString::to_string).collect();
     let subject = Subject::Service { service: service.name.clone() };
     let mut reader = Reader::open(&session.config.gpu);
-    session.recorded("adopt", &format!("{} {}", service.name, listed.join(" ")), |mut session| {
-        let guard = session.hold_lock(&subject, patience, Duration::ZERO)?;
+    let what = format!("{} {}", service.name, listed.join(" "));
+    session.recorded("adopt", &what, |mut session| {
+        let title = format!("adopt {what}");
+        let guard = session.hold_lock(&subject, &title, patience, Duration::ZERO)?;
         let config = &session.config;
         let on_card = gpu_pids(&reader.read().unwrap_or_default());
         let ids = adoptable(config, &service.name, &pids, on_card, &session.stop)?;

@@ -115,7 +115,7 @@ fn trial(arguments: &CanaryRun, session: &Session) -> Result<Answer> {
 fn status(session: &Session) -> Result<Answer> {
     let canary = session.config.canary()?;
     let ledger = Ledger::open(canary)?;
-    let held = lock::open(&session.config).and_then(|mut backend| backend.look());
+    let held = lock::look(&session.config);
     let report = CanaryStatusReport::new(&session.config, canary, &ledger, &held, host::now())?;
     print(&report, &session.form)?;
     Ok(Answer::Yes)

@@ -4,7 +4,7 @@ use super::{Session, duration};
 use crate::cli::{Lock, LockAcquire, LockRelease};
 use crate::error::Failure;
 use crate::exit::{Answer, Code};
-use crate::lock::{self, Claim};
+use crate::lock::{self, Release, Wanted};
 use crate::progress::Waiting;
 use crate::report::{AcquiredReport, LockStatusReport, ReleasedReport, deliver, print};
 use anyhow::{Result, bail};
@@ -20,7 +20,7 @@ pub fn run(command: &Lock, session: Session) -> Result<Answer> {
 fn acquire(arguments: &LockAcquire, session: &Session) -> Result<Answer> {
     let config = &session.config;
     let holder = &arguments.holder;
-    if holder.is_empty() || *holder != lock::holder_name(holder) {
+    if holder.is_empty() || *holder != lock::shown(holder) {
         bail!(
             Failure::new(Code::Usage, format!("\"{holder}\" cannot be shown as a holder"))
                 .hint("a name without |, quotes and control characters")
@@ -34,26 +34,23 @@ fn acquire(arguments: &LockAcquire, session: &Session) -> Result<Answer> {
         bail!(Failure::new(Code::Usage, "--ttl: a lock without time is no lock"));
     }
     let patience = arguments.waiting.patience(config)?;
-    let mut backend = lock::open(config)?;
     if let Some(token) = &config.lock.token {
-        let held = lock::joined(backend.as_mut(), token)?;
+        let held = lock::joined(config, token)?;
         print(&AcquiredReport::of(&held, token), &session.form)?;
         return Ok(Answer::Yes);
     }
-    let mut claim = Claim::new(config, holder, &[], arguments.pid, ttl)?;
     let mut waiting = Waiting::new(&session.progress, patience);
-    let warning = claim
-        .acquire_to_keep(backend.as_mut(), patience, &session.stop, |busy| waiting.tell(busy))?;
+    let wanted = Wanted { holder, ttl, pid: arguments.pid, patience };
+    let mut taken = lock::acquire(config, &wanted, &session.stop, &mut |busy| waiting.tell(busy))?;
     waiting.done();
-    if let Some(warning) = warning {
-        session.progress.warning(&warning);
+    match deliver(&AcquiredReport::new(&taken.claim), &session.form) {
+        Ok(()) => taken.leave()?,
+        Err(failure) => {
+            taken.give_back()?;
+            return Err(failure);
+        }
     }
-    let printed = deliver(&AcquiredReport::new(&claim), &session.form);
-    if printed.is_err() {
-        // Nobody knows the token, so nobody could release it.
-        backend.release(Some(&claim.record.token))?;
-    }
-    printed.map(|()| Answer::Yes)
+    Ok(Answer::Yes)
 }
 
 fn release(arguments: &LockRelease, session: &Session) -> Result<Answer> {
@@ -67,25 +64,14 @@ fn release(arguments: &LockRelease, session: &Session) -> Result<Answer> {
             ))
         }
     };
-    let mut backend = lock::open(config)?;
-    // Given away, the command would work on beside the next one's.
-    if let Some(token) = token
-        && let Some(held) = backend.look()?
-        && held.is_of(token)
-        && held.is_of_a_command()
-    {
-        print(&ReleasedReport::left_to_run(&held), &session.form)?;
-        return Ok(Answer::Yes);
-    }
-    let released = backend.release(token)?;
-    let holder = if released { None } else { backend.look()? };
-    print(&ReleasedReport::new(released, holder.as_ref()), &session.form)?;
+    let released = lock::release(config, token)?;
+    print(&ReleasedReport::new(&released), &session.form)?;
     // That nobody holds it is what was asked for.
-    Ok(Answer::from(released || holder.is_none()))
+    Ok(Answer::from(!matches!(released, Release::Anothers(_) | Release::Kept(_))))
 }
 
 fn status(session: &Session) -> Result<Answer> {
-    let held = lock::open(&session.config)?.look()?;
+    let held = lock::look(&session.config)?;
     print(&LockStatusReport::new(&session.config, held.as_ref()), &session.form)?;
     Ok(Answer::from(held.is_none()))
 }

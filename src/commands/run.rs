@@ -44,7 +44,9 @@ fn under_lock(
 ) -> Result<Answer> {
     let needed = subject.services(&session.config);
     let reader = Reader::open(&session.config.gpu);
-    let guard = session.hold_lock(subject, patience, grace)?;
+    // Its arguments may hold secrets.
+    let title = format!("run {}", command[0].to_string_lossy());
+    let guard = session.hold_lock(subject, &title, patience, grace)?;
     let asks = |service: &Service| needed.contains(&service.name) || service.evict == Evict::Unload;
     let decide = |config: &Config, snapshot: &Snapshot| match subject {
         Subject::Phase { phase, .. } => plan::prepare_phase(config, snapshot, *phase, false),
@@ -92,7 +94,7 @@ fn work(
 
     let until_lost = session.stop.clone().without_signals();
     let mut group = None;
-    let started = Job::start(words, &variables, |pid| {
+    let started = Job::start(words, &variables, guard.descriptor(), |pid| {
         // A signal that came before signals were the command's.
         session.stop.check()?;
         let named = process::Id::of(pid).ok_or_else(|| vanished(pid))?;

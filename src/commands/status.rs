@@ -42,8 +42,10 @@ pub fn run(arguments: &Status, session: Session) -> Result<Answer> {
 /// All that there is to see, the lock beside everything else: a server that hangs costs no more
 /// than a health check that does.
 pub fn look(config: &Config, reader: &mut Reader, stop: &Stop) -> Checked<StatusReport> {
-    let backend = lock::open(config);
-    let looking = Aside::begin(move || backend?.look())?;
+    let looking = Aside::begin({
+        let config = config.clone();
+        move || lock::look(&config)
+    })?;
     let mut snapshot = observe(config, reader, stop, &|_| true)?;
     let held = found(&looking, stop);
     if let Ok(Some(held)) = &held {

@@ -106,18 +106,6 @@ impl Environment {
             .or_else(|| Some(self.xdg("XDG_STATE_HOME", ".local/state")?.join("gpuctl")))
     }
 
-    /// Where the lock file is kept: gone with the next boot, and of one user. A cron job of that
-    /// user, which has no `XDG_RUNTIME_DIR`, finds the same folder.
-    pub fn runtime_dir(&self) -> Option<PathBuf> {
-        let user = rustix::process::getuid();
-        if user.is_root() {
-            return Some(PathBuf::from("/run/gpuctl"));
-        }
-        let own = PathBuf::from(format!("/run/user/{}", user.as_raw()));
-        let folder = self.path("XDG_RUNTIME_DIR").filter(|path| path.is_absolute());
-        Some(folder.or_else(|| own.is_dir().then_some(own))?.join("gpuctl"))
-    }
-
     /// `~` and `$VAR` replaced; `$$` stands for a dollar sign. A URL that is a path may begin with
     /// `~` behind its scheme.
     pub fn expand(&self, text: &str) -> std::result::Result<String, String> {

@@ -63,10 +63,15 @@ impl Default for Gpu {
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Lock {
-    /// Where the lock is kept: redis://, rediss://, redis+unix:// or file:///path. Without it
-    /// $REDIS_URL counts, else it is a file on this machine; $GPUCTL_LOCK_URL stands over all.
+    /// Where the lock is kept beside the machine's: redis://, rediss:// or redis+unix://; or
+    /// file:///path, a machine's lock of one's own. Without it $REDIS_URL counts; $GPUCTL_LOCK_URL
+    /// stands over all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
+    /// File of the machine's lock, where it is not the one that all on the machine share; a
+    /// file:// URL stands over it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
     /// Name of the lock: the key in Redis, or of the file.
     pub key: String,
     /// How long a lock lasts that `gpuctl lock acquire` takes.
@@ -79,6 +84,7 @@ impl Default for Lock {
     fn default() -> Self {
         Lock {
             url: None,
+            file: None,
             key: "gpu_mutex_v2".to_owned(),
             ttl: Span::seconds(600),
             wait: Span::seconds(31),

@@ -1,34 +1,32 @@
 //! Where the GPU lock is kept.
 
-use super::{Environment, file};
+use super::file;
 use redis::Client;
-use std::path::PathBuf;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+/// Folders in which every user may make files and nobody may remove another's, that outlive every
+/// login, and in which cleaners leave alone what is locked; the first one that is there.
+const FOLDERS: [&str; 2] = ["/run/lock", "/var/tmp"];
 
 /// Where the GPU lock is kept.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Place {
-    /// With its URL, which is one that the client takes, and may hold a password.
-    Redis(String),
-    File(PathBuf),
-    /// No URL is given, and there is no folder for a file.
-    Nowhere,
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The file of the machine's lock.
+    pub file: PathBuf,
+    /// Its URL is one that the client takes, and may hold a password.
+    pub redis: Option<String>,
 }
 
 impl Place {
-    /// From its URL, or without one the place of a file on this machine.
-    pub fn of(lock: &file::Lock, environment: &Environment) -> std::result::Result<Place, String> {
-        if let Some(url) = &lock.url {
-            return Place::of_url(url);
-        }
-        let name = format!("{}.lock", lock.key.replace('/', "_"));
-        let folder = environment.runtime_dir();
-        Ok(folder.map_or(Place::Nowhere, |folder| Place::File(folder.join(name))))
-    }
-
-    fn of_url(url: &str) -> std::result::Result<Place, String> {
+    /// From its URL, or without one the machine's lock alone.
+    pub fn of(lock: &file::Lock) -> std::result::Result<Place, String> {
+        let own = lock.file.as_ref().map(PathBuf::from);
+        let file = own.unwrap_or_else(|| machines(&lock.key));
+        let Some(url) = &lock.url else { return Ok(Place { file, redis: None }) };
         match url.split_once("://") {
-            Some(("redis" | "rediss" | "redis+unix", _)) => match Client::open(url) {
-                Ok(_) => Ok(Place::Redis(url.to_owned())),
+            Some(("redis" | "rediss" | "redis+unix", _)) => match Client::open(url.as_str()) {
+                Ok(_) => Ok(Place { file, redis: Some(url.to_owned()) }),
                 Err(error) => {
                     // The kind behind it says nothing, and a detail might show a password.
                     let told = error.to_string();
@@ -38,10 +36,26 @@ impl Place {
                     ))
                 }
             },
-            Some(("file", path)) if path.starts_with('/') && !path.ends_with('/') => {
-                Ok(Place::File(PathBuf::from(path)))
+            Some(("file", path)) if is_of_a_file(path) => {
+                Ok(Place { file: PathBuf::from(path), redis: None })
             }
             _ => Err("not a redis://, rediss://, redis+unix:// or file:///path URL".to_owned()),
         }
     }
+}
+
+/// Whether a path can be that of the lock's file.
+pub fn is_of_a_file(path: &str) -> bool {
+    path.starts_with('/') && !path.ends_with('/')
+}
+
+/// The file of the machine's lock, the same for everybody.
+fn machines(key: &str) -> PathBuf {
+    let is_for_all = |folder: &&str| {
+        let meta = Path::new(folder).metadata();
+        meta.is_ok_and(|meta| meta.is_dir() && meta.permissions().mode() & 0o1777 == 0o1777)
+    };
+    let [first, other] = FOLDERS;
+    let folder = if is_for_all(&first) { first } else { other };
+    Path::new(folder).join(format!("gpuctl-{}.lock", key.replace('/', "_")))
 }

@@ -1,6 +1,7 @@
 //! From the file's types to the model: expansion, the rules between keys, and what is refused.
 
 use super::file::{self, File};
+use super::place::is_of_a_file;
 use super::text::Source;
 use super::{Config, Environment, Gpu, Lock, Place, Selector};
 use crate::error::{Failure, Result};
@@ -60,7 +61,10 @@ pub fn validate(
             url_is_of = Some(variable);
         }
     }
-    let place = Place::of(&file.lock, environment).map_err(|problem| match url_is_of {
+    if file.lock.file.as_deref().is_some_and(|path| !is_of_a_file(path)) {
+        return Err(complain(&["lock", "file"], "not the absolute path of a file"));
+    }
+    let place = Place::of(&file.lock).map_err(|problem| match url_is_of {
         Some(variable) => wrong_variable(variable, &problem),
         None => complain(&["lock", "url"], &problem),
     })?;
@@ -139,6 +143,7 @@ fn expand(
     let key = |parts: &[&str]| parts.iter().map(|part| (*part).to_owned()).collect::<Vec<_>>();
     texts.extend(file.gpu.nvml_library.as_mut().map(|text| (key(&["gpu", "nvml_library"]), text)));
     texts.extend(file.lock.url.as_mut().map(|text| (key(&["lock", "url"]), text)));
+    texts.extend(file.lock.file.as_mut().map(|text| (key(&["lock", "file"]), text)));
     if let Some(canary) = &mut file.canary {
         let entry = |field: &str| key(&["canary", field]);
         texts.push((entry("start"), &mut canary.start));

@@ -1,12 +1,12 @@
-//! The lock's place: the server that it is kept in, or the folder of its file, and what is there.
+//! The lock's place: the file of the machine's, the server beside it, and what is there.
 
 use super::check::{Check, Id};
-use super::state::folder;
 use super::{Case, UNCONFIGURED};
-use crate::config::{Config, Environment, Place};
+use crate::config::{Config, Environment};
 use crate::error::{Failure, Result};
 use crate::exit::Code;
-use crate::lock::{self, Held, Server};
+use crate::lock::{self, Ends, Held, Server};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -28,31 +28,39 @@ pub fn examine(case: &Case) -> Vec<Check> {
     let Some(config) = &case.config else {
         return vec![Check::skip(Id::LockPlace, UNCONFIGURED)];
     };
-    match &config.lock.place {
-        Place::File(path) => in_file(case, config, path),
-        Place::Redis(url) => in_redis(case, config, url),
-        Place::Nowhere => {
-            let failure = lock::open(config).err();
-            let set = "set lock.url";
-            failure.iter().map(|failure| Check::failure(Id::LockPlace, failure, set)).collect()
+    match &config.lock.place.redis {
+        Some(url) => in_redis(case, config, url),
+        None => {
+            let path = config.lock.place.file.display();
+            let place = format!("the machine's, in the file {path}, from {}", case.lock_source);
+            let folder = folder(config);
+            let record = match folder.fix {
+                Some(_) => Check::skip(Id::LockRecord, "its file cannot be used"),
+                None => record(&lock::look(config)),
+            };
+            vec![Check::pass(Id::LockPlace, place), folder, record]
         }
     }
 }
 
-fn look(config: &Config) -> Result<Option<Held>> {
-    lock::open(config)?.look()
-}
-
-fn in_file(case: &Case, config: &Config, path: &Path) -> Vec<Check> {
-    let place = format!("the file {}, from {}", path.display(), case.lock_source);
+/// Where the machine's lock is: every user of it has to be able to open its file, and nobody to
+/// remove it.
+fn folder(config: &Config) -> Check {
+    let path = &config.lock.place.file;
     let parent = path.parent().unwrap_or(Path::new("/"));
-    let fix = "the lock's folder has to be yours alone (chmod go-w), and no link; or set lock.url to a file elsewhere";
-    let folder = folder(Id::LockFolder, parent, fix);
-    let record = match folder.fix {
-        Some(_) => Check::skip(Id::LockRecord, "its folder cannot be used"),
-        None => record(&look(config)),
-    };
-    vec![Check::pass(Id::LockPlace, place), folder, record]
+    if let Err(failure) = lock::could_open(config) {
+        let fix = "make it a file that everybody who is to take the lock may open (chmod 666), or name another one in lock.url";
+        return Check::failure(Id::LockFolder, &failure, fix);
+    }
+    let mode = parent.metadata().map_or(0, |meta| meta.permissions().mode());
+    match mode & 0o002 != 0 && mode & 0o1000 == 0 {
+        true => Check::warn(
+            Id::LockFolder,
+            format!("anybody may remove the lock's file from {}", parent.display()),
+            format!("chmod +t {}, or another place in lock.url", parent.display()),
+        ),
+        false => Check::pass(Id::LockFolder, parent.display().to_string()),
+    }
 }
 
 /// What is held, or what keeps the place from holding a lock.
@@ -60,7 +68,7 @@ fn record(found: &Result<Option<Held>>) -> Check {
     let id = Id::LockRecord;
     match found {
         Err(failure) => Check::failure(id, failure, "mend it, or choose another lock.url"),
-        Ok(Some(held)) if held.left.is_none() => Check::warn(
+        Ok(Some(held)) if held.ends == Ends::Never => Check::warn(
             id,
             format!("held by {}, without an end", held.describe()),
             "it is never taken over; if its holder is gone: `gpuctl lock release --force`",
@@ -76,7 +84,7 @@ fn in_redis(case: &Case, config: &Config, url: &str) -> Vec<Check> {
         Err(failure) => return unreached(case, &failure),
     };
     let place = format!("Redis at {}, from {}", server.place, case.lock_source);
-    let found = look(config);
+    let found = lock::look(config);
     let (credentials, record) = match &found {
         Err(failure) if failure.code == Code::Permission => (
             Check::failure(Id::LockCredentials, failure, "correct its ACL"),
@@ -86,6 +94,7 @@ fn in_redis(case: &Case, config: &Config, url: &str) -> Vec<Check> {
     };
     let mut checks = vec![
         Check::pass(Id::LockPlace, place),
+        folder(config),
         Check::pass(Id::LockRedis, "it answers"),
         credentials,
         record,

@@ -214,8 +214,19 @@ impl<'a> Watch<'a> {
         {
             return Ok(Some(healthy));
         }
-        self.sleep(Instant::now() + SETTLING)?;
-        Ok(Some(Healthy::Yes))
+        let settled = Instant::now() + SETTLING;
+        // A death wakes it, and is looked into.
+        while self.sleep(settled)? {}
+        let name = &self.service.name;
+        match self.look_after_it()?.presence(name) {
+            // What its manager has started again, or is about to, does not stay alive.
+            Presence::Up(Running { restarts, trouble, .. })
+                if Some(restarts) != self.restarts || trouble.is_some() =>
+            {
+                Err(self.died("ended at once, and its manager starts it again and again"))
+            }
+            _ => Ok(Some(Healthy::Yes)),
+        }
     }
 
     /// Sleeps until the deadline unless something happens to the service; tells whether it did.

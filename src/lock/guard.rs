@@ -1,14 +1,21 @@
-//! Holding the lock while gpuctl acts: a thread renews it at a third of its time, its loss calls
-//! off the work, and it is released whatever the work comes to.
+//! Holding the lock while gpuctl acts. The machine's ends with the last process that has its
+//! descriptor. That of Redis is renewed by a thread at a third of its time, its loss calls off the
+//! work, and it is released whatever the work comes to.
 
+use super::claim::Claim;
+use super::entry::enter;
+use super::machine::Machine;
+use super::redis::Redis;
 use super::watchdog::Watchdog;
-use super::{Backend, Claim, Held, Record, holder_name, joined, open};
+use super::{Ends, Held, Patience, Record, not_held, redis, shown};
 use crate::config::Config;
-use crate::error::Result;
+use crate::error::{Failure, Result};
+use crate::exit::Code;
 use crate::progress::{Progress, Waiting};
-use crate::world::host::since_boot;
+use crate::world::host::{random_hex, since_boot};
 use crate::world::process;
 use crate::world::wait::{Event, Lease, Stop, Timer, wait};
+use rustix::fd::BorrowedFd;
 use serde::{Deserialize, Serialize};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -25,21 +32,29 @@ const ENDLESS: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// The lock, held. Dropping it releases it.
 pub struct Guard {
-    shared: Arc<Mutex<Hold>>,
+    /// Given up before the machine's.
+    renewed: Option<Renewed>,
+    machine: Machine,
     lease: Arc<Lease>,
-    quit: Arc<Event>,
-    renewal: Option<JoinHandle<()>>,
+    /// Beside a command that works under the lock.
+    watchdog: Arc<Mutex<Option<Watchdog>>>,
     fence: u64,
     token: String,
 }
 
+/// What has to be renewed: the lock in Redis.
+struct Renewed {
+    hold: Arc<Mutex<Hold>>,
+    quit: Arc<Event>,
+    thread: Option<JoinHandle<()>>,
+}
+
 struct Hold {
-    backend: Box<dyn Backend>,
+    redis: Redis,
     title: Title,
     /// So much before the end of its time the lock counts as lost, for what has to be ended first.
     margin: Duration,
-    /// Beside a command that works under the lock.
-    watchdog: Option<Watchdog>,
+    watchdog: Arc<Mutex<Option<Watchdog>>>,
 }
 
 /// By what right the lock is ours.
@@ -49,7 +64,7 @@ enum Title {
     Borrowed(String),
 }
 
-/// A lock that is handed on.
+/// A lock in Redis that is handed on.
 #[derive(Serialize, Deserialize)]
 pub struct Heirloom {
     token: String,
@@ -60,6 +75,8 @@ pub struct Heirloom {
 pub struct Purpose<'a> {
     /// The service or phase that it acts for.
     pub holder: &'a str,
+    /// What gpuctl was called for: "run render.sh".
+    pub command: &'a str,
     pub services: &'a [String],
     /// How long to wait for it.
     pub patience: Duration,
@@ -75,74 +92,114 @@ impl Guard {
         stop: &Stop,
         progress: &Progress,
     ) -> Result<Guard> {
-        let mut backend = open(config)?;
+        let machine = Machine::open(&config.lock.place.file)?;
         if let Some(token) = &config.lock.token {
-            return Guard::join(backend, token);
+            return Guard::join(config, machine, token, stop);
         }
-        let pid = Some(std::process::id() as i32);
-        let name = holder_name(purpose.holder);
-        let mut claim = Claim::new(config, &name, purpose.services, pid, TTL)?;
         let mut waiting = Waiting::new(progress, purpose.patience);
-        let taken =
-            claim.acquire(backend.as_mut(), purpose.patience, stop, |busy| waiting.tell(busy));
-        let valid_until = taken?;
+        let guard = Guard::enter(config, machine, purpose, stop, &mut |busy| waiting.tell(busy))?;
         waiting.done();
-        if let Some(warning) = claim.keep_fence() {
-            progress.warning(&warning);
-        }
-        let Record { fence, token, .. } = claim.record.clone();
-        log::debug!("the GPU lock is held for {name}, fence {fence}");
-        let margin = purpose.margin.min(TTL / 3);
-        let hold = Hold { backend, title: Title::Own(Box::new(claim)), margin, watchdog: None };
-        Guard::watch(hold, fence, token, valid_until)
+        log::debug!("the GPU lock is held for {}, fence {}", purpose.holder, guard.fence);
+        Ok(guard)
     }
 
-    /// Goes on with the lock of a gpuctl that has died, where it still is that one's.
+    fn enter(
+        config: &Config,
+        mut machine: Machine,
+        purpose: &Purpose,
+        stop: &Stop,
+        tell: &mut dyn FnMut(&str),
+    ) -> Result<Guard> {
+        let holder = shown(purpose.holder);
+        let record = ours(random_hex::<16>()?, purpose.command, purpose.services)?;
+        let mut claim = Claim::new(&holder, record, TTL);
+        let patience = Patience::new(purpose.patience);
+        let mut redis = redis(config);
+        let valid_until =
+            enter(config, &mut machine, redis.as_mut(), &mut claim, &patience, stop, tell)?;
+        let mut guard = Guard::of(machine, Lease::endless()?, &claim.record);
+        if let Some((redis, valid_until)) = redis.zip(valid_until) {
+            let margin = purpose.margin.min(TTL / 3);
+            guard.renew(redis, Title::Own(Box::new(claim)), margin, valid_until)?;
+        }
+        Ok(guard)
+    }
+
+    /// Goes on with the lock in Redis of a gpuctl that has died, where it still is that one's; the
+    /// machine's we have inherited.
     pub fn adopt(
         config: &Config,
         holder: &str,
         services: &[String],
-        claim: &Heirloom,
+        heirloom: &Heirloom,
     ) -> Result<Option<Guard>> {
-        let mut backend = open(config)?;
-        let pid = Some(std::process::id() as i32);
-        let mut adopted = Claim::new(config, &holder_name(holder), services, pid, TTL)?;
-        adopted.record.token.clone_from(&claim.token);
-        adopted.record.fence = claim.fence;
+        let Some(mut redis) = redis(config) else { return Ok(None) };
+        let mut record = ours(heirloom.token.clone(), "guardian", services)?;
+        record.fence = heirloom.fence;
+        let claim = Claim::new(&shown(holder), record, TTL);
         let asked = since_boot();
-        if !backend.renew(&adopted)? {
+        if !redis.renew(&claim)? {
             return Ok(None);
         }
-        let (fence, token) = (claim.fence, claim.token.clone());
-        let title = Title::Own(Box::new(adopted));
-        let hold = Hold { backend, title, margin: Duration::ZERO, watchdog: None };
-        Guard::watch(hold, fence, token, asked + TTL).map(Some)
+        let machine = Machine::open(&config.lock.place.file)?;
+        let mut guard = Guard::of(machine, Lease::endless()?, &claim.record);
+        guard.renew(redis, Title::Own(Box::new(claim)), Duration::ZERO, asked + TTL)?;
+        Ok(Some(guard))
     }
 
-    /// What a companion needs to go on with this lock; nothing where it is the caller's.
+    /// What a companion needs to go on with the lock in Redis; nothing where it is the caller's.
     pub fn heirloom(&self) -> Option<Heirloom> {
-        let is_own = matches!(lock(&self.shared).title, Title::Own(_));
+        let is_own = self
+            .renewed
+            .as_ref()
+            .is_some_and(|renewed| matches!(lock(&renewed.hold).title, Title::Own(_)));
         is_own.then(|| Heirloom { token: self.token.clone(), fence: self.fence })
     }
 
-    fn join(mut backend: Box<dyn Backend>, token: &str) -> Result<Guard> {
+    fn join(config: &Config, machine: Machine, token: &str, stop: &Stop) -> Result<Guard> {
+        let Some(mut redis) = redis(config) else {
+            let record = machine.join(token, stop)?.ok_or_else(not_held)?.record;
+            return Ok(Guard::of(machine, Lease::endless()?, &record));
+        };
+        // Before it is asked for, so that nobody comes in between.
+        machine.slip_in(stop)?;
         let asked = since_boot();
-        let held = joined(backend.as_mut(), token)?;
-        let fence = held.record.as_ref().map_or(0, |record| record.fence);
+        let held = redis.look()?.filter(|held| held.is_of(token)).ok_or_else(not_held)?;
         let valid_until = asked + left(&held);
-        let title = Title::Borrowed(token.to_owned());
-        let hold = Hold { backend, title, margin: Duration::ZERO, watchdog: None };
-        Guard::watch(hold, fence, token.to_owned(), valid_until)
+        let record = held.record.ok_or_else(not_held)?;
+        let mut guard = Guard::of(machine, Lease::endless()?, &record);
+        guard.renew(redis, Title::Borrowed(token.to_owned()), Duration::ZERO, valid_until)?;
+        Ok(guard)
     }
 
-    fn watch(hold: Hold, fence: u64, token: String, valid_until: Duration) -> Result<Guard> {
-        let lease = Lease::until(valid_until.saturating_sub(hold.margin))?;
-        let (quit, shared) = (Event::new()?, Arc::new(Mutex::new(hold)));
-        let renewal = thread::spawn({
-            let (shared, lease, quit) = (shared.clone(), lease.clone(), quit.clone());
-            move || keep(&shared, &lease, &quit)
+    fn of(machine: Machine, lease: Arc<Lease>, record: &Record) -> Guard {
+        let (fence, token) = (record.fence, record.token.clone());
+        Guard { renewed: None, machine, lease, watchdog: Arc::default(), fence, token }
+    }
+
+    /// Has the lock in Redis renewed from now on.
+    fn renew(
+        &mut self,
+        redis: Redis,
+        title: Title,
+        margin: Duration,
+        valid_until: Duration,
+    ) -> Result<()> {
+        let lease = Lease::until(valid_until.saturating_sub(margin))?;
+        let hold = Hold { redis, title, margin, watchdog: self.watchdog.clone() };
+        let (quit, hold) = (Event::new()?, Arc::new(Mutex::new(hold)));
+        let thread = thread::spawn({
+            let (hold, lease, quit) = (hold.clone(), lease.clone(), quit.clone());
+            move || keep(&hold, &lease, &quit)
         });
-        Ok(Guard { shared, lease, quit, renewal: Some(renewal), fence, token })
+        self.lease = lease;
+        self.renewed = Some(Renewed { hold, quit, thread: Some(thread) });
+        Ok(())
+    }
+
+    /// The descriptor that keeps the machine's lock, for a command that works under it.
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        self.machine.fd()
     }
 
     pub fn lease(&self) -> &Arc<Lease> {
@@ -165,24 +222,26 @@ impl Guard {
     }
 
     /// The watchdog alone; without a group for a command that is not there yet, and begins to work
-    /// as soon as it is: its processes are those that bear the token.
+    /// as soon as it is: its processes are those that bear the token. It keeps the machine's lock
+    /// until it has ended them.
     pub fn watch_over(
         &self,
         group: Option<process::Id>,
         token: &str,
         grace: Duration,
     ) -> Result<()> {
-        let mut watchdog = Watchdog::start()?;
+        let mut watchdog = Watchdog::start(self.descriptor())?;
         watchdog.watch(group, token, grace, self.lease.valid_until());
-        lock(&self.shared).watchdog = Some(watchdog);
+        *lock(&self.watchdog) = Some(watchdog);
         Ok(())
     }
 
-    /// Has the lock name processes that act for its holder and may outlive it: who takes it over
-    /// waits for their end.
+    /// Has the lock in Redis name processes that act for its holder and may outlive it: who takes
+    /// it over waits for their end.
     pub fn name_group(&self, group: process::Id) -> Result<()> {
-        if let Hold { backend, title: Title::Own(claim), .. } = &mut *lock(&self.shared)
-            && !claim.name_command(backend.as_mut(), group)?
+        if let Some(renewed) = &self.renewed
+            && let Hold { redis, title: Title::Own(claim), .. } = &mut *lock(&renewed.hold)
+            && !claim.name_command(redis, group)?
         {
             self.lease.lose("it is not ours any more");
         }
@@ -191,7 +250,9 @@ impl Guard {
 
     /// Asks whether the lock is still ours, where more than the next renewal hangs on it.
     pub fn confirm(&self) -> Result<()> {
-        if lock(&self.shared).confirm()?.is_none() {
+        if let Some(renewed) = &self.renewed
+            && lock(&renewed.hold).confirm()?.is_none()
+        {
             self.lease.lose("it is not ours any more");
         }
         self.lease.check()
@@ -199,25 +260,23 @@ impl Guard {
 
     /// The command has ended.
     pub fn forget_command(&self) {
-        let hold = &mut *lock(&self.shared);
-        if let Some(watchdog) = hold.watchdog.take() {
+        if let Some(watchdog) = lock(&self.watchdog).take() {
             watchdog.dismiss();
-        }
-        if let Title::Own(claim) = &hold.title {
-            claim.forget_command();
         }
     }
 
     /// From now on it is neither renewed nor released: what works under it cannot be ended, and who
     /// takes it over has to wait for that.
     pub fn let_run_out(&self) {
-        lock(&self.shared).title = Title::Borrowed(self.token.clone());
+        if let Some(renewed) = &self.renewed {
+            lock(&renewed.hold).title = Title::Borrowed(self.token.clone());
+        }
     }
 
     /// Gives the lock back; fails where it was lost before, so that others may have acted too.
     pub fn release(mut self, progress: &Progress) -> Result<()> {
-        self.end_renewal();
-        let released = lock(&self.shared).release();
+        let released = self.renewed.as_mut().map_or(Ok(true), Renewed::end);
+        self.renewed = None;
         self.lease.check()?;
         match released {
             Ok(true) => Ok(()),
@@ -234,32 +293,45 @@ impl Guard {
             }
         }
     }
+}
 
-    fn end_renewal(&mut self) {
+impl Renewed {
+    /// Renews it no more, and releases it; tells whether it was still ours.
+    fn end(&mut self) -> Result<bool> {
         self.quit.set();
-        if let Some(renewal) = self.renewal.take() {
-            // It has nothing to tell, and a panic of it has told of itself.
-            let _ = renewal.join();
+        match self.thread.take() {
+            Some(thread) => {
+                // It has nothing to tell, and a panic of it has told of itself.
+                let _ = thread.join();
+                lock(&self.hold).release()
+            }
+            None => Ok(true),
         }
     }
 }
 
-impl Drop for Guard {
+impl Drop for Renewed {
     fn drop(&mut self) {
-        if self.renewal.is_some() {
-            self.end_renewal();
-            // The work has failed already, and tells why; the lock ends by itself.
-            let _ = lock(&self.shared).release();
-        }
+        // The work has failed already, and tells why; the lock ends by itself.
+        let _ = self.end();
     }
 }
 
-fn lock(shared: &Mutex<Hold>) -> MutexGuard<'_, Hold> {
+/// A record of what this process does.
+fn ours(token: String, command: &str, services: &[String]) -> Result<Record> {
+    let record = Record::new(token, command, Some(std::process::id() as i32), services);
+    record.ok_or_else(|| Failure::new(Code::Internal, "gpuctl is not in the process table"))
+}
+
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn left(held: &Held) -> Duration {
-    held.left.unwrap_or(ENDLESS)
+    match held.ends {
+        Ends::In(left) => left,
+        Ends::WithProcesses | Ends::Never => ENDLESS,
+    }
 }
 
 /// Renews until told to quit, or until the lock is lost.
@@ -267,7 +339,7 @@ fn keep(shared: &Mutex<Hold>, lease: &Lease, quit: &Event) {
     let mut pause = TTL / 3;
     loop {
         // Also where no timer can be had, the work asks the lease before every step.
-        let end = Timer::at(lease.valid_until()).ok();
+        let end = lease.valid_until().and_then(|until| Timer::at(until).ok());
         let mut watched = vec![quit.fd()];
         watched.extend(end.iter().map(Timer::fd));
         wait(&watched, &Stop::never(), Instant::now() + pause);
@@ -280,11 +352,11 @@ fn keep(shared: &Mutex<Hold>, lease: &Lease, quit: &Event) {
             Ok(Some(left)) => {
                 let end = (asked + left).saturating_sub(hold.margin);
                 lease.extend(end);
-                hold.watchdog.iter_mut().for_each(|watchdog| watchdog.extend(end));
+                lock(&hold.watchdog).iter_mut().for_each(|watchdog| watchdog.extend(end));
                 pause = (left / 3).min(TTL / 3);
             }
             Ok(None) => {
-                let now = hold.backend.look().ok().flatten();
+                let now = hold.redis.look().ok().flatten();
                 // What is left of ours is the command.
                 let now = now.filter(|held| !held.is_of(hold.title.token()));
                 let now = now.map_or("nobody holds it".to_owned(), |held| {
@@ -314,7 +386,7 @@ impl Hold {
     /// Tells whether it was still ours.
     fn release(&mut self) -> Result<bool> {
         match &self.title {
-            Title::Own(claim) => self.backend.release(Some(&claim.record.token)),
+            Title::Own(claim) => self.redis.release(Some(&claim.record.token)),
             Title::Borrowed(_) => Ok(true),
         }
     }
@@ -322,9 +394,9 @@ impl Hold {
     /// How long the lock is ours from now on; `None` where it is not any more.
     fn confirm(&mut self) -> Result<Option<Duration>> {
         match &self.title {
-            Title::Own(claim) => Ok(self.backend.renew(claim)?.then_some(claim.ttl)),
+            Title::Own(claim) => Ok(self.redis.renew(claim)?.then_some(claim.ttl)),
             Title::Borrowed(token) => {
-                let held = self.backend.look()?.filter(|held| held.is_of(token));
+                let held = self.redis.look()?.filter(|held| held.is_of(token));
                 Ok(held.as_ref().map(left))
             }
         }

@@ -1,9 +1,11 @@
-//! What the lock says of its holder, in the two places where it is kept, and how a holder that is
-//! no more is told from one that is only slow.
+//! What the lock says of its holder: for people, and of a lock in Redis or of one that was taken by
+//! hand also when it is over.
 
 use crate::model::Pid;
 use crate::world::wait::Handle;
 use crate::world::{group, host, process};
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -29,17 +31,32 @@ pub struct Record {
     pub pid_start: Option<u64>,
     /// Seconds since 1970.
     pub since: u64,
+    /// Who has called gpuctl.
+    #[serde(default)]
+    pub user: String,
+    /// What gpuctl was called for: "run render.sh".
+    #[serde(default)]
+    pub command: String,
     /// The services that it is held for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub services: Vec<String>,
-    /// The command that works under the lock; it may outlive its gpuctl for a moment.
+    /// When a lock on the machine ends that was taken by hand, in milliseconds since that boot;
+    /// any other one ends with its processes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub command: Option<process::Id>,
+    pub until_since_boot_ms: Option<u64>,
+    /// What works under a lock in Redis; it may outlive its gpuctl for a moment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<process::Id>,
 }
 
 impl Record {
     /// One for a lock that ends with the process, which has to be there.
-    pub fn new(token: String, pid: Option<Pid>, services: &[String]) -> Option<Record> {
+    pub fn new(
+        token: String,
+        command: &str,
+        pid: Option<Pid>,
+        services: &[String],
+    ) -> Option<Record> {
         let pid_start = match pid {
             Some(pid) => Some(process::Id::of(pid)?.start),
             None => None,
@@ -53,8 +70,11 @@ impl Record {
             pid,
             pid_start,
             since: host::since_epoch().as_secs(),
+            user: host::user(),
+            command: shown(command),
             services: services.to_vec(),
-            command: None,
+            until_since_boot_ms: None,
+            group: None,
         })
     }
 
@@ -70,11 +90,40 @@ impl Record {
         self.boot == host::boot_id() && same_namespace
     }
 
+    /// Its process, as far as that can be seen from here.
+    fn id(&self) -> Option<process::Id> {
+        let (pid, start) = self.pid.zip(self.pid_start).filter(|_| self.is_here())?;
+        Some(process::Id { pid, start })
+    }
+
+    /// A handle on its process, as far as that can be seen from here.
+    pub fn process(&self) -> Option<Handle> {
+        self.pid.filter(|_| self.is_here()).and_then(Handle::open)
+    }
+
+    /// Whether its process has ended, as far as that can be told from here.
+    pub fn process_has_ended(&self) -> bool {
+        self.id().is_some_and(|id| !id.is_alive())
+    }
+
+    /// Whether its process is stopped by a signal.
+    fn is_stopped(&self) -> bool {
+        self.id().is_some_and(|id| id.is_alive() && process::is_suspended(id.pid))
+    }
+
+    /// What is left of a lock that was taken by hand; `None`: it is over, or is none.
+    pub fn left(&self) -> Option<Duration> {
+        let until = Duration::from_millis(self.until_since_boot_ms?);
+        let left = until.saturating_sub(host::since_boot());
+        let is_over = left.is_zero() || self.boot != host::boot_id() || self.process_has_ended();
+        (!is_over).then_some(left)
+    }
+
     /// What is left of the command, as far as that can be told from here.
     pub fn command_members(&self) -> Vec<Pid> {
-        let command = self.command.filter(|_| self.is_here());
+        let group = self.group.filter(|_| self.is_here());
         let members = |leader| group::members(Some(leader), &self.token);
-        command.map_or_else(Vec::new, members).into_iter().map(|id| id.pid).collect()
+        group.map_or_else(Vec::new, members).into_iter().map(|id| id.pid).collect()
     }
 
     /// Those whose end may end the lock: the holder, and once that is gone, what its command has
@@ -91,33 +140,51 @@ impl Record {
     }
 }
 
+/// When a lock ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ends {
+    /// After so long, unless it is renewed.
+    In(Duration),
+    /// With the processes that hold it.
+    WithProcesses,
+    /// Never by itself.
+    Never,
+}
+
+/// A process that keeps the lock.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Keeper {
+    pub pid: Pid,
+    pub name: String,
+}
+
 /// A lock that somebody holds.
 #[derive(Clone, Debug)]
 pub struct Held {
     pub holder: String,
     /// `None` of a client that knows nothing of records.
     pub record: Option<Record>,
-    /// `None`: it never ends by itself.
-    pub left: Option<Duration>,
+    pub ends: Ends,
+    /// Those that keep the lock of a command that has ended.
+    pub keepers: Vec<Keeper>,
 }
 
 impl Held {
-    /// From a value in Redis.
+    /// From a value in Redis. `left`: `None` of one without an end.
     pub fn decode(value: &str, left: Option<Duration>) -> Held {
         let split = value.split_once(MARK);
         let parsed =
             split.and_then(|(holder, json)| Some((holder, serde_json::from_str(json).ok()?)));
-        match parsed {
-            Some((holder, record)) => Held { holder: holder.to_owned(), record, left },
-            None => Held { holder: value.to_owned(), record: None, left },
-        }
+        let (holder, record) = parsed.unwrap_or((value, None));
+        let ends = left.map_or(Ends::Never, Ends::In);
+        Held { holder: holder.to_owned(), record, ends, keepers: Vec::new() }
     }
 
     /// Whether the holder is proved to be no more, and all that worked under its lock. A lock that
     /// was given no end is nobody's to take.
     pub fn is_over(&self) -> bool {
         let living = self.record.as_ref().and_then(Record::living);
-        self.left.is_some() && living.is_some_and(|living| living.is_empty())
+        self.ends != Ends::Never && living.is_some_and(|living| living.is_empty())
     }
 
     /// Whether no command is left that a lock whose time is over may have had: nobody can tell of
@@ -144,7 +211,12 @@ impl Held {
 
     /// Whether a command works under it (that of `run`), with which it ends.
     pub fn is_of_a_command(&self) -> bool {
-        self.record.as_ref().is_some_and(|record| record.command.is_some())
+        self.record.as_ref().is_some_and(|record| record.group.is_some())
+    }
+
+    /// Whether it ends with processes, and not before.
+    pub fn lasts_with_processes(&self) -> bool {
+        self.ends == Ends::WithProcesses
     }
 
     /// "HOST:PID", where that is known.
@@ -156,22 +228,57 @@ impl Held {
         })
     }
 
-    /// As Redis tells it: whole seconds, -1 for no end.
-    pub fn ttl(&self) -> i64 {
-        self.left.map_or(-1, |left| (left.as_millis() as i64 + 500) / 1000)
+    pub fn is_stopped(&self) -> bool {
+        self.record.as_ref().is_some_and(Record::is_stopped)
     }
 
-    /// "comfyui (nora:1234, 29 s left)".
-    pub fn describe(&self) -> String {
-        let left = match self.left {
-            Some(_) => format!("{} s left", self.ttl()),
-            None => "without an end".to_owned(),
-        };
-        match self.owner() {
-            Some(owner) => format!("{} ({owner}, {left})", name_of(&self.holder)),
-            None => format!("{} ({left})", name_of(&self.holder)),
+    /// As Redis tells it: whole seconds, -1 for no end that is known before.
+    pub fn ttl(&self) -> i64 {
+        match self.ends {
+            Ends::In(left) => (left.as_millis() as i64 + 500) / 1000,
+            Ends::WithProcesses | Ends::Never => -1,
         }
     }
+
+    /// "comfyui (nora:1234, run render.sh, by root since 2026-11-28 14:03:05)".
+    pub fn describe(&self) -> String {
+        let mut facts: Vec<String> = self.owner().into_iter().collect();
+        if let Some(record) = &self.record {
+            facts.extend(Some(record.command.clone()).filter(|command| !command.is_empty()));
+            let since = Timestamp::from_second(record.since as i64).ok().map(|since| {
+                since.to_zoned(TimeZone::system()).strftime("since %F %T").to_string()
+            });
+            let by = (!record.user.is_empty()).then(|| format!("by {}", record.user));
+            let by_and_since: Vec<String> = by.into_iter().chain(since).collect();
+            facts.push(by_and_since.join(" "));
+        }
+        facts.extend(self.is_stopped().then(|| "stopped".to_owned()));
+        match self.ends {
+            Ends::In(_) => facts.push(format!("{} s left", self.ttl())),
+            Ends::Never => facts.push("without an end".to_owned()),
+            Ends::WithProcesses => {}
+        }
+        if !self.keepers.is_empty() {
+            let keepers: Vec<String> = self.keepers.iter().map(Keeper::describe).collect();
+            facts.push(format!("it has ended, and the lock is kept by {}", keepers.join(", ")));
+        }
+        match facts.is_empty() {
+            true => name_of(&self.holder).to_owned(),
+            false => format!("{} ({})", name_of(&self.holder), facts.join(", ")),
+        }
+    }
+}
+
+impl Keeper {
+    /// "PID 1234 (python3)".
+    pub fn describe(&self) -> String {
+        format!("PID {} ({})", self.pid, self.name)
+    }
+}
+
+/// A text as the lock can show it: nothing that a terminal obeys, nor that is part of our record.
+pub fn shown(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() || "|\"".contains(c) { '_' } else { c }).collect()
 }
 
 /// A holder's name, as people are told it; clients of the older kind can give none.

@@ -11,8 +11,9 @@ mod server;
 
 pub use server::Server;
 
+use super::claim::Claim;
 use super::record::Held;
-use super::{Attempt, Backend, Busy, Claim};
+use super::{Attempt, Busy};
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::redact::mask;
@@ -222,12 +223,13 @@ fn left_of(pttl: &str) -> Option<Duration> {
     }
 }
 
-impl Backend for Redis {
-    fn attempt(&mut self, claim: &Claim, queues: bool, stop: &Stop) -> Result<Attempt> {
+impl Redis {
+    /// One try to take the lock, and with `queues` a place in the line for it.
+    pub fn attempt(&mut self, claim: &Claim, queues: bool, stop: &Stop) -> Result<Attempt> {
         let value = claim.record.encode(&claim.holder);
         let (before, after) = value.split_once("\"fence\":0").expect("a record not yet taken");
         let before = format!("{before}\"fence\":");
-        let (ttl, floor) = (claim.ttl.as_millis().to_string(), claim.floor.to_string());
+        let ttl = claim.ttl.as_millis().to_string();
         let [counter, queue, seen, called, wake, command] =
             ["fence", "queue", "seen", "called", "wake:", "command"].map(|what| self.beside(what));
         let mut over = String::new();
@@ -241,7 +243,6 @@ impl Backend for Redis {
                     &before,
                     after,
                     &ttl,
-                    &floor,
                     if queues { "1" } else { "0" },
                     &arrival,
                     &over,
@@ -269,7 +270,7 @@ impl Backend for Redis {
                     }
                     (self.living, self.pause) = (held.living(), LOOK);
                     let ahead = ahead.parse().unwrap_or(0);
-                    return Ok(Attempt::Busy(Busy { held: Some(held), ahead }));
+                    return Ok(Attempt::Busy(Box::new(Busy { held: Some(held), ahead })));
                 }
                 ["turn", left, ahead, arrival] => {
                     self.arrival = (*arrival).to_owned();
@@ -277,14 +278,15 @@ impl Backend for Redis {
                     let pause = left_of(left).map(|left| left + Duration::from_millis(1));
                     (self.living, self.pause) = (Vec::new(), pause.unwrap_or(LOOK));
                     let ahead = ahead.parse().unwrap_or(0);
-                    return Ok(Attempt::Busy(Busy { held: None, ahead }));
+                    return Ok(Attempt::Busy(Box::new(Busy { held: None, ahead })));
                 }
                 _ => return Err(self.unavailable("answers the lock's script with nonsense")),
             }
         }
     }
 
-    fn wait_for_change(&mut self, claim: &Claim, stop: &Stop, deadline: Instant) -> Result<()> {
+    /// Sleeps until another try may have another result; after one that found the lock busy.
+    pub fn wait_for_change(&mut self, claim: &Claim, stop: &Stop, deadline: Instant) -> Result<()> {
         let look = deadline.min(Instant::now() + self.pause);
         let call = match self.call.take() {
             Some(call) => call,
@@ -305,17 +307,21 @@ impl Backend for Redis {
         Ok(())
     }
 
-    fn renew(&mut self, claim: &Claim) -> Result<bool> {
+    /// Gives a lock that is still the claim's its full time again, and the record its new content;
+    /// false where it is not the claim's any more.
+    pub fn renew(&mut self, claim: &Claim) -> Result<bool> {
         let value = claim.record.encode(&claim.holder);
         let (key, ttl) = (self.key.clone(), claim.ttl.as_millis().to_string());
-        let names_command = if claim.record.command.is_some() { "1" } else { "0" };
+        let names_command = if claim.record.group.is_some() { "1" } else { "0" };
         let script = script!("renew");
         let arguments = [claim.record.token.as_str(), &value, &ttl, names_command];
         let command = self.beside("command");
         Ok(self.script(script, [&key, &command], arguments, &Stop::never())? == ["1"])
     }
 
-    fn release(&mut self, token: Option<&str>) -> Result<bool> {
+    /// Gives up the lock or the place in the line; without a token whatever lock there is. Tells
+    /// whether there was such a lock.
+    pub fn release(&mut self, token: Option<&str>) -> Result<bool> {
         // Asked first, and as often as it takes: the answer to a release that was done and whose
         // reply was lost is the same as to one of a lock that was gone before.
         let was_held = match token.map(|token| (token, self.stored())) {
@@ -342,7 +348,8 @@ impl Backend for Redis {
         }
     }
 
-    fn look(&mut self) -> Result<Option<Held>> {
+    /// Who holds it; one that is proved to be over is held by nobody.
+    pub fn look(&mut self) -> Result<Option<Held>> {
         Ok(self.stored()?.filter(|held| !held.is_over()))
     }
 }

@@ -9,6 +9,7 @@ use crate::world::ending::{FirstMove, end};
 use crate::world::group;
 use crate::world::process;
 use crate::world::wait::Stop;
+use rustix::fd::BorrowedFd;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -30,8 +31,9 @@ pub struct Watchdog {
 }
 
 impl Watchdog {
-    pub fn start() -> Result<Watchdog> {
-        Ok(Watchdog { companion: Companion::start(COMMAND, &[])? })
+    /// It keeps the machine's lock by this descriptor, until it has done what it is for.
+    pub fn start(lock: BorrowedFd) -> Result<Watchdog> {
+        Ok(Watchdog { companion: Companion::start(COMMAND, &[], lock)? })
     }
 
     pub fn watch(
@@ -39,9 +41,9 @@ impl Watchdog {
         group: Option<process::Id>,
         token: &str,
         grace: Duration,
-        valid_until: Duration,
+        valid_until: Option<Duration>,
     ) {
-        self.extend(valid_until);
+        valid_until.into_iter().for_each(|until| self.extend(until));
         self.companion.tell(&Message::Command { group, token: token.to_owned(), grace });
     }
 

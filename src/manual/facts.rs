@@ -62,6 +62,12 @@ pub const ENVIRONMENT: &[Fact] = &[
     ),
     fact(
         Topic::State,
+        &["SPT_NOENV"],
+        "Set to 1 for native services: a server that sets its title leaves its environment, and the \
+         mark in it, as it is.",
+    ),
+    fact(
+        Topic::State,
         &["GPUCTL_STATE_DIR", "XDG_STATE_HOME"],
         "Folder for logs and other state; see FILES.",
     ),

@@ -1,6 +1,6 @@
 //! A lock's record is read as it was written, and nothing else is taken for one.
 
-use crate::lock::{Held, Record, Stored, holder_name};
+use crate::lock::{Ends, Held, Record, Written, shown};
 use std::time::Duration;
 
 pub fn lock(input: &[u8]) {
@@ -17,14 +17,15 @@ fn in_redis(value: &str) {
         Some(record) => {
             let (legacy, _) = value.split_once("|gpuctl1|").expect("ours bear the mark");
             assert_eq!(held.holder, legacy);
-            let again = Held::decode(&record.encode(&held.holder), held.left);
+            let again = Held::decode(&record.encode(&held.holder), Some(Duration::from_secs(30)));
+            assert_eq!(held.ends, Ends::In(Duration::from_secs(30)));
             assert_eq!((&again.holder, &again.record), (&held.holder, &held.record));
         }
     }
     assert!(held.describe().starts_with(&held.holder));
 
     // Whatever somebody calls himself, his record is found, and Redis finds where to put the fence.
-    let holder = holder_name(value);
+    let holder = shown(value);
     let ours = record().encode(&holder);
     assert!(ours.starts_with(&format!("{holder}|gpuctl1|{{\"fence\":0")));
     assert_eq!(ours.find("\"fence\":0"), Some(holder.len() + "|gpuctl1|{".len()));
@@ -33,14 +34,14 @@ fn in_redis(value: &str) {
 }
 
 fn in_a_file(text: &str) {
-    let Some(stored) = Stored::parse(text) else { return };
-    let written = stored.text();
-    let again = Stored::parse(&written).expect("what is written can be read");
-    assert_eq!(again.text(), written);
+    let Some(written) = Written::parse(text) else { return };
+    let whole = written.text();
+    assert_eq!(Written::parse(&whole), Some(written.clone()));
+    // What a longer one has left behind it changes nothing.
+    assert_eq!(Written::parse(&format!("{whole}{text}")), Some(written));
     // Cut short it is damaged, and damaged is not free.
-    let whole = written.trim_end();
     for end in (0..whole.len()).filter(|end| whole.is_char_boundary(*end)) {
-        assert!(Stored::parse(&whole[..end]).is_none(), "{}", &whole[..end]);
+        assert!(Written::parse(&whole[..end]).is_none(), "{}", &whole[..end]);
     }
 }
 
@@ -54,7 +55,10 @@ fn record() -> Record {
         pid: Some(1234),
         pid_start: Some(56789),
         since: 1_700_000_000,
+        user: "root".to_owned(),
+        command: "run render.sh".to_owned(),
         services: vec!["comfyui".to_owned()],
-        command: None,
+        until_since_boot_ms: None,
+        group: None,
     }
 }

@@ -1,12 +1,21 @@
 //! The GPU lock: in `status`, and what the `lock` commands say.
 
 use super::Report;
-use crate::config::{Config, Place};
+use crate::config::Config;
 use crate::error::Result;
-use crate::lock::{Claim, Held, name_of};
+use crate::lock::{Claim, Held, Keeper, Release, name_of};
 use crate::screen::Screen;
 use crate::screen::text::on_one_line;
 use serde::Serialize;
+
+/// What is known of a holder that is a gpuctl.
+#[derive(Serialize)]
+pub struct Details {
+    pub command: String,
+    pub user: String,
+    pub since: u64,
+    pub stopped: bool,
+}
 
 /// Who holds the lock. Figures that are not known are `None`.
 #[derive(Serialize)]
@@ -17,17 +26,24 @@ pub struct LockReport {
     pub ttl: Option<i64>,
     /// Host and PID of the holder, as far as they are known.
     pub owner: Option<String>,
+    /// What the holder does, who has called it, when it took the lock (seconds since 1970), and
+    /// whether it is stopped by a signal.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub details: Option<Details>,
+    /// Processes that keep the lock of a holder that has ended.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub keepers: Vec<Keeper>,
+    #[serde(skip)]
+    text: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }
 
 impl LockReport {
     pub fn new(config: &Config, found: &Result<Option<Held>>) -> LockReport {
-        let backend = match config.lock.place {
-            Place::Redis(_) => "redis",
-            Place::File(_) | Place::Nowhere => "file",
-        };
+        let backend = if config.lock.place.redis.is_some() { "redis" } else { "file" };
         let held = found.as_ref().ok().and_then(Option::as_ref);
+        let record = held.and_then(|held| Some((held.record.as_ref()?, held.is_stopped())));
         LockReport {
             backend,
             holder: held.map(|held| held.holder.clone()),
@@ -36,24 +52,25 @@ impl LockReport {
                 Err(_) => None,
             },
             owner: held.and_then(Held::owner),
+            details: record.map(|(record, stopped)| Details {
+                command: record.command.clone(),
+                user: record.user.clone(),
+                since: record.since,
+                stopped,
+            }),
+            keepers: held.map(|held| held.keepers.clone()).unwrap_or_default(),
+            text: match found {
+                Ok(None) => "free".to_owned(),
+                Ok(Some(held)) => format!("held by {}", held.describe()),
+                Err(failure) => format!("unknown: {}", failure.message),
+            },
             error: found.as_ref().err().map(|failure| failure.message.clone()),
         }
     }
 
     /// "free" or who holds it, for people.
-    pub fn describe(&self) -> String {
-        let Some(holder) = &self.holder else {
-            return match &self.error {
-                Some(error) => format!("unknown: {error}"),
-                None => "free".to_owned(),
-            };
-        };
-        let owner = self.owner.as_ref().map(|owner| format!(" ({owner})")).unwrap_or_default();
-        let left = match self.ttl {
-            Some(left @ 0..) => format!("{left} s left"),
-            _ => "without an end".to_owned(),
-        };
-        format!("held by {}{owner}, {left}", name_of(holder))
+    pub fn describe(&self) -> &str {
+        &self.text
     }
 }
 
@@ -77,7 +94,7 @@ impl LockStatusReport {
 impl Report for LockStatusReport {
     fn text(&self, _: &Screen) -> String {
         let fence = self.fence.map(|fence| format!(", fence {fence}")).unwrap_or_default();
-        format!("{}{fence}\n", on_one_line(&self.lock.describe()))
+        format!("{}{fence}\n", on_one_line(self.lock.describe()))
     }
 }
 
@@ -126,33 +143,45 @@ pub struct ReleasedReport {
     #[serde(skip_serializing_if = "Option::is_none")]
     holder: Option<String>,
     #[serde(skip)]
-    is_left_to_run: bool,
+    text: String,
 }
 
 impl ReleasedReport {
-    pub fn new(released: bool, held: Option<&Held>) -> ReleasedReport {
-        let holder = held.map(|held| held.holder.clone());
-        ReleasedReport { released, holder, is_left_to_run: false }
-    }
-
-    /// Of a lock under which a command works.
-    pub fn left_to_run(held: &Held) -> ReleasedReport {
-        ReleasedReport { is_left_to_run: true, ..ReleasedReport::new(false, Some(held)) }
+    pub fn new(released: &Release) -> ReleasedReport {
+        let (holder, text) = match released {
+            Release::Released => (None, "released".to_owned()),
+            Release::Free => (None, "nothing to release: the lock is free".to_owned()),
+            Release::LeftToRun(held) => {
+                let text = "not released: it is the lock of `gpuctl run`, and ends with it";
+                (Some(held), text.to_owned())
+            }
+            Release::Anothers(held) => {
+                let holder = on_one_line(name_of(&held.holder));
+                (
+                    Some(held),
+                    format!("not released: the lock is held by {holder}, under another token"),
+                )
+            }
+            Release::Kept(held) => {
+                let holder = on_one_line(&held.describe());
+                (
+                    Some(held),
+                    format!(
+                        "not released: it ends with the processes that keep it, and no sooner: held by {holder}"
+                    ),
+                )
+            }
+        };
+        ReleasedReport {
+            released: matches!(released, Release::Released),
+            holder: holder.map(|held| held.holder.clone()),
+            text,
+        }
     }
 }
 
 impl Report for ReleasedReport {
     fn text(&self, _: &Screen) -> String {
-        match (self.released, &self.holder) {
-            (true, _) => "released\n".to_owned(),
-            (false, None) => "nothing to release: the lock is free\n".to_owned(),
-            (false, Some(_)) if self.is_left_to_run => {
-                "not released: it is the lock of `gpuctl run`, and ends with it\n".to_owned()
-            }
-            (false, Some(holder)) => {
-                let holder = on_one_line(name_of(holder));
-                format!("not released: the lock is held by {holder}, under another token\n")
-            }
-        }
+        format!("{}\n", self.text)
     }
 }

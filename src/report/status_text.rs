@@ -107,7 +107,7 @@ impl StatusReport {
             (None, None) => Style::new(),
         };
         let text = self.lock.describe();
-        let (first, rest) = text.split_once(' ').unwrap_or((&text, ""));
+        let (first, rest) = text.split_once(' ').unwrap_or((text, ""));
         let pieces = words("GPU lock").chain([Text::styled(style, first)]).chain(words(rest));
         flow(pieces, 1, HANGING, screen)
     }

@@ -7,7 +7,8 @@ use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::model::variable;
 use crate::redact::mask;
-use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use rustix::io::{FdFlags, fcntl_setfd};
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -284,9 +285,9 @@ pub fn start_detached(
     command.spawn().map_err(|e| not_started("sh", &command, &e))
 }
 
-/// Starts gpuctl itself beside us, to outlive us: its own session, `input` as its input, and
-/// nothing else of what we were given.
-pub fn start_companion(arguments: &[&str], input: OwnedFd) -> Result<Child> {
+/// Starts gpuctl itself beside us, to outlive us: its own session, `input` as its input, one
+/// descriptor of ours that it `keeps`, and nothing else of what we were given.
+pub fn start_companion(arguments: &[&str], input: OwnedFd, keeps: BorrowedFd) -> Result<Child> {
     // The file may have been replaced since; this is what runs now.
     let mut command = new("/proc/self/exe");
     command.args(arguments).stdin(input).stdout(Stdio::null()).stderr(Stdio::null());
@@ -296,6 +297,7 @@ pub fn start_companion(arguments: &[&str], input: OwnedFd) -> Result<Child> {
         command.env_remove(name);
     }
     detach(&mut command);
+    inherit(&mut command, keeps);
     command.spawn().map_err(|e| not_started("gpuctl", &command, &e))
 }
 
@@ -307,12 +309,28 @@ fn detach(command: &mut Command) {
         unsafe {
             caller::reset_ignored()
         };
-        // Marked rather than closed: the standard library reports a failed exec through one.
-        // SAFETY: a plain system call.
-        #[expect(unsafe_code, reason = "no crate of ours has it")]
-        let all =
-            unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
-        if all == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+        close_on_exec()
+    });
+}
+
+/// Has no program that takes our place inherit a descriptor, but for the first three. Marked rather
+/// than closed: the standard library reports a failed exec through one. Async-signal-safe.
+pub fn close_on_exec() -> std::io::Result<()> {
+    // SAFETY: a plain system call.
+    #[expect(unsafe_code, reason = "no crate of ours has it")]
+    let all =
+        unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    if all == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+}
+
+/// Has a command inherit a descriptor, which has to stay open until it is started.
+pub fn inherit(command: &mut Command, fd: BorrowedFd) {
+    let number = fd.as_raw_fd();
+    before_exec(command, move || {
+        // SAFETY: the copy in the new process of what is open in ours.
+        #[expect(unsafe_code, reason = "a closure that outlives the call can borrow nothing")]
+        let fd = unsafe { BorrowedFd::borrow_raw(number) };
+        Ok(fcntl_setfd(fd, FdFlags::empty())?)
     });
 }
 

@@ -1,13 +1,13 @@
 //! A gpuctl beside a gpuctl, in a session of its own, that goes on when the first one dies. The
 //! two talk over a pipe, one line of JSON a message; the kernel tells the companion of the end.
 
-use super::command::start_companion;
+use super::command::{close_on_exec, start_companion};
 use super::host::since_boot;
 use super::wait::{Handle, Stop, Timer, Woken, wait};
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::model::Pid;
-use rustix::fd::{AsFd, OwnedFd};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::pipe::{PipeFlags, pipe_with};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -27,12 +27,13 @@ pub struct Companion {
 }
 
 impl Companion {
-    /// Starts gpuctl with a subcommand that takes our PID, and these arguments.
-    pub fn start(subcommand: &str, arguments: &[&str]) -> Result<Companion> {
+    /// Starts gpuctl with a subcommand that takes our PID, and these arguments. It keeps a
+    /// descriptor of ours for as long as it lives.
+    pub fn start(subcommand: &str, arguments: &[&str], keeps: BorrowedFd) -> Result<Companion> {
         let (input, pipe) = pipe_with(PipeFlags::CLOEXEC)
             .map_err(|e| Failure::new(Code::Internal, format!("cannot make a pipe: {e}")))?;
         let me = std::process::id().to_string();
-        let child = start_companion(&[&[subcommand, &me], arguments].concat(), input)?;
+        let child = start_companion(&[&[subcommand, &me], arguments].concat(), input, keeps)?;
         Ok(Companion { pipe: pipe.into(), child })
     }
 
@@ -72,6 +73,8 @@ pub enum Heard<M> {
 impl Listener {
     /// Listens on stdin to the process that has started us.
     pub fn new(other: Pid) -> Result<Listener> {
+        close_on_exec()
+            .map_err(|e| Failure::new(Code::Internal, format!("cannot mark descriptors: {e}")))?;
         let input = rustix::io::dup(rustix::stdio::stdin())
             .map_err(|e| Failure::new(Code::Io, format!("cannot read from stdin: {e}")))?;
         // What asks us politely to end is for the other one, who tells when we may.

@@ -93,10 +93,20 @@ pub fn replace(path: &Path, content: &[u8]) -> Result<()> {
     put(path, content, |_| Ok(()))
 }
 
-/// The same, and once it returns also when the machine loses its power.
+/// Replaces a file's content so that it also stays replaced when the machine loses its power.
 pub fn replace_durably(path: &Path, content: &[u8]) -> Result<()> {
     put(path, content, File::sync_all)?;
     sync_folder(path)
+}
+
+fn put(path: &Path, content: &[u8], finish: impl FnOnce(&File) -> Result<()>) -> Result<()> {
+    let new = draft(path);
+    let written = fill(&new, content, finish).and_then(|()| fs::rename(&new, path));
+    if written.is_err() {
+        // The first error is the one to tell.
+        let _ = fs::remove_file(&new);
+    }
+    written
 }
 
 /// Makes a file with its content, or fails where there is one (`AlreadyExists`): nobody sees it
@@ -139,16 +149,6 @@ fn append(path: &Path, line: &str) -> Result<File> {
     let before = if last == [b'\n'] { "" } else { "\n" };
     file.write_all(format!("{before}{line}\n").as_bytes())?;
     Ok(file)
-}
-
-fn put(path: &Path, content: &[u8], finish: impl FnOnce(&File) -> Result<()>) -> Result<()> {
-    let new = draft(path);
-    let written = fill(&new, content, finish).and_then(|()| fs::rename(&new, path));
-    if written.is_err() {
-        // The first error is the one to tell.
-        let _ = fs::remove_file(&new);
-    }
-    written
 }
 
 fn fill(new: &Path, content: &[u8], finish: impl FnOnce(&File) -> Result<()>) -> Result<()> {

@@ -19,6 +19,15 @@ pub fn name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
+/// The name of the user that gpuctl runs as, or the number of one that the machine has no name for.
+pub fn user() -> String {
+    let id = rustix::process::geteuid().as_raw().to_string();
+    let users = fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let mut fields = users.lines().map(|line| line.split(':').collect::<Vec<_>>());
+    let user = fields.find(|fields| fields.get(2) == Some(&id.as_str()));
+    user.map_or(id.clone(), |fields| fields[0].to_owned())
+}
+
 /// The PID namespace that gpuctl is in: the same number is another process in another one.
 pub fn pid_namespace() -> Option<u64> {
     let link = fs::read_link("/proc/self/ns/pid").ok()?;

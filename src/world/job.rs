@@ -6,7 +6,7 @@ use super::wait::{Aside, Stop, Woken, is_ignored, wait};
 use crate::error::{Failure, Result};
 use crate::exit::{Answer, Code};
 use crate::model::Pid;
-use rustix::fd::{AsFd, AsRawFd, OwnedFd};
+use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::fs::{Access, FileType, Mode, OFlags, access};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{self, Signal, WaitId, WaitIdOptions};
@@ -95,11 +95,13 @@ fn is_executable(file: &Path) -> std::io::Result<()> {
 }
 
 impl Job {
-    /// Starts a program. It is there, with its number, but does nothing yet while `prepare` runs,
-    /// and never does anything where that fails or gpuctl dies.
+    /// Starts a program, which inherits the descriptor that it `keeps`. It is there, with its
+    /// number, but does nothing yet while `prepare` runs, and never does anything where that fails
+    /// or gpuctl dies.
     pub fn start(
         words: &[OsString],
         variables: &[(&str, &OsStr)],
+        keeps: BorrowedFd,
         prepare: impl FnOnce(Pid) -> Result<()>,
     ) -> Result<Job> {
         let signals = signals().map_err(|e| internal("handle signals", &e))?;
@@ -144,6 +146,7 @@ impl Job {
             set_action(SIGTTOU, libc::SIG_DFL);
             Ok(())
         });
+        command::inherit(&mut command, keeps);
         // Starting ends with exec, which waits for `prepare`.
         let starting = Aside::begin(move || command.spawn())?;
         let limit = || Instant::now() + BIRTH_LIMIT;

@@ -1,5 +1,6 @@
 //! Thin adapters, one file per thing talked to. They ask and they act; they decide nothing.
 
+pub mod byte_locks;
 pub mod caller;
 pub mod command;
 pub mod companion;

@@ -9,7 +9,6 @@ use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::model::{Manager, Native, Service};
 use serde::{Deserialize, Serialize};
-use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
@@ -33,12 +32,13 @@ impl FileId {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Start {
     pub service: String,
-    /// The configuration that named the service, as a path, which need not be text, and as a file.
-    pub config: Option<OsString>,
+    /// The configuration that named the service, as a path and as a file. Both paths are as text,
+    /// also where they are none.
+    pub config: Option<String>,
     pub config_file: Option<FileId>,
     /// The start command and its folder, by which a renamed service is known again.
     pub command: String,
-    pub cwd: Option<PathBuf>,
+    pub cwd: Option<String>,
     /// The process table that the processes are in: the same numbers mean others elsewhere.
     pub boot: String,
     pub pid_namespace: Option<u64>,
@@ -57,10 +57,10 @@ impl Start {
     pub fn new(service: &Service, native: &Native, config: Option<&Path>) -> Start {
         Start {
             service: service.name.clone(),
-            config: config.map(|path| path.as_os_str().to_owned()),
+            config: config.map(text_of),
             config_file: config.and_then(FileId::of),
             command: native.start.clone(),
-            cwd: native.cwd.clone(),
+            cwd: native.cwd.as_deref().map(text_of),
             boot: host::boot_id(),
             pid_namespace: host::pid_namespace(),
             log: None,
@@ -93,9 +93,8 @@ impl Start {
     pub fn service_of(&self, services: &[Service], config: Option<&Path>) -> Option<usize> {
         let is_same_file =
             || self.config_file.is_some() && self.config_file == config.and_then(FileId::of);
-        let own = self.config.as_deref().map(Path::new);
-        let has_moved = || own.is_some_and(|path| !path.exists());
-        let is_named_here = own == config || is_same_file();
+        let has_moved = || self.config.as_deref().is_some_and(|path| !Path::new(path).exists());
+        let is_named_here = self.config == config.map(text_of) || is_same_file();
         if !is_named_here && !has_moved() {
             return None;
         }
@@ -109,7 +108,9 @@ impl Start {
             return named;
         }
         let is_same_command = |at: &usize| {
-            native(at).is_some_and(|it| it.start == self.command && it.cwd == self.cwd)
+            native(at).is_some_and(|it| {
+                it.start == self.command && it.cwd.as_deref().map(text_of) == self.cwd
+            })
         };
         let mut same = natives().filter(is_same_command);
         same.next().filter(|_| same.next().is_none())
@@ -134,6 +135,10 @@ impl Start {
 const FOLDER: &str = "starts";
 /// Far more than a record has, in bytes.
 const LONGEST: u64 = 1024 * 1024;
+
+fn text_of(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
 
 fn path_of(state_dir: &Path, service: &str) -> PathBuf {
     state_dir.join(FOLDER).join(format!("{service}.json"))

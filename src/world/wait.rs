@@ -135,13 +135,20 @@ impl Lease {
         Ok(Arc::new(Lease { lost: Event::new()?, valid_until, why: OnceLock::new() }))
     }
 
+    /// One that needs no renewal.
+    pub fn endless() -> Result<Arc<Lease>> {
+        Lease::until(Duration::from_millis(u64::MAX))
+    }
+
     /// A renewal has moved its end.
     pub fn extend(&self, valid_until: Duration) {
         self.valid_until.store(valid_until.as_millis() as u64, Ordering::SeqCst);
     }
 
-    pub fn valid_until(&self) -> Duration {
-        Duration::from_millis(self.valid_until.load(Ordering::SeqCst))
+    /// In time since boot; `None` of one that needs no renewal.
+    pub fn valid_until(&self) -> Option<Duration> {
+        let until = self.valid_until.load(Ordering::SeqCst);
+        (until != u64::MAX).then(|| Duration::from_millis(until))
     }
 
     /// It is another's now, or nobody's.
@@ -152,7 +159,7 @@ impl Lease {
     }
 
     pub fn check(&self) -> Result<()> {
-        if !self.lost.happened() && since_boot() >= self.valid_until() {
+        if !self.lost.happened() && self.valid_until().is_some_and(|until| since_boot() >= until) {
             self.lose("it was not renewed in time, so that others may have taken it");
         }
         match self.why.get() {

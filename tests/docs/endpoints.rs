@@ -108,8 +108,9 @@ fn a_failure_has_the_http_status_that_the_page_gives_its_exit_code() {
     http.ask("POST /gpu/release-all");
     http.ask("POST /gpu/service/comfyui/start");
     fails("POST /gpu/service/vidi/start", 3);
-    rig.acquire("me");
+    let token = rig.acquire("me");
     fails("POST /gpu/service/vidi/start", 75);
+    rig.release(&token);
     rig.set("lock.url", "redis://127.0.0.1:1");
     fails("POST /gpu/service/vidi/start", 69);
     assert_eq!(http.ask("POST /gpu/status").0, 404, "no such endpoint");

@@ -25,6 +25,15 @@ pub fn in_both_places<const N: usize>(tests: [fn(&Place); N]) {
     });
 }
 
+/// The same of Redis alone.
+pub fn in_redis<const N: usize>(tests: [fn(&Place); N]) {
+    thread::scope(|scope| {
+        for test in tests {
+            scope.spawn(move || Place::new(true).iter().for_each(test));
+        }
+    });
+}
+
 impl Place {
     fn new(has_redis: bool) -> Option<Place> {
         let rig = Rig::new();
@@ -57,13 +66,10 @@ impl Place {
         waiter
     }
 
-    /// How many stand in line.
+    /// How many stand in the line of this machine.
     #[track_caller]
     pub fn waiters(&self) -> usize {
-        match &self.redis {
-            Some(redis) => redis.cli(&["ZCARD", &format!("{LOCK_KEY}:queue")]).parse().unwrap(),
-            None => names_in(self.rig.path("run/lock.queue")).len(),
-        }
+        self.rig.machines_line()
     }
 
     /// What `lock status --json` says.
@@ -77,56 +83,36 @@ impl Place {
         self.status()["holder"].as_str().map(str::to_owned)
     }
 
+    fn server(&self) -> &Redis {
+        self.redis.as_ref().expect("a lock in Redis")
+    }
+
     /// Somebody deletes the lock behind its holder's back.
     #[track_caller]
     pub fn vanishes(&self) {
-        match &self.redis {
-            Some(redis) => assert_eq!(redis.cli(&["DEL", LOCK_KEY]), "1"),
-            None => fs::remove_file(self.record()).unwrap(),
-        }
+        assert_eq!(self.server().cli(&["DEL", LOCK_KEY]), "1");
     }
 
     /// The lock's place has lost everything.
     #[track_caller]
     pub fn forgets(&self) {
-        match &self.redis {
-            Some(redis) => drop(redis.cli(&["FLUSHALL"])),
-            None => fs::remove_file(self.record()).unwrap(),
-        }
+        self.server().cli(&["FLUSHALL"]);
     }
 
-    /// Somebody takes a lock that was deleted, and does not mind a command that still works: in Redis an older client,
-    /// of the file a gpuctl that remembers nothing.
+    /// An older client takes a lock that was deleted.
     #[track_caller]
     pub fn is_taken_by(&self, name: &str) {
-        match &self.redis {
-            Some(redis) => assert!(redis.legacy_acquire(name)),
-            None => {
-                let acquire = self.rig.gpuctl(&format!("lock acquire {name} --ttl 1h --no-wait"));
-                let acquire = acquire.env("GPUCTL_STATE_DIR", self.rig.path("another-state"));
-                drop(acquire.run().succeeds().text());
-            }
-        }
+        assert!(self.server().legacy_acquire(name));
     }
 
     /// The lock is that of a holder on another machine now, for as long as before.
     #[track_caller]
     pub fn moves_to_another_host(&self) {
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
-        let elsewhere = |text: &str| {
-            assert!(text.contains(boot.trim_end()), "no boot id in {text}");
-            text.replace(boot.trim_end(), "01234567-89ab-cdef-0123-456789abcdef")
-        };
-        match &self.redis {
-            Some(redis) => {
-                let value = elsewhere(&redis.holder().unwrap());
-                assert_eq!(redis.cli(&["SET", LOCK_KEY, &value, "XX", "KEEPTTL"]), "OK");
-            }
-            None => {
-                let record = fs::read_to_string(self.record()).unwrap();
-                fs::write(self.record(), elsewhere(&record)).unwrap();
-            }
-        }
+        let value = self.server().holder().unwrap();
+        assert!(value.contains(boot.trim_end()), "no boot id in {value}");
+        let value = value.replace(boot.trim_end(), "01234567-89ab-cdef-0123-456789abcdef");
+        assert_eq!(self.server().cli(&["SET", LOCK_KEY, &value, "XX", "KEEPTTL"]), "OK");
     }
 
     /// The names of all that there is of the lock, and of those who wait for it.
@@ -134,16 +120,10 @@ impl Place {
     pub fn remains(&self) -> Vec<String> {
         let mut names = match &self.redis {
             Some(redis) => redis.cli(&["KEYS", "*"]).lines().map(str::to_owned).collect(),
-            None => {
-                [names_in(self.rig.path("run")), names_in(self.rig.path("run/lock.queue"))].concat()
-            }
+            None => [names_in(self.rig.path("run")), self.rig.kernel_locks()].concat(),
         };
         names.sort();
         names
-    }
-
-    fn record(&self) -> PathBuf {
-        self.rig.path("run/lock.json")
     }
 }
 

@@ -16,11 +16,10 @@ fn rig_with_redis() -> Option<(Rig, Redis)> {
 }
 
 #[track_caller]
-fn waiter(rig: &Rig, redis: &Redis, words: &str) -> Running {
-    let in_line = || redis.cli(&["ZCARD", &format!("{LOCK_KEY}:queue")]);
-    let before = in_line();
+fn waiter(rig: &Rig, words: &str) -> Running {
+    let before = rig.machines_line();
     let waiter = rig.gpuctl(&format!("lock acquire {words}")).spawn();
-    until("it stands in line", || in_line() != before);
+    until("it stands in line", || rig.machines_line() != before);
     waiter
 }
 
@@ -42,8 +41,8 @@ fn row_09_the_lock_of_a_legacy_client_is_respected_and_taken_once_it_is_deleted(
     assert_eq!(redis.holder().as_deref(), Some("vidi_generate"));
     rig.assert_no_process_of(&vidi);
 
-    let first = waiter(&rig, &redis, "first");
-    let second = waiter(&rig, &redis, "second");
+    let first = waiter(&rig, "first");
+    let second = waiter(&rig, "second");
     redis.legacy_release("vidi_generate");
     let deleted = Instant::now();
     let token = first.wait().succeeds().stderr_has("held by vidi_generate").text();
@@ -91,7 +90,7 @@ fn the_lock_of_a_legacy_client_without_a_name_is_respected_and_told() {
             let busy = rig.gpuctl(command).run().fails("lock_busy");
             busy.stderr_has("held by somebody without a name (");
         }
-        rig.gpuctl("lock status").run().fails("no").stdout_has("held by somebody without a name, ");
+        rig.gpuctl("lock status").run().fails("no").stdout_has("held by somebody without a name (");
         let shown = rig.gpuctl("lock status --json").run().fails("no").json();
         assert_eq!(shown["holder"], "", "as it is: {shown}");
         let token = "0".repeat(32);
@@ -100,7 +99,7 @@ fn the_lock_of_a_legacy_client_without_a_name_is_respected_and_told() {
         assert_eq!(redis.cli(&["EXISTS", LOCK_KEY]), "1");
         rig.assert_no_process_of(&vidi);
     }
-    let next = waiter(&rig, &redis, "next");
+    let next = waiter(&rig, "next");
     redis.cli(&["DEL", LOCK_KEY]);
     next.wait().succeeds().progress().stdout_has("\n");
 }

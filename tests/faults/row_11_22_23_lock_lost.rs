@@ -1,6 +1,6 @@
 //! The lock goes while its holder acts: it is deleted (row 11), or Redis loses all (rows 22 and 23).
 
-use super::backends::{Place, in_both_places};
+use super::backends::{Place, in_redis};
 use super::lock_work::Work;
 use rig::{LOCK_KEY, Rig, until, with_room};
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ const A_RENEWAL: Duration = with_room(10);
 
 #[test]
 fn row_11_a_lock_that_is_deleted_or_taken_is_noticed_at_the_next_renewal_and_the_command_ended() {
-    in_both_places([delete, delete_and_take]);
+    in_redis([delete, delete_and_take]);
 }
 
 fn delete(place: &Place) {
@@ -35,7 +35,7 @@ fn delete_and_take(place: &Place) {
 
 #[test]
 fn row_11_a_lock_that_was_deleted_since_the_last_renewal_is_noticed_in_the_end() {
-    in_both_places([|place| {
+    in_redis([|place| {
         let rig = &place.rig;
         rig.native("vidi").server("--warmup 2s").add();
         let start = rig.gpuctl("start vidi --json").spawn();
@@ -67,7 +67,7 @@ fn next_waits_for_the_last(rig: &Rig, lose: impl FnOnce()) {
     let work = Work::begin(rig);
     lose();
     let refused = rig.gpuctl("run --no-wait vidi -- touch ran").run().fails("lock_busy");
-    drop(refused.stderr_has("a command that lost it still works"));
+    drop(refused.stderr_has("held by vidi"));
     assert!(!rig.path("home/ran").exists());
     // One that has ended and is only not looked after yet has no command line.
     let beside = format!("cat /proc/{}/cmdline 2>/dev/null; true", work.pid);
@@ -79,7 +79,7 @@ fn next_waits_for_the_last(rig: &Rig, lose: impl FnOnce()) {
 
 #[test]
 fn row_11_after_a_lock_was_deleted_the_next_command_begins_when_the_last_has_ended() {
-    in_both_places([|place| next_waits_for_the_last(&place.rig, || place.forgets())]);
+    in_redis([|place| next_waits_for_the_last(&place.rig, || place.forgets())]);
 }
 
 #[test]
@@ -92,7 +92,7 @@ fn row_22_after_an_empty_restart_the_next_command_begins_when_the_last_has_ended
 
 #[test]
 fn row_23_the_fence_rises_too_for_one_who_waited_while_all_was_forgotten() {
-    in_both_places([|place| {
+    in_redis([|place| {
         let first = place.acquire("first");
         let second = place.waiter("second --json --wait 50");
         let third = place.waiter("third --json --wait 50");

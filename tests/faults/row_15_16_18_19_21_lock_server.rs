@@ -29,8 +29,8 @@ pub fn is_refused(rig: &Rig, service: &Service, code: &str, why: &str) {
     status_tells(rig, why);
     rig.assert_no_process_of(service);
     assert!(!rig.path("home/done").exists());
-    // A server that is down is not replaced by a file.
-    assert!(!rig.path("run/lock.json").exists());
+    // A server that is down is not replaced by the machine's lock.
+    assert_eq!(rig.kernel_locks(), [""; 0]);
 }
 
 #[track_caller]

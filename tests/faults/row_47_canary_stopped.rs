@@ -1,7 +1,7 @@
 //! A trial is broken off in the middle: by a signal, by the loss of the lock, by the death of gpuctl together with its
 //! guardian, or of the guardian alone; and those who wait for the lock meanwhile (row 47).
 
-use rig::{Rig, Running, Signal, Trial, until};
+use rig::{LOCK_KEY, Redis, Rig, Running, Signal, Trial, until};
 use serde_json::json;
 
 const SLOW: &str = "--warmup 300ms --completion-delay 600ms";
@@ -51,14 +51,22 @@ fn row_47_a_second_signal_ends_gpuctl_at_once_and_its_guardian_brings_production
     assert_eq!(trial.events().last().unwrap(), "prod_restored");
 }
 
+/// Proves it of a lock in Redis.
+fn in_redis(prove: impl Fn(&Trial, &Redis)) {
+    let rig = Rig::new();
+    if let Some(redis) = rig.lock_in_redis() {
+        prove(&Trial::in_rig(rig), &redis);
+    }
+}
+
 #[test]
 fn row_47_when_the_lock_is_lost_in_the_middle_production_comes_back_and_it_is_76() {
-    Trial::on_both(|trial| {
+    in_redis(|trial, redis| {
         // Longer than until the next renewal, which notices it.
         trial.canary("--completion-delay 18s");
         let run = trial.run().spawn();
         until("the canary is healthy", || trial.has_told("health_ok"));
-        trial.rig.gpuctl("lock release --force").run().succeeds().stdout("released\n");
+        redis.cli(&["DEL", LOCK_KEY]);
         run.wait().fails("lock_lost").stderr_has("the GPU lock is lost");
         trial.assert_all_is_well("the lock is lost");
         trial.rig.assert_lock_was_given_back();
@@ -69,11 +77,11 @@ fn row_47_when_the_lock_is_lost_in_the_middle_production_comes_back_and_it_is_76
 
 #[test]
 fn row_47_a_lock_that_was_lost_since_the_last_renewal_is_noticed_in_the_end() {
-    Trial::on_both(|trial| {
+    in_redis(|trial, redis| {
         trial.canary(SLOW);
         let run = trial.run().spawn();
         until("the canary runs", || !trial.canary_processes().is_empty());
-        trial.rig.gpuctl("lock release --force").run().succeeds().stdout("released\n");
+        redis.cli(&["DEL", LOCK_KEY]);
         run.wait().fails("lock_lost").stderr_has("the GPU lock is lost");
         trial.assert_all_is_well("the lock was lost");
         assert!(trial.has_told("prod_restored"));

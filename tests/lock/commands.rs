@@ -277,11 +277,14 @@ fn status_of_a_free_lock_and_of_a_held_one() {
         let mut held = rig.lock_held();
         let left = held["ttl"].take().as_i64().unwrap();
         assert!((1..=60).contains(&left), "{left}");
+        assert!(held["since"].take().as_u64().unwrap() > 1_700_000_000);
+        let user = rig.shell("id -un").run().succeeds().text();
         let expected = json!({"backend": backend, "holder": "me", "ttl": null,
-            "owner": hostname(), "fence": told["fence"]});
+            "owner": hostname(), "command": "lock acquire", "user": user.trim(), "since": null,
+            "stopped": false, "fence": told["fence"]});
         assert_eq!(held, expected);
         let status = rig.gpuctl("lock status").run().fails("no");
-        status.stdout_has("held by me").stdout_has("s left, fence ");
+        status.stdout_has("held by me").stdout_has(" s left), fence ");
 
         // What `status` shows of it; the fence is for `lock status`.
         let shown = rig.gpuctl("status --json").run().succeeds().json()["lock"].take();

@@ -1,9 +1,9 @@
-//! Where the lock is kept, and that its files are nobody else's business: made private, refused where others could
-//! have put something else in their place, and never written through a link.
+//! Where the lock is kept: one file for everybody on the machine, or one of one's own; never through a link, and with
+//! nothing else in its place.
 
-use rig::{Rig, unconfigured_or_skip, until};
+use rig::{Rig, skip_or_fail, until};
 use std::fs::{self, Permissions};
-use std::os::unix::fs::{PermissionsExt, chown, symlink};
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 fn url(path: &Path) -> String {
@@ -19,14 +19,6 @@ fn fresh_lock(rig: &Rig) -> PathBuf {
     folder.join("lock")
 }
 
-fn beside(lock: &Path, suffix: &str) -> PathBuf {
-    PathBuf::from(format!("{}{suffix}", lock.display()))
-}
-
-fn mode(path: &Path) -> u32 {
-    fs::symlink_metadata(path).unwrap().permissions().mode() & 0o777
-}
-
 #[test]
 fn the_variable_of_its_own_stands_over_the_configuration_and_that_over_redis_url() {
     let rig = Rig::new();
@@ -36,7 +28,7 @@ fn the_variable_of_its_own_stands_over_the_configuration_and_that_over_redis_url
         let acquire = rig.gpuctl("lock acquire me").env("REDIS_URL", url(&shared));
         acquire.env("GPUCTL_LOCK_URL", own).run().succeeds().text()
     };
-    let records = || [&ours, &configured, &shared].map(|lock| beside(lock, ".json").exists());
+    let records = || [&ours, &configured, &shared].map(|lock| lock.exists());
     acquire("");
     assert_eq!(records(), [false, false, true]);
     rig.set("lock.url", url(&configured));
@@ -74,7 +66,7 @@ fn the_home_folder_may_stand_behind_the_scheme() {
     let rig = Rig::new();
     rig.set("lock.url", "file://~/gl");
     rig.acquire("me");
-    assert!(rig.path("home/gl.json").is_file());
+    assert!(rig.path("home/gl").is_file());
     let Some(redis) = rig.redis() else { return };
     symlink(redis.socket(), rig.path("home/socket")).unwrap();
     rig.set("lock.url", "redis+unix://~/socket?db=0");
@@ -82,37 +74,69 @@ fn the_home_folder_may_stand_behind_the_scheme() {
     assert!(redis.holder().unwrap().starts_with("me|gpuctl1|"));
 }
 
-#[test]
-fn without_an_url_the_lock_is_in_the_users_runtime_folder() {
-    if !unconfigured_or_skip() {
-        return;
+/// A script on a machine whose folders for locks are empty: `/run/lock` of that mode, and `/var/tmp`. None where a test
+/// cannot have that.
+#[track_caller]
+fn on_a_machine(rig: &Rig, mode: &str, script: &str) -> Option<String> {
+    let mounts = format!(
+        "mount -t tmpfs -o mode={mode} none /run/lock && mount -t tmpfs -o mode=1777 none /var/tmp"
+    );
+    let with = |script: &str| format!("unshare --mount sh -c '{mounts} && {script}' 2>&1");
+    if rig.shell(&format!("{} || echo no", with("true"))).run().succeeds().text() != "" {
+        skip_or_fail("namespaces", "file system that can be mounted");
+        return None;
     }
-    let rig = Rig::new();
-    let is_root = rustix::process::geteuid().is_root();
-    // Root's place is the machine's, which a test does not touch.
-    let other = "unshare --user --map-user=1000 --map-group=1000 ";
-    let user = if is_root { other } else { "" };
-    if is_root && rig.shell(&format!("{other} true 2>&1 || echo no")).run().succeeds().text() != ""
-    {
-        return rig::skip_or_fail("namespaces", "user namespace");
-    }
-    let gpuctl = |words: &str| {
-        let gpuctl = rig.shell(&format!("{user}gpuctl {words}")).env_remove("REDIS_URL");
-        gpuctl.env_remove("GPUCTL_CONFIG")
-    };
-    gpuctl("lock acquire me").run().succeeds().text();
-    let lock = rig.path("run/gpuctl/gpu_mutex_v2.lock");
-    assert!(lock.is_file() && beside(&lock, ".json").is_file());
-    assert_eq!(mode(lock.parent().unwrap()), 0o700);
-    gpuctl("lock acquire other --no-wait").run().fails("lock_busy").stderr_has("held by me");
+    let shell = rig.shell(&with(script)).env_remove("REDIS_URL").env_remove("XDG_RUNTIME_DIR");
+    Some(shell.env_remove("GPUCTL_CONFIG").run().succeeds().text())
+}
 
-    // A relative one is none, and nothing is made in the current folder.
-    let user_1000_has_one = Path::new("/run/user/1000").exists();
-    if is_root && !user_1000_has_one {
-        let lost = gpuctl("lock status").env("XDG_RUNTIME_DIR", "here").run();
-        lost.fails("config").stderr_has("XDG_RUNTIME_DIR").stderr_has("lock.url");
-        assert!(!rig.path("home/here").exists());
+#[test]
+fn without_an_url_it_is_a_file_for_everybody_where_everybody_may_make_files() {
+    let rig = Rig::new();
+    let script = "umask 077
+        gpuctl lock acquire me >/dev/null && ls -A /run/lock /var/tmp && stat -c %a /run/lock/*";
+    let in_run = "/run/lock:\ngpuctl-gpu_mutex_v2.lock\n\n/var/tmp:\n666\n";
+    let Some(told) = on_a_machine(&rig, "1777", script) else { return };
+    assert_eq!(told, in_run);
+    // Root's own, as some distributions have it: others could make nothing there.
+    let script = script.replace("/run/lock/*", "/var/tmp/*");
+    let told = on_a_machine(&rig, "0755", &script).unwrap();
+    assert_eq!(told, "/run/lock:\n\n/var/tmp:\ngpuctl-gpu_mutex_v2.lock\n666\n");
+}
+
+#[test]
+fn row_67_root_and_a_user_exclude_each_other_with_nothing_configured() {
+    let rig = Rig::new();
+    // Their own programs and folders only: the rig's folder is closed to others.
+    let script = "cp $(realpath $(command -v gpuctl)) /var/tmp/gpuctl
+        chmod 755 /var/tmp/gpuctl; export HOME=/var/tmp GPUCTL_STATE_DIR=; cd /
+        as() { id=$1; shift; setpriv --reuid=$id --regid=$id --clear-groups /var/tmp/gpuctl $*; }
+        for pair in \"0 65534\" \"65534 0\" \"65534 65533\"; do
+            set -- $pair
+            token=$(as $1 lock acquire user$1 --ttl 1h) || exit
+            as $2 lock acquire other --no-wait; echo $?
+            as $2 lock release --token $token
+            as $2 lock acquire other >/dev/null && as $2 lock release --force
+        done
+        cat /proc/sys/fs/protected_regular >&2";
+    let Some(told) = on_a_machine(&rig, "1777", script) else { return };
+    for user in ["0", "65534"] {
+        let named = format!("gpuctl: the GPU lock is held by user{user} (");
+        assert!(told.contains(&named), "{told}");
     }
+    assert_eq!(told.matches("\n75\nreleased\nreleased\n").count(), 3, "{told}");
+}
+
+#[test]
+fn a_lock_of_another_key_is_another_file() {
+    let rig = Rig::new();
+    let script = "gpuctl lock acquire me >/dev/null
+        echo \"[lock]\" >/var/tmp/c.toml; echo \"key = \\\"card/1\\\"\" >>/var/tmp/c.toml
+        gpuctl --config /var/tmp/c.toml lock status && ls /run/lock
+        gpuctl --config /var/tmp/c.toml lock acquire other >/dev/null && ls /run/lock";
+    let Some(told) = on_a_machine(&rig, "1777", script) else { return };
+    let own = "gpuctl-gpu_mutex_v2.lock\n";
+    assert_eq!(told, format!("free\n{own}gpuctl-card_1.lock\n{own}"));
 }
 
 #[test]
@@ -127,30 +151,6 @@ fn a_lock_of_another_key_is_another_lock() {
     assert!(redis.cli(&["GET", "another"]).starts_with("other|gpuctl1|"));
 }
 
-#[test]
-fn what_is_made_is_private_whatever_the_umask() {
-    for umask in ["000", "022", "077"] {
-        let rig = Rig::new();
-        let lock = rig.path("new/er/lock");
-        rig.set("lock.url", url(&lock));
-        rig.shell(&format!("umask {umask} && gpuctl lock acquire me")).run().succeeds().text();
-        let script = format!("umask {umask} && exec gpuctl lock acquire other --wait 50");
-        let waiter = rig.shell(&script).spawn();
-        until("it waits", || waiter.stderr().contains("held by me"));
-        let queue = beside(&lock, ".queue");
-        let ticket = fs::read_dir(&queue).unwrap().next().unwrap().unwrap().path();
-        for folder in [&rig.path("new"), lock.parent().unwrap(), &queue] {
-            assert_eq!(mode(folder), 0o700, "{} under {umask}", folder.display());
-        }
-        for file in [&lock, &beside(&lock, ".json"), &ticket, &rig.state_dir().join("fence")] {
-            assert_eq!(mode(file), 0o600, "{} under {umask}", file.display());
-        }
-        rig.gpuctl("lock release --force").run().succeeds().stdout("released\n");
-        waiter.wait().succeeds().progress().text();
-        assert_eq!(fs::read_dir(&queue).unwrap().count(), 0);
-    }
-}
-
 /// Whatever is asked of this lock is refused by that code, and nothing is started.
 #[track_caller]
 fn assert_refused(rig: &Rig, code: &str, why: &str) {
@@ -159,52 +159,6 @@ fn assert_refused(rig: &Rig, code: &str, why: &str) {
         outcome.fails(code).stderr_has("the lock").stderr_has(why).stderr_has("hint:");
     }
     assert_eq!(rig.card.used_mb(), 0);
-}
-
-#[test]
-fn a_folder_that_others_may_write_to_is_refused() {
-    let rig = Rig::new();
-    rig.native("vidi").add();
-    let lock = fresh_lock(&rig);
-    for open in [0o777, 0o770, 0o702, 0o1777] {
-        fs::set_permissions(lock.parent().unwrap(), Permissions::from_mode(open)).unwrap();
-        assert_refused(&rig, "permission", "others may write");
-        rig.gpuctl("lock status").run().fails("permission").stderr_has("others may write");
-        rig.gpuctl("lock release --force").run().fails("permission").stderr_has("chmod go-w");
-        let shown = rig.gpuctl("status --json").run().succeeds().json()["lock"].take();
-        assert!(shown["error"].as_str().unwrap().contains("others may write"), "{shown}");
-        assert!(shown["ttl"].is_null() && shown["holder"].is_null(), "{shown}");
-    }
-    assert_eq!(fs::read_dir(lock.parent().unwrap()).unwrap().count(), 0);
-}
-
-#[test]
-fn a_folder_of_another_user_is_refused() {
-    let rig = Rig::new();
-    rig.native("vidi").add();
-    let lock = fresh_lock(&rig);
-    if !rig::root_or_skip() {
-        return;
-    }
-    chown(lock.parent().unwrap(), Some(65534), None).unwrap();
-    assert_refused(&rig, "permission", "belongs to another user");
-}
-
-#[test]
-fn a_link_to_a_folder_is_refused() {
-    let rig = Rig::new();
-    rig.native("vidi").add();
-    let lock = fresh_lock(&rig);
-    let (folder, elsewhere) = (lock.parent().unwrap(), rig.path("elsewhere"));
-    fs::rename(folder, &elsewhere).unwrap();
-    symlink(&elsewhere, folder).unwrap();
-    assert_refused(&rig, "io", "a link to one");
-    assert_eq!(fs::read_dir(&elsewhere).unwrap().count(), 0);
-    // A file in the folder's place neither.
-    fs::remove_file(folder).unwrap();
-    fs::write(folder, "precious").unwrap();
-    assert_refused(&rig, "io", "not a folder");
-    assert_eq!(fs::read_to_string(folder).unwrap(), "precious");
 }
 
 #[test]
@@ -230,62 +184,32 @@ fn whatever_is_no_file_in_the_place_of_the_locks_file_is_refused() {
 }
 
 #[test]
-fn whatever_is_no_file_in_the_place_of_the_record_is_refused() {
+fn a_file_that_may_not_be_opened_is_told() {
     let rig = Rig::new();
     rig.native("vidi").add();
     let lock = fresh_lock(&rig);
-    let record = beside(&lock, ".json");
-    let precious = rig.file("precious", "{\"fence\": 1}");
-    symlink(&precious, &record).unwrap();
-    assert_refused(&rig, "io", "lock.json");
-    rig.gpuctl("lock status").run().fails("io").stderr_has("lock.json");
-    fs::remove_file(&record).unwrap();
-    rig.shell(&format!("mkfifo {}", record.display())).run().succeeds();
-    assert_refused(&rig, "io", "lock.json");
-    rig.gpuctl("lock status").run().fails("io").stderr_has("lock.json");
-    rig.gpuctl("status").run().succeeds().stdout_has("lock.json");
-    fs::remove_file(&record).unwrap();
-    fs::create_dir(&record).unwrap();
-    assert_refused(&rig, "io", "lock.json");
-    assert_eq!(fs::read_to_string(precious).unwrap(), "{\"fence\": 1}");
+    rig.acquire("me --ttl 1h");
+    fs::set_permissions(&lock, Permissions::from_mode(0o600)).unwrap();
+    // Nobody's, from now on.
+    if std::os::unix::fs::chown(&lock, Some(65533), None).is_err() {
+        return skip_or_fail("root", "root");
+    }
+    let without = "setpriv --inh-caps=-all --bounding-set=-all gpuctl lock acquire other --no-wait";
+    let told = rig.shell(without).run().fails("permission");
+    told.stderr_has("the lock").stderr_has("chmod 666").stdout("");
 }
 
 #[test]
-fn nothing_is_written_through_a_link() {
+fn a_file_that_is_removed_while_one_waits_for_it_is_waited_for_anew() {
     let rig = Rig::new();
     let lock = fresh_lock(&rig);
-    let precious = rig.file("precious", "precious");
-    let draft = beside(&lock, ".json.new");
-    symlink(&precious, &draft).unwrap();
-    rig.gpuctl("lock acquire me").run().fails("io").stderr_has("lock.json");
-    assert_eq!(fs::read_to_string(&precious).unwrap(), "precious");
-    fs::remove_file(&draft).ok();
-    rig.shell(&format!("mkfifo {}", draft.display())).run().succeeds();
-    rig.gpuctl("lock acquire me").run().fails("io").stderr_has("lock.json");
-    fs::remove_file(&draft).ok();
-    symlink(&precious, rig.state_dir().join("fence")).unwrap();
-    let acquire = rig.gpuctl("lock acquire me").run().succeeds();
-    acquire.stderr_has("the lock's fence cannot be remembered").text();
-    assert_eq!(fs::read_to_string(&precious).unwrap(), "precious");
-}
-
-#[test]
-fn nothing_is_removed_but_what_waiters_have_left() {
-    let rig = Rig::new();
-    let lock = fresh_lock(&rig);
-    let queue = beside(&lock, ".queue");
-    let elsewhere = rig.path("elsewhere");
-    fs::create_dir(&elsewhere).unwrap();
-    let files = ["thesis.tex", "00000000000000000001-1"].map(|name| elsewhere.join(name));
-    files.iter().for_each(|file| fs::write(file, "precious").unwrap());
-    symlink(&elsewhere, &queue).unwrap();
-    rig.gpuctl("lock acquire me --no-wait").run().fails("io").stderr_has("lock.queue");
-    assert!(files.iter().all(|file| file.exists()));
-
-    fs::remove_file(&queue).unwrap();
-    fs::rename(&elsewhere, &queue).unwrap();
-    fs::set_permissions(&queue, Permissions::from_mode(0o700)).unwrap();
-    rig.acquire("me --no-wait");
-    assert!(queue.join("thesis.tex").exists());
-    assert!(!queue.join("00000000000000000001-1").exists());
+    rig.acquire("me --ttl 1h");
+    let holder = rig.by_hand(&format!("flock --no-fork {} sleep 1000", lock.display()));
+    let waiter = rig.gpuctl("lock acquire next --wait 50").spawn();
+    until("it waits", || waiter.stderr().contains("waiting for the GPU lock"));
+    fs::remove_file(&lock).unwrap();
+    rig.acquire("other --ttl 1s");
+    drop(holder);
+    waiter.wait().succeeds().stderr_has("held by other").stdout_has("\n");
+    assert_eq!(rig.lock_held()["holder"], "next");
 }

@@ -1,10 +1,6 @@
-//! Others who are stopped (Ctrl-Z, SIGSTOP) while they wait for the lock, or while they have its file.
+//! Others who are stopped (Ctrl-Z, SIGSTOP) while they wait for the lock; and others who lock its file.
 
-use rig::{Rig, Running, Signal, on_both, until, with_room};
-use rustix::fs::FlockOperation;
-use rustix::process::{Pid, kill_process};
-use std::fs;
-use std::time::Instant;
+use rig::{Rig, Running, Signal, on_both, until};
 
 fn waiting(rig: &Rig, command: &str) -> Running {
     let waiter = rig.gpuctl(command).spawn();
@@ -33,31 +29,19 @@ fn a_waiter_that_is_stopped_holds_up_nobody_behind_it() {
 }
 
 #[test]
-fn one_that_is_stopped_while_it_changes_the_lock_file_is_told_instead_of_waited_for() {
+fn a_process_that_has_locked_the_file_and_is_no_gpuctl_is_waited_for_and_named() {
     let rig = Rig::new();
-    let vidi = rig.native("vidi").add();
     let token = rig.acquire("me --ttl 1h");
-    let lock = rig.path("run/lock");
-    let stopped = rig.by_hand(&format!("flock --no-fork {} sleep 1000", lock.display()));
-    until("it is locked", || {
-        let file = fs::File::open(&lock).unwrap();
-        let locked = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive);
-        locked.is_err()
-    });
-    kill_process(Pid::from_raw(stopped.pid()).unwrap(), Signal::STOP).unwrap();
-    let release = format!("lock release --token {token}");
-    for command in
-        ["lock acquire other --no-wait", "lock acquire other --wait 50", "start vidi", &release]
-    {
-        let begun = Instant::now();
-        let outcome = rig.gpuctl(command).run().fails("unavailable");
-        outcome.stderr_has("has been locked for 5s").stderr_has("fuser -v");
-        assert!(begun.elapsed() < with_room(5), "{command}: {:?}", begun.elapsed());
-    }
-    rig.assert_no_process_of(&vidi);
-    // Who only looks has no part in it.
-    assert_eq!(rig.lock_held()["holder"], "me");
-    drop(stopped);
     rig.release(&token);
-    rig.gpuctl("start vidi").run().succeeds().stdout_has("started vidi").progress();
+    let lock = rig.path("run/lock");
+    let other = rig.by_hand(&format!("flock --no-fork {} sleep 1000", lock.display()));
+    until("it is locked", || rig.kernel_locks() == ["FLOCK"]);
+    let named = format!("held by PID {} (sleep)", other.pid());
+    for patience in ["--no-wait", "--wait 1s"] {
+        let busy = rig.gpuctl(&format!("lock acquire other {patience}")).run();
+        busy.fails("lock_busy").stderr_has(&named).stdout("");
+    }
+    let next = waiting(&rig, "lock acquire next --wait 50");
+    drop(other);
+    next.wait().succeeds().stderr_has(&named).stdout_has("\n");
 }

@@ -1,6 +1,6 @@
 //! `gpuctl run` loses the lock while its command works: the command ends first, then gpuctl with 76.
 
-use rig::{LOCK_KEY, Rig, Signal, on_both, signal, state, until};
+use rig::{LOCK_KEY, Redis, Rig, Signal, on_both, signal, state, until};
 
 /// Takes its time after TERM, as do its children, one of them in a session of its own.
 const STUBBORN: &str = "trap 'echo TERM' TERM
@@ -32,40 +32,40 @@ fn lose(rig: &Rig, grace: &str, script: &str, lose: impl FnOnce()) -> String {
     text
 }
 
-fn release(rig: &Rig) {
-    rig.gpuctl("lock release --force").run().succeeds().stdout_has("released");
+/// Proves it of a lock in Redis.
+fn in_redis(prove: impl FnOnce(&Rig, &Redis)) {
+    let rig = Rig::new();
+    if let Some(redis) = rig.lock_in_redis() {
+        prove(&rig, &redis);
+    }
+}
+
+fn delete(redis: &Redis) {
+    assert_eq!(redis.cli(&["DEL", LOCK_KEY]), "1");
 }
 
 #[test]
-fn where_the_lock_is_released_by_force_the_command_and_its_children_are_told_to_end() {
-    on_both(|rig, _| {
-        let text = lose(rig, "60s", POLITE, || release(rig));
+fn row_11_where_the_key_is_deleted_the_command_and_its_children_are_told_to_end() {
+    in_redis(|rig, redis| {
+        let text = lose(rig, "60s", POLITE, || delete(redis));
         assert_eq!(text.matches("TERM").count(), 3, "{text}");
     });
 }
 
 #[test]
 fn a_command_that_ignores_it_is_killed_after_the_grace() {
-    on_both(|rig, _| {
-        let text = lose(rig, "1s", STUBBORN, || release(rig));
+    in_redis(|rig, redis| {
+        let text = lose(rig, "1s", STUBBORN, || delete(redis));
         assert_eq!(text.matches("TERM").count(), 1, "{text}");
     });
 }
 
 #[test]
-fn row_11_a_key_that_somebody_deletes_is_noticed() {
-    let rig = Rig::new();
-    let Some(redis) = rig.redis() else { return };
-    rig.set("lock.url", redis.url());
-    let text = lose(&rig, "60s", POLITE, || assert_eq!(redis.cli(&["DEL", LOCK_KEY]), "1"));
-    assert_eq!(text.matches("TERM").count(), 3, "{text}");
-}
-
-#[test]
 fn an_end_that_comes_before_the_loss_is_noticed_is_lock_lost_too() {
-    on_both(|rig, _| {
+    in_redis(|rig, redis| {
         rig.native("comfyui").add();
-        rig.program("work", "gpuctl lock release --force >/dev/null; exit 0");
+        let delete = format!("redis-cli -p {} DEL {LOCK_KEY} >/dev/null; exit 0", redis.port());
+        rig.program("work", &delete);
         let run = rig.gpuctl("run --quiet comfyui -- work").run();
         run.fails("lock_lost").stderr_has("the GPU lock is lost");
         rig.assert_free_and_alone();
@@ -73,8 +73,23 @@ fn an_end_that_comes_before_the_loss_is_noticed_is_lock_lost_too() {
 }
 
 #[test]
-fn a_gpuctl_that_is_stopped_for_too_long_loses_its_command_first() {
+fn what_a_command_holds_is_not_taken_away_by_force_and_its_process_is_named() {
     on_both(|rig, _| {
+        rig.native("comfyui").add();
+        let force = "gpuctl lock release --force; echo $?; gpuctl lock release --force --json";
+        let run = rig.gpuctl("run --quiet comfyui -- sh -c").arg(force).spawn();
+        let owner = format!(":{}, run sh", run.pid());
+        let told = run.wait().exits(1).text();
+        assert!(told.starts_with("not released: "), "{told}");
+        assert!(told.contains(&owner) && told.contains("\n1\n"), "{told}");
+        assert!(told.contains("\"released\": false"), "{told}");
+        rig.assert_free_and_alone();
+    });
+}
+
+#[test]
+fn a_gpuctl_that_is_stopped_for_too_long_loses_its_command_first() {
+    in_redis(|rig, _| {
         rig.native("comfyui").add();
         rig.program("work", STUBBORN);
         let run = rig.gpuctl("run --quiet --grace 9s comfyui -- work").spawn();
@@ -83,7 +98,7 @@ fn a_gpuctl_that_is_stopped_for_too_long_loses_its_command_first() {
         run.signal(Signal::STOP);
         let touch = rig.path("second");
         let second =
-            rig.gpuctl(&format!("run --quiet --wait 5m comfyui -- touch {}", touch.display()));
+            rig.elsewhere(&format!("run --quiet --wait 5m comfyui -- touch {}", touch.display()));
         let second = second.spawn();
         until("TERM comes", || run.stdout().contains("TERM"));
         assert!(!touch.exists(), "a second command runs beside the first");
@@ -99,7 +114,7 @@ fn a_gpuctl_that_is_stopped_for_too_long_loses_its_command_first() {
 
 #[test]
 fn a_lock_that_was_taken_by_hand_and_is_over_ends_the_command() {
-    on_both(|rig, _| {
+    in_redis(|rig, _| {
         rig.native("comfyui").add();
         rig.gpuctl("start comfyui").run().succeeds().stdout_has("comfyui").progress();
         rig.program("work", "echo child $$; exec sleep 1000");
@@ -115,14 +130,14 @@ fn a_lock_that_was_taken_by_hand_and_is_over_ends_the_command() {
 
 #[test]
 fn a_stopped_command_is_ended_as_well() {
-    on_both(|rig, _| {
+    in_redis(|rig, redis| {
         rig.native("comfyui").add();
         rig.program("work", "echo child $$; exec sleep 1000");
         let run = rig.gpuctl("run --quiet comfyui -- work").spawn();
         until("it works", || run.stdout().ends_with('\n'));
         let work = children(&run.stdout())[0];
         signal(work, Signal::STOP);
-        release(rig);
+        delete(redis);
         drop(run.wait().fails("lock_lost").stderr_has("lost").stdout_has("child"));
         assert!(state(work).is_none());
         rig.assert_free_and_alone();

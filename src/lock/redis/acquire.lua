@@ -3,8 +3,8 @@
 -- nothing is; a legacy client's value may be empty too.
 local key, counter, queue, seen, called, wake, command =
     KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
-local token, before_fence, after_fence, ttl, floor, queues, arrival, over =
-    ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6] == '1', ARGV[7], ARGV[8]
+local token, before_fence, after_fence, ttl, queues, arrival, over =
+    ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5] == '1', ARGV[6], ARGV[7]
 
 local kind = redis.call('TYPE', key).ok
 if kind ~= 'string' and kind ~= 'none' then return {'type', kind} end
@@ -52,7 +52,8 @@ if turn ~= token and (turn or ahead > 0) then
     return {'turn', redis.call('PTTL', called), ahead, arrival}
 end
 
-local fence = math.max(tonumber(redis.call('GET', counter)) or 0, tonumber(floor)) + 1
+-- By the server's clock, so that it rises also where the counter was lost.
+local fence = math.max((tonumber(redis.call('GET', counter)) or 0) + 1, now())
 fence = string.format('%.0f', fence)
 redis.call('SET', counter, fence)
 redis.call('SET', key, before_fence .. fence .. after_fence, 'PX', ttl)

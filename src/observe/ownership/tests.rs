@@ -119,7 +119,6 @@ fn who_listens_in_its_place_is_named_and_left_alone() {
     let mut world = World::new(1);
     world.claim(0).port = Some(8188);
     world.leader(100, SYSTEMD, "python");
-    world.shows(100).is_on_card = true;
     world.listens(100, 8188);
     world.leader(200, SYSTEMD, "worker");
     world.listens(200, 8188);

@@ -56,7 +56,7 @@ impl Trial {
         Trial::in_rig(Rig::new())
     }
 
-    fn in_rig(rig: Rig) -> Trial {
+    pub fn in_rig(rig: Rig) -> Trial {
         Trial::new(rig, |rig| rig.native("vllm").server("--warmup 400ms"))
     }
 

@@ -2,8 +2,9 @@
 
 use crate::redis::{LOCK_KEY, Redis};
 use crate::rig::Rig;
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::thread;
 
 /// Proves the same of the lock's both places side by side: of the file (no Redis) and of Redis. Without a Redis to be
@@ -59,18 +60,28 @@ impl Rig {
     /// That nobody has the lock, not even one who has died with it, which `lock status` would call free.
     #[track_caller]
     pub fn assert_lock_was_given_back(&self) {
-        match fs::read_to_string(self.path("redis-port")) {
-            Ok(port) => {
-                let ask = self.shell(&format!("redis-cli -p {port} EXISTS {LOCK_KEY}")).run();
-                ask.succeeds().stdout("0\n");
-            }
-            Err(_) => {
-                let text = fs::read_to_string(self.path("run/lock.json")).unwrap();
-                let mut record: Value = serde_json::from_str(&text).unwrap();
-                record["fence"].take();
-                assert_eq!(record, json!({"fence": null}));
-            }
+        if let Ok(port) = fs::read_to_string(self.path("redis-port")) {
+            let ask = self.shell(&format!("redis-cli -p {port} EXISTS {LOCK_KEY}")).run();
+            ask.succeeds().stdout("0\n");
         }
+        assert_eq!(self.kernel_locks(), [""; 0], "of the lock's file");
+    }
+
+    /// What the kernel says is locked of the lock's file: "FLOCK", "OFDLCK", and "POSIX" of each who waits.
+    #[track_caller]
+    pub fn kernel_locks(&self) -> Vec<String> {
+        let Ok(meta) = fs::metadata(self.path("run/lock")) else { return Vec::new() };
+        let inode = format!(":{}", meta.ino());
+        let locks = fs::read_to_string("/proc/locks").unwrap();
+        let is_of_it = |line: &&str| line.split(' ').any(|word| word.ends_with(&inode));
+        let kind = |line: &str| line.split_whitespace().nth(1).unwrap().to_owned();
+        locks.lines().filter(is_of_it).map(kind).filter(|kind| kind != "->").collect()
+    }
+
+    /// How many stand in the line of the machine's lock.
+    #[track_caller]
+    pub fn machines_line(&self) -> usize {
+        self.kernel_locks().iter().filter(|kind| *kind == "POSIX").count()
     }
 
     /// Whether `lock status` says so now; for `until`.

@@ -73,6 +73,8 @@ impl Rig {
             ports: Mutex::default(),
         };
         rig.set("gpu.nvml_library", programs::nvml_library().to_str().unwrap());
+        // Not the one that all on the tester's machine share, also where a Redis is beside it.
+        rig.set("lock.file", rig.path("run/lock").to_str().unwrap());
         rig
     }
 
@@ -163,6 +165,17 @@ impl Rig {
     pub fn write_config(&self, text: &str) {
         let path = self.file("gpuctl.toml", text);
         fs::set_permissions(path, Permissions::from_mode(0o600)).unwrap();
+    }
+
+    /// gpuctl of another machine that has the same Redis: with a lock of its own for the machine.
+    pub fn elsewhere(&self, words: &str) -> Invocation {
+        let mut config = self.config.lock().unwrap().clone();
+        let lock = config.get_mut("lock").and_then(Value::as_table_mut).expect("a table");
+        let file = self.path("elsewhere/lock");
+        lock.insert("file".to_owned(), file.to_str().unwrap().into());
+        let path = self.file("elsewhere.toml", &toml::to_string(&config).unwrap());
+        fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
+        self.gpuctl(words).env("GPUCTL_CONFIG", path)
     }
 
     /// gpuctl with these words as arguments.
@@ -293,7 +306,7 @@ impl Rig {
             .env("GPUCTL_CONFIG", self.path("gpuctl.toml"))
             .env("GPUCTL_STATE_DIR", self.state_dir())
             .env("SIMGPU_DIR", self.card.folder())
-            // A lock of the rig's own, which `lock.url` stands over; root's default is the machine's.
+            // The same for what has no configuration.
             .env("REDIS_URL", format!("file://{}", self.path("run/lock").display()))
             .env("DOCKER_HOST", docker_host)
             .current_dir(self.path("home"));

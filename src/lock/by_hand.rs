@@ -1,0 +1,133 @@
+//! The lock by hand: taken, to be kept when gpuctl ends, and given back by its token.
+
+use super::claim::Claim;
+use super::entry::enter;
+use super::machine::Machine;
+use super::record::{Held, Record};
+use super::redis::Redis;
+use super::{Patience, look, not_held, redis};
+use crate::config::Config;
+use crate::error::{Failure, Result};
+use crate::exit::Code;
+use crate::model::Pid;
+use crate::world::host::{random_hex, since_boot};
+use crate::world::wait::Stop;
+use std::time::Duration;
+
+/// What is wanted of a lock by hand.
+pub struct Wanted<'a> {
+    pub holder: &'a str,
+    pub ttl: Duration,
+    /// The process that it ends with as well.
+    pub pid: Option<Pid>,
+    pub patience: Duration,
+}
+
+/// A lock that is ours for now, and that nobody else knows the token of.
+pub struct ByHand {
+    pub claim: Claim,
+    machine: Machine,
+    /// `None`: the machine's lock is all.
+    redis: Option<Redis>,
+}
+
+/// Takes the lock. It ends with us until it is left, or in Redis until it is known to be taken: where
+/// the answer is lost, nobody has the token that would release it.
+pub fn acquire(
+    config: &Config,
+    wanted: &Wanted,
+    stop: &Stop,
+    tell: &mut dyn FnMut(&str),
+) -> Result<ByHand> {
+    let record = Record::new(random_hex::<16>()?, "lock acquire", wanted.pid, &[]);
+    let record = record.ok_or_else(|| {
+        let pid = wanted.pid.unwrap_or_default();
+        Failure::new(Code::NotFound, format!("there is no process {pid}"))
+    })?;
+    let pid_start = record.pid_start;
+    let mut claim = Claim::new(wanted.holder, record, wanted.ttl);
+    let mut machine = Machine::open(&config.lock.place.file)?;
+    let mut redis = redis(config);
+    if redis.is_some() {
+        claim.end_with_us();
+    }
+    let patience = Patience::new(wanted.patience);
+    enter(config, &mut machine, redis.as_mut(), &mut claim, &patience, stop, tell)?;
+    if let Some(redis) = &mut redis {
+        let record = Record::clone(&claim.record);
+        claim.record = Record { pid: wanted.pid, pid_start, ..record };
+        claim.ttl = wanted.ttl;
+        if !redis.renew(&claim)? {
+            let why = "the GPU lock was lost as soon as taken";
+            return Err(Failure::new(Code::LockLost, why)
+                .hint("somebody deletes it; look with `gpuctl lock status`"));
+        }
+    }
+    Ok(ByHand { claim, machine, redis })
+}
+
+impl ByHand {
+    /// Leaves it to whoever has its token.
+    pub fn leave(mut self) -> Result<()> {
+        let Claim { holder, record, ttl } = &mut self.claim;
+        if self.redis.is_some() {
+            return Ok(());
+        }
+        record.until_since_boot_ms = Some((since_boot() + *ttl).as_millis() as u64);
+        self.machine.put_down(holder, record)
+    }
+
+    /// Gives it back, since nobody will ever have its token.
+    pub fn give_back(&mut self) -> Result<()> {
+        if let Some(redis) = &mut self.redis {
+            redis.release(Some(&self.claim.record.token))?;
+        }
+        Ok(())
+    }
+}
+
+/// The lock that the caller holds, by the token that it has put into the environment.
+pub fn joined(config: &Config, token: &str) -> Result<Held> {
+    look(config)?.filter(|held| held.is_of(token)).ok_or_else(not_held)
+}
+
+/// What came of a release.
+pub enum Release {
+    Released,
+    /// Nobody holds it.
+    Free,
+    /// It is that of a `run`, with which it ends.
+    LeftToRun(Held),
+    /// It is held under another token.
+    Anothers(Held),
+    /// What processes keep is not to be taken away.
+    Kept(Held),
+}
+
+/// Releases what was taken by hand under a token; without one, whatever was.
+pub fn release(config: &Config, token: Option<&str>) -> Result<Release> {
+    // Given away, the command would work on beside the next one's.
+    if let Some(token) = token
+        && let Some(held) = look(config).ok().flatten()
+        && held.is_of(token)
+        && (held.is_of_a_command() || held.lasts_with_processes())
+    {
+        return Ok(Release::LeftToRun(held));
+    }
+    let mut released = false;
+    if let Some(machine) = Machine::find(&config.lock.place.file)? {
+        released = machine.end_by_hand(token)?;
+        let kept = machine.held()?.filter(Held::lasts_with_processes);
+        if let Some(held) = kept.filter(|_| token.is_none()) {
+            return Ok(Release::Kept(held));
+        }
+    }
+    if let Some(mut redis) = redis(config) {
+        released |= redis.release(token)?;
+    }
+    Ok(match look(config)? {
+        _ if released => Release::Released,
+        None => Release::Free,
+        Some(held) => Release::Anothers(held),
+    })
+}

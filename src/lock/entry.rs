@@ -1,0 +1,152 @@
+//! The way to the lock: in the line of the machine's, through its door, and where a Redis is
+//! configured through that, too.
+//!
+//! Who waits has a place in the line, and nothing else that could hold up others while it is
+//! stopped: it goes through the door for a moment, looks, and comes back where it cannot stay.
+
+use super::claim::Claim;
+use super::line::Line;
+use super::machine::{InTheWay, Machine};
+use super::redis::Redis;
+use super::{Attempt, Busy, Patience, Teller};
+use crate::config::Config;
+use crate::error::{Failure, Result};
+use crate::exit::Code;
+use crate::world::host::since_boot;
+use crate::world::wait::{Stop, wait};
+use std::time::{Duration, Instant};
+
+/// Between two tries at a server that will be ready in a moment.
+const UNREADY_PAUSE: Duration = Duration::from_millis(100);
+
+/// What has to change before another try may have another result.
+enum Obstacle {
+    /// The place of one who waits before us.
+    Waiter(u64),
+    Here(InTheWay),
+    /// In Redis.
+    Elsewhere,
+    /// The server will be ready soon.
+    Unready(Failure),
+}
+
+/// Takes the lock of the machine and that in Redis, in turn; of the latter, the time since boot at
+/// which it ends unless it is renewed.
+pub fn enter(
+    config: &Config,
+    machine: &mut Machine,
+    redis: Option<&mut Redis>,
+    claim: &mut Claim,
+    patience: &Patience,
+    stop: &Stop,
+    tell: &mut dyn FnMut(&str),
+) -> Result<Option<Duration>> {
+    let teller = Teller::new(config, tell);
+    let mut entry = Entry { machine, redis, claim, patience, stop, teller };
+    let entered = entry.enter();
+    let cannot_be_asked = entered.as_ref().is_err_and(|failure| failure.code == Code::Unavailable);
+    let left_nothing = patience.total.is_zero() && entry.claim.record.fence == 0;
+    if let Some(redis) = entry.redis
+        && entered.is_err()
+        && !left_nothing
+        && !cannot_be_asked
+    {
+        // The place in its line, or the lock, which are forgotten by themselves where this fails.
+        let _ = redis.release(Some(&entry.claim.record.token));
+    }
+    entered
+}
+
+struct Entry<'a> {
+    machine: &'a mut Machine,
+    redis: Option<&'a mut Redis>,
+    claim: &'a mut Claim,
+    patience: &'a Patience,
+    stop: &'a Stop,
+    teller: Teller<'a>,
+}
+
+impl Entry<'_> {
+    fn enter(&mut self) -> Result<Option<Duration>> {
+        let mut line = Line::new(self.machine.file());
+        loop {
+            self.stop.check()?;
+            let failed = |e: std::io::Error| self.machine.failed(e);
+            if !self.patience.total.is_zero() {
+                line.queue_up().map_err(failed)?;
+            }
+            let ahead = line.ahead().map_err(failed)?;
+            let (obstacle, mut busy) = match ahead.next {
+                Some(place) => {
+                    self.machine.step_back()?;
+                    (Obstacle::Waiter(place), Busy { held: self.machine.held()?, ahead: 0 })
+                }
+                None => match self.machine.try_door()? {
+                    Some(InTheWay::Removed) => {
+                        self.machine.open_again()?;
+                        line = Line::new(self.machine.file());
+                        continue;
+                    }
+                    Some(obstacle) => {
+                        let held = self.machine.held_beyond(&obstacle, ahead.count == 0)?;
+                        (Obstacle::Here(obstacle), Busy { held, ahead: 0 })
+                    }
+                    None => match self.try_redis()? {
+                        Ok(valid_until) => {
+                            self.machine.go_in(&self.claim.holder, &mut self.claim.record)?;
+                            return Ok(valid_until);
+                        }
+                        Err(refused) => {
+                            self.machine.step_back()?;
+                            refused
+                        }
+                    },
+                },
+            };
+            busy.ahead += ahead.count;
+            if self.patience.is_over() {
+                return Err(match obstacle {
+                    Obstacle::Unready(failure) => failure,
+                    _ => self.teller.named(busy).refusal(self.patience),
+                });
+            }
+            if !matches!(obstacle, Obstacle::Unready(_)) {
+                self.teller.tell(busy);
+            }
+            self.wait_for(obstacle, &mut line)?;
+        }
+    }
+
+    /// One try to take the lock in Redis, where there is one.
+    fn try_redis(&mut self) -> Result<std::result::Result<Option<Duration>, (Obstacle, Busy)>> {
+        let Some(redis) = &mut self.redis else { return Ok(Ok(None)) };
+        // The lock's time began at the latest when the server did as it was asked.
+        let asked = since_boot();
+        Ok(match redis.attempt(self.claim, !self.patience.total.is_zero(), self.stop)? {
+            Attempt::Taken(fence) => {
+                self.claim.record.fence = fence;
+                Ok(Some(asked + self.claim.ttl))
+            }
+            Attempt::Busy(busy) => Err((Obstacle::Elsewhere, *busy)),
+            Attempt::Unready(failure) => {
+                Err((Obstacle::Unready(failure), Busy { held: None, ahead: 0 }))
+            }
+        })
+    }
+
+    fn wait_for(&mut self, obstacle: Obstacle, line: &mut Line) -> Result<()> {
+        let (stop, deadline) = (self.stop, self.patience.deadline);
+        match obstacle {
+            Obstacle::Waiter(place) => line.wait_for(place, stop, deadline),
+            Obstacle::Here(obstacle) => self.machine.wait_for(obstacle, stop, deadline),
+            Obstacle::Elsewhere => match &mut self.redis {
+                Some(redis) => redis.wait_for_change(self.claim, stop, deadline),
+                None => Ok(()),
+            },
+            Obstacle::Unready(_) => {
+                wait(&[], stop, deadline.min(Instant::now() + UNREADY_PAUSE));
+                Ok(())
+            }
+        }
+    }
+}

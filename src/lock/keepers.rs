@@ -1,0 +1,52 @@
+//! Which processes keep the machine's lock: those that have an open descriptor of its file on
+//! which the kernel has set one of our locks, as far as we may look into them.
+
+use super::record::Keeper;
+use crate::model::Pid;
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+/// Everybody but us.
+pub fn keepers(file: &File, path: &Path) -> Vec<Keeper> {
+    let (Ok(meta), Ok(entries)) = (file.metadata(), fs::read_dir("/proc")) else {
+        return Vec::new();
+    };
+    let me = std::process::id() as Pid;
+    let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let keeps = |pid: &Pid| *pid != me && keeps(*pid, path, meta.ino());
+    let mut keepers: Vec<Keeper> = pids.filter(keeps).map(named).collect();
+    keepers.sort_by_key(|keeper| keeper.pid);
+    keepers
+}
+
+fn named(pid: Pid) -> Keeper {
+    let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    Keeper { pid, name: super::record::shown(name.trim_end()) }
+}
+
+fn keeps(pid: Pid, path: &Path, inode: u64) -> bool {
+    let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
+    entries.flatten().any(|entry| {
+        // Of another mount namespace it may have another path, but no other name.
+        let is_it = fs::read_link(entry.path()).is_ok_and(|at| at.file_name() == path.file_name());
+        is_it && {
+            let number = entry.file_name();
+            let info = format!("/proc/{pid}/fdinfo/{}", number.to_string_lossy());
+            fs::read_to_string(info).is_ok_and(|info| tells_of_a_lock(&info, inode))
+        }
+    })
+}
+
+/// Whether a descriptor has the door of the file, or is inside. What waits has a lock of its
+/// process alone.
+fn tells_of_a_lock(info: &str, inode: u64) -> bool {
+    let mut locks = info.lines().filter_map(|line| line.strip_prefix("lock:"));
+    locks.any(|lock| {
+        let fields: Vec<&str> = lock.split_whitespace().collect();
+        let is_of_description = fields.iter().any(|field| matches!(*field, "FLOCK" | "OFDLCK"));
+        let is_on_file =
+            fields.iter().any(|field| field.rsplit(':').next() == Some(&inode.to_string()));
+        is_of_description && is_on_file
+    })
+}

@@ -1,0 +1,116 @@
+//! The kernel's locks on single bytes of a file (fcntl(2)): of a process, which end with it and go
+//! to no child of it, or of an open description, which end with the last descriptor of that.
+
+use crate::model::Pid;
+use std::fs::File;
+use std::io::{Error, Result};
+use std::ops::Range;
+use std::os::fd::AsRawFd;
+
+/// Whose a lock is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// This process; it loses the lock as soon as it closes any descriptor of the file.
+    Process,
+    /// Everybody who has inherited the descriptor.
+    Description,
+}
+
+/// What a lock keeps others from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// An exclusive one.
+    Shared,
+    /// Any other one.
+    Exclusive,
+}
+
+/// A lock that others have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Taken {
+    /// Its bytes, as far as they are within the range that was asked for.
+    pub bytes: Range<u64>,
+    /// The process that has it; 0 where that is not in our PID namespace, -1 of a description.
+    pub pid: Pid,
+}
+
+/// Takes a lock on a byte, or changes the mode of the one that is there, if that can be done now.
+pub fn try_lock(file: &File, owner: Owner, mode: Mode, at: u64) -> Result<bool> {
+    match set(file, owner, kind(mode), at, false) {
+        Ok(()) => Ok(true),
+        Err(e) if matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+/// Takes it as soon as it can be taken, however long that is.
+pub fn lock(file: &File, owner: Owner, mode: Mode, at: u64) -> Result<()> {
+    set(file, owner, kind(mode), at, true)
+}
+
+/// Gives it back.
+pub fn unlock(file: &File, owner: Owner, at: u64) -> Result<()> {
+    set(file, owner, libc::F_UNLCK, at, false)
+}
+
+/// One of the locks of others within a range, whatever its mode; which one, nobody can say.
+pub fn any(file: &File, owner: Owner, range: Range<u64>) -> Result<Option<Taken>> {
+    let command = match owner {
+        Owner::Process => libc::F_GETLK,
+        Owner::Description => libc::F_OFD_GETLK,
+    };
+    let mut lock = request(libc::F_WRLCK, range.start, range.end - range.start);
+    call(file, command, &mut lock)?;
+    if i32::from(lock.l_type) == libc::F_UNLCK {
+        return Ok(None);
+    }
+    let start = range.start.max(lock.l_start as u64);
+    // A length of 0 is one without an end.
+    let end = match lock.l_len {
+        0 => range.end,
+        length => range.end.min((lock.l_start + length) as u64),
+    };
+    Ok(Some(Taken { bytes: start..end, pid: lock.l_pid }))
+}
+
+fn kind(mode: Mode) -> i32 {
+    match mode {
+        Mode::Shared => libc::F_RDLCK,
+        Mode::Exclusive => libc::F_WRLCK,
+    }
+}
+
+fn set(file: &File, owner: Owner, kind: i32, at: u64, waits: bool) -> Result<()> {
+    let command = match (owner, waits) {
+        (Owner::Process, false) => libc::F_SETLK,
+        (Owner::Process, true) => libc::F_SETLKW,
+        (Owner::Description, false) => libc::F_OFD_SETLK,
+        (Owner::Description, true) => libc::F_OFD_SETLKW,
+    };
+    call(file, command, &mut request(kind, at, 1))
+}
+
+fn request(kind: i32, start: u64, length: u64) -> libc::flock {
+    libc::flock {
+        l_type: kind as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: start as libc::off_t,
+        l_len: length as libc::off_t,
+        l_pid: 0,
+    }
+}
+
+fn call(file: &File, command: i32, lock: &mut libc::flock) -> Result<()> {
+    loop {
+        // SAFETY: a plain system call on a descriptor that is open and a value of our own.
+        #[expect(unsafe_code, reason = "no crate of ours has locks of single bytes")]
+        let result = unsafe { libc::fcntl(file.as_raw_fd(), command, std::ptr::from_mut(lock)) };
+        match result {
+            -1 => match Error::last_os_error() {
+                e if e.raw_os_error() == Some(libc::EINTR) => {}
+                e => return Err(e),
+            },
+            _ => return Ok(()),
+        }
+    }
+}
