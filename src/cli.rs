@@ -92,6 +92,13 @@ pub enum Command {
     /// under the same lock; GPUCTL_FENCE, a number that rises with every holder; GPUCTL_SERVICE.
     #[command(after_long_help = examples::RUN)]
     Run(Run),
+    /// Tie processes that were started by hand to a native service
+    ///
+    /// From then on they are proven to be the service's, with all that comes of them: it is shown as
+    /// running, and stopped with them. All of them are adopted or none. What belongs to another
+    /// service, a container's processes and the caller's own are refused.
+    #[command(after_long_help = examples::ADOPT)]
+    Adopt(Adopt),
     /// Take, give back and show the GPU lock
     #[command(subcommand, after_long_help = examples::LOCK)]
     Lock(Lock),
@@ -251,6 +258,17 @@ pub struct ReleaseAll {
     pub waiting: Waiting,
     #[command(flatten)]
     pub dry_run: DryRun,
+}
+
+#[derive(Debug, Args)]
+pub struct Adopt {
+    /// Native service that they are
+    pub service: String,
+    /// Processes to adopt, by number
+    #[arg(required = true, value_name = "PID", value_parser = clap::value_parser!(i32).range(1..))]
+    pub pids: Vec<i32>,
+    #[command(flatten)]
+    pub waiting: Waiting,
 }
 
 #[derive(Debug, Args)]

@@ -9,6 +9,7 @@
     reason = "the rules of the program's own layers; a test fails by panicking"
 )]
 
+mod adopt;
 mod can_fit;
 mod canary {
     pub mod bench;

@@ -154,6 +154,7 @@ fn the_manual_knows_every_variable_that_the_program_names() {
         "CUDA_DEVICE_ORDER",
         "CUDA_VISIBLE_DEVICES",
         "PCI_BUS_ID",
+        "SPT_NOENV",
         "CARGO_PKG_VERSION",
         "CARGO_MANIFEST_DIR",
     ];

@@ -52,6 +52,11 @@ Examples:
   gpuctl run --phase video -- ./render.sh
   gpuctl run comfyui --wait 1h -- make    # wait up to an hour for others";
 
+pub const ADOPT: &str = "\
+Examples:
+  gpuctl adopt comfyui 4711
+  gpuctl adopt vllm 4711 4720    # and a worker that has lost its parent";
+
 pub const DOCTOR: &str = "\
 Examples:
   gpuctl doctor

@@ -2,7 +2,9 @@
 
 use super::load;
 use crate::cli::{self, ConfigInit, Global};
-use crate::config::{Environment, TEMPLATE, file::File, is_json, masked};
+use crate::config::{
+    Config, Environment, Overlap, TEMPLATE, file::File, is_json, masked, overlaps,
+};
 use crate::error::{self, Failure};
 use crate::exit::{Answer, Code};
 use crate::report::{CheckReport, Form, PathReport, print, print_json, print_text};
@@ -76,13 +78,26 @@ fn write(path: &Path, overwrite: bool) -> error::Result<()> {
 fn check(global: &Global, environment: &Environment) -> Result<Answer> {
     let config = load(global, environment)?;
     config.require_file()?;
+    let overlaps = overlaps(&config);
+    if let Some(overlap) = overlaps.iter().find(|overlap| overlap.is_certain) {
+        bail!(
+            Failure::new(Code::Config, format!("configuration {}: {overlap}", path_of(&config)))
+                .hint(overlap.hint())
+        );
+    }
+    let warning = |overlap: &Overlap| format!("{overlap}: {}", overlap.hint());
     let report = CheckReport {
         valid: true,
-        path: config.path.map(|path| path.display().to_string()).unwrap_or_default(),
+        path: path_of(&config),
+        warnings: overlaps.iter().map(warning).collect(),
         services: config.services.into_iter().map(|service| service.name).collect(),
         phases: config.phases.into_keys().collect(),
     };
     print(&report, &Form::new(global.json, environment)).map(|()| Answer::Yes)
+}
+
+fn path_of(config: &Config) -> String {
+    config.path.as_ref().map(|path| path.display().to_string()).unwrap_or_default()
 }
 
 fn show(global: &Global, environment: &Environment) -> Result<Answer> {

@@ -1,6 +1,7 @@
 //! One file a subcommand: each names, in order, the steps that it consists of.
 
 mod act;
+mod adopt;
 mod can_fit;
 mod canary;
 mod completions;
@@ -106,6 +107,7 @@ pub fn run(cli: &Cli, environment: &Environment) -> Result<Answer> {
         Command::Stop(arguments) => stop::run(arguments, session()?),
         Command::ReleaseAll(arguments) => release_all::run(arguments, session()?),
         Command::Run(arguments) => run::run(arguments, session()?, environment),
+        Command::Adopt(arguments) => adopt::run(arguments, session()?),
         Command::Lock(command) => lock::run(command, session()?),
         Command::Canary(command) => canary::run(command, session()?),
         Command::History(arguments) => history::run(arguments, &session()?),

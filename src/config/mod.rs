@@ -4,6 +4,7 @@
 mod canary;
 mod environment;
 pub mod file;
+mod overlap;
 mod place;
 mod secrets;
 mod span;
@@ -14,6 +15,7 @@ mod window;
 
 pub use canary::{Bound, Canary, Mode};
 pub use environment::Environment;
+pub use overlap::{Overlap, overlaps};
 pub use place::Place;
 pub use secrets::{masked, writes_secrets};
 pub use span::Span;

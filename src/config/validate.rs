@@ -94,12 +94,17 @@ pub fn validate(
         if let Some(twin) =
             services.iter().find(|twin| same_instance(&twin.manager, &service.manager))
         {
-            let problem = format!(
-                "manages the same {} as service {}",
-                service.manager.type_name(),
-                twin.name
-            );
-            return Err(complain(&["services", name], &problem));
+            let twin = &twin.name;
+            return Err(match &service.manager {
+                Manager::Native(_) => complain(
+                    &["services", name, "match"],
+                    &format!("is that of service {twin} too; name what only this one has"),
+                ),
+                other => complain(
+                    &["services", name],
+                    &format!("manages the same {} as service {twin}", other.type_name()),
+                ),
+            });
         }
         services.push(service);
     }
@@ -193,6 +198,7 @@ fn same_instance(a: &Manager, b: &Manager) -> bool {
         (Manager::Systemd { unit: a, user: x }, Manager::Systemd { unit: b, user: y }) => {
             a == b && x == y
         }
+        (Manager::Native(a), Manager::Native(b)) => a.pattern.is_some() && a.pattern == b.pattern,
         _ => false,
     }
 }

@@ -73,6 +73,7 @@ ids! {
         NativeStart = "native.start",
         NativeStop = "native.stop",
         NativeFolder = "native.folder",
+        NativeMatch = "native.match",
         NativeStrangers = "native.strangers",
     }
     "Services" {

@@ -3,6 +3,7 @@
 use super::check::{Check, Id};
 use super::programs::{find, first};
 use super::{Case, UNCONFIGURED};
+use crate::config::{Overlap, overlaps};
 use crate::model::{Manager, Native};
 use std::path::Path;
 
@@ -21,6 +22,7 @@ pub fn examine(case: &Case) -> Vec<Check> {
     if natives.is_empty() {
         return vec![Check::skip(Id::NativeStart, "no service is native")];
     }
+    let overlaps = overlaps(config);
     let mut checks = Vec::new();
     for (name, native) in natives {
         let fix = format!("correct services.{name}.cwd, or make that folder");
@@ -36,10 +38,23 @@ pub fn examine(case: &Case) -> Vec<Check> {
         };
         let start = program(Id::NativeStart, "start", &native.start);
         let stop = native.stop.as_ref().map(|text| program(Id::NativeStop, "stop", text));
-        let all = [Some(start), stop, folder].into_iter().flatten();
+        let pattern = native.pattern.as_ref().map(|_| finds(name, &overlaps));
+        let all = [Some(start), stop, folder, pattern].into_iter().flatten();
         checks.extend(all.map(|check| check.of(name)));
     }
     checks
+}
+
+/// Whether a service's pattern finds another's start.
+fn finds(name: &str, overlaps: &[Overlap]) -> Check {
+    let id = Id::NativeMatch;
+    let mut own = overlaps.iter().filter(|overlap| overlap.finder == name);
+    let worst = own.clone().find(|overlap| overlap.is_certain).or_else(|| own.next());
+    match worst {
+        Some(overlap) if overlap.is_certain => Check::fail(id, overlap.to_string(), overlap.hint()),
+        Some(overlap) => Check::warn(id, overlap.to_string(), overlap.hint()),
+        None => Check::pass(id, "it finds no other service's start"),
+    }
 }
 
 /// Whether the program of a command, the value of `key`, can be run.

@@ -183,6 +183,7 @@ pub fn concern(path: &str) -> Concern {
         "status" | "can-fit" | "lock release" | "lock status" => (&[Config, Lock], &[ASK]),
         "prepare-phase" | "start" => (&[Config, Lock, State], &[ASK, TAKE, STOP, START]),
         "stop" | "release-all" => (&[Config, Lock, State], &[ASK, TAKE, STOP]),
+        "adopt" => (&[Config, Lock, State], &[ASK, TAKE]),
         "run" => (&[Config, Lock, State, Run], &[ASK, TAKE, STOP, START, CMD]),
         "lock" | "lock acquire" => (&[Config, Lock, State], &[ASK, TAKE]),
         "canary" | "canary run" => {

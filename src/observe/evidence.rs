@@ -49,13 +49,17 @@ pub fn look_around(config: &Config, on_card: &HashSet<Pid>, listeners: Listeners
     }
     let groups = table.each(|pid| {
         let is_asked = evidence.contains_key(&pid);
-        is_asked.then(|| (pid, process::control_groups(pid), process::is_in_container(pid)))
+        is_asked.then(|| {
+            let groups = process::control_groups(pid);
+            let is_contained = is_contained(pid, &groups);
+            (pid, groups, is_contained)
+        })
     });
     let groups_of = HashMap::new();
     let mut scene = Scene { table, listeners, evidence, groups: groups_of, recorded, was_ready };
     for (pid, groups, is_contained) in groups {
         if let Some(shown) = scene.evidence.get_mut(&pid) {
-            shown.is_contained = is_contained || is_in_other_container(&groups);
+            shown.is_contained = is_contained;
         }
         scene.groups.insert(pid, groups);
     }
@@ -137,6 +141,11 @@ pub fn in_groups(groups: &str, managed: &[Managed]) -> Vec<usize> {
     };
     let found = managed.iter().enumerate().filter(|(_, of)| is_in(of));
     found.map(|(service, _)| service).collect()
+}
+
+/// Whether a process of these control groups is in a container that gpuctl is not in itself.
+pub fn is_contained(pid: Pid, groups: &str) -> bool {
+    process::is_in_container(pid) || is_in_other_container(groups)
 }
 
 /// In a container that shares the machine's PID namespace, and that gpuctl is not in itself.

@@ -3,7 +3,7 @@
 
 use super::evidence::{self, Scene};
 use super::keeper::{Keeper, keeper_of};
-use super::ownership::{Ownership, Panes};
+use super::ownership::{self, Ownership, Panes};
 use crate::config::Config;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
@@ -18,7 +18,7 @@ use crate::world::process::{self, Process};
 use crate::world::systemd::{self, Shown};
 use crate::world::wait::Stop;
 use std::cell::OnceCell;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::thread::{self, ScopedJoinHandle};
 
 /// What the managers said, put together.
@@ -88,6 +88,15 @@ pub fn look<'a>(
             if let Manager::Native(_) = &service.manager {
                 let presence = look.native(service, &on_gpu);
                 look.presences.insert(service.name.clone(), presence);
+            }
+        }
+        for (container, services) in ownership::containers_of_several(&look.managed) {
+            let what = format!("container {}", &container[..12.min(container.len())]);
+            for at in &services {
+                let failure = claimed_by(config, &what, &services)
+                    .hint("two services claim one container: let one of them name another");
+                let name = &config.services[*at].name;
+                look.presences.insert(name.clone(), Presence::Unknown(failure));
             }
         }
         look
@@ -164,6 +173,12 @@ fn in_unit(unit: &str, asked: &Result<HashMap<String, Shown>>) -> (Presence, Man
     }
 }
 
+/// The failure of services that claim one and the same thing.
+fn claimed_by(config: &Config, what: &str, services: &BTreeSet<usize>) -> Failure {
+    let names: Vec<&str> = services.iter().map(|at| config.services[*at].name.as_str()).collect();
+    Failure::new(Code::Config, format!("{what} belongs to {} alike", names.join(" and ")))
+}
+
 /// Of a manager that was asked, if it was.
 fn answer<T: Default>(asked: Option<ScopedJoinHandle<Result<T>>>) -> Result<T> {
     let panicked = |_| Err(Failure::new(Code::Internal, "a thread of gpuctl panicked"));
@@ -181,11 +196,8 @@ impl Look<'_> {
             return Presence::Unknown(failure.hint("mount it: mount -t proc proc /proc"));
         }
         if let Some(dispute) = ownership.disputes.iter().find(|it| it.services.contains(&at)) {
-            let names: Vec<&str> =
-                dispute.services.iter().map(|at| self.config.services[*at].name.as_str()).collect();
-            let message =
-                format!("process {} belongs to {} alike", dispute.pid, names.join(" and "));
-            return Presence::Unknown(Failure::new(Code::Config, message).hint(
+            let what = format!("process {}", dispute.pid);
+            return Presence::Unknown(claimed_by(self.config, &what, &dispute.services).hint(
                 "two services claim one process: give each a match that finds only its own",
             ));
         }

@@ -1,11 +1,13 @@
 //! Asks the world once, everything side by side, and returns it as plain data.
 
+mod adoption;
 mod evidence;
 mod keeper;
 mod look;
 mod ownership;
 mod state;
 
+pub use adoption::adoptable;
 pub use keeper::{Keeper, started_by};
 pub use look::{Look, Members, look, members};
 

@@ -9,9 +9,9 @@ mod tests;
 #[cfg(test)]
 mod worlds;
 
-use crate::model::{Pid, Proof};
+use crate::model::{Managed, Pid, Proof};
 use crate::world::process::{Id, Process, Table};
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 /// What a service has to show for its processes. Services are numbered as in the configuration.
 #[derive(Clone, Debug, Default)]
@@ -380,6 +380,18 @@ impl Court<'_> {
             self.ownership.unproven.extend(unproven.into_iter().map(|pid| (service, pid)));
         }
     }
+}
+
+/// The containers, by their ids, that several services name: by name and by id, for example. None of
+/// these services may have it.
+pub fn containers_of_several(managed: &[Managed]) -> Vec<(&str, BTreeSet<usize>)> {
+    let mut services: BTreeMap<&str, BTreeSet<usize>> = BTreeMap::new();
+    for (service, of) in managed.iter().enumerate() {
+        for (id, _) in &of.containers {
+            services.entry(id).or_default().insert(service);
+        }
+    }
+    services.into_iter().filter(|(_, services)| services.len() > 1).collect()
 }
 
 /// Processes in the panes of terminal multiplexers that are younger than a start.

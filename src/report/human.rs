@@ -1,6 +1,6 @@
 //! The reports as text for people.
 
-use super::{ActReport, CanFitReport, CheckReport, PathReport, Report, Subject};
+use super::{ActReport, AdoptReport, CanFitReport, CheckReport, PathReport, Report, Subject};
 use crate::model::{Mb, Source};
 use crate::screen::Screen;
 use crate::screen::text::span;
@@ -94,14 +94,21 @@ impl Subject {
     }
 }
 
+impl Report for AdoptReport {
+    fn text(&self, _: &Screen) -> String {
+        let pids: Vec<String> = self.adopted.iter().map(ToString::to_string).collect();
+        format!("{}: adopted {}\n", self.service, pids.join(", "))
+    }
+}
+
 impl Report for CheckReport {
     fn text(&self, _: &Screen) -> String {
-        format!(
-            "{}: good: {} services, {} phases\n",
-            self.path,
-            self.services.len(),
-            self.phases.len()
-        )
+        let (services, phases) = (self.services.len(), self.phases.len());
+        let mut text = format!("{}: good: {services} services, {phases} phases\n", self.path);
+        for warning in &self.warnings {
+            line!(text, "warning: {warning}");
+        }
+        text
     }
 }
 

@@ -23,7 +23,7 @@ pub use status::StatusReport;
 use crate::config::Environment;
 use crate::error::Failure;
 use crate::exit::Code;
-use crate::model::{Mb, Source};
+use crate::model::{Mb, Pid, Source};
 use crate::screen::Screen;
 use crate::screen::text::on_one_line;
 use anyhow::Result;
@@ -146,6 +146,14 @@ pub struct CanFitReport {
     pub source: Source,
 }
 
+/// What `adopt` did.
+#[derive(Serialize)]
+pub struct AdoptReport {
+    pub success: bool,
+    pub service: String,
+    pub adopted: Vec<Pid>,
+}
+
 /// What `config check` found.
 #[derive(Serialize)]
 pub struct CheckReport {
@@ -153,6 +161,9 @@ pub struct CheckReport {
     pub path: String,
     pub services: Vec<String>,
     pub phases: Vec<u32>,
+    /// What works and may surprise.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// A path, for `config path` and `config init`.

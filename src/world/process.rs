@@ -38,9 +38,7 @@ impl Id {
     pub fn is_alive(self) -> bool {
         match read_stat(self.pid) {
             Some(process) => process.ticks == self.start && !process.is_dead(),
-            None => rustix::process::Pid::from_raw(self.pid).is_some_and(|pid| {
-                rustix::process::test_kill_process(pid) == Err(rustix::io::Errno::PERM)
-            }),
+            None => is_hidden(self.pid),
         }
     }
 }
@@ -81,6 +79,12 @@ impl Process {
 
     pub fn is_suspended(&self) -> bool {
         matches!(self.state, 'T' | 't')
+    }
+
+    /// The process of that number, be it a zombie or of the kernel; `None` where there is none, and
+    /// where we may not look.
+    pub fn of(pid: Pid) -> Option<Process> {
+        read_stat(pid)
     }
 
     /// From the text of /proc/PID/stat.
@@ -282,6 +286,18 @@ pub fn descriptors(process: &Process) -> PathBuf {
         Some(thread) => PathBuf::from(format!("/proc/{pid}/task/{thread}/fd")),
         None => PathBuf::from(format!("/proc/{pid}/fd")),
     }
+}
+
+/// Whether we may see what a process shows of itself: its environment and open files.
+pub fn is_readable(process: &Process) -> bool {
+    let looked = fs::read_dir(descriptors(process));
+    !looked.is_err_and(|e| e.kind() == std::io::ErrorKind::PermissionDenied)
+}
+
+/// Whether a process lives that is not ours to signal, where /proc shows nothing of it.
+pub fn is_hidden(pid: Pid) -> bool {
+    rustix::process::Pid::from_raw(pid)
+        .is_some_and(|pid| rustix::process::test_kill_process(pid) == Err(rustix::io::Errno::PERM))
 }
 
 /// Whether a process is gone, or holds nothing but what the kernel is taking from it. One that may

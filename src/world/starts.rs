@@ -71,6 +71,17 @@ impl Start {
         }
     }
 
+    /// Adds those of these processes that it does not have; whether there were any.
+    pub fn add(&mut self, processes: impl IntoIterator<Item = Id>) -> bool {
+        let known = self.processes.len();
+        for id in processes {
+            if !self.processes.contains(&id) {
+                self.processes.push(id);
+            }
+        }
+        self.processes.len() > known
+    }
+
     fn is_of_this_table(&self) -> bool {
         self.boot == host::boot_id() && self.pid_namespace == host::pid_namespace()
     }
@@ -149,6 +160,24 @@ fn read(path: &Path) -> Option<Start> {
     let mut text = Vec::new();
     files::existing(path).ok()?.take(LONGEST).read_to_end(&mut text).ok()?;
     serde_json::from_slice(&text).ok()
+}
+
+/// Adds processes to what is recorded of a service, be it a start or nothing yet.
+pub fn adopt(
+    state_dir: &Path,
+    service: &Service,
+    native: &Native,
+    config: Option<&Path>,
+    processes: &[Id],
+) -> Result<()> {
+    let services = std::slice::from_ref(service);
+    let is_of_it = |start: &Start| {
+        start.service == service.name && start.service_of(services, config).is_some()
+    };
+    let known = recorded(state_dir).into_iter().find(is_of_it);
+    let mut start = known.unwrap_or_else(|| Start::new(service, native, config));
+    start.add(processes.iter().copied());
+    start.write(state_dir)
 }
 
 /// Forgets the starts under this name, nothing of which is left.

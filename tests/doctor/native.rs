@@ -89,6 +89,29 @@ fn a_stranger_that_a_pattern_matches_is_found_also_while_the_service_runs() {
 }
 
 #[test]
+fn a_pattern_that_finds_another_services_start_is_found() {
+    let machine = Machine::new();
+    let rig = &machine.rig;
+    let token = rig.token().to_owned();
+    rig.native("second").add();
+    rig.set("services.vidi.match", format!("simserver.*name .*{token}"));
+    let told = ("fail", "native.match vidi", "finds the start of service", "services.vidi.match");
+    finds(machine.doctor(), &[told]);
+    rig.gpuctl("config check").run().fails("config").stderr_has("services.vidi.match");
+
+    // The name of the program alone, with which both are started.
+    let program = rig.program("serve", "").display().to_string();
+    rig.set("services.vidi.start", format!("{program} vidi"));
+    rig.set("services.second.start", format!("{program} second"));
+    rig.set("services.vidi.match", format!("{token}.*serve"));
+    let told = ("warn", "native.match vidi", "finds the program of service", "services.vidi.match");
+    finds(machine.doctor(), &[told]);
+    let checked = rig.gpuctl("config check --json").run().succeeds().json();
+    assert_eq!(checked["valid"], true);
+    assert!(checked["warnings"][0].as_str().unwrap().contains("services.vidi.match"), "{checked}");
+}
+
+#[test]
 fn permissions_of_a_script_are_judged_as_they_are_for_the_caller() {
     let machine = Machine::new();
     let script = machine.rig.program("start.sh", "");

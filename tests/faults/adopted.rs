@@ -89,7 +89,7 @@ fn what_is_anothers_or_cannot_be_a_service_is_not_adopted() {
         }
         rig.gpuctl(&format!("adopt nobody {server}")).run().fails("not_found").stderr_has("nobody");
         assert_eq!(shown(rig)["pids"], json!([]));
-        rig.gpuctl("release-all --quiet").run().succeeds().progress().text();
+        rig.gpuctl("stop vidi voice --quiet").run().succeeds().progress().text();
         assert!(state(server).is_some() && state(voice).is_none());
     });
 }

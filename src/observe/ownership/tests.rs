@@ -115,29 +115,29 @@ fn without_a_port_the_only_matching_family_on_the_card_is_the_services() {
 }
 
 #[test]
-fn who_listens_without_a_match_is_named_and_left_alone() {
+fn who_listens_in_its_place_is_named_and_left_alone() {
     let mut world = World::new(1);
     world.claim(0).port = Some(8188);
-    world.claim(0).is_port_taken = true;
     world.leader(100, SYSTEMD, "python");
     world.listens(100, 8188);
-    world.leader(200, SYSTEMD, "nginx");
+    world.leader(200, SYSTEMD, "worker");
     world.listens(200, 8188);
     assert_eq!(world.first(), (vec![], vec![100, 200]));
+    world.leader(300, SYSTEMD, "python");
+    world.record(0, 300);
+    assert_eq!(world.first(), (vec![300], vec![]), "it is somebody else's port after all");
 }
 
 #[test]
 fn a_viewer_that_matches_is_neither_the_services_nor_named() {
     let mut world = World::new(1);
-    let port = world.port(0);
     world.job(100, SHELL, "tail");
     world.shows(100).matches.push(0);
     world.shows(100).is_bystander = true;
-    world.listens(100, port);
+    world.shows(100).is_on_card = true;
     assert_eq!(world.first(), (vec![], vec![]));
 }
 
-/// The pattern finds the login's server and shell too, of this session and of another one.
 #[test]
 fn a_careless_pattern_takes_no_more_than_the_job_that_listens() {
     for is_ours in [true, false] {

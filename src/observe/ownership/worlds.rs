@@ -118,8 +118,11 @@ impl World {
     }
 
     pub fn decide(&self, me: Pid) -> Ownership {
+        let is_taken = |port| self.listening.iter().any(|(_, taken)| *taken == port);
+        let mut claims = self.claims.clone();
+        claims.iter_mut().for_each(|it| it.is_port_taken = it.port.is_some_and(is_taken));
         let listens = |pid: Pid, port: u16| self.listening.contains(&(pid, port));
-        decide(&self.table(me), &self.claims, &self.evidence, &listens)
+        decide(&self.table(me), &claims, &self.evidence, &listens)
     }
 
     /// The members of service 0, and those that it may have.

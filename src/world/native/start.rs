@@ -99,13 +99,7 @@ impl Started {
 
     /// Records processes that have turned out to come from this start.
     pub fn record_more(&mut self, processes: impl IntoIterator<Item = Id>) -> Result<()> {
-        let known = self.record.processes.len();
-        for id in processes {
-            if !self.record.processes.contains(&id) {
-                self.record.processes.push(id);
-            }
-        }
-        match self.record.processes.len() > known {
+        match self.record.add(processes) {
             true => self.record.write(&self.state_dir),
             false => Ok(()),
         }

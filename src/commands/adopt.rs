@@ -1,0 +1,48 @@
+//! `gpuctl adopt`.
+
+use super::Session;
+use crate::cli::Adopt;
+use crate::error::Failure;
+use crate::exit::{Answer, Code};
+use crate::model::Manager;
+use crate::observe::{adoptable, gpu_pids};
+use crate::report::{AdoptReport, Subject};
+use crate::world::nvml::Reader;
+use crate::world::starts;
+use anyhow::{Result, bail};
+use std::time::Duration;
+
+pub fn run(arguments: &Adopt, session: Session) -> Result<Answer> {
+    let patience = arguments.waiting.patience(&session.config)?;
+    let service = session.config.service(&arguments.service)?.clone();
+    let Manager::Native(native) = &service.manager else {
+        let (name, kind) = (&service.name, service.manager.type_name());
+        let message = format!("{name} is of type {kind}: its manager knows its processes");
+        bail!(
+            Failure::new(Code::Usage, message)
+                .hint("only a native service adopts processes that were started by hand")
+        );
+    };
+    let mut pids = arguments.pids.clone();
+    pids.sort_unstable();
+    pids.dedup();
+    let listed: Vec<String> = pids.iter().map(ToString::to_string).collect();
+    let subject = Subject::Service { service: service.name.clone() };
+    let mut reader = Reader::open(&session.config.gpu);
+    let what = format!("{} {}", service.name, listed.join(" "));
+    session.recorded("adopt", &what, |mut session| {
+        let title = format!("adopt {what}");
+        let guard = session.hold_lock(&subject, &title, patience, Duration::ZERO)?;
+        let config = &session.config;
+        let on_card = gpu_pids(&reader.read().unwrap_or_default());
+        let ids = adoptable(config, &service.name, &pids, on_card, &session.stop)?;
+        starts::adopt(config.state_dir()?, &service, native, config.path.as_deref(), &ids)?;
+        guard.release(&session.progress)?;
+        session.conclude(&AdoptReport {
+            success: true,
+            service: service.name.clone(),
+            adopted: pids,
+        })?;
+        Ok(Answer::Yes)
+    })
+}
