@@ -299,7 +299,7 @@ pub fn start_companion(arguments: &[&str], input: OwnedFd) -> Result<Child> {
 }
 
 fn detach(command: &mut Command) {
-    before_exec(command, || {
+    let leave = || {
         rustix::process::setsid()?;
         // Marked rather than closed: the standard library reports a failed exec through one.
         // SAFETY: a plain system call.
@@ -307,7 +307,12 @@ fn detach(command: &mut Command) {
         let all =
             unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
         if all == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
-    });
+    };
+    // SAFETY: two plain system calls.
+    #[expect(unsafe_code, reason = "a session is made between fork and exec")]
+    unsafe {
+        before_exec(command, leave)
+    };
 }
 
 /// A program with our own input and output, and with more variables.
@@ -319,15 +324,18 @@ pub fn foreground(words: &[OsString], variables: &[(&str, &OsStr)]) -> Command {
     command
 }
 
-/// Has a command do something in its new process before it becomes the program: only system calls
-/// that are safe in a signal handler, and no allocation.
-pub fn before_exec(
+/// Has a command do something in its new process before it becomes the program.
+///
+/// # Safety
+///
+/// The new process has one thread of all that gpuctl has, and whatever the others were at stays as
+/// it was. So `work` makes only calls that are safe in a signal handler (signal-safety(7)): it
+/// neither allocates nor frees, takes no lock, and does not panic.
+#[expect(unsafe_code, reason = "process groups and sessions are made between fork and exec")]
+pub unsafe fn before_exec(
     command: &mut Command,
     work: impl FnMut() -> std::io::Result<()> + Send + Sync + 'static,
 ) {
-    // SAFETY: as the comment above demands of the callers, all of which are in this folder.
-    #[expect(unsafe_code, reason = "process groups and sessions are made between fork and exec")]
-    unsafe {
-        command.pre_exec(work);
-    }
+    // SAFETY: the caller answers for `work`.
+    unsafe { command.pre_exec(work) };
 }

@@ -116,7 +116,7 @@ impl Job {
             .map_err(|e| internal("share the terminal", &e))?;
         let (parents_end, callers) = (permit.as_raw_fd(), process::getpgrp());
         let ours = FORWARDED.map(|signal| (!is_ignored(signal)).then_some(signal));
-        command::before_exec(&mut command, move || {
+        let become_the_job = move || {
             // What is sent to it is its own from the start; our handlers would swallow it.
             ours.iter().flatten().for_each(|signal| set_action(*signal, libc::SIG_DFL));
             process::setpgid(None, None)?;
@@ -142,7 +142,13 @@ impl Job {
             }
             set_action(SIGTTOU, libc::SIG_DFL);
             Ok(())
-        });
+        };
+        // SAFETY: plain system calls, on what was made before the fork; what it holds is freed by
+        // neither exec nor exit.
+        #[expect(unsafe_code, reason = "a job is made between fork and exec")]
+        unsafe {
+            command::before_exec(&mut command, become_the_job)
+        };
         // Starting ends with exec, which waits for `prepare`.
         let starting = Aside::begin(move || command.spawn())?;
         let limit = || Instant::now() + BIRTH_LIMIT;
