@@ -47,8 +47,6 @@ pub enum Ending {
     Killed(i32),
     /// By Ctrl-C, as far as the shell that called us is concerned.
     Interrupted,
-    /// Called off; it still runs.
-    Running,
 }
 
 impl Ending {
@@ -58,7 +56,6 @@ impl Ending {
             Ending::Exited(code) => Answer::Passed(code),
             Ending::Killed(signal) => Answer::Passed(128_u8.wrapping_add(signal as u8)),
             Ending::Interrupted => Answer::Interrupted,
-            Ending::Running => Answer::Passed(0),
         }
     }
 }
@@ -189,12 +186,13 @@ impl Job {
         Err(failure)
     }
 
-    /// Waits until it has ended or the work is called off, and passes on signals meanwhile.
-    pub fn attend(&mut self, stop: &Stop) -> Ending {
+    /// Waits until it has ended or the work is called off, and passes on signals meanwhile. `None`
+    /// where it was called off: it still runs.
+    pub fn attend(&mut self, stop: &Stop) -> Option<Ending> {
         // What made us wake is looked at again whenever anything wakes us.
         loop {
             match self.ask() {
-                Some(Ended::For(ending)) => return self.ended(ending),
+                Some(Ended::For(ending)) => return Some(self.ended(ending)),
                 Some(Ended::Stopped(signal)) => {
                     self.stopped(signal, stop);
                     continue;
@@ -203,7 +201,7 @@ impl Job {
             }
             let far = Instant::now() + Duration::from_secs(24 * 60 * 60);
             if wait(&[self.signals.get_read().as_fd()], stop, far) == Woken::Stopped {
-                return Ending::Running;
+                return None;
             }
             if self.pass_on() {
                 self.go_on(stop);
