@@ -2,12 +2,13 @@
 //! the terminal, so that Ctrl-C and Ctrl-Z are for the command, and pagers and shells work.
 
 use super::command;
+use super::program;
 use super::wait::{Aside, Stop, Woken, is_ignored, wait};
 use crate::error::{Failure, Result};
 use crate::exit::{Answer, Code};
 use crate::model::Pid;
 use rustix::fd::{AsFd, AsRawFd, OwnedFd};
-use rustix::fs::{Access, FileType, Mode, OFlags, access};
+use rustix::fs::{FileType, Mode, OFlags};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{self, Signal, WaitId, WaitIdOptions};
 use rustix::termios::{isatty, tcgetpgrp, tcsetpgrp};
@@ -18,10 +19,8 @@ use signal_hook::consts::{
 use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
 use std::ffi::{OsStr, OsString};
-use std::io::ErrorKind;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// A new process says its number at once; one that does not is stuck in the kernel.
@@ -60,34 +59,16 @@ impl Ending {
     }
 }
 
-/// Where programs are looked for without a `PATH`, whichever C library it is.
-const DEFAULT_PATH: &str = "/usr/local/bin:/bin:/usr/bin";
-
-/// Fails as starting a program would that is not there or not executable: looks for it as
-/// execvp(3) does.
+/// Fails as starting a program would that is not there or not executable.
 pub fn could_start(program: &OsStr, path: Option<&OsStr>) -> Result<()> {
-    let path = path.unwrap_or(OsStr::new(DEFAULT_PATH));
-    let folders: Vec<PathBuf> = match program.as_bytes().contains(&b'/') {
-        true => vec![PathBuf::new()],
-        false => std::env::split_paths(path).collect(),
-    };
-    // Of several files the first that can be executed counts; one that cannot is still news.
-    let mut problem = ErrorKind::NotFound.into();
-    for folder in folders {
-        match is_executable(&folder.join(program)) {
-            Ok(()) => return Ok(()),
-            Err(e) if e.kind() == ErrorKind::NotFound => {}
-            Err(e) if e.kind() == ErrorKind::NotADirectory && folder != Path::new("") => {}
-            Err(e) => problem = e,
-        }
-    }
-    Err(not_started(&program.to_string_lossy(), Some(problem)))
+    program::find(program, Path::new(""), path).map(drop).map_err(told_of_shells)
 }
 
-fn is_executable(file: &Path) -> std::io::Result<()> {
-    match file.metadata()?.is_file() {
-        true => Ok(access(file, Access::EXEC_OK)?),
-        false => Err(rustix::io::Errno::ACCESS.into()),
+/// What a person types may be a shell's own word.
+fn told_of_shells(failure: Failure) -> Failure {
+    match failure.code {
+        Code::CommandNotFound => failure.hint("a shell's own words need `sh -c`"),
+        _ => failure,
     }
 }
 
@@ -372,13 +353,7 @@ fn internal(what: &str, error: &std::io::Error) -> Failure {
 
 fn not_started(program: &str, error: Option<std::io::Error>) -> Failure {
     match error {
-        Some(e) if e.kind() == ErrorKind::NotFound => {
-            Failure::new(Code::CommandNotFound, format!("`{program}` is not there"))
-                .hint("give its path, or install it; a shell's own words need `sh -c`")
-        }
-        Some(e) => {
-            Failure::new(Code::NotExecutable, format!("`{program}` cannot be executed: {e}"))
-        }
+        Some(e) => told_of_shells(program::not_started(program, &e)),
         None => Failure::new(Code::Internal, format!("`{program}` does not start")),
     }
 }

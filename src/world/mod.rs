@@ -14,6 +14,7 @@ pub mod native;
 pub mod nvml;
 pub mod ports;
 pub mod process;
+pub mod program;
 pub mod systemd;
 pub mod terminal;
 pub mod unload;

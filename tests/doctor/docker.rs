@@ -150,6 +150,6 @@ fn a_machine_without_dockers_client_is_found() {
     }
     let path = format!("{}:{}", rig.path("bin").display(), tools.display());
     let fault =
-        ("fail", "docker.client", "there is no program docker in the PATH", "install Docker's");
+        ("fail", "docker.client", "there is no program `docker` in the PATH", "install Docker's");
     finds(machine.doctor().env("PATH", path), &[fault]);
 }
