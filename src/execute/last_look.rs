@@ -4,7 +4,7 @@
 use super::{Context, ready};
 use crate::error::{Failure, Result};
 use crate::exit::Code;
-use crate::model::{Manager, Observed, Pid, Service, Snapshot, State};
+use crate::model::{Manager, Observed, Pid, Presence, Service, Snapshot, State};
 use crate::observe::{observe, started_by};
 use crate::plan::{Plan, StartHow};
 use crate::world::docker;
@@ -18,6 +18,13 @@ pub fn look(plan: &Plan, stopped: &[String], context: &Context) -> Result<()> {
     let deadline = Instant::now() + limit.unwrap_or(Duration::ZERO);
     loop {
         let after = see(plan, context)?;
+        for name in stopped.iter().filter(|name| !plan.needed.contains(name)) {
+            if let Presence::Unknown(failure) = &after.service(name).presence {
+                let message =
+                    format!("{name}: whether it is gone cannot be seen: {}", failure.message);
+                return Err(Failure { message, ..failure.clone() });
+            }
+        }
         if let Some(back) = came_back(plan, stopped, context.before, &after) {
             return Err(told_of_return(context.service(&back.name), back, context));
         }
