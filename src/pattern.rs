@@ -1,9 +1,7 @@
 //! Extended regular expressions by the C library's own functions, those that `pgrep -f` calls, so
 //! that a pattern means here what it means there.
 
-use aho_corasick::Input;
-use aho_corasick::automaton::Automaton;
-use aho_corasick::nfa::noncontiguous::NFA;
+use memchr::memmem;
 use std::collections::BTreeSet;
 use std::ffi::{CStr, CString, c_char};
 use std::fmt;
@@ -69,45 +67,79 @@ impl Pattern {
 }
 
 /// The lines, by number, that each of some expressions may match: those with the longest text that
-/// it asks for. All are found in one pass, and an expression without any need not be compiled.
+/// it asks for, or all where it asks for none. An expression without any need not be compiled.
 pub fn candidates(expressions: &[&str], lines: &[impl AsRef<CStr>]) -> Vec<BTreeSet<usize>> {
-    let texts = expressions.iter().map(|expression| longest_literal(expression.as_bytes()));
-    let automaton = NFA::new(texts).expect("fewer characters than 31 bits count");
-    let mut found = vec![BTreeSet::new(); expressions.len()];
-    for (number, line) in lines.iter().enumerate() {
-        let places = automaton.try_find_overlapping_iter(Input::new(line.as_ref().to_bytes()));
-        for place in places.expect("an automaton of the standard kind") {
-            found[place.pattern().as_usize()].insert(number);
-        }
+    // In one text, so that one search serves all lines; the NUL characters keep them apart.
+    let (mut text, mut ends) = (Vec::new(), Vec::new());
+    for line in lines {
+        text.extend_from_slice(line.as_ref().to_bytes_with_nul());
+        ends.push(text.len());
     }
-    found
+    let line_at = |place: usize| ends.partition_point(|end| *end <= place);
+    let with = |literal: &str| memmem::find_iter(&text, literal).map(line_at).collect();
+    let all = || (0..lines.len()).collect();
+    expressions.iter().map(|text| longest_literal(text).map_or_else(all, with)).collect()
 }
 
-/// The longest text that stands in an expression as it must stand in the line; none where that takes more to tell.
-fn longest_literal(text: &[u8]) -> Vec<u8> {
-    if text.iter().any(|byte| b"()|[]".contains(byte)) {
-        return Vec::new();
+/// The longest text that stands in an expression as it has to stand in each line that is matched;
+/// `None` where there is none, or where it takes more to tell: in alternatives, and in characters of
+/// more than one byte, which are what the locale makes of them.
+fn longest_literal(expression: &str) -> Option<&str> {
+    let bytes = expression.as_bytes();
+    if !expression.is_ascii() {
+        return None;
     }
-    let mut text = text.to_vec();
-    // `\.` and `\w` alike.
-    while let Some(at) = text.iter().position(|byte| *byte == b'\\') {
-        text.splice(at..text.len().min(at + 2), *b".");
-    }
-    let mut literals = vec![Vec::new()];
-    for part in text.split_inclusive(|byte| b".^$*+?{}".contains(byte)) {
-        let (last, before) = part.split_last().unwrap_or((&b'.', &[]));
-        let mut literal = before.to_vec();
-        match last {
+    let mut literals = Vec::new();
+    let (mut begin, mut at, mut depth) = (0, 0, 0_usize);
+    while at < bytes.len() {
+        let was_outside = depth == 0;
+        // Where the text before this character ends, and where the next one may begin.
+        let (end, next) = match bytes[at] {
+            b'|' if was_outside => return None,
+            b'|' | b'.' | b'^' | b'$' | b'}' => (at, at + 1),
+            b'(' | b')' => {
+                // One that closes nothing stands for itself.
+                depth = if bytes[at] == b'(' { depth + 1 } else { depth.saturating_sub(1) };
+                (at, at + 1)
+            }
+            b'[' => (at, bracket_end(bytes, at)?),
+            // `\.` and `\w` alike.
+            b'\\' => (at, at + 2),
             // What may also be absent.
-            b'*' | b'+' | b'?' | b'{' => drop(literal.pop()),
-            // Bounds of a repetition.
-            b'}' => literal.clear(),
-            b'.' | b'^' | b'$' => {}
-            _ => literal.push(*last),
+            b'*' | b'+' | b'?' => (at.saturating_sub(1), at + 1),
+            b'{' => (at.saturating_sub(1), at + 1 + memchr::memchr(b'}', &bytes[at..])?),
+            _ => {
+                at += 1;
+                continue;
+            }
+        };
+        if was_outside {
+            literals.extend(expression.get(begin..end));
         }
-        literals.push(literal);
+        (begin, at) = (next, next);
     }
-    literals.into_iter().max_by_key(Vec::len).unwrap_or_default()
+    literals.extend(expression.get(begin..));
+    // Of several the last: expressions begin with what many lines have, and end with what tells them apart.
+    literals.into_iter().max_by_key(|literal| literal.len()).filter(|literal| !literal.is_empty())
+}
+
+/// Where the bracket expression ends that opens there.
+fn bracket_end(bytes: &[u8], open: usize) -> Option<usize> {
+    let mut at = open + 1;
+    at += usize::from(bytes.get(at) == Some(&b'^'));
+    // In the first place it is a member.
+    at += usize::from(bytes.get(at) == Some(&b']'));
+    loop {
+        match (*bytes.get(at)?, bytes.get(at + 1)) {
+            (b']', _) => return Some(at + 1),
+            // `[:alpha:]`, `[.].]` and `[=a=]`, which have a bracket of their own.
+            (b'[', Some(kind @ (b':' | b'.' | b'='))) => {
+                let name = at + 2;
+                at = name + 2 + memmem::find(&bytes[name..], &[*kind, b']'])?;
+            }
+            _ => at += 1,
+        }
+    }
 }
 
 /// How many copies of a part the C library may have to make: `(a{2,30}){9}` is 270.
@@ -132,13 +164,17 @@ impl Drop for Pattern {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn candidates_are_the_lines_with_the_longest_text_of_an_expression() {
         let lines = [c"serve voice", c"serve serve", c"", c"a voice on"];
-        let found = candidates(&["^serve", "vo.ce", "[v]oice", "nobody", "voice"], &lines);
-        let expected: [&[usize]; 5] = [&[0, 1], &[0, 3], &[0, 1, 2, 3], &[], &[0, 3]];
+        let expressions = ["^serve", "vo.ce", "[v]oice", "(a|b) v", "nobody", "voice", "a|voice"];
+        let found = candidates(&expressions, &lines);
+        let expected: [&[usize]; 7] =
+            [&[0, 1], &[0, 3], &[0, 3], &[0, 3], &[], &[0, 3], &[0, 1, 2, 3]];
         assert_eq!(found, expected.map(|lines| lines.iter().copied().collect()));
+        assert_eq!(candidates(&["", "a"], &[] as &[&CStr]), [BTreeSet::new(), BTreeSet::new()]);
     }
 
     #[test]
@@ -146,19 +182,76 @@ mod tests {
         for (text, literal) in [
             ("python.*main.py.*8188", "python"),
             ("serve.*voice-1$", "voice-1"),
+            ("serve.*--port=8188.*8189", "--port=8188"),
+            ("port.*8188", "8188"),
             ("^serve", "serve"),
             ("colou?r", "colo"),
             ("abc*", "ab"),
             ("abc{0,2}d", "ab"),
             ("abcdef+?g", "abcde"),
             ("a{12345}", ""),
+            ("a{2}bc", "bc"),
             ("vllm|ollama", ""),
-            ("(ab)?c", ""),
+            ("(vllm|ollama)", ""),
+            ("(vllm|ollama) serve", " serve"),
+            ("(long (and nested))+ab", "ab"),
+            ("(ab)?c", "c"),
+            ("((a)bcd)?e", "e"),
+            ("ab)|c", ""),
+            ("abc)?de", "abc"),
+            (r"a(\)|bcd)e", "e"),
+            (r"a\(|bcd", ""),
             (r"ma\.in\wpython", "python"),
-            ("[v]llm", ""),
+            ("[v]llm", "llm"),
+            ("[]vllm] a", " a"),
+            ("[^]vllm]|a", ""),
+            (r"[\]vllm", "vllm"),
+            ("[[:alpha:]|([.].]x]?b", "b"),
+            ("[[:alpha:]", ""),
             ("...", ""),
+            ("", ""),
+            ("codeé?server", ""),
         ] {
-            assert_eq!(longest_literal(text.as_bytes()), literal.as_bytes(), "{text}");
+            assert_eq!(longest_literal(text).unwrap_or_default(), literal, "{text}");
+        }
+    }
+
+    /// Expressions and lines of few characters, so that many match.
+    const ALPHABET: &str = "[abé]";
+
+    fn expression() -> impl Strategy<Value = String> {
+        let atom = prop_oneof![
+            4 => ALPHABET,
+            1 => r"\.|\^|\$|\\[.w(|a\[{]|[)}]",
+            1 => r"\[\^?\]?[ab(|\\]{1,2}(\[:alpha:\]|\[\.\]\.\]|\[=a=\])?\]",
+        ];
+        let whole = atom.prop_recursive(4, 24, 4, |inner| {
+            let two = (inner.clone(), inner.clone());
+            prop_oneof![
+                3 => prop::collection::vec(inner.clone(), 1..5).prop_map(|parts| parts.concat()),
+                1 => two.clone().prop_map(|(a, b)| format!("{a}|{b}")),
+                2 => two.prop_map(|(a, b)| format!("(({a}){b}|{a})")),
+                1 => (inner, r"[*+?]|\{[0-2](,2?)?\}").prop_map(|(inner, times)| inner + &times),
+            ]
+        });
+        prop_oneof![4 => whole, 1 => r"[abé().*+?|\[\]{}^$\\:,1-]{0,8}"]
+    }
+
+    proptest! {
+        #[test]
+        fn each_line_that_an_expression_matches_is_among_its_candidates(
+            expressions in prop::collection::vec(expression(), 1..9),
+            lines in prop::collection::vec(r"[abé.(|)w\[\]{}\\]{0,8}", 1..20),
+        ) {
+            let lines: Vec<CString> =
+                lines.into_iter().map(|line| CString::new(line).expect("no NUL")).collect();
+            let expressions: Vec<&str> = expressions.iter().map(String::as_str).collect();
+            for (text, found) in expressions.iter().zip(candidates(&expressions, &lines)) {
+                let Ok(pattern) = Pattern::new(text) else { continue };
+                for (number, line) in lines.iter().enumerate() {
+                    prop_assert!(!pattern.matches(line) || found.contains(&number), "{text}: {line:?}");
+                }
+            }
         }
     }
 }

@@ -102,15 +102,17 @@ fn work(
         guard.name_command(named, guard.token(), grace)
     });
     let mut ending = started.map(|mut job| (job.attend(&until_lost), job));
-    if let (Ok((Ending::Running, job)), Some(group)) = (&mut ending, group) {
+    if let (Ok((ended @ None, job)), Some(group)) = (&mut ending, group) {
         session.progress.line("the GPU lock is lost; ending the command");
         end_command(Some(group), guard.token(), grace).inspect_err(|_| guard.let_run_out())?;
-        job.attend(&Stop::never());
+        *ended = job.attend(&Stop::never());
     }
     guard.forget_command();
     // Where the lock is lost, nothing else that went wrong matters.
     guard.lease().check()?;
-    Ok(ending?.0)
+    Ok(ending?
+        .0
+        .ok_or_else(|| Failure::new(Code::Internal, "the command was left while it ran"))?)
 }
 
 fn vanished(pid: Pid) -> Failure {

@@ -15,7 +15,8 @@ pub fn examine(case: &Case) -> Vec<Check> {
     };
     let mut checks = ledger(canary);
     checks.push(budget(canary));
-    checks.push(native::command(Id::CanaryStart, "canary.start", &canary.start, None, &case.path));
+    let path = case.path.as_deref();
+    checks.push(native::command(Id::CanaryStart, "canary.start", &canary.start, None, path));
     checks.extend(canary.spare_gpu.map(|index| spare(index, &case.gpu)));
     checks.extend(canary.maintenance_lock.as_deref().map(|path| {
         let fix = "make that folder, or correct canary.maintenance_lock";

@@ -2,7 +2,6 @@
 
 use super::check::{Check, Id};
 use super::gpu::names_card;
-use super::programs::find;
 use super::{Case, UNCONFIGURED};
 use crate::config::Selector;
 use crate::error::Failure;
@@ -10,6 +9,9 @@ use crate::exit::Code;
 use crate::model::{Health, Manager, Service};
 use crate::world::docker::{self, GpuAccess, Setup};
 use crate::world::ports::local_port;
+use crate::world::program;
+use std::ffi::OsStr;
+use std::path::Path;
 
 const TOOLKIT: &str = "install the NVIDIA container toolkit, run `nvidia-ctk runtime configure --runtime=docker`, \
     and restart Docker";
@@ -32,11 +34,11 @@ pub fn examine(case: &Case) -> Vec<Check> {
         checks.extend(ids.iter().map(|id| Check::skip(*id, "Docker cannot be asked")));
         checks
     };
-    match find("docker", None, &case.path) {
+    match program::find(OsStr::new("docker"), Path::new(""), case.path.as_deref()) {
         Ok(path) => checks.push(Check::pass(Id::DockerClient, path.display().to_string())),
-        Err(why) => {
+        Err(failure) => {
             let fix = "install Docker's command line (Debian: docker-cli or docker.io; Docker's own: docker-ce-cli)";
-            checks.push(Check::fail(Id::DockerClient, why, fix));
+            checks.push(Check::fail(Id::DockerClient, &failure.message, fix));
             let ids = [Id::DockerEngine, Id::DockerPermission, Id::DockerContainer];
             return skip_rest(checks, &ids);
         }

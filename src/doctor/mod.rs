@@ -20,6 +20,7 @@ pub use check::{Check, Id, Verdict};
 use crate::config::{Config, Environment, Gpu};
 use crate::error::Result;
 use crate::world::wait::{Aside, Stop, wait};
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -33,8 +34,8 @@ struct Case {
     config: Option<Config>,
     gpu: Gpu,
     state_dir: Option<PathBuf>,
-    /// Of gpuctl's own environment.
-    path: String,
+    /// The folders in which gpuctl's own environment has programs looked for.
+    path: Option<OsString>,
     visible_devices: Option<String>,
     lock_source: &'static str,
     stop: Stop,
@@ -71,7 +72,7 @@ pub fn examine(
     let case = Arc::new(Case {
         gpu: config.as_ref().map_or_else(|| Gpu::unconfigured(gpu), |config| config.gpu.clone()),
         state_dir: environment.state_dir(),
-        path: environment.search_path().unwrap_or_default().to_string_lossy().into_owned(),
+        path: environment.search_path().map(OsStr::to_owned),
         visible_devices: environment.get("CUDA_VISIBLE_DEVICES").map(str::to_owned),
         lock_source: lock::source(config.as_ref(), environment),
         stop: stop.clone(),

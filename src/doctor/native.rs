@@ -1,10 +1,12 @@
 //! What native services are started with: programs and folders.
 
 use super::check::{Check, Id};
-use super::programs::{find, first};
+use super::programs::first;
 use super::{Case, UNCONFIGURED};
 use crate::config::{Overlap, overlaps};
 use crate::model::{Manager, Native};
+use crate::world::program;
+use std::ffi::OsStr;
 use std::path::Path;
 
 pub fn examine(case: &Case) -> Vec<Check> {
@@ -32,7 +34,7 @@ pub fn examine(case: &Case) -> Vec<Check> {
                 Check::fail(Id::NativeFolder, format!("there is no folder {}", cwd.display()), fix)
             }
         });
-        let path = native.env.get("PATH").unwrap_or(&case.path);
+        let path = native.env.get("PATH").map(OsStr::new).or(case.path.as_deref());
         let program = |id, key, text: &str| {
             command(id, &format!("services.{name}.{key}"), text, native.cwd.as_deref(), path)
         };
@@ -58,18 +60,15 @@ fn finds(name: &str, overlaps: &[Overlap]) -> Check {
 }
 
 /// Whether the program of a command, the value of `key`, can be run.
-pub fn command(id: Id, key: &str, text: &str, cwd: Option<&Path>, path: &str) -> Check {
+pub fn command(id: Id, key: &str, text: &str, cwd: Option<&Path>, path: Option<&OsStr>) -> Check {
     let Some(program) = first(text) else {
         return Check::skip(id, "only the shell can tell which program this is");
     };
-    match find(&program, cwd, path) {
+    match program::find(OsStr::new(&program), cwd.unwrap_or(Path::new("")), path) {
         Ok(file) => Check::pass(id, file.display().to_string()),
-        Err(why) => {
-            let mend = match why.ends_with("is not executable") {
-                true => "make it executable with `chmod +x`",
-                false => "install or restore it",
-            };
-            Check::fail(id, why, format!("{mend}, or correct {key}"))
+        Err(failure) => {
+            let fixes = failure.hints.iter().cloned().chain([format!("correct {key}")]);
+            Check::fail(id, &failure.message, fixes.collect::<Vec<_>>().join(", or "))
         }
     }
 }

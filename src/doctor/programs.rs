@@ -1,10 +1,5 @@
-//! Whether the program that a shell command begins with can be run: as far as the text tells, which
-//! the shell alone reads to the end.
-
-use rustix::fs::{Access, access};
-use std::fs::File;
-use std::io::Read;
-use std::path::{Path, PathBuf};
+//! The program that a shell command begins with: as far as the text tells, which the shell alone
+//! reads to the end.
 
 /// Words that only hand on to the next one.
 const PREFIXES: [&str; 4] = ["exec", "nohup", "setsid", "env"];
@@ -61,44 +56,6 @@ impl Iterator for Words<'_> {
             None => (!text.is_empty()).then_some(Some(word)),
         }
     }
-}
-
-/// Finds a program as the shell does: by its path, or in the folders of `path`. Fails with what is
-/// wrong with it.
-pub fn find(program: &str, cwd: Option<&Path>, path: &str) -> Result<PathBuf, String> {
-    if !program.contains('/') {
-        let found = path.split(':').map(|folder| Path::new(folder).join(program));
-        return found
-            .filter(|file| file.is_file())
-            .find(|file| access(file, Access::EXEC_OK).is_ok())
-            .ok_or_else(|| format!("there is no program {program} in the PATH"));
-    }
-    let file = cwd.unwrap_or(Path::new(".")).join(program);
-    let shown = file.display();
-    if let Err(e) = file.metadata() {
-        return Err(format!("{shown} cannot be run: {e}"));
-    }
-    if !file.is_file() {
-        return Err(format!("{shown} is no file"));
-    }
-    if access(&file, Access::EXEC_OK).is_err() {
-        return Err(format!("{shown} is not executable"));
-    }
-    match interpreter(&file).filter(|interpreter| !interpreter.exists()) {
-        Some(missing) => {
-            Err(format!("{shown} wants the interpreter {}, which is missing", missing.display()))
-        }
-        None => Ok(file),
-    }
-}
-
-/// What the first line of a script names.
-fn interpreter(file: &Path) -> Option<PathBuf> {
-    let mut begin = [0; 256];
-    let read = File::open(file).ok()?.read(&mut begin).ok()?;
-    let line = begin[..read].split(|byte| *byte == b'\n').next()?.strip_prefix(b"#!")?;
-    let line = std::str::from_utf8(line).ok()?;
-    line.split_whitespace().next().map(PathBuf::from)
 }
 
 #[cfg(test)]

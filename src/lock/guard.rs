@@ -320,7 +320,10 @@ impl Drop for Renewed {
 /// A record of what this process does.
 fn ours(token: String, command: &str, services: &[String]) -> Result<Record> {
     let record = Record::new(token, command, Some(std::process::id() as i32), services);
-    record.ok_or_else(|| Failure::new(Code::Internal, "gpuctl is not in the process table"))
+    record.ok_or_else(|| {
+        Failure::new(Code::Unavailable, "the process table in /proc cannot be read")
+            .hint("mount it: mount -t proc proc /proc")
+    })
 }
 
 fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -191,7 +191,8 @@ impl Look<'_> {
         let (table, ownership) = (&self.scene.table, &self.ownership);
         let at = self.places[service.name.as_str()];
         if table.me().is_none() {
-            let failure = Failure::new(Code::Io, "the process table in /proc cannot be read");
+            let failure =
+                Failure::new(Code::Unavailable, "the process table in /proc cannot be read");
             return Presence::Unknown(failure.hint("mount it: mount -t proc proc /proc"));
         }
         if let Some(dispute) = ownership.disputes.iter().find(|it| it.services.contains(&at)) {

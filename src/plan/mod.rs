@@ -260,6 +260,9 @@ fn refuse_unknown(service: &Service, observed: &Observed) -> Result<(), Refusal>
     }
 }
 
+/// So many processes are told of in a message; its details have all of them.
+const MOST_NAMED: usize = 16;
+
 /// Whether somebody may be starting it by hand: what its `match` finds is no older than a start takes.
 fn is_coming_up(service: &Service, observed: &Observed) -> bool {
     observed.unproven.iter().any(|process| process.age < service.start_timeout)
@@ -271,7 +274,10 @@ fn refuse_unproven(service: &Service, observed: &Observed) -> Result<(), Refusal
         return Ok(());
     };
     let name = &service.name;
-    let listed: Vec<String> = observed.unproven.iter().map(Unproven::to_string).collect();
+    let mut listed: Vec<String> =
+        observed.unproven.iter().take(MOST_NAMED).map(Unproven::to_string).collect();
+    let others = observed.unproven.len() - listed.len();
+    listed.extend((others > 0).then(|| format!("and {others} more")));
     let (noun, verb) = if listed.len() == 1 { ("process", "is") } else { ("processes", "are") };
     Err(Failure::new(
         Code::StopFailed,

@@ -302,7 +302,7 @@ pub fn start_companion(arguments: &[&str], input: OwnedFd, keeps: BorrowedFd) ->
 }
 
 fn detach(command: &mut Command) {
-    before_exec(command, || {
+    let leave = || {
         rustix::process::setsid()?;
         // SAFETY: this is between fork and exec.
         #[expect(unsafe_code, reason = "what a service ignores is its own matter")]
@@ -310,7 +310,12 @@ fn detach(command: &mut Command) {
             caller::reset_ignored()
         };
         close_on_exec()
-    });
+    };
+    // SAFETY: plain system calls.
+    #[expect(unsafe_code, reason = "a session is made between fork and exec")]
+    unsafe {
+        before_exec(command, leave)
+    };
 }
 
 /// Has no program that takes our place inherit a descriptor, but for the first three. Marked rather
@@ -326,12 +331,17 @@ pub fn close_on_exec() -> std::io::Result<()> {
 /// Has a command inherit a descriptor, which has to stay open until it is started.
 pub fn inherit(command: &mut Command, fd: BorrowedFd) {
     let number = fd.as_raw_fd();
-    before_exec(command, move || {
+    let keep = move || {
         // SAFETY: the copy in the new process of what is open in ours.
         #[expect(unsafe_code, reason = "a closure that outlives the call can borrow nothing")]
         let fd = unsafe { BorrowedFd::borrow_raw(number) };
         Ok(fcntl_setfd(fd, FdFlags::empty())?)
-    });
+    };
+    // SAFETY: a plain system call.
+    #[expect(unsafe_code, reason = "a descriptor is handed down between fork and exec")]
+    unsafe {
+        before_exec(command, keep)
+    };
 }
 
 /// A program with our own input and output, and with more variables.
@@ -343,15 +353,18 @@ pub fn foreground(words: &[OsString], variables: &[(&str, &OsStr)]) -> Command {
     command
 }
 
-/// Has a command do something in its new process before it becomes the program: only system calls
-/// that are safe in a signal handler, and no allocation.
-pub fn before_exec(
+/// Has a command do something in its new process before it becomes the program.
+///
+/// # Safety
+///
+/// The new process has one thread of all that gpuctl has, and whatever the others were at stays as
+/// it was. So `work` makes only calls that are safe in a signal handler (signal-safety(7)): it
+/// neither allocates nor frees, takes no lock, and does not panic.
+#[expect(unsafe_code, reason = "process groups and sessions are made between fork and exec")]
+pub unsafe fn before_exec(
     command: &mut Command,
     work: impl FnMut() -> std::io::Result<()> + Send + Sync + 'static,
 ) {
-    // SAFETY: as the comment above demands of the callers, all of which are in this folder.
-    #[expect(unsafe_code, reason = "process groups and sessions are made between fork and exec")]
-    unsafe {
-        command.pre_exec(work);
-    }
+    // SAFETY: the caller answers for `work`.
+    unsafe { command.pre_exec(work) };
 }

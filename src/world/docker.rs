@@ -14,6 +14,7 @@ use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::model::{Healthy, Pid, Presence, Running, Trouble};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use std::collections::{BTreeMap, HashMap};
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -89,15 +90,46 @@ fn ask(arguments: &[&str]) -> Result<Begun> {
     command::begin("docker", arguments, &LEAN, ASK_LIMIT)
 }
 
+/// Asks the engine for all that it knows of these containers.
+fn ask_about(containers: &[&str]) -> Result<Begun> {
+    ask(&[&["container", "inspect", "--"], containers].concat())
+}
+
+/// A container as the engine describes it, of which a type keeps what it is for.
+trait Described: DeserializeOwned {
+    /// In full, as control groups name it.
+    fn id(&self) -> &str;
+    /// With the slash before it that the engine writes.
+    fn name(&self) -> &str;
+}
+
+/// Parses what `docker container inspect` prints: a list of those containers that there are.
+fn parse<T: Described>(stdout: &[u8]) -> Result<Vec<T>> {
+    match stdout.trim_ascii() {
+        b"" => Ok(Vec::new()),
+        text => serde_json::from_slice(text).map_err(|e| {
+            let message = format!("what `docker container inspect` says is not understood: {e}");
+            Failure::new(Code::Unavailable, message).hint("is `docker` in PATH the Docker client?")
+        }),
+    }
+}
+
+/// Finds the container that the engine means by a reference: a whole id, a name, or the beginning
+/// of an id, in this order, as another one's id may begin with the name of this one.
+fn resolve<'a, T: Described>(containers: &'a [T], reference: &str) -> Option<&'a T> {
+    let find = |is_meant: &dyn Fn(&T) -> bool| containers.iter().find(|one| is_meant(one));
+    find(&|one| one.id() == reference)
+        .or_else(|| find(&|one| one.name().trim_start_matches('/') == reference))
+        .or_else(|| find(&|one| one.id().starts_with(reference)))
+}
+
 /// Asks for all containers in one call, which is under way on return; what is returned waits for
 /// the answer.
 pub fn inspect<'a>(
     containers: &'a [&str],
     stop: &'a Stop,
 ) -> impl FnOnce() -> Result<HashMap<String, Inspected>> + 'a {
-    let mut arguments = vec!["container", "inspect", "--"];
-    arguments.extend(containers);
-    let asked = ask(&arguments);
+    let asked = ask_about(containers);
     move || {
         let output = asked?.answer(|text| is_whole(containers, text), stop)?;
         let inspected = read(containers, &output.stdout)?;
@@ -117,19 +149,9 @@ fn is_whole(containers: &[&str], text: &[u8]) -> bool {
 
 /// What it says of these containers: a list of those that there are.
 pub fn read(containers: &[&str], stdout: &[u8]) -> Result<HashMap<String, Inspected>> {
-    let found: Vec<Container> = match stdout.trim_ascii() {
-        b"" => Vec::new(),
-        text => serde_json::from_slice(text).map_err(|e| {
-            let message = format!("what `docker container inspect` says is not understood: {e}");
-            Failure::new(Code::Unavailable, message).hint("is `docker` in PATH the Docker client?")
-        })?,
-    };
+    let found: Vec<Container> = parse(stdout)?;
     let inspected = |name: &&str| {
-        let is_named = |one: &&Container| one.name.trim_start_matches('/') == *name;
-        // Another one's id may begin with the name of this one.
-        let is_meant = |one: &&Container| one.id.starts_with(*name);
-        let container = found.iter().find(is_named).or_else(|| found.iter().find(is_meant));
-        let inspected = match container {
+        let inspected = match resolve(&found, name) {
             Some(container) => {
                 Inspected { id: container.id.clone(), presence: container.presence() }
             }
@@ -192,6 +214,16 @@ fn unreachable(output: &Output) -> Failure {
     Failure::new(Code::Unavailable, format!("Docker cannot be reached: {reason}")).hint(
         "is the engine running? `systemctl start docker`; another one is named by DOCKER_HOST",
     )
+}
+
+impl Described for Container {
+    fn id(&self) -> &str {
+        &self.id
+    }
+
+    fn name(&self) -> &str {
+        &self.name
+    }
 }
 
 impl Container {

@@ -2,12 +2,13 @@
 //! the terminal, so that Ctrl-C and Ctrl-Z are for the command, and pagers and shells work.
 
 use super::command;
+use super::program;
 use super::wait::{Aside, Stop, Woken, is_ignored, wait};
 use crate::error::{Failure, Result};
 use crate::exit::{Answer, Code};
 use crate::model::Pid;
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use rustix::fs::{Access, FileType, Mode, OFlags, access};
+use rustix::fs::{FileType, Mode, OFlags};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{self, Signal, WaitId, WaitIdOptions};
 use rustix::termios::{isatty, tcgetpgrp, tcsetpgrp};
@@ -18,10 +19,8 @@ use signal_hook::consts::{
 use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
 use std::ffi::{OsStr, OsString};
-use std::io::ErrorKind;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// A new process says its number at once; one that does not is stuck in the kernel.
@@ -47,8 +46,6 @@ pub enum Ending {
     Killed(i32),
     /// By Ctrl-C, as far as the shell that called us is concerned.
     Interrupted,
-    /// Called off; it still runs.
-    Running,
 }
 
 impl Ending {
@@ -58,39 +55,20 @@ impl Ending {
             Ending::Exited(code) => Answer::Passed(code),
             Ending::Killed(signal) => Answer::Passed(128_u8.wrapping_add(signal as u8)),
             Ending::Interrupted => Answer::Interrupted,
-            Ending::Running => Answer::Passed(0),
         }
     }
 }
 
-/// Where programs are looked for without a `PATH`, whichever C library it is.
-const DEFAULT_PATH: &str = "/usr/local/bin:/bin:/usr/bin";
-
-/// Fails as starting a program would that is not there or not executable: looks for it as
-/// execvp(3) does.
+/// Fails as starting a program would that is not there or not executable.
 pub fn could_start(program: &OsStr, path: Option<&OsStr>) -> Result<()> {
-    let path = path.unwrap_or(OsStr::new(DEFAULT_PATH));
-    let folders: Vec<PathBuf> = match program.as_bytes().contains(&b'/') {
-        true => vec![PathBuf::new()],
-        false => std::env::split_paths(path).collect(),
-    };
-    // Of several files the first that can be executed counts; one that cannot is still news.
-    let mut problem = ErrorKind::NotFound.into();
-    for folder in folders {
-        match is_executable(&folder.join(program)) {
-            Ok(()) => return Ok(()),
-            Err(e) if e.kind() == ErrorKind::NotFound => {}
-            Err(e) if e.kind() == ErrorKind::NotADirectory && folder != Path::new("") => {}
-            Err(e) => problem = e,
-        }
-    }
-    Err(not_started(&program.to_string_lossy(), Some(problem)))
+    program::find(program, Path::new(""), path).map(drop).map_err(told_of_shells)
 }
 
-fn is_executable(file: &Path) -> std::io::Result<()> {
-    match file.metadata()?.is_file() {
-        true => Ok(access(file, Access::EXEC_OK)?),
-        false => Err(rustix::io::Errno::ACCESS.into()),
+/// What a person types may be a shell's own word.
+fn told_of_shells(failure: Failure) -> Failure {
+    match failure.code {
+        Code::CommandNotFound => failure.hint("a shell's own words need `sh -c`"),
+        _ => failure,
     }
 }
 
@@ -118,7 +96,7 @@ impl Job {
             .map_err(|e| internal("share the terminal", &e))?;
         let (parents_end, callers) = (permit.as_raw_fd(), process::getpgrp());
         let ours = FORWARDED.map(|signal| (!is_ignored(signal)).then_some(signal));
-        command::before_exec(&mut command, move || {
+        let become_the_job = move || {
             // What is sent to it is its own from the start; our handlers would swallow it.
             ours.iter().flatten().for_each(|signal| set_action(*signal, libc::SIG_DFL));
             set_action(signal_hook::consts::SIGXFSZ, libc::SIG_DFL);
@@ -145,7 +123,13 @@ impl Job {
             }
             set_action(SIGTTOU, libc::SIG_DFL);
             Ok(())
-        });
+        };
+        // SAFETY: plain system calls, on what was made before the fork; what it holds is freed by
+        // neither exec nor exit.
+        #[expect(unsafe_code, reason = "a job is made between fork and exec")]
+        unsafe {
+            command::before_exec(&mut command, become_the_job)
+        };
         command::inherit(&mut command, keeps);
         // Starting ends with exec, which waits for `prepare`.
         let starting = Aside::begin(move || command.spawn())?;
@@ -187,12 +171,13 @@ impl Job {
         Err(failure)
     }
 
-    /// Waits until it has ended or the work is called off, and passes on signals meanwhile.
-    pub fn attend(&mut self, stop: &Stop) -> Ending {
+    /// Waits until it has ended or the work is called off, and passes on signals meanwhile. `None`
+    /// where it was called off: it still runs.
+    pub fn attend(&mut self, stop: &Stop) -> Option<Ending> {
         // What made us wake is looked at again whenever anything wakes us.
         loop {
             match self.ask() {
-                Some(Ended::For(ending)) => return self.ended(ending),
+                Some(Ended::For(ending)) => return Some(self.ended(ending)),
                 Some(Ended::Stopped(signal)) => {
                     self.stopped(signal, stop);
                     continue;
@@ -201,7 +186,7 @@ impl Job {
             }
             let far = Instant::now() + Duration::from_secs(24 * 60 * 60);
             if wait(&[self.signals.get_read().as_fd()], stop, far) == Woken::Stopped {
-                return Ending::Running;
+                return None;
             }
             if self.pass_on() {
                 self.go_on(stop);
@@ -372,13 +357,7 @@ fn internal(what: &str, error: &std::io::Error) -> Failure {
 
 fn not_started(program: &str, error: Option<std::io::Error>) -> Failure {
     match error {
-        Some(e) if e.kind() == ErrorKind::NotFound => {
-            Failure::new(Code::CommandNotFound, format!("`{program}` is not there"))
-                .hint("give its path, or install it; a shell's own words need `sh -c`")
-        }
-        Some(e) => {
-            Failure::new(Code::NotExecutable, format!("`{program}` cannot be executed: {e}"))
-        }
+        Some(e) => told_of_shells(program::not_started(program, &e)),
         None => Failure::new(Code::Internal, format!("`{program}` does not start")),
     }
 }

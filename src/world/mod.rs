@@ -16,6 +16,7 @@ pub mod native;
 pub mod nvml;
 pub mod ports;
 pub mod process;
+pub mod program;
 pub mod starts;
 pub mod systemd;
 pub mod terminal;

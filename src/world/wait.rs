@@ -37,7 +37,7 @@ pub enum Woken {
 #[derive(Clone)]
 pub struct Stop {
     signals: Option<Arc<Signals>>,
-    siblings: Option<Arc<Event>>,
+    events: Vec<Arc<Event>>,
     lease: Option<Arc<Lease>>,
 }
 
@@ -67,17 +67,19 @@ impl Stop {
             signal_hook::low_level::pipe::register(signal, sender.try_clone()?)?;
         }
         let signals = Signals { arrived, number, last_resort };
-        Ok(Stop { signals: Some(Arc::new(signals)), siblings: None, lease: None })
+        Ok(Stop { signals: Some(Arc::new(signals)), events: Vec::new(), lease: None })
     }
 
     /// For work that nothing calls off but its deadline.
     pub fn never() -> Stop {
-        Stop { signals: None, siblings: None, lease: None }
+        Stop { signals: None, events: Vec::new(), lease: None }
     }
 
     /// The same, and also stopped when `event` happens.
     pub fn or(&self, event: &Arc<Event>) -> Stop {
-        Stop { siblings: Some(event.clone()), ..self.clone() }
+        let mut stop = self.clone();
+        stop.events.push(event.clone());
+        stop
     }
 
     /// The same, and also stopped when the lock is lost.
@@ -99,7 +101,7 @@ impl Stop {
         self.lease.as_ref().map_or(Ok(()), |lease| lease.check())?;
         let signals = self.signals.as_ref();
         match signals.map_or(0, |signals| signals.number.load(Ordering::SeqCst)) {
-            0 if self.siblings.as_ref().is_some_and(|event| event.happened()) => {
+            0 if self.events.iter().any(|event| event.happened()) => {
                 Err(Failure::new(Code::Internal, "given up because another step failed"))
             }
             0 => Ok(()),
@@ -114,8 +116,8 @@ impl Stop {
     /// Readable once the work is to stop.
     fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         let signals = self.signals.iter().map(|signals| signals.arrived.as_fd());
-        let siblings = self.siblings.iter().map(|event| event.fd());
-        signals.chain(siblings).chain(self.lease.iter().map(|lease| lease.lost.fd()))
+        let events = self.events.iter().map(|event| event.fd());
+        signals.chain(events).chain(self.lease.iter().map(|lease| lease.lost.fd()))
     }
 }
 
@@ -385,5 +387,23 @@ impl Handle {
         let mut fds = [PollFd::new(&self.fd, PollFlags::IN)];
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn work_stops_for_each_of_the_events_that_it_was_given() {
+        for happening in 0..2 {
+            let events = [(); 2].map(|()| Event::new().expect("a pipe"));
+            let stop = Stop::never().or(&events[0]).or(&events[1]);
+            assert!(stop.check().is_ok());
+            assert_eq!(wait(&[], &stop, Instant::now()), Woken::TimedOut);
+            events[happening].set();
+            assert!(stop.check().is_err(), "{happening}");
+            assert_eq!(wait(&[], &stop, Instant::now()), Woken::Stopped, "{happening}");
+        }
     }
 }

@@ -47,7 +47,7 @@ fn a_canary_that_cannot_be_started_or_has_no_card_is_found() {
     let machine = Machine::new();
     let rig = &machine.rig;
     rig.set("canary.start", "/nowhere/python3 -m vllm --port {port}");
-    let start = ("fail", "canary.start", "/nowhere/python3 cannot be run", "correct canary.start");
+    let start = ("fail", "canary.start", "`/nowhere/python3` is not there", "correct canary.start");
     finds(machine.doctor(), &[start]);
     rig.set("canary.start", "sh -c true");
 

@@ -81,6 +81,24 @@ fn a_tcp_health_check_of_a_published_port_is_found() {
 }
 
 #[test]
+fn a_container_whose_name_begins_the_id_of_another_is_judged_by_how_it_was_made_itself() {
+    let Some(machine) = with_container(&format!("--network host {CARD}")) else { return };
+    let rig = &machine.rig;
+    let other =
+        rig.docker(&["container", "inspect", "--format", "{{.Id}}", &rig.mark("cosyvoice")]);
+    let name = &other[..12];
+    rig.container("namesake").set("container", name).not_installed().add();
+    rig.owns_container(name);
+    let options = ["--name", name, "--network", "host", "--restart", "always"];
+    let image = [rig.engine().image(), "/bin/simserver"];
+    let card: Vec<&str> = CARD.split(' ').collect();
+    rig.docker(&[&["create"], &options[..], &card, &image].concat());
+    let update = format!("docker update --restart=unless-stopped {name}");
+    let message = "with every start of the engine";
+    finds(machine.doctor(), &[("warn", "docker.restart namesake", message, &update)]);
+}
+
+#[test]
 fn a_container_with_another_card_is_found() {
     let Some(machine) = with_container("--network host --gpus device=7") else { return };
     let message = "was given GPU 7, and gpuctl watches GPU 0";
@@ -149,6 +167,6 @@ fn a_machine_without_dockers_client_is_found() {
     }
     let path = format!("{}:{}", rig.path("bin").display(), tools.display());
     let fault =
-        ("fail", "docker.client", "there is no program docker in the PATH", "install Docker's");
+        ("fail", "docker.client", "there is no program `docker` in the PATH", "install Docker's");
     finds(machine.doctor().env("PATH", path), &[fault]);
 }

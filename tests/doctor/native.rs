@@ -1,7 +1,7 @@
 //! What native services are started with, and found by.
 
-use super::{Machine, finds};
-use rig::until;
+use super::{DOCTOR, Machine, finds};
+use rig::{Rig, until};
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 
@@ -16,22 +16,18 @@ fn a_start_command_that_cannot_be_run_is_found() {
     let folder = rig.path("bin");
     let folder = folder.display();
     for (command, message, fix) in [
-        (
-            "/nowhere/start.sh".to_owned(),
-            "/nowhere/start.sh cannot be run: No such file",
-            "restore it",
-        ),
+        ("/nowhere/start.sh".to_owned(), "`/nowhere/start.sh` is not there", "restore it"),
         (
             "exec env A=1 /nowhere/start.sh --x".to_owned(),
-            "/nowhere/start.sh cannot be run",
+            "`/nowhere/start.sh` is not there",
             "services.vidi.start",
         ),
-        (format!("{plain} &"), "plain.sh is not executable", "chmod +x"),
-        (format!("{moved}"), "wants the interpreter /nowhere/venv/bin/python", "restore it"),
-        (format!("{folder}"), "bin is no file", "services.vidi.start"),
+        (format!("{plain} &"), "plain.sh` cannot be executed: Permission denied", "chmod +x"),
+        (format!("{moved}"), "its interpreter /nowhere/venv/bin/python is missing", "restore it"),
+        (format!("{folder}"), "bin` cannot be executed: it is not a file", "services.vidi.start"),
         (
             "no-such-program --port 1".to_owned(),
-            "there is no program no-such-program in the PATH",
+            "there is no program `no-such-program` in the PATH",
             "install",
         ),
     ] {
@@ -43,6 +39,18 @@ fn a_start_command_that_cannot_be_run_is_found() {
         rig.set("services.vidi.start", good.replace('$', "$$"));
         finds(machine.doctor(), &[]);
     }
+}
+
+#[test]
+fn without_a_path_in_the_environment_programs_are_found_where_they_would_be() {
+    let rig = Rig::new();
+    rig.set("gpu.total_mb", 24576);
+    rig.native("vidi").set("start", "sleep 1000").add();
+    finds(rig.gpuctl(DOCTOR).env_remove("PATH"), &[]);
+    rig.set("services.vidi.start", "no-such-program");
+    let message = "there is no program `no-such-program` in /usr/local/bin:/bin:/usr/bin";
+    let fault = ("fail", "native.start vidi", message, "install it");
+    finds(rig.gpuctl(DOCTOR).env_remove("PATH"), &[fault]);
 }
 
 #[test]
@@ -118,5 +126,5 @@ fn permissions_of_a_script_are_judged_as_they_are_for_the_caller() {
     machine.rig.set("services.vidi.start", script.to_str().unwrap());
     finds(machine.doctor(), &[]);
     fs::set_permissions(&script, Permissions::from_mode(0o600)).unwrap();
-    finds(machine.doctor(), &[("fail", "native.start vidi", "is not executable", "chmod +x")]);
+    finds(machine.doctor(), &[("fail", "native.start vidi", "cannot be executed", "chmod +x")]);
 }

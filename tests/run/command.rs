@@ -65,12 +65,15 @@ fn a_command_that_cannot_be_executed_is_told_from_one_that_is_not_there_and_stop
     rig.gpuctl("start vidi").run().succeeds().stdout_has("vidi").progress();
     let text = rig.file("text", "no program");
     rig.file("bin/unmarked", "#!/bin/sh\n");
+    let moved = rig.program("moved", "");
+    fs::write(moved, "#!/nowhere/venv/bin/python\n").unwrap();
     for (command, code, said) in [
         (text.to_str().unwrap(), 126, "cannot be executed"),
         ("/", 126, "cannot be executed"),
         (&format!("{}/x", text.display()), 126, "cannot be executed"),
         ("unmarked", 126, "cannot be executed"),
-        ("no-such-program", 127, "is not there"),
+        ("no-such-program", 127, "there is no program `no-such-program` in the PATH"),
+        ("moved", 127, "its interpreter /nowhere/venv/bin/python is missing"),
         ("/no/such/program", 127, "is not there"),
         ("./bin/no-such-program", 127, "is not there"),
     ] {

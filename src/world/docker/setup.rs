@@ -1,6 +1,6 @@
 //! How the engine and its containers are made: what `doctor` has to know before one is started.
 
-use super::{PortBinding, ask, ask_version};
+use super::{Described, PortBinding, ask, ask_about, ask_version, parse, resolve};
 use crate::error::Result;
 use crate::world::wait::Stop;
 use serde::Deserialize;
@@ -98,16 +98,22 @@ pub fn setups(containers: &[&str], stop: &Stop) -> Result<HashMap<String, Setup>
     if containers.is_empty() {
         return Ok(HashMap::new());
     }
-    let mut arguments = vec!["container", "inspect", "--"];
-    arguments.extend(containers);
-    let output = ask(&arguments)?.finish(stop)?;
-    let made: Vec<Made> = serde_json::from_slice(&output.stdout).unwrap_or_default();
-    let setup = |name: &&str| {
-        let is_named =
-            |made: &&Made| made.name.trim_start_matches('/') == *name || made.id.starts_with(*name);
-        Some(((*name).to_owned(), made.iter().find(is_named)?.host_config.setup()))
+    let output = ask_about(containers)?.finish(stop)?;
+    let made: Vec<Made> = parse(&output.stdout)?;
+    let setup = |container: &&str| {
+        Some(((*container).to_owned(), resolve(&made, container)?.host_config.setup()))
     };
     Ok(containers.iter().filter_map(setup).collect())
+}
+
+impl Described for Made {
+    fn id(&self) -> &str {
+        &self.id
+    }
+
+    fn name(&self) -> &str {
+        &self.name
+    }
 }
 
 impl HostConfig {
