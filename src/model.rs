@@ -240,8 +240,9 @@ pub struct Running {
     pub trouble: Option<Trouble>,
     /// What its manager says of its health, where it has a check of its own (Docker's HEALTHCHECK).
     pub own_health: Option<Healthy>,
-    /// Port numbers that its manager forwards to it (Docker's published ports).
-    pub published: Vec<u16>,
+    /// Ports of this machine that its manager forwards to it (Docker's published ports), and to which
+    /// port of its own each is.
+    pub published: BTreeMap<u16, u16>,
 }
 
 /// What keeps a living service from answering, as far as its manager can tell.

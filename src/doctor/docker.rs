@@ -6,7 +6,7 @@ use super::{Case, UNCONFIGURED};
 use crate::config::Selector;
 use crate::error::Failure;
 use crate::exit::Code;
-use crate::model::{Manager, Service};
+use crate::model::{Health, Manager, Service};
 use crate::world::docker::{self, GpuAccess, Setup};
 use crate::world::ports::local_port;
 use crate::world::program;
@@ -122,6 +122,11 @@ fn judge(service: &Service, container: &str, setup: &Setup, card: &Selector) -> 
             Id::DockerPorts,
             format!("its health check asks port {port}, which the container {container} does not publish"),
             format!("create it anew with --publish {port}:PORT or --network host, or correct services.{}.health", service.name),
+        ),
+        (Some(_), Some(port)) if matches!(service.health, Some(Health::Tcp { .. })) => Check::warn(
+            Id::DockerPorts,
+            format!("its health check asks only whether port {port} accepts, and Docker accepts there before the server listens"),
+            format!("ask the server itself: let services.{}.health be an http:// URL", service.name),
         ),
         (Some(_), Some(port)) => Check::pass(Id::DockerPorts, format!("{port} is published")),
         (None, _) => Check::pass(Id::DockerPorts, "it has the network of this machine"),

@@ -13,7 +13,7 @@ use crate::world::health;
 use crate::world::native::{self, Started};
 use crate::world::ports::local_port;
 use crate::world::wait::{Event, Handle, Stop, Woken, wait};
-use crate::world::{docker, logs, systemd, unload};
+use crate::world::{docker, logs, starts, systemd, unload};
 use std::time::{Duration, Instant};
 
 /// Health checks follow each other faster at first: a twentieth of the time waited so far keeps
@@ -315,7 +315,7 @@ impl<'a> Watch<'a> {
         match service.health.as_ref().and_then(|check| look.answered_by(service, local_port(check)))
         {
             Some(other) => Err(self.name_container(other.in_the_way_of(service), &look)),
-            None => Ok(is_up),
+            None => Ok(is_up && look.heard(Healthy::Yes, service) == Healthy::Yes),
         }
     }
 
@@ -347,11 +347,15 @@ impl<'a> Watch<'a> {
         match (&self.service.manager, &self.started) {
             (Manager::Native(_), Some(started)) => started.explain(failure),
             (Manager::Native(_), None) => match self.context.config.state_dir() {
-                Ok(state_dir) => logs::attach_file(failure, &logs::path_of(state_dir, name), 0),
+                Ok(state_dir) => {
+                    let config = self.context.config.path.as_deref();
+                    let from = starts::log_from(state_dir, self.service, config);
+                    logs::attach_file(failure, &logs::path_of(state_dir, name), from)
+                }
                 Err(_) => failure,
             },
             (Manager::Docker { container }, _) => {
-                logs::attach(failure, docker::log_tail(container, self.stop))
+                logs::attach(failure, docker::log_tail(container, self.begun.elapsed(), self.stop))
                     .hint(format!("its log: docker logs {container}"))
             }
             (Manager::Systemd { unit, user }, _) => {

@@ -298,7 +298,7 @@ impl Look<'_> {
             Presence::Unknown(_) | Presence::Stopping(_) => return None,
         };
         let port = port?;
-        let is_own = own.published.contains(&port)
+        let is_own = own.published.contains_key(&port)
             || own.pids.iter().any(|pid| self.scene.listens(*pid, port))
             || self.is_forwarded(port, &own.pids);
         if is_own || self.listening_on(port).is_empty() {
@@ -308,13 +308,26 @@ impl Look<'_> {
         (holder.service.as_ref() != Some(&service.name)).then_some(holder)
     }
 
-    /// A server that gives no answer has at least to listen, as far as that can be seen.
-    pub fn heard(&self, healthy: Healthy, check: &Health) -> Healthy {
+    /// What a service's health check has told, as far as its server is seen to listen: one that gives
+    /// no answer has to, and in front of a container Docker's proxy accepts for it from the start.
+    pub fn heard(&self, healthy: Healthy, service: &Service) -> Healthy {
+        let Some(check) = &service.health else { return healthy };
         let is_deaf = || local_port(check).is_some_and(|port| !self.scene.listeners.is_taken(port));
-        match healthy {
-            Healthy::Silent(why) if is_deaf() => Healthy::No(why),
-            healthy => healthy,
+        match (healthy, check) {
+            (Healthy::Silent(why), _) if is_deaf() => Healthy::No(why),
+            (Healthy::Yes, Health::Tcp { .. }) if self.listens_inside(service) == Some(false) => {
+                Healthy::No("nobody listens in the container yet".to_owned())
+            }
+            (healthy, _) => healthy,
         }
+    }
+
+    /// Whether a server listens in a container on the port that is published for its health check;
+    /// `None` where that cannot be seen.
+    fn listens_inside(&self, service: &Service) -> Option<bool> {
+        let Presence::Up(running) = self.presences.get(&service.name)? else { return None };
+        let port = running.published.get(&local_port(service.health.as_ref()?)?)?;
+        process::listens_in_network(*running.pids.first()?, *port)
     }
 
     /// Whether what listens on a port forwards it to the network that one of these processes is in: a
@@ -358,7 +371,7 @@ impl Look<'_> {
     /// The service whose container publishes a port.
     fn publisher(&self, port: u16) -> Option<String> {
         let publishes = |(_, presence): &(&String, &Presence)| match presence {
-            Presence::Up(running) => running.published.contains(&port),
+            Presence::Up(running) => running.published.contains_key(&port),
             _ => false,
         };
         self.presences.iter().find(publishes).map(|(name, _)| name.clone())

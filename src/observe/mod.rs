@@ -67,13 +67,13 @@ pub fn observe(
             let (healthy, took) = match (&service.health, &presence) {
                 // It holds its port and does not answer; its state is known without.
                 (Some(_), Presence::Up(running)) if is_frozen(running) => (None, None),
-                (Some(check), presence) => {
+                (Some(_), presence) => {
                     // Nobody waits long for the answer of one that is not there.
                     let is_absent = matches!(presence, Presence::Down(_) | Presence::Missing(_));
                     let patience = if is_absent { ABSENT_LIMIT } else { TRY_LIMIT + HEALTH_GRACE };
                     let deadline = begun + patience;
                     let answer = tries.as_ref().and_then(|tries| tries.answer(at, stop, deadline));
-                    answer.map(|(healthy, took)| (look.heard(healthy, check), took)).unzip()
+                    answer.map(|(healthy, took)| (look.heard(healthy, service), took)).unzip()
                 }
                 (None, Presence::Up(running)) => {
                     (running.own_health.clone().or(Some(Healthy::Yes)), None)

@@ -6,6 +6,7 @@ mod setup;
 pub use setup::{GpuAccess, Setup, engine, setups};
 
 use super::command::{self, Begun, Output};
+use super::host;
 use super::logs;
 use super::process;
 use super::wait::Stop;
@@ -22,6 +23,8 @@ const ASK_LIMIT: Duration = Duration::from_secs(5);
 /// Docker's client is written in Go, whose garbage collector and further threads take a tenth of
 /// the time in which it answers, and are of no use for so little work (measured with 28.2.2).
 const LEAN: [(&str, &str); 3] = [("GOGC", "off"), ("GOMEMLIMIT", "256MiB"), ("GOMAXPROCS", "1")];
+/// How long the engine may take to note that a container has started, which may speak meanwhile.
+const NOTING: Duration = Duration::from_millis(500);
 /// What the engine may take beyond the time it was told, and for calls without one.
 const ENGINE_LIMIT: Duration = Duration::from_secs(15);
 
@@ -241,8 +244,12 @@ impl Container {
         } else {
             state.paused.then_some(Trouble::Paused)
         };
-        let ports =
-            self.network_settings.ports.iter().flat_map(BTreeMap::values).flatten().flatten();
+        let published = self.network_settings.ports.iter().flatten().flat_map(|(own, bindings)| {
+            // "8000/tcp"
+            let own = own.split('/').next().and_then(|port| port.parse().ok());
+            let hosts = bindings.iter().flatten().map(|binding| binding.host_port.parse().ok());
+            hosts.filter_map(move |host| host.zip(own))
+        });
         Presence::Up(Running {
             pids: if state.pid > 0 { vec![state.pid] } else { Vec::new() },
             age: age(&state.started_at),
@@ -253,7 +260,7 @@ impl Container {
                 "healthy" => Some(Healthy::Yes),
                 status => Some(Healthy::No(format!("its HEALTHCHECK says {status}"))),
             }),
-            published: ports.filter_map(|binding| binding.host_port.parse().ok()).collect(),
+            published: published.collect(),
         })
     }
 
@@ -326,9 +333,17 @@ fn act(arguments: &[&str], limit: Duration, code: Code, stop: &Stop) -> Result<(
     Err(Failure::new(code, format!("docker {} {container}: {complaint}", arguments[0])))
 }
 
-/// The last lines of a container's output.
-pub fn log_tail(container: &str, stop: &Stop) -> Vec<String> {
-    match command::run("docker", &["logs", "--tail", "15", "--", container], ASK_LIMIT, stop) {
+/// The last lines of what a container has said since it was started; none where the engine could not
+/// start it, and all that there is belongs to an earlier start. `watched` is for how long it has been
+/// waited for.
+pub fn log_tail(container: &str, watched: Duration, stop: &Stop) -> Vec<String> {
+    let Some(started) = started_at(container, stop) else { return Vec::new() };
+    // The engine notes a start when the container may have spoken already.
+    let begun = host::now().saturating_sub(watched).unwrap_or(started);
+    let noted = started.saturating_sub(NOTING).unwrap_or(started);
+    let since = if started >= begun { begun } else { noted }.to_string();
+    let arguments = ["logs", "--since", &since, "--tail", "15", "--", container];
+    match command::run("docker", &arguments, ASK_LIMIT, stop) {
         Ok(output) if output.status.success() => {
             let both = [output.stdout, output.stderr.into_bytes()].concat();
             logs::last_lines(&both)
@@ -337,4 +352,15 @@ pub fn log_tail(container: &str, stop: &Stop) -> Vec<String> {
         // (none is kept, or the container is gone) is no part of it.
         _ => Vec::new(),
     }
+}
+
+/// When a container was started, as the engine tells it; `None` where it was not, or not well.
+fn started_at(container: &str, stop: &Stop) -> Option<jiff::Timestamp> {
+    let form = "{{.State.StartedAt}} {{.State.Error}}";
+    let asked = ask(&["container", "inspect", "--format", form, "--", container]).ok()?;
+    let output = asked.finish(stop).ok().filter(|output| output.status.success())?;
+    let told = String::from_utf8(output.stdout).ok()?;
+    let (since, error) = told.trim().split_once(' ').unwrap_or((told.trim(), ""));
+    let since: jiff::Timestamp = since.parse().ok()?;
+    (error.is_empty() && since.as_second() > 0).then_some(since)
 }

@@ -375,6 +375,22 @@ pub fn has_address(pid: Pid, address: Ipv4Addr) -> bool {
     false
 }
 
+/// Whether anybody listens on a TCP port in the network that a process is in; `None` where we may not
+/// look.
+pub fn listens_in_network(pid: Pid, port: u16) -> Option<bool> {
+    let sockets = [text_of(pid, "net/tcp"), text_of(pid, "net/tcp6")];
+    if sockets.iter().all(Option::is_none) {
+        return None;
+    }
+    // "0: 0100007F:1F90 00000000:0000 0A …": the local address, the remote one, and the state LISTEN.
+    let address = format!(":{port:04X}");
+    let listens = |line: &str| {
+        let mut words = line.split_whitespace().skip(1);
+        words.next().is_some_and(|local| local.ends_with(&address)) && words.nth(1) == Some("0A")
+    };
+    Some(sockets.iter().flatten().flat_map(|text| text.lines()).any(listens))
+}
+
 /// The systemd service in whose control group a process is.
 pub fn unit_of(control_groups: &str) -> Option<&str> {
     let words = control_groups.lines().flat_map(|line| line.rsplit('/'));

@@ -180,6 +180,15 @@ pub fn adopt(
     start.write(state_dir)
 }
 
+/// The length of a service's log, in bytes, before it was last started: what it said before is of an
+/// earlier start.
+pub fn log_from(state_dir: &Path, service: &Service, config: Option<&Path>) -> u64 {
+    let services = std::slice::from_ref(service);
+    let starts = recorded(state_dir).into_iter();
+    let of_it = starts.filter(|start| start.service_of(services, config).is_some());
+    of_it.map(|start| start.log_from).max().unwrap_or_default()
+}
+
 /// Forgets the starts under this name, nothing of which is left.
 pub fn forget(state_dir: &Path, service: &str) {
     // A record that stays proves nothing: its processes are gone.

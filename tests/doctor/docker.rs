@@ -66,6 +66,20 @@ fn how_a_container_was_made_is_found() {
     }
 }
 
+/// docker-proxy accepts in its place.
+#[test]
+fn a_tcp_health_check_of_a_published_port_is_found() {
+    let options = format!("--network bridge --publish PORT:1 {CARD}");
+    let Some(machine) = with_container(&options) else { return };
+    let rig = &machine.rig;
+    let config = rig.gpuctl("config show --json").run().succeeds().json();
+    let url = config["services"]["cosyvoice"]["health"].as_str().unwrap().to_owned();
+    let port = url.split(':').nth(2).unwrap().split('/').next().unwrap();
+    rig.set("services.cosyvoice.health", format!("tcp://127.0.0.1:{port}"));
+    let told = ("warn", "docker.ports cosyvoice", "before the server listens", "http://");
+    finds(machine.doctor(), &[told]);
+}
+
 #[test]
 fn a_container_whose_name_begins_the_id_of_another_is_judged_by_how_it_was_made_itself() {
     let Some(machine) = with_container(&format!("--network host {CARD}")) else { return };

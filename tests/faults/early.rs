@@ -1,6 +1,6 @@
 //! What is told of a failed start is of this start, and at the time that was promised.
 
-use rig::{Rig, apart};
+use rig::{Rig, Signal, apart, signal, until};
 use serde_json::json;
 use std::net::UdpSocket;
 use std::time::{Duration, Instant};
@@ -18,6 +18,29 @@ fn the_log_of_a_container_that_fails_is_of_this_start_only() {
     let (code, told) = rig.gpuctl("start voice").run().ended();
     assert_eq!(code, Some(5), "{told}");
     assert!(told.contains("out of memory"), "{told}");
+    assert!(!told.contains(": ready"), "it quotes the earlier start\n{told}");
+}
+
+/// Started by a gpuctl that was killed, and waited for by the next.
+#[test]
+fn the_log_of_a_service_that_is_only_awaited_is_of_its_last_start_only() {
+    let rig = Rig::new();
+    let vidi = rig.native("vidi").vram(100).set("start_timeout", "20s");
+    let vidi = vidi.add();
+    rig.gpuctl("start vidi --quiet").run().succeeds();
+    rig.gpuctl("stop vidi --quiet").run().succeeds();
+    let slow = format!("echo second start; {} --warmup 60s", vidi.command());
+    rig.set("services.vidi.start", slow);
+    let first = rig.gpuctl("start vidi").spawn();
+    until("it starts", || !rig.servers_of("vidi").is_empty());
+    first.signal(Signal::KILL);
+    first.wait().ended();
+    let second = rig.gpuctl("start vidi").spawn();
+    until("it is waited for", || second.stderr().contains("waiting for vidi"));
+    rig.servers_of("vidi").into_iter().for_each(|pid| signal(pid, Signal::KILL));
+    let (code, told) = second.wait().ended();
+    assert_eq!(code, Some(5), "{told}");
+    assert!(told.contains("second start"), "{told}");
     assert!(!told.contains(": ready"), "it quotes the earlier start\n{told}");
 }
 
