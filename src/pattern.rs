@@ -1,5 +1,5 @@
-//! Extended regular expressions by the C library's own functions, those that `pgrep -f` calls, so
-//! that a pattern means here what it means there.
+//! Extended regular expressions by the C library's own functions, those that `pgrep -f` calls, and
+//! in the locale that it takes, so that a pattern means here what it means there.
 
 use memchr::memmem;
 use std::collections::BTreeSet;
@@ -7,6 +7,7 @@ use std::ffi::{CStr, CString, c_char};
 use std::fmt;
 use std::mem::MaybeUninit;
 use std::ptr;
+use std::sync::OnceLock;
 
 pub struct Pattern(libc::regex_t);
 
@@ -20,6 +21,38 @@ unsafe impl Send for Pattern {}
 impl fmt::Debug for Pattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Pattern")
+    }
+}
+
+/// The locale that the environment names, in which pgrep works: whether `é` is one character, and
+/// what `[[:alpha:]]` and `[a-z]` hold. `None` where there is no such locale: the C locale is left.
+struct Locale(libc::locale_t);
+
+// SAFETY: it is never changed nor freed, and any thread may take it for its own.
+#[expect(unsafe_code, reason = "the C library's type is a pointer")]
+unsafe impl Sync for Locale {}
+#[expect(unsafe_code, reason = "as above")]
+unsafe impl Send for Locale {}
+
+/// Does something in the locale of the environment, which is looked up for the first pattern only:
+/// that takes a tenth of a millisecond. Of this thread alone, and not for longer: nothing else
+/// that gpuctl says or reads is to depend on it.
+#[expect(unsafe_code, reason = "no crate of ours has locales")]
+fn in_locale<T>(work: impl FnOnce() -> T) -> T {
+    static LOCALE: OnceLock<Option<Locale>> = OnceLock::new();
+    let locale = LOCALE.get_or_init(|| {
+        // All of it: pgrep takes none where a part is missing.
+        // SAFETY: the name is a text of C, and no locale is given to be changed.
+        let locale = unsafe { libc::newlocale(libc::LC_ALL_MASK, c"".as_ptr(), ptr::null_mut()) };
+        (!locale.is_null()).then_some(Locale(locale))
+    });
+    let Some(Locale(locale)) = locale else { return work() };
+    // SAFETY: the first is never freed, and the second is what this thread had before.
+    unsafe {
+        let before = libc::uselocale(*locale);
+        let result = work();
+        libc::uselocale(before);
+        result
     }
 }
 
@@ -39,7 +72,8 @@ impl Pattern {
         let mut compiled = MaybeUninit::uninit();
         let flags = libc::REG_EXTENDED | libc::REG_NOSUB;
         // SAFETY: both pointers are valid, and what is compiled is only used where that succeeded.
-        let code = unsafe { libc::regcomp(compiled.as_mut_ptr(), text.as_ptr(), flags) };
+        let compile = || unsafe { libc::regcomp(compiled.as_mut_ptr(), text.as_ptr(), flags) };
+        let code = in_locale(compile);
         if code == 0 {
             // SAFETY: it has been compiled, and points to nothing in itself, so that it may be moved.
             return Ok(Pattern(unsafe { compiled.assume_init() }));
@@ -62,7 +96,8 @@ impl Pattern {
     #[expect(unsafe_code, reason = "as above")]
     pub fn matches(&self, line: &CStr) -> bool {
         // SAFETY: both are valid, and no places of what was found are asked for.
-        unsafe { libc::regexec(&self.0, line.as_ptr(), 0, ptr::null_mut(), 0) == 0 }
+        let execute = || unsafe { libc::regexec(&self.0, line.as_ptr(), 0, ptr::null_mut(), 0) };
+        in_locale(execute) == 0
     }
 }
 

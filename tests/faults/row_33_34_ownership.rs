@@ -1,6 +1,7 @@
 //! Patterns that match too much, and those who only mention a service (rows 33 and 34).
 
-use rig::{Rig, Service, apart, until};
+use rig::{Bystander, Invocation, Rig, Service, apart, until};
+use serde_json::Value;
 use std::fs;
 
 #[test]
@@ -30,39 +31,108 @@ fn row_33_a_pattern_that_is_no_expression_is_refused() {
     });
 }
 
+/// Processes that wait for their end, with a mark and then a word at the end of their command lines.
+fn waiting<const N: usize>(rig: &Rig, mark: &str, words: [&str; N]) -> [Bystander; N] {
+    rig.shell("mkfifo fifo").run().succeeds();
+    let processes =
+        words.map(|word| rig.by_hand(&format!("sh -c 'read _ <&3' 3<>fifo {mark} '{word}'")));
+    for process in &processes {
+        let line = format!("/proc/{}/cmdline", process.pid());
+        until("it waits", || fs::read_to_string(&line).unwrap().starts_with("sh\0-c\0read"));
+    }
+    processes
+}
+
+/// For each of some patterns, which of the processes the doctor tells to match it, and which pgrep finds.
+fn found<const N: usize>(
+    rig: &Rig,
+    patterns: &[String],
+    processes: &[Bystander; N],
+    variables: &[(&str, &str)],
+) -> Vec<([bool; N], [bool; N])> {
+    rig.set("gpu.total_mb", 24576);
+    for (index, pattern) in patterns.iter().enumerate() {
+        rig.native(&format!("s{index}")).set("match", pattern.as_str()).add();
+    }
+    let within = |invocation: Invocation| {
+        let set =
+            |invocation: Invocation, (name, value): &(&str, &str)| invocation.env(name, value);
+        variables.iter().fold(invocation, set).run().succeeds()
+    };
+    let report = within(rig.gpuctl("doctor --json")).json();
+    let checks = report["checks"].as_array().unwrap();
+    let each = patterns.iter().enumerate().map(|(index, pattern)| {
+        let subject = format!("s{index}");
+        let is_meant = |check: &&Value| {
+            check["id"] == "native.strangers" && check["subject"] == subject.as_str()
+        };
+        let told = checks.iter().find(is_meant).unwrap()["message"].as_str().unwrap();
+        let pgrep = rig.shell("pgrep -f -- \"$PATTERN\" || true").env("PATTERN", pattern);
+        let pgrep = within(pgrep).text();
+        let pids = processes.each_ref().map(|process| process.pid().to_string());
+        let is_told = pids.each_ref().map(|pid| told.contains(&format!(" {pid} (")));
+        (is_told, pids.map(|pid| pgrep.lines().any(|line| line == pid)))
+    });
+    each.collect()
+}
+
 #[test]
 fn a_pattern_finds_the_processes_that_pgrep_finds() {
     let rig = Rig::new();
     let mark = rig.mark("server");
-    let _processes: Vec<_> = ["a b", "é", "x--flag", "(y)"]
-        .map(|word| rig.by_hand(&format!("sh -c 'read _ <&3' 3<>fifo {mark} '{word}'")))
-        .into_iter()
-        .collect();
+    let processes = waiting(&rig, &mark, ["a b", "é", "x--flag", "(y)"]);
+    let [none, ab, e, flag, y] = [0, 1, 2, 4, 8].map(|set| [1, 2, 4, 8].map(|bit| set & bit != 0));
     let patterns = [
-        " a b$",
-        " [[:alpha:]] ",
-        "x(-){2}flag",
-        r"\(y\)",
-        "(a b|x--).*",
-        "é$",
-        "[xy][^b]*$",
-        "^sh -c .*",
-        "A B",
-        "nothing",
-        "(.)\\1flag",
+        (" a b$", ab),
+        (" [[:alpha:]] ", ab),
+        ("x(-){2}flag", flag),
+        (r"\(y\)", y),
+        ("(a b|x--).*", [true, false, true, false]),
+        ("é$", e),
+        ("[xy][^b]*$", [false, false, true, true]),
+        ("[)]$", y),
+        (" A B", none),
+        ("nothing", none),
+        ("(.)\\1flag", flag),
     ];
-    for (index, pattern) in patterns.iter().enumerate() {
-        let pattern = format!("{mark}.*{pattern}");
-        let name = format!("s{index}");
-        rig.native(&name).set("match", pattern.as_str()).add();
-        let found = rig.shell("pgrep -f -- \"$PATTERN\" || true").env("PATTERN", &pattern);
-        let mut found: Vec<i32> =
-            found.run().succeeds().text().lines().map(|pid| pid.parse().unwrap()).collect();
-        found.sort_unstable();
-        let status = rig.gpuctl("status --json").run().succeeds().json();
-        let pids: Vec<i32> =
-            serde_json::from_value(status["services"][&name]["pids"].clone()).unwrap();
-        assert_eq!(pids, found, "{pattern}");
+    let marked = patterns.map(|(pattern, _)| format!("{mark}.*{pattern}"));
+    let found = found(&rig, &marked, &processes, &[("LC_ALL", "C.UTF-8")]);
+    for ((pattern, expected), (told, pgrep)) in patterns.into_iter().zip(found) {
+        assert_eq!(pgrep, expected, "pgrep: {pattern}");
+        assert_eq!(told, expected, "{pattern}");
+    }
+}
+
+#[test]
+fn a_pattern_means_in_each_locale_what_it_means_to_pgrep() {
+    let rig = Rig::new();
+    let mark = rig.mark("server");
+    let processes = waiting(&rig, &mark, ["codeq7x4éend", "codeq7x4end", "codeq7x4-end"]);
+    let patterns = [
+        "x4.end",
+        "x4..end",
+        "x4é?end",
+        "x4é{0,1}end",
+        "x4[é-]end",
+        "x4[[:alpha:]]end",
+        r"x4\wend",
+    ];
+    let marked = patterns.map(|pattern| format!("{mark}.*{pattern}"));
+    // In the last two there is no such locale, or not all of it.
+    for (variables, is_utf8) in [
+        ([("LC_ALL", "C"), ("LANG", "C.UTF-8")], false),
+        ([("LC_ALL", "C.UTF-8"), ("LANG", "C")], true),
+        ([("LC_TIME", "C"), ("LANG", "C.UTF-8")], true),
+        ([("LC_ALL", "xx_YY.UTF-8"), ("LANG", "C.UTF-8")], false),
+        ([("LC_TIME", "xx_YY.UTF-8"), ("LANG", "C.UTF-8")], false),
+    ] {
+        let found = found(&rig, &marked, &processes, &variables);
+        // Without UTF-8, pgrep looks at a question mark in place of each byte of `é`.
+        let alike = |pattern: &str| is_utf8 || pattern.is_ascii();
+        for (pattern, (told, pgrep)) in patterns.iter().zip(&found).filter(|(p, _)| alike(p)) {
+            assert_eq!(told, pgrep, "{pattern} with {variables:?}");
+        }
+        assert_eq!(found[0].0, [is_utf8, false, true], "{variables:?}");
     }
 }
 
