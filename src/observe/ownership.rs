@@ -218,14 +218,17 @@ impl Court<'_> {
         // The kernel gives a number to nobody else while a session or group still bears it.
         let was_reused =
             self.table.get(recorded.pid).is_some_and(|now| now.ticks != recorded.start);
-        let made_it = process.session == recorded.pid || process.group == recorded.pid;
-        let is_meant = pid == recorded.pid || (made_it && !self.is_with_us(process));
+        let is_meant = pid == recorded.pid || self.makers(process).contains(&Some(recorded.pid));
         is_meant && !was_reused && process.ticks >= recorded.start
     }
 
-    /// In gpuctl's own group or session, whose members are the caller's.
-    fn is_with_us(&self, process: &Process) -> bool {
-        self.table.me().is_some_and(|me| me.group == process.group || me.session == process.session)
+    /// The processes that made the group and the session of a process. gpuctl's own group and session,
+    /// and those that its callers have made, say nothing: their members are the caller's.
+    fn makers(&self, process: &Process) -> [Option<Pid>; 2] {
+        let me = self.table.me();
+        let group = Some(process.group).filter(|group| me.is_none_or(|me| me.group != *group));
+        let session = Some(process.session).filter(|it| me.is_none_or(|me| me.session != *it));
+        [group, session].map(|maker| maker.filter(|pid| !self.callers.contains(pid)))
     }
 
     /// Gives every free process to the owner of its nearest ancestor that has one, else to that of
@@ -249,10 +252,8 @@ impl Court<'_> {
 
     fn inherited(&self, pid: Pid) -> Option<Owner> {
         let process = self.table.get(pid)?;
-        let ancestors = self.ancestors(pid).into_iter();
-        let leaders = [process.group, process.session].into_iter();
-        let leaders = leaders.filter(|_| !self.is_with_us(process));
-        ancestors.chain(leaders).find_map(|other| self.ownership.of(other))
+        let makers = self.makers(process).into_iter().flatten();
+        self.ancestors(pid).into_iter().chain(makers).find_map(|other| self.ownership.of(other))
     }
 
     /// The parents of a process, nearest first, as far as things are inherited.
@@ -287,9 +288,9 @@ impl Court<'_> {
     fn family(&self, pid: Pid) -> Vec<Pid> {
         let mut family = vec![pid];
         let mut seen = HashSet::from([pid]);
-        let is_apart = |p: &Process| !self.is_with_us(p) && !self.is_barrier(p);
+        let is_made = |p: &Process| self.makers(p).contains(&Some(pid)) && !self.is_barrier(p);
         let made = self.table.made_by(pid);
-        let made = made.filter(|pid| self.table.get(*pid).is_some_and(is_apart));
+        let made = made.filter(|pid| self.table.get(*pid).is_some_and(is_made));
         family.extend(made.filter(|pid| seen.insert(*pid)));
         let mut next = 0;
         while let Some(parent) = family.get(next).copied() {
@@ -347,10 +348,8 @@ impl Court<'_> {
         let line = [vec![serving], self.ancestors(serving)].concat();
         let nearest = line.iter().position(|pid| matching.contains(pid));
         let Some(nearest) = nearest else {
-            let leaders = [process.group, process.session].into_iter();
-            return leaders
-                .filter(|_| !self.is_with_us(process))
-                .find(|pid| matching.contains(pid));
+            let mut makers = self.makers(process).into_iter().flatten();
+            return makers.find(|pid| matching.contains(pid));
         };
         let group = self.table.get(line[nearest])?.group;
         let is_same_job = |pid: &&Pid| {
