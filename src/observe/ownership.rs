@@ -116,8 +116,9 @@ pub fn decide(
         ownership: Ownership::default(),
     };
     for proof in [Proof::ControlGroup, Proof::Container, Proof::Start, Proof::Mark] {
-        court.prove(proof);
-        court.inherit();
+        if court.prove(proof) {
+            court.inherit();
+        }
     }
     court.prove_by_match();
     court.name_unproven();
@@ -177,11 +178,23 @@ impl Court<'_> {
         }
     }
 
-    fn prove(&mut self, proof: Proof) {
-        for pid in self.free() {
-            let services = self.proven(pid, proof);
-            self.give(pid, services, proof);
+    /// Gives away what is proven so, and tells whether anything is.
+    fn prove(&mut self, proof: Proof) -> bool {
+        let before = self.ownership.owners.len();
+        // Most processes of a machine show nothing, and are looked at only where they may come from
+        // what was recorded.
+        let shown: BTreeSet<Pid> = match proof {
+            Proof::Container => self.mains.iter().map(|(main, _)| *main).collect(),
+            Proof::Start if !self.recorded.is_empty() => self.free().into_iter().collect(),
+            _ => self.evidence.keys().copied().collect(),
+        };
+        for pid in shown {
+            if self.is_free(pid) {
+                let services = self.proven(pid, proof);
+                self.give(pid, services, proof);
+            }
         }
+        self.ownership.owners.len() > before
     }
 
     /// The services for which a process has a proof of its own.
