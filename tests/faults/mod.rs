@@ -35,4 +35,5 @@ mod row_47_canary_stopped;
 mod row_48_canary_rejected;
 mod row_49_canary_limits;
 mod row_51_run_killed;
+mod row_66_68_69_71_lock_in_redis;
 mod row_66_68_70_machines_lock;
