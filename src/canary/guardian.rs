@@ -33,7 +33,7 @@ impl Guardian {
         let gpu = config.gpu.selector.to_string();
         let mut arguments = vec!["--gpu", &gpu];
         arguments.extend(path.as_deref().map(|path| ["--config", path]).into_iter().flatten());
-        let companion = Companion::start(COMMAND, &arguments, lock)?;
+        let companion = Companion::start(COMMAND, &arguments, Some(lock))?;
         let group = process::Id::of(companion.pid()).ok_or_else(|| {
             Failure::new(Code::Internal, "the guardian, just started, is not in the process table")
         })?;
@@ -60,9 +60,7 @@ pub fn serve(config: &Config, of: Pid) -> Result<Answer> {
     let canary = config.canary()?;
     let ledger = Ledger::open(canary)?;
     // Production comes back with the lock or without it.
-    let services = [canary.service.clone()];
-    let guard =
-        heirloom.and_then(|lock| Guard::adopt(config, "canary", &services, &lock).ok().flatten());
+    let guard = heirloom.and_then(|lock| Guard::adopt(config, &lock).ok().flatten());
     let progress = Progress::silent();
     // Without one, or with another's, there is nothing to bring back.
     let me = std::process::id() as Pid;

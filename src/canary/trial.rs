@@ -64,8 +64,6 @@ impl Trial<'_> {
     /// In production's place.
     fn quiesced(&self) -> Result<Outcome> {
         let mut guardian = Guardian::start(self.hands.config, self.guard.descriptor())?;
-        // Who takes over the lock of one that was killed waits for its guardian.
-        self.guard.name_group(guardian.group)?;
         guardian.guard(self.guard.heirloom());
         let mut journal = self.journal(vec![guardian.group])?;
         let maintenance = match self.begin(&journal) {
@@ -116,9 +114,6 @@ impl Trial<'_> {
         // Before the canary is there: it ends with us, whenever that is.
         self.guard.watch_over(None, &journal.token, server::GRACE)?;
         let mut server = self.start(&mut journal, Some(device))?;
-        if let Some(group) = server.group() {
-            self.guard.name_group(group)?;
-        }
         self.audit(&journal, "canary_started", json!({}))?;
         let result = self.examine(&journal, &mut server, &stop);
         let (tested, broken_off) = self.judge(result, &deadline);

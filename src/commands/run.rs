@@ -7,8 +7,8 @@ use crate::cli::{Run, Target};
 use crate::config::{Config, Environment};
 use crate::error::Failure;
 use crate::exit::{Answer, Code};
-use crate::lock::Guard;
 use crate::lock::watchdog::end_command;
+use crate::lock::{Guard, check_grace};
 use crate::model::{Evict, Pid, Service, Snapshot, variable};
 use crate::plan;
 use crate::report::{ActReport, Subject};
@@ -23,6 +23,9 @@ use std::time::{Duration, Instant};
 
 pub fn run(arguments: &Run, session: Session, environment: &Environment) -> Result<Answer> {
     let grace = duration("--grace", &arguments.grace)?;
+    if session.config.lock.place.redis.is_some() {
+        check_grace(grace)?;
+    }
     let patience = arguments.waiting.patience(&session.config)?;
     let subject = subject(&arguments.target, &session.config)?;
     // Before anything is stopped for it.
@@ -99,12 +102,12 @@ fn work(
         session.stop.check()?;
         let named = process::Id::of(pid).ok_or_else(|| vanished(pid))?;
         group = Some(named);
-        guard.name_command(named, guard.token(), grace)
+        guard.watch_over(Some(named), guard.token(), grace)
     });
     let mut ending = started.map(|mut job| (job.attend(&until_lost), job));
     if let (Ok((ended @ None, job)), Some(group)) = (&mut ending, group) {
         session.progress.line("the GPU lock is lost; ending the command");
-        end_command(Some(group), guard.token(), grace).inspect_err(|_| guard.let_run_out())?;
+        end_command(Some(group), guard.token(), grace)?;
         *ended = job.attend(&Stop::never());
     }
     guard.forget_command();

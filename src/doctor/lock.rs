@@ -79,7 +79,7 @@ fn record(found: &Result<Option<Held>>) -> Check {
 }
 
 fn in_redis(case: &Case, config: &Config, url: &str) -> Vec<Check> {
-    let server = match lock::server(url) {
+    let server = match lock::server(url, &config.lock.key) {
         Ok(server) => server,
         Err(failure) => return unreached(case, &failure),
     };

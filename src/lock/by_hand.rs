@@ -1,7 +1,8 @@
 //! The lock by hand: taken, to be kept when gpuctl ends, and given back by its token.
 
-use super::claim::Claim;
+use super::claim::{Claim, TTL};
 use super::entry::enter;
+use super::guard::give_back;
 use super::machine::Machine;
 use super::record::{Held, Record};
 use super::redis::Redis;
@@ -31,8 +32,8 @@ pub struct ByHand {
     redis: Option<Redis>,
 }
 
-/// Takes the lock. It ends with us until it is left, or in Redis until it is known to be taken: where
-/// the answer is lost, nobody has the token that would release it.
+/// Takes the lock. It ends with us until it is left: where that fails, nobody has the token that
+/// would release it.
 pub fn acquire(
     config: &Config,
     wanted: &Wanted,
@@ -44,24 +45,18 @@ pub fn acquire(
         let pid = wanted.pid.unwrap_or_default();
         Failure::new(Code::NotFound, format!("there is no process {pid}"))
     })?;
-    let pid_start = record.pid_start;
-    let mut claim = Claim::new(wanted.holder, record, wanted.ttl);
     let mut machine = Machine::open(&config.lock.place.file)?;
+    let mut claim = Claim::new(wanted.holder, record, wanted.ttl.min(TTL), &machine)?;
     let mut redis = redis(config);
-    if redis.is_some() {
-        claim.end_with_us();
-    }
     let patience = Patience::new(wanted.patience);
     enter(config, &mut machine, redis.as_mut(), &mut claim, &patience, stop, tell)?;
-    if let Some(redis) = &mut redis {
-        let record = Record::clone(&claim.record);
-        claim.record = Record { pid: wanted.pid, pid_start, ..record };
-        claim.ttl = wanted.ttl;
-        if !redis.renew(&claim)? {
-            let why = "the GPU lock was lost as soon as taken";
-            return Err(Failure::new(Code::LockLost, why)
-                .hint("somebody deletes it; look with `gpuctl lock status`"));
-        }
+    claim.ttl = wanted.ttl;
+    if let Some(redis) = &mut redis
+        && !redis.renew(&claim.record.token, claim.ttl, false, false)?
+    {
+        let why = "the GPU lock was lost as soon as taken";
+        return Err(Failure::new(Code::LockLost, why)
+            .hint("somebody deletes it; look with `gpuctl lock status`"));
     }
     Ok(ByHand { claim, machine, redis })
 }
@@ -70,9 +65,6 @@ impl ByHand {
     /// Leaves it to whoever has its token.
     pub fn leave(mut self) -> Result<()> {
         let Claim { holder, record, ttl } = &mut self.claim;
-        if self.redis.is_some() {
-            return Ok(());
-        }
         record.until_since_boot_ms = Some((since_boot() + *ttl).as_millis() as u64);
         self.machine.put_down(holder, record)
     }
@@ -106,24 +98,35 @@ pub enum Release {
 
 /// Releases what was taken by hand under a token; without one, whatever was.
 pub fn release(config: &Config, token: Option<&str>) -> Result<Release> {
+    let machine = Machine::find(&config.lock.place.file)?;
+    let kept = |machine: &Machine| -> Result<Option<Held>> {
+        Ok(machine.held()?.filter(Held::lasts_with_processes))
+    };
     // Given away, the command would work on beside the next one's.
     if let Some(token) = token
-        && let Some(held) = look(config).ok().flatten()
-        && held.is_of(token)
-        && (held.is_of_a_command() || held.lasts_with_processes())
+        && let Some(machine) = &machine
+        && let Some(held) = kept(machine).ok().flatten().filter(|held| held.is_of(token))
     {
         return Ok(Release::LeftToRun(held));
     }
-    let mut released = false;
-    if let Some(machine) = Machine::find(&config.lock.place.file)? {
-        released = machine.end_by_hand(token)?;
-        let kept = machine.held()?.filter(Held::lasts_with_processes);
-        if let Some(held) = kept.filter(|_| token.is_none()) {
+    if let (None, Some(machine)) = (token, &machine)
+        && machine.others_are_inside()?
+    {
+        machine.end_by_hand(None)?;
+        if let Some(held) = kept(machine)? {
             return Ok(Release::Kept(held));
         }
     }
-    if let Some(mut redis) = redis(config) {
-        released |= redis.release(token)?;
+    let (mut redis, mut released) = (redis(config), false);
+    // Before somebody can come in on this machine, whose lock is not meant.
+    if let (None, Some(redis)) = (token, &mut redis) {
+        released = redis.release(None)?;
+    }
+    if let Some(machine) = &machine {
+        released |= machine.end_by_hand(token)?;
+    }
+    if let (Some(token), Some(redis)) = (token, &mut redis) {
+        released |= give_back(config, redis, token)?;
     }
     Ok(match look(config)? {
         _ if released => Release::Released,

@@ -1,14 +1,22 @@
 //! A claim on the lock: who wants it, for what, and in Redis for how long.
 
+use super::machine::Machine;
 use super::record::Record;
-use super::redis::Redis;
-use crate::error::Result;
-use crate::model::Pid;
-use crate::world::process;
+use crate::error::{Failure, Result};
+use crate::exit::Code;
 use std::time::Duration;
 
-/// Of a lock that is to last, while it is not known to be taken.
-const BEFORE_KEPT: Duration = Duration::from_secs(30);
+/// Of a lock that is renewed: how long a holder that has vanished may hold up others elsewhere.
+pub const TTL: Duration = Duration::from_secs(30);
+
+/// Between two renewals.
+pub const RENEWAL: Duration = Duration::from_secs(10);
+
+/// A holder has given up so long before the end of its time.
+pub const MARGIN: Duration = Duration::from_secs(2);
+
+/// Of the time that is left after a renewal, what the next one and ending the work leave for it.
+const MOST_GRACE: Duration = Duration::from_secs(15);
 
 /// Who wants the lock, for what, and for how long.
 pub struct Claim {
@@ -19,21 +27,20 @@ pub struct Claim {
 }
 
 impl Claim {
-    pub fn new(holder: &str, record: Record, ttl: Duration) -> Claim {
-        Claim { holder: holder.to_owned(), record, ttl }
+    /// One that who has this machine's lock makes good.
+    pub fn new(holder: &str, record: Record, ttl: Duration, machine: &Machine) -> Result<Claim> {
+        let record = Record { place: machine.place()?, ..record };
+        Ok(Claim { holder: holder.to_owned(), record, ttl })
     }
+}
 
-    /// Has it end with us for now.
-    pub fn end_with_us(&mut self) {
-        let me = process::Id::of(std::process::id() as Pid);
-        (self.record.pid, self.record.pid_start) = (me.map(|me| me.pid), me.map(|me| me.start));
-        self.ttl = self.ttl.min(BEFORE_KEPT);
+/// Refuses a grace that ends after a lock's time in Redis, if it begins when the lock is lost.
+pub fn check_grace(grace: Duration) -> Result<()> {
+    if grace <= MOST_GRACE {
+        return Ok(());
     }
-
-    /// Has the lock know the command that is about to work under it; false where it is not the
-    /// claim's any more.
-    pub fn name_command(&mut self, redis: &mut Redis, command: process::Id) -> Result<bool> {
-        self.record.group = Some(command);
-        redis.renew(self)
-    }
+    let why = format!(
+        "--grace {grace:?} does not fit into the time of the lock in Redis ({TTL:?}, renewed every {RENEWAL:?})"
+    );
+    Err(Failure::new(Code::Usage, why).hint(format!("{MOST_GRACE:?} at most")))
 }

@@ -2,8 +2,9 @@
 //! descriptor. That of Redis is renewed by a thread at a third of its time, its loss calls off the
 //! work, and it is released whatever the work comes to.
 
-use super::claim::Claim;
+use super::claim::{Claim, MARGIN, RENEWAL, TTL};
 use super::entry::enter;
+use super::keep::Kept;
 use super::machine::Machine;
 use super::redis::Redis;
 use super::watchdog::Watchdog;
@@ -17,24 +18,22 @@ use crate::world::process;
 use crate::world::wait::{Event, Lease, Stop, Timer, wait};
 use rustix::fd::BorrowedFd;
 use serde::{Deserialize, Serialize};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// Of a lock that is renewed: how long a holder that has vanished may hold up others elsewhere.
-const TTL: Duration = Duration::from_secs(30);
-
 /// Between two tries to renew at a server that cannot be reached.
-const RETRY: Duration = Duration::from_secs(1);
-
-/// Of a lock that has no end, for arithmetic.
-const ENDLESS: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+const RETRY: Duration = Duration::from_millis(500);
 
 /// The lock, held. Dropping it releases it.
 pub struct Guard {
-    /// Given up before the machine's.
     renewed: Option<Renewed>,
-    machine: Machine,
+    /// `None` once it is given up.
+    machine: Option<Machine>,
+    config: Config,
+    /// What it has started, or found, may keep the machine's lock beside it.
+    has_company: AtomicBool,
     lease: Arc<Lease>,
     /// Beside a command that works under the lock.
     watchdog: Arc<Mutex<Option<Watchdog>>>,
@@ -46,22 +45,17 @@ pub struct Guard {
 struct Renewed {
     hold: Arc<Mutex<Hold>>,
     quit: Arc<Event>,
-    thread: Option<JoinHandle<()>>,
+    thread: JoinHandle<()>,
 }
 
 struct Hold {
     redis: Redis,
-    title: Title,
+    token: String,
     /// So much before the end of its time the lock counts as lost, for what has to be ended first.
     margin: Duration,
+    /// The end of its time, since boot.
+    until: Duration,
     watchdog: Arc<Mutex<Option<Watchdog>>>,
-}
-
-/// By what right the lock is ours.
-enum Title {
-    Own(Box<Claim>),
-    /// The caller's, who renews and releases it; with its token.
-    Borrowed(String),
 }
 
 /// A lock in Redis that is handed on.
@@ -94,7 +88,7 @@ impl Guard {
     ) -> Result<Guard> {
         let machine = Machine::open(&config.lock.place.file)?;
         if let Some(token) = &config.lock.token {
-            return Guard::join(config, machine, token, stop);
+            return Guard::join(config, purpose, machine, token, stop);
         }
         let mut waiting = Waiting::new(progress, purpose.patience);
         let guard = Guard::enter(config, machine, purpose, stop, &mut |busy| waiting.tell(busy))?;
@@ -112,94 +106,104 @@ impl Guard {
     ) -> Result<Guard> {
         let holder = shown(purpose.holder);
         let record = ours(random_hex::<16>()?, purpose.command, purpose.services)?;
-        let mut claim = Claim::new(&holder, record, TTL);
+        let mut claim = Claim::new(&holder, record, TTL, &machine)?;
         let patience = Patience::new(purpose.patience);
         let mut redis = redis(config);
         let valid_until =
             enter(config, &mut machine, redis.as_mut(), &mut claim, &patience, stop, tell)?;
-        let mut guard = Guard::of(machine, Lease::endless()?, &claim.record);
-        if let Some((redis, valid_until)) = redis.zip(valid_until) {
-            let margin = purpose.margin.min(TTL / 3);
-            guard.renew(redis, Title::Own(Box::new(claim)), margin, valid_until)?;
+        let mut guard = Guard::of(config, machine, &claim.record)?;
+        if let Some((redis, until)) = redis.zip(valid_until) {
+            guard.renew(redis, purpose.margin, until)?;
         }
         Ok(guard)
     }
 
     /// Goes on with the lock in Redis of a gpuctl that has died, where it still is that one's; the
     /// machine's we have inherited.
-    pub fn adopt(
-        config: &Config,
-        holder: &str,
-        services: &[String],
-        heirloom: &Heirloom,
-    ) -> Result<Option<Guard>> {
+    pub fn adopt(config: &Config, heirloom: &Heirloom) -> Result<Option<Guard>> {
         let Some(mut redis) = redis(config) else { return Ok(None) };
-        let mut record = ours(heirloom.token.clone(), "guardian", services)?;
+        let mut record = ours(heirloom.token.clone(), "guardian", &[])?;
         record.fence = heirloom.fence;
-        let claim = Claim::new(&shown(holder), record, TTL);
         let asked = since_boot();
-        if !redis.renew(&claim)? {
+        if !redis.renew(&record.token, TTL, true, false)? {
             return Ok(None);
         }
         let machine = Machine::open(&config.lock.place.file)?;
-        let mut guard = Guard::of(machine, Lease::endless()?, &claim.record);
-        guard.renew(redis, Title::Own(Box::new(claim)), Duration::ZERO, asked + TTL)?;
+        let mut guard = Guard::of(config, machine, &record)?;
+        guard.renew(redis, Duration::ZERO, asked + TTL)?;
         Ok(Some(guard))
     }
 
-    /// What a companion needs to go on with the lock in Redis; nothing where it is the caller's.
+    /// What a companion needs to go on with the lock in Redis.
     pub fn heirloom(&self) -> Option<Heirloom> {
-        let is_own = self
-            .renewed
-            .as_ref()
-            .is_some_and(|renewed| matches!(lock(&renewed.hold).title, Title::Own(_)));
-        is_own.then(|| Heirloom { token: self.token.clone(), fence: self.fence })
+        let heirloom = || Heirloom { token: self.token.clone(), fence: self.fence };
+        self.renewed.as_ref().map(|_| heirloom())
     }
 
-    fn join(config: &Config, machine: Machine, token: &str, stop: &Stop) -> Result<Guard> {
+    fn join(
+        config: &Config,
+        purpose: &Purpose,
+        machine: Machine,
+        token: &str,
+        stop: &Stop,
+    ) -> Result<Guard> {
         let Some(mut redis) = redis(config) else {
             let record = machine.join(token, stop)?.ok_or_else(not_held)?.record;
-            return Ok(Guard::of(machine, Lease::endless()?, &record));
+            return Guard::of(config, machine, &record);
         };
-        // Before it is asked for, so that nobody comes in between.
-        machine.slip_in(stop)?;
+        // Before Redis is asked, so that nobody comes in between.
+        let is_here = machine.join(token, stop)?.is_some();
+        if !is_here {
+            machine.slip_in(stop)?;
+        }
+        let place = machine.place()?;
+        let is_held = |held: &Held| held.is_of(token) && (is_here || !held.was_in(&place));
+        let held = redis.look()?.filter(is_held).ok_or_else(not_held)?;
         let asked = since_boot();
-        let held = redis.look()?.filter(|held| held.is_of(token)).ok_or_else(not_held)?;
-        let valid_until = asked + left(&held);
-        let record = held.record.ok_or_else(not_held)?;
-        let mut guard = Guard::of(machine, Lease::endless()?, &record);
-        guard.renew(redis, Title::Borrowed(token.to_owned()), Duration::ZERO, valid_until)?;
+        if !redis.renew(token, TTL, true, false)? {
+            return Err(not_held());
+        }
+        let mut guard = Guard::of(config, machine, &held.record.ok_or_else(not_held)?)?;
+        guard.has_company.store(true, Ordering::Relaxed);
+        guard.renew(redis, purpose.margin, asked + TTL)?;
         Ok(guard)
     }
 
-    fn of(machine: Machine, lease: Arc<Lease>, record: &Record) -> Guard {
-        let (fence, token) = (record.fence, record.token.clone());
-        Guard { renewed: None, machine, lease, watchdog: Arc::default(), fence, token }
+    fn of(config: &Config, machine: Machine, record: &Record) -> Result<Guard> {
+        Ok(Guard {
+            renewed: None,
+            machine: Some(machine),
+            config: config.clone(),
+            has_company: AtomicBool::new(false),
+            lease: Lease::endless()?,
+            watchdog: Arc::default(),
+            fence: record.fence,
+            token: record.token.clone(),
+        })
     }
 
     /// Has the lock in Redis renewed from now on.
-    fn renew(
-        &mut self,
-        redis: Redis,
-        title: Title,
-        margin: Duration,
-        valid_until: Duration,
-    ) -> Result<()> {
-        let lease = Lease::until(valid_until.saturating_sub(margin))?;
-        let hold = Hold { redis, title, margin, watchdog: self.watchdog.clone() };
+    fn renew(&mut self, redis: Redis, margin: Duration, until: Duration) -> Result<()> {
+        let (token, watchdog) = (self.token.clone(), self.watchdog.clone());
+        let hold = Hold { redis, token, margin: margin + MARGIN, until, watchdog };
+        let lease = Lease::until(hold.end())?;
         let (quit, hold) = (Event::new()?, Arc::new(Mutex::new(hold)));
+        lease.when_late({
+            let hold = hold.clone();
+            move || lock(&hold).confirm().ok().flatten()
+        });
         let thread = thread::spawn({
             let (hold, lease, quit) = (hold.clone(), lease.clone(), quit.clone());
             move || keep(&hold, &lease, &quit)
         });
         self.lease = lease;
-        self.renewed = Some(Renewed { hold, quit, thread: Some(thread) });
+        self.renewed = Some(Renewed { hold, quit, thread });
         Ok(())
     }
 
     /// The descriptor that keeps the machine's lock, for a command that works under it.
     pub fn descriptor(&self) -> BorrowedFd<'_> {
-        self.machine.fd()
+        self.machine.as_ref().expect("it is given up in the end only").fd()
     }
 
     pub fn lease(&self) -> &Arc<Lease> {
@@ -214,37 +218,20 @@ impl Guard {
         &self.token
     }
 
-    /// Has the lock name the command that works under it, and has a watchdog end the command, and
-    /// whatever bears its token, when we cannot any more.
-    pub fn name_command(&self, group: process::Id, token: &str, grace: Duration) -> Result<()> {
-        self.watch_over(Some(group), token, grace)?;
-        self.name_group(group)
-    }
-
-    /// The watchdog alone; without a group for a command that is not there yet, and begins to work
-    /// as soon as it is: its processes are those that bear the token. It keeps the machine's lock
-    /// until it has ended them.
+    /// Has a watchdog end a command, and whatever bears its token, when we cannot any more; without
+    /// a group one that is not there yet, and begins to work as soon as it is: its processes are
+    /// those that bear the token. The watchdog keeps the machine's lock until it has ended them.
     pub fn watch_over(
         &self,
         group: Option<process::Id>,
         token: &str,
         grace: Duration,
     ) -> Result<()> {
+        self.has_company.store(true, Ordering::Relaxed);
         let mut watchdog = Watchdog::start(self.descriptor())?;
-        watchdog.watch(group, token, grace, self.lease.valid_until());
+        let kept = Kept::new(&self.config, &self.token);
+        watchdog.watch(group, token, grace, self.lease.valid_until(), kept);
         *lock(&self.watchdog) = Some(watchdog);
-        Ok(())
-    }
-
-    /// Has the lock in Redis name processes that act for its holder and may outlive it: who takes
-    /// it over waits for their end.
-    pub fn name_group(&self, group: process::Id) -> Result<()> {
-        if let Some(renewed) = &self.renewed
-            && let Hold { redis, title: Title::Own(claim), .. } = &mut *lock(&renewed.hold)
-            && !claim.name_command(redis, group)?
-        {
-            self.lease.lose("it is not ours any more");
-        }
         self.lease.check()
     }
 
@@ -265,18 +252,9 @@ impl Guard {
         }
     }
 
-    /// From now on it is neither renewed nor released: what works under it cannot be ended, and who
-    /// takes it over has to wait for that.
-    pub fn let_run_out(&self) {
-        if let Some(renewed) = &self.renewed {
-            lock(&renewed.hold).title = Title::Borrowed(self.token.clone());
-        }
-    }
-
     /// Gives the lock back; fails where it was lost before, so that others may have acted too.
     pub fn release(mut self, progress: &Progress) -> Result<()> {
-        let released = self.renewed.as_mut().map_or(Ok(true), Renewed::end);
-        self.renewed = None;
+        let released = self.end();
         self.lease.check()?;
         match released {
             Ok(true) => Ok(()),
@@ -293,33 +271,56 @@ impl Guard {
             }
         }
     }
-}
 
-impl Renewed {
-    /// Renews it no more, and releases it; tells whether it was still ours.
+    /// Renews it no more, and gives it back; tells whether it was still ours.
     fn end(&mut self) -> Result<bool> {
-        self.quit.set();
-        match self.thread.take() {
-            Some(thread) => {
-                // It has nothing to tell, and a panic of it has told of itself.
-                let _ = thread.join();
-                lock(&self.hold).release()
-            }
-            None => Ok(true),
+        let Some(renewed) = self.renewed.take() else { return Ok(true) };
+        renewed.quit.set();
+        // It has nothing to tell, and a panic of it has told of itself.
+        let _ = renewed.thread.join();
+        let mut hold = lock(&renewed.hold);
+        let has_company = self.has_company.load(Ordering::Relaxed);
+        let is_ours = !(has_company || hold.is_late()) || hold.confirm()?.is_some();
+        if !has_company {
+            return Ok(hold.redis.release(Some(&self.token))? && is_ours);
         }
+        // Who is left there is not us; and who comes in there now takes the lock in Redis over.
+        self.machine = None;
+        give_back(&self.config, &mut hold.redis, &self.token)?;
+        Ok(is_ours)
     }
 }
 
-impl Drop for Renewed {
+impl Drop for Guard {
     fn drop(&mut self) {
         // The work has failed already, and tells why; the lock ends by itself.
         let _ = self.end();
     }
 }
 
+/// Gives back the lock in Redis under this token, by one who has not the machine's any more, or has
+/// it kept for those who have; tells whether it was the token's.
+pub fn give_back(config: &Config, redis: &mut Redis, token: &str) -> Result<bool> {
+    let machine = Machine::find(&config.lock.place.file)?;
+    let left = machine.and_then(|machine| machine.held().ok().flatten());
+    match left.filter(|held| held.is_of(token)) {
+        None => redis.release(Some(token)),
+        Some(held) if held.ends == Ends::WithProcesses => {
+            let is_ours = redis.renew(token, TTL, true, false)?;
+            if let Some(kept) = Kept::new(config, token).filter(|_| is_ours) {
+                Watchdog::keep(kept)?;
+            }
+            Ok(is_ours)
+        }
+        // Taken by hand, and not over.
+        Some(_) => redis.renew(token, Duration::ZERO, false, false),
+    }
+}
+
 /// A record of what this process does.
 fn ours(token: String, command: &str, services: &[String]) -> Result<Record> {
     let record = Record::new(token, command, Some(std::process::id() as i32), services);
+    let record = record.map(|record| Record { renewed: true, ..record });
     record.ok_or_else(|| {
         Failure::new(Code::Unavailable, "the process table in /proc cannot be read")
             .hint("mount it: mount -t proc proc /proc")
@@ -330,16 +331,9 @@ fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn left(held: &Held) -> Duration {
-    match held.ends {
-        Ends::In(left) => left,
-        Ends::WithProcesses | Ends::Never => ENDLESS,
-    }
-}
-
 /// Renews until told to quit, or until the lock is lost.
 fn keep(shared: &Mutex<Hold>, lease: &Lease, quit: &Event) {
-    let mut pause = TTL / 3;
+    let mut pause = RENEWAL;
     loop {
         // Also where no timer can be had, the work asks the lease before every step.
         let end = lease.valid_until().and_then(|until| Timer::at(until).ok());
@@ -349,19 +343,16 @@ fn keep(shared: &Mutex<Hold>, lease: &Lease, quit: &Event) {
         if quit.happened() || lease.check().is_err() {
             return;
         }
-        let asked = since_boot();
         let mut hold = lock(shared);
         match hold.confirm() {
-            Ok(Some(left)) => {
-                let end = (asked + left).saturating_sub(hold.margin);
+            Ok(Some(end)) => {
                 lease.extend(end);
-                lock(&hold.watchdog).iter_mut().for_each(|watchdog| watchdog.extend(end));
-                pause = (left / 3).min(TTL / 3);
+                pause = RENEWAL;
             }
             Ok(None) => {
                 let now = hold.redis.look().ok().flatten();
-                // What is left of ours is the command.
-                let now = now.filter(|held| !held.is_of(hold.title.token()));
+                // What is left of ours is the second record.
+                let now = now.filter(|held| !held.is_of(&hold.token));
                 let now = now.map_or("nobody holds it".to_owned(), |held| {
                     format!("it is held by {}", held.describe())
                 });
@@ -376,32 +367,26 @@ fn keep(shared: &Mutex<Hold>, lease: &Lease, quit: &Event) {
     }
 }
 
-impl Title {
-    fn token(&self) -> &str {
-        match self {
-            Title::Own(claim) => &claim.record.token,
-            Title::Borrowed(token) => token,
-        }
-    }
-}
-
 impl Hold {
-    /// Tells whether it was still ours.
-    fn release(&mut self) -> Result<bool> {
-        match &self.title {
-            Title::Own(claim) => self.redis.release(Some(&claim.record.token)),
-            Title::Borrowed(_) => Ok(true),
-        }
+    /// When it counts as lost, since boot.
+    fn end(&self) -> Duration {
+        self.until.saturating_sub(self.margin)
     }
 
-    /// How long the lock is ours from now on; `None` where it is not any more.
+    fn is_late(&self) -> bool {
+        since_boot() >= self.until
+    }
+
+    /// Renews it: until when it is ours now, since boot; `None` where it is not any more.
     fn confirm(&mut self) -> Result<Option<Duration>> {
-        match &self.title {
-            Title::Own(claim) => Ok(self.redis.renew(claim)?.then_some(claim.ttl)),
-            Title::Borrowed(token) => {
-                let held = self.redis.look()?.filter(|held| held.is_of(token));
-                Ok(held.as_ref().map(left))
-            }
+        let asked = since_boot();
+        let is_late = self.is_late();
+        if !self.redis.renew(&self.token, TTL, true, is_late)? {
+            return Ok(None);
         }
+        self.until = asked + TTL;
+        let end = self.end();
+        lock(&self.watchdog).iter_mut().for_each(|watchdog| watchdog.extend(end));
+        Ok(Some(end))
     }
 }

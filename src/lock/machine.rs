@@ -17,9 +17,9 @@ use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::world::byte_locks::{self, Mode as Lock, Owner};
 use crate::world::files;
-use crate::world::host::{random_hex, since_boot, since_epoch};
+use crate::world::host::{boot_id, random_hex, since_boot, since_epoch};
 use crate::world::wait::{Aside, Handle, Stop, Timer, wait};
-use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use rustix::fs::{Access, FlockOperation, Mode, OFlags, access, flock, inotify};
 use rustix::io::{Errno, FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
 use serde::{Deserialize, Serialize};
@@ -134,6 +134,13 @@ impl Machine {
         self.file.as_fd()
     }
 
+    /// What names this lock among all machines'. Another file of the same name is made anew only
+    /// when nobody has this one open any more, who could be its holder.
+    pub fn place(&self) -> Result<String> {
+        let meta = self.file.metadata().map_err(|e| self.failed(e))?;
+        Ok(format!("{}:{:x}:{:x}", boot_id(), meta.dev(), meta.ino()))
+    }
+
     pub fn file(&self) -> &Arc<File> {
         &self.file
     }
@@ -214,10 +221,7 @@ impl Machine {
             InTheWay::Door => Aside::begin(move || {
                 flock(&*file, FlockOperation::LockExclusive).map_err(Error::from)
             })?,
-            InTheWay::Inside => Aside::begin(move || {
-                byte_locks::lock(&file, Owner::Description, Lock::Exclusive, INSIDE)?;
-                byte_locks::unlock(&file, Owner::Description, INSIDE)
-            })?,
+            InTheWay::Inside => self.alone()?,
         };
         wait(&[ended.ended().fd()], stop, deadline);
         ended.take().transpose().map(drop).map_err(|e| self.failed(e))
@@ -259,7 +263,7 @@ impl Machine {
             .map_err(|e| self.failed(e))
     }
 
-    fn others_are_inside(&self) -> Result<bool> {
+    pub fn others_are_inside(&self) -> Result<bool> {
         let range = INSIDE..INSIDE + 1;
         let others = byte_locks::any(&self.file, Owner::Description, range);
         Ok(others.map_err(|e| self.failed(e))?.is_some())
@@ -294,6 +298,15 @@ impl Machine {
         Ok(())
     }
 
+    /// Happens when nobody else is inside any more, for a moment at least.
+    pub fn alone(&self) -> Result<Aside<std::io::Result<()>>> {
+        let file = self.file.clone();
+        Aside::begin(move || {
+            byte_locks::lock(&file, Owner::Description, Lock::Exclusive, INSIDE)?;
+            byte_locks::unlock(&file, Owner::Description, INSIDE)
+        })
+    }
+
     /// Gives up what `join` has taken.
     fn leave(&self) -> Result<()> {
         byte_locks::unlock(&self.file, Owner::Description, INSIDE).map_err(|e| self.failed(e))
@@ -302,20 +315,36 @@ impl Machine {
     /// The descriptors of this file that our caller has passed on to us are for us: what we start
     /// keeps the lock by our own, or not at all.
     fn keep_others_from_inheriting(&self) -> Result<()> {
-        let ours = self.file.metadata().map_err(|e| self.failed(e))?;
-        for entry in fs::read_dir("/proc/self/fd").map_err(|e| self.failed(e))?.flatten() {
-            let number = entry.file_name().to_str().and_then(|name| name.parse().ok());
-            let meta = fs::metadata(entry.path()).ok();
-            let is_it = meta.is_some_and(|m| (m.dev(), m.ino()) == (ours.dev(), ours.ino()));
-            if let Some(number @ 3..) = number.filter(|_| is_it) {
-                // SAFETY: it was open just now, and we only mark it.
-                #[expect(unsafe_code, reason = "it was opened by our caller")]
-                let fd = unsafe { BorrowedFd::borrow_raw(number) };
-                // One that is closed by now is inherited by nobody.
-                let _ = fcntl_setfd(fd, FdFlags::CLOEXEC);
-            }
+        for number in self.inherited()? {
+            // SAFETY: it was open just now, and we only mark it.
+            #[expect(unsafe_code, reason = "it was opened by our caller")]
+            let fd = unsafe { BorrowedFd::borrow_raw(number) };
+            // One that is closed by now is inherited by nobody.
+            let _ = fcntl_setfd(fd, FdFlags::CLOEXEC);
         }
         Ok(())
+    }
+
+    /// Closes them, in a process that is to keep the lock no longer.
+    pub fn forget_inherited(&self) -> Result<()> {
+        for number in self.inherited()? {
+            // SAFETY: nothing in this process owns it.
+            #[expect(unsafe_code, reason = "it was opened by our caller")]
+            drop(unsafe { OwnedFd::from_raw_fd(number) });
+        }
+        Ok(())
+    }
+
+    fn inherited(&self) -> Result<Vec<i32>> {
+        let ours = self.file.metadata().map_err(|e| self.failed(e))?;
+        let entries = fs::read_dir("/proc/self/fd").map_err(|e| self.failed(e))?;
+        let numbers = entries.flatten().filter_map(|entry| {
+            let number = entry.file_name().to_str()?.parse().ok()?;
+            let meta = fs::metadata(entry.path()).ok()?;
+            let is_it = (meta.dev(), meta.ino()) == (ours.dev(), ours.ino());
+            (is_it && number > 2 && number != self.file.as_raw_fd()).then_some(number)
+        });
+        Ok(numbers.collect())
     }
 
     /// Who holds the lock; `None`: nobody.

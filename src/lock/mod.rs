@@ -6,6 +6,7 @@ mod by_hand;
 mod claim;
 mod entry;
 mod guard;
+mod keep;
 mod keepers;
 mod line;
 mod machine;
@@ -14,7 +15,7 @@ mod redis;
 pub mod watchdog;
 
 pub use by_hand::{Release, Wanted, acquire, joined, release};
-pub use claim::Claim;
+pub use claim::{Claim, check_grace};
 pub use guard::{Guard, Heirloom, Purpose};
 #[cfg(any(test, fuzzing))]
 pub use machine::Written;
@@ -128,17 +129,20 @@ impl<'a> Teller<'a> {
     }
 }
 
-/// Who holds the lock; one that is proved to be over is held by nobody.
+/// Who holds the lock. What Redis has of a holder that had this machine's is left of a dead one,
+/// unless somebody has that still.
 pub fn look(config: &Config) -> Result<Option<Held>> {
+    let machine = Machine::look_at(&config.lock.place.file);
     if let Some(mut redis) = redis(config)
         && let Some(held) = redis.look()?
     {
-        return Ok(Some(held));
+        let place =
+            machine.as_ref().ok().and_then(Option::as_ref).and_then(|machine| machine.place().ok());
+        if held.ends == Ends::Never || place.is_none_or(|place| !held.was_in(&place)) {
+            return Ok(Some(held));
+        }
     }
-    match Machine::look_at(&config.lock.place.file)? {
-        Some(machine) => machine.held(),
-        None => Ok(None),
-    }
+    machine?.map_or(Ok(None), |machine| machine.held())
 }
 
 fn redis(config: &Config) -> Option<Redis> {
@@ -150,9 +154,9 @@ pub fn could_open(config: &Config) -> Result<()> {
     Machine::could_open(&config.lock.place.file)
 }
 
-/// The server at a Redis URL.
-pub fn server(url: &str) -> Result<Server> {
-    Redis::new(url, "").server()
+/// The server at a Redis URL, which has to let us do with this key what the lock needs.
+pub fn server(url: &str, key: &str) -> Result<Server> {
+    Redis::new(url, key).server()
 }
 
 /// That the lock which the caller holds, by the token that it has put into the environment, is over.

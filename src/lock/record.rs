@@ -3,7 +3,7 @@
 
 use crate::model::Pid;
 use crate::world::wait::Handle;
-use crate::world::{group, host, process};
+use crate::world::{host, process};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
@@ -23,6 +23,12 @@ pub struct Record {
     pub host: String,
     /// With `pid_ns`: whose process table `pid` is an entry of.
     pub boot: String,
+    /// The machine's lock that the holder has: whoever has it later knows that this one is over.
+    #[serde(default)]
+    pub place: String,
+    /// In Redis: what is left of its time is no end, for as long as its holder lives.
+    #[serde(default)]
+    pub renewed: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pid_ns: Option<u64>,
     /// The lock ends with this process; `None`: with its time only.
@@ -44,9 +50,6 @@ pub struct Record {
     /// any other one ends with its processes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub until_since_boot_ms: Option<u64>,
-    /// What works under a lock in Redis; it may outlive its gpuctl for a moment.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub group: Option<process::Id>,
 }
 
 impl Record {
@@ -74,7 +77,8 @@ impl Record {
             command: shown(command),
             services: services.to_vec(),
             until_since_boot_ms: None,
-            group: None,
+            place: String::new(),
+            renewed: false,
         })
     }
 
@@ -118,26 +122,6 @@ impl Record {
         let is_over = left.is_zero() || self.boot != host::boot_id() || self.process_has_ended();
         (!is_over).then_some(left)
     }
-
-    /// What is left of the command, as far as that can be told from here.
-    pub fn command_members(&self) -> Vec<Pid> {
-        let group = self.group.filter(|_| self.is_here());
-        let members = |leader| group::members(Some(leader), &self.token);
-        group.map_or_else(Vec::new, members).into_iter().map(|id| id.pid).collect()
-    }
-
-    /// Those whose end may end the lock: the holder, and once that is gone, what its command has
-    /// left. `None` where that cannot be told, as of another machine.
-    fn living(&self) -> Option<Vec<Pid>> {
-        let (pid, start) = self.pid.zip(self.pid_start)?;
-        if !self.is_here() {
-            return None;
-        }
-        if (process::Id { pid, start }).is_alive() {
-            return Some(vec![pid]);
-        }
-        Some(self.command_members())
-    }
 }
 
 /// When a lock ends.
@@ -180,38 +164,19 @@ impl Held {
         Held { holder: holder.to_owned(), record, ends, keepers: Vec::new() }
     }
 
-    /// Whether the holder is proved to be no more, and all that worked under its lock. A lock that
-    /// was given no end is nobody's to take.
-    pub fn is_over(&self) -> bool {
-        let living = self.record.as_ref().and_then(Record::living);
-        self.ends != Ends::Never && living.is_some_and(|living| living.is_empty())
-    }
-
-    /// Whether no command is left that a lock whose time is over may have had: nobody can tell of
-    /// another machine's.
-    pub fn command_is_over(&self) -> bool {
-        self.record.as_ref().is_none_or(|record| record.command_members().is_empty())
-    }
-
-    /// Handles on those whose end is to be waited for.
-    pub fn living(&self) -> Vec<Handle> {
-        let living = self.record.as_ref().and_then(Record::living).unwrap_or_default();
-        living.into_iter().filter_map(Handle::open).collect()
-    }
-
     /// Whether it is held for a service.
     pub fn is_for(&self, service: &str) -> bool {
         let named = self.record.as_ref().map_or(&[][..], |record| &record.services);
         self.holder == service || named.iter().any(|name| name == service)
     }
 
-    pub fn is_of(&self, token: &str) -> bool {
-        self.record.as_ref().is_some_and(|record| record.token == token)
+    /// Whether its holder had the machine's lock of that place.
+    pub fn was_in(&self, place: &str) -> bool {
+        self.record.as_ref().is_some_and(|record| record.place == place)
     }
 
-    /// Whether a command works under it (that of `run`), with which it ends.
-    pub fn is_of_a_command(&self) -> bool {
-        self.record.as_ref().is_some_and(|record| record.group.is_some())
+    pub fn is_of(&self, token: &str) -> bool {
+        self.record.as_ref().is_some_and(|record| record.token == token)
     }
 
     /// Whether it ends with processes, and not before.
@@ -254,6 +219,7 @@ impl Held {
         }
         facts.extend(self.is_stopped().then(|| "stopped".to_owned()));
         match self.ends {
+            Ends::In(_) if self.record.as_ref().is_some_and(|record| record.renewed) => {}
             Ends::In(_) => facts.push(format!("{} s left", self.ttl())),
             Ends::Never => facts.push("without an end".to_owned()),
             Ends::WithProcesses => {}

@@ -4,36 +4,38 @@
 //!
 //! Layout: `KEY` the lock, `KEY:fence` the counter, `KEY:queue` waiters by arrival, `KEY:seen`
 //! waiters by when they last looked, `KEY:called` whose turn it is, `KEY:wake:TOKEN` what wakes
-//! one, `KEY:command` the last record that names a command, which may outlive the lock's time.
+//! one. `KEY:second` is the second record of a holder that renews its lock: the number of renewals
+//! and the value. It outlives the key, whatever becomes of that, until its holder has given the
+//! lock back, or has not renewed it for its whole time by the clock of one who waits.
 
 mod explain;
 mod server;
 
 pub use server::Server;
 
-use super::claim::Claim;
+use super::claim::{Claim, TTL};
 use super::record::Held;
 use super::{Attempt, Busy};
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::redact::mask;
-use crate::world::wait::{Aside, Handle, Stop, wait};
+use crate::world::host::since_boot;
+use crate::world::wait::{Aside, Stop, wait};
 use redis::{Client, Cmd, Connection, RedisError, Value};
 use std::time::{Duration, Instant};
 
 /// A script, by its name.
 macro_rules! script {
     ($name:literal) => {
-        concat!(
-            include_str!("redis/permitted.lua"),
-            include_str!("redis/line.lua"),
-            include_str!(concat!("redis/", $name, ".lua"))
-        )
+        concat!(include_str!("redis/line.lua"), include_str!(concat!("redis/", $name, ".lua")))
     };
 }
 
 /// For one question; a server that takes longer hangs.
 const CALL_LIMIT: Duration = Duration::from_secs(3);
+
+/// For a renewal, so that there is time for another one.
+const RENEWAL_LIMIT: Duration = Duration::from_secs(2);
 
 /// Between two tries to reach a server that was there.
 const RECONNECT: Duration = Duration::from_millis(50);
@@ -61,8 +63,10 @@ pub struct Redis {
     arrival: String,
     /// What wakes it, on a connection of its own that is kept over many looks.
     call: Option<Aside<redis::RedisResult<Value>>>,
-    /// Those whose end may end the lock.
-    living: Vec<Handle>,
+    /// It has told who holds the lock: its absence is waited out from then on.
+    has_answered: bool,
+    /// The second record of the lock's holder, and since when (since boot) it is the same.
+    second: (String, Duration),
     /// Until the next look.
     pause: Duration,
 }
@@ -80,7 +84,8 @@ impl Redis {
             asked_again: false,
             arrival: String::new(),
             call: None,
-            living: Vec::new(),
+            has_answered: false,
+            second: (String::new(), Duration::ZERO),
             pause: LOOK,
         }
     }
@@ -99,11 +104,11 @@ impl Redis {
         text: &str,
         keys: [&str; K],
         arguments: [&str; A],
-        stop: &Stop,
+        (limit, stop): (Duration, &Stop),
     ) -> Result<Vec<String>> {
         let mut command = redis::cmd("EVAL");
         command.arg(text).arg(K).arg(keys.as_slice()).arg(arguments.as_slice());
-        match self.ask(command, CALL_LIMIT, stop)? {
+        match self.ask(command, limit, stop)? {
             Value::Array(items) => Ok(items.iter().map(text_of).collect()),
             single => Ok(vec![text_of(&single)]),
         }
@@ -148,16 +153,15 @@ impl Redis {
         }
     }
 
-    /// The lock that the server knows of, also where its holder is no more.
-    fn stored(&mut self) -> Result<Option<Held>> {
-        let key = self.key.clone();
-        let command = self.beside("command");
-        let script = script!("look");
-        let answer = self.script(script, [&key, &command], [], &Stop::never())?;
+    /// Who holds the lock, also where that is only known by its second record.
+    pub fn look(&mut self) -> Result<Option<Held>> {
+        let (key, second) = (self.key.clone(), self.beside("second"));
+        let answer =
+            self.script(script!("look"), [&key, &second], [], (CALL_LIMIT, &Stop::never()))?;
         match answer.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
-            ["none", _, left, value] => {
-                let last = (!value.is_empty()).then(|| Held::decode(value, left_of(left)));
-                Ok(last.filter(|held| !held.command_is_over()))
+            ["none", _, left, second] => {
+                let value = second.split_once(' ').map(|(_, value)| value);
+                Ok(value.map(|value| Held::decode(value, left_of(left))))
             }
             ["string", value, left, _] => Ok(Some(Held::decode(value, left_of(left)))),
             [kind, ..] => Err(self.wrong_type(kind)),
@@ -224,64 +228,67 @@ fn left_of(pttl: &str) -> Option<Duration> {
 }
 
 impl Redis {
-    /// One try to take the lock, and with `queues` a place in the line for it.
+    /// One try to take the lock for one who has the machine's, and with `queues` a place in the line.
     pub fn attempt(&mut self, claim: &Claim, queues: bool, stop: &Stop) -> Result<Attempt> {
+        match self.try_once(claim, queues, stop) {
+            Err(failure) if is_loading(&failure) => Ok(Attempt::Unready(failure)),
+            Err(failure) if failure.code == Code::Unavailable && self.has_answered && queues => {
+                Ok(Attempt::Unready(failure))
+            }
+            attempt => attempt.inspect(|_| self.has_answered = true),
+        }
+    }
+
+    fn try_once(&mut self, claim: &Claim, queues: bool, stop: &Stop) -> Result<Attempt> {
         let value = claim.record.encode(&claim.holder);
         let (before, after) = value.split_once("\"fence\":0").expect("a record not yet taken");
         let before = format!("{before}\"fence\":");
-        let ttl = claim.ttl.as_millis().to_string();
-        let [counter, queue, seen, called, wake, command] =
-            ["fence", "queue", "seen", "called", "wake:", "command"].map(|what| self.beside(what));
-        let mut over = String::new();
-        loop {
-            let (key, arrival) = (self.key.clone(), self.arrival.clone());
-            let answer = self.script(
-                script!("acquire"),
-                [&key, &counter, &queue, &seen, &called, &wake, &command],
-                [
-                    &claim.record.token,
-                    &before,
-                    after,
-                    &ttl,
-                    if queues { "1" } else { "0" },
-                    &arrival,
-                    &over,
-                ],
-                stop,
-            );
-            let answer = match answer {
-                Ok(answer) => answer,
-                Err(failure) if is_loading(&failure) => return Ok(Attempt::Unready(failure)),
-                Err(failure) => return Err(failure),
-            };
-            match answer.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
-                ["taken", fence] => return Ok(Attempt::Taken(fence.parse().unwrap_or(0))),
-                ["type", kind] => return Err(self.wrong_type(kind)),
-                ["busy", value, left, ahead, arrival] => {
-                    self.arrival = (*arrival).to_owned();
-                    let held = Held::decode(value, left_of(left));
-                    let is_over = match *left {
-                        "-2" => Held::command_is_over,
-                        _ => Held::is_over,
-                    };
-                    if over != *value && is_over(&held) {
-                        over = (*value).to_owned();
-                        continue;
-                    }
-                    (self.living, self.pause) = (held.living(), LOOK);
-                    let ahead = ahead.parse().unwrap_or(0);
-                    return Ok(Attempt::Busy(Box::new(Busy { held: Some(held), ahead })));
+        let (ttl, wait) = (claim.ttl.as_millis().to_string(), TTL.as_millis().to_string());
+        let [counter, queue, seen, called, wake, second] =
+            ["fence", "queue", "seen", "called", "wake:", "second"].map(|what| self.beside(what));
+        let (key, arrival) = (self.key.clone(), self.arrival.clone());
+        let (watched, since) = self.second.clone();
+        let over = if since + TTL <= since_boot() { watched.as_str() } else { "" };
+        let flag = |is_set| if is_set { "1" } else { "0" };
+        let answer = self.script(
+            script!("acquire"),
+            [&key, &counter, &queue, &seen, &called, &wake, &second],
+            [
+                &claim.record.token,
+                &before,
+                after,
+                &ttl,
+                flag(queues),
+                &arrival,
+                &claim.record.place,
+                over,
+                &wait,
+                flag(claim.record.renewed),
+            ],
+            (CALL_LIMIT, stop),
+        )?;
+        match answer.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+            ["taken", fence] => Ok(Attempt::Taken(fence.parse().unwrap_or(0))),
+            ["type", kind] => Err(self.wrong_type(kind)),
+            ["busy", value, left, ahead, arrival, second] => {
+                self.arrival = (*arrival).to_owned();
+                if self.second.0 != *second {
+                    self.second = ((*second).to_owned(), since_boot());
                 }
-                ["turn", left, ahead, arrival] => {
-                    self.arrival = (*arrival).to_owned();
-                    // Another's turn is short.
-                    let pause = left_of(left).map(|left| left + Duration::from_millis(1));
-                    (self.living, self.pause) = (Vec::new(), pause.unwrap_or(LOOK));
-                    let ahead = ahead.parse().unwrap_or(0);
-                    return Ok(Attempt::Busy(Box::new(Busy { held: None, ahead })));
-                }
-                _ => return Err(self.unavailable("answers the lock's script with nonsense")),
+                let is_over = (self.second.1 + TTL).saturating_sub(since_boot());
+                self.pause = if is_over.is_zero() { LOOK } else { LOOK.min(is_over) };
+                let held = Some(Held::decode(value, left_of(left)));
+                Ok(Attempt::Busy(Box::new(Busy { held, ahead: ahead.parse().unwrap_or(0) })))
             }
+            ["turn", left, ahead, arrival] => {
+                self.arrival = (*arrival).to_owned();
+                // Another's turn is short.
+                let pause = left_of(left).map(|left| left + Duration::from_millis(1));
+                self.pause = pause.unwrap_or(LOOK);
+                let ahead = ahead.parse().unwrap_or(0);
+                Ok(Attempt::Busy(Box::new(Busy { held: None, ahead })))
+            }
+            _ => Err(self.unavailable("answers the lock's script with nonsense")),
         }
     }
 
@@ -292,31 +299,36 @@ impl Redis {
             Some(call) => call,
             None => self.listen(claim)?,
         };
-        let mut watched = vec![call.ended().fd()];
-        watched.extend(self.living.iter().map(Handle::fd));
-        wait(&watched, stop, look);
+        wait(&[call.ended().fd()], stop, look);
         match call.take() {
             None => self.call = Some(call),
             Some(Ok(_)) => {}
             // What is the matter shows at the next look.
-            Some(Err(e)) if e.is_io_error() || e.code() == Some(LOADING) => {
-                wait(&[], stop, look);
-            }
-            Some(Err(e)) => return Err(self.explain(&e)),
+            Some(Err(_)) => drop(wait(&[], stop, look)),
         }
         Ok(())
     }
 
-    /// Gives a lock that is still the claim's its full time again, and the record its new content;
-    /// false where it is not the claim's any more.
-    pub fn renew(&mut self, claim: &Claim) -> Result<bool> {
-        let value = claim.record.encode(&claim.holder);
-        let (key, ttl) = (self.key.clone(), claim.ttl.as_millis().to_string());
-        let names_command = if claim.record.group.is_some() { "1" } else { "0" };
-        let script = script!("renew");
-        let arguments = [claim.record.token.as_str(), &value, &ttl, names_command];
-        let command = self.beside("command");
-        Ok(self.script(script, [&key, &command], arguments, &Stop::never())? == ["1"])
+    /// Lets the lock of that token live for so long at least; false where it is not the token's any
+    /// more. `is_renewed`: its second record goes on, and does not end now. `is_late`: its time may
+    /// have run out, and it is the token's again where nobody has come since.
+    pub fn renew(
+        &mut self,
+        token: &str,
+        ttl: Duration,
+        is_renewed: bool,
+        is_late: bool,
+    ) -> Result<bool> {
+        let (key, second) = (self.key.clone(), self.beside("second"));
+        let flag = |is_set| if is_set { "1" } else { "0" };
+        let ttl = ttl.as_millis().to_string();
+        let arguments = [token, &ttl, flag(is_renewed), flag(is_late)];
+        Ok(self.script(
+            script!("renew"),
+            [&key, &second],
+            arguments,
+            (RENEWAL_LIMIT, &Stop::never()),
+        )? == ["1"])
     }
 
     /// Gives up the lock or the place in the line; without a token whatever lock there is. Tells
@@ -324,21 +336,21 @@ impl Redis {
     pub fn release(&mut self, token: Option<&str>) -> Result<bool> {
         // Asked first, and as often as it takes: the answer to a release that was done and whose
         // reply was lost is the same as to one of a lock that was gone before.
-        let was_held = match token.map(|token| (token, self.stored())) {
+        let was_held = match token.map(|token| (token, self.look())) {
             None => true,
             Some((token, Ok(held))) => held.is_some_and(|held| held.is_of(token)),
             // What is no lock is not ours.
             Some((_, Err(failure))) if failure.code == Code::Config => false,
             Some((_, Err(failure))) => return Err(failure),
         };
-        let [queue, seen, called, wake, command] =
-            ["queue", "seen", "called", "wake:", "command"].map(|what| self.beside(what));
+        let [queue, seen, called, wake, second] =
+            ["queue", "seen", "called", "wake:", "second"].map(|what| self.beside(what));
         let (key, anybody) = (self.key.clone(), if token.is_some() { "0" } else { "1" });
         let answer = self.script(
             script!("release"),
-            [&key, &queue, &seen, &called, &wake, &command],
+            [&key, &queue, &seen, &called, &wake, &second],
             [token.unwrap_or_default(), anybody],
-            &Stop::never(),
+            (CALL_LIMIT, &Stop::never()),
         )?;
         match answer.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
             ["type", kind] if token.is_none() => Err(self.wrong_type(kind)),
@@ -346,10 +358,5 @@ impl Redis {
             [released] => Ok(*released == "1" || (was_held && self.asked_again)),
             _ => Err(self.unavailable("answers the lock's script with nonsense")),
         }
-    }
-
-    /// Who holds it; one that is proved to be over is held by nobody.
-    pub fn look(&mut self) -> Result<Option<Held>> {
-        Ok(self.stored()?.filter(|held| !held.is_over()))
     }
 }

@@ -1,14 +1,17 @@
 //! A companion of the gpuctl that runs a command under the lock. It ends the command when that
-//! gpuctl dies, or has stopped telling that the lock is still held.
+//! gpuctl dies, or has stopped telling that the lock is still held; and it keeps the lock in Redis
+//! for what the command has left in the background.
 
+use super::keep::Kept;
 use crate::error::Result;
 use crate::exit::Answer;
 use crate::model::Pid;
 use crate::world::companion::{Companion, Heard, Listener};
 use crate::world::ending::{FirstMove, end};
 use crate::world::group;
+use crate::world::host::since_boot;
 use crate::world::process;
-use crate::world::wait::Stop;
+use crate::world::wait::{LATE, Stop};
 use rustix::fd::BorrowedFd;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
@@ -16,11 +19,16 @@ use std::time::Duration;
 /// The subcommand that it is called with.
 const COMMAND: &str = "watchdog";
 
+/// What a gpuctl that was suspended with us has to ask whether the lock is still its own.
+const ASKING: Duration = Duration::from_secs(5);
+
 #[derive(Serialize, Deserialize)]
 enum Message {
     /// What to end, and how long it may take before it is killed. The token is a secret, which is
     /// why it is no argument; without a group it is what tells the command's processes.
     Command { group: Option<process::Id>, token: String, grace: Duration },
+    /// The lock in Redis, to be given back when the last process has ended that keeps the machine's.
+    Keep(Kept),
     /// The lock is held until then, since boot.
     Valid(Duration),
 }
@@ -33,7 +41,14 @@ pub struct Watchdog {
 impl Watchdog {
     /// It keeps the machine's lock by this descriptor, until it has done what it is for.
     pub fn start(lock: BorrowedFd) -> Result<Watchdog> {
-        Ok(Watchdog { companion: Companion::start(COMMAND, &[], lock)? })
+        Ok(Watchdog { companion: Companion::start(COMMAND, &[], Some(lock))? })
+    }
+
+    /// One that only keeps the lock in Redis.
+    pub fn keep(kept: Kept) -> Result<()> {
+        let mut companion = Companion::start(COMMAND, &[], None)?;
+        companion.tell(&Message::Keep(kept));
+        Ok(())
     }
 
     pub fn watch(
@@ -42,8 +57,10 @@ impl Watchdog {
         token: &str,
         grace: Duration,
         valid_until: Option<Duration>,
+        kept: Option<Kept>,
     ) {
         valid_until.into_iter().for_each(|until| self.extend(until));
+        kept.into_iter().for_each(|kept| self.companion.tell(&Message::Keep(kept)));
         self.companion.tell(&Message::Command { group, token: token.to_owned(), grace });
     }
 
@@ -60,18 +77,30 @@ impl Watchdog {
 /// The other side: listens until it has to act, or is dismissed.
 pub fn serve(of: Pid) -> Result<Answer> {
     let mut listener = Listener::new(of)?;
-    let (mut command, mut valid) = (None, None);
+    let (mut command, mut kept, mut valid) = (None, None, None);
     loop {
         match listener.next(valid)? {
             Heard::Message(Message::Command { group, token, grace }) => {
                 command = Some((group, token, grace));
             }
+            Heard::Message(Message::Keep(lock)) => kept = Some(lock),
             Heard::Message(Message::Valid(until)) => valid = Some(until),
-            Heard::Gone | Heard::TimedOut => break,
+            Heard::TimedOut if valid.is_some_and(|until| since_boot() >= until + LATE) => {
+                valid = Some(since_boot() + ASKING);
+            }
+            Heard::Gone => break,
+            // A gpuctl that is only stopped keeps the machine's lock, and this one runs out.
+            Heard::TimedOut => {
+                kept = None;
+                break;
+            }
         }
     }
     if let Some((group, token, grace)) = command {
         end_command(group, &token, grace)?;
+    }
+    if let Some(kept) = kept {
+        kept.keep()?;
     }
     Ok(Answer::Yes)
 }

@@ -59,6 +59,7 @@ fn record() -> Record {
         command: "run render.sh".to_owned(),
         services: vec!["comfyui".to_owned()],
         until_since_boot_ms: None,
-        group: None,
+        place: "8f6d0b0e-0000-4000-8000-000000000000:1a:2b3c".to_owned(),
+        renewed: true,
     }
 }

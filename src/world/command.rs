@@ -287,7 +287,11 @@ pub fn start_detached(
 
 /// Starts gpuctl itself beside us, to outlive us: its own session, `input` as its input, one
 /// descriptor of ours that it `keeps`, and nothing else of what we were given.
-pub fn start_companion(arguments: &[&str], input: OwnedFd, keeps: BorrowedFd) -> Result<Child> {
+pub fn start_companion(
+    arguments: &[&str],
+    input: OwnedFd,
+    keeps: Option<BorrowedFd>,
+) -> Result<Child> {
     // The file may have been replaced since; this is what runs now.
     let mut command = new("/proc/self/exe");
     command.args(arguments).stdin(input).stdout(Stdio::null()).stderr(Stdio::null());
@@ -297,7 +301,7 @@ pub fn start_companion(arguments: &[&str], input: OwnedFd, keeps: BorrowedFd) ->
         command.env_remove(name);
     }
     detach(&mut command);
-    inherit(&mut command, keeps);
+    keeps.into_iter().for_each(|fd| inherit(&mut command, fd));
     command.spawn().map_err(|e| not_started("gpuctl", &command, &e))
 }
 

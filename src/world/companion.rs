@@ -28,8 +28,12 @@ pub struct Companion {
 
 impl Companion {
     /// Starts gpuctl with a subcommand that takes our PID, and these arguments. It keeps a
-    /// descriptor of ours for as long as it lives.
-    pub fn start(subcommand: &str, arguments: &[&str], keeps: BorrowedFd) -> Result<Companion> {
+    /// descriptor of ours, if any, for as long as it lives.
+    pub fn start(
+        subcommand: &str,
+        arguments: &[&str],
+        keeps: Option<BorrowedFd>,
+    ) -> Result<Companion> {
         let (input, pipe) = pipe_with(PipeFlags::CLOEXEC)
             .map_err(|e| Failure::new(Code::Internal, format!("cannot make a pipe: {e}")))?;
         let me = std::process::id().to_string();

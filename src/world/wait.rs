@@ -121,11 +121,18 @@ impl Stop {
     }
 }
 
+/// Who comes so long after a time that it has waited for was stopped or suspended meanwhile.
+pub const LATE: Duration = Duration::from_secs(1);
+
+/// Asks whether a lock whose time may be over is still ours, and until when.
+type Late = Box<dyn Fn() -> Option<Duration> + Send + Sync>;
+
 /// How long a lock is ours: until a time that only a renewal moves, or until it is seen to be
 /// another's. It is told by the clock since boot, which also runs while gpuctl is stopped or the
 /// machine sleeps.
 pub struct Lease {
     lost: Arc<Event>,
+    late: OnceLock<Late>,
     /// Milliseconds since boot.
     valid_until: AtomicU64,
     why: OnceLock<String>,
@@ -134,12 +141,18 @@ pub struct Lease {
 impl Lease {
     pub fn until(valid_until: Duration) -> Result<Arc<Lease>> {
         let valid_until = AtomicU64::new(valid_until.as_millis() as u64);
-        Ok(Arc::new(Lease { lost: Event::new()?, valid_until, why: OnceLock::new() }))
+        let (late, why) = (OnceLock::new(), OnceLock::new());
+        Ok(Arc::new(Lease { lost: Event::new()?, late, valid_until, why }))
     }
 
     /// One that needs no renewal.
     pub fn endless() -> Result<Arc<Lease>> {
         Lease::until(Duration::from_millis(u64::MAX))
+    }
+
+    /// Who was stopped beyond its end asks first.
+    pub fn when_late(&self, ask: impl Fn() -> Option<Duration> + Send + Sync + 'static) {
+        let _ = self.late.set(Box::new(ask));
     }
 
     /// A renewal has moved its end.
@@ -161,7 +174,16 @@ impl Lease {
     }
 
     pub fn check(&self) -> Result<()> {
-        if !self.lost.happened() && self.valid_until().is_some_and(|until| since_boot() >= until) {
+        let is_past = |by: Duration| {
+            let until = self.valid_until().filter(|_| !self.lost.happened());
+            until.is_some_and(|until| since_boot() >= until + by)
+        };
+        if is_past(LATE)
+            && let Some(end) = self.late.get().and_then(|ask| ask())
+        {
+            self.extend(end);
+        }
+        if is_past(Duration::ZERO) {
             self.lose("it was not renewed in time, so that others may have taken it");
         }
         match self.why.get() {

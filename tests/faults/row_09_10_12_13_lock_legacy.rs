@@ -199,7 +199,7 @@ fn row_13_a_lock_that_becomes_a_key_of_another_type_is_lost_and_that_key_left_al
 
 #[test]
 fn row_13_a_key_beside_the_lock_that_is_used_for_something_else_is_told_and_left_alone() {
-    for beside in ["queue", "seen", "fence"] {
+    for beside in ["queue", "seen", "fence", "second"] {
         let Some((rig, redis)) = rig_with_redis() else { return };
         let key = format!("{LOCK_KEY}:{beside}");
         redis.cli(&["HSET", &key, "field", "value"]);

@@ -95,9 +95,11 @@ fn row_23_the_fence_rises_too_for_one_who_waited_while_all_was_forgotten() {
     in_redis([|place| {
         let first = place.acquire("first");
         let second = place.waiter("second --json --wait 50");
-        let third = place.waiter("third --json --wait 50");
         place.release(&first);
         let second = second.wait().succeeds().progress().json();
+        // On another machine: on this one the second holds the machine's lock, which forgets nothing.
+        let third = place.rig.elsewhere("lock acquire third --json --wait 50").spawn();
+        until("it waits", || third.stderr().contains("held by second"));
         place.forgets();
         let third = third.wait().succeeds().progress().json();
         assert!(third["fence"].as_u64() > second["fence"].as_u64(), "{second} {third}");
@@ -138,6 +140,7 @@ fn row_23_the_fence_rises_also_when_redis_has_forgotten_everything() {
     // Also where it is forgotten while the lock is held.
     rig.gpuctl("lock acquire").run().succeeds().stdout_has("\n");
     redis.cli(&["FLUSHALL"]);
+    rig.gpuctl("lock release --force").run().succeeds().stdout("released\n");
     fences.push(fence());
     // And where only the counter goes.
     redis.cli(&["DEL", &format!("{LOCK_KEY}:fence")]);

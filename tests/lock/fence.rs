@@ -65,6 +65,7 @@ fn a_fence_is_remembered_where_the_lock_itself_was_removed() {
     let Some(redis) = rig.lock_in_redis() else { return };
     let first = fence_of(&rig, "me --ttl 60");
     redis.cli(&["FLUSHALL"]);
+    release(&rig);
     assert!(fence_of(&rig, "me") > first);
 }
 

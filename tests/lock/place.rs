@@ -145,6 +145,7 @@ fn a_lock_of_another_key_is_another_lock() {
     let Some(redis) = rig.lock_in_redis() else { return };
     rig.acquire("me");
     rig.set("lock.key", "another");
+    rig.set("lock.file", rig.path("run/another").to_str().unwrap());
     rig.assert_lock_is_free();
     rig.acquire("other --no-wait");
     assert!(redis.holder().unwrap().starts_with("me|gpuctl1|"));

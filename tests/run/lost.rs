@@ -47,7 +47,7 @@ fn delete(redis: &Redis) {
 #[test]
 fn row_11_where_the_key_is_deleted_the_command_and_its_children_are_told_to_end() {
     in_redis(|rig, redis| {
-        let text = lose(rig, "60s", POLITE, || delete(redis));
+        let text = lose(rig, "15s", POLITE, || delete(redis));
         assert_eq!(text.matches("TERM").count(), 3, "{text}");
     });
 }
@@ -113,18 +113,22 @@ fn a_gpuctl_that_is_stopped_for_too_long_loses_its_command_first() {
 }
 
 #[test]
-fn a_lock_that_was_taken_by_hand_and_is_over_ends_the_command() {
-    in_redis(|rig, _| {
+fn a_command_keeps_the_lock_that_was_taken_by_hand_when_that_is_over() {
+    in_redis(|rig, redis| {
         rig.native("comfyui").add();
-        rig.gpuctl("start comfyui").run().succeeds().stdout_has("comfyui").progress();
-        rig.program("work", "echo child $$; exec sleep 1000");
+        rig.program("work", "echo works; until [ -e done ]; do sleep 0.05; done");
         let token = rig.gpuctl("lock acquire me --ttl 5").run().succeeds().text();
         let run = rig.gpuctl("run --quiet comfyui -- work").env("GPUCTL_LOCK_TOKEN", token.trim());
-        let run = run.run().fails("lock_lost").stderr_has("the GPU lock is lost");
-        let working = children(&run.text());
-        assert_eq!(working.len(), 1);
-        assert!(state(working[0]).is_none());
+        let run = run.spawn();
+        until("it works", || run.stdout() == "works\n");
+        until("its time is over", || rig.lock_held()["ttl"] == -1);
+        assert!(redis.ttl_ms() > 5_000, "nobody comes in elsewhere");
+        let busy = rig.elsewhere("lock acquire other --no-wait").run();
+        busy.fails("lock_busy").stderr_has("held by me");
+        rig.file("home/done", "");
+        run.wait().succeeds().stdout("works\n");
         rig.assert_free_and_alone();
+        rig.assert_lock_was_given_back();
     });
 }
 

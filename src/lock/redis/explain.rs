@@ -26,6 +26,9 @@ impl Redis {
 
     fn explain_code(&self, error: &RedisError) -> Failure {
         let detail = mask(error.detail().unwrap_or_default());
+        // Which script it was tells nobody anything.
+        let detail = detail.split(" script: ").next().unwrap_or_default().to_owned();
+        let of_a_script = ["user executing the script can't", "ACL failure in script"];
         match (error.kind(), error.code().unwrap_or_default()) {
             (ErrorKind::AuthenticationFailed, _) | (_, "WRONGPASS") => self
                 .refused("does not take the user and password of the lock's URL")
@@ -33,13 +36,26 @@ impl Redis {
             (_, "NOAUTH") => self
                 .refused("wants a password, and the lock's URL has none")
                 .hint("put it into the URL: redis://:PASSWORD@HOST:PORT"),
-            (_, "NOPERM") => self
+            // What a script may not do has no code of its own.
+            (_, code) if code == "NOPERM" || of_a_script.iter().any(|told| detail.contains(told)) => self
                 .refused(&format!("does not let this user do what the lock needs: {detail}"))
                 .hint(format!(
                     "its ACL must allow ~{}* and the commands eval, type, get, set, del, exists, pttl, pexpire, \
                      time, lpush, blpop and those of sorted sets",
                     self.key
                 )),
+            (_, "CROSSSLOT") => self
+                .unavailable("is a cluster, in which keys that belong together need a common tag")
+                .hint(format!("put the lock's name into braces: lock.key = \"{{{}}}\"", self.key)),
+            (_, "MOVED" | "ASK") => self
+                .unavailable("is a node of a cluster that does not keep this key")
+                .hint("name the node that does in lock.url (`redis-cli -c cluster slots`), or a Redis of its own"),
+            _ if detail.contains("unknown command") => self
+                .unavailable("does not know EVAL: it is a Sentinel, or that command is renamed")
+                .hint(
+                    "name the primary itself in lock.url (`redis-cli -p 26379 SENTINEL get-master-addr-by-name NAME`), \
+                     or have it know EVAL",
+                ),
             (_, "WRONGTYPE") => Failure::new(
                 Code::Config,
                 format!("a key beside {} is used for something else: {detail}", self.key),

@@ -1,6 +1,8 @@
 -- The line of those who wait; put before the scripts. One that has not looked for SILENCE is gone or
 -- stopped, and one that is called has CALL to take the lock; both come back to their old place when they look again.
 local SILENCE, CALL = 1400, 400
+-- The second record is waited for by the waiters' own clocks: this has only to outlive any jump of the calendar.
+local SECOND = 86400000
 
 local function now()
     local time = redis.call('TIME')

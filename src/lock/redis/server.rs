@@ -32,6 +32,9 @@ impl Redis {
                 latency = latency.min(asked.elapsed());
             }
         }
+        let key = self.beside("fence");
+        let rights = include_str!("rights.lua");
+        self.script(rights, [&key], [], (CALL_LIMIT, &stop))?;
         let server = Server { place: self.place(), latency, ..Server::default() };
         let info = match self.ask(redis::cmd("INFO"), CALL_LIMIT, &stop) {
             Ok(info) => text_of(&info),

@@ -61,7 +61,9 @@ impl Rig {
     #[track_caller]
     pub fn assert_lock_was_given_back(&self) {
         if let Ok(port) = fs::read_to_string(self.path("redis-port")) {
-            let ask = self.shell(&format!("redis-cli -p {port} EXISTS {LOCK_KEY}")).run();
+            let ask = self
+                .shell(&format!("redis-cli -p {port} EXISTS {LOCK_KEY} {LOCK_KEY}:second"))
+                .run();
             ask.succeeds().stdout("0\n");
         }
         assert_eq!(self.kernel_locks(), [""; 0], "of the lock's file");

@@ -1,0 +1,197 @@
+//! The lock in Redis, between machines: one who was suspended goes on where nobody came in between (row 66), what works
+//! under it in the background keeps it (row 68), nobody comes in beside a living command whatever becomes of its key
+//! (row 69), and who waits rides out an absence of the server (row 71).
+
+use super::lock_work::Work;
+use rig::{LOCK_KEY, Redis, Rig, Running, Signal, until};
+use std::fs;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+#[track_caller]
+fn rig_with_redis() -> Option<(Rig, Redis)> {
+    let rig = Rig::new();
+    let redis = rig.lock_in_redis()?;
+    Some((rig, redis))
+}
+
+/// gpuctl, its watchdog and the command.
+fn all_of(work: &Work) -> Vec<i32> {
+    let gpuctl = work.gpuctl.pid();
+    let children = fs::read_to_string(format!("/proc/{gpuctl}/task/{gpuctl}/children")).unwrap();
+    let children = children.split_whitespace().map(|pid| pid.parse().unwrap());
+    [gpuctl].into_iter().chain(children).collect()
+}
+
+fn signal_all(rig: &Rig, name: &str, pids: &[i32]) {
+    let pids: Vec<_> = pids.iter().map(i32::to_string).collect();
+    rig.shell(&format!("kill -{name} {}", pids.join(" "))).run().succeeds();
+}
+
+/// All of a `run` is stopped until its time is over.
+fn suspend(rig: &Rig, redis: &Redis, work: &Work) -> Vec<i32> {
+    let all = all_of(work);
+    assert!(all.len() > 2, "{all:?}");
+    signal_all(rig, "STOP", &all);
+    until("its key is gone", || redis.ttl_ms() == -2);
+    // By its own clock, too.
+    sleep(Duration::from_secs(2));
+    all
+}
+
+#[test]
+fn row_66_a_run_that_was_suspended_beyond_its_time_goes_on_where_nobody_came() {
+    let Some((rig, redis)) = rig_with_redis() else { return };
+    let work = Work::begin(&rig);
+    let all = suspend(&rig, &redis, &work);
+    signal_all(&rig, "CONT", &all);
+    until("the lock is its own again", || redis.holder().is_some());
+    assert!(work.goes_on());
+    work.is_done();
+    work.gpuctl.wait().succeeds().progress().stdout("");
+    rig.assert_free_and_alone();
+    rig.assert_lock_was_given_back();
+}
+
+#[test]
+fn row_66_a_run_that_was_suspended_ends_where_another_came() {
+    let Some((rig, redis)) = rig_with_redis() else { return };
+    let work = Work::begin(&rig);
+    let all = suspend(&rig, &redis, &work);
+    let next = rig.elsewhere("lock acquire next --ttl 1h --wait 50s").run();
+    next.succeeds().stderr_has("held by vidi").stdout_has("\n");
+    signal_all(&rig, "CONT", &all);
+    work.gpuctl.wait().fails("lock_lost").stderr_has("the GPU lock is lost");
+    assert!(redis.holder().unwrap().starts_with("next|"));
+    assert!(!rig.path("home/done").exists());
+}
+
+#[test]
+fn row_68_a_child_in_the_background_keeps_the_lock_in_redis_too() {
+    let Some((rig, redis)) = rig_with_redis() else { return };
+    rig.native("vidi").add();
+    let script = "(until [ -e done ]; do sleep 0.05; done; echo >ended) >/dev/null 2>&1 & exit 0";
+    rig.gpuctl("run --quiet vidi -- sh -c").arg(script).run().succeeds().stdout("");
+    let busy = rig.elsewhere("lock acquire other --no-wait").run();
+    busy.fails("lock_busy").stderr_has("held by vidi");
+    // Longer than the last renewal of `run` itself would have lasted.
+    redis.cli(&["PEXPIRE", LOCK_KEY, "15000"]);
+    until("it is renewed", || redis.ttl_ms() > 20_000);
+    let next = rig.elsewhere("run --quiet --wait 50s vidi -- cat ended").spawn();
+    rig.file("home/done", "");
+    next.wait().succeeds().stdout("\n");
+    rig.assert_lock_was_given_back();
+}
+
+/// Somebody elsewhere who waits begins when the command has ended, though the lock's key has gone.
+#[track_caller]
+fn nobody_elsewhere_comes_in_beside(lose: impl FnOnce(&Redis)) {
+    let Some((rig, redis)) = rig_with_redis() else { return };
+    let work = Work::begin(&rig);
+    lose(&redis);
+    let busy = rig.elsewhere("lock acquire other --no-wait").run();
+    busy.fails("lock_busy").stderr_has("held by vidi");
+    // One that has ended and is only not looked after yet has no command line.
+    let beside = format!("cat /proc/{}/cmdline 2>/dev/null; echo $GPUCTL_FENCE", work.pid);
+    let next = rig.elsewhere("run --quiet --wait 5m vidi -- sh -c").arg(&beside).spawn();
+    let fence = next.wait().succeeds().text();
+    let fence: u64 = fence.trim().parse().expect("the fence alone: the command has ended");
+    work.gpuctl.wait().fails("lock_lost").stderr_has("the GPU lock is lost");
+    assert_eq!(redis.cli(&["GET", &format!("{LOCK_KEY}:fence")]), fence.to_string());
+    rig.assert_lock_was_given_back();
+}
+
+#[test]
+fn row_69_nobody_comes_in_beside_a_command_whose_key_was_deleted() {
+    nobody_elsewhere_comes_in_beside(|redis| drop(redis.cli(&["DEL", LOCK_KEY])));
+}
+
+#[test]
+fn row_69_nobody_comes_in_beside_a_command_when_the_calendar_of_redis_jumps_by_an_hour() {
+    nobody_elsewhere_comes_in_beside(|redis| {
+        // What all that has a time sees of a jump.
+        for key in redis.cli(&["KEYS", "*"]).lines() {
+            let left: i64 = redis.cli(&["PTTL", key]).parse().unwrap();
+            if left >= 0 {
+                redis.cli(&["PEXPIRE", key, &(left - 3_600_000).to_string()]);
+            }
+        }
+        assert_eq!(redis.ttl_ms(), -2);
+    });
+}
+
+#[test]
+fn row_69_a_holder_that_is_gone_with_its_key_is_waited_out() {
+    let Some((rig, redis)) = rig_with_redis() else { return };
+    rig.native("vidi").server("--warmup 1h").add();
+    let holder = rig.gpuctl("start vidi").spawn();
+    until("it acts", || holder.stderr().contains("starting vidi"));
+    let next = rig.elsewhere("lock acquire next --wait 5m").spawn();
+    until("it waits", || next.stderr().contains("held by vidi"));
+    holder.signal(Signal::KILL);
+    let killed = Instant::now();
+    drop(holder.wait().dies_of(9).progress());
+    // What is left of it is its second record alone.
+    redis.cli(&["PEXPIRE", LOCK_KEY, "1"]);
+    next.wait().succeeds().stderr_has("held by vidi").stdout_has("\n");
+    assert!(killed.elapsed() > Duration::from_secs(15), "{:?}", killed.elapsed());
+}
+
+#[test]
+fn row_71_those_who_wait_ride_out_an_absence_of_the_server_and_keep_their_order() {
+    let Some((rig, redis)) = rig_with_redis() else { return };
+    assert!(redis.legacy_acquire("vidi_generate"));
+    let wait = |name: &str, invocation: rig::Invocation| -> Running {
+        let waiter = invocation.spawn();
+        until(name, || waiter.stderr().contains("held by vidi_generate"));
+        waiter
+    };
+    let first = wait("first", rig.gpuctl("lock acquire first --ttl 1h --wait 5m"));
+    let second = wait("second", rig.elsewhere("lock acquire second --ttl 1h --wait 5m"));
+    let third = wait("third", rig.gpuctl("lock acquire third --ttl 1h --wait 5m"));
+    redis.signal(Signal::STOP);
+    sleep(Duration::from_secs(20));
+    redis.signal(Signal::CONT);
+    // All of them have looked again, and have their places.
+    until("they are in line", || redis.cli(&["ZCARD", &format!("{LOCK_KEY}:queue")]) == "2");
+    redis.legacy_release("vidi_generate");
+    for (waiter, name) in [(first, "first"), (second, "second"), (third, "third")] {
+        let token = waiter.wait().succeeds().progress().text();
+        assert!(redis.holder().unwrap().starts_with(&format!("{name}|")));
+        // Released where it was taken: the token alone says that in Redis.
+        let release = format!("lock release --token {token}");
+        let release = if name == "second" { rig.elsewhere(&release) } else { rig.gpuctl(&release) };
+        release.run().succeeds().stdout("released\n");
+    }
+}
+
+#[test]
+fn a_grace_that_does_not_fit_into_the_time_of_redis_is_refused_before_anything_is_done() {
+    let Some((rig, redis)) = rig_with_redis() else { return };
+    let vidi = rig.native("vidi").add();
+    let refused = rig.gpuctl("run --grace 16s vidi -- touch done").run().fails("usage");
+    refused.stderr_has("--grace 16s").stderr_has("15s at most");
+    rig.assert_no_process_of(&vidi);
+    assert!(!rig.path("home/done").exists() && redis.holder().is_none());
+    rig.gpuctl("run --grace 15s --quiet vidi -- touch done").run().succeeds().stdout("");
+}
+
+#[test]
+fn a_cluster_and_a_server_without_eval_are_told_with_what_to_do() {
+    let rig = Rig::new();
+    let cases = [
+        (&["--cluster-enabled", "yes"][..], "is a cluster", "lock.key = \"{gpu_mutex_v2}\""),
+        (&["--rename-command", "EVAL", ""], "does not know EVAL", "SENTINEL get-master-addr"),
+    ];
+    for (options, what, hint) in cases {
+        let Some(redis) = rig.redis_with(options) else { return };
+        rig.set("lock.url", redis.url());
+        if what == "is a cluster" {
+            redis.cli(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]);
+            until("it is ready", || redis.cli(&["CLUSTER", "INFO"]).contains("cluster_state:ok"));
+        }
+        let refused = rig.gpuctl("lock acquire").run().fails("unavailable");
+        let told = refused.stderr_has(what).stderr_has(hint).text();
+        assert!(!told.contains("redis.call"));
+    }
+}
