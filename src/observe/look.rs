@@ -201,9 +201,13 @@ impl Look<'_> {
                 "two services claim one process: give each a match that finds only its own",
             ));
         }
-        let members = ownership.members(at);
+        let mut members = ownership.members(at);
         if members.is_empty() {
             return self.hidden(service, on_gpu).map_or(Presence::Down(None), Presence::Unknown);
+        }
+        members.retain(|pid| !process::is_ending(*pid));
+        if members.is_empty() {
+            return Presence::Down(None);
         }
         let living = || members.iter().filter_map(|pid| table.get(*pid));
         let suspended = living().all(|process| process.is_suspended());

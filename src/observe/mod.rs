@@ -55,8 +55,10 @@ pub fn observe(
     });
     let tries = tries.transpose()?;
     for process in vram.processes.iter_mut().flatten() {
-        process.service = look.service_of(process.pid).map(str::to_owned);
         process.is_ending = process::is_ending(process.pid);
+        // What is dying is nobody's any more: its memory is on its way back.
+        let service = look.service_of(process.pid).filter(|_| !process.is_ending);
+        process.service = service.map(str::to_owned);
         process.command = command_of(process);
     }
     let services: Vec<Observed> = services

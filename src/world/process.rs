@@ -306,13 +306,25 @@ pub fn is_ending(pid: Pid) -> bool {
     match read_stat(pid) {
         Some(process) if process.is_dead() => true,
         // Its memory has been given up, and its arguments with it.
-        Some(process) => {
-            !process.is_kernel && read(pid, "cmdline").is_ok_and(|text| text.is_empty())
+        Some(process) if process.is_kernel => false,
+        Some(_) => {
+            read(pid, "cmdline").is_ok_and(|text| text.is_empty())
+                || text_of(pid, "status").is_some_and(|status| awaits_kill(&status))
         }
         None => rustix::process::Pid::from_raw(pid).is_some_and(|pid| {
             rustix::process::test_kill_process(pid) == Err(rustix::io::Errno::SRCH)
         }),
     }
+}
+
+/// Whether SIGKILL has been sent and not been taken yet, from the text of /proc/PID/status.
+fn awaits_kill(status: &str) -> bool {
+    const KILL: u64 = 1 << (signal_hook::consts::SIGKILL - 1);
+    let pending = |line: &str| {
+        let mask = line.strip_prefix("SigPnd:").or_else(|| line.strip_prefix("ShdPnd:"))?;
+        u64::from_str_radix(mask.trim(), 16).ok()
+    };
+    status.lines().filter_map(pending).any(|mask| mask & KILL != 0)
 }
 
 /// The arguments of a process; empty for kernel threads and where we may not look.

@@ -4,6 +4,7 @@
 use rig::{Rig, Script, Service, until};
 use serde_json::{Value, json};
 use std::fs;
+use std::os::unix::fs::FileExt;
 
 fn record(rig: &Rig) -> Vec<u8> {
     fs::read(rig.path("run/lock")).unwrap()
@@ -11,7 +12,10 @@ fn record(rig: &Rig) -> Vec<u8> {
 
 /// Puts another record in the place of the one that is there.
 fn forge(rig: &Rig, content: &[u8]) {
-    fs::write(rig.path("run/lock"), content).unwrap();
+    // Written over, and cut afterwards: an empty file would be a lock that nobody holds.
+    let file = fs::OpenOptions::new().write(true).open(rig.path("run/lock")).unwrap();
+    file.write_all_at(content, 0).unwrap();
+    file.set_len(content.len() as u64).unwrap();
 }
 
 /// Gives the record's holder another start time: the number is another process's now.
