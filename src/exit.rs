@@ -39,14 +39,16 @@ impl Code {
             Code::StartFailed => {
                 "A service exited or crashed at its start, or something else answers its port."
             }
-            Code::StopFailed => "A service is alive after SIGKILL, or its VRAM did not come back.",
+            Code::StopFailed => {
+                "A service is still alive after SIGKILL, or its VRAM did not come back."
+            }
             Code::Unavailable => {
                 "Docker, Redis, systemd or the NVIDIA driver, where it is needed, cannot be reached."
             }
             Code::Internal => "A bug in gpuctl.",
             Code::Io => "A file could not be read or written.",
-            Code::LockBusy => "Another holds the GPU lock, and the wait for it ran out.",
-            Code::NotNow(_) => "Not now, by the limit that `error.code` names.",
+            Code::LockBusy => "Somebody else holds the GPU lock, and the wait for it ran out.",
+            Code::NotNow(_) => "Not now, because of the limit that `error.code` names.",
             Code::LockLost => "The GPU lock was lost while acting; acting stopped.",
             Code::Permission => {
                 "Docker, Redis or a process is closed to this user, or others may write the \

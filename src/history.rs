@@ -139,7 +139,7 @@ impl Recorder {
     fn unwritable(&self, why: &dyn std::fmt::Display) -> Failure {
         let path = current(&self.folder);
         Failure::new(Code::Io, format!("cannot write the event log {}: {why}", path.display()))
-            .hint("mend it, or choose another folder with GPUCTL_STATE_DIR")
+            .hint("repair it, or choose another folder with GPUCTL_STATE_DIR")
     }
 }
 

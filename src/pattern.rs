@@ -35,7 +35,7 @@ impl Pattern {
         if text.len() > LONGEST || repetitions(text) > MOST_REPEATED {
             return Err("it is too long, or repeats too much".to_owned());
         }
-        let text = CString::new(text).map_err(|_| "it holds a NUL character".to_owned())?;
+        let text = CString::new(text).map_err(|_| "it contains a NUL character".to_owned())?;
         let mut compiled = MaybeUninit::uninit();
         let flags = libc::REG_EXTENDED | libc::REG_NOSUB;
         // SAFETY: both pointers are valid, and what is compiled is only used where that succeeded.

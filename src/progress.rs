@@ -2,6 +2,7 @@
 //! and the memory that comes back; elsewhere a plain line a step. The event log hears of each
 //! step that has ended.
 
+use crate::config::Span;
 use crate::history::Recorder;
 use crate::model::Mb;
 use crate::screen::text::{on_one_line, span};
@@ -239,7 +240,7 @@ fn style(screen: Screen, limit: Duration) -> ProgressStyle {
         let _ = write!(line, "{}{rest}", screen.paint(GOOD, full.repeat(filled)));
     };
     let clock = move |state: &ProgressState, line: &mut dyn std::fmt::Write| {
-        let time = format!("{:>8} of {}", span(state.elapsed()), span(limit));
+        let time = format!("{:>8} of {}", span(state.elapsed()), Span(limit));
         let memory = state.len().map(|all| format!(", {} of {}", Mb(state.pos()), Mb(all)));
         let _ = line.write_str(&screen.paint(FAINT, time + &memory.unwrap_or_default()));
     };

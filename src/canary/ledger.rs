@@ -3,7 +3,7 @@
 
 use super::candidate::Candidate;
 use super::limits::{History, after};
-use crate::config::Canary;
+use crate::config::{Canary, Span};
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::model::Mb;
@@ -140,7 +140,7 @@ impl Ledger {
 
     fn unusable(&self, path: &Path, error: &Error) -> Failure {
         Failure::new(Code::Io, format!("cannot use {}: {error}", path.display()))
-            .hint("mend it, or choose another folder with canary.state_dir")
+            .hint("repair it, or choose another folder with canary.state_dir")
     }
 
     /// The right to change the ledger, until the result is dropped.
@@ -151,11 +151,9 @@ impl Ledger {
         locked.ok_or_else(|| {
             Failure::new(
                 Code::Unavailable,
-                format!("{} has been locked for {LOCK_LIMIT:?}", path.display()),
+                format!("{} has been locked for {}", path.display(), Span(LOCK_LIMIT)),
             )
-            .hint(
-                "only a gpuctl that is stopped keeps it so long; `fuser -v` on that file names it",
-            )
+            .hint("only a suspended gpuctl keeps it that long; `fuser -v` on that file shows which")
         })
     }
 
@@ -177,7 +175,7 @@ impl Ledger {
         };
         Budget::parse(&text).ok_or_else(|| {
             Failure::new(Code::Config, format!("{} is damaged", path.display())).hint(
-                "see the audit for what was used; `gpuctl canary reset-budget` begins the night anew",
+                "see the audit for what was used; `gpuctl canary reset-budget` resets the night's budget",
             )
         })
     }
@@ -247,8 +245,9 @@ impl Ledger {
             Err(e) => return Err(self.unusable(&path, &e)),
         };
         serde_json::from_str(&text).map(Some).map_err(|e| {
-            Failure::new(Code::Config, format!("{} is damaged: {e}", path.display()))
-                .hint("see that production is well (`gpuctl start`), then remove that file")
+            Failure::new(Code::Config, format!("{} is damaged: {e}", path.display())).hint(
+                "make sure that production is healthy (`gpuctl start`), then remove that file",
+            )
         })
     }
 

@@ -4,7 +4,7 @@
 use super::ledger::{Journal, Ledger, Progress as Stage, refuse_unsettled};
 use super::maintenance;
 use super::server;
-use crate::config::{Canary, Config};
+use crate::config::{Canary, Config, Span};
 use crate::error::{Failure, Result};
 use crate::execute::{Context, execute};
 use crate::exit::Code;
@@ -189,7 +189,7 @@ pub fn restore(hands: &Hands, journal: &mut Journal) -> Result<Restored> {
     });
     if took > hands.canary.restore_sla || failure.is_some() {
         let sla = hands.canary.restore_sla;
-        hands.progress.warning(&format!("{} was not back within {sla:?}", journal.service));
+        hands.progress.warning(&format!("{} was not back within {}", journal.service, Span(sla)));
         note(hands, journal, "restore_sla_missed", facts.clone());
     }
     match &failure {
@@ -243,7 +243,7 @@ fn settle(hands: &Hands, journal: &Journal, downtime: Duration) -> Result<()> {
 /// An event that must not keep production away where it cannot be written.
 fn note(hands: &Hands, journal: &Journal, event: &str, details: Value) {
     if let Err(failure) = hands.audit(journal, event, details) {
-        hands.progress.warning(&format!("{event} is missing in the audit: {failure}"));
+        hands.progress.warning(&format!("{event} is missing from the audit: {failure}"));
     }
 }
 

@@ -3,10 +3,11 @@
 
 use super::candidate::Candidate;
 use super::ledger::Journal;
-use crate::config::Canary;
+use crate::config::{Canary, Span};
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::model::{Health, Healthy, Manager, Pid, Service, variable};
+use crate::screen::text::span;
 use crate::world::command::{describe, start_detached};
 use crate::world::ending::{FirstMove, end};
 use crate::world::health;
@@ -123,8 +124,9 @@ impl Server {
         let latency = begun.elapsed();
         let rejection = match asking.take() {
             Some(Ok(())) if latency > canary.max_latency => Some(format!(
-                "the completion took {latency:.1?}, and {:?} is the most that it may",
-                canary.max_latency
+                "the completion took {}, but may take at most {}",
+                span(latency),
+                Span(canary.max_latency)
             )),
             Some(Ok(())) => None,
             Some(Err(why)) => {
@@ -134,7 +136,7 @@ impl Server {
                 wait(&ended, stop, Instant::now() + POLL);
                 Some(self.death().unwrap_or(why))
             }
-            None => Some(format!("no completion within {limit:?}")),
+            None => Some(format!("no completion within {}", Span(limit))),
         };
         Ok(Tested { rejection, latency: Some(latency), oom_events: 0 })
     }
@@ -180,10 +182,10 @@ fn ask(url: &str, request: &Value, limit: Duration) -> std::result::Result<(), S
     let document: Value = answer
         .into_body()
         .read_json()
-        .map_err(|e| format!("the answer to the completion is no JSON: {e}"))?;
+        .map_err(|e| format!("the answer to the completion is not JSON: {e}"))?;
     let text = document.pointer("/choices/0/text").and_then(Value::as_str);
     match text {
         Some(text) if !text.is_empty() => Ok(()),
-        _ => Err("the answer to the completion holds no text".to_owned()),
+        _ => Err("the answer to the completion contains no text".to_owned()),
     }
 }

@@ -8,6 +8,7 @@ use super::limits::Route;
 use super::maintenance::{self, Maintenance};
 use super::restore::{Hands, Restored, milliseconds, restore};
 use super::server::{self, Server, Tested};
+use crate::config::Span;
 use crate::error::{Failure, Result};
 use crate::lock::Guard;
 use crate::model::Mb;
@@ -136,7 +137,7 @@ impl Trial<'_> {
         match result {
             Ok(tested) => (tested, None),
             Err(_) if timed_out => {
-                (rejected(format!("not done within {:?}", self.hands.canary.timeout)), None)
+                (rejected(format!("not done within {}", Span(self.hands.canary.timeout))), None)
             }
             Err(failure) => (rejected(failure.message.clone()), Some(failure)),
         }

@@ -75,7 +75,7 @@ fn duration(flag: &str, text: &str) -> crate::error::Result<Duration> {
 }
 
 fn no_duration(flag: &str, text: &str, limit: &str) -> Failure {
-    Failure::new(Code::Usage, format!("{flag}: \"{text}\" is no duration"))
+    Failure::new(Code::Usage, format!("{flag}: \"{text}\" is not a duration"))
         .hint(format!("90s, 10m, 1h30m or a number of seconds{limit}"))
 }
 

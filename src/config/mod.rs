@@ -148,7 +148,7 @@ impl Config {
             match nearest(name, names.iter().copied()) {
                 Some(nearest) => failure.hint(format!("did you mean \"{nearest}\"?")),
                 None if names.is_empty() => failure.hint("the configuration has no services"),
-                None => failure.hint(format!("configured are: {}", names.join(", "))),
+                None => failure.hint(format!("configured services: {}", names.join(", "))),
             }
         })
     }
@@ -183,7 +183,7 @@ impl Config {
             .collect();
         Err(failure.hint(match known.is_empty() {
             true => "the configuration has no phases".to_owned(),
-            false => format!("configured are: {}", known.join(", ")),
+            false => format!("configured phases: {}", known.join(", ")),
         }))
     }
 

@@ -32,7 +32,7 @@ impl Place {
                     let told = error.to_string();
                     let why = told.split(" - ").next().unwrap_or_default();
                     Err(format!(
-                        "no Redis URL ({why}); it is redis://HOST:PORT/DB or redis+unix:///PATH?db=DB"
+                        "not a Redis URL ({why}); the form is redis://HOST:PORT/DB or redis+unix:///PATH?db=DB"
                     ))
                 }
             },

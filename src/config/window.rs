@@ -25,7 +25,7 @@ impl Window {
     ) -> Result<Window, (&'static str, String)> {
         let malformed = || {
             let problem = format!(
-                "\"{text}\" is no window such as \"03:00-07:00\" or \"22:30-04:00 Europe/Berlin\""
+                "\"{text}\" is not a window such as \"03:00-07:00\" or \"22:30-04:00 Europe/Berlin\""
             );
             ("window", problem)
         };
@@ -40,9 +40,9 @@ impl Window {
             Some(zone) => ("window", zone),
             None => ("time_zone", time_zone.trim()),
         };
-        let zone = zones
-            .get(name)
-            .map_err(|_| (key, format!("\"{name}\" is no time zone such as \"Europe/Berlin\"")))?;
+        let zone = zones.get(name).map_err(|_| {
+            (key, format!("\"{name}\" is not a time zone such as \"Europe/Berlin\""))
+        })?;
         Ok(Window { start, end, zone, zone_name: name.to_owned() })
     }
 

@@ -42,7 +42,7 @@ struct Case {
 }
 
 /// What a check says that needs the configuration, where there is none to be used.
-const UNCONFIGURED: &str = "needs a configuration that can be used";
+const UNCONFIGURED: &str = "needs a valid configuration";
 
 type Area = fn(&Case) -> Vec<Check>;
 
@@ -87,8 +87,8 @@ pub fn examine(
         wait(&[area.ended().fd()], stop, deadline);
         stop.check()?;
         let silent = || {
-            let message = "this and what belongs to it did not answer in time";
-            vec![Check::fail(id, message, "see with `gpuctl doctor -vv` what it waits for")]
+            let message = "this group of checks did not finish in time";
+            vec![Check::fail(id, message, "run `gpuctl doctor -vv` to see what it is waiting for")]
         };
         checks.extend(area.take().unwrap_or_else(silent));
     }

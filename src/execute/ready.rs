@@ -2,6 +2,7 @@
 //! start command and the answer of its health check all wake the watch at once.
 
 use super::Context;
+use crate::config::Span;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::model::{Health, Healthy, Manager, Observed, Presence, Running, Service, Trouble};
@@ -102,7 +103,7 @@ fn wake(service: &Service) -> Result<()> {
 
 fn not_woken(service: &Service, why: &str) -> Failure {
     Failure::new(Code::StartFailed, format!("{}: cannot be woken: {why}", service.name))
-        .hint("vLLM sleeps and wakes in development mode only (VLLM_SERVER_DEV_MODE=1, --enable-sleep-mode)")
+        .hint("vLLM sleeps and wakes only in development mode (VLLM_SERVER_DEV_MODE=1, --enable-sleep-mode)")
 }
 
 /// The failure of a start command that has started a container, which is no process of its own.
@@ -168,7 +169,7 @@ impl<'a> Watch<'a> {
 
     fn until_ready(&mut self) -> Result<()> {
         let deadline = self.begun + self.service.start_timeout;
-        let mut why = "its health check has not ended".to_owned();
+        let mut why = "its health check has not finished".to_owned();
         loop {
             let healthy = match &self.service.health {
                 Some(check) => self.ask(check, deadline)?,
@@ -223,7 +224,7 @@ impl<'a> Watch<'a> {
             Presence::Up(Running { restarts, trouble, .. })
                 if Some(restarts) != self.restarts || trouble.is_some() =>
             {
-                Err(self.died("ended at once, and its manager starts it again and again"))
+                Err(self.died("ended at once, and its manager keeps restarting it"))
             }
             _ => Ok(Some(Healthy::Yes)),
         }
@@ -334,9 +335,10 @@ impl<'a> Watch<'a> {
 
     fn timed_out(&self, why: &str) -> Failure {
         let limit = self.service.start_timeout;
-        let message = format!("{}: not ready within {limit:?}: {}", self.service.name, mask(why));
+        let message =
+            format!("{}: not ready within {}: {}", self.service.name, Span(limit), mask(why));
         self.explain(Failure::new(Code::Timeout, message)).hint(format!(
-            "it was left running; `gpuctl stop {}` ends it, a larger start_timeout gives it more time",
+            "it was left running; `gpuctl stop {}` stops it, and a larger start_timeout gives it more time",
             self.service.name
         ))
     }

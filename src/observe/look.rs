@@ -94,7 +94,7 @@ pub fn look<'a>(
             let what = format!("container {}", &container[..12.min(container.len())]);
             for at in &services {
                 let failure = claimed_by(config, &what, &services)
-                    .hint("two services claim one container: let one of them name another");
+                    .hint("two services claim one container: give one of them another");
                 let name = &config.services[*at].name;
                 look.presences.insert(name.clone(), Presence::Unknown(failure));
             }
@@ -160,7 +160,7 @@ fn in_unit(unit: &str, asked: &Result<HashMap<String, Shown>>) -> (Presence, Man
     let nothing = || {
         Presence::Unknown(Failure::new(
             Code::Unavailable,
-            format!("systemctl show said nothing of {unit}"),
+            format!("systemctl show said nothing about {unit}"),
         ))
     };
     match asked.as_ref().map(|shown| shown.get(unit)) {
@@ -176,7 +176,7 @@ fn in_unit(unit: &str, asked: &Result<HashMap<String, Shown>>) -> (Presence, Man
 /// The failure of services that claim one and the same thing.
 fn claimed_by(config: &Config, what: &str, services: &BTreeSet<usize>) -> Failure {
     let names: Vec<&str> = services.iter().map(|at| config.services[*at].name.as_str()).collect();
-    Failure::new(Code::Config, format!("{what} belongs to {} alike", names.join(" and ")))
+    Failure::new(Code::Config, format!("{what} belongs to both {}", names.join(" and ")))
 }
 
 /// Of a manager that was asked, if it was.
@@ -234,17 +234,20 @@ impl Look<'_> {
                 let is_hidden =
                     listeners.is_taken(port) && !is_seen() && Listeners::read().is_taken(port);
                 is_hidden.then(|| {
-                    format!("a process that may not be looked into listens on port {port}")
+                    format!("a process that may not be inspected is listening on port {port}")
                 })
             }
             None => on_gpu
                 .iter()
                 .find(|pid| table.get(**pid).is_none() && !process::is_ending(**pid))
-                .map(|pid| format!("process {pid}, which is on the card, may not be looked into")),
+                .map(|pid| format!("process {pid}, which is on the card, may not be inspected")),
         };
         what.map(|what| {
-            Failure::new(Code::Permission, format!("{what}: whether it is the service is unknown"))
-                .hint("run gpuctl as root, or as the user whose processes these are")
+            Failure::new(
+                Code::Permission,
+                format!("{what}: gpuctl cannot tell whether it is the service"),
+            )
+            .hint("run gpuctl as root, or as the user who owns these processes")
         })
     }
 

@@ -122,7 +122,7 @@ pub fn insufficient(
     let Some(capacity) = budget.capacity else {
         let refusal = reading_required(&snapshot.vram);
         return Refusal {
-            message: format!("who has to make room cannot be decided: {}", refusal.message),
+            message: format!("cannot decide which services have to make room: {}", refusal.message),
             ..refusal
         };
     };
@@ -158,7 +158,7 @@ pub fn insufficient(
     let failure = Failure::new(
         Code::InsufficientVram,
         format!(
-            "{} {} {required}, and {available} can be had at most (beside a reserve of {}){in_the_way}",
+            "{} {} {required}, but at most {available} can be freed (beside a reserve of {}){in_the_way}",
             names.join(" and "),
             if names.len() == 1 { "needs" } else { "need" },
             config.gpu.reserve
@@ -172,7 +172,7 @@ pub fn insufficient(
             "nothing was stopped; stop one of these yourself, or give the service a higher priority"
         }
         (false, false) => {
-            "nothing was stopped; these are no services of gpuctl, so end them yourself"
+            "nothing was stopped; gpuctl does not manage these processes, so stop them yourself"
         }
     };
     failure
@@ -210,6 +210,6 @@ pub fn reading_required(vram: &Vram) -> Failure {
     let failure = Failure::new(Code::Unavailable, format!("VRAM cannot be read: {why}"));
     match vram.no_such_gpu {
         true => failure.hint("--gpu, gpu.index or gpu.uuid names the card"),
-        false => failure.hint("for an estimate from the declared sizes of what runs, set gpu.total_mb in the configuration"),
+        false => failure.hint("for an estimate from the declared sizes of running services, set gpu.total_mb in the configuration"),
     }
 }

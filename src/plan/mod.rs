@@ -252,7 +252,7 @@ fn refuse_unknown(service: &Service, observed: &Observed) -> Result<(), Refusal>
         Presence::Unknown(failure) => {
             let refusal = about(service, failure);
             Err(refusal.hint(format!(
-                "whether {} runs cannot be told, so nothing was changed",
+                "cannot tell whether {} is running, so nothing was changed",
                 service.name
             )))
         }
@@ -289,7 +289,7 @@ fn refuse_unproven(service: &Service, observed: &Observed) -> Result<(), Refusal
     )
     .hint(format!("if it is {name}: gpuctl adopt {name} {}", first.pid))
     .hint(format!(
-        "if not: put into services.{name}.match what only {name} has in its command line"
+        "if not: set services.{name}.match to something that only {name} has in its command line"
     ))
     .detail("unproven", observed.unproven.iter().map(|one| one.pid).collect::<Vec<_>>()))
 }

@@ -15,7 +15,8 @@ macro_rules! line {
 impl Report for CanFitReport {
     fn text(&self, _: &Screen) -> String {
         let estimate = if self.source == Source::Estimate { " (estimate)" } else { "" };
-        let promised = self.promised_mb.map(|size| format!(", {size} promised to what runs"));
+        let promised =
+            self.promised_mb.map(|size| format!(", {size} promised to running services"));
         format!(
             "{}: {} needed, {} available ({} free, margin {}{}){estimate}\n",
             if self.fits { "fits" } else { "does not fit" },

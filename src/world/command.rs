@@ -3,6 +3,7 @@
 
 use super::caller;
 use super::wait::{Handle, Stop, Woken, wait};
+use crate::config::Span;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::model::variable;
@@ -162,14 +163,15 @@ impl Begun {
             Failure::new(Code::Internal, format!("cannot wait for `{}`: {e}", self.line))
         })?;
         // Not `{command:?}`, which shows the environment that it was given.
-        log::debug!("`{}` {} after {:?}", self.line, describe(status), self.begun.elapsed());
+        let took = Duration::from_millis(self.begun.elapsed().as_millis() as u64);
+        log::debug!("`{}` {} after {}", self.line, describe(status), Span(took));
         match woken {
             Woken::Event => {}
             Woken::Stopped => stop.check()?,
             Woken::TimedOut => {
                 return Err(Failure::new(
                     Code::Unavailable,
-                    format!("`{}` did not answer within {:?}", self.line, self.limit),
+                    format!("`{}` did not answer within {}", self.line, Span(self.limit)),
                 ));
             }
         }
@@ -279,7 +281,7 @@ pub fn start_detached(
     }
     let errors = log
         .try_clone()
-        .map_err(|e| Failure::new(Code::Io, format!("cannot open the log twice: {e}")))?;
+        .map_err(|e| Failure::new(Code::Io, format!("cannot open the log a second time: {e}")))?;
     command.stdout(log).stderr(errors);
     detach(&mut command);
     command.spawn().map_err(|e| not_started("sh", &command, &e))

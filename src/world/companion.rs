@@ -99,7 +99,7 @@ impl Listener {
             if let Some(end) = self.heard.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<u8> = self.heard.drain(..=end).collect();
                 let message = serde_json::from_slice(&line).map_err(|e| {
-                    Failure::new(Code::Internal, format!("told something unknown: {e}"))
+                    Failure::new(Code::Internal, format!("received something unknown: {e}"))
                 })?;
                 return Ok(Heard::Message(message));
             }

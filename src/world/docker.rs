@@ -105,7 +105,8 @@ fn parse<T: Described>(stdout: &[u8]) -> Result<Vec<T>> {
     match stdout.trim_ascii() {
         b"" => Ok(Vec::new()),
         text => serde_json::from_slice(text).map_err(|e| {
-            let message = format!("what `docker container inspect` says is not understood: {e}");
+            let message =
+                format!("cannot understand the output of `docker container inspect`: {e}");
             Failure::new(Code::Unavailable, message).hint("is `docker` in PATH the Docker client?")
         }),
     }
@@ -205,12 +206,11 @@ pub fn missing(container: &str) -> Failure {
 fn unreachable(output: &Output) -> Failure {
     let reason = output.reason();
     if reason.to_lowercase().contains("permission denied") {
-        return Failure::new(Code::Permission, format!("Docker does not let us in: {reason}"))
+        return Failure::new(Code::Permission, format!("Docker denies access: {reason}"))
             .hint("add your user to the group docker (and log in again), or run gpuctl as root");
     }
-    Failure::new(Code::Unavailable, format!("Docker cannot be reached: {reason}")).hint(
-        "is the engine running? `systemctl start docker`; another one is named by DOCKER_HOST",
-    )
+    Failure::new(Code::Unavailable, format!("Docker cannot be reached: {reason}"))
+        .hint("is the engine running? `systemctl start docker`; DOCKER_HOST names another one")
 }
 
 impl Described for Container {
@@ -260,7 +260,7 @@ impl Container {
     fn dead(&self) -> Failure {
         let name = self.name.trim_start_matches('/');
         Failure::new(Code::StartFailed, "dead: the engine could not remove it")
-            .hint(format!("`docker rm --force {name}` tries again; then create it anew"))
+            .hint(format!("`docker rm --force {name}` tries again; then create it again"))
     }
 
     /// How it ended, if it ever ran and did not just do its work.

@@ -58,7 +58,7 @@ pub fn end(
                     Code::StopFailed,
                     format!("{name}: still alive after SIGKILL: PID {}", pids.join(", ")),
                 )
-                .hint("a process that SIGKILL does not end waits in the kernel, mostly for the GPU driver; see `dmesg`")
+                .hint("a process that survives SIGKILL is waiting in the kernel, usually for the GPU driver; see `dmesg`")
                 .detail("pids", pids));
             }
         }

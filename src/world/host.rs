@@ -76,7 +76,7 @@ pub fn random_hex<const BYTES: usize>() -> Result<String> {
             Ok(count) => filled += count,
             Err(rustix::io::Errno::INTR) => {}
             Err(e) => {
-                let message = format!("the kernel gives no random numbers: {e}");
+                let message = format!("the kernel provides no random numbers: {e}");
                 return Err(Failure::new(Code::Internal, message));
             }
         }

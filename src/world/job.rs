@@ -67,7 +67,7 @@ pub fn could_start(program: &OsStr, path: Option<&OsStr>) -> Result<()> {
 /// What a person types may be a shell's own word.
 fn told_of_shells(failure: Failure) -> Failure {
     match failure.code {
-        Code::CommandNotFound => failure.hint("a shell's own words need `sh -c`"),
+        Code::CommandNotFound => failure.hint("shell built-ins need `sh -c`"),
         _ => failure,
     }
 }
@@ -358,6 +358,6 @@ fn internal(what: &str, error: &std::io::Error) -> Failure {
 fn not_started(program: &str, error: Option<std::io::Error>) -> Failure {
     match error {
         Some(e) => told_of_shells(program::not_started(program, &e)),
-        None => Failure::new(Code::Internal, format!("`{program}` does not start")),
+        None => Failure::new(Code::Internal, format!("`{program}` did not start")),
     }
 }

@@ -40,7 +40,7 @@ pub fn open(state_dir: &Path, service: &str) -> Result<(File, u64)> {
 
 fn unwritable(path: &Path, why: &dyn std::fmt::Display) -> Failure {
     Failure::new(Code::Io, format!("cannot use {} for logs: {why}", path.display()))
-        .hint("mend it, or choose another folder with GPUCTL_STATE_DIR")
+        .hint("repair it, or choose another folder with GPUCTL_STATE_DIR")
 }
 
 /// Gives a failure what a service has written to its log after `from`.

@@ -46,7 +46,7 @@ impl Listeners {
         let mut listeners = Listeners::default();
         for family in [AF_INET, AF_INET6] {
             if let Err(error) = listeners.add(family) {
-                log::debug!("the kernel does not tell who listens: {error}");
+                log::debug!("the kernel does not say who is listening: {error}");
             }
         }
         listeners

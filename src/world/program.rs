@@ -45,7 +45,7 @@ pub fn find(program: &OsStr, cwd: &Path, path: Option<&OsStr>) -> Result<PathBuf
 /// What the start of a program has failed with, or would fail with.
 pub fn not_started(program: &str, error: &Error) -> Failure {
     let message = match is_absence(error) {
-        true => format!("`{program}` is not there"),
+        true => format!("`{program}` does not exist"),
         false => format!("`{program}` cannot be executed: {error}"),
     };
     match error.kind() {

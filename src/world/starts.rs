@@ -127,7 +127,9 @@ impl Start {
         };
         write().map_err(|e| {
             Failure::new(Code::Io, format!("cannot record the start in {}: {e}", path.display()))
-                .hint("make room or mend the folder, or choose another with GPUCTL_STATE_DIR")
+                .hint(
+                    "free some space or repair the folder, or choose another with GPUCTL_STATE_DIR",
+                )
         })
     }
 }

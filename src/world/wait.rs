@@ -102,14 +102,14 @@ impl Stop {
         let signals = self.signals.as_ref();
         match signals.map_or(0, |signals| signals.number.load(Ordering::SeqCst)) {
             0 if self.events.iter().any(|event| event.happened()) => {
-                Err(Failure::new(Code::Internal, "given up because another step failed"))
+                Err(Failure::new(Code::Internal, "abandoned because another step failed"))
             }
             0 => Ok(()),
             signal => Err(Failure::new(
                 Code::Interrupted(signal as i32),
                 format!("interrupted by signal {signal}"),
             )
-            .hint("the same command run again goes on from here")),
+            .hint("run the same command again to continue from here")),
         }
     }
 
@@ -162,13 +162,13 @@ impl Lease {
 
     pub fn check(&self) -> Result<()> {
         if !self.lost.happened() && self.valid_until().is_some_and(|until| since_boot() >= until) {
-            self.lose("it was not renewed in time, so that others may have taken it");
+            self.lose("it was not renewed in time, so others may have taken it");
         }
         match self.why.get() {
             None => Ok(()),
             Some(why) => Err(Failure::new(Code::LockLost, format!("the GPU lock is lost: {why}"))
                 .hint(
-                    "nothing was done since; look with `gpuctl status`, then run the command again",
+                    "nothing has been done since; check `gpuctl status`, then run the command again",
                 )),
         }
     }

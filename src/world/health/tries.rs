@@ -91,7 +91,7 @@ impl Tries {
             }
             drop(answer);
             if wait(&[shared.answered.fd()], stop, deadline) != Woken::Event {
-                let late = Healthy::Silent("its health check does not end".to_owned());
+                let late = Healthy::Silent("its health check has not finished".to_owned());
                 return Some((late, TRY_LIMIT));
             }
             shared.answered.hush();

@@ -120,7 +120,7 @@ impl Started {
     /// what is there.
     pub fn check(&mut self, service: &Service, alive: bool) -> Result<()> {
         let status = self.child.try_wait().map_err(|e| {
-            Failure::new(Code::Internal, format!("cannot ask after the start command: {e}"))
+            Failure::new(Code::Internal, format!("cannot check on the start command: {e}"))
         })?;
         let Some(status) = status else { return Ok(()) };
         self.ended = None;
