@@ -15,7 +15,7 @@ pub enum Code {
     Internal,
     Io,
     LockBusy,
-    /// By this limit of the canary.
+    /// It is refused by this limit of the canary.
     NotNow(&'static str),
     LockLost,
     Permission,
@@ -23,12 +23,12 @@ pub enum Code {
     Timeout,
     NotExecutable,
     CommandNotFound,
-    /// By this signal.
+    /// It was ended by this signal.
     Interrupted(i32),
 }
 
 impl Code {
-    /// What users are told it means.
+    /// Returns what users are told it means.
     pub fn meaning(self) -> &'static str {
         match self {
             Code::Usage => "Bad command line.",
@@ -108,7 +108,7 @@ impl Code {
     }
 }
 
-/// What a command that did its work has to say by its exit status.
+/// This is what a command that did its work has to say by its exit status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
     /// Done, already so, or yes: 0.

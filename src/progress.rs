@@ -14,17 +14,17 @@ use std::io::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Between two pictures of a terminal's running steps.
+/// A terminal's running steps are drawn again after this time.
 const TICK: Duration = Duration::from_millis(100);
 
-/// Of a gauge, in columns; none is drawn where the screen is too narrow for it.
+/// A gauge has this many columns; none is drawn where the screen is too narrow for it.
 const GAUGE: usize = 24;
-/// What a line needs beside its gauge.
+/// This is what a line needs beside its gauge.
 const BESIDE_GAUGE: usize = 52;
 /// A step's words, in columns.
 const WORDS: usize = 28;
 
-/// How much is told, and how.
+/// This is how much is told, and how.
 #[derive(Clone)]
 enum Face {
     Silent,
@@ -137,7 +137,7 @@ impl Underway<'_> {
         }
     }
 
-    /// What is waited for has changed.
+    /// Tells that the step now waits for something else.
     pub fn now_for(&mut self, what: &str) {
         self.what = what.to_owned();
         match &self.bar {

@@ -51,7 +51,8 @@ pub fn predict(
     Ok(judge(candidate, canary, Card { total, persistent: used.saturating_sub(own) }))
 }
 
-/// Where a candidate is tried that fits: beside production if there is room, else in its place.
+/// Returns where a candidate is tried that fits: beside production if there is room, else in its
+/// place.
 pub fn route(hands: &Hands, candidate: &Candidate, verdict: &Verdict) -> Result<Route> {
     let canary = hands.canary;
     candidate

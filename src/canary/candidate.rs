@@ -10,7 +10,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-/// In bytes: a candidate is a handful of parameters.
+/// A candidate has at most this many bytes: it is a handful of parameters.
 const LIMIT: u64 = 1024 * 1024;
 
 /// Parameters by name; only such as are within their bounds.

@@ -19,20 +19,20 @@ use serde_json::{Map, Value, json};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Between two tries to start production.
+/// The start of production is tried again after this time.
 const RETRY: Duration = Duration::from_millis(100);
 
-/// What bringing production back came to.
+/// This is what bringing production back came to.
 pub struct Restored {
-    /// From the end of the test to ready, or to giving up.
+    /// The time from the end of the test until production was ready, or was given up.
     pub took: Duration,
-    /// For which it was away, in all.
+    /// The time for which production was away, in all.
     pub downtime: Duration,
     /// `Some`: it is not back.
     pub failure: Option<Failure>,
 }
 
-/// What it is done with.
+/// This is what it is done with.
 pub struct Hands<'a> {
     pub config: &'a Config,
     pub canary: &'a Canary,
@@ -97,7 +97,7 @@ impl Hands<'_> {
         })
     }
 
-    /// For how long production was away, where somebody has started it again since.
+    /// Tells for how long production was away, where somebody has started it again since.
     fn came_back_after(&self, journal: &Journal) -> Option<Duration> {
         let away = journal.away?.elapsed(&journal.boot);
         let snapshot = self.observe(&Stop::never()).ok()?;
@@ -110,7 +110,7 @@ impl Hands<'_> {
         }
     }
 
-    /// What one step of bringing it back may take of the time for all of them.
+    /// Returns what one step of bringing it back may take of the time for all of them.
     fn share(&self) -> Duration {
         self.canary.restore_sla / 3
     }

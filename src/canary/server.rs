@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 /// A canary has nothing to save.
 pub const GRACE: Duration = Duration::from_secs(1);
 
-/// Between two looks.
+/// The server is looked at again after this time.
 const POLL: Duration = Duration::from_millis(100);
 
 const LOG: &str = "canary";
@@ -36,7 +36,7 @@ pub struct Server {
     log_from: u64,
 }
 
-/// What came of the trial.
+/// This is what came of the trial.
 #[derive(Clone, Debug, Default)]
 pub struct Tested {
     /// Why it is rejected; `None`: it has passed.
@@ -77,7 +77,7 @@ pub fn start(
 }
 
 impl Server {
-    /// By the process that leads it; `None` where that had ended before it was looked at.
+    /// Names the group by the process that leads it; `None` where that had ended before.
     pub fn group(&self) -> Option<process::Id> {
         self.group
     }
@@ -149,7 +149,7 @@ impl Server {
             .count()
     }
 
-    /// How it ended, where it has.
+    /// Returns how it ended, where it has.
     fn death(&mut self) -> Option<String> {
         let status = self.child.try_wait().ok()??;
         let left =

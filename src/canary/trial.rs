@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::time::Instant;
 
-/// What came of a trial.
+/// This is what came of a trial.
 pub struct Outcome {
     pub route: Route,
     pub tested: Tested,
@@ -49,7 +49,7 @@ pub struct Trial<'a> {
     pub stop: &'a Stop,
     /// The window and the cooldown are waived.
     pub waived: bool,
-    /// What every process but production's holds.
+    /// This is what every process but production's holds.
     pub others: Option<Mb>,
     pub state_dir: &'a std::path::Path,
 }
@@ -62,7 +62,7 @@ impl Trial<'_> {
         }
     }
 
-    /// In production's place.
+    /// Tries the candidate in production's place.
     fn quiesced(&self) -> Result<Outcome> {
         let mut guardian = Guardian::start(self.hands.config, self.guard.descriptor())?;
         // Who takes over the lock of one that was killed waits for its guardian.
@@ -103,7 +103,7 @@ impl Trial<'_> {
         Ok(maintenance)
     }
 
-    /// Beside production, on the card of that number.
+    /// Tries the candidate beside production, on the card of that number.
     fn spare(&self, device: u32) -> Result<Outcome> {
         let mut journal = self.journal(Vec::new())?;
         {
@@ -129,7 +129,7 @@ impl Trial<'_> {
         self.conclude(&journal, Route::Spare(device), tested, None, broken_off)
     }
 
-    /// What a test came to, and why it was broken off if it was.
+    /// Returns what a test came to, and why it was broken off if it was.
     fn judge(&self, result: Result<Tested>, deadline: &Event) -> (Tested, Option<Failure>) {
         let timed_out = deadline.happened() && self.stop.check().is_ok();
         deadline.set();

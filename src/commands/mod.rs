@@ -32,7 +32,7 @@ use crate::world::wait::Stop;
 use anyhow::{Context, Result};
 use std::time::Duration;
 
-/// What every command that looks at the world works with.
+/// This is what every command that looks at the world works with.
 struct Session {
     config: Config,
     stop: Stop,
@@ -80,7 +80,7 @@ fn no_duration(flag: &str, text: &str, limit: &str) -> Failure {
 }
 
 impl Waiting {
-    /// How long to wait for the lock.
+    /// Returns how long to wait for the lock.
     fn patience(&self, config: &Config) -> crate::error::Result<Duration> {
         match &self.wait {
             _ if self.no_wait => Ok(Duration::ZERO),

@@ -118,7 +118,7 @@ pub enum Mode {
     Canary,
 }
 
-/// What a parameter of a candidate may be.
+/// This is what a parameter of a candidate may be.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(untagged, deny_unknown_fields)]
 pub enum Bound {
@@ -126,7 +126,7 @@ pub enum Bound {
     OneOf { one_of: Vec<String> },
 }
 
-/// What the canary works with.
+/// This is what the canary works with.
 #[derive(Clone, Debug)]
 pub struct Canary {
     pub service: String,
@@ -150,7 +150,7 @@ pub struct Canary {
     pub extra: BTreeMap<String, BTreeMap<String, Mb>>,
 }
 
-/// Where a complaint belongs: a key of the section, or a variable of the environment.
+/// This is where a complaint belongs: a key of the section, or a variable of the environment.
 pub type Complaint = (&'static str, String);
 
 impl File {

@@ -9,7 +9,7 @@ use crate::world::nvml::{Fault, Part, Reader};
 use crate::world::ports::Listeners;
 use crate::world::process::{self, Table};
 
-/// In MB; the driver itself takes some hundreds that belong to no process.
+/// More MB than this without a process are suspicious; the driver itself takes some hundreds.
 const UNLISTED: u64 = 1024;
 
 pub fn examine(case: &Case) -> Vec<Check> {

@@ -13,7 +13,7 @@ use std::time::Duration;
 /// Every command that acts asks it several times.
 const SLOW: Duration = Duration::from_millis(100);
 
-/// From where the lock's place is known.
+/// Tells from where the lock's place is known.
 pub fn source(config: Option<&Config>, environment: &Environment) -> &'static str {
     let written = config.and_then(|config| config.file.lock.url.as_deref());
     match (environment.get("GPUCTL_LOCK_URL"), written) {
@@ -43,8 +43,8 @@ pub fn examine(case: &Case) -> Vec<Check> {
     }
 }
 
-/// Where the machine's lock is: every user of it has to be able to open its file, and nobody to
-/// remove it.
+/// Returns where the machine's lock is: every user of it has to be able to open its file, and
+/// nobody to remove it.
 fn folder(config: &Config) -> Check {
     let path = &config.lock.place.file;
     let parent = path.parent().unwrap_or(Path::new("/"));
@@ -63,7 +63,7 @@ fn folder(config: &Config) -> Check {
     }
 }
 
-/// What is held, or what keeps the place from holding a lock.
+/// Returns what is held, or what keeps the place from holding a lock.
 fn record(found: &Result<Option<Held>>) -> Check {
     let id = Id::LockRecord;
     match found {

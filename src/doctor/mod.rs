@@ -25,10 +25,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// For all areas, side by side. Longer than any of them takes by its own limits.
+/// All areas, side by side, have this long, which is more than any of them takes by its own limits.
 const LIMIT: Duration = Duration::from_millis(11_500);
 
-/// What is examined.
+/// This is what is examined.
 struct Case {
     /// `None`: it cannot be used; what needs none is examined all the same.
     config: Option<Config>,
@@ -41,12 +41,12 @@ struct Case {
     stop: Stop,
 }
 
-/// What a check says that needs the configuration, where there is none to be used.
+/// This is what a check says that needs the configuration, where there is none to be used.
 const UNCONFIGURED: &str = "needs a valid configuration";
 
 type Area = fn(&Case) -> Vec<Check>;
 
-/// With the check that is told to have failed where an area does not end.
+/// Each area comes with the check that is told to have failed where the area does not end.
 const AREAS: [(Id, Area); 8] = [
     (Id::SystemKernel, state::kernel),
     (Id::NvmlDriver, gpu::examine),

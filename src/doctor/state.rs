@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 const SPACE: u64 = 100 * 1024 * 1024;
 const LOGS: u64 = 1024 * 1024 * 1024;
 
-/// Of pidfds that can be waited for and of close_range with its flags.
+/// The first kernel that has pidfds to wait for and close_range with its flags.
 const KERNEL: (u32, u32) = (5, 11);
 
 const FIX: &str =

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 const SHORTEST: Duration = Duration::from_millis(100);
 const LONGEST: Duration = Duration::from_secs(1);
 
-/// Without a health check, a service that lives this long counts as ready.
+/// A service without a health check counts as ready once it has lived this long.
 const SETTLING: Duration = Duration::from_millis(500);
 
 /// The kernel tells when a process began to a hundredth of a second.
@@ -120,7 +120,7 @@ struct Watch<'a> {
     service: &'a Service,
     stop: &'a Stop,
     context: &'a Context<'a>,
-    /// What became of a native service's start command.
+    /// This is what became of a native service's start command.
     started: Option<Started>,
     /// Restarts by its manager when the watch began.
     restarts: Option<u64>,
@@ -207,7 +207,8 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// Without a health check: what its manager says, or that it stays alive for a moment.
+    /// Decides without a health check: by what its manager says, or that it stays alive for a
+    /// moment.
     fn settle(&mut self) -> Result<Option<Healthy>> {
         let look = self.look_after_it()?;
         if let Presence::Up(Running { own_health: Some(healthy), .. }) =
@@ -308,7 +309,7 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// After a good answer: whether it was the service that gave it.
+    /// Tells, after a good answer, whether it was the service that gave it.
     fn answers_itself(&mut self) -> Result<bool> {
         let look = self.look_after_it()?;
         let service = self.service;

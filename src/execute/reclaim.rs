@@ -45,12 +45,12 @@ pub fn wait_for_memory(
     }
 }
 
-/// What has to disappear from the card.
+/// This is what has to disappear from the card.
 struct Expectation<'a> {
     stopped: &'a [String],
     /// The stopped services' processes on the card.
     pids: HashSet<Pid>,
-    /// What they held together; `None` where the driver does not tell.
+    /// This is what they held together; `None` where the driver does not tell.
     held: Option<Mb>,
     /// Memory in use that is listed for no other process, before anything was stopped.
     unlisted: i128,
@@ -95,7 +95,7 @@ impl Expectation<'_> {
         !still_there && is_back
     }
 
-    /// What is no longer in use of what was.
+    /// Returns what is no longer in use of what was.
     fn back(&self, now: &Vram) -> Mb {
         let back = self.unlisted - unlisted(now, &self.pids);
         Mb(u64::try_from(back).unwrap_or(0))

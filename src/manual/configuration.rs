@@ -105,7 +105,7 @@ fn entries(page: &mut Roff, schema: &Value, table: &Value) {
     }
 }
 
-/// What may stand for a key, as roff.
+/// Returns what may stand for a key, as roff.
 fn kind(schema: &Value, property: &Value) -> String {
     let shape = resolved(schema, property);
     let reference = reference(property).unwrap_or_default();

@@ -9,10 +9,10 @@ pub struct Fact {
     pub topic: Topic,
 }
 
-/// What a command may have to do with.
+/// This is what a command may have to do with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Topic {
-    /// What every command has to do with.
+    /// This is what every command has to do with.
     Any,
     Config,
     Lock,
@@ -152,15 +152,15 @@ pub const FILES: &[Fact] = &[
     ),
 ];
 
-/// What a command has to do with, and how it may end.
+/// This is what a command has to do with, and how it may end.
 pub struct Concern {
     topics: &'static [Topic],
-    /// When the answer is no.
+    /// This is when the answer is no.
     no: Option<&'static str>,
     codes: Vec<Code>,
 }
 
-/// Of the command at the end of these words; of gpuctl itself where there are none.
+/// Returns the concern of the command at the end of these words, or of gpuctl itself without any.
 pub fn concern(path: &str) -> Concern {
     use Topic::{Canary, Config, Install, Lock, Run, State};
     const EVERYTHING: &[Topic] = &[Config, Lock, State, Canary, Run, Install];

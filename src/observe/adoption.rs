@@ -10,7 +10,7 @@ use crate::world::process::{self, Id, Process, Table};
 use crate::world::wait::Stop;
 use std::collections::HashSet;
 
-/// What is known of a process that is to be adopted.
+/// This is what is known of a process that is to be adopted.
 #[derive(Clone, Debug, Default)]
 struct Facts {
     /// There is a process of that number.

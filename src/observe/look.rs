@@ -21,11 +21,11 @@ use std::cell::OnceCell;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::thread::{self, ScopedJoinHandle};
 
-/// What the managers said, put together.
+/// This is what the managers said, put together.
 pub struct Look<'a> {
     config: &'a Config,
     presences: HashMap<String, Presence>,
-    /// Of all services, in the order of the configuration.
+    /// The answers of the managers for all services, in the order of the configuration.
     pub managed: Vec<Managed>,
     scene: Scene,
     ownership: Ownership,
@@ -138,7 +138,7 @@ pub fn members(
     }
 }
 
-/// What an engine says of a container, and where its processes are.
+/// Returns what an engine says of a container, and where its processes are.
 fn contained(container: &str, asked: &Result<HashMap<String, Inspected>>) -> (Presence, Managed) {
     match asked {
         Err(failure) => (Presence::Unknown(failure.clone()), Managed::default()),
@@ -155,7 +155,7 @@ fn contained(container: &str, asked: &Result<HashMap<String, Inspected>>) -> (Pr
     }
 }
 
-/// What systemd says of a unit, and where its processes are.
+/// Returns what systemd says of a unit, and where its processes are.
 fn in_unit(unit: &str, asked: &Result<HashMap<String, Shown>>) -> (Presence, Managed) {
     let nothing = || {
         Presence::Unknown(Failure::new(
@@ -179,14 +179,14 @@ fn claimed_by(config: &Config, what: &str, services: &BTreeSet<usize>) -> Failur
     Failure::new(Code::Config, format!("{what} belongs to both {}", names.join(" and ")))
 }
 
-/// Of a manager that was asked, if it was.
+/// Returns the answer of a manager, or nothing if it was not asked.
 fn answer<T: Default>(asked: Option<ScopedJoinHandle<Result<T>>>) -> Result<T> {
     let panicked = |_| Err(Failure::new(Code::Internal, "a thread of gpuctl panicked"));
     asked.map_or_else(|| Ok(T::default()), |asked| asked.join().unwrap_or_else(panicked))
 }
 
 impl Look<'_> {
-    /// What a native service's processes say of its state, or why that cannot be told.
+    /// Returns what a native service's processes say of its state, or why that cannot be told.
     fn native(&self, service: &Service, on_gpu: &HashSet<Pid>) -> Presence {
         let (table, ownership) = (&self.scene.table, &self.ownership);
         let at = self.places[service.name.as_str()];
@@ -251,7 +251,7 @@ impl Look<'_> {
         })
     }
 
-    /// What a start, in clock ticks since boot, may have left in the panes of multiplexers.
+    /// Returns what a start, in clock ticks since boot, may have left in the panes of multiplexers.
     pub fn panes_since(&self, service: &str, since: u64) -> Panes {
         self.scene.panes_since(&self.ownership, self.places[service], since)
     }

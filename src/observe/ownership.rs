@@ -13,7 +13,8 @@ use crate::model::{Managed, Pid, Proof};
 use crate::world::process::{Id, Process, Table};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-/// What a service has to show for its processes. Services are numbered as in the configuration.
+/// This is what a service has to show for its processes. Services are numbered as in the
+/// configuration.
 #[derive(Clone, Debug, Default)]
 pub struct Claim {
     /// gpuctl started it itself, or its owner did by hand. What is in a container is never part of
@@ -29,7 +30,7 @@ pub struct Claim {
     pub recorded: Vec<Id>,
 }
 
-/// What a process shows of itself, beside its place in the process table.
+/// This is what a process shows of itself, beside its place in the process table.
 #[derive(Clone, Debug, Default)]
 pub struct Evidence {
     /// It is a viewer, an editor or a caller of gpuctl, which mention a service without being it.
@@ -223,7 +224,7 @@ impl Court<'_> {
         is_meant && !was_reused && process.ticks >= recorded.start
     }
 
-    /// In gpuctl's own group or session, whose members are the caller's.
+    /// It is in gpuctl's own group or session, whose members are the caller's.
     fn is_with_us(&self, process: &Process) -> bool {
         self.table.me().is_some_and(|me| me.group == process.group || me.session == process.session)
     }

@@ -13,9 +13,9 @@ use std::collections::HashSet;
 /// unloads on request commits only what it holds.
 #[derive(Clone, Debug)]
 pub struct Budget {
-    /// What all services together may commit; `None` where the card's size is not known.
+    /// This is what all services together may commit; `None` where the card's size is not known.
     pub capacity: Option<Mb>,
-    /// What is in use on the card, by whomever.
+    /// This is what is in use on the card, by whomever.
     in_use: Option<Mb>,
     services: Vec<Commitment>,
 }
@@ -59,14 +59,14 @@ impl Budget {
         self.services.iter().map(|service| service.committed).sum()
     }
 
-    /// What is promised to services and not yet in use. They cannot hold more than is in use, as
-    /// those are presumed to whose manager cannot be asked.
+    /// Returns what is promised to services and not yet in use. They cannot hold more than is in
+    /// use, as those are presumed to whose manager cannot be asked.
     pub fn unused(&self) -> Mb {
         let held: Mb = self.services.iter().map(|service| service.held).sum();
         self.committed().saturating_sub(self.in_use.map_or(held, |in_use| held.min(in_use)))
     }
 
-    /// What would be committed with `needed` in full use and `evicted` gone.
+    /// Returns what would be committed with `needed` in full use and `evicted` gone.
     pub fn demand(&self, needed: &HashSet<&str>, evicted: &HashSet<&str>) -> Mb {
         let share = |entry: &Commitment| match entry.service.as_str() {
             name if needed.contains(name) => entry.needed,
@@ -90,14 +90,14 @@ impl Budget {
         }
     }
 
-    /// What a service commits now.
+    /// Returns what a service commits now.
     pub fn commitment_of(&self, service: &str) -> Mb {
         let entry = self.services.iter().find(|entry| entry.service == service);
         entry.map_or(Mb(0), |entry| entry.committed)
     }
 }
 
-/// What it holds, or must be presumed to hold.
+/// Returns what it holds, or must be presumed to hold.
 pub fn presumed(service: &Service, observed: &Observed) -> Mb {
     let unknown = if observed.may_run() { service.vram } else { Mb(0) };
     observed.used.unwrap_or(unknown)

@@ -11,7 +11,7 @@ use serde::Serialize;
 use std::fmt::Write;
 use std::time::Duration;
 
-/// Where a call's steps begin: below its command.
+/// This is where a call's steps begin: below its command.
 const INDENT: usize = 10;
 
 #[derive(Serialize)]

@@ -75,7 +75,7 @@ impl ActReport {
 }
 
 impl Subject {
-    /// As it follows the command's name: "4 (video)"; nothing for all services.
+    /// Gives the name as it follows the command's: "4 (video)"; nothing for all services.
     pub fn name(&self) -> String {
         match self {
             Subject::Phase { phase, name: Some(name) } => format!("{phase} ({name})"),

@@ -105,7 +105,7 @@ fn shell(text: &str, env: &BTreeMap<String, String>, cwd: Option<&Path>) -> Comm
 #[must_use = "whoever begins a program waits for it"]
 pub struct Begun {
     child: Child,
-    /// As it may be shown.
+    /// The command line as it may be shown, without secrets.
     line: String,
     stdout: Pipe,
     stderr: Pipe,
@@ -196,8 +196,8 @@ pub fn reap() {
     }
 }
 
-/// What a program writes, read as it comes: neither of its pipes fills up, and nobody waits for the
-/// end of one that another process keeps open.
+/// This is what a program writes, read as it comes: neither of its pipes fills up, and nobody waits
+/// for the end of one that another process keeps open.
 struct Pipe {
     /// `None` at its end.
     source: Option<OwnedFd>,

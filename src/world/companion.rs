@@ -17,7 +17,7 @@ use std::process::Child;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// From the end of its descriptors to that of a process.
+/// A process ends within this time after its descriptors.
 const END_LIMIT: Duration = Duration::from_secs(1);
 
 /// Our side of it. When it is dropped, the companion takes us for dead.

@@ -22,7 +22,7 @@ const ASK_LIMIT: Duration = Duration::from_secs(5);
 /// Docker's client is written in Go, whose garbage collector and further threads take a tenth of
 /// the time in which it answers, and are of no use for so little work (measured with 28.2.2).
 const LEAN: [(&str, &str); 3] = [("GOGC", "off"), ("GOMEMLIMIT", "256MiB"), ("GOMAXPROCS", "1")];
-/// What the engine may take beyond the time it was told, and for calls without one.
+/// The engine may take this long beyond the time it was told, and for calls without one.
 const ENGINE_LIMIT: Duration = Duration::from_secs(15);
 
 #[derive(Deserialize)]
@@ -74,10 +74,10 @@ struct PortBinding {
     host_port: String,
 }
 
-/// What the engine says of a container.
+/// This is what the engine says of a container.
 #[derive(Clone, Debug)]
 pub struct Inspected {
-    /// In full, as control groups name it; empty when there is no such container.
+    /// The full id, as control groups name it; empty when there is no such container.
     pub id: String,
     pub presence: Presence,
 }
@@ -94,9 +94,9 @@ fn ask_about(containers: &[&str]) -> Result<Begun> {
 
 /// A container as the engine describes it, of which a type keeps what it is for.
 trait Described: DeserializeOwned {
-    /// In full, as control groups name it.
+    /// Returns the full id, as control groups name it.
     fn id(&self) -> &str;
-    /// With the slash before it that the engine writes.
+    /// Returns the name, with the slash before it that the engine writes.
     fn name(&self) -> &str;
 }
 
@@ -145,7 +145,7 @@ fn is_whole(containers: &[&str], text: &[u8]) -> bool {
     has_ended && read(containers, text).is_ok_and(|all| all.values().all(|one| !one.id.is_empty()))
 }
 
-/// What it says of these containers: a list of those that there are.
+/// Returns what it says of these containers: a list of those that there are.
 pub fn read(containers: &[&str], stdout: &[u8]) -> Result<HashMap<String, Inspected>> {
     let found: Vec<Container> = parse(stdout)?;
     let inspected = |name: &&str| {
@@ -263,7 +263,7 @@ impl Container {
             .hint(format!("`docker rm --force {name}` tries again; then create it again"))
     }
 
-    /// How it ended, if it ever ran and did not just do its work.
+    /// Returns how it ended, if it ever ran and did not just do its work.
     fn ending(&self) -> Option<String> {
         let state = &self.state;
         if !state.error.is_empty() {

@@ -9,10 +9,10 @@ use rustix::process::Signal;
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-/// From SIGKILL to gone; longer only when the kernel is stuck in a driver.
+/// A process is gone this soon after SIGKILL, unless the kernel is stuck in a driver.
 const KILL_LIMIT: Duration = Duration::from_secs(5);
 
-/// How an end begins.
+/// This is how an end begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FirstMove {
     Term,

@@ -40,7 +40,7 @@ pub struct Fault {
     pub remedy: String,
 }
 
-/// What a reading goes through, in this order.
+/// This is what a reading goes through, in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Part {
     Library,
@@ -253,7 +253,7 @@ fn not_connected(error: &NvmlError, gpu: &Gpu) -> Fault {
     }
 }
 
-/// What an NVML error means here and what to do about it.
+/// Returns what an NVML error means here and what to do about it.
 fn explain(error: &NvmlError) -> Fault {
     let part = match error {
         NvmlError::LibloadingError(_) | NvmlError::LibraryNotFound => Part::Library,

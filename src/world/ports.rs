@@ -35,7 +35,7 @@ pub fn local_port(health: &Health) -> Option<u16> {
 /// The ports of this network namespace's listening sockets.
 #[derive(Default)]
 pub struct Listeners {
-    /// By the sockets' names in the links of /proc/PID/fd.
+    /// The ports by the sockets' names in the links of /proc/PID/fd.
     ports: HashMap<String, u16>,
 }
 

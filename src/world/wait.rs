@@ -45,7 +45,7 @@ struct Signals {
     /// Readable once a signal has come.
     arrived: UnixStream,
     number: Arc<AtomicUsize>,
-    /// What makes a second signal end the process at once.
+    /// This is what makes a second signal end the process at once.
     last_resort: Vec<SigId>,
 }
 
@@ -70,7 +70,7 @@ impl Stop {
         Ok(Stop { signals: Some(Arc::new(signals)), events: Vec::new(), lease: None })
     }
 
-    /// For work that nothing calls off but its deadline.
+    /// Makes one for work that nothing calls off but its deadline.
     pub fn never() -> Stop {
         Stop { signals: None, events: Vec::new(), lease: None }
     }
@@ -87,7 +87,7 @@ impl Stop {
         Stop { lease: Some(lease.clone()), ..self.clone() }
     }
 
-    /// The same from now on without the signals, which somebody else takes: they neither stop
+    /// Returns it without the signals from now on, which somebody else takes: they neither stop
     /// this work nor end the process.
     pub fn without_signals(self) -> Stop {
         for id in self.signals.iter().flat_map(|signals| &signals.last_resort) {
@@ -121,8 +121,8 @@ impl Stop {
     }
 }
 
-/// How long a lock is ours: until a time that only a renewal moves, or until it is seen to be
-/// another's. It is told by the clock since boot, which also runs while gpuctl is stopped or the
+/// This is how long a lock is ours: until a time that only a renewal moves, or until it is seen to
+/// be another's. It is told by the clock since boot, which also runs while gpuctl is stopped or the
 /// machine sleeps.
 pub struct Lease {
     lost: Arc<Event>,
@@ -147,7 +147,7 @@ impl Lease {
         self.valid_until.store(valid_until.as_millis() as u64, Ordering::SeqCst);
     }
 
-    /// In time since boot; `None` of one that needs no renewal.
+    /// Tells until when it is valid, in time since boot; `None` if it needs no renewal.
     pub fn valid_until(&self) -> Option<Duration> {
         let until = self.valid_until.load(Ordering::SeqCst);
         (until != u64::MAX).then(|| Duration::from_millis(until))
@@ -239,8 +239,8 @@ impl<T: Send + 'static> Aside<T> {
         &self.ended
     }
 
-    /// What came of it; `None` while it is under way, and once it has been taken. Panics where the
-    /// work has.
+    /// Returns what came of it; `None` while it is under way, and once it has been taken. Panics
+    /// where the work has.
     pub fn take(&self) -> Option<T> {
         let result = self.result.lock().unwrap_or_else(PoisonError::into_inner).take();
         result.map(|result| result.unwrap_or_else(|panic| resume_unwind(panic)))
@@ -305,7 +305,7 @@ impl Bell {
         let _ = rustix::io::write(&self.fd, &1_u64.to_ne_bytes());
     }
 
-    /// Until it rings again.
+    /// Silences it until it rings again.
     pub fn hush(&self) {
         // It fails where it does not ring.
         let _ = rustix::io::read(&self.fd, &mut [0; 8]);

@@ -85,7 +85,7 @@ fn row_44_a_number_that_is_out_of_bounds_is_refused() {
         (
             "[services.a]\ntype = \"native\"\nvram_mb = 20000000000",
             "3: services.a.vram_mb",
-            "more than",
+            "at most",
         ),
         (&native("phases = [4294967296]"), "5: services.a.phases[0]", "integer `4294967296`"),
         (&native("start_timeout = 0"), "5: services.a.start_timeout", "longer than zero"),
