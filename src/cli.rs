@@ -12,7 +12,7 @@ use std::time::Duration;
 
 /// Share one GPU between services that do not fit on it together
 ///
-/// Each call looks at the world, decides, acts, and reports by its exit code; no daemon stays
+/// Each call looks at the world, decides, acts, and reports by its exit code; no daemon is left
 /// behind. Repeating a command that has succeeded does nothing. Results are on stdout, progress and
 /// errors on stderr.
 ///
@@ -40,10 +40,10 @@ pub struct Global {
     /// Print one JSON document on stdout, for failures too
     #[arg(long, global = true)]
     pub json: bool,
-    /// No progress and no warnings, errors only
+    /// Show errors only, no progress and no warnings
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     pub quiet: bool,
-    /// Show what is done: -v every external command and its time, -vv more
+    /// Show what is being done: -v every external command and its time, -vv more
     #[arg(short, long, global = true, action = ArgAction::Count)]
     pub verbose: u8,
 }
@@ -52,11 +52,11 @@ pub struct Global {
 pub enum Command {
     /// Show VRAM, GPU processes and the state of each service
     ///
-    /// Everything is read anew: the driver, Docker, systemd, the process table, the health checks,
+    /// Everything is read afresh: the driver, Docker, systemd, the process table, the health checks,
     /// the lock. What cannot be read is shown as such; the rest is shown all the same.
     #[command(after_long_help = examples::STATUS)]
     Status(Status),
-    /// Answer by the exit code whether a size or a service fits now
+    /// Tell by the exit code whether a size or a service fits now
     ///
     /// It fits (exit code 0) if what is free, less the margin, is at least the size. A service
     /// counts with its declared vram_mb. Nothing is stopped and nothing is reserved.
@@ -88,15 +88,15 @@ pub enum Command {
     ///
     /// Nobody else changes anything on the GPU while the command runs. Its exit code is passed on,
     /// and the services keep running. If the lock is lost, the command is ended (TERM, --grace,
-    /// KILL). In its environment: GPUCTL_LOCK_TOKEN, by which gpuctl commands that it calls act
+    /// KILL). In its environment: GPUCTL_LOCK_TOKEN, with which gpuctl commands that it calls act
     /// under the same lock; GPUCTL_FENCE, a number that rises with every holder; GPUCTL_SERVICE.
     #[command(after_long_help = examples::RUN)]
     Run(Run),
     /// Tie processes that were started by hand to a native service
     ///
-    /// From then on they are proven to be the service's, with all that comes of them: it is shown as
-    /// running, and stopped with them. All of them are adopted or none. What belongs to another
-    /// service, a container's processes and the caller's own are refused.
+    /// From then on they, and whatever they start, count as proven to be the service's: it is shown as
+    /// running, and stopping it stops them. Either all of them are adopted or none. Processes of
+    /// another service, of a container and the caller's own are refused.
     #[command(after_long_help = examples::ADOPT)]
     Adopt(Adopt),
     /// Take, give back and show the GPU lock
@@ -108,29 +108,29 @@ pub enum Command {
     /// a budget of downtime; production comes back also when gpuctl is killed in the middle.
     #[command(subcommand, after_long_help = examples::CANARY)]
     Canary(Canary),
-    /// Check every precondition, and say how to mend what fails
+    /// Check every precondition, and say how to fix what fails
     ///
     /// Exit code 1 if anything fails. It changes nothing, takes no lock, and works without a
-    /// configuration too. The checks have ids that stay.
+    /// configuration too. The ids of the checks never change.
     #[command(after_long_help = examples::DOCTOR)]
     Doctor,
     /// Show what gpuctl did, when, and how it ended
     ///
     /// Every call that changes something writes its steps, its result and how long each took into
-    /// a log in the state folder. A call that was killed is told as such.
+    /// a log in the state folder. A call that was killed is shown as such.
     #[command(after_long_help = examples::HISTORY)]
     History(History),
     /// Write, check and show the configuration
     #[command(subcommand, after_long_help = examples::CONFIG)]
     Config(Config),
-    /// Print the completion script of a shell
+    /// Print the completion script for a shell
     ///
-    /// It offers commands and options, and the services and phases of the configuration.
+    /// It completes commands and options, and the services and phases of the configuration.
     #[command(after_long_help = examples::COMPLETIONS)]
     Completions(Completions),
     /// Print the manual page, or write all of them
     ///
-    /// One page a command, gpuctl(1) for all of it, and gpuctl.toml(5) for the configuration.
+    /// One page per command, gpuctl(1) for the whole, and gpuctl.toml(5) for the configuration.
     #[command(after_long_help = examples::MAN)]
     Man(Man),
     /// Say what may stand at the end of a command line; the completion scripts call it
@@ -181,8 +181,8 @@ pub struct Status {
     /// Exit 0 only if this service is ready or busy, else 1 (repeatable)
     #[arg(long, value_name = "SERVICE")]
     pub check: Vec<String>,
-    /// Show it anew every SECS seconds (2 without a number), until Ctrl-C; with --json one
-    /// document a line
+    /// Refresh it every SECS seconds (2 if no number is given), until Ctrl-C; with --json one
+    /// document per line
     #[arg(long, value_name = "SECS", num_args = 0..=1, default_missing_value = "2", value_parser = interval, conflicts_with = "check")]
     pub watch: Option<Duration>,
     /// Print metrics for node_exporter's textfile collector
@@ -203,7 +203,7 @@ pub struct CanFit {
     /// How much: a SIZE such as 20000 or 20GB, or a service
     #[arg(value_name = "SIZE|SERVICE")]
     pub what: String,
-    /// Keep this much free beside it [default: gpu.reserve_mb]
+    /// Keep this much free besides [default: gpu.reserve_mb]
     #[arg(long, value_name = "SIZE")]
     pub margin: Option<String>,
     /// Also count what running services have declared and not yet used
@@ -228,7 +228,7 @@ pub struct PreparePhase {
 pub struct Start {
     /// Service to make ready
     pub service: String,
-    /// Stop no other service: exit 3 if it does not fit beside them
+    /// Stop no other service: exit 3 if it does not fit beside the others
     #[arg(long)]
     pub no_preempt: bool,
     #[command(flatten)]
@@ -262,9 +262,9 @@ pub struct ReleaseAll {
 
 #[derive(Debug, Args)]
 pub struct Adopt {
-    /// Native service that they are
+    /// Native service that they belong to
     pub service: String,
-    /// Processes to adopt, by number
+    /// Processes to adopt, by PID
     #[arg(required = true, value_name = "PID", value_parser = clap::value_parser!(i32).range(1..))]
     pub pids: Vec<i32>,
     #[command(flatten)]
@@ -316,7 +316,7 @@ pub enum Lock {
     Acquire(LockAcquire),
     /// Give the GPU lock back
     ///
-    /// What `lock acquire` took. The lock of `gpuctl run` ends with its command, and is left alone
+    /// This is for what `lock acquire` took. The lock of `gpuctl run` ends with its command, and is left alone
     /// unless --force is given.
     #[command(after_long_help = examples::LOCK_RELEASE)]
     Release(LockRelease),
@@ -335,7 +335,7 @@ pub struct LockAcquire {
     pub ttl: Option<String>,
     #[command(flatten)]
     pub waiting: Waiting,
-    /// Process with which it ends as well
+    /// Also end it when this process ends
     #[arg(long)]
     pub pid: Option<i32>,
 }
@@ -345,14 +345,14 @@ pub struct LockRelease {
     /// Token that `lock acquire` printed [default: $GPUCTL_LOCK_TOKEN]
     #[arg(long)]
     pub token: Option<String>,
-    /// Without a token, whoever holds it
+    /// Release it without a token, whoever holds it
     #[arg(long, conflicts_with = "token")]
     pub force: bool,
 }
 
 #[derive(Debug, Args)]
 pub struct DryRun {
-    /// Print the plan, change nothing, and exit as the real run would be refused
+    /// Print the plan and change nothing; exit with the code that the real run would be refused with
     #[arg(long)]
     pub dry_run: bool,
 }
@@ -366,10 +366,10 @@ pub struct Force {
 
 #[derive(Debug, Args)]
 pub struct History {
-    /// So many calls at most, the last ones
+    /// Show at most this many calls, the latest ones
     #[arg(short = 'n', long, value_name = "N", default_value_t = 20)]
     pub lines: usize,
-    /// Only calls that began within this time
+    /// Show only calls that began within this time
     #[arg(long, value_name = "DUR")]
     pub since: Option<String>,
 }
@@ -378,7 +378,7 @@ pub struct History {
 pub enum Config {
     /// Write a commented starting configuration
     ///
-    /// The four services of a video pipeline, commented, to be adapted to your own.
+    /// It has the four services of a video pipeline, with comments, for you to adapt to your own.
     #[command(after_long_help = examples::CONFIG_INIT)]
     Init(ConfigInit),
     /// Validate the configuration

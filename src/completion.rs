@@ -8,7 +8,7 @@ use clap::builder::StyledStr;
 use clap::{Arg, ArgAction, Command, ValueHint};
 use std::path::Path;
 
-/// What may come next.
+/// This is what may come next.
 pub enum Offer {
     Values(Vec<Candidate>),
     /// Any path; the shell knows how to offer these.
@@ -19,7 +19,7 @@ pub enum Offer {
 
 pub struct Candidate {
     pub value: String,
-    /// What it is, in a few words.
+    /// This is what it is, in a few words.
     pub about: String,
 }
 
@@ -66,11 +66,11 @@ pub fn offer(mut root: Command, words: &[String], environment: &Environment) -> 
 /// The words before the cursor, as far as they can be understood.
 struct Line<'a> {
     command: &'a Command,
-    /// With their values, in the order they were typed.
+    /// The arguments with their values, in the order in which they were typed.
     arguments: Vec<(&'a Arg, &'a str)>,
     /// The option whose value comes next.
     awaiting: Option<&'a Arg>,
-    /// After `--`.
+    /// Whether the word stands after `--`.
     is_escaped: bool,
 }
 
@@ -169,7 +169,7 @@ impl<'a> Line<'a> {
             .collect()
     }
 
-    /// What an argument can be; known by what its value is called in the help.
+    /// Returns what an argument can be; known by what its value is called in the help.
     fn values(&self, argument: &Arg, environment: &Environment) -> Offer {
         if argument.is_last_set() {
             return Offer::Command;
@@ -224,7 +224,7 @@ fn services(config: &Config) -> Vec<Candidate> {
     config.services.iter().map(|service| Candidate::new(&service.name, about(service))).collect()
 }
 
-/// By name and by number.
+/// Offers the phases by name and by number.
 fn phases(config: &Config) -> Vec<Candidate> {
     let needs = |phase: u32| {
         let needed = config.services.iter().filter(|service| service.phases.contains(&phase));
@@ -254,7 +254,7 @@ fn cards(config: &Config) -> Vec<Candidate> {
     cards
 }
 
-/// Of a candidate, with their bounds.
+/// Offers the parameters of a candidate with their bounds.
 fn parameters(config: &Config) -> Vec<Candidate> {
     let bounds = config.canary().map(|canary| canary.bounds.iter());
     bounds

@@ -10,9 +10,9 @@ pub type Result<T> = std::result::Result<T, Failure>;
 #[derive(Clone, Debug)]
 pub struct Failure {
     pub code: Code,
-    /// What failed, on what, and why; reads after "gpuctl: ".
+    /// This is what failed, on what, and why; reads after "gpuctl: ".
     pub message: String,
-    /// What to do next, one line each.
+    /// This is what to do next, one line each.
     pub hints: Vec<String>,
     /// Facts for programs, under `error.details`.
     pub details: Box<Map<String, Value>>,

@@ -15,7 +15,7 @@ pub enum Code {
     Internal,
     Io,
     LockBusy,
-    /// By this limit of the canary.
+    /// It is refused by this limit of the canary.
     NotNow(&'static str),
     LockLost,
     Permission,
@@ -23,12 +23,12 @@ pub enum Code {
     Timeout,
     NotExecutable,
     CommandNotFound,
-    /// By this signal.
+    /// It was ended by this signal.
     Interrupted(i32),
 }
 
 impl Code {
-    /// What users are told it means.
+    /// Returns what users are told it means.
     pub fn meaning(self) -> &'static str {
         match self {
             Code::Usage => "Bad command line.",
@@ -39,14 +39,16 @@ impl Code {
             Code::StartFailed => {
                 "A service exited or crashed at its start, or something else answers its port."
             }
-            Code::StopFailed => "A service is alive after SIGKILL, or its VRAM did not come back.",
+            Code::StopFailed => {
+                "A service is still alive after SIGKILL, or its VRAM did not come back."
+            }
             Code::Unavailable => {
                 "Docker, Redis, systemd or the NVIDIA driver, where it is needed, cannot be reached."
             }
             Code::Internal => "A bug in gpuctl.",
             Code::Io => "A file could not be read or written.",
-            Code::LockBusy => "Another holds the GPU lock, and the wait for it ran out.",
-            Code::NotNow(_) => "Not now, by the limit that `error.code` names.",
+            Code::LockBusy => "Somebody else holds the GPU lock, and the wait for it ran out.",
+            Code::NotNow(_) => "Not now, because of the limit that `error.code` names.",
             Code::LockLost => "The GPU lock was lost while acting; acting stopped.",
             Code::Permission => {
                 "Docker, Redis or a process is closed to this user, or others may write the \
@@ -106,7 +108,7 @@ impl Code {
     }
 }
 
-/// What a command that did its work has to say by its exit status.
+/// This is what a command that did its work has to say by its exit status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
     /// Done, already so, or yes: 0.

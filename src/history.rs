@@ -15,9 +15,9 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// At this size a new file is begun, and the one before the last is given up.
+/// A file of this size, in bytes, is followed by a new one, and the one before it is given up.
 const FILE_LIMIT: u64 = 1024 * 1024;
-/// How long others may keep the log from us; a line is written within a millisecond.
+/// This is how long others may keep the log from us; a line is written within a millisecond.
 const LOCK_LIMIT: Duration = Duration::from_secs(2);
 
 #[derive(Serialize, Deserialize)]
@@ -55,7 +55,7 @@ pub struct Run {
     pub subject: String,
     pub began: Timestamp,
     pub state: State,
-    /// As far as it has come.
+    /// The time that the run has taken so far.
     pub elapsed_ms: Option<u64>,
     pub exit_code: Option<u8>,
     pub error: Option<String>,
@@ -139,7 +139,7 @@ impl Recorder {
     fn unwritable(&self, why: &dyn std::fmt::Display) -> Failure {
         let path = current(&self.folder);
         Failure::new(Code::Io, format!("cannot write the event log {}: {why}", path.display()))
-            .hint("mend it, or choose another folder with GPUCTL_STATE_DIR")
+            .hint("repair it, or choose another folder with GPUCTL_STATE_DIR")
     }
 }
 
@@ -159,7 +159,7 @@ fn locked(folder: &Path) -> std::io::Result<files::Locked> {
     })
 }
 
-/// What the log holds, oldest first. Lines that were cut short are passed over.
+/// Returns what the log holds, oldest first. Lines that were cut short are passed over.
 pub fn read(folder: &Path) -> Result<Vec<Run>> {
     if !current(folder).exists() && !previous(folder).exists() {
         return Ok(Vec::new());

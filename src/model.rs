@@ -88,11 +88,11 @@ pub struct Service {
     /// Higher is kept longer.
     pub priority: i64,
     pub phases: BTreeSet<u32>,
-    /// Without one, its manager's own check counts, or that it is alive.
+    /// The health check; without one, its manager's own counts, or that it is alive.
     pub health: Option<Health>,
-    /// From start to ready.
+    /// It may take this long from its start until it is ready.
     pub start_timeout: Duration,
-    /// From TERM to gone; then SIGKILL.
+    /// It may take this long from TERM until it is gone; SIGKILL follows.
     pub stop_timeout: Duration,
     pub evict: Evict,
     pub unload: Option<Unload>,
@@ -137,7 +137,7 @@ pub enum Health {
     Tcp { host: String, port: u16 },
 }
 
-/// How a service gives its memory back when another needs it.
+/// This is how a service gives its memory back when another needs it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Evict {
     Stop,
@@ -212,14 +212,14 @@ impl fmt::Display for State {
     }
 }
 
-/// What a service's manager says of it; health is judged apart.
+/// This is what a service's manager says of it; health is judged apart.
 #[derive(Clone, Debug)]
 pub enum Presence {
     /// The manager cannot be asked, and why.
     Unknown(Failure),
     /// The manager has no such container or unit; the text says how to create it.
     Missing(Failure),
-    /// Not running; how it ended, where that is worth telling.
+    /// It does not run; the text tells how it ended, where that is worth telling.
     Down(Option<String>),
     Up(Running),
     /// Neither running nor to be started again, and why (a container that could not be removed).
@@ -238,19 +238,20 @@ pub struct Running {
     /// Restarts made by its manager.
     pub restarts: u64,
     pub trouble: Option<Trouble>,
-    /// What its manager says of its health, where it has a check of its own (Docker's HEALTHCHECK).
+    /// This is what its manager says of its health, where it has a check of its own (Docker's
+    /// HEALTHCHECK).
     pub own_health: Option<Healthy>,
     /// Ports of this machine that its manager forwards to it (Docker's published ports), and to which
     /// port of its own each is.
     pub published: BTreeMap<u16, u16>,
 }
 
-/// What keeps a living service from answering, as far as its manager can tell.
+/// This is what keeps a living service from answering, as far as its manager can tell.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Trouble {
     /// `docker pause`.
     Paused,
-    /// Between two attempts; how the last one ended.
+    /// It is between two attempts; the text tells how the last one ended.
     CrashLoop(String),
     /// Stopped by a signal (SIGSTOP, a debugger).
     Suspended,
@@ -259,7 +260,7 @@ pub enum Trouble {
     Orphaned,
 }
 
-/// What a health check found.
+/// This is what a health check found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Healthy {
     Yes,

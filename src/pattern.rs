@@ -68,7 +68,7 @@ impl Pattern {
         if text.len() > LONGEST || repetitions(text) > MOST_REPEATED {
             return Err("it is too long, or repeats too much".to_owned());
         }
-        let text = CString::new(text).map_err(|_| "it holds a NUL character".to_owned())?;
+        let text = CString::new(text).map_err(|_| "it contains a NUL character".to_owned())?;
         let mut compiled = MaybeUninit::uninit();
         let flags = libc::REG_EXTENDED | libc::REG_NOSUB;
         // SAFETY: both pointers are valid, and what is compiled is only used where that succeeded.
@@ -87,7 +87,7 @@ impl Pattern {
         Err(why.to_string_lossy().into_owned())
     }
 
-    /// The same in a text; in none that holds a NUL character.
+    /// Tells whether a text matches; one that holds a NUL character never does.
     pub fn matches_text(&self, text: &str) -> bool {
         CString::new(text).is_ok_and(|text| self.matches(&text))
     }
@@ -158,7 +158,7 @@ fn longest_literal(expression: &str) -> Option<&str> {
     literals.into_iter().max_by_key(|literal| literal.len()).filter(|literal| !literal.is_empty())
 }
 
-/// Where the bracket expression ends that opens there.
+/// Returns where the bracket expression ends that opens there.
 fn bracket_end(bytes: &[u8], open: usize) -> Option<usize> {
     let mut at = open + 1;
     at += usize::from(bytes.get(at) == Some(&b'^'));
@@ -177,7 +177,7 @@ fn bracket_end(bytes: &[u8], open: usize) -> Option<usize> {
     }
 }
 
-/// How many copies of a part the C library may have to make: `(a{2,30}){9}` is 270.
+/// Returns how many copies of a part the C library may have to make: `(a{2,30}){9}` is 270.
 fn repetitions(text: &str) -> u64 {
     let bound = |after: &str| -> Option<u64> {
         after.split_once('}')?.0.split(',').filter_map(|bound| bound.trim().parse().ok()).max()

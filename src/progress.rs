@@ -2,6 +2,7 @@
 //! and the memory that comes back; elsewhere a plain line a step. The event log hears of each
 //! step that has ended.
 
+use crate::config::Span;
 use crate::history::Recorder;
 use crate::model::Mb;
 use crate::screen::text::{on_one_line, span};
@@ -13,17 +14,17 @@ use std::io::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Between two pictures of a terminal's running steps.
+/// A terminal's running steps are drawn again after this time.
 const TICK: Duration = Duration::from_millis(100);
 
-/// Of a gauge, in columns; none is drawn where the screen is too narrow for it.
+/// A gauge has this many columns; none is drawn where the screen is too narrow for it.
 const GAUGE: usize = 24;
-/// What a line needs beside its gauge.
+/// This is what a line needs beside its gauge.
 const BESIDE_GAUGE: usize = 52;
 /// A step's words, in columns.
 const WORDS: usize = 28;
 
-/// How much is told, and how.
+/// This is how much is told, and how.
 #[derive(Clone)]
 enum Face {
     Silent,
@@ -136,7 +137,7 @@ impl Underway<'_> {
         }
     }
 
-    /// What is waited for has changed.
+    /// Tells that the step now waits for something else.
     pub fn now_for(&mut self, what: &str) {
         self.what = what.to_owned();
         match &self.bar {
@@ -239,7 +240,7 @@ fn style(screen: Screen, limit: Duration) -> ProgressStyle {
         let _ = write!(line, "{}{rest}", screen.paint(GOOD, full.repeat(filled)));
     };
     let clock = move |state: &ProgressState, line: &mut dyn std::fmt::Write| {
-        let time = format!("{:>8} of {}", span(state.elapsed()), span(limit));
+        let time = format!("{:>8} of {}", span(state.elapsed()), Span(limit));
         let memory = state.len().map(|all| format!(", {} of {}", Mb(state.pos()), Mb(all)));
         let _ = line.write_str(&screen.paint(FAINT, time + &memory.unwrap_or_default()));
     };

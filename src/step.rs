@@ -5,11 +5,11 @@ use crate::model::Mb;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
-/// What a step does.
+/// This is what a step does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Action {
-    /// For the lock.
+    /// It waits for the lock.
     Wait,
     Stop,
     Kill,
@@ -25,7 +25,7 @@ pub enum Action {
 }
 
 impl Action {
-    /// As an order, and as programs see it.
+    /// Names the action as an order, and as programs see it.
     pub fn name(self) -> &'static str {
         match self {
             Action::Wait => "wait",
@@ -40,7 +40,7 @@ impl Action {
         }
     }
 
-    /// While it goes on.
+    /// Names the action while it goes on.
     pub fn doing(self) -> &'static str {
         match self {
             Action::Wait | Action::Await => "waiting for",
@@ -54,7 +54,7 @@ impl Action {
         }
     }
 
-    /// When it has ended well.
+    /// Names the action once it has ended well.
     pub fn did(self) -> &'static str {
         match self {
             Action::Wait => "had to wait for",
@@ -81,7 +81,7 @@ pub struct Step {
     /// `None`: it is only planned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub elapsed_ms: Option<u64>,
-    /// What is remarkable about it.
+    /// This is what is remarkable about it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
 }

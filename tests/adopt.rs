@@ -177,6 +177,6 @@ fn a_process_that_may_not_be_looked_into_is_not_adopted() {
     let roots = rig.by_hand("sleep 1000");
     let Some(user) = rig.as_a_user() else { return };
     let refused = rig.shell(&format!("{user} gpuctl adopt vidi {}", roots.pid())).run();
-    refused.fails("permission").stderr_has("may not be looked into").stderr_has("as root");
+    refused.fails("permission").stderr_has("may not be inspected").stderr_has("as root");
     assert!(!rig.path("state/starts").exists(), "something was recorded");
 }

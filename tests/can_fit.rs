@@ -91,7 +91,7 @@ fn a_service_that_is_not_configured_is_not_found() {
     rig.native("comfyui").add();
     let unknown = rig.gpuctl("can-fit comfui").run().fails("not_found");
     drop(unknown.stderr_has("\"comfui\"").stderr_has("hint: did you mean \"comfyui\"?"));
-    rig.gpuctl("can-fit GB").run().fails("not_found").stderr_has("configured are: comfyui");
+    rig.gpuctl("can-fit GB").run().fails("not_found").stderr_has("configured services: comfyui");
 }
 
 #[test]
@@ -197,17 +197,18 @@ fn what_is_no_size_is_a_bad_command_line() {
     ] {
         let size = rig.gpuctl("can-fit").arg(bad).run().fails("usage");
         drop(
-            size.stderr_has(&format!("\"{bad}\" is no memory size")).stderr_has("hint: a size is"),
+            size.stderr_has(&format!("\"{bad}\" is not a valid size"))
+                .stderr_has("hint: a size is"),
         );
         let margin = rig.gpuctl("can-fit 1 --margin").arg(bad).run().fails("usage");
-        drop(margin.stderr_has(&format!("\"{bad}\" is no memory size")));
+        drop(margin.stderr_has(&format!("\"{bad}\" is not a valid size")));
     }
-    rig.gpuctl("can-fit 1 --margin much").run().fails("usage").stderr_has("no memory size");
+    rig.gpuctl("can-fit 1 --margin much").run().fails("usage").stderr_has("not a valid size");
     rig.gpuctl("can-fit -5").run().fails("usage").stderr_has("unexpected argument");
     rig.gpuctl("can-fit").run().fails("usage").stderr_has("SIZE|SERVICE");
     rig.gpuctl("can-fit 1 2").run().fails("usage").stderr_has("unexpected argument '2'");
     let error = rig.gpuctl("can-fit 20XB --json").run().fails("usage").json();
-    assert_eq!(error["error"]["message"], "\"20XB\" is no memory size");
+    assert_eq!(error["error"]["message"], "\"20XB\" is not a valid size");
 }
 
 #[test]

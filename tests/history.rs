@@ -93,7 +93,7 @@ fn trials_of_the_canary_and_what_brings_production_back_are_there_too() {
         .run()
         .exits(1)
         .stdout_has("vllm_memory_util");
-    trial.rig.gpuctl("canary recover -q").run().succeeds().stdout_has("nothing to settle");
+    trial.rig.gpuctl("canary recover -q").run().succeeds().stdout_has("nothing to recover");
     let found = runs(&trial.rig);
     let told = found.iter().skip(1).map(|run| {
         (run["command"].as_str().unwrap(), run["exit_code"].as_i64().unwrap(), steps(run))
@@ -131,14 +131,14 @@ fn a_call_that_is_at_work_is_told_from_one_that_was_killed() {
     let start = rig.gpuctl("start slow").spawn();
     until("it starts", || start.stderr().contains("starting slow"));
     assert_eq!(runs(&rig)[1]["state"], "running");
-    rig.gpuctl("history").run().succeeds().stdout_has("start slow  at work");
+    rig.gpuctl("history").run().succeeds().stdout_has("start slow  in progress");
     start.signal(Signal::KILL);
     start.wait().dies_of(9).stderr_has("starting slow");
     assert_eq!(
         (&runs(&rig)[1]["state"], &runs(&rig)[1]["exit_code"]),
         (&"lost".into(), &Value::Null)
     );
-    rig.gpuctl("history").run().succeeds().stdout_has("start slow  did not end");
+    rig.gpuctl("history").run().succeeds().stdout_has("start slow  never finished");
 }
 
 #[test]
@@ -163,7 +163,7 @@ fn the_last_calls_and_those_since_a_time_are_shown() {
     assert_eq!(long.map(|span| shown(&format!("--since {span}"))), [3, 3, 3]);
     for words in ["history -n 0", "history --since 0"] {
         let told = rig.gpuctl(words).run().succeeds();
-        drop(told.stdout_has("nothing of what was asked for").stdout_has("`gpuctl history`"));
+        drop(told.stdout_has("no such calls").stdout_has("`gpuctl history`"));
     }
     rig.gpuctl("history --since soon").run().fails("usage").stderr_has("--since");
     rig.gpuctl("history").env("TZ", "UTC").run().succeeds().stdout_has("2001-02-03\n04:05:06  ");

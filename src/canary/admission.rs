@@ -7,13 +7,14 @@ use super::limits::{NotNow, Route, permit};
 use super::maintenance;
 use super::restore::Hands;
 use super::verdict::{Card, Verdict, judge};
-use crate::config::{Canary, Config, Gpu, Limits, Selector};
+use crate::config::{Canary, Config, Gpu, Limits, Selector, Span};
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::lock::Guard;
 use crate::model::{Mb, Source, State, Vram};
 use crate::observe::observe;
 use crate::plan::reading_required;
+use crate::screen::text::span;
 use crate::world::host;
 use crate::world::nvml::Reader;
 use crate::world::ports::Listeners;
@@ -44,13 +45,14 @@ pub fn predict(
         }),
     };
     let own = own.ok_or_else(|| {
-        Failure::new(Code::Unavailable, format!("what {} holds cannot be told", canary.service))
+        Failure::new(Code::Unavailable, format!("cannot tell what {} holds", canary.service))
             .hint("`gpuctl status` says why")
     })?;
     Ok(judge(candidate, canary, Card { total, persistent: used.saturating_sub(own) }))
 }
 
-/// Where a candidate is tried that fits: beside production if there is room, else in its place.
+/// Returns where a candidate is tried that fits: beside production if there is room, else in its
+/// place.
 pub fn route(hands: &Hands, candidate: &Candidate, verdict: &Verdict) -> Result<Route> {
     let canary = hands.canary;
     candidate
@@ -103,7 +105,7 @@ fn refuse_unready(hands: &Hands, stop: &Stop, route: Route) -> Result<()> {
         State::Ready => Ok(()),
         state => Err(Failure::new(
             Code::Unavailable,
-            format!("{} is {state}: there is no production to be tried against", canary.service),
+            format!("{} is {state}: there is no production to try it against", canary.service),
         )
         .hint(format!("`gpuctl start {}` first", canary.service))),
     }
@@ -126,7 +128,7 @@ impl Hands<'_> {
                 ("outside_window", format!("outside the maintenance window {window}"))
             }
             NotNow::Cooldown { .. } => {
-                ("cooldown", format!("the last run was less than {:?} ago", limits.cooldown))
+                ("cooldown", format!("the last run was less than {} ago", Span(limits.cooldown)))
             }
             NotNow::RateLimited { .. } => (
                 "rate_limited",
@@ -135,16 +137,16 @@ impl Hands<'_> {
             NotNow::BudgetExhausted { used, .. } => (
                 "budget_exhausted",
                 format!(
-                    "production was away for {:.1} of {} s this night, and a run may take {} s",
-                    used.as_secs_f64(),
-                    limits.max_downtime.as_secs(),
-                    limits.reserve.as_secs()
+                    "production was away for {} of {} this night, and a run may take {}",
+                    span(*used),
+                    Span(limits.max_downtime),
+                    Span(limits.reserve)
                 ),
             ),
         };
         let next = not_now.next();
         Failure::new(Code::NotNow(limit), message)
-            .hint(format!("come again at {} ({next})", window.local(next)))
+            .hint(format!("try again after {} ({next})", window.local(next)))
             .detail("next", next.to_string())
     }
 }
@@ -155,7 +157,7 @@ pub fn take_lock_at_once(hands: &Hands, stop: &Stop) -> Result<Guard> {
     hands.take_lock(stop, Duration::ZERO).map_err(|refusal| {
         let left = refusal.details.get("ttl").and_then(Value::as_u64).map(Duration::from_secs);
         let Some(left) = left.filter(|_| refusal.code == Code::LockBusy) else { return refusal };
-        let hints = vec!["come again when it is free; `gpuctl lock status` says so".to_owned()];
+        let hints = vec!["try again when it is free; `gpuctl lock status` tells you".to_owned()];
         Failure { hints, ..refusal }.detail("next", later(left))
     })
 }
@@ -171,6 +173,6 @@ pub fn note_refusal(hands: &Hands, document: &Map<String, Value>, refusal: &Fail
     });
     let facts = facts.as_object().cloned().unwrap_or_default();
     if let Err(failure) = hands.ledger.audit(night, "refused", facts) {
-        hands.progress.warning(&format!("the refusal is missing in the audit: {failure}"));
+        hands.progress.warning(&format!("the refusal is missing from the audit: {failure}"));
     }
 }

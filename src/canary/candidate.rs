@@ -10,7 +10,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-/// In bytes: a candidate is a handful of parameters.
+/// A candidate has at most this many bytes: it is a handful of parameters.
 const LIMIT: u64 = 1024 * 1024;
 
 /// Parameters by name; only such as are within their bounds.
@@ -39,7 +39,7 @@ pub fn read(path: &Path) -> Result<Map<String, Value>> {
     };
     read.map_err(|e| Failure::new(Code::Io, format!("the candidate {shown} cannot be read: {e}")))?;
     serde_json::from_str(&text).map_err(|e| {
-        Failure::new(Code::Usage, format!("the candidate {shown} is no JSON object: {e}"))
+        Failure::new(Code::Usage, format!("the candidate {shown} is not a JSON object: {e}"))
             .hint("{\"vllm_memory_util\": 0.75}")
     })
 }
@@ -89,7 +89,10 @@ impl Candidate {
         for (name, value) in document {
             let Some(bound) = bounds.get(name) else {
                 let known: Vec<&str> = bounds.keys().map(String::as_str).collect();
-                return Err(format!("unknown parameter {name}; known are {}", known.join(", ")));
+                return Err(format!(
+                    "unknown parameter {name}; known parameters: {}",
+                    known.join(", ")
+                ));
             };
             let is_within = match bound {
                 Bound::Range { min, max } => {

@@ -40,7 +40,7 @@ impl Guardian {
         Ok(Guardian { companion, group })
     }
 
-    /// From now on it is needed; it goes on with this lock.
+    /// Tells the guardian that it is needed from now on, and goes on with this lock.
     pub fn guard(&mut self, lock: Option<Heirloom>) {
         self.companion.tell(&lock);
     }

@@ -3,7 +3,7 @@
 
 use super::candidate::Candidate;
 use super::limits::{History, after};
-use crate::config::Canary;
+use crate::config::{Canary, Span};
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::model::Mb;
@@ -22,7 +22,7 @@ use std::time::Duration;
 /// Others change the budget for a moment only.
 const LOCK_LIMIT: Duration = Duration::from_secs(5);
 
-/// Of a night, in seconds: what is more cannot have been booked.
+/// More seconds than this cannot have been booked for a night.
 const MOST: f64 = 1e9;
 
 const LOCK: &str = "gpu_canary.lock";
@@ -33,17 +33,18 @@ pub struct Ledger {
     service: String,
 }
 
-/// For how long production was away in a night.
+/// This tells for how long production was away in a night.
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Budget {
     seconds_used: f64,
-    /// What each run has cost or may cost: booked under its name, so that it is booked once.
+    /// This is what each run has cost or may cost: booked under its name, so that it is booked
+    /// once.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     runs: BTreeMap<String, f64>,
 }
 
 impl Budget {
-    /// From its file. A figure that nobody can have booked is no figure.
+    /// Parses the text of its file. A figure that nobody can have booked makes it invalid.
     pub fn parse(text: &str) -> Option<Budget> {
         let budget: Budget = serde_json::from_str(text).ok()?;
         (0.0..=MOST).contains(&budget.seconds_used).then_some(budget)
@@ -67,14 +68,14 @@ pub struct Journal {
     pub candidate_id: String,
     pub night: Date,
     pub progress: Progress,
-    /// When production was taken away.
+    /// This is when production was taken away.
     pub away: Option<Moment>,
-    /// By which the canary's processes are known.
+    /// The canary's processes are known by this token.
     pub token: String,
-    /// What its start command leads.
+    /// This is what its start command leads.
     #[serde(default)]
     pub canary: Option<process::Id>,
-    /// What every process but production's held before it was touched.
+    /// This is what every process but production's held before it was touched.
     #[serde(default)]
     pub others: Option<Mb>,
     pub boot: String,
@@ -82,7 +83,7 @@ pub struct Journal {
     pub keepers: Vec<process::Id>,
 }
 
-/// What has been begun; all before it is done.
+/// This is what has been begun; all before it is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Progress {
@@ -106,7 +107,7 @@ impl Moment {
         Moment { at: host::now(), since_boot: host::since_boot() }
     }
 
-    /// How long ago it was; `boot`: in which it was.
+    /// Returns how long ago it was; `boot`: in which it was.
     pub fn elapsed(&self, boot: &str) -> Duration {
         match boot == host::boot_id() {
             true => host::since_boot().saturating_sub(self.since_boot),
@@ -140,7 +141,7 @@ impl Ledger {
 
     fn unusable(&self, path: &Path, error: &Error) -> Failure {
         Failure::new(Code::Io, format!("cannot use {}: {error}", path.display()))
-            .hint("mend it, or choose another folder with canary.state_dir")
+            .hint("repair it, or choose another folder with canary.state_dir")
     }
 
     /// The right to change the ledger, until the result is dropped.
@@ -151,11 +152,9 @@ impl Ledger {
         locked.ok_or_else(|| {
             Failure::new(
                 Code::Unavailable,
-                format!("{} has been locked for {LOCK_LIMIT:?}", path.display()),
+                format!("{} has been locked for {}", path.display(), Span(LOCK_LIMIT)),
             )
-            .hint(
-                "only a gpuctl that is stopped keeps it so long; `fuser -v` on that file names it",
-            )
+            .hint("only a suspended gpuctl keeps it that long; `fuser -v` on that file shows which")
         })
     }
 
@@ -177,7 +176,7 @@ impl Ledger {
         };
         Budget::parse(&text).ok_or_else(|| {
             Failure::new(Code::Config, format!("{} is damaged", path.display())).hint(
-                "see the audit for what was used; `gpuctl canary reset-budget` begins the night anew",
+                "see the audit for what was used; `gpuctl canary reset-budget` resets the night's budget",
             )
         })
     }
@@ -188,7 +187,7 @@ impl Ledger {
         files::replace_durably(&path, text.as_bytes()).map_err(|e| self.unusable(&path, &e))
     }
 
-    /// For how long production was away in a night, in seconds, bookings included.
+    /// Tells for how long production was away in a night, in seconds, bookings included.
     pub fn used(&self, night: Date) -> Result<f64> {
         Ok(self.budget(night)?.seconds_used)
     }
@@ -209,7 +208,8 @@ impl Ledger {
         self.audit(night, "budget_reset", facts.as_object().cloned().unwrap_or_default())
     }
 
-    /// When the service's runs began that may still count: those of a day, and of the cooldown.
+    /// Returns when the service's runs began that may still count: those of a day, and of the
+    /// cooldown.
     pub fn history(&self, night: Date, cooldown: Duration) -> Result<History> {
         let mut runs: Vec<Timestamp> = Vec::new();
         let days = cooldown.as_secs().div_ceil(24 * 3600).max(1) as i64;
@@ -247,8 +247,9 @@ impl Ledger {
             Err(e) => return Err(self.unusable(&path, &e)),
         };
         serde_json::from_str(&text).map(Some).map_err(|e| {
-            Failure::new(Code::Config, format!("{} is damaged: {e}", path.display()))
-                .hint("see that production is well (`gpuctl start`), then remove that file")
+            Failure::new(Code::Config, format!("{} is damaged: {e}", path.display())).hint(
+                "make sure that production is healthy (`gpuctl start`), then remove that file",
+            )
         })
     }
 
@@ -284,8 +285,8 @@ impl Ledger {
     }
 }
 
-/// When a service's runs began, from the lines of an audit. One that was cut short by a power
-/// failure is no event.
+/// Returns when a service's runs began, from the lines of an audit. One that was cut short by a
+/// power failure is no event.
 pub fn starts(audit: &str, service: &str) -> impl Iterator<Item = Timestamp> {
     let events = audit.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     events
@@ -307,7 +308,7 @@ pub fn refuse_unsettled(ledger: &Ledger, canary: &Canary) -> Result<()> {
     }
 }
 
-/// When that time will be over, as it is told.
+/// Returns when that time will be over, as it is told.
 pub fn later(span: Duration) -> Option<String> {
     after(host::now(), span).map(|moment| moment.to_string())
 }

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
-/// What the ledger says.
+/// This is what the ledger says.
 pub struct History {
-    /// When the service's runs began, oldest first.
+    /// This is when the service's runs began, oldest first.
     pub runs: Vec<Timestamp>,
-    /// For which production was away this night, bookings included.
+    /// The time for which production was away this night, bookings included.
     pub used: Duration,
 }
 
@@ -35,12 +35,12 @@ impl NotNow {
     }
 }
 
-/// How a run affects production.
+/// This is how a run affects production.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Route {
-    /// Beside it, on the card of that number.
+    /// The trial runs beside production, on the card of that number.
     Spare(u32),
-    /// In its place.
+    /// The trial runs in production's place.
     Quiesced,
 }
 
@@ -69,13 +69,13 @@ pub fn permit(
     Ok(())
 }
 
-/// When the last run is long enough ago, where it is not yet.
+/// Returns when the last run is long enough ago, where it is not yet.
 pub fn cooled_down(limits: &Limits, history: &History, now: Timestamp) -> Option<Timestamp> {
     let last = *history.runs.last()?;
     after(last, limits.cooldown).filter(|next| *next > now)
 }
 
-/// When one of the last day's runs no longer counts, where there were too many.
+/// Returns when one of the last day's runs no longer counts, where there were too many.
 fn rate_permits(limits: &Limits, history: &History, now: Timestamp) -> Option<Timestamp> {
     let runs = runs_in_a_day(history, now);
     let surplus = (runs.len() + 1).checked_sub(limits.max_runs_per_day).filter(|n| *n > 0)?;

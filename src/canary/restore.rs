@@ -4,7 +4,7 @@
 use super::ledger::{Journal, Ledger, Progress as Stage, refuse_unsettled};
 use super::maintenance;
 use super::server;
-use crate::config::{Canary, Config};
+use crate::config::{Canary, Config, Span};
 use crate::error::{Failure, Result};
 use crate::execute::{Context, execute};
 use crate::exit::Code;
@@ -19,20 +19,20 @@ use serde_json::{Map, Value, json};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Between two tries to start production.
+/// The start of production is tried again after this time.
 const RETRY: Duration = Duration::from_millis(100);
 
-/// What bringing production back came to.
+/// This is what bringing production back came to.
 pub struct Restored {
-    /// From the end of the test to ready, or to giving up.
+    /// The time from the end of the test until production was ready, or was given up.
     pub took: Duration,
-    /// For which it was away, in all.
+    /// The time for which production was away, in all.
     pub downtime: Duration,
     /// `Some`: it is not back.
     pub failure: Option<Failure>,
 }
 
-/// What it is done with.
+/// This is what it is done with.
 pub struct Hands<'a> {
     pub config: &'a Config,
     pub canary: &'a Canary,
@@ -97,7 +97,7 @@ impl Hands<'_> {
         })
     }
 
-    /// For how long production was away, where somebody has started it again since.
+    /// Tells for how long production was away, where somebody has started it again since.
     fn came_back_after(&self, journal: &Journal) -> Option<Duration> {
         let away = journal.away?.elapsed(&journal.boot);
         let snapshot = self.observe(&Stop::never()).ok()?;
@@ -110,7 +110,7 @@ impl Hands<'_> {
         }
     }
 
-    /// What one step of bringing it back may take of the time for all of them.
+    /// Returns what one step of bringing it back may take of the time for all of them.
     fn share(&self) -> Duration {
         self.canary.restore_sla / 3
     }
@@ -189,7 +189,7 @@ pub fn restore(hands: &Hands, journal: &mut Journal) -> Result<Restored> {
     });
     if took > hands.canary.restore_sla || failure.is_some() {
         let sla = hands.canary.restore_sla;
-        hands.progress.warning(&format!("{} was not back within {sla:?}", journal.service));
+        hands.progress.warning(&format!("{} was not back within {}", journal.service, Span(sla)));
         note(hands, journal, "restore_sla_missed", facts.clone());
     }
     match &failure {
@@ -243,7 +243,7 @@ fn settle(hands: &Hands, journal: &Journal, downtime: Duration) -> Result<()> {
 /// An event that must not keep production away where it cannot be written.
 fn note(hands: &Hands, journal: &Journal, event: &str, details: Value) {
     if let Err(failure) = hands.audit(journal, event, details) {
-        hands.progress.warning(&format!("{event} is missing in the audit: {failure}"));
+        hands.progress.warning(&format!("{event} is missing from the audit: {failure}"));
     }
 }
 

@@ -3,10 +3,11 @@
 
 use super::candidate::Candidate;
 use super::ledger::Journal;
-use crate::config::Canary;
+use crate::config::{Canary, Span};
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::model::{Health, Healthy, Manager, Pid, Service, variable};
+use crate::screen::text::span;
 use crate::world::command::{describe, start_detached};
 use crate::world::ending::{FirstMove, end};
 use crate::world::health;
@@ -21,7 +22,7 @@ use std::time::{Duration, Instant};
 /// A canary has nothing to save.
 pub const GRACE: Duration = Duration::from_secs(1);
 
-/// Between two looks.
+/// The server is looked at again after this time.
 const POLL: Duration = Duration::from_millis(100);
 
 const LOG: &str = "canary";
@@ -35,7 +36,7 @@ pub struct Server {
     log_from: u64,
 }
 
-/// What came of the trial.
+/// This is what came of the trial.
 #[derive(Clone, Debug, Default)]
 pub struct Tested {
     /// Why it is rejected; `None`: it has passed.
@@ -76,7 +77,7 @@ pub fn start(
 }
 
 impl Server {
-    /// By the process that leads it; `None` where that had ended before it was looked at.
+    /// Names the group by the process that leads it; `None` where that had ended before.
     pub fn group(&self) -> Option<process::Id> {
         self.group
     }
@@ -123,8 +124,9 @@ impl Server {
         let latency = begun.elapsed();
         let rejection = match asking.take() {
             Some(Ok(())) if latency > canary.max_latency => Some(format!(
-                "the completion took {latency:.1?}, and {:?} is the most that it may",
-                canary.max_latency
+                "the completion took {}, but may take at most {}",
+                span(latency),
+                Span(canary.max_latency)
             )),
             Some(Ok(())) => None,
             Some(Err(why)) => {
@@ -134,7 +136,7 @@ impl Server {
                 wait(&ended, stop, Instant::now() + POLL);
                 Some(self.death().unwrap_or(why))
             }
-            None => Some(format!("no completion within {limit:?}")),
+            None => Some(format!("no completion within {}", Span(limit))),
         };
         Ok(Tested { rejection, latency: Some(latency), oom_events: 0 })
     }
@@ -147,7 +149,7 @@ impl Server {
             .count()
     }
 
-    /// How it ended, where it has.
+    /// Returns how it ended, where it has.
     fn death(&mut self) -> Option<String> {
         let status = self.child.try_wait().ok()??;
         let left =
@@ -180,10 +182,10 @@ fn ask(url: &str, request: &Value, limit: Duration) -> std::result::Result<(), S
     let document: Value = answer
         .into_body()
         .read_json()
-        .map_err(|e| format!("the answer to the completion is no JSON: {e}"))?;
+        .map_err(|e| format!("the answer to the completion is not JSON: {e}"))?;
     let text = document.pointer("/choices/0/text").and_then(Value::as_str);
     match text {
         Some(text) if !text.is_empty() => Ok(()),
-        _ => Err("the answer to the completion holds no text".to_owned()),
+        _ => Err("the answer to the completion contains no text".to_owned()),
     }
 }

@@ -111,7 +111,7 @@ fn history(runs: &[&str], used: f64) -> History {
     History { runs: runs.iter().map(|run| at(run)).collect(), used: Duration::from_secs_f64(used) }
 }
 
-/// In the window, in UTC.
+/// A moment within the window, in UTC.
 const NOW: &str = "2026-01-10T04:00:00Z";
 
 #[test]

@@ -8,6 +8,7 @@ use super::limits::Route;
 use super::maintenance::{self, Maintenance};
 use super::restore::{Hands, Restored, milliseconds, restore};
 use super::server::{self, Server, Tested};
+use crate::config::Span;
 use crate::error::{Failure, Result};
 use crate::lock::Guard;
 use crate::model::Mb;
@@ -17,7 +18,7 @@ use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::time::Instant;
 
-/// What came of a trial.
+/// This is what came of a trial.
 pub struct Outcome {
     pub route: Route,
     pub tested: Tested,
@@ -48,7 +49,7 @@ pub struct Trial<'a> {
     pub stop: &'a Stop,
     /// The window and the cooldown are waived.
     pub waived: bool,
-    /// What every process but production's holds.
+    /// This is what every process but production's holds.
     pub others: Option<Mb>,
     pub state_dir: &'a std::path::Path,
 }
@@ -61,7 +62,7 @@ impl Trial<'_> {
         }
     }
 
-    /// In production's place.
+    /// Tries the candidate in production's place.
     fn quiesced(&self) -> Result<Outcome> {
         let mut guardian = Guardian::start(self.hands.config, self.guard.descriptor())?;
         guardian.guard(self.guard.heirloom());
@@ -100,7 +101,7 @@ impl Trial<'_> {
         Ok(maintenance)
     }
 
-    /// Beside production, on the card of that number.
+    /// Tries the candidate beside production, on the card of that number.
     fn spare(&self, device: u32) -> Result<Outcome> {
         let mut journal = self.journal(Vec::new())?;
         {
@@ -123,7 +124,7 @@ impl Trial<'_> {
         self.conclude(&journal, Route::Spare(device), tested, None, broken_off)
     }
 
-    /// What a test came to, and why it was broken off if it was.
+    /// Returns what a test came to, and why it was broken off if it was.
     fn judge(&self, result: Result<Tested>, deadline: &Event) -> (Tested, Option<Failure>) {
         let timed_out = deadline.happened() && self.stop.check().is_ok();
         deadline.set();
@@ -131,7 +132,7 @@ impl Trial<'_> {
         match result {
             Ok(tested) => (tested, None),
             Err(_) if timed_out => {
-                (rejected(format!("not done within {:?}", self.hands.canary.timeout)), None)
+                (rejected(format!("not done within {}", Span(self.hands.canary.timeout))), None)
             }
             Err(failure) => (rejected(failure.message.clone()), Some(failure)),
         }

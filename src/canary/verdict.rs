@@ -16,7 +16,7 @@ const BLUR: f64 = 1e-6;
 pub enum Status {
     Pass,
     Fail,
-    /// Not a candidate at all.
+    /// It is not a candidate at all.
     Invalid,
 }
 
@@ -34,7 +34,7 @@ pub struct Verdict {
     pub model: Mb,
     #[serde(rename = "kv_cache_mb")]
     pub kv_cache: Option<Mb>,
-    /// What every process but production's holds.
+    /// This is what every process but production's holds.
     #[serde(rename = "persistent_mb")]
     pub persistent: Option<Mb>,
     #[serde(rename = "available_mb")]
@@ -45,7 +45,7 @@ pub struct Verdict {
 #[derive(Clone, Copy, Debug)]
 pub struct Card {
     pub total: Mb,
-    /// What every process but production's holds.
+    /// This is what every process but production's holds.
     pub persistent: Mb,
 }
 

@@ -14,20 +14,20 @@ pub enum Canary {
     /// Try a candidate in the configured mode
     ///
     /// Mode canary stops production, starts the candidate in its place, asks it for one completion,
-    /// and brings production back. A candidate that passed is written to promotions/. Outside of
-    /// the window, the cooldown and the budget it is refused with exit code 75.
+    /// and brings production back. A candidate that passes is written to promotions/. Outside the
+    /// window, within the cooldown or beyond the budget it is refused with exit code 75.
     #[command(after_long_help = examples::CANARY_RUN)]
     Run(CanaryRun),
     /// Show mode, window, budget, runs, lock, and whether a restore is owed
     #[command(after_long_help = examples::CANARY_STATUS)]
     Status,
-    /// Put an interrupted trial right: production back, its downtime booked
+    /// Recover from an interrupted trial: bring production back and record its downtime
     #[command(after_long_help = examples::CANARY_RECOVER)]
     Recover,
-    /// Begin this night's downtime budget anew (an emergency; written to the audit)
+    /// Reset this night's downtime budget (for emergencies; recorded in the audit)
     #[command(after_long_help = examples::CANARY_RESET_BUDGET)]
     ResetBudget,
-    /// Release a lock that is stuck (an emergency; written to the audit)
+    /// Release a lock that is stuck (for emergencies; recorded in the audit)
     #[command(after_long_help = examples::CANARY_UNLOCK)]
     Unlock(CanaryUnlock),
 }

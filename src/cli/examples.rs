@@ -3,7 +3,7 @@
 
 pub const GPUCTL: &str = "\
 Examples:
-  gpuctl config init                      # a configuration to begin with
+  gpuctl config init                      # a configuration to start from
   gpuctl status                           # memory, services, lock
   gpuctl prepare-phase 3 && ./speak.sh    # a step of a pipeline
   gpuctl run comfyui -- ./render.sh       # exclusive use of a service
@@ -13,7 +13,7 @@ pub const STATUS: &str = "\
 Examples:
   gpuctl status
   gpuctl status --check comfyui    # exit code 0 if it is ready
-  gpuctl status --watch            # drawn anew every 2 s
+  gpuctl status --watch            # refreshed every 2 s
   gpuctl status --json | jq .vram.free_mb
   gpuctl status --prometheus > gpuctl.prom";
 
@@ -21,7 +21,7 @@ pub const CAN_FIT: &str = "\
 Examples:
   gpuctl can-fit 20GB                  # now, beside gpu.reserve_mb
   gpuctl can-fit comfyui --margin 0    # what it has declared, no reserve
-  gpuctl can-fit 8000 --budget         # when all take what they may";
+  gpuctl can-fit 8000 --budget         # if all services take what they may";
 
 pub const PREPARE_PHASE: &str = "\
 Examples:
@@ -33,7 +33,7 @@ Examples:
 pub const START: &str = "\
 Examples:
   gpuctl start comfyui
-  gpuctl start comfyui --dry-run      # what would have to go
+  gpuctl start comfyui --dry-run      # what would have to stop
   gpuctl start ollama --no-preempt    # only if there is room";
 
 pub const STOP: &str = "\
@@ -43,7 +43,7 @@ Examples:
 
 pub const RELEASE_ALL: &str = "\
 Examples:
-  gpuctl release-all    # before an update of the driver
+  gpuctl release-all    # before a driver update
   gpuctl release-all --dry-run";
 
 pub const RUN: &str = "\
@@ -82,7 +82,7 @@ Examples:
 
 pub const LOCK_RELEASE: &str = "\
 Examples:
-  gpuctl lock release            # the one of $GPUCTL_LOCK_TOKEN
+  gpuctl lock release            # the one in $GPUCTL_LOCK_TOKEN
   gpuctl lock release --token \"$token\"
   gpuctl lock release --force    # whoever holds it";
 

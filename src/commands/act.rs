@@ -98,7 +98,7 @@ fn decide(
     Ok((before, plan))
 }
 
-/// What cannot be started for want of a folder is refused before anything is stopped for it.
+/// Refuses what cannot be started for want of a folder before anything is stopped for it.
 fn refuse_unstartable(plan: &Plan, config: &Config, is_real: bool) -> Result<()> {
     for start in plan.start.iter().filter(|start| start.how == StartHow::Start) {
         let service = config.service(&start.service)?;
@@ -172,7 +172,7 @@ impl Subject {
     }
 }
 
-/// What the lock shows: the service that it is held for, where it is one.
+/// Returns what the lock shows: the service that it is held for, where it is one.
 fn holder(subject: &Subject, services: &[String]) -> String {
     match (subject, services) {
         (_, [service]) => service.clone(),

@@ -57,6 +57,6 @@ pub fn run(arguments: &CanFit, session: Session) -> Result<Answer> {
 }
 
 fn no_size(text: &str) -> Failure {
-    Failure::new(Code::Usage, format!("\"{text}\" is no memory size"))
+    Failure::new(Code::Usage, format!("\"{text}\" is not a valid size"))
         .hint("a size is a number of MB such as 20000, or has a suffix: 20000MB, 20GB, 20GiB")
 }

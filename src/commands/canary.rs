@@ -13,6 +13,7 @@ use crate::error;
 use crate::exit::Answer;
 use crate::lock;
 use crate::report::{CanaryRunReport, CanaryStatusReport, DoneReport, VerdictReport, print};
+use crate::screen::text::span;
 use crate::world::host;
 use crate::world::nvml::Reader;
 use anyhow::{Result, bail};
@@ -128,13 +129,12 @@ fn recover(session: &Session) -> Result<Answer> {
     let reader = Mutex::new(Reader::open(&config.gpu));
     let hands = Hands { config, canary, ledger: &ledger, reader: &reader, progress };
     let told = match put_right(&hands, &session.stop)? {
-        None => "nothing to settle".to_owned(),
+        None => "nothing to recover".to_owned(),
         Some(restored) => {
             if let Some(failure) = restored.failure {
                 bail!(failure);
             }
-            let away = restored.downtime.as_secs_f64();
-            format!("{} is back; it was away for {away:.1} s", canary.service)
+            format!("{} is back; it was away for {}", canary.service, span(restored.downtime))
         }
     };
     print(&DoneReport::new(&told), &session.form)?;
@@ -145,7 +145,7 @@ fn reset_budget(session: &Session) -> Result<Answer> {
     let canary = session.config.canary()?;
     let night = canary.limits.window.night(host::now());
     Ledger::open(canary)?.reset_budget(night, &session.stop)?;
-    print(&DoneReport::new(&format!("the budget of {night} is whole again")), &session.form)?;
+    print(&DoneReport::new(&format!("the budget of {night} has been reset")), &session.form)?;
     Ok(Answer::Yes)
 }
 

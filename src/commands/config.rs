@@ -52,7 +52,7 @@ fn write(path: &Path, overwrite: bool) -> error::Result<()> {
     let failed =
         |e: std::io::Error| Failure::new(Code::Io, format!("cannot write {}: {e}", path.display()));
     if !overwrite && path.symlink_metadata().is_ok() {
-        return Err(Failure::new(Code::Io, format!("{} exists already", path.display()))
+        return Err(Failure::new(Code::Io, format!("{} already exists", path.display()))
             .hint("overwrite it with --force, or write elsewhere with --output PATH"));
     }
     let folder =

@@ -32,7 +32,7 @@ use crate::world::wait::Stop;
 use anyhow::{Context, Result};
 use std::time::Duration;
 
-/// What every command that looks at the world works with.
+/// This is what every command that looks at the world works with.
 struct Session {
     config: Config,
     stop: Stop,
@@ -75,12 +75,12 @@ fn duration(flag: &str, text: &str) -> crate::error::Result<Duration> {
 }
 
 fn no_duration(flag: &str, text: &str, limit: &str) -> Failure {
-    Failure::new(Code::Usage, format!("{flag}: \"{text}\" is no duration"))
+    Failure::new(Code::Usage, format!("{flag}: \"{text}\" is not a duration"))
         .hint(format!("90s, 10m, 1h30m or a number of seconds{limit}"))
 }
 
 impl Waiting {
-    /// How long to wait for the lock.
+    /// Returns how long to wait for the lock.
     fn patience(&self, config: &Config) -> crate::error::Result<Duration> {
         match &self.wait {
             _ if self.no_wait => Ok(Duration::ZERO),

@@ -24,8 +24,8 @@ pub fn run(arguments: &Status, session: Session) -> Result<Answer> {
         config.service(name)?;
     }
     if arguments.prometheus && matches!(session.form, Form::Json) {
-        let message = "--prometheus and --json are two forms of one answer";
-        bail!(Failure::new(Code::Usage, message).hint("give one of them"));
+        let message = "--prometheus and --json cannot be used together";
+        bail!(Failure::new(Code::Usage, message).hint("use one or the other"));
     }
     let report = look(config, &mut Reader::open(&config.gpu), &session.stop)?;
     match &session.form {
@@ -57,7 +57,7 @@ pub fn look(config: &Config, reader: &mut Reader, stop: &Stop) -> Checked<Status
 /// Who holds the lock, as far as its place answers in time.
 fn found(looking: &Aside<Checked<Option<Held>>>, stop: &Stop) -> Checked<Option<Held>> {
     wait(&[looking.ended().fd()], stop, Instant::now() + LOCK_LIMIT);
-    let silent = || Err(Failure::new(Code::Unavailable, "the lock does not answer"));
+    let silent = || Err(Failure::new(Code::Unavailable, "the lock is not answering"));
     looking.take().unwrap_or_else(silent)
 }
 

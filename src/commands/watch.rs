@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How often the age of what is shown is told anew.
+/// This is how often the age of what is shown is told anew.
 const TICK: Duration = Duration::from_secs(1);
 
 pub fn run(every: Duration, session: Session) -> Result<Answer> {

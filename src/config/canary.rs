@@ -25,7 +25,7 @@ pub struct File {
     /// production [$KLR_CANARY_MODE].
     pub mode: Mode,
     /// Command that starts the canary, run by sh -c; {port}, {model} and the candidate's parameters
-    /// are put in.
+    /// are filled in.
     pub start: String,
     /// Model to load, for {model} and the test request.
     pub model: String,
@@ -52,9 +52,9 @@ pub struct File {
     pub allow_spare_gpu: bool,
     /// NVML index of that card [$KLR_SPARE_GPU_ID].
     pub spare_gpu: u32,
-    /// What the model's weights take.
+    /// The memory that the model's weights take.
     pub model_mb: Mb,
-    /// What the cache has to have at least.
+    /// The least memory that the cache must have.
     pub kv_cache_min_mb: Mb,
     /// File of the form HOLDER:PID:TIMESTAMP, for programs that look for it.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -62,7 +62,7 @@ pub struct File {
     /// Folder of budget, audit and promotions, instead of the state folder.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state_dir: Option<String>,
-    /// Extended regular expression that finds a lack of memory in the canary's log.
+    /// Extended regular expression that finds an out-of-memory error in the canary's log.
     pub oom_pattern: String,
     /// What a candidate may set, and within which bounds: { min = 0.6, max = 0.9 }, or
     /// { one_of = ["tiny", "base"] }.
@@ -118,7 +118,7 @@ pub enum Mode {
     Canary,
 }
 
-/// What a parameter of a candidate may be.
+/// This is what a parameter of a candidate may be.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(untagged, deny_unknown_fields)]
 pub enum Bound {
@@ -126,7 +126,7 @@ pub enum Bound {
     OneOf { one_of: Vec<String> },
 }
 
-/// What the canary works with.
+/// This is what the canary works with.
 #[derive(Clone, Debug)]
 pub struct Canary {
     pub service: String,
@@ -150,22 +150,22 @@ pub struct Canary {
     pub extra: BTreeMap<String, BTreeMap<String, Mb>>,
 }
 
-/// Where a complaint belongs: a key of the section, or a variable of the environment.
+/// This is where a complaint belongs: a key of the section, or a variable of the environment.
 pub type Complaint = (&'static str, String);
 
 impl File {
     /// Puts the environment's word over the file's.
     fn overlay(&mut self, environment: &Environment) -> Result<(), Complaint> {
-        let span = |text: &str| Span::parse(text).ok_or("no duration");
+        let span = |text: &str| Span::parse(text).ok_or("not a duration");
         let some_time = |text: &str| match span(text)? {
-            Span(Duration::ZERO) => Err("no time at all"),
+            Span(Duration::ZERO) => Err("not longer than zero"),
             span => Ok(span),
         };
         let hours = |text: &str| {
             let hours = text.parse::<f64>().ok().filter(|hours| (0.0..=168.0).contains(hours));
             hours
                 .map(|hours| Span(Duration::from_secs_f64(hours * 3600.0)))
-                .ok_or("no number of hours")
+                .ok_or("not a number of hours from 0 to 168")
         };
         over(environment, "KLR_CANARY_MODE", &mut self.mode, |text| match text {
             "predictive" => Ok(Mode::Predictive),
@@ -173,14 +173,14 @@ impl File {
             _ => Err("neither predictive nor canary"),
         })?;
         over(environment, "KLR_CANARY_PORT", &mut self.port, |text| {
-            text.parse().ok().filter(|port| *port != 0).ok_or("no port")
+            text.parse().ok().filter(|port| *port != 0).ok_or("not a port")
         })?;
         over(environment, "KLR_CANARY_TIMEOUT", &mut self.timeout, some_time)?;
         over(environment, "KLR_GPU_MAINTENANCE_MAX_DOWNTIME", &mut self.max_downtime, span)?;
         let (zone, zones) = (&self.time_zone, TimeZoneDatabase::bundled());
         over(environment, "KLR_GPU_MAINTENANCE_WINDOW", &mut self.window, |text| {
             match Window::parse(text, zone, &zones) {
-                Err(("window", _)) => Err("no window such as \"03:00-07:00\""),
+                Err(("window", _)) => Err("not a window such as \"03:00-07:00\""),
                 // A wrong time_zone is the file's.
                 _ => Ok(text.to_owned()),
             }
@@ -194,7 +194,7 @@ impl File {
             }
         })?;
         over(environment, "KLR_SPARE_GPU_ID", &mut self.spare_gpu, |text| {
-            text.parse().map_err(|_| "no NVML index")
+            text.parse().map_err(|_| "not an NVML index")
         })
     }
 
@@ -208,7 +208,7 @@ impl File {
             return Err(("service", format!("no service \"{}\" is configured", self.service)));
         }
         if self.port == 0 {
-            return Err(("port", "0 is no port".to_owned()));
+            return Err(("port", "0 is not a port".to_owned()));
         }
         for (key, span) in [("timeout", self.timeout), ("restore_sla", self.restore_sla)] {
             if span.0.is_zero() {
@@ -221,7 +221,7 @@ impl File {
                 Bound::OneOf { one_of } => one_of.is_empty(),
             };
             if is_empty {
-                return Err(("bounds", format!("nothing is within the bounds of {name}")));
+                return Err(("bounds", format!("no value is within the bounds of {name}")));
             }
         }
         let window = Window::parse(&self.window, &self.time_zone, &TimeZoneDatabase::bundled())?;

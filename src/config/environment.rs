@@ -11,7 +11,7 @@ pub struct Environment {
     variables: HashMap<String, OsString>,
 }
 
-/// What is wrong with a variable that a path may be, and a text may not.
+/// This is what is wrong with a variable that a path may be, and a text may not.
 const NO_TEXT: &str = "is not UTF-8 text";
 
 impl Environment {
@@ -100,7 +100,7 @@ impl Environment {
         .find(|path| path.symlink_metadata().is_ok())
     }
 
-    /// Where logs of native services and other state are kept.
+    /// Returns where logs of native services and other state are kept.
     pub fn state_dir(&self) -> Option<PathBuf> {
         self.path("GPUCTL_STATE_DIR")
             .or_else(|| Some(self.xdg("XDG_STATE_HOME", ".local/state")?.join("gpuctl")))

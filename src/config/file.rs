@@ -30,7 +30,7 @@ pub struct File {
     #[serde(deserialize_with = "tables")]
     pub services: IndexMap<String, Service>,
     /// The trial of a changed configuration of one service before it is promoted. The variables
-    /// in brackets stand over their keys.
+    /// in brackets take precedence over their keys.
     #[serde(deserialize_with = "optional_table", skip_serializing_if = "Option::is_none")]
     pub canary: Option<super::canary::File>,
 }
@@ -65,16 +65,16 @@ impl Default for Gpu {
 pub struct Lock {
     /// Where the lock is kept beside the machine's: redis://, rediss:// or redis+unix://; or
     /// file:///path, a machine's lock of one's own. Without it $REDIS_URL counts; $GPUCTL_LOCK_URL
-    /// stands over all.
+    /// takes precedence over both.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
     /// File of the machine's lock, where it is not the one that all on the machine share; a
-    /// file:// URL stands over it.
+    /// file:// URL takes precedence.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub file: Option<String>,
     /// Name of the lock: the key in Redis, or of the file.
     pub key: String,
-    /// How long a lock lasts that `gpuctl lock acquire` takes.
+    /// How long a lock taken by `gpuctl lock acquire` lasts.
     pub ttl: Span,
     /// How long commands wait for the lock while another holds it; the default of --wait.
     pub wait: Span,
@@ -98,7 +98,7 @@ impl Default for Lock {
 pub struct Service {
     /// Who starts and stops it: gpuctl itself, Docker, or systemd.
     pub r#type: Type,
-    /// Docker: name or id of the container, which exists already. Required for docker services.
+    /// Docker: name or ID of the container, which exists already. Required for docker services.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub container: Option<String>,
     /// systemd: name of the unit. Required for systemd services.
@@ -107,24 +107,24 @@ pub struct Service {
     /// systemd: a unit of the calling user (systemctl --user).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<bool>,
-    /// What it needs at most; plans count on it while it runs.
+    /// The most memory that it needs; plans count on this while it runs.
     pub vram_mb: Mb,
-    /// Which to stop first when memory is short: the lowest. A service never makes one of the
-    /// same or a higher priority stop.
+    /// When memory is short, the lowest is stopped first. A service never causes one of the same
+    /// or a higher priority to be stopped.
     #[serde(default)]
     pub priority: i64,
     /// Numbers of the phases that need it.
     #[serde(default)]
     pub phases: Vec<u32>,
-    /// Where it says that it is ready: http:// or https:// (any 2xx answer), or tcp://host:port
-    /// (it accepts). Without it, a container's own HEALTHCHECK counts, or that it is alive.
+    /// Where it shows that it is ready: http:// or https:// (any 2xx answer), or tcp://host:port (it
+    /// accepts a connection). Without it, a container's HEALTHCHECK counts, or that it is alive.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health: Option<String>,
     /// Native: start command, run by sh -c. It may stay in the foreground, or leave the server in
     /// the background and exit 0. Required for native services.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start: Option<String>,
-    /// Native: extended regular expression, as of pgrep -f, that finds its processes where gpuctl
+    /// Native: extended regular expression, as for pgrep -f, that finds its processes where gpuctl
     /// did not start them.
     #[serde(default, rename = "match", skip_serializing_if = "Option::is_none")]
     pub pattern: Option<String>,
@@ -140,7 +140,7 @@ pub struct Service {
     /// How long it may take from its start until it is ready.
     #[serde(default = "start_timeout")]
     pub start_timeout: Span,
-    /// How long it may take to end; then it is killed.
+    /// How long it may take to end before it is killed.
     #[serde(default = "stop_timeout")]
     pub stop_timeout: Span,
     /// How its memory is taken back when another needs it: by stopping it, or by asking it to

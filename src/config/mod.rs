@@ -36,7 +36,7 @@ use std::time::Duration;
 /// The commented configuration that `config init` writes.
 pub const TEMPLATE: &str = include_str!("template.toml");
 
-/// What the other parts work with.
+/// This is what the other parts work with.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Absolute; `None` when there is no file.
@@ -47,7 +47,7 @@ pub struct Config {
     pub lock: Lock,
     /// Every phase that is named or listed, with its name.
     pub phases: BTreeMap<u32, Option<String>>,
-    /// In the order of the file.
+    /// The services stand in the order of the file.
     pub services: Vec<Service>,
     canary: Option<Canary>,
     state_dir: Option<PathBuf>,
@@ -101,13 +101,13 @@ impl fmt::Display for Selector {
 #[derive(Clone, Debug)]
 pub struct Lock {
     pub place: Place,
-    /// In Redis.
+    /// The lock has this key in Redis, and the machine's file is named after it.
     pub key: String,
-    /// Of a lock that is taken by hand.
+    /// A lock that is taken by hand lasts this long.
     pub ttl: Duration,
-    /// How long acting commands wait for it.
+    /// This is how long acting commands wait for it.
     pub wait: Duration,
-    /// Of the lock that the caller holds, and under which this command acts.
+    /// The token of the lock that the caller holds, under which this command acts.
     pub token: Option<String>,
 }
 
@@ -129,7 +129,7 @@ impl Config {
         validate::validate(Some(&source), file, gpu, environment)
     }
 
-    /// For commands that are about services: there must be a file.
+    /// Refuses a command that is about services where there is no file.
     pub fn require_file(&self) -> Result<()> {
         match self.path {
             Some(_) => Ok(()),
@@ -148,7 +148,7 @@ impl Config {
             match nearest(name, names.iter().copied()) {
                 Some(nearest) => failure.hint(format!("did you mean \"{nearest}\"?")),
                 None if names.is_empty() => failure.hint("the configuration has no services"),
-                None => failure.hint(format!("configured are: {}", names.join(", "))),
+                None => failure.hint(format!("configured services: {}", names.join(", "))),
             }
         })
     }
@@ -183,11 +183,11 @@ impl Config {
             .collect();
         Err(failure.hint(match known.is_empty() {
             true => "the configuration has no phases".to_owned(),
-            false => format!("configured are: {}", known.join(", ")),
+            false => format!("configured phases: {}", known.join(", ")),
         }))
     }
 
-    /// For commands that are about the canary: there must be such a section.
+    /// Returns the canary's section, and refuses the command where there is none.
     pub fn canary(&self) -> Result<&Canary> {
         self.require_file()?;
         self.canary.as_ref().ok_or_else(|| {
@@ -196,7 +196,7 @@ impl Config {
         })
     }
 
-    /// Where logs of native services are kept.
+    /// Returns where logs of native services are kept.
     pub fn state_dir(&self) -> Result<&Path> {
         self.state_dir.as_deref().ok_or_else(|| {
             Failure::new(
@@ -215,7 +215,7 @@ impl Config {
         Config::of_file("test.toml", text)
     }
 
-    /// The same from a file of that name.
+    /// Parses and validates the text of a file of that name.
     pub fn of_file(name: &str, text: &str) -> Result<Config> {
         let source = text::Source { path: Path::new(name), text };
         validate::validate(Some(&source), source.parse()?, None, &Environment::empty())

@@ -19,7 +19,7 @@ impl fmt::Display for Overlap {
     /// "services.a.match finds the start of service b"
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Overlap { finder, found, is_certain } = self;
-        let what = if *is_certain { "the start" } else { "the program" };
+        let what = if *is_certain { "the start command" } else { "the program" };
         write!(f, "services.{finder}.match finds {what} of service {found}")
     }
 }
@@ -27,7 +27,9 @@ impl fmt::Display for Overlap {
 impl Overlap {
     pub fn hint(&self) -> String {
         let Overlap { finder, found, .. } = self;
-        format!("put into services.{finder}.match what {found} does not have, such as its port")
+        format!(
+            "set services.{finder}.match to something that {found} does not have, such as its port"
+        )
     }
 }
 

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 /// login, and in which cleaners leave alone what is locked; the first one that is there.
 const FOLDERS: [&str; 2] = ["/run/lock", "/var/tmp"];
 
-/// Where the GPU lock is kept.
+/// This is where the GPU lock is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
     /// The file of the machine's lock.
@@ -19,7 +19,7 @@ pub struct Place {
 }
 
 impl Place {
-    /// From its URL, or without one the machine's lock alone.
+    /// Reads the place from its URL; without one it is the machine's lock alone.
     pub fn of(lock: &file::Lock) -> std::result::Result<Place, String> {
         let own = lock.file.as_ref().map(PathBuf::from);
         let file = own.unwrap_or_else(|| machines(&lock.key));
@@ -32,7 +32,7 @@ impl Place {
                     let told = error.to_string();
                     let why = told.split(" - ").next().unwrap_or_default();
                     Err(format!(
-                        "no Redis URL ({why}); it is redis://HOST:PORT/DB or redis+unix:///PATH?db=DB"
+                        "not a Redis URL ({why}); the form is redis://HOST:PORT/DB or redis+unix:///PATH?db=DB"
                     ))
                 }
             },

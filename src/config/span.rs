@@ -1,5 +1,6 @@
 //! Lengths of time as the configuration and the command line have them.
 
+use jiff::fmt::friendly::{Designator, SpanPrinter};
 use schemars::JsonSchema;
 use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -22,12 +23,20 @@ impl Span {
         Span::of_any_length(text).filter(|span| span.0 <= Span::MAX)
     }
 
-    /// For what only looks back.
+    /// Parses a length of time that may also be longer, as for a look into the past.
     pub fn of_any_length(text: &str) -> Option<Span> {
         Some(Span(match text.trim().parse::<u64>() {
             Ok(seconds) => Duration::from_secs(seconds),
             Err(_) => Duration::try_from(text.trim().parse::<jiff::SignedDuration>().ok()?).ok()?,
         }))
+    }
+}
+
+/// A length of time is shown to people as they may write it: "500ms", "90s" as "1m 30s".
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const PRINTER: SpanPrinter = SpanPrinter::new().designator(Designator::Compact);
+        f.pad(&PRINTER.unsigned_duration_to_string(&self.0))
     }
 }
 
@@ -64,7 +73,7 @@ impl<'de> Deserialize<'de> for Span {
 
 impl Serialize for Span {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&format!("{:?}", self.0))
+        serializer.collect_str(self)
     }
 }
 

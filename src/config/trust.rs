@@ -65,7 +65,7 @@ pub fn judge(file: &fs::File, path: &Path) -> Result<()> {
     if meta.mode() & 0o022 != 0 {
         return Err(Failure::new(
             Code::Permission,
-            format!("configuration {shown}: others may write it (mode {:04o}), and gpuctl runs commands from it", meta.mode() & 0o7777),
+            format!("configuration {shown}: others may write to it (mode {:04o}), and gpuctl runs commands from it", meta.mode() & 0o7777),
         )
         .hint(format!("chmod go-w {shown}")));
     }

@@ -72,7 +72,7 @@ pub fn validate(
         return Err(complain(&["lock", "key"], "is empty"));
     }
     if file.lock.ttl.0.is_zero() {
-        return Err(complain(&["lock", "ttl"], "a lock without time is no lock"));
+        return Err(complain(&["lock", "ttl"], "must be longer than zero"));
     }
     let lock = Lock {
         place,
@@ -98,7 +98,9 @@ pub fn validate(
             return Err(match &service.manager {
                 Manager::Native(_) => complain(
                     &["services", name, "match"],
-                    &format!("is that of service {twin} too; name what only this one has"),
+                    &format!(
+                        "is also that of service {twin}; choose something that only this one has"
+                    ),
                 ),
                 other => complain(
                     &["services", name],
@@ -176,12 +178,12 @@ fn phases(
     for (key, name) in &file.phases {
         // Written as the number is: "1" and "01" would be one phase with two names.
         let number: Option<u32> = key.parse().ok().filter(|n: &u32| n.to_string() == *key);
-        let number = number.ok_or_else(|| (key.clone(), "a phase is a number".to_owned()))?;
+        let number = number.ok_or_else(|| (key.clone(), "a phase must be a number".to_owned()))?;
         if name.is_empty() || name.parse::<u32>().is_ok() {
-            return Err((key.clone(), "a phase's name is a word".to_owned()));
+            return Err((key.clone(), "a phase's name must be a word, not a number".to_owned()));
         }
         if !names.insert(name) {
-            return Err((key.clone(), format!("\"{name}\" names two phases")));
+            return Err((key.clone(), format!("\"{name}\" is the name of two phases")));
         }
         phases.insert(number, Some(name.clone()));
     }
@@ -189,7 +191,7 @@ fn phases(
 }
 
 fn too_large() -> String {
-    format!("more than {} is no memory size", Mb::MAX)
+    format!("a memory size is at most {}", Mb::MAX)
 }
 
 fn same_instance(a: &Manager, b: &Manager) -> bool {
@@ -211,7 +213,7 @@ fn service(
     if !is_plain_name(name) {
         return Err((
             None,
-            "a service's name is made of letters, digits, `.`, `_` and `-`".to_owned(),
+            "a service's name may contain only letters, digits, `.`, `_` and `-`".to_owned(),
         ));
     }
     if entry.vram_mb > Mb::MAX {
@@ -221,7 +223,7 @@ fn service(
         [("start_timeout", entry.start_timeout), ("stop_timeout", entry.stop_timeout)]
     {
         if span.0 < Duration::from_millis(1) {
-            return fail(key, "must be longer than nothing");
+            return fail(key, "must be longer than zero");
         }
     }
     let texts = [
@@ -236,7 +238,7 @@ fn service(
     for (key, text) in texts {
         if let Some(text) = text {
             if text.contains('\0') {
-                return fail(key, "holds a NUL character");
+                return fail(key, "contains a NUL character");
             }
             if text.trim().is_empty() {
                 return fail(key, "is empty");
@@ -287,7 +289,7 @@ fn manager(entry: &file::Service) -> std::result::Result<Manager, Complaint<Opti
     ];
     for (key, given, owner) in owned_by {
         if given && owner != entry.r#type {
-            let problem = format!("belongs to type = \"{}\"", format!("{owner:?}").to_lowercase());
+            let problem = format!("is only for type = \"{}\"", format!("{owner:?}").to_lowercase());
             return Err((Some(key), problem));
         }
     }
@@ -297,14 +299,16 @@ fn manager(entry: &file::Service) -> std::result::Result<Manager, Complaint<Opti
             let container = entry.container.clone().ok_or_else(|| missing("container"))?;
             match is_plain_name(&container) {
                 true => Ok(Manager::Docker { container }),
-                false => Err((Some("container"), "is no container's name or id".to_owned())),
+                false => {
+                    Err((Some("container"), "is not the name or ID of a container".to_owned()))
+                }
             }
         }
         Type::Systemd => {
             let unit = entry.unit.clone().ok_or_else(|| missing("unit"))?;
             let plain = |c: char| c.is_ascii_alphanumeric() || "@._-:\\".contains(c);
             if unit.is_empty() || unit.starts_with('-') || !unit.chars().all(plain) {
-                return Err((Some("unit"), "is no unit's name".to_owned()));
+                return Err((Some("unit"), "is not the name of a unit".to_owned()));
             }
             // Asked for one of these, `systemctl show` fails for all units.
             if unit.ends_with('@') || unit.contains("@.") {
@@ -347,11 +351,11 @@ fn is_plain_name(name: &str) -> bool {
 fn refuse_broad(pattern: &str) -> std::result::Result<(), String> {
     const UNLIKE: [&CStr; 4] = [c"/sbin/init", c"sshd: user@pts/0", c"python3 -m app 80", c"bash"];
     let compiled = Pattern::new(pattern).map_err(|why| {
-        format!("\"{pattern}\" is no extended regular expression, as for pkill -f: {why}")
+        format!("\"{pattern}\" is not a valid extended regular expression, as for pkill -f: {why}")
     })?;
     if compiled.matches(c"") || UNLIKE.iter().filter(|line| compiled.matches(line)).count() > 1 {
         return Err(format!(
-            "\"{pattern}\" matches processes of every kind; name what only this service has in its command line"
+            "\"{pattern}\" matches processes of every kind; choose something that only this service has in its command line"
         ));
     }
     Ok(())
@@ -401,7 +405,7 @@ fn unload(call: &file::Unload) -> std::result::Result<Unload, String> {
             let method = method.clone().unwrap_or_else(|| "POST".to_owned());
             match ureq::http::Method::from_bytes(method.as_bytes()) {
                 Ok(_) => Ok(Unload::Call { url, method, body: body.clone() }),
-                Err(_) => Err(format!("\"{method}\" is no HTTP method")),
+                Err(_) => Err(format!("\"{method}\" is not an HTTP method")),
             }
         }
     }

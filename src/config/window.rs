@@ -25,7 +25,7 @@ impl Window {
     ) -> Result<Window, (&'static str, String)> {
         let malformed = || {
             let problem = format!(
-                "\"{text}\" is no window such as \"03:00-07:00\" or \"22:30-04:00 Europe/Berlin\""
+                "\"{text}\" is not a window such as \"03:00-07:00\" or \"22:30-04:00 Europe/Berlin\""
             );
             ("window", problem)
         };
@@ -40,9 +40,9 @@ impl Window {
             Some(zone) => ("window", zone),
             None => ("time_zone", time_zone.trim()),
         };
-        let zone = zones
-            .get(name)
-            .map_err(|_| (key, format!("\"{name}\" is no time zone such as \"Europe/Berlin\"")))?;
+        let zone = zones.get(name).map_err(|_| {
+            (key, format!("\"{name}\" is not a time zone such as \"Europe/Berlin\""))
+        })?;
         Ok(Window { start, end, zone, zone_name: name.to_owned() })
     }
 
@@ -67,13 +67,13 @@ impl Window {
         }
     }
 
-    /// When another night than that of `now` opens.
+    /// Returns when another night than that of `now` opens.
     pub fn next_night(&self, now: Timestamp) -> Timestamp {
         let next = self.opens_next(now);
         if self.night(next) == self.night(now) { self.opens_next(next) } else { next }
     }
 
-    /// When it opens next, strictly after `now`.
+    /// Returns when it opens next, strictly after `now`.
     pub fn opens_next(&self, now: Timestamp) -> Timestamp {
         let local = now.to_zoned(self.zone.clone());
         let opening = |date: Date| date.to_datetime(self.start).to_zoned(self.zone.clone());
@@ -103,15 +103,15 @@ impl fmt::Display for Window {
     }
 }
 
-/// How often a trial may be, and for how long it may keep production away.
+/// This is how often a trial may be, and for how long it may keep production away.
 #[derive(Clone, Debug)]
 pub struct Limits {
     pub window: Window,
-    /// How long to rest between two runs.
+    /// This is how long to rest between two runs.
     pub cooldown: Duration,
     pub max_runs_per_day: usize,
-    /// For which production may be away, per night.
+    /// Production may be away for this long in a night.
     pub max_downtime: Duration,
-    /// For which one run may keep it away.
+    /// One run may keep production away for this long.
     pub reserve: Duration,
 }

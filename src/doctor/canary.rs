@@ -4,7 +4,7 @@ use super::check::{Check, Id};
 use super::state::folder;
 use super::{Case, native};
 use crate::canary::ledger::{Ledger, owed};
-use crate::config::{Canary, Gpu, Mode, Selector};
+use crate::config::{Canary, Gpu, Mode, Selector, Span};
 use crate::world::host;
 use crate::world::nvml::Reader;
 use std::path::Path;
@@ -19,7 +19,7 @@ pub fn examine(case: &Case) -> Vec<Check> {
     checks.push(native::command(Id::CanaryStart, "canary.start", &canary.start, None, path));
     checks.extend(canary.spare_gpu.map(|index| spare(index, &case.gpu)));
     checks.extend(canary.maintenance_lock.as_deref().map(|path| {
-        let fix = "make that folder, or correct canary.maintenance_lock";
+        let fix = "create that folder, or correct canary.maintenance_lock";
         let parent = path.parent().unwrap_or(Path::new("/"));
         match parent.is_dir() {
             true => Check::pass(Id::CanaryMaintenanceLock, path.display().to_string()),
@@ -54,12 +54,12 @@ fn ledger(canary: &Canary) -> Vec<Check> {
         Ok(Some(journal)) => {
             Check::pass(Id::CanaryRestore, format!("a trial is under way (run {})", journal.run_id))
         }
-        Err(failure) => Check::failure(Id::CanaryRestore, &failure, "mend it"),
+        Err(failure) => Check::failure(Id::CanaryRestore, &failure, "repair it"),
     };
     let limits = &canary.limits;
     let kept = match ledger.history(limits.window.night(host::now()), limits.cooldown) {
         Ok(_) => kept,
-        Err(failure) => Check::failure(Id::CanaryLedger, &failure, "mend it"),
+        Err(failure) => Check::failure(Id::CanaryLedger, &failure, "repair it"),
     };
     vec![restore, kept]
 }
@@ -67,7 +67,7 @@ fn ledger(canary: &Canary) -> Vec<Check> {
 /// Whether a night's downtime is enough for one trial in production's place.
 fn budget(canary: &Canary) -> Check {
     let (needed, had) = (canary.limits.reserve, canary.limits.max_downtime);
-    let told = format!("a trial may take {needed:?} of the {had:?} a night");
+    let told = format!("a trial may take {}, and {} are allowed a night", Span(needed), Span(had));
     match needed > had {
         false => Check::pass(Id::CanaryBudget, told),
         true => {
@@ -89,7 +89,7 @@ fn spare(index: u32, own: &Gpu) -> Check {
         Ok(_) if own.selector == gpu.selector => {
             Check::fail(id, format!("GPU {index} is production's own card"), fix)
         }
-        Ok(_) => Check::pass(id, format!("GPU {index} is there")),
-        Err(_) => Check::skip(id, "NVML cannot be asked"),
+        Ok(_) => Check::pass(id, format!("GPU {index} is present")),
+        Err(_) => Check::skip(id, "NVML cannot be queried"),
     }
 }

@@ -16,7 +16,7 @@ macro_rules! ids {
             #[cfg(test)]
             pub const ALL: &'static [Id] = &[$($(Id::$name,)*)*];
 
-            /// What the JSON calls it; a contract.
+            /// Returns what the JSON calls it; a contract.
             pub fn name(self) -> &'static str {
                 match self {
                     $($(Id::$name => $id,)*)*
@@ -130,9 +130,9 @@ pub struct Check {
     pub verdict: Verdict,
     /// The service or phase that it is about.
     pub subject: Option<String>,
-    /// What was found.
+    /// This is what was found.
     pub message: String,
-    /// What to do; whoever warns or fails has to say.
+    /// This is what to do; whoever warns or fails has to say.
     pub fix: Option<String>,
 }
 
@@ -157,7 +157,7 @@ impl Check {
         Check::new(id, Verdict::Fail, message.as_ref(), Some(fix.into()))
     }
 
-    /// What another command would fail with; `otherwise` is the fix where it has no hint.
+    /// Returns what another command would fail with; `otherwise` is the fix where it has no hint.
     pub fn failure(id: Id, failure: &Failure, otherwise: &str) -> Check {
         let fix = match failure.hints.is_empty() {
             true => otherwise.to_owned(),

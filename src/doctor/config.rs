@@ -6,7 +6,7 @@ use crate::error::Result;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-const MEND: &str = "correct that; `gpuctl config schema` says what each key takes";
+const MEND: &str = "correct it; `gpuctl config schema` shows what each key accepts";
 
 pub fn examine(
     named: Option<&Path>,
@@ -23,7 +23,7 @@ pub fn examine(
     let Some(path) = environment.find_config(named) else {
         let mut checks = vec![Check::warn(
             Id::ConfigFile,
-            "there is none: only status, can-fit, lock and config work without",
+            "there is none: only status, can-fit, lock and config work without one",
             "write one with `gpuctl config init`, or name one with --config PATH",
         )];
         checks.extend(skipped([Id::ConfigPermissions, Id::ConfigSecrets]));
@@ -47,7 +47,7 @@ pub fn examine(
         return checks;
     }
     let mode = file.metadata().map_or(0, |meta| meta.mode() & 0o7777);
-    let whose = format!("nobody else may write it (mode {mode:04o})");
+    let whose = format!("nobody else may write to it (mode {mode:04o})");
     checks.push(Check::pass(Id::ConfigPermissions, whose));
     checks.push(valid());
     checks.push(match loaded {
@@ -59,9 +59,9 @@ pub fn examine(
                 false => Check::pass(Id::ConfigSecrets, "it holds no password"),
                 true => Check::warn(
                     Id::ConfigSecrets,
-                    format!("it holds a password, and others may read it (mode {mode:04o})"),
+                    format!("it holds a password, but others may read it (mode {mode:04o})"),
                     format!(
-                        "chmod go-r {}; or name a variable in its place: $PASSWORD",
+                        "chmod go-r {}; or use a variable in its place: $PASSWORD",
                         path.display()
                     ),
                 ),
@@ -72,5 +72,5 @@ pub fn examine(
 }
 
 fn skipped<const N: usize>(ids: [Id; N]) -> [Check; N] {
-    ids.map(|id| Check::skip(id, "there is no configuration to look at"))
+    ids.map(|id| Check::skip(id, "there is no configuration to check"))
 }

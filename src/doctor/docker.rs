@@ -31,7 +31,7 @@ pub fn examine(case: &Case) -> Vec<Check> {
     }
     let mut checks = Vec::new();
     let skip_rest = |mut checks: Vec<Check>, ids: &[Id]| {
-        checks.extend(ids.iter().map(|id| Check::skip(*id, "Docker cannot be asked")));
+        checks.extend(ids.iter().map(|id| Check::skip(*id, "Docker cannot be queried")));
         checks
     };
     match program::find(OsStr::new("docker"), Path::new(""), case.path.as_deref()) {
@@ -59,7 +59,7 @@ pub fn examine(case: &Case) -> Vec<Check> {
         }
     };
     checks.push(Check::pass(Id::DockerEngine, format!("version {}", engine.version)));
-    checks.push(Check::pass(Id::DockerPermission, "the engine lets us in"));
+    checks.push(Check::pass(Id::DockerPermission, "the engine grants access"));
     if case.config.is_none() {
         checks.push(Check::skip(Id::DockerContainer, UNCONFIGURED));
         return checks;
@@ -100,16 +100,16 @@ fn judge(service: &Service, container: &str, setup: &Setup, card: &Selector) -> 
         GpuAccess::None => Check::warn(
             Id::DockerGpu,
             format!("the container {container} was created without a GPU"),
-            "create it anew with --gpus all",
+            "recreate it with --gpus all",
         ),
         GpuAccess::Request(ids) if !ids.is_empty() && !names_card(&ids.join(","), card, None) => {
             Check::warn(
                 Id::DockerGpu,
                 format!(
-                    "the container {container} was given GPU {}, and gpuctl watches GPU {card}",
+                    "the container {container} was given GPU {}, but gpuctl watches GPU {card}",
                     ids.join(", ")
                 ),
-                "create it anew with that card, or correct gpu.index",
+                "recreate it with that card, or correct gpu.index",
             )
         }
         GpuAccess::Request(_) => Check::pass(Id::DockerGpu, "--gpus"),
@@ -120,8 +120,8 @@ fn judge(service: &Service, container: &str, setup: &Setup, card: &Selector) -> 
     checks.push(match (&setup.published, port) {
         (Some(published), Some(port)) if !published.contains(&port) => Check::warn(
             Id::DockerPorts,
-            format!("its health check asks port {port}, which the container {container} does not publish"),
-            format!("create it anew with --publish {port}:PORT or --network host, or correct services.{}.health", service.name),
+            format!("its health check uses port {port}, which the container {container} does not publish"),
+            format!("recreate it with --publish {port}:PORT or --network host, or correct services.{}.health", service.name),
         ),
         (Some(_), Some(port)) if matches!(service.health, Some(Health::Tcp { .. })) => Check::warn(
             Id::DockerPorts,
@@ -129,13 +129,13 @@ fn judge(service: &Service, container: &str, setup: &Setup, card: &Selector) -> 
             format!("ask the server itself: let services.{}.health be an http:// URL", service.name),
         ),
         (Some(_), Some(port)) => Check::pass(Id::DockerPorts, format!("{port} is published")),
-        (None, _) => Check::pass(Id::DockerPorts, "it has the network of this machine"),
-        (_, None) => Check::skip(Id::DockerPorts, "its health check asks no port of this machine"),
+        (None, _) => Check::pass(Id::DockerPorts, "it uses this machine's network"),
+        (_, None) => Check::skip(Id::DockerPorts, "its health check uses no port on this machine"),
     });
     checks.push(match setup.restart.as_str() {
         "always" => Check::warn(
             Id::DockerRestart,
-            "Docker starts it with every start of the engine, also after gpuctl has stopped it",
+            "Docker starts it whenever the engine starts, even after gpuctl has stopped it",
             format!("docker update --restart=unless-stopped {container}"),
         ),
         "" => Check::pass(Id::DockerRestart, "no"),
@@ -152,7 +152,7 @@ fn runtime<'a>(known: &[String], setups: impl Iterator<Item = &'a Setup>) -> Che
         match &setup.gpu {
             GpuAccess::Runtime(runtime) if !known.contains(runtime) => {
                 let message = format!(
-                    "a container wants the runtime {runtime}, which the engine does not have"
+                    "a container needs the runtime {runtime}, which the engine does not have"
                 );
                 return Check::fail(id, message, TOOLKIT);
             }
@@ -166,7 +166,7 @@ fn runtime<'a>(known: &[String], setups: impl Iterator<Item = &'a Setup>) -> Che
         (None, None) => Check::skip(id, "no container asks for it"),
         (Some(()), None) => Check::warn(
             id,
-            "a container was created with --gpus, and the engine has no NVIDIA runtime",
+            "a container was created with --gpus, but the engine has no NVIDIA runtime",
             TOOLKIT,
         ),
     }

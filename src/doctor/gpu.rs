@@ -9,7 +9,7 @@ use crate::world::nvml::{Fault, Part, Reader};
 use crate::world::ports::Listeners;
 use crate::world::process::{self, Table};
 
-/// In MB; the driver itself takes some hundreds that belong to no process.
+/// More MB than this without a process are suspicious; the driver itself takes some hundreds.
 const UNLISTED: u64 = 1024;
 
 pub fn examine(case: &Case) -> Vec<Check> {
@@ -45,7 +45,7 @@ fn judge(case: &Case, vram: &Vram, fault: Option<&Fault>) -> Vec<Check> {
     let driver = device.and_then(|device| device.driver_version.as_deref());
     let card = || {
         let device = device?;
-        let name = device.name.as_deref().unwrap_or("of unknown name");
+        let name = device.name.as_deref().unwrap_or("name unknown");
         Some(format!("GPU {}, {name}, {}", device.index, vram.total?))
     };
     let found = [
@@ -61,7 +61,7 @@ fn judge(case: &Case, vram: &Vram, fault: Option<&Fault>) -> Vec<Check> {
         .into_iter()
         .map(|(part, id, found)| match fault {
             Some(fault) if fault.part == part => Check::fail(id, &fault.what, remedy(fault)),
-            Some(fault) if fault.part < part => Check::skip(id, "NVML cannot be asked"),
+            Some(fault) if fault.part < part => Check::skip(id, "NVML cannot be queried"),
             _ => Check::pass(id, found),
         })
         .collect();
@@ -88,17 +88,14 @@ fn size(case: &Case, vram: &Vram) -> Check {
     match (vram.total.filter(|_| vram.source == Source::Nvml), case.gpu.total) {
         (None, _) => Check::skip(id, "the card cannot be measured"),
         (Some(measured), None) => {
-            Check::pass(id, format!("{measured}; gpu.total_mb, which stands in for it, is not set"))
+            Check::pass(id, format!("{measured}; gpu.total_mb, the fallback, is not set"))
         }
         // Sellers' figures and the driver's differ by a few MB.
         (Some(measured), Some(told)) if measured.0.abs_diff(told.0) * 20 > measured.0 => {
             Check::warn(
                 id,
-                format!("gpu.total_mb says {told}, and the card has {measured}"),
-                format!(
-                    "set gpu.total_mb = {}: it is what plans go by when NVML fails",
-                    measured.0
-                ),
+                format!("gpu.total_mb says {told}, but the card has {measured}"),
+                format!("set gpu.total_mb = {}: plans rely on it when NVML fails", measured.0),
             )
         }
         (Some(measured), Some(_)) => Check::pass(id, format!("{measured}, as gpu.total_mb says")),
@@ -118,10 +115,10 @@ fn processes(vram: &Vram) -> [Check; 2] {
     let listed = match processes.iter().any(|process| process.memory.is_none()) {
         true => Check::warn(
             list,
-            "the driver lists processes and does not say what each holds",
-            "update the driver; under WSL and on virtual GPUs it cannot be had, and gpuctl goes by the whole card's figures",
+            "the driver lists processes but does not say what each holds",
+            "update the driver; under WSL and on virtual GPUs there is no such figure, and gpuctl relies on those of the whole card",
         ),
-        false => Check::pass(list, format!("{} hold memory", processes.len())),
+        false => Check::pass(list, format!("{} with memory", processes.len())),
     };
     let is_elsewhere = |pid: &Pid| process::Id::of(*pid).is_none();
     let elsewhere: Vec<Pid> =
@@ -140,7 +137,7 @@ fn processes(vram: &Vram) -> [Check; 2] {
             format!("{unlisted} MB are in use by processes that the driver does not list here"),
             fix,
         ),
-        (None, _) => Check::pass(namespace, "every process that holds memory is in sight"),
+        (None, _) => Check::pass(namespace, "every process that holds memory is visible"),
     };
     [listed, seen]
 }
@@ -152,7 +149,7 @@ fn environments(case: &Case, device: Option<&Device>) -> Vec<Check> {
         false => Check::warn(
             Id::CudaVisibleDevices,
             format!(
-                "CUDA_VISIBLE_DEVICES={value} in {whose} is another card than GPU {selector}, which gpuctl watches"
+                "CUDA_VISIBLE_DEVICES={value} in {whose} is a different card from GPU {selector}, which gpuctl watches"
             ),
             fix,
         ),

@@ -13,7 +13,7 @@ use std::time::Duration;
 /// Every command that acts asks it several times.
 const SLOW: Duration = Duration::from_millis(100);
 
-/// From where the lock's place is known.
+/// Tells from where the lock's place is known.
 pub fn source(config: Option<&Config>, environment: &Environment) -> &'static str {
     let written = config.and_then(|config| config.file.lock.url.as_deref());
     match (environment.get("GPUCTL_LOCK_URL"), written) {
@@ -43,8 +43,8 @@ pub fn examine(case: &Case) -> Vec<Check> {
     }
 }
 
-/// Where the machine's lock is: every user of it has to be able to open its file, and nobody to
-/// remove it.
+/// Returns where the machine's lock is: every user of it has to be able to open its file, and
+/// nobody to remove it.
 fn folder(config: &Config) -> Check {
     let path = &config.lock.place.file;
     let parent = path.parent().unwrap_or(Path::new("/"));
@@ -56,21 +56,21 @@ fn folder(config: &Config) -> Check {
     match mode & 0o002 != 0 && mode & 0o1000 == 0 {
         true => Check::warn(
             Id::LockFolder,
-            format!("anybody may remove the lock's file from {}", parent.display()),
-            format!("chmod +t {}, or another place in lock.url", parent.display()),
+            format!("anybody may remove the lock file from {}", parent.display()),
+            format!("chmod +t {}, or choose another place in lock.url", parent.display()),
         ),
         false => Check::pass(Id::LockFolder, parent.display().to_string()),
     }
 }
 
-/// What is held, or what keeps the place from holding a lock.
+/// Returns what is held, or what keeps the place from holding a lock.
 fn record(found: &Result<Option<Held>>) -> Check {
     let id = Id::LockRecord;
     match found {
-        Err(failure) => Check::failure(id, failure, "mend it, or choose another lock.url"),
+        Err(failure) => Check::failure(id, failure, "repair it, or choose another lock.url"),
         Ok(Some(held)) if held.ends == Ends::Never => Check::warn(
             id,
-            format!("held by {}, without an end", held.describe()),
+            format!("held by {}, with no time limit", held.describe()),
             "it is never taken over; if its holder is gone: `gpuctl lock release --force`",
         ),
         Ok(Some(held)) => Check::pass(id, format!("held by {}", held.describe())),
@@ -88,7 +88,7 @@ fn in_redis(case: &Case, config: &Config, url: &str) -> Vec<Check> {
     let (credentials, record) = match &found {
         Err(failure) if failure.code == Code::Permission => (
             Check::failure(Id::LockCredentials, failure, "correct its ACL"),
-            Check::skip(Id::LockRecord, "it may not be read"),
+            Check::skip(Id::LockRecord, "reading it is not permitted"),
         ),
         found => (Check::pass(Id::LockCredentials, "taken"), record(found)),
     };
@@ -105,7 +105,7 @@ fn in_redis(case: &Case, config: &Config, url: &str) -> Vec<Check> {
 
 fn unreached(case: &Case, failure: &Failure) -> Vec<Check> {
     let place = || Check::pass(Id::LockPlace, format!("Redis, from {}", case.lock_source));
-    let skip = |id| Check::skip(id, "the lock's Redis cannot be asked");
+    let skip = |id| Check::skip(id, "the lock's Redis cannot be queried");
     match failure.code {
         Code::Permission => vec![
             place(),
@@ -127,13 +127,13 @@ fn unreached(case: &Case, failure: &Failure) -> Vec<Check> {
 }
 
 fn judge(server: &Server) -> [Check; 4] {
-    let untold = |id| Check::skip(id, "the server does not let this user ask (INFO)");
+    let untold = |id| Check::skip(id, "the server does not let this user run INFO");
     let version = server.version.as_deref().map_or(untold(Id::LockVersion), |version| {
         let major = version.split('.').next().and_then(|major| major.parse::<u32>().ok());
         match major.is_some_and(|major| major < 7) {
             true => Check::warn(
                 Id::LockVersion,
-                format!("Redis {version} is older than what gpuctl is made for"),
+                format!("Redis {version} is older than gpuctl supports"),
                 "update it to 7 or later",
             ),
             false => Check::pass(Id::LockVersion, version),
@@ -149,11 +149,11 @@ fn judge(server: &Server) -> [Check; 4] {
     });
     let eviction =
         server.eviction.as_deref().map_or(untold(Id::LockEviction), |policy| match policy {
-            "noeviction" => Check::pass(Id::LockEviction, "it throws no key away"),
+            "noeviction" => Check::pass(Id::LockEviction, "it evicts no keys"),
             policy => Check::warn(
                 Id::LockEviction,
                 format!(
-                    "when its memory is full it may throw the lock away (maxmemory-policy {policy})"
+                    "when its memory is full it may evict the lock (maxmemory-policy {policy})"
                 ),
                 "CONFIG SET maxmemory-policy noeviction, or a Redis of its own for the lock",
             ),
@@ -163,7 +163,7 @@ fn judge(server: &Server) -> [Check; 4] {
         true => Check::warn(
             Id::LockLatency,
             format!("it takes {took} to answer"),
-            "name a Redis that is nearer, or see what loads it (`redis-cli --latency`, SLOWLOG)",
+            "use a Redis that is closer, or see what is loading it (`redis-cli --latency`, SLOWLOG)",
         ),
         false => Check::pass(Id::LockLatency, took),
     };

@@ -27,7 +27,7 @@ pub fn judge(config: &Config, snapshot: &Snapshot) -> Vec<Check> {
         match is_too_large(&service) {
             true => Check::fail(
                 Id::VramService,
-                format!("needs {}, and the card has {room} beside the reserve", service.vram),
+                format!("needs {}, but the card has only {room} beside the reserve", service.vram),
                 format!("set services.{name}.vram_mb to what it really takes, lower gpu.reserve_mb, or give the service another card"),
             ),
             false => Check::pass(Id::VramService, told),
@@ -51,7 +51,7 @@ pub fn judge(config: &Config, snapshot: &Snapshot) -> Vec<Check> {
             Check::fail(
                 Id::VramPhase,
                 format!(
-                    "{names} need {needed} together, and the card has {room} beside the reserve"
+                    "{names} need {needed} together, but the card has only {room} beside the reserve"
                 ),
                 "move one of them to another phase, or lower their vram_mb or gpu.reserve_mb",
             )
@@ -59,9 +59,9 @@ pub fn judge(config: &Config, snapshot: &Snapshot) -> Vec<Check> {
             Check::warn(
                 Id::VramPhase,
                 format!(
-                    "{names} need {needed}, and others than services leave {now} at the moment"
+                    "{names} need {needed}, but processes that belong to no service leave only {now} at the moment"
                 ),
-                "`gpuctl status` names the processes that hold the rest; end those",
+                "`gpuctl status` names the processes that hold the rest; stop those",
             )
         } else {
             Check::pass(Id::VramPhase, format!("{names}: {needed} of {room}"))

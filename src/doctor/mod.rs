@@ -25,10 +25,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// For all areas, side by side. Longer than any of them takes by its own limits.
+/// All areas, side by side, have this long, which is more than any of them takes by its own limits.
 const LIMIT: Duration = Duration::from_millis(11_500);
 
-/// What is examined.
+/// This is what is examined.
 struct Case {
     /// `None`: it cannot be used; what needs none is examined all the same.
     config: Option<Config>,
@@ -41,12 +41,12 @@ struct Case {
     stop: Stop,
 }
 
-/// What a check says that needs the configuration, where there is none to be used.
-const UNCONFIGURED: &str = "needs a configuration that can be used";
+/// This is what a check says that needs the configuration, where there is none to be used.
+const UNCONFIGURED: &str = "needs a valid configuration";
 
 type Area = fn(&Case) -> Vec<Check>;
 
-/// With the check that is told to have failed where an area does not end.
+/// Each area comes with the check that is told to have failed where the area does not end.
 const AREAS: [(Id, Area); 8] = [
     (Id::SystemKernel, state::kernel),
     (Id::NvmlDriver, gpu::examine),
@@ -87,8 +87,8 @@ pub fn examine(
         wait(&[area.ended().fd()], stop, deadline);
         stop.check()?;
         let silent = || {
-            let message = "this and what belongs to it did not answer in time";
-            vec![Check::fail(id, message, "see with `gpuctl doctor -vv` what it waits for")]
+            let message = "this group of checks did not finish in time";
+            vec![Check::fail(id, message, "run `gpuctl doctor -vv` to see what it is waiting for")]
         };
         checks.extend(area.take().unwrap_or_else(silent));
     }

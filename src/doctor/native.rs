@@ -27,7 +27,7 @@ pub fn examine(case: &Case) -> Vec<Check> {
     let overlaps = overlaps(config);
     let mut checks = Vec::new();
     for (name, native) in natives {
-        let fix = format!("correct services.{name}.cwd, or make that folder");
+        let fix = format!("correct services.{name}.cwd, or create that folder");
         let folder = native.cwd.as_ref().map(|cwd| match cwd.is_dir() {
             true => Check::pass(Id::NativeFolder, cwd.display().to_string()),
             false => {
@@ -55,7 +55,7 @@ fn finds(name: &str, overlaps: &[Overlap]) -> Check {
     match worst {
         Some(overlap) if overlap.is_certain => Check::fail(id, overlap.to_string(), overlap.hint()),
         Some(overlap) => Check::warn(id, overlap.to_string(), overlap.hint()),
-        None => Check::pass(id, "it finds no other service's start"),
+        None => Check::pass(id, "it matches no other service's start command"),
     }
 }
 

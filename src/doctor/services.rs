@@ -37,21 +37,21 @@ pub fn judge(
 fn state(service: &Service, observed: &Observed) -> Check {
     let detail = || observed.detail.clone().unwrap_or_default();
     if let Presence::Dead(failure) = &observed.presence {
-        return Check::failure(Id::ServiceState, failure, "remove it, and create it anew");
+        return Check::failure(Id::ServiceState, failure, "remove it, then create it again");
     }
     match observed.state {
-        State::Unknown => Check::skip(Id::ServiceState, "its manager cannot be asked"),
+        State::Unknown => Check::skip(Id::ServiceState, "its manager cannot be queried"),
         // Who answers in its place is another check's matter.
         State::Error if observed.answered_by.is_none() => Check::fail(
             Id::ServiceState,
             detail(),
             format!(
-                "see its log ({}), and whether services.{}.health is right",
+                "see its log ({}), and check whether services.{}.health is right",
                 log_of(service),
                 service.name
             ),
         ),
-        State::Error => Check::skip(Id::ServiceState, "something else has its port"),
+        State::Error => Check::skip(Id::ServiceState, "something else is using its port"),
         state => Check::pass(Id::ServiceState, state.to_string()),
     }
 }
@@ -68,7 +68,7 @@ fn log_of(service: &Service) -> String {
 fn health(service: &Service) -> Check {
     let id = Id::ServiceHealth;
     let Some(health) = &service.health else {
-        let told = "none: it counts as ready by its HEALTHCHECK, or once it is alive";
+        let told = "none: it counts as ready when its HEALTHCHECK passes, or once it is alive";
         return Check::pass(id, told);
     };
     let url = url(health);
@@ -80,7 +80,7 @@ fn health(service: &Service) -> Check {
                 "{url} is not on localhost: gpuctl cannot tell whether it is the service that answers"
             ),
             format!(
-                "put localhost, or an address of 127.0.0.0/8, into services.{}.health",
+                "use localhost, or an address in 127.0.0.0/8, in services.{}.health",
                 service.name
             ),
         ),
@@ -109,7 +109,7 @@ fn port(
     };
     let fix = || {
         format!(
-            "end that one, or give {0} another port; if it is {0}, let services.{0}.match find it",
+            "stop that one, or give {0} another port; if it is {0}, make services.{0}.match find it",
             service.name
         )
     };
@@ -117,7 +117,7 @@ fn port(
         return Check::fail(id, &answer.who, fix());
     }
     let is_down = match observed.presence {
-        Presence::Unknown(_) => return Check::skip(id, "its manager cannot be asked"),
+        Presence::Unknown(_) => return Check::skip(id, "its manager cannot be queried"),
         Presence::Down(_) | Presence::Dead(_) | Presence::Missing(_) => true,
         Presence::Up(_) | Presence::Stopping(_) => false,
     };
@@ -128,16 +128,16 @@ fn port(
             && snapshot.service(&other.name).may_run()
     });
     if !is_down || is_shared || !listeners.is_taken(port) {
-        return Check::pass(id, format!("nobody else answers on {port}"));
+        return Check::pass(id, format!("nothing else answers on {port}"));
     }
     let holder = table.iter().find(|process| listeners.held_by(port, process));
     let who = holder.map_or_else(
-        || "a process of another user".to_owned(),
+        || "another user's process".to_owned(),
         |process| format!("process {} ({})", process.pid, process.name),
     );
     Check::fail(
         id,
-        format!("{who} listens on port {port}, and {} does not run", service.name),
+        format!("{who} is listening on port {port}, but {} is not running", service.name),
         fix(),
     )
 }
@@ -152,8 +152,11 @@ fn unload(service: &Service) -> Option<Check> {
     Some(match is_elsewhere {
         true => Check::warn(
             Id::ServiceUnload,
-            format!("{url} is another server than the one that its health check asks"),
-            format!("give services.{}.unload.url the host and port of its health", service.name),
+            format!("{url} is not the server that its health check asks"),
+            format!(
+                "give services.{}.unload.url the host and port of its health URL",
+                service.name
+            ),
         ),
         false => Check::pass(Id::ServiceUnload, url),
     })
@@ -163,17 +166,17 @@ fn strangers(name: &str, observed: &Observed) -> Check {
     let id = Id::NativeStrangers;
     let matching: Vec<&Unproven> = observed.unproven.iter().filter(|one| one.matches).collect();
     let Some(first) = matching.first() else {
-        return Check::pass(id, "nothing but the service matches now");
+        return Check::pass(id, "nothing but the service matches at the moment");
     };
     let listed: Vec<String> = matching.iter().map(ToString::to_string).collect();
     Check::warn(
         id,
         format!(
-            "matches, unproven: {}; left alone, whatever is asked of {name}",
+            "matches, unproven: {}; gpuctl leaves them alone, whatever it does with {name}",
             listed.join(", ")
         ),
         format!(
-            "if it is the service: gpuctl adopt {name} {}; else put into services.{name}.match what only the service has in its command line",
+            "if it is the service: gpuctl adopt {name} {}; if not, set services.{name}.match to something that only the service has in its command line",
             first.pid
         ),
     )
@@ -195,18 +198,18 @@ fn shared(config: &Config) -> Vec<Check> {
                 Some(phase) => Check::fail(
                     id,
                     format!(
-                        "asks the same {own} as {}, and phase {phase} wants both at once",
+                        "uses the same {own} as {}, and phase {phase} needs both at once",
                         other.name
                     ),
-                    "give one of them another port, and its health URL with it",
+                    "give one of them another port, and change its health URL to match",
                 ),
                 None => Check::warn(
                     id,
                     format!(
-                        "asks the same {own} as {}: only one of the two can run at a time",
+                        "uses the same {own} as {}: only one of the two can run at a time",
                         other.name
                     ),
-                    "give one of them another port, if both are ever to run together",
+                    "give one of them another port if both are ever to run together",
                 ),
             };
             checks.push(check.of(&service.name));
@@ -215,7 +218,7 @@ fn shared(config: &Config) -> Vec<Check> {
     if let Ok(canary) = config.canary() {
         let uses = |s: &&Service| s.health.as_ref().and_then(local_port) == Some(canary.port);
         checks.extend(config.services.iter().find(uses).map(|service| {
-            let message = format!("has the canary's port {}", canary.port);
+            let message = format!("uses the canary's port {}", canary.port);
             Check::fail(id, message, "choose another canary.port").of(&service.name)
         }));
     }

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 const SPACE: u64 = 100 * 1024 * 1024;
 const LOGS: u64 = 1024 * 1024 * 1024;
 
-/// Of pidfds that can be waited for and of close_range with its flags.
+/// The first kernel that has pidfds to wait for and close_range with its flags.
 const KERNEL: (u32, u32) = (5, 11);
 
 const FIX: &str =
@@ -30,11 +30,11 @@ pub fn folder(id: Id, path: &Path, fix: &str) -> Check {
     let shown = path.display();
     match (files::could_be_private(path), path.symlink_metadata().is_ok()) {
         (Ok(()), true) => Check::pass(id, shown.to_string()),
-        (Ok(()), false) => Check::pass(id, format!("{shown} will be made when it is needed")),
+        (Ok(()), false) => Check::pass(id, format!("{shown} will be created when it is needed")),
         (Err(e), true) => Check::fail(id, format!("{shown}: {e}"), fix),
         (Err(e), false) => {
             let above = files::nearest(path).display();
-            Check::fail(id, format!("{shown} cannot be made in {above}: {e}"), fix)
+            Check::fail(id, format!("{shown} cannot be created in {above}: {e}"), fix)
         }
     }
 }
@@ -43,15 +43,15 @@ fn space(path: &Path) -> Check {
     let id = Id::StateSpace;
     let disk = match statvfs(files::nearest(path)) {
         Ok(disk) => disk,
-        Err(e) => return Check::skip(id, format!("cannot be told: {e}")),
+        Err(e) => return Check::skip(id, format!("cannot be determined: {e}")),
     };
     let free = disk.f_bavail.saturating_mul(disk.f_frsize);
-    let told = format!("{} MB are free", free / (1024 * 1024));
+    let told = format!("{} MB free", free / (1024 * 1024));
     match free < SPACE {
         true => Check::warn(
             id,
-            format!("{told} on the disk of {}", path.display()),
-            "make room there, or choose another folder with GPUCTL_STATE_DIR",
+            format!("only {told} on the disk that holds {}", path.display()),
+            "free some space there, or choose another folder with GPUCTL_STATE_DIR",
         ),
         false => Check::pass(id, told),
     }

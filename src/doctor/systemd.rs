@@ -10,7 +10,7 @@ pub fn examine(case: &Case) -> Vec<Check> {
         return vec![Check::skip(Id::SystemdManager, UNCONFIGURED)];
     };
     let mut checks = Vec::new();
-    for (is_user, whose) in [(false, "of the system"), (true, "of the user")] {
+    for (is_user, whose) in [(false, "system"), (true, "user")] {
         let units: Vec<(&str, &str)> = config
             .services
             .iter()
@@ -27,17 +27,20 @@ pub fn examine(case: &Case) -> Vec<Check> {
         let names: Vec<&str> = units.iter().map(|(_, unit)| *unit).collect();
         match systemd::installed(&names, is_user, &case.stop) {
             Ok(installed) => {
-                checks.push(Check::pass(Id::SystemdManager, format!("the one {whose} answers")));
+                checks.push(Check::pass(
+                    Id::SystemdManager,
+                    format!("the {whose}'s manager answers"),
+                ));
                 for (service, unit) in units {
                     let of_unit = judge(unit, is_user, installed.get(unit));
                     checks.extend(of_unit.into_iter().map(|check| check.of(service)));
                 }
             }
             Err(failure) => {
-                let fix = "install systemd, or start the service by a command: type = \"native\"";
+                let fix = "install systemd, or start the service with a command: type = \"native\"";
                 checks.push(Check::failure(Id::SystemdManager, &failure, fix));
                 let skipped = |(service, _): (&str, &str)| {
-                    Check::skip(Id::SystemdUnit, "systemd cannot be asked").of(service)
+                    Check::skip(Id::SystemdUnit, "systemd cannot be queried").of(service)
                 };
                 checks.extend(units.into_iter().map(skipped));
             }
@@ -53,7 +56,7 @@ fn judge(unit: &str, is_user: bool, installed: Option<&Installed>) -> Vec<Check>
     let Some(Installed { load_state, file_state }) = installed else {
         return vec![Check::skip(
             Id::SystemdUnit,
-            format!("systemctl show said nothing of {unit}"),
+            format!("systemctl show said nothing about {unit}"),
         )];
     };
     let systemctl = if is_user { "systemctl --user" } else { "systemctl" };
@@ -71,9 +74,9 @@ fn judge(unit: &str, is_user: bool, installed: Option<&Installed>) -> Vec<Check>
     let boot = match file_state.starts_with("enabled") {
         true => Check::warn(
             Id::SystemdBoot,
-            format!("{unit} is enabled: the boot starts it, whatever else the card holds"),
+            format!("{unit} is enabled: it starts at boot, whatever else is on the card"),
             format!(
-                "`{systemctl} disable {unit}`; or leave it where it is the one that always runs"
+                "`{systemctl} disable {unit}`; or leave it enabled if it is the one that always runs"
             ),
         ),
         false => Check::pass(

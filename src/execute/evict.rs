@@ -2,7 +2,7 @@
 //! memory does not come back.
 
 use super::Context;
-use crate::config::Config;
+use crate::config::{Config, Span};
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::model::{Manager, Mb, Native, Pid, Service, Vram};
@@ -13,12 +13,12 @@ use crate::world::ending::{FirstMove, end};
 use crate::world::{docker, native, process, starts, systemd, unload};
 use std::time::{Duration, Instant};
 
-/// How long an unload may take to show.
+/// This is how long an unload may take to show.
 const UNLOAD_LIMIT: Duration = Duration::from_secs(10);
-/// How long a service that somebody looks after is watched for its return. Most supervisors wait a
-/// second or three.
+/// This is how long a service that somebody looks after is watched for its return. Most supervisors
+/// wait a second or three.
 const KEEPER_LIMIT: Duration = Duration::from_secs(4);
-/// How long systemd may take to notice that a unit was killed.
+/// This is how long systemd may take to notice that a unit was killed.
 const KILLED_LIMIT: Duration = Duration::from_secs(10);
 
 /// Evicts a service; `required` is what the plan will start. What was done at last is a stop or an
@@ -70,7 +70,7 @@ fn stop(service: &Service, force: bool, context: &Context) -> Result<Option<Stri
             }
             systemd::kill(unit, *user, context.stop)?;
             systemd::stop(unit, *user, KILLED_LIMIT, context.stop)?;
-            Ok((!force).then(|| format!("not gone within {limit:?}, killed")))
+            Ok((!force).then(|| format!("not gone within {}, killed", Span(limit))))
         }
         Manager::Native(native) => stop_native(service, native, force, context),
     }
@@ -111,7 +111,7 @@ fn stop_native(
     if let Some(keeper) = keeper {
         see_it_stay_gone(service, &keeper, &bystanders, || members(&[]), context)?;
     }
-    let killing = killed.then(|| format!("not gone within {:?}, killed", service.stop_timeout));
+    let killing = killed.then(|| format!("not gone within {}, killed", Span(service.stop_timeout)));
     Ok(note.into_iter().chain(killing).reduce(|a, b| format!("{a}; {b}")))
 }
 
@@ -131,7 +131,7 @@ fn see_it_stay_gone(
             proven.first().map(|id| id.pid).or_else(|| unproven.iter().find(is_new).copied());
         if let Some(pid) = back {
             let message = format!(
-                "{}: {keeper} has started it again as soon as it was stopped, as process {pid}",
+                "{}: {keeper} started it again as soon as it was stopped, as process {pid}",
                 service.name
             );
             return Err(Failure::new(Code::StopFailed, message)
@@ -164,7 +164,7 @@ fn ask_to_unload(
         return Ok(Some("it has no unload call".to_owned()));
     };
     let Ok(before) = context.vram() else {
-        return Ok(Some("whether it unloads cannot be seen without NVML".to_owned()));
+        return Ok(Some("without NVML gpuctl cannot see whether it unloads".to_owned()));
     };
     if let Err(why) = unload::request(call) {
         return Ok(Some(format!("its unload call failed: {why}")));
@@ -202,7 +202,7 @@ fn ask_to_unload(
         };
         if Instant::now() >= deadline {
             return Ok((freed == Mb(0))
-                .then(|| format!("its memory did not come back within {UNLOAD_LIMIT:?}")));
+                .then(|| format!("its memory did not come back within {}", Span(UNLOAD_LIMIT))));
         }
         context.pause()?;
     }

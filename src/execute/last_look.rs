@@ -78,7 +78,7 @@ fn told_of_return(service: &Service, back: &Observed, context: &Context) -> Fail
             Some(policy) => (
                 format!("the engine, by its restart policy {policy},"),
                 format!(
-                    "docker update --restart=no {container}; of a compose project, set `restart: \"no\"` in its file"
+                    "docker update --restart=no {container}; in a compose project, set `restart: \"no\"` in its file"
                 ),
             ),
             None => (
@@ -93,7 +93,7 @@ fn told_of_return(service: &Service, back: &Observed, context: &Context) -> Fail
     };
     Failure::new(
         Code::StopFailed,
-        format!("{name}: {who} has started it again as soon as it was stopped"),
+        format!("{name}: {who} started it again as soon as it was stopped"),
     )
     .hint(format!("{fix}; then run the command again"))
 }

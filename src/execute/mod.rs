@@ -19,10 +19,10 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Between two readings of the card.
+/// The card is read again after this time.
 const POLL: Duration = Duration::from_millis(50);
 
-/// What the steps work with.
+/// This is what the steps work with.
 pub struct Context<'a> {
     pub config: &'a Config,
     pub stop: &'a Stop,
@@ -49,14 +49,14 @@ impl Context<'_> {
     }
 }
 
-/// What was done, and how it ended.
+/// This is what was done, and how it ended.
 #[derive(Debug, Default)]
 pub struct Outcome {
     pub stopped: Vec<String>,
     pub unloaded: Vec<String>,
     pub started: Vec<String>,
     pub kept: Vec<String>,
-    /// By how much free memory rose through the evictions; `None` where it cannot be measured.
+    /// Free memory rose by this much through the evictions; `None` where that cannot be measured.
     pub freed: Option<Mb>,
     pub elapsed: Duration,
     pub steps: Vec<Step>,

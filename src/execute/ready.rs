@@ -2,6 +2,7 @@
 //! start command and the answer of its health check all wake the watch at once.
 
 use super::Context;
+use crate::config::Span;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::model::{Health, Healthy, Manager, Observed, Presence, Running, Service, Trouble};
@@ -21,7 +22,7 @@ use std::time::{Duration, Instant};
 const SHORTEST: Duration = Duration::from_millis(100);
 const LONGEST: Duration = Duration::from_secs(1);
 
-/// Without a health check, a service that lives this long counts as ready.
+/// A service without a health check counts as ready once it has lived this long.
 const SETTLING: Duration = Duration::from_millis(500);
 
 /// The kernel tells when a process began to a hundredth of a second.
@@ -102,7 +103,7 @@ fn wake(service: &Service) -> Result<()> {
 
 fn not_woken(service: &Service, why: &str) -> Failure {
     Failure::new(Code::StartFailed, format!("{}: cannot be woken: {why}", service.name))
-        .hint("vLLM sleeps and wakes in development mode only (VLLM_SERVER_DEV_MODE=1, --enable-sleep-mode)")
+        .hint("vLLM sleeps and wakes only in development mode (VLLM_SERVER_DEV_MODE=1, --enable-sleep-mode)")
 }
 
 /// The failure of a start command that has started a container, which is no process of its own.
@@ -119,7 +120,7 @@ struct Watch<'a> {
     service: &'a Service,
     stop: &'a Stop,
     context: &'a Context<'a>,
-    /// What became of a native service's start command.
+    /// This is what became of a native service's start command.
     started: Option<Started>,
     /// Restarts by its manager when the watch began.
     restarts: Option<u64>,
@@ -168,7 +169,7 @@ impl<'a> Watch<'a> {
 
     fn until_ready(&mut self) -> Result<()> {
         let deadline = self.begun + self.service.start_timeout;
-        let mut why = "its health check has not ended".to_owned();
+        let mut why = "its health check has not finished".to_owned();
         loop {
             let healthy = match &self.service.health {
                 Some(check) => self.ask(check, deadline)?,
@@ -206,7 +207,8 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// Without a health check: what its manager says, or that it stays alive for a moment.
+    /// Decides without a health check: by what its manager says, or that it stays alive for a
+    /// moment.
     fn settle(&mut self) -> Result<Option<Healthy>> {
         let look = self.look_after_it()?;
         if let Presence::Up(Running { own_health: Some(healthy), .. }) =
@@ -223,7 +225,7 @@ impl<'a> Watch<'a> {
             Presence::Up(Running { restarts, trouble, .. })
                 if Some(restarts) != self.restarts || trouble.is_some() =>
             {
-                Err(self.died("ended at once, and its manager starts it again and again"))
+                Err(self.died("ended at once, and its manager keeps restarting it"))
             }
             _ => Ok(Some(Healthy::Yes)),
         }
@@ -307,7 +309,7 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// After a good answer: whether it was the service that gave it.
+    /// Tells, after a good answer, whether it was the service that gave it.
     fn answers_itself(&mut self) -> Result<bool> {
         let look = self.look_after_it()?;
         let service = self.service;
@@ -334,9 +336,10 @@ impl<'a> Watch<'a> {
 
     fn timed_out(&self, why: &str) -> Failure {
         let limit = self.service.start_timeout;
-        let message = format!("{}: not ready within {limit:?}: {}", self.service.name, mask(why));
+        let message =
+            format!("{}: not ready within {}: {}", self.service.name, Span(limit), mask(why));
         self.explain(Failure::new(Code::Timeout, message)).hint(format!(
-            "it was left running; `gpuctl stop {}` ends it, a larger start_timeout gives it more time",
+            "it was left running; `gpuctl stop {}` stops it, and a larger start_timeout gives it more time",
             self.service.name
         ))
     }

@@ -2,6 +2,7 @@
 //! when its process or port is gone.
 
 use super::Context;
+use crate::config::Span;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::model::{GpuProcess, Mb, Pid, Snapshot, Vram};
@@ -27,7 +28,7 @@ pub fn wait_for_memory(
         let now = context.vram().map_err(|why| {
             Failure::new(
                 Code::Unavailable,
-                format!("whether the memory is back cannot be read: {why}"),
+                format!("cannot tell whether the memory is back: {why}"),
             )
         })?;
         if let Some(held) = expected.held {
@@ -44,12 +45,12 @@ pub fn wait_for_memory(
     }
 }
 
-/// What has to disappear from the card.
+/// This is what has to disappear from the card.
 struct Expectation<'a> {
     stopped: &'a [String],
     /// The stopped services' processes on the card.
     pids: HashSet<Pid>,
-    /// What they held together; `None` where the driver does not tell.
+    /// This is what they held together; `None` where the driver does not tell.
     held: Option<Mb>,
     /// Memory in use that is listed for no other process, before anything was stopped.
     unlisted: i128,
@@ -94,7 +95,7 @@ impl Expectation<'_> {
         !still_there && is_back
     }
 
-    /// What is no longer in use of what was.
+    /// Returns what is no longer in use of what was.
     fn back(&self, now: &Vram) -> Mb {
         let back = self.unlisted - unlisted(now, &self.pids);
         Mb(u64::try_from(back).unwrap_or(0))
@@ -118,9 +119,9 @@ impl Expectation<'_> {
         };
         Failure::new(
             Code::StopFailed,
-            format!("the memory of {whose} did not come back within {LIMIT:?}: {who}"),
+            format!("the memory of {whose} did not come back within {}: {who}", Span(LIMIT)),
         )
-        .hint("`nvidia-smi` shows who holds it; a process that is gone but listed waits in the driver, see `dmesg`")
+        .hint("`nvidia-smi` shows what holds it; a process that is gone but still listed is waiting in the driver, see `dmesg`")
         .detail("holders", holders.iter().map(|process| process.detail()).collect::<Vec<_>>())
     }
 }
@@ -142,7 +143,7 @@ fn no_room(plan: &Plan, now: &Vram, room: Mb) -> Failure {
     };
     Failure::new(
         Code::InsufficientVram,
-        format!("{} are needed and {room} are there now{on_the_card}", plan.required),
+        format!("{} is needed, but only {room} is available now{on_the_card}", plan.required),
     )
     .hint("something else took the memory that was freed; nothing was started")
     .detail("needed_mb", plan.required.0)

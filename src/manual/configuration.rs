@@ -40,7 +40,7 @@ phases = [4]
 health = "http://localhost:8188/system_stats""#;
 
 const FILES: &[(&str, &str)] = &[
-    ("--config PATH", "of any command,"),
+    ("--config PATH", "given to any command,"),
     ("$GPUCTL_CONFIG", "then this variable,"),
     ("./gpuctl.toml", "then the working folder,"),
     ("~/.config/gpuctl/config.toml", "then the user's (below XDG_CONFIG_HOME, if that is set),"),
@@ -105,7 +105,7 @@ fn entries(page: &mut Roff, schema: &Value, table: &Value) {
     }
 }
 
-/// What may stand for a key, as roff.
+/// Returns what may stand for a key, as roff.
 fn kind(schema: &Value, property: &Value) -> String {
     let shape = resolved(schema, property);
     let reference = reference(property).unwrap_or_default();

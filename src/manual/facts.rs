@@ -9,10 +9,10 @@ pub struct Fact {
     pub topic: Topic,
 }
 
-/// What a command may have to do with.
+/// This is what a command may have to do with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Topic {
-    /// What every command has to do with.
+    /// This is what every command has to do with.
     Any,
     Config,
     Lock,
@@ -36,7 +36,7 @@ pub const ENVIRONMENT: &[Fact] = &[
     fact(
         Topic::Lock,
         &["GPUCTL_LOCK_URL"],
-        "Where the GPU lock is kept; stands over `lock.url` of the configuration.",
+        "Where the GPU lock is kept; takes precedence over `lock.url` in the configuration.",
     ),
     fact(
         Topic::Lock,
@@ -74,18 +74,22 @@ pub const ENVIRONMENT: &[Fact] = &[
     fact(
         Topic::Canary,
         &["KLR_CANARY_MODE", "KLR_CANARY_PORT", "KLR_CANARY_TIMEOUT"],
-        "Stand over `mode`, `port` and `timeout` of `[canary]`.",
+        "Take precedence over `mode`, `port` and `timeout` of `[canary]`.",
     ),
     fact(
         Topic::Canary,
         &["KLR_GPU_MAINTENANCE_WINDOW", "KLR_GPU_MAINTENANCE_MAX_DOWNTIME"],
-        "Stand over `window` and `max_downtime`.",
+        "Take precedence over `window` and `max_downtime`.",
     ),
-    fact(Topic::Canary, &["KLR_CANARY_COOLDOWN_HOURS"], "Stands over `cooldown`; in hours."),
+    fact(
+        Topic::Canary,
+        &["KLR_CANARY_COOLDOWN_HOURS"],
+        "Takes precedence over `cooldown`; in hours.",
+    ),
     fact(
         Topic::Canary,
         &["KLR_ALLOW_SPARE_GPU", "KLR_SPARE_GPU_ID"],
-        "Stand over `allow_spare_gpu` and `spare_gpu`.",
+        "Take precedence over `allow_spare_gpu` and `spare_gpu`.",
     ),
     fact(
         Topic::Any,
@@ -96,17 +100,17 @@ pub const ENVIRONMENT: &[Fact] = &[
     fact(
         Topic::Any,
         &["NO_COLOR", "CLICOLOR_FORCE"],
-        "If set: no colour at all; colour although the output is no terminal.",
+        "If set: no colour at all; colour even if the output is not a terminal.",
     ),
     fact(
         Topic::Any,
         &["COLUMNS", "TERM"],
-        "Width of the output where it is no terminal; a terminal of type `dumb` gets no colour.",
+        "Width of the output if it is not a terminal; a terminal of type `dumb` gets no colour.",
     ),
     fact(
         Topic::Any,
         &["LC_ALL", "LC_CTYPE", "LANG"],
-        "The first that is set: output keeps to ASCII where it names an encoding other than UTF-8.",
+        "The first that is set: output keeps to ASCII if it names an encoding other than UTF-8.",
     ),
 ];
 
@@ -115,7 +119,7 @@ pub const FILES: &[Fact] = &[
         Topic::Config,
         &["./gpuctl.toml", "~/.config/gpuctl/config.toml", "/etc/gpuctl/config.toml"],
         "The configuration: the first that is there, unless `--config` or GPUCTL_CONFIG names one. \
-         It holds commands that are run, so one that others may write is refused. A name that ends \
+         It holds commands that are run, so one that others may write to is refused. A name that ends \
          in `.json` is JSON of the same shape.",
     ),
     fact(
@@ -127,12 +131,12 @@ pub const FILES: &[Fact] = &[
     fact(
         Topic::State,
         &["~/.local/state/gpuctl/history.jsonl", "~/.local/state/gpuctl/history.1.jsonl"],
-        "The event log that `gpuctl history` shows, a line of JSON an event, and the part before it.",
+        "The event log that `gpuctl history` shows, one line of JSON per event, and its older part.",
     ),
     fact(
         Topic::Lock,
         &["$XDG_RUNTIME_DIR/gpuctl/gpu_mutex_v2.lock", "/run/gpuctl/gpu_mutex_v2.lock"],
-        "The GPU lock of a user and of root, where it is no key in Redis; named after `lock.key`. \
+        "The GPU lock of a user and of root, unless it is a key in Redis; named after `lock.key`. \
          Do not remove it by hand.",
     ),
     fact(
@@ -148,15 +152,15 @@ pub const FILES: &[Fact] = &[
     ),
 ];
 
-/// What a command has to do with, and how it may end.
+/// This is what a command has to do with, and how it may end.
 pub struct Concern {
     topics: &'static [Topic],
-    /// When the answer is no.
+    /// This is when the answer is no.
     no: Option<&'static str>,
     codes: Vec<Code>,
 }
 
-/// Of the command at the end of these words; of gpuctl itself where there are none.
+/// Returns the concern of the command at the end of these words, or of gpuctl itself without any.
 pub fn concern(path: &str) -> Concern {
     use Topic::{Canary, Config, Install, Lock, Run, State};
     const EVERYTHING: &[Topic] = &[Config, Lock, State, Canary, Run, Install];
@@ -173,7 +177,7 @@ pub fn concern(path: &str) -> Concern {
         "status" => "A service of `--check` is neither ready nor busy.",
         "can-fit" => "It does not fit.",
         "lock" | "lock status" => "The lock is held.",
-        "lock release" => "The lock is held by another, whose token it is not.",
+        "lock release" => "The lock is held under another token.",
         "canary" | "canary check" => "The candidate is rejected, or out of bounds.",
         "canary run" => "The candidate is rejected.",
         "doctor" => "A precondition is not met.",

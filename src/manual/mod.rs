@@ -9,7 +9,8 @@ mod roff;
 use crate::cli::Cli;
 use clap::{Command, CommandFactory};
 
-/// In the footer of each page. Of the release, so that the same source makes the same pages.
+/// The date in the footer of each page; it is the release's, so that one source makes the same
+/// pages.
 const DATE: &str = "2026-11-21";
 
 pub struct Page {

@@ -95,7 +95,7 @@ fn marked(text: &str) -> String {
     parts.map(|(index, part)| if index % 2 == 1 { bold(part) } else { escaped(part) }).collect()
 }
 
-/// Not to be taken for a request, at the beginning of a line.
+/// Keeps the beginning of a line from being taken for a request.
 fn guarded(line: String) -> String {
     if line.starts_with(['.', '\'']) { format!("\\&{line}") } else { line }
 }

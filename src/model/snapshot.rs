@@ -12,9 +12,9 @@ use std::time::Duration;
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     pub vram: Vram,
-    /// In the order of the configuration.
+    /// The services stand in the order of the configuration.
     pub services: Vec<Observed>,
-    /// In the same order; empty for those that no manager knows of.
+    /// They stand in the same order, and are empty for services that no manager knows of.
     pub managed: Vec<Managed>,
 }
 
@@ -43,7 +43,7 @@ pub struct Observed {
     pub state: State,
     /// Why it is in that state.
     pub detail: Option<String>,
-    /// What its health check took, where that found it ready.
+    /// This is what its health check took, where that found it ready.
     pub health: Option<Duration>,
     /// Who answers its health check instead of it.
     pub answered_by: Option<AnsweredBy>,
@@ -114,7 +114,7 @@ impl AnsweredBy {
     }
 }
 
-/// What ties a process to its service, the strongest first.
+/// This is what ties a process to its service, the strongest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Proof {
     /// It is in the control group of the service's unit, container or scope.
@@ -151,7 +151,7 @@ impl fmt::Display for Unproven {
     }
 }
 
-/// What a manager has said of where a service's processes are.
+/// This is what a manager has said of where a service's processes are.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Managed {
     /// The ids of its containers, in full, and their main processes.
@@ -167,7 +167,7 @@ pub struct Vram {
     pub device: Option<Device>,
     pub total: Option<Mb>,
     pub used: Option<Mb>,
-    /// As the driver gives it.
+    /// This is the figure as the driver gives it.
     pub free: Option<Mb>,
     /// `None` where the driver does not list them.
     pub processes: Option<Vec<GpuProcess>>,
@@ -181,7 +181,7 @@ pub struct Vram {
 }
 
 impl Vram {
-    /// What processes hold that are nobody's and have died: memory on its way back.
+    /// Returns what processes hold that are nobody's and have died: memory on its way back.
     pub fn dead(&self) -> Mb {
         let dead =
             self.processes.iter().flatten().filter(|one| one.is_ending && one.service.is_none());
@@ -193,7 +193,7 @@ impl Vram {
 #[serde(rename_all = "lowercase")]
 pub enum Source {
     Nvml,
-    /// From `gpu.total_mb` and the declared sizes of what runs.
+    /// The figures come from `gpu.total_mb` and the declared sizes of what runs.
     #[default]
     Estimate,
 }
@@ -229,7 +229,7 @@ impl fmt::Display for GpuProcess {
 }
 
 impl GpuProcess {
-    /// The same for programs, as a failure's details have it.
+    /// Describes the process for programs, as a failure's details have it.
     pub fn detail(&self) -> Value {
         json!({"pid": self.pid, "name": self.name, "memory_mb": self.memory})
     }

@@ -10,7 +10,7 @@ use crate::world::process::{self, Id, Process, Table};
 use crate::world::wait::Stop;
 use std::collections::HashSet;
 
-/// What is known of a process that is to be adopted.
+/// This is what is known of a process that is to be adopted.
 #[derive(Clone, Debug, Default)]
 struct Facts {
     /// There is a process of that number.
@@ -85,7 +85,7 @@ fn objection(service: &str, pid: Pid, facts: &Facts) -> Option<Failure> {
             "name the server itself; `gpuctl status` lists the processes on the card",
         ),
         Facts { is_kernel: true, .. } => refuse(
-            "it is a thread of the kernel",
+            "it is a kernel thread",
             "name the server itself; `gpuctl status` lists the processes on the card",
         ),
         Facts { is_gpuctl: true, .. } => {
@@ -97,16 +97,16 @@ fn objection(service: &str, pid: Pid, facts: &Facts) -> Option<Failure> {
         ),
         Facts { is_multiplexer: true, .. } => refuse(
             &format!(
-                "it is the server of a terminal multiplexer ({name}), whose panes are anybody's"
+                "it is the server of a terminal multiplexer ({name}), whose panes may belong to anybody"
             ),
             "name the process in the pane",
         ),
         Facts { is_readable: false, .. } => {
             let message = format!(
-                "process {pid} may not be looked into: whether {service} may adopt it is unknown"
+                "process {pid} may not be inspected, so gpuctl cannot tell whether {service} may adopt it"
             );
             let failure = Failure::new(Code::Permission, message).detail("pid", pid);
-            Some(failure.hint("run gpuctl as root, or as the user whose process it is"))
+            Some(failure.hint("run gpuctl as root, or as the user who owns the process"))
         }
         Facts { owner: Some(owner), .. } if owner != service => refuse(
             &format!("it belongs to service {owner}"),
@@ -124,7 +124,7 @@ fn objection(service: &str, pid: Pid, facts: &Facts) -> Option<Failure> {
 
 fn absent(pid: Pid) -> Failure {
     Failure::new(Code::NotFound, format!("there is no process {pid}"))
-        .hint("`gpuctl status` lists the processes on the card, `pgrep -af NAME` all of a name")
+        .hint("`gpuctl status` lists the processes on the card, `pgrep -af NAME` all those with a name")
         .detail("pid", pid)
 }
 
@@ -165,7 +165,7 @@ mod tests {
             (4711, Facts { is_multiplexer: true, ..ordinary() }, Code::Usage, "multiplexer"),
             (4711, Facts { is_contained: true, ..ordinary() }, Code::Usage, "container"),
             (4711, Facts { owner: Some("voice".to_owned()), ..ordinary() }, Code::Usage, "voice"),
-            (4711, Facts { is_readable: false, ..ordinary() }, Code::Permission, "looked into"),
+            (4711, Facts { is_readable: false, ..ordinary() }, Code::Permission, "inspected"),
         ] {
             let failure = objection("vidi", pid, &facts).expect(why);
             assert_eq!(failure.code.name(), code.name(), "{}", failure.message);

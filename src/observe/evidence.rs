@@ -108,7 +108,7 @@ impl Scene {
         ownership::decide(&self.table, &claims, &self.evidence, &listens)
     }
 
-    /// What a start, in clock ticks since boot, may have left in the panes of multiplexers.
+    /// Returns what a start, in clock ticks since boot, may have left in the panes of multiplexers.
     pub fn panes_since(&self, ownership: &Ownership, service: usize, since: u64) -> Panes {
         ownership::panes_since(&self.table, &self.evidence, ownership, service, since)
     }
@@ -148,7 +148,8 @@ pub fn is_contained(pid: Pid, groups: &str) -> bool {
     process::is_in_container(pid) || is_in_other_container(groups)
 }
 
-/// In a container that shares the machine's PID namespace, and that gpuctl is not in itself.
+/// Tells whether it is in a container that shares the machine's PID namespace and is not gpuctl's
+/// own.
 fn is_in_other_container(groups: &str) -> bool {
     process::container_of(groups).is_some()
         && groups != process::control_groups(std::process::id() as Pid)
@@ -275,7 +276,7 @@ fn is_bystander(table: &Table, pid: Pid) -> bool {
         || process::is_same_program(pid)
 }
 
-/// What a process calls itself, and the script that it interprets, if it does.
+/// Returns what a process calls itself, and the script that it interprets, if it does.
 fn programs<'a>(process: &'a Process, arguments: &'a [String]) -> Vec<&'a str> {
     let word = |argument: &'a String| base_name(argument.split_whitespace().next().unwrap_or(""));
     let own = arguments.first().map(word).map(|name| name.trim_start_matches('-'));

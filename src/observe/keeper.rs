@@ -22,7 +22,7 @@ impl Keeper {
         }
     }
 
-    /// What keeps it from acting.
+    /// Returns what keeps it from acting.
     pub fn remedy(&self) -> String {
         match self {
             Keeper::Parent { id, .. } => format!("stop process {} first", id.pid),

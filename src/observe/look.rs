@@ -21,11 +21,11 @@ use std::cell::OnceCell;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::thread::{self, ScopedJoinHandle};
 
-/// What the managers said, put together.
+/// This is what the managers said, put together.
 pub struct Look<'a> {
     config: &'a Config,
     presences: HashMap<String, Presence>,
-    /// Of all services, in the order of the configuration.
+    /// The answers of the managers for all services, in the order of the configuration.
     pub managed: Vec<Managed>,
     scene: Scene,
     ownership: Ownership,
@@ -94,7 +94,7 @@ pub fn look<'a>(
             let what = format!("container {}", &container[..12.min(container.len())]);
             for at in &services {
                 let failure = claimed_by(config, &what, &services)
-                    .hint("two services claim one container: let one of them name another");
+                    .hint("two services claim one container: give one of them another");
                 let name = &config.services[*at].name;
                 look.presences.insert(name.clone(), Presence::Unknown(failure));
             }
@@ -138,7 +138,7 @@ pub fn members(
     }
 }
 
-/// What an engine says of a container, and where its processes are.
+/// Returns what an engine says of a container, and where its processes are.
 fn contained(container: &str, asked: &Result<HashMap<String, Inspected>>) -> (Presence, Managed) {
     match asked {
         Err(failure) => (Presence::Unknown(failure.clone()), Managed::default()),
@@ -155,12 +155,12 @@ fn contained(container: &str, asked: &Result<HashMap<String, Inspected>>) -> (Pr
     }
 }
 
-/// What systemd says of a unit, and where its processes are.
+/// Returns what systemd says of a unit, and where its processes are.
 fn in_unit(unit: &str, asked: &Result<HashMap<String, Shown>>) -> (Presence, Managed) {
     let nothing = || {
         Presence::Unknown(Failure::new(
             Code::Unavailable,
-            format!("systemctl show said nothing of {unit}"),
+            format!("systemctl show said nothing about {unit}"),
         ))
     };
     match asked.as_ref().map(|shown| shown.get(unit)) {
@@ -176,17 +176,17 @@ fn in_unit(unit: &str, asked: &Result<HashMap<String, Shown>>) -> (Presence, Man
 /// The failure of services that claim one and the same thing.
 fn claimed_by(config: &Config, what: &str, services: &BTreeSet<usize>) -> Failure {
     let names: Vec<&str> = services.iter().map(|at| config.services[*at].name.as_str()).collect();
-    Failure::new(Code::Config, format!("{what} belongs to {} alike", names.join(" and ")))
+    Failure::new(Code::Config, format!("{what} belongs to both {}", names.join(" and ")))
 }
 
-/// Of a manager that was asked, if it was.
+/// Returns the answer of a manager, or nothing if it was not asked.
 fn answer<T: Default>(asked: Option<ScopedJoinHandle<Result<T>>>) -> Result<T> {
     let panicked = |_| Err(Failure::new(Code::Internal, "a thread of gpuctl panicked"));
     asked.map_or_else(|| Ok(T::default()), |asked| asked.join().unwrap_or_else(panicked))
 }
 
 impl Look<'_> {
-    /// What a native service's processes say of its state, or why that cannot be told.
+    /// Returns what a native service's processes say of its state, or why that cannot be told.
     fn native(&self, service: &Service, on_gpu: &HashSet<Pid>) -> Presence {
         let (table, ownership) = (&self.scene.table, &self.ownership);
         let at = self.places[service.name.as_str()];
@@ -238,21 +238,24 @@ impl Look<'_> {
                 let is_hidden =
                     listeners.is_taken(port) && !is_seen() && Listeners::read().is_taken(port);
                 is_hidden.then(|| {
-                    format!("a process that may not be looked into listens on port {port}")
+                    format!("a process that may not be inspected is listening on port {port}")
                 })
             }
             None => on_gpu
                 .iter()
                 .find(|pid| table.get(**pid).is_none() && !process::is_ending(**pid))
-                .map(|pid| format!("process {pid}, which is on the card, may not be looked into")),
+                .map(|pid| format!("process {pid}, which is on the card, may not be inspected")),
         };
         what.map(|what| {
-            Failure::new(Code::Permission, format!("{what}: whether it is the service is unknown"))
-                .hint("run gpuctl as root, or as the user whose processes these are")
+            Failure::new(
+                Code::Permission,
+                format!("{what}: gpuctl cannot tell whether it is the service"),
+            )
+            .hint("run gpuctl as root, or as the user who owns these processes")
         })
     }
 
-    /// What a start, in clock ticks since boot, may have left in the panes of multiplexers.
+    /// Returns what a start, in clock ticks since boot, may have left in the panes of multiplexers.
     pub fn panes_since(&self, service: &str, since: u64) -> Panes {
         self.scene.panes_since(&self.ownership, self.places[service], since)
     }

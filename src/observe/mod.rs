@@ -26,10 +26,10 @@ use crate::world::{host, process};
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-/// What a health check may take beyond its own limit, for names that do not resolve.
+/// This is what a health check may take beyond its own limit, for names that do not resolve.
 const HEALTH_GRACE: Duration = Duration::from_secs(1);
 
-/// How long a stranger may take to answer for a service that is not there.
+/// This is how long a stranger may take to answer for a service that is not there.
 const ABSENT_LIMIT: Duration = Duration::from_secs(1);
 
 /// One look at everything that is configured, at the health only of services that `asks` for: a
@@ -120,7 +120,7 @@ fn command_of(process: &GpuProcess) -> Option<String> {
     (words.first() == Some(&process.name)).then(|| mask(&words.join(" ")))
 }
 
-/// What a service's processes hold; `None` where that cannot be told.
+/// Returns what a service's processes hold; `None` where that cannot be told.
 fn used(vram: &Vram, service: &Service, presence: &Presence) -> Option<Mb> {
     if matches!(presence, Presence::Unknown(_)) {
         return None;

@@ -13,7 +13,8 @@ use crate::model::{Managed, Pid, Proof};
 use crate::world::process::{Id, Process, Table};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-/// What a service has to show for its processes. Services are numbered as in the configuration.
+/// This is what a service has to show for its processes. Services are numbered as in the
+/// configuration.
 #[derive(Clone, Debug, Default)]
 pub struct Claim {
     /// gpuctl started it itself, or its owner did by hand. What is in a container is never part of
@@ -29,7 +30,7 @@ pub struct Claim {
     pub recorded: Vec<Id>,
 }
 
-/// What a process shows of itself, beside its place in the process table.
+/// This is what a process shows of itself, beside its place in the process table.
 #[derive(Clone, Debug, Default)]
 pub struct Evidence {
     /// It is a viewer, an editor or a caller of gpuctl, which mention a service without being it.

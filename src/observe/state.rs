@@ -1,5 +1,6 @@
 //! From what a service's manager and its health check say to the state that people are shown.
 
+use crate::config::Span;
 use crate::model::{AnsweredBy, Healthy, Presence, Service, State, Trouble, Unproven};
 
 /// The state of a service and why.
@@ -56,11 +57,12 @@ pub fn judge(
     };
     match running.age {
         Some(age) if age > service.start_timeout && matches!(healthy, Some(Healthy::Silent(_))) => {
-            (State::Unresponsive, Some(format!("works, or is stuck: {why}")))
+            (State::Unresponsive, Some(format!("busy, or stuck: {why}")))
         }
-        Some(age) if age > service.start_timeout => {
-            (State::Error, Some(format!("not healthy {} s after its start: {why}", age.as_secs())))
-        }
+        Some(age) if age > service.start_timeout => (
+            State::Error,
+            Some(format!("not healthy {} after its start: {why}", Span::seconds(age.as_secs()))),
+        ),
         _ => (State::Starting, Some(why.clone())),
     }
 }

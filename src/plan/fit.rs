@@ -13,9 +13,9 @@ use std::collections::HashSet;
 /// unloads on request commits only what it holds.
 #[derive(Clone, Debug)]
 pub struct Budget {
-    /// What all services together may commit; `None` where the card's size is not known.
+    /// This is what all services together may commit; `None` where the card's size is not known.
     pub capacity: Option<Mb>,
-    /// What is in use on the card, by whomever.
+    /// This is what is in use on the card, by whomever.
     in_use: Option<Mb>,
     services: Vec<Commitment>,
 }
@@ -59,14 +59,14 @@ impl Budget {
         self.services.iter().map(|service| service.committed).sum()
     }
 
-    /// What is promised to services and not yet in use. They cannot hold more than is in use, as
-    /// those are presumed to whose manager cannot be asked.
+    /// Returns what is promised to services and not yet in use. They cannot hold more than is in
+    /// use, as those are presumed to whose manager cannot be asked.
     pub fn unused(&self) -> Mb {
         let held: Mb = self.services.iter().map(|service| service.held).sum();
         self.committed().saturating_sub(self.in_use.map_or(held, |in_use| held.min(in_use)))
     }
 
-    /// What would be committed with `needed` in full use and `evicted` gone.
+    /// Returns what would be committed with `needed` in full use and `evicted` gone.
     pub fn demand(&self, needed: &HashSet<&str>, evicted: &HashSet<&str>) -> Mb {
         let share = |entry: &Commitment| match entry.service.as_str() {
             name if needed.contains(name) => entry.needed,
@@ -90,14 +90,14 @@ impl Budget {
         }
     }
 
-    /// What a service commits now.
+    /// Returns what a service commits now.
     pub fn commitment_of(&self, service: &str) -> Mb {
         let entry = self.services.iter().find(|entry| entry.service == service);
         entry.map_or(Mb(0), |entry| entry.committed)
     }
 }
 
-/// What it holds, or must be presumed to hold.
+/// Returns what it holds, or must be presumed to hold.
 pub fn presumed(service: &Service, observed: &Observed) -> Mb {
     let unknown = if observed.may_run() { service.vram } else { Mb(0) };
     observed.used.unwrap_or(unknown)
@@ -122,7 +122,7 @@ pub fn insufficient(
     let Some(capacity) = budget.capacity else {
         let refusal = reading_required(&snapshot.vram);
         return Refusal {
-            message: format!("who has to make room cannot be decided: {}", refusal.message),
+            message: format!("cannot decide which services have to make room: {}", refusal.message),
             ..refusal
         };
     };
@@ -158,7 +158,7 @@ pub fn insufficient(
     let failure = Failure::new(
         Code::InsufficientVram,
         format!(
-            "{} {} {required}, and {available} can be had at most (beside a reserve of {}){in_the_way}",
+            "{} {} {required}, but at most {available} can be freed (beside a reserve of {}){in_the_way}",
             names.join(" and "),
             if names.len() == 1 { "needs" } else { "need" },
             config.gpu.reserve
@@ -172,7 +172,7 @@ pub fn insufficient(
             "nothing was stopped; stop one of these yourself, or give the service a higher priority"
         }
         (false, false) => {
-            "nothing was stopped; these are no services of gpuctl, so end them yourself"
+            "nothing was stopped; gpuctl does not manage these processes, so stop them yourself"
         }
     };
     failure
@@ -210,6 +210,6 @@ pub fn reading_required(vram: &Vram) -> Failure {
     let failure = Failure::new(Code::Unavailable, format!("VRAM cannot be read: {why}"));
     match vram.no_such_gpu {
         true => failure.hint("--gpu, gpu.index or gpu.uuid names the card"),
-        false => failure.hint("for an estimate from the declared sizes of what runs, set gpu.total_mb in the configuration"),
+        false => failure.hint("for an estimate from the declared sizes of running services, set gpu.total_mb in the configuration"),
     }
 }

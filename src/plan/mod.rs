@@ -24,12 +24,13 @@ use fit::presumed;
 /// Why a plan is not made; a result like any other.
 pub type Refusal = Failure;
 
-/// What is to be done, in three stages: evictions side by side, then the wait for their memory,
-/// then starts side by side.
+/// This is what is to be done, in three stages: evictions side by side, then the wait for their
+/// memory, then starts side by side.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
     pub evict: Vec<Eviction>,
-    /// What the starts will take; to be free, beside the reserve, before any of them begins.
+    /// This is what the starts will take; to be free, beside the reserve, before any of them
+    /// begins.
     pub required: Mb,
     pub start: Vec<Start>,
     /// Services that have to be ready in the end, whether they are started or not.
@@ -46,7 +47,7 @@ pub struct Plan {
 pub struct Eviction {
     pub service: String,
     pub how: EvictHow,
-    /// What it holds now; `None` where that cannot be told.
+    /// This is what it holds now; `None` where that cannot be told.
     pub frees: Option<Mb>,
 }
 
@@ -252,7 +253,7 @@ fn refuse_unknown(service: &Service, observed: &Observed) -> Result<(), Refusal>
         Presence::Unknown(failure) => {
             let refusal = about(service, failure);
             Err(refusal.hint(format!(
-                "whether {} runs cannot be told, so nothing was changed",
+                "cannot tell whether {} is running, so nothing was changed",
                 service.name
             )))
         }
@@ -289,7 +290,7 @@ fn refuse_unproven(service: &Service, observed: &Observed) -> Result<(), Refusal
     )
     .hint(format!("if it is {name}: gpuctl adopt {name} {}", first.pid))
     .hint(format!(
-        "if not: put into services.{name}.match what only {name} has in its command line"
+        "if not: set services.{name}.match to something that only {name} has in its command line"
     ))
     .detail("unproven", observed.unproven.iter().map(|one| one.pid).collect::<Vec<_>>()))
 }

@@ -111,7 +111,7 @@ pub fn make_room(
             plan.keep_if_alive(observed);
             if let Presence::Unknown(failure) = &observed.presence {
                 plan.warnings.push(format!(
-                    "{}: {}; it is taken to be running",
+                    "{}: {}; assuming that it is running",
                     service.name, failure.message
                 ));
             }

@@ -40,7 +40,7 @@ mod tests {
     use proptest::prelude::*;
     use serde_json::Value;
 
-    /// What is done to a good configuration.
+    /// This is what is done to a good configuration.
     #[derive(Clone, Copy, Debug)]
     enum Damage {
         None,

@@ -6,7 +6,8 @@ use std::fs;
 use std::panic::catch_unwind;
 use std::path::Path;
 
-/// The same inputs in every run, of which `PROPTEST_CASES` asks for more, `PROPTEST_RNG_SEED` for others.
+/// Returns settings with the same inputs in every run; `PROPTEST_CASES` asks for more,
+/// `PROPTEST_RNG_SEED` for others.
 pub fn settings() -> Config {
     let config = Config::default();
     let seed = match config.rng_seed {

@@ -7,7 +7,7 @@ use crate::plan::{EvictHow, Plan, StartHow};
 use crate::step::{Action, Step};
 use serde::Serialize;
 
-/// What an acting command did, or would do.
+/// This is what an acting command did, or would do.
 #[derive(Serialize)]
 pub struct ActReport {
     pub success: bool,
@@ -26,7 +26,7 @@ pub struct ActReport {
     pub warnings: Vec<String>,
 }
 
-/// What a command acted for.
+/// This is what a command acted for.
 #[derive(Clone, Serialize)]
 #[serde(untagged)]
 pub enum Subject {
@@ -95,7 +95,7 @@ impl ActReport {
         }
     }
 
-    /// What was done.
+    /// Returns what was done.
     pub fn done(subject: Subject, plan: &Plan, outcome: &Outcome) -> ActReport {
         ActReport {
             success: outcome.failure.is_none(),

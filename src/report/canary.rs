@@ -7,10 +7,11 @@ use crate::canary::limits::{Route, runs_in_a_day};
 use crate::canary::restore::{milliseconds, seconds};
 use crate::canary::trial::Outcome;
 use crate::canary::verdict::{Status, Verdict};
-use crate::config::{Canary, Config, Mode};
+use crate::config::{Canary, Config, Mode, Span};
 use crate::error::Result;
 use crate::lock::Held;
 use crate::screen::Screen;
+use crate::screen::text::span;
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -24,7 +25,7 @@ pub struct VerdictReport {
     mode: Mode,
     candidate: Map<String, Value>,
     candidate_id: String,
-    /// How it would be tried, for `--dry-run`.
+    /// This is how it would be tried, for `--dry-run`.
     #[serde(skip_serializing_if = "Option::is_none")]
     path: Option<&'static str>,
 }
@@ -67,7 +68,7 @@ fn name(route: Route) -> &'static str {
     }
 }
 
-/// What a trial came to.
+/// This is what a trial came to.
 #[derive(Serialize)]
 pub struct CanaryRunReport {
     #[serde(flatten)]
@@ -111,7 +112,10 @@ impl CanaryRunReport {
 impl Report for CanaryRunReport {
     fn text(&self, _: &Screen) -> String {
         let away = match self.restored {
-            Some(_) => format!(", production away for {:.1} s", self.downtime_seconds),
+            Some(_) => format!(
+                ", production away for {}",
+                span(Duration::from_secs_f64(self.downtime_seconds))
+            ),
             None => String::new(),
         };
         match (&self.rejection, &self.promotion) {
@@ -132,7 +136,7 @@ pub struct CanaryStatusReport {
     mode: Mode,
     window: String,
     in_window: bool,
-    /// When the window opens next.
+    /// This is when the window opens next.
     next_window: String,
     night: String,
     budget_used: Option<f64>,
@@ -194,8 +198,9 @@ impl CanaryStatusReport {
 
 impl Report for CanaryStatusReport {
     fn text(&self, _: &Screen) -> String {
-        let figure =
-            |value: Option<f64>| value.map_or("?".to_owned(), |value| format!("{value:.1}"));
+        let figure = |value: Option<f64>| {
+            value.map_or("?".to_owned(), |value| span(Duration::from_secs_f64(value)))
+        };
         let window = match self.in_window {
             true => "open now".to_owned(),
             false => format!("opens {}", self.next_window),
@@ -205,7 +210,7 @@ impl Report for CanaryStatusReport {
             Mode::Canary => "canary",
         };
         let mut text = format!(
-            "canary of {}, mode {mode}\nwindow {}: {window}\nnight {}: {} s used, {} s left\nruns within 24 h: {} of {}; cooldown {:.0} s\nGPU lock {}\n",
+            "canary of {}, mode {mode}\nwindow {}: {window}\nnight {}: {} used, {} left\nruns within 24 h: {} of {}; cooldown {}\nGPU lock {}\n",
             self.service,
             self.window,
             self.night,
@@ -213,7 +218,7 @@ impl Report for CanaryStatusReport {
             figure(self.budget_left),
             self.runs_24h,
             self.max_runs_per_day,
-            self.cooldown_left,
+            Span::seconds(self.cooldown_left.round() as u64),
             self.lock.describe(),
         );
         if self.restore_owed {

@@ -18,7 +18,7 @@ pub struct DoctorReport {
     pub failed: usize,
     pub skipped: usize,
     pub checks: Vec<Check>,
-    /// For people: only what is not well.
+    /// Whether people are shown only what is not well.
     #[serde(skip)]
     quiet: bool,
 }

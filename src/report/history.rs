@@ -11,7 +11,7 @@ use serde::Serialize;
 use std::fmt::Write;
 use std::time::Duration;
 
-/// Where a call's steps begin: below its command.
+/// This is where a call's steps begin: below its command.
 const INDENT: usize = 10;
 
 #[derive(Serialize)]
@@ -48,7 +48,7 @@ impl Report for HistoryReport {
         if self.runs.is_empty() {
             text.push_str(match self.left_out {
                 0 => "nothing yet\n",
-                _ => "nothing of what was asked for; `gpuctl history` shows the last calls\n",
+                _ => "no such calls; `gpuctl history` shows the latest ones\n",
             });
         }
         text
@@ -58,8 +58,8 @@ impl Report for HistoryReport {
 fn ending(run: &Run, screen: &Screen) -> String {
     let took = run.elapsed_ms.map(|ms| span(Duration::from_millis(ms))).unwrap_or_default();
     match (run.state, run.exit_code, &run.error) {
-        (State::Running, ..) => screen.paint(WARNING, "at work"),
-        (State::Lost, ..) => screen.paint(BAD, "did not end: gpuctl was killed"),
+        (State::Running, ..) => screen.paint(WARNING, "in progress"),
+        (State::Lost, ..) => screen.paint(BAD, "never finished: gpuctl was killed"),
         (State::Ended, Some(0), _) => format!("{} {took}", screen.paint(GOOD, "done in")),
         (State::Ended, code, error) => {
             let code = format!("exit {} after", code.unwrap_or_default());

@@ -15,7 +15,8 @@ macro_rules! line {
 impl Report for CanFitReport {
     fn text(&self, _: &Screen) -> String {
         let estimate = if self.source == Source::Estimate { " (estimate)" } else { "" };
-        let promised = self.promised_mb.map(|size| format!(", {size} promised to what runs"));
+        let promised =
+            self.promised_mb.map(|size| format!(", {size} promised to running services"));
         format!(
             "{}: {} needed, {} available ({} free, margin {}{}){estimate}\n",
             if self.fits { "fits" } else { "does not fit" },
@@ -74,7 +75,7 @@ impl ActReport {
 }
 
 impl Subject {
-    /// As it follows the command's name: "4 (video)"; nothing for all services.
+    /// Gives the name as it follows the command's: "4 (video)"; nothing for all services.
     pub fn name(&self) -> String {
         match self {
             Subject::Phase { phase, name: Some(name) } => format!("{phase} ({name})"),

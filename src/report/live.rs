@@ -3,6 +3,7 @@
 //! drawn at once. Elsewhere they follow one another.
 
 use super::{Form, Report, StatusReport, print_part};
+use crate::config::Span;
 use crate::screen::layout::{HANGING, Text, flow, listed};
 use crate::screen::{FAINT, Screen, WARNING};
 use anyhow::Result;
@@ -19,7 +20,7 @@ const BEGIN: &str = "\x1b[?2026h\x1b[H";
 const END: &str = "\x1b[J\x1b[?2026l";
 const CLEAR_REST: &str = "\x1b[K";
 
-/// How much later than due the next look may be before the age of the last one is told.
+/// This is how much later than due the next look may be before the age of the last one is told.
 const GRACE: Duration = Duration::from_secs(1);
 
 pub struct Display {
@@ -82,12 +83,12 @@ impl Display {
         let time = seen.at.to_zoned(TimeZone::system()).strftime("%F %T").to_string();
         let mut heading = vec![
             Text::styled(FAINT, time),
-            Text::styled(FAINT, format!("every {} s", self.every.as_secs_f64())),
+            Text::styled(FAINT, format!("every {}", Span(self.every))),
             Text::styled(FAINT, "Ctrl-C ends"),
         ];
         let age = seen.since.elapsed();
         if age > self.every + GRACE {
-            let late = format!("{} s old: something does not answer", age.as_secs());
+            let late = format!("{} old: something is not answering", Span::seconds(age.as_secs()));
             heading.insert(1, Text::styled(WARNING, late));
         }
         let heading = flow(listed(heading), 1, HANGING, &screen);
@@ -110,7 +111,7 @@ fn draw(text: &str, screen: &Screen) -> Result<bool> {
     let height = screen.height.unwrap_or(usize::MAX);
     if lines.len() > height {
         let left = lines.len() - (height - 1);
-        let note = Text::styled(WARNING, format!("{left} more lines: the window is too low"));
+        let note = Text::styled(WARNING, format!("{left} more lines: the window is too small"));
         lines.truncate(height - 1);
         lines.push(note.cut(screen.width, screen).on(screen));
     }

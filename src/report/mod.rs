@@ -36,11 +36,11 @@ pub trait Report: Serialize {
     fn text(&self, screen: &Screen) -> String;
 }
 
-/// In which form results are wanted.
+/// The form in which results are wanted.
 #[derive(Clone, Copy, Debug)]
 pub enum Form {
     Json,
-    /// For people, on this screen.
+    /// Text for people, on this screen.
     Text(Screen),
 }
 
@@ -58,7 +58,7 @@ pub fn print(report: &impl Report, form: &Form) -> Result<()> {
     print_text(&text_of(report, form)?)
 }
 
-/// The same of a report that is of no use unread: that nobody reads it is a failure too.
+/// Prints a report that is of no use unread: that nobody reads it is a failure too.
 pub fn deliver(report: &impl Report, form: &Form) -> Result<()> {
     Ok(write(&text_of(report, form)?).map_err(|e| unprinted(&e))?)
 }
@@ -89,7 +89,7 @@ pub fn print_part(text: &str) -> Result<bool> {
     }
 }
 
-/// In one go, as far as the reader takes it: what a terminal is drawn with must not come in parts.
+/// Prints in one go, as far as the reader takes it: what a terminal is drawn with must not come in parts.
 fn write(text: &str) -> std::io::Result<()> {
     let mut rest = text.as_bytes();
     while !rest.is_empty() {
@@ -140,13 +140,13 @@ pub struct CanFitReport {
     pub margin_mb: Mb,
     pub free_mb: Mb,
     pub available_mb: Mb,
-    /// With `--budget`: what running services have declared and not yet used.
+    /// The memory that running services have declared and not yet used, where `--budget` asks for it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub promised_mb: Option<Mb>,
     pub source: Source,
 }
 
-/// What `adopt` did.
+/// This is what `adopt` did.
 #[derive(Serialize)]
 pub struct AdoptReport {
     pub success: bool,
@@ -154,14 +154,14 @@ pub struct AdoptReport {
     pub adopted: Vec<Pid>,
 }
 
-/// What `config check` found.
+/// This is what `config check` found.
 #[derive(Serialize)]
 pub struct CheckReport {
     pub valid: bool,
     pub path: String,
     pub services: Vec<String>,
     pub phases: Vec<u32>,
-    /// What works and may surprise.
+    /// This is what works and may surprise.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
 }

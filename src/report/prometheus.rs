@@ -99,7 +99,7 @@ fn gpu(page: &mut Page, report: &StatusReport) {
         page.gauge(&format!("gpuctl_gpu_memory_{name}_bytes"), help, [(labels(), size)]);
     }
     let promised = [
-        ("reserve", "Memory that is to stay free.", vram.reserve_mb),
+        ("reserve", "Memory to keep free.", vram.reserve_mb),
         (
             "committed",
             "What running services have declared, or hold where that is more.",
@@ -133,13 +133,15 @@ fn services(page: &mut Page, report: &StatusReport) {
     type Figure = fn(&super::status::ServiceReport) -> Option<f64>;
     let figures: [(&str, &str, Figure); 5] = [
         ("memory_bytes", "Memory that the service holds.", |service| service.used_mb.map(bytes)),
-        ("declared_bytes", "Memory that the service needs at most, as configured.", |service| {
+        ("declared_bytes", "The most memory that the service needs, as configured.", |service| {
             Some(bytes(service.vram_mb))
         }),
         ("priority", "Higher is kept longer.", |service| Some(service.priority as f64)),
-        ("health_seconds", "What the health check took that found the service ready.", |service| {
-            service.health_ms.map(|milliseconds| milliseconds / 1000.0)
-        }),
+        (
+            "health_seconds",
+            "How long the health check took that found the service ready.",
+            |service| service.health_ms.map(|milliseconds| milliseconds / 1000.0),
+        ),
         ("uptime_seconds", "Time since the service was started.", |service| {
             service.uptime_s.map(|seconds| seconds as f64)
         }),
@@ -157,7 +159,7 @@ fn lock(page: &mut Page, report: &StatusReport) {
     let lock = &report.lock;
     let is_up = lock.error.is_none();
     let figures = [
-        ("up", "Whether the GPU lock could be asked.", Some(yes_or_no(is_up))),
+        ("up", "Whether the GPU lock could be queried.", Some(yes_or_no(is_up))),
         (
             "held",
             "Whether somebody holds the GPU lock.",
@@ -165,7 +167,7 @@ fn lock(page: &mut Page, report: &StatusReport) {
         ),
         (
             "ttl_seconds",
-            "Time until the GPU lock ends by itself, where it is held and does.",
+            "Time until the GPU lock expires, if it is held and has an end.",
             lock.ttl.filter(|left| *left >= 0).map(|left| left as f64),
         ),
     ];

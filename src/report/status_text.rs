@@ -2,6 +2,7 @@
 
 use super::status::ServiceReport;
 use super::{Report, StatusReport};
+use crate::config::Span;
 use crate::model::{Mb, Source, State};
 use crate::screen::bar::{AVAILABLE, DRIVER, Fill, OTHERS, Part, RESERVE, bar};
 use crate::screen::layout::{HANGING, Text, flow, listed, words};
@@ -221,13 +222,12 @@ fn latency(milliseconds: f64) -> String {
     }
 }
 
-/// Its two largest units.
+/// An age to its two largest units, of a day and more to the hour.
 fn age(seconds: u64) -> String {
-    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86400);
-    match (days, hours, minutes) {
-        (0, 0, 0) => format!("{seconds}s"),
-        (0, 0, _) => format!("{minutes}m{:02}s", seconds % 60),
-        (0, _, _) => format!("{hours}h{:02}m", minutes % 60),
-        _ => format!("{days}d{:02}h", hours % 24),
-    }
+    let precision = match seconds {
+        0..3600 => 1,
+        3600..86_400 => 60,
+        _ => 3600,
+    };
+    Span::seconds(seconds / precision * precision).to_string()
 }

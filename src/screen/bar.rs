@@ -6,7 +6,7 @@ use super::layout::Text;
 use crate::model::Mb;
 use anstyle::{AnsiColor, Style};
 
-/// What a part is drawn with.
+/// This is what a part is drawn with.
 #[derive(Clone, Copy)]
 pub struct Fill {
     style: Style,
@@ -26,7 +26,7 @@ pub const RESERVE: Fill =
     Fill { style: AnsiColor::Yellow.on_default(), unicode: "╱", ascii: "/" };
 
 impl Fill {
-    /// Of the service at this place of the configuration, whoever else runs.
+    /// Returns the fill of the service at this place of the configuration, whoever else runs.
     pub fn of_service(index: usize) -> Fill {
         let (unicode, ascii) = SERVICES[index % SERVICES.len()];
         let style = COLOURS[index % COLOURS.len()].on_default();

@@ -6,7 +6,7 @@ use super::text::on_one_line;
 use anstyle::Style;
 use unicode_width::UnicodeWidthChar;
 
-/// Where a line begins: the first one, and those that follow it.
+/// This is where a line begins: the first one, and those that follow it.
 pub type Indents = [usize; 2];
 
 /// A text of the page, with what follows set in.
@@ -32,12 +32,12 @@ impl Text {
         self
     }
 
-    /// In columns.
+    /// The width in columns.
     pub fn width(&self) -> usize {
         self.spans.iter().flat_map(|(_, text)| text.chars()).map(columns).sum()
     }
 
-    /// As it is printed.
+    /// Returns the text as it is printed on that screen.
     pub fn on(&self, screen: &Screen) -> String {
         self.spans.iter().map(|(style, text)| screen.paint(*style, text)).collect()
     }
@@ -62,7 +62,7 @@ impl Text {
         (head, tail)
     }
 
-    /// With a sign at its end that there was more, where it does not fit.
+    /// Cuts the text where it does not fit, with a sign at its end that there was more.
     pub fn cut(&self, columns: usize, screen: &Screen) -> Text {
         if self.width() <= columns {
             return self.clone();
@@ -72,7 +72,8 @@ impl Text {
     }
 }
 
-/// By itself: what terminals make of several that combine differs.
+/// Returns the columns of a character by itself: what terminals make of several that combine
+/// differs.
 fn columns(c: char) -> usize {
     c.width().unwrap_or(0)
 }

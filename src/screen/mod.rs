@@ -12,18 +12,18 @@ use rustix::termios::{isatty, tcgetwinsize};
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 
-/// In a file or a pipe.
+/// Lines in a file or a pipe are this wide.
 const PLAIN_WIDTH: usize = 100;
 
-/// What `COLUMNS` is believed.
+/// This is what `COLUMNS` is believed.
 const PLAUSIBLE: RangeInclusive<usize> = 1..=1000;
 
-/// What a stream is connected to.
+/// This is what a stream is connected to.
 #[derive(Clone, Copy, Debug)]
 pub struct Screen {
-    /// In columns.
+    /// The width in columns.
     pub width: usize,
-    /// In lines, of a terminal that tells.
+    /// The height in lines, where a terminal tells it.
     pub height: Option<usize>,
     /// Whether a line has to fit into the width; in a file or a pipe it may be longer.
     pub is_bounded: bool,
@@ -57,13 +57,13 @@ impl Screen {
         }
     }
 
-    /// The same after the terminal may have been resized.
+    /// Measures the screen again, after the terminal may have been resized.
     pub fn measured_again(self, stream: impl AsFd) -> Screen {
         let (columns, lines) = size(stream);
         Screen { width: columns.unwrap_or(self.width), height: lines.or(self.height), ..self }
     }
 
-    /// How long a line may be.
+    /// Returns how long a line may be.
     pub fn limit(&self) -> usize {
         if self.is_bounded { self.width } else { usize::MAX }
     }

@@ -11,7 +11,7 @@ pub struct Column {
     pub is_figure: bool,
     /// Where it is too narrow for all, the lowest goes first; 0: never.
     pub rank: u8,
-    /// What it may be cut to; else it is as wide as its widest cell.
+    /// This is what it may be cut to; else it is as wide as its widest cell.
     pub at_least: Option<usize>,
 }
 
@@ -66,7 +66,7 @@ impl Table {
         std::iter::once(titles).chain(rows).collect()
     }
 
-    /// Where there is room for all of it.
+    /// Returns its width where there is room for all of it.
     pub fn width(&self) -> usize {
         let widths = (0..self.columns.len()).map(|index| self.natural_width(index));
         widths.sum::<usize>() + GAP * self.columns.len().saturating_sub(1)

@@ -1,16 +1,15 @@
 //! Text as people are shown it: what others named on one line, and times.
 
+use crate::config::Span;
 use std::time::Duration;
 
-/// A time as people tell it: "0.4 s", "2 min 5 s", "3 h 10 min".
+/// A time that was measured, to the precision that people care for: "0.4s", "2m 5s", "3h 10m".
 pub fn span(span: Duration) -> String {
     let seconds = span.as_secs();
     match seconds {
-        0..60 => format!("{:.1} s", span.as_secs_f64()),
-        60..3600 if seconds.is_multiple_of(60) => format!("{} min", seconds / 60),
-        60..3600 => format!("{} min {} s", seconds / 60, seconds % 60),
-        3600..86_400 => format!("{} h {} min", seconds / 3600, seconds % 3600 / 60),
-        _ => format!("{} d {} h", seconds / 86_400, seconds % 86_400 / 3600),
+        0..60 => format!("{:.1}s", span.as_secs_f64()),
+        60..3600 => Span::seconds(seconds).to_string(),
+        _ => Span::seconds(seconds / 60 * 60).to_string(),
     }
 }
 

@@ -16,7 +16,7 @@ pub enum Owner {
     Description,
 }
 
-/// What a lock keeps others from.
+/// This is what a lock keeps others from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     /// An exclusive one.

@@ -55,13 +55,14 @@ pub fn lift_limits() -> Result<()> {
         lift(resource);
     }
     let refused = |what: &str, flag: &str| {
-        Failure::new(Code::Permission, format!("{what}: the caller has limited it (ulimit {flag})"))
-            .hint(format!(
-                "raise it before the call: ulimit {flag} unlimited, or as far as it goes"
-            ))
+        Failure::new(
+            Code::Permission,
+            format!("{what}: the caller has set a limit (ulimit {flag})"),
+        )
+        .hint(format!("raise it before the call: ulimit {flag} unlimited, or as high as it goes"))
     };
     if getrlimit(Resource::Fsize).current.is_some() {
-        return Err(refused("files may not grow as services need it", "-f"));
+        return Err(refused("files may not grow as large as services need", "-f"));
     }
     if getrlimit(Resource::Nofile).current.is_some_and(|most| most < FILES) {
         return Err(refused("too few files may be open at once", "-n"));

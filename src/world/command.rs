@@ -3,6 +3,7 @@
 
 use super::caller;
 use super::wait::{Handle, Stop, Woken, wait};
+use crate::config::Span;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::model::variable;
@@ -104,7 +105,7 @@ fn shell(text: &str, env: &BTreeMap<String, String>, cwd: Option<&Path>) -> Comm
 #[must_use = "whoever begins a program waits for it"]
 pub struct Begun {
     child: Child,
-    /// As it may be shown.
+    /// The command line as it may be shown, without secrets.
     line: String,
     stdout: Pipe,
     stderr: Pipe,
@@ -162,14 +163,15 @@ impl Begun {
             Failure::new(Code::Internal, format!("cannot wait for `{}`: {e}", self.line))
         })?;
         // Not `{command:?}`, which shows the environment that it was given.
-        log::debug!("`{}` {} after {:?}", self.line, describe(status), self.begun.elapsed());
+        let took = Duration::from_millis(self.begun.elapsed().as_millis() as u64);
+        log::debug!("`{}` {} after {}", self.line, describe(status), Span(took));
         match woken {
             Woken::Event => {}
             Woken::Stopped => stop.check()?,
             Woken::TimedOut => {
                 return Err(Failure::new(
                     Code::Unavailable,
-                    format!("`{}` did not answer within {:?}", self.line, self.limit),
+                    format!("`{}` did not answer within {}", self.line, Span(self.limit)),
                 ));
             }
         }
@@ -194,8 +196,8 @@ pub fn reap() {
     }
 }
 
-/// What a program writes, read as it comes: neither of its pipes fills up, and nobody waits for the
-/// end of one that another process keeps open.
+/// This is what a program writes, read as it comes: neither of its pipes fills up, and nobody waits
+/// for the end of one that another process keeps open.
 struct Pipe {
     /// `None` at its end.
     source: Option<OwnedFd>,
@@ -279,7 +281,7 @@ pub fn start_detached(
     }
     let errors = log
         .try_clone()
-        .map_err(|e| Failure::new(Code::Io, format!("cannot open the log twice: {e}")))?;
+        .map_err(|e| Failure::new(Code::Io, format!("cannot open the log a second time: {e}")))?;
     command.stdout(log).stderr(errors);
     detach(&mut command);
     command.spawn().map_err(|e| not_started("sh", &command, &e))

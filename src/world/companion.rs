@@ -17,7 +17,7 @@ use std::process::Child;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// From the end of its descriptors to that of a process.
+/// A process ends within this time after its descriptors.
 const END_LIMIT: Duration = Duration::from_secs(1);
 
 /// Our side of it. When it is dropped, the companion takes us for dead.
@@ -103,7 +103,7 @@ impl Listener {
             if let Some(end) = self.heard.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<u8> = self.heard.drain(..=end).collect();
                 let message = serde_json::from_slice(&line).map_err(|e| {
-                    Failure::new(Code::Internal, format!("told something unknown: {e}"))
+                    Failure::new(Code::Internal, format!("received something unknown: {e}"))
                 })?;
                 return Ok(Heard::Message(message));
             }

@@ -25,7 +25,7 @@ const ASK_LIMIT: Duration = Duration::from_secs(5);
 const LEAN: [(&str, &str); 3] = [("GOGC", "off"), ("GOMEMLIMIT", "256MiB"), ("GOMAXPROCS", "1")];
 /// How long the engine may take to note that a container has started, which may speak meanwhile.
 const NOTING: Duration = Duration::from_millis(500);
-/// What the engine may take beyond the time it was told, and for calls without one.
+/// The engine may take this long beyond the time it was told, and for calls without one.
 const ENGINE_LIMIT: Duration = Duration::from_secs(15);
 
 #[derive(Deserialize)]
@@ -77,10 +77,10 @@ struct PortBinding {
     host_port: String,
 }
 
-/// What the engine says of a container.
+/// This is what the engine says of a container.
 #[derive(Clone, Debug)]
 pub struct Inspected {
-    /// In full, as control groups name it; empty when there is no such container.
+    /// The full id, as control groups name it; empty when there is no such container.
     pub id: String,
     pub presence: Presence,
 }
@@ -97,9 +97,9 @@ fn ask_about(containers: &[&str]) -> Result<Begun> {
 
 /// A container as the engine describes it, of which a type keeps what it is for.
 trait Described: DeserializeOwned {
-    /// In full, as control groups name it.
+    /// Returns the full id, as control groups name it.
     fn id(&self) -> &str;
-    /// With the slash before it that the engine writes.
+    /// Returns the name, with the slash before it that the engine writes.
     fn name(&self) -> &str;
 }
 
@@ -108,7 +108,8 @@ fn parse<T: Described>(stdout: &[u8]) -> Result<Vec<T>> {
     match stdout.trim_ascii() {
         b"" => Ok(Vec::new()),
         text => serde_json::from_slice(text).map_err(|e| {
-            let message = format!("what `docker container inspect` says is not understood: {e}");
+            let message =
+                format!("cannot understand the output of `docker container inspect`: {e}");
             Failure::new(Code::Unavailable, message).hint("is `docker` in PATH the Docker client?")
         }),
     }
@@ -147,7 +148,7 @@ fn is_whole(containers: &[&str], text: &[u8]) -> bool {
     has_ended && read(containers, text).is_ok_and(|all| all.values().all(|one| !one.id.is_empty()))
 }
 
-/// What it says of these containers: a list of those that there are.
+/// Returns what it says of these containers: a list of those that there are.
 pub fn read(containers: &[&str], stdout: &[u8]) -> Result<HashMap<String, Inspected>> {
     let found: Vec<Container> = parse(stdout)?;
     let inspected = |name: &&str| {
@@ -208,12 +209,11 @@ pub fn missing(container: &str) -> Failure {
 fn unreachable(output: &Output) -> Failure {
     let reason = output.reason();
     if reason.to_lowercase().contains("permission denied") {
-        return Failure::new(Code::Permission, format!("Docker does not let us in: {reason}"))
+        return Failure::new(Code::Permission, format!("Docker denies access: {reason}"))
             .hint("add your user to the group docker (and log in again), or run gpuctl as root");
     }
-    Failure::new(Code::Unavailable, format!("Docker cannot be reached: {reason}")).hint(
-        "is the engine running? `systemctl start docker`; another one is named by DOCKER_HOST",
-    )
+    Failure::new(Code::Unavailable, format!("Docker cannot be reached: {reason}"))
+        .hint("is the engine running? `systemctl start docker`; DOCKER_HOST names another one")
 }
 
 impl Described for Container {
@@ -267,10 +267,10 @@ impl Container {
     fn dead(&self) -> Failure {
         let name = self.name.trim_start_matches('/');
         Failure::new(Code::StartFailed, "dead: the engine could not remove it")
-            .hint(format!("`docker rm --force {name}` tries again; then create it anew"))
+            .hint(format!("`docker rm --force {name}` tries again; then create it again"))
     }
 
-    /// How it ended, if it ever ran and did not just do its work.
+    /// Returns how it ended, if it ever ran and did not just do its work.
     fn ending(&self) -> Option<String> {
         let state = &self.state;
         if !state.error.is_empty() {

@@ -9,10 +9,10 @@ use rustix::process::Signal;
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-/// From SIGKILL to gone; longer only when the kernel is stuck in a driver.
+/// A process is gone this soon after SIGKILL, unless the kernel is stuck in a driver.
 const KILL_LIMIT: Duration = Duration::from_secs(5);
 
-/// How an end begins.
+/// This is how an end begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FirstMove {
     Term,
@@ -58,7 +58,7 @@ pub fn end(
                     Code::StopFailed,
                     format!("{name}: still alive after SIGKILL: PID {}", pids.join(", ")),
                 )
-                .hint("a process that SIGKILL does not end waits in the kernel, mostly for the GPU driver; see `dmesg`")
+                .hint("a process that survives SIGKILL is waiting in the kernel, usually for the GPU driver; see `dmesg`")
                 .detail("pids", pids));
             }
         }

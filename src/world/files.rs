@@ -66,7 +66,7 @@ pub fn could_be_written(path: &Path) -> Result<()> {
     }
 }
 
-/// Not blocking: a FIFO in its place would never open otherwise.
+/// Opens a regular file without blocking: a FIFO in its place would never open otherwise.
 fn regular(path: &Path, flags: OFlags) -> Result<File> {
     let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let file = File::from(rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)?);

@@ -96,14 +96,14 @@ fn http(url: &str, client: &ureq::Agent) -> Healthy {
         Ok(response) if response.status().is_success() => {
             let mut body = response.into_body().into_reader().take(BODY_LIMIT);
             match io::copy(&mut body, &mut io::sink()) {
-                Ok(BODY_LIMIT) => Healthy::No(format!("{} answers without end", mask(url))),
+                Ok(BODY_LIMIT) => Healthy::No(format!("{} sends an endless answer", mask(url))),
                 Ok(_) => Healthy::Yes,
-                Err(error) => Healthy::No(format!("{}: its answer breaks off: {error}", mask(url))),
+                Err(error) => Healthy::No(format!("{}: its answer broke off: {error}", mask(url))),
             }
         }
         Ok(response) => Healthy::No(format!("{} answers {}", mask(url), response.status())),
         Err(ureq::Error::Timeout(_)) => {
-            Healthy::Silent(format!("{} gives no answer in time", mask(url)))
+            Healthy::Silent(format!("{} did not answer in time", mask(url)))
         }
         Err(error) => Healthy::No(format!("{}: {error}", mask(url))),
     }

@@ -50,7 +50,8 @@ pub fn since_boot() -> Duration {
     Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
 }
 
-/// The same in clock ticks, in which the kernel tells when a process was started.
+/// Returns the time since boot in clock ticks, by which the kernel tells when a process was
+/// started.
 pub fn ticks() -> u64 {
     let per_second = u128::from(rustix::param::clock_ticks_per_second().max(1));
     (since_boot().as_nanos() * per_second / 1_000_000_000) as u64
@@ -76,7 +77,7 @@ pub fn random_hex<const BYTES: usize>() -> Result<String> {
             Ok(count) => filled += count,
             Err(rustix::io::Errno::INTR) => {}
             Err(e) => {
-                let message = format!("the kernel gives no random numbers: {e}");
+                let message = format!("the kernel provides no random numbers: {e}");
                 return Err(Failure::new(Code::Internal, message));
             }
         }

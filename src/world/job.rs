@@ -29,7 +29,7 @@ const BIRTH_LIMIT: Duration = Duration::from_secs(10);
 /// Where nobody can continue us, the kernel does not stop us either.
 const CONTINUE_LIMIT: Duration = Duration::from_millis(200);
 
-/// What people and other programs tell gpuctl is passed on to the command; where it stops for that,
+/// These signals, which people and other programs send gpuctl, are passed on to the command; where it stops for that,
 /// we stop with it.
 const FORWARDED: [i32; 8] = [SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2, SIGWINCH, SIGTSTP];
 
@@ -39,17 +39,17 @@ pub struct Job {
     signals: SignalDelivery<UnixStream, SignalOnly>,
 }
 
-/// How a command ended.
+/// This is how a command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
     Exited(u8),
     Killed(i32),
-    /// By Ctrl-C, as far as the shell that called us is concerned.
+    /// It was ended by Ctrl-C, as far as the shell that called us is concerned.
     Interrupted,
 }
 
 impl Ending {
-    /// As a shell tells it.
+    /// Gives the exit code as a shell tells it.
     pub fn answer(self) -> Answer {
         match self {
             Ending::Exited(code) => Answer::Passed(code),
@@ -64,10 +64,10 @@ pub fn could_start(program: &OsStr, path: Option<&OsStr>) -> Result<()> {
     program::find(program, Path::new(""), path).map(drop).map_err(told_of_shells)
 }
 
-/// What a person types may be a shell's own word.
+/// Adds a hint about shells: a person may type a shell's own word.
 fn told_of_shells(failure: Failure) -> Failure {
     match failure.code {
-        Code::CommandNotFound => failure.hint("a shell's own words need `sh -c`"),
+        Code::CommandNotFound => failure.hint("shell built-ins need `sh -c`"),
         _ => failure,
     }
 }
@@ -358,6 +358,6 @@ fn internal(what: &str, error: &std::io::Error) -> Failure {
 fn not_started(program: &str, error: Option<std::io::Error>) -> Failure {
     match error {
         Some(e) => told_of_shells(program::not_started(program, &e)),
-        None => Failure::new(Code::Internal, format!("`{program}` does not start")),
+        None => Failure::new(Code::Internal, format!("`{program}` did not start")),
     }
 }

@@ -10,7 +10,7 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 const TAIL_LINES: usize = 15;
-/// Of a log, from its end: far more than a start has to say.
+/// So many bytes of a log are read, from its end: far more than a start has to say.
 const LOG_BYTES: u64 = 1024 * 1024;
 
 pub fn path_of(state_dir: &Path, service: &str) -> PathBuf {
@@ -40,7 +40,7 @@ pub fn open(state_dir: &Path, service: &str) -> Result<(File, u64)> {
 
 fn unwritable(path: &Path, why: &dyn std::fmt::Display) -> Failure {
     Failure::new(Code::Io, format!("cannot use {} for logs: {why}", path.display()))
-        .hint("mend it, or choose another folder with GPUCTL_STATE_DIR")
+        .hint("repair it, or choose another folder with GPUCTL_STATE_DIR")
 }
 
 /// Gives a failure what a service has written to its log after `from`.
@@ -48,7 +48,7 @@ pub fn attach_file(failure: Failure, path: &Path, from: u64) -> Failure {
     attach(failure, last_of(lines_from(path, from))).hint(format!("its log: {}", path.display()))
 }
 
-/// What was written to a log after `from`, as far as it is worth reading: its last part.
+/// Returns what was written to a log after `from`, as far as it is worth reading: its last part.
 pub fn lines_from(path: &Path, from: u64) -> Vec<String> {
     let read = || -> std::io::Result<Vec<u8>> {
         let mut file = File::open(path)?;

@@ -1,7 +1,7 @@
 //! The card's memory and processes through NVML, read on a thread of its own: `nvmlInit` and any
 //! later call can hang in the driver, and gpuctl must not hang with it.
 
-use crate::config::{Gpu, Selector};
+use crate::config::{Gpu, Selector, Span};
 use crate::model::{Device, GpuProcess, Mb, Pid, Source, Vram};
 use nvml_wrapper::Nvml;
 use nvml_wrapper::enum_wrappers::device::TemperatureSensor;
@@ -40,7 +40,7 @@ pub struct Fault {
     pub remedy: String,
 }
 
-/// What a reading goes through, in this order.
+/// This is what a reading goes through, in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Part {
     Library,
@@ -83,7 +83,7 @@ impl Reader {
 
     fn ask(&mut self) -> Reading {
         let silence = || {
-            let what = format!("NVML has not answered within {LIMIT:?}: the driver hangs");
+            let what = format!("NVML has not answered within {}: the driver hangs", Span(LIMIT));
             Fault::new(Part::Driver, what, "see `dmesg`")
         };
         // A late answer would be taken for that to the next question.
@@ -137,12 +137,12 @@ fn read(nvml: &Nvml, selector: &Selector) -> Reading {
         // The driver is well and knows other cards: a reading, of a card that is not there.
         (Err(NvmlError::InvalidArg | NvmlError::NotFound), Ok(count @ 1..)) => {
             let error = format!(
-                "there is no GPU {selector}: the driver knows {count}; see `nvidia-smi -L`"
+                "there is no GPU {selector}: the driver lists {count}; see `nvidia-smi -L`"
             );
             return Ok(Vram { no_such_gpu: true, error: Some(error), ..Vram::default() });
         }
         (Err(NvmlError::InvalidArg | NvmlError::NotFound), _) => {
-            let what = format!("there is no GPU {selector}: the driver knows none");
+            let what = format!("there is no GPU {selector}: the driver lists none");
             return Err(Fault::new(Part::Device, what, "see `nvidia-smi`"));
         }
         (Err(e), _) => return Err(explain(&e)),
@@ -247,13 +247,13 @@ fn not_connected(error: &NvmlError, gpu: &Gpu) -> Fault {
         (NvmlError::LibloadingError(why), Some(_)) => Fault::new(
             Part::Library,
             format!("gpu.nvml_library cannot be loaded: {why}"),
-            "correct it, or leave it out for the driver's own",
+            "correct it, or leave it out to use the driver's own",
         ),
         _ => explain(error),
     }
 }
 
-/// What an NVML error means here and what to do about it.
+/// Returns what an NVML error means here and what to do about it.
 fn explain(error: &NvmlError) -> Fault {
     let part = match error {
         NvmlError::LibloadingError(_) | NvmlError::LibraryNotFound => Part::Library,
@@ -267,13 +267,13 @@ fn explain(error: &NvmlError) -> Fault {
         ),
         NvmlError::LibRmVersionMismatch => (
             "the NVML library does not fit the loaded driver".to_owned(),
-            "the driver was updated while it ran; reboot, or reload the kernel module",
+            "the driver was updated while it was running; reboot, or reload the kernel module",
         ),
         NvmlError::DriverNotLoaded => {
             ("the NVIDIA driver is not loaded".to_owned(), "`modprobe nvidia`, or see `dmesg`")
         }
         NvmlError::NoPermission => (
-            "the driver does not let us in".to_owned(),
+            "the driver denies access".to_owned(),
             "add your user to the group video (and log in again)",
         ),
         NvmlError::GpuLost => {

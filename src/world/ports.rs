@@ -35,7 +35,7 @@ pub fn local_port(health: &Health) -> Option<u16> {
 /// The ports of this network namespace's listening sockets.
 #[derive(Default)]
 pub struct Listeners {
-    /// By the sockets' names in the links of /proc/PID/fd.
+    /// The ports by the sockets' names in the links of /proc/PID/fd.
     ports: HashMap<String, u16>,
 }
 
@@ -46,7 +46,7 @@ impl Listeners {
         let mut listeners = Listeners::default();
         for family in [AF_INET, AF_INET6] {
             if let Err(error) = listeners.add(family) {
-                log::debug!("the kernel does not tell who listens: {error}");
+                log::debug!("the kernel does not say who is listening: {error}");
             }
         }
         listeners

@@ -16,14 +16,14 @@ use std::sync::LazyLock;
 use std::thread;
 use std::time::Duration;
 
-/// To look at so many processes takes longer than to begin a thread.
+/// It takes longer to look at this many processes than to begin a thread.
 const MANY: usize = 64;
 
 /// One process and no other: its number is given to a later one, but not with the same start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Id {
     pub pid: Pid,
-    /// In clock ticks since boot, as /proc has it.
+    /// Its start in clock ticks since boot, as /proc has it.
     #[serde(rename = "pid_start")]
     pub start: u64,
 }
@@ -51,11 +51,11 @@ pub struct Process {
     pub session: Pid,
     /// The kernel's letter: R, S, D, T (stopped), Z (zombie), …
     pub state: char,
-    /// Since boot.
+    /// The time since boot.
     pub started: Duration,
-    /// The same as the kernel counts it: with the PID, it names a process for good.
+    /// Its start as the kernel counts it: with the PID, it names a process for good.
     pub ticks: u64,
-    /// At most 15 bytes of the program's name.
+    /// The program's name, of which the kernel keeps 15 bytes.
     pub name: String,
     /// A thread of the kernel, which has no program.
     pub is_kernel: bool,
@@ -87,7 +87,7 @@ impl Process {
         read_stat(pid)
     }
 
-    /// From the text of /proc/PID/stat.
+    /// Parses the text of /proc/PID/stat.
     pub fn parse(pid: Pid, text: &str, ticks_per_second: u64) -> Option<Process> {
         // The name stands in parentheses and may itself hold any character.
         let (before, after) = text.rsplit_once(')')?;
@@ -116,7 +116,7 @@ pub struct Table {
     children: HashMap<Pid, Vec<Pid>>,
     /// Who is in the group or the session that a process made.
     made: HashMap<Pid, Vec<Pid>>,
-    /// Since boot.
+    /// The time since boot.
     now: Duration,
     me: Pid,
 }
@@ -173,7 +173,8 @@ impl Table {
         self.processes.values()
     }
 
-    /// What each process was called with, as pgrep sees it: the arguments with spaces between them.
+    /// Returns what each process was called with, as pgrep sees it: the arguments with spaces
+    /// between them.
     pub fn command_lines(&self) -> Vec<(Pid, CString)> {
         let line = |pid: Pid| {
             let mut line = read(pid, "cmdline").ok()?;
@@ -184,7 +185,7 @@ impl Table {
         self.each(line)
     }
 
-    /// What is to be told of each process, where there is something.
+    /// Returns what is to be told of each process, where there is something.
     pub fn each<T: Send>(&self, tell: impl Fn(Pid) -> Option<T> + Sync) -> Vec<T> {
         each(self.processes.keys().copied().collect(), tell)
     }
@@ -209,7 +210,8 @@ impl Table {
     }
 }
 
-/// What is to be told of each of these processes, on all processors where there are many of them.
+/// Returns what is to be told of each of these processes, on all processors where there are many of
+/// them.
 fn each<T: Send>(pids: Vec<Pid>, tell: impl Fn(Pid) -> Option<T> + Sync) -> Vec<T> {
     // To ask for it takes the reading of several files.
     static THREADS: LazyLock<usize> =
@@ -245,7 +247,7 @@ fn text_of(pid: Pid, file: &str) -> Option<String> {
     Some(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// The same as it is. In one go: of a process that ends or executes a program between two reads, a
+/// Reads a file of /proc/PID as it is, in one go: of a process that ends or executes a program between two reads, a
 /// part would be shown. Where its first thread has ended before the others, theirs is read.
 fn read(pid: Pid, file: &str) -> std::io::Result<Vec<u8>> {
     let text = read_file(&format!("/proc/{pid}/{file}"));
@@ -332,7 +334,7 @@ pub fn arguments(pid: Pid) -> Vec<String> {
     words(&read(pid, "cmdline").unwrap_or_default())
 }
 
-/// The same from the text of /proc/PID/cmdline.
+/// Parses the arguments from the text of /proc/PID/cmdline.
 pub fn words(text: &[u8]) -> Vec<String> {
     let text = text.strip_suffix(b"\0").unwrap_or(text);
     if text.is_empty() {
@@ -346,7 +348,7 @@ pub fn variables<const N: usize>(pid: Pid, names: [&str; N]) -> [Option<String>;
     values(&read(pid, "environ").unwrap_or_default(), names)
 }
 
-/// The same from the text of /proc/PID/environ.
+/// Finds the values of these names in the text of /proc/PID/environ.
 pub fn values<const N: usize>(environment: &[u8], names: [&str; N]) -> [Option<String>; N] {
     let mut values = [const { None }; N];
     for entry in environment.split(|byte| *byte == 0) {
@@ -431,12 +433,12 @@ fn namespace(pid: Pid) -> Option<PathBuf> {
     fs::read_link(format!("/proc/{pid}/ns/pid")).ok()
 }
 
-/// How many PID namespaces, of those that we see, a process is in.
+/// Returns how many PID namespaces, of those that we see, a process is in.
 fn depth(pid: Pid) -> usize {
     depth_in(&text_of(pid, "status").unwrap_or_default())
 }
 
-/// The same from the text of /proc/PID/status.
+/// Parses the depth of its PID namespace from the text of /proc/PID/status.
 pub fn depth_in(status: &str) -> usize {
     let line = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
     line.map_or(1, |pids| pids.split_whitespace().count())

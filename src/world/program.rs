@@ -10,7 +10,7 @@ use std::io::{Error, ErrorKind, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-/// Where programs are looked for without a `PATH`, whichever C library it is.
+/// This is where programs are looked for without a `PATH`, whichever C library it is.
 const DEFAULT_PATH: &str = "/usr/local/bin:/bin:/usr/bin";
 
 /// Finds a program as it would be started in the folder `cwd`, which is empty for gpuctl's own: by
@@ -42,10 +42,10 @@ pub fn find(program: &OsStr, cwd: &Path, path: Option<&OsStr>) -> Result<PathBuf
     }))
 }
 
-/// What the start of a program has failed with, or would fail with.
+/// Returns what the start of a program has failed with, or would fail with.
 pub fn not_started(program: &str, error: &Error) -> Failure {
     let message = match is_absence(error) {
-        true => format!("`{program}` is not there"),
+        true => format!("`{program}` does not exist"),
         false => format!("`{program}` cannot be executed: {error}"),
     };
     match error.kind() {
@@ -79,7 +79,7 @@ fn examine(file: &Path) -> std::io::Result<()> {
     }
 }
 
-/// What the first line of a script names.
+/// Returns what the first line of a script names.
 fn interpreter(file: &Path) -> Option<PathBuf> {
     let mut begin = [0; 256];
     let read = File::open(file).ok()?.read(&mut begin).ok()?;

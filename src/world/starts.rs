@@ -45,7 +45,7 @@ pub struct Start {
     /// Its log, and the length of it before the start, in bytes.
     pub log: Option<FileId>,
     pub log_from: u64,
-    /// In clock ticks since boot, as the kernel counts the starts of processes.
+    /// When it began, in clock ticks since boot, as the kernel counts the starts of processes.
     pub since: u64,
     /// The service has been ready since.
     pub was_ready: bool,
@@ -127,7 +127,9 @@ impl Start {
         };
         write().map_err(|e| {
             Failure::new(Code::Io, format!("cannot record the start in {}: {e}", path.display()))
-                .hint("make room or mend the folder, or choose another with GPUCTL_STATE_DIR")
+                .hint(
+                    "free some space or repair the folder, or choose another with GPUCTL_STATE_DIR",
+                )
         })
     }
 }

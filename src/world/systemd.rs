@@ -16,7 +16,7 @@ const PROPERTIES: &str = "Id,LoadState,ActiveState,SubState,MainPID,ControlGroup
 /// `systemctl` exits with 4 when polkit does not let us (LSB: insufficient privilege).
 const NOT_PERMITTED: i32 = 4;
 
-/// What systemd says of a unit.
+/// This is what systemd says of a unit.
 #[derive(Clone, Debug)]
 pub struct Shown {
     pub control_group: Option<String>,
@@ -34,7 +34,7 @@ pub fn show<'a>(
     move || Ok(read(units, &text(asked?, stop)?))
 }
 
-/// How a unit is installed.
+/// This is how a unit is installed.
 #[derive(Clone, Debug)]
 pub struct Installed {
     /// "loaded", "not-found", "masked", …
@@ -57,7 +57,7 @@ fn ask(units: &[&str], user: bool, properties: &str) -> Result<Begun> {
     systemctl(&arguments, user, SHOW_LIMIT)
 }
 
-/// What `systemctl show` prints.
+/// Returns what `systemctl show` prints.
 fn text(asked: Begun, stop: &Stop) -> Result<String> {
     let output = asked.finish(stop)?;
     if !output.status.success() {
@@ -66,7 +66,7 @@ fn text(asked: Begun, stop: &Stop) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// What `systemctl show` printed of these units, read block by block, in the order asked for.
+/// Returns what `systemctl show` printed of these units, read block by block, in the order asked for.
 fn each<T>(
     units: &[&str],
     text: &str,

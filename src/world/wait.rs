@@ -45,7 +45,7 @@ struct Signals {
     /// Readable once a signal has come.
     arrived: UnixStream,
     number: Arc<AtomicUsize>,
-    /// What makes a second signal end the process at once.
+    /// This is what makes a second signal end the process at once.
     last_resort: Vec<SigId>,
 }
 
@@ -70,7 +70,7 @@ impl Stop {
         Ok(Stop { signals: Some(Arc::new(signals)), events: Vec::new(), lease: None })
     }
 
-    /// For work that nothing calls off but its deadline.
+    /// Makes one for work that nothing calls off but its deadline.
     pub fn never() -> Stop {
         Stop { signals: None, events: Vec::new(), lease: None }
     }
@@ -87,7 +87,7 @@ impl Stop {
         Stop { lease: Some(lease.clone()), ..self.clone() }
     }
 
-    /// The same from now on without the signals, which somebody else takes: they neither stop
+    /// Returns it without the signals from now on, which somebody else takes: they neither stop
     /// this work nor end the process.
     pub fn without_signals(self) -> Stop {
         for id in self.signals.iter().flat_map(|signals| &signals.last_resort) {
@@ -102,14 +102,14 @@ impl Stop {
         let signals = self.signals.as_ref();
         match signals.map_or(0, |signals| signals.number.load(Ordering::SeqCst)) {
             0 if self.events.iter().any(|event| event.happened()) => {
-                Err(Failure::new(Code::Internal, "given up because another step failed"))
+                Err(Failure::new(Code::Internal, "abandoned because another step failed"))
             }
             0 => Ok(()),
             signal => Err(Failure::new(
                 Code::Interrupted(signal as i32),
                 format!("interrupted by signal {signal}"),
             )
-            .hint("the same command run again goes on from here")),
+            .hint("run the same command again to continue from here")),
         }
     }
 
@@ -160,7 +160,7 @@ impl Lease {
         self.valid_until.store(valid_until.as_millis() as u64, Ordering::SeqCst);
     }
 
-    /// In time since boot; `None` of one that needs no renewal.
+    /// Tells until when it is valid, in time since boot; `None` if it needs no renewal.
     pub fn valid_until(&self) -> Option<Duration> {
         let until = self.valid_until.load(Ordering::SeqCst);
         (until != u64::MAX).then(|| Duration::from_millis(until))
@@ -190,7 +190,7 @@ impl Lease {
             None => Ok(()),
             Some(why) => Err(Failure::new(Code::LockLost, format!("the GPU lock is lost: {why}"))
                 .hint(
-                    "nothing was done since; look with `gpuctl status`, then run the command again",
+                    "nothing has been done since; check `gpuctl status`, then run the command again",
                 )),
         }
     }
@@ -261,8 +261,8 @@ impl<T: Send + 'static> Aside<T> {
         &self.ended
     }
 
-    /// What came of it; `None` while it is under way, and once it has been taken. Panics where the
-    /// work has.
+    /// Returns what came of it; `None` while it is under way, and once it has been taken. Panics
+    /// where the work has.
     pub fn take(&self) -> Option<T> {
         let result = self.result.lock().unwrap_or_else(PoisonError::into_inner).take();
         result.map(|result| result.unwrap_or_else(|panic| resume_unwind(panic)))
@@ -327,7 +327,7 @@ impl Bell {
         let _ = rustix::io::write(&self.fd, &1_u64.to_ne_bytes());
     }
 
-    /// Until it rings again.
+    /// Silences it until it rings again.
     pub fn hush(&self) {
         // It fails where it does not ring.
         let _ = rustix::io::read(&self.fd, &mut [0; 8]);

@@ -158,7 +158,7 @@ fn a_candidate_that_is_none_is_a_bad_command_line() {
         let file = rig.file("candidate.json", text);
         let words = format!("canary check --candidate {}", file.display());
         let said = rig.gpuctl(&words).run().fails("usage");
-        drop(said.stderr_has("candidate.json is no JSON object").stderr_has("hint: {"));
+        drop(said.stderr_has("candidate.json is not a JSON object").stderr_has("hint: {"));
         let error = rig.gpuctl(&format!("{words} --json")).run().fails("usage").json();
         assert_eq!(error["error"]["code"], "usage", "{text}");
     }
@@ -181,7 +181,7 @@ fn what_is_unknown_or_out_of_bounds_is_invalid_and_told_with_the_bounds() {
         ("vllm_memory_util=0.7 whisper_model_size=huge", "one of tiny, base, small"),
         (
             "vllm_memory_util=0.7 temperature=1",
-            "unknown parameter temperature; known are vllm_memory_util, max_model_len, whisper_model_size",
+            "unknown parameter temperature; known parameters: vllm_memory_util, max_model_len, whisper_model_size",
         ),
         ("max_model_len=4096", "the candidate does not set vllm_memory_util"),
     ] {
@@ -231,7 +231,7 @@ fn where_the_driver_does_not_say_what_production_holds_there_is_no_verdict() {
     let bench = Bench::new();
     bench.rig.card.describe(&json!({"process_memory_known": false}));
     let check = bench.rig.gpuctl(&format!("canary check {CANDIDATE}")).run();
-    check.fails("unavailable").stderr_has("what vllm holds cannot be told").stderr_has("hint");
+    check.fails("unavailable").stderr_has("cannot tell what vllm holds").stderr_has("hint");
 }
 
 #[test]

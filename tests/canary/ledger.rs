@@ -58,7 +58,7 @@ fn reset_budget_begins_the_night_anew_and_is_written_to_the_audit() {
     bench.passes("");
     // The runs stay counted.
     let text = bench.rig.gpuctl("canary reset-budget").run().succeeds().text();
-    assert!(text.ends_with("is whole again\n"), "{text}");
+    assert!(text.ends_with("has been reset\n"), "{text}");
     assert_eq!(
         (&bench.status()["budget_used"], &bench.status()["runs_24h"]),
         (&json!(0.0), &json!(1))
@@ -72,7 +72,7 @@ fn a_budget_that_is_reset_while_a_run_is_under_way_holds_what_the_run_has_cost()
     bench.canary("--vram 14000 --warmup 1s");
     let run = bench.rig.gpuctl(&format!("canary run {CANDIDATE} --json --quiet")).spawn();
     until("production is away", || bench.events().contains(&"prod_stopped".to_owned()));
-    bench.rig.gpuctl("canary reset-budget").run().succeeds().stdout_has("whole again");
+    bench.rig.gpuctl("canary reset-budget").run().succeeds().stdout_has("has been reset");
     let report = run.wait().succeeds().json();
     assert_eq!(bench.budget()["seconds_used"], report["downtime_seconds"]);
 }

@@ -265,7 +265,7 @@ fn while_it_runs_the_lock_is_held_and_the_whole_time_is_booked() {
     );
     assert_eq!(bench.audit()[0]["run_id"], status["run_id"]);
     let text = bench.rig.gpuctl("canary status").run().succeeds().text();
-    assert!(text.contains("is under way") && text.contains("45.0 s used, 15.0 s left"), "{text}");
+    assert!(text.contains("is under way") && text.contains("45.0s used, 15.0s left"), "{text}");
     run.wait().succeeds().stdout_has("passed: ");
     assert_eq!(bench.status()["run_id"], Value::Null);
 }

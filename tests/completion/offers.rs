@@ -144,7 +144,7 @@ fn where_the_configuration_is_broken_the_rest_is_offered_in_silence() {
         ("no TOML", "[services", 0o600),
         ("an unknown key", "[services.comfyui]\ncolour = 1\n", 0o600),
         ("an unset variable", "[lock]\nurl = \"$NOWHERE\"\n", 0o600),
-        ("others may write it", "[phases]\n1 = \"crawl\"\n", 0o666),
+        ("others may write to it", "[phases]\n1 = \"crawl\"\n", 0o666),
     ] {
         rig.write_config(text);
         fs::set_permissions(rig.path("gpuctl.toml"), Permissions::from_mode(mode)).unwrap();

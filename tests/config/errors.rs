@@ -78,18 +78,18 @@ fn row_44_a_number_that_is_out_of_bounds_is_refused() {
         ("[gpu]\nindex = -1", "2: gpu.index", "integer `-1`"),
         ("[gpu]\nindex = 4294967296", "2: gpu.index", "integer `4294967296`"),
         ("[gpu]\nreserve_mb = -1", "2: gpu.reserve_mb", "integer `-1`"),
-        ("[gpu]\nreserve_mb = 16777217", "2: gpu.reserve_mb", "more than 16777216 MB"),
-        ("[gpu]\ntotal_mb = 9223372036854775807", "2: gpu.total_mb", "more than 16777216 MB"),
-        ("[gpu]\ntotal_mb = 9223372036854775808", "2: gpu.total_mb", "more than 16777216 MB"),
+        ("[gpu]\nreserve_mb = 16777217", "2: gpu.reserve_mb", "at most 16777216 MB"),
+        ("[gpu]\ntotal_mb = 9223372036854775807", "2: gpu.total_mb", "at most 16777216 MB"),
+        ("[gpu]\ntotal_mb = 9223372036854775808", "2: gpu.total_mb", "at most 16777216 MB"),
         ("[gpu]\ntotal_mb = 1e400", "2: gpu.total_mb", "overflowed"),
         (
             "[services.a]\ntype = \"native\"\nvram_mb = 20000000000",
             "3: services.a.vram_mb",
-            "more than",
+            "at most",
         ),
         (&native("phases = [4294967296]"), "5: services.a.phases[0]", "integer `4294967296`"),
-        (&native("start_timeout = 0"), "5: services.a.start_timeout", "longer than nothing"),
-        (&native("stop_timeout = \"0s\""), "5: services.a.stop_timeout", "longer than nothing"),
+        (&native("start_timeout = 0"), "5: services.a.start_timeout", "longer than zero"),
+        (&native("stop_timeout = \"0s\""), "5: services.a.stop_timeout", "longer than zero"),
         (&native("start_timeout = \"8d\""), "5: services.a.start_timeout", "7 days at most"),
         (&native("start_timeout = 604801"), "5: services.a.start_timeout", "7 days at most"),
         (&native("stop_timeout = -1"), "5: services.a.stop_timeout", "a duration such as"),
@@ -151,18 +151,22 @@ fn a_service_has_the_keys_of_its_type_and_no_others() {
         (&typed("native", ""), "2: services.a.type", "needs the key `start`"),
         (&typed("docker", ""), "2: services.a.type", "needs the key `container`"),
         (&typed("systemd", ""), "2: services.a.type", "needs the key `unit`"),
-        (&native("container = \"c\""), "5: services.a.container", "belongs to type = \"docker\""),
-        (&native("unit = \"u\""), "5: services.a.unit", "belongs to type = \"systemd\""),
-        (&native("user = false"), "5: services.a.user", "belongs to type = \"systemd\""),
-        (&typed("docker", "start = \"x\""), "4: services.a.start", "belongs to type = \"native\""),
-        (&typed("docker", "match = \"x\""), "4: services.a.match", "belongs to type = \"native\""),
-        (&typed("docker", "stop = \"x\""), "4: services.a.stop", "belongs to type = \"native\""),
-        (&typed("systemd", "env.A = \"x\""), "4: services.a.env", "belongs to type = \"native\""),
-        (&typed("systemd", "cwd = \"/\""), "4: services.a.cwd", "belongs to type = \"native\""),
-        (&typed("docker", "unit = \"x\""), "4: services.a.unit", "belongs to type = \"systemd\""),
-        (&typed("docker", "container = \"-c\""), "4: services.a.container", "no container's name"),
-        (&typed("systemd", "unit = \"--now\""), "4: services.a.unit", "no unit's name"),
-        (&typed("systemd", "unit = \"a b\""), "4: services.a.unit", "no unit's name"),
+        (&native("container = \"c\""), "5: services.a.container", "is only for type = \"docker\""),
+        (&native("unit = \"u\""), "5: services.a.unit", "is only for type = \"systemd\""),
+        (&native("user = false"), "5: services.a.user", "is only for type = \"systemd\""),
+        (&typed("docker", "start = \"x\""), "4: services.a.start", "is only for type = \"native\""),
+        (&typed("docker", "match = \"x\""), "4: services.a.match", "is only for type = \"native\""),
+        (&typed("docker", "stop = \"x\""), "4: services.a.stop", "is only for type = \"native\""),
+        (&typed("systemd", "env.A = \"x\""), "4: services.a.env", "is only for type = \"native\""),
+        (&typed("systemd", "cwd = \"/\""), "4: services.a.cwd", "is only for type = \"native\""),
+        (&typed("docker", "unit = \"x\""), "4: services.a.unit", "is only for type = \"systemd\""),
+        (
+            &typed("docker", "container = \"-c\""),
+            "4: services.a.container",
+            "not the name or ID of a container",
+        ),
+        (&typed("systemd", "unit = \"--now\""), "4: services.a.unit", "not the name of a unit"),
+        (&typed("systemd", "unit = \"a b\""), "4: services.a.unit", "not the name of a unit"),
     ]);
 }
 
@@ -177,12 +181,16 @@ fn keys_that_contradict_each_other_are_refused() {
             "either a preset or method and body, not both",
         ),
         (&native("unload = { preset = \"vllm\" }"), "5: services.a.unload", "missing field `url`"),
-        ("[phases]\n1 = \"video\"\n2 = \"video\"", "3: phases.2", "\"video\" names two phases"),
-        ("[phases]\n1 = \"a\"\n01 = \"b\"", "3: phases.01", "a phase is a number"),
-        ("[phases]\none = \"a\"", "2: phases.one", "a phase is a number"),
-        ("[phases]\n-1 = \"a\"", "2: phases.-1", "a phase is a number"),
-        ("[phases]\n1 = \"\"", "2: phases.1", "a phase's name is a word"),
-        ("[phases]\n1 = \"2\"", "2: phases.1", "a phase's name is a word"),
+        (
+            "[phases]\n1 = \"video\"\n2 = \"video\"",
+            "3: phases.2",
+            "\"video\" is the name of two phases",
+        ),
+        ("[phases]\n1 = \"a\"\n01 = \"b\"", "3: phases.01", "a phase must be a number"),
+        ("[phases]\none = \"a\"", "2: phases.one", "a phase must be a number"),
+        ("[phases]\n-1 = \"a\"", "2: phases.-1", "a phase must be a number"),
+        ("[phases]\n1 = \"\"", "2: phases.1", "a phase's name must be a word, not a number"),
+        ("[phases]\n1 = \"2\"", "2: phases.1", "a phase's name must be a word, not a number"),
         (
             "[services.a]\ntype=\"docker\"\ncontainer=\"c\"\nvram_mb=1\n\n[services.b]\ntype=\"docker\"\ncontainer=\"c\"\nvram_mb=1",
             "6: services.b",
@@ -223,7 +231,7 @@ fn row_44_a_text_that_is_empty_or_holds_a_nul_is_refused() {
             (
                 &native(&format!("{key} = \"x\\u0000y\"")),
                 &format!("5: services.a.{key}"),
-                "holds a NUL character",
+                "contains a NUL character",
             ),
         ]);
     }
@@ -265,7 +273,7 @@ fn a_url_that_cannot_be_asked_is_refused() {
         (
             &native("unload = { url = \"http://h\", method = \"A B\" }"),
             "5: services.a.unload",
-            "no HTTP method",
+            "not an HTTP method",
         ),
     ]);
     let lock = "not a redis://, rediss://, redis+unix:// or file:///path URL";
@@ -273,10 +281,13 @@ fn a_url_that_cannot_be_asked_is_refused() {
         refuses(&[(&format!("[lock]\nurl = \"{url}\""), "2: lock.url", lock)]);
     }
     for (url, why) in [
-        ("redis://localhost:99999", "no Redis URL (Redis URL did not parse); it is redis://HOST"),
-        ("redis://localhost:6379/abc", "no Redis URL (Invalid database number)"),
-        ("redis://", "no Redis URL (Missing hostname)"),
-        ("redis+unix:///x?db=a", "no Redis URL (Invalid database number)"),
+        (
+            "redis://localhost:99999",
+            "not a Redis URL (Redis URL did not parse); the form is redis://HOST",
+        ),
+        ("redis://localhost:6379/abc", "not a Redis URL (Invalid database number)"),
+        ("redis://", "not a Redis URL (Missing hostname)"),
+        ("redis+unix:///x?db=a", "not a Redis URL (Invalid database number)"),
     ] {
         refuses(&[(&format!("[lock]\nurl = \"{url}\""), "2: lock.url", why)]);
     }

@@ -177,7 +177,7 @@ fn without_any_file_the_defaults_are_shown_and_there_is_no_path() {
         show,
         json!({
             "gpu": {"reserve_mb": 1024},
-            "lock": {"key": "gpu_mutex_v2", "ttl": "600s", "wait": "31s"},
+            "lock": {"key": "gpu_mutex_v2", "ttl": "10m", "wait": "31s"},
             "services": {},
         })
     );
@@ -204,10 +204,10 @@ fn the_same_configuration_in_json_and_in_toml_is_the_same() {
     };
     assert_eq!(show("same.json"), show("same.toml"));
     let shown = show("same.json");
-    assert_eq!(shown["services"]["a"]["start_timeout"], "90s");
-    assert_eq!(shown["services"]["a"]["stop_timeout"], "90s");
+    assert_eq!(shown["services"]["a"]["start_timeout"], "1m 30s");
+    assert_eq!(shown["services"]["a"]["stop_timeout"], "1m 30s");
     assert_eq!(shown["services"]["b"]["stop_timeout"], "30s", "the default");
-    assert_eq!(shown["services"]["c"]["start_timeout"], "120s", "the default");
+    assert_eq!(shown["services"]["c"]["start_timeout"], "2m", "the default");
     assert_eq!(shown["services"]["c"]["priority"], -1);
 }
 
@@ -282,7 +282,7 @@ fn init_overwrites_nothing_unless_it_is_told_to() {
     let path = rig.file("mine.toml", "# mine\n");
     fs::set_permissions(&path, Permissions::from_mode(0o664)).unwrap();
     let init = |words: &str| rig.gpuctl(words).arg("--output").arg(&path).run();
-    init("config init").fails("io").stderr_has("exists already").stderr_has("--force");
+    init("config init").fails("io").stderr_has("already exists").stderr_has("--force");
     assert_eq!(fs::read_to_string(&path).unwrap(), "# mine\n");
     let written = init("config init --force --json").succeeds().json();
     assert_eq!(written, json!({"path": path}));
@@ -307,7 +307,7 @@ fn init_does_not_write_through_a_link() {
         let link = rig.path(name);
         symlink(target, &link).unwrap();
         let init = rig.gpuctl("config init --output").arg(&link).run();
-        drop(init.fails("io").stderr_has("exists already"));
+        drop(init.fails("io").stderr_has("already exists"));
         rig.gpuctl("config init --force --output").arg(&link).run().succeeds().text();
         assert!(fs::symlink_metadata(&link).unwrap().is_file(), "the link is replaced");
     }

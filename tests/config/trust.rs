@@ -17,7 +17,7 @@ fn row_44_a_file_that_others_may_write_is_refused() {
         fs::set_permissions(rig.path("gpuctl.toml"), Permissions::from_mode(mode)).unwrap();
         for command in ["config check", "config show", "status", "can-fit 1"] {
             let refused = rig.gpuctl(command).run().fails("permission");
-            let refused = refused.stderr_has(&format!("others may write it (mode {mode:04o})"));
+            let refused = refused.stderr_has(&format!("others may write to it (mode {mode:04o})"));
             drop(refused.stderr_has("hint: chmod go-w "));
         }
     }
@@ -34,7 +34,7 @@ fn a_link_does_not_hide_that_others_may_write_the_file() {
     fs::set_permissions(&target, Permissions::from_mode(0o666)).unwrap();
     symlink(&target, rig.path("link.toml")).unwrap();
     let check = || rig.gpuctl("config check --config").arg(rig.path("link.toml")).run();
-    check().fails("permission").stderr_has("others may write it");
+    check().fails("permission").stderr_has("others may write to it");
     fs::set_permissions(&target, Permissions::from_mode(0o600)).unwrap();
     check().succeeds().stdout_has("target.toml: good");
 }

@@ -23,7 +23,7 @@ fn a_restore_that_is_owed_is_found() {
 #[test]
 fn a_ledger_that_is_damaged_is_found() {
     let machine = Machine::new();
-    machine.rig.gpuctl("canary reset-budget").run().succeeds().stdout_has("whole again");
+    machine.rig.gpuctl("canary reset-budget").run().succeeds().stdout_has("has been reset");
     let entries = fs::read_dir(machine.rig.state_dir()).unwrap().flatten();
     let budget = |name: &str| name.starts_with("gpu_budget_");
     let mut budgets = entries.filter(|entry| budget(entry.file_name().to_str().unwrap()));
@@ -36,7 +36,7 @@ fn a_ledger_that_is_damaged_is_found() {
 fn a_trial_that_no_nights_budget_permits_is_found() {
     let machine = Machine::new();
     machine.rig.set("canary.max_downtime", "44s");
-    let told = "a trial may take 45s of the 44s a night";
+    let told = "a trial may take 45s, and 44s are allowed a night";
     finds(machine.doctor(), &[("warn", "canary.budget", told, "raise canary.max_downtime")]);
     machine.rig.set("canary.mode", "canary");
     finds(machine.doctor(), &[("fail", "canary.budget", told, "raise canary.max_downtime")]);
@@ -47,7 +47,8 @@ fn a_canary_that_cannot_be_started_or_has_no_card_is_found() {
     let machine = Machine::new();
     let rig = &machine.rig;
     rig.set("canary.start", "/nowhere/python3 -m vllm --port {port}");
-    let start = ("fail", "canary.start", "`/nowhere/python3` is not there", "correct canary.start");
+    let start =
+        ("fail", "canary.start", "`/nowhere/python3` does not exist", "correct canary.start");
     finds(machine.doctor(), &[start]);
     rig.set("canary.start", "sh -c true");
 
@@ -67,7 +68,7 @@ fn a_canary_that_cannot_be_started_or_has_no_card_is_found() {
         "fail",
         "canary.maintenance_lock",
         "there is no folder /nowhere/locks",
-        "make that folder",
+        "create that folder",
     );
     finds(machine.doctor(), &[lock]);
 }

@@ -42,7 +42,7 @@ fn a_file_that_is_missing_or_none_is_found() {
 fn a_file_that_others_may_write_or_own_is_found() {
     let machine = Machine::new();
     mode(&machine, 0o666);
-    let fault = ("fail", "config.permissions", "others may write it (mode 0666)", "chmod go-w");
+    let fault = ("fail", "config.permissions", "others may write to it (mode 0666)", "chmod go-w");
     finds(machine.doctor(), &beside(fault));
     mode(&machine, 0o600);
     if rustix::process::geteuid().is_root() {
@@ -67,7 +67,7 @@ fn a_password_that_others_may_read_is_found_and_the_name_of_a_variable_is_none()
     let fault = (
         "warn",
         "config.secrets",
-        "it holds a password, and others may read it (mode 0640)",
+        "it holds a password, but others may read it (mode 0640)",
         "chmod go-r",
     );
     finds(machine.doctor(), &[fault]);
@@ -93,33 +93,33 @@ fn a_file_that_is_wrong_is_found_by_line_and_key() {
             "a variable that is not set",
             "[lock]\nurl = \"redis://$NOT_SET_ANYWHERE/0\"\n",
             "lock.url: the environment variable NOT_SET_ANYWHERE is not set",
-            "correct that",
+            "correct it",
         ),
         (
             "a lock that is none",
             "[lock]\nurl = \"http://h/\"\n",
             "lock.url: not a redis://",
-            "correct that",
+            "correct it",
         ),
         (
             "one container twice",
             "[services.a]\ntype = \"docker\"\ncontainer = \"x\"\nvram_mb = 1\n[services.b]\ntype = \"docker\"\ncontainer = \"x\"\nvram_mb = 1\n",
             "services.b: manages the same docker as service a",
-            "correct that",
+            "correct it",
         ),
         (
             "a pattern for everything",
             "[services.a]\ntype = \"native\"\nstart = \"x\"\nmatch = \".*\"\nvram_mb = 1\n",
             "services.a.match: \".*\" matches processes of every kind",
-            "correct that",
+            "correct it",
         ),
         (
             "a canary of nothing",
             "[canary]\nservice = \"x\"\n",
             "canary.service: no service \"x\" is configured",
-            "correct that",
+            "correct it",
         ),
-        ("not UTF-8", "", "not UTF-8 text", "correct that"),
+        ("not UTF-8", "", "not UTF-8 text", "correct it"),
     ];
     let machine = Machine::new();
     for (name, text, message, fix) in rows {
@@ -134,8 +134,8 @@ fn a_file_that_is_wrong_is_found_by_line_and_key() {
 #[test]
 fn a_variable_of_the_environment_that_is_wrong_is_found() {
     let machine = Machine::new();
-    let fault = ("fail", "config.valid", "$GPUCTL_LOCK_URL: not a redis://", "correct that");
+    let fault = ("fail", "config.valid", "$GPUCTL_LOCK_URL: not a redis://", "correct it");
     finds(machine.doctor().env("GPUCTL_LOCK_URL", "nonsense"), &beside(fault));
-    let fault = ("fail", "config.valid", "$KLR_CANARY_PORT: \"x\" is no port", "correct that");
+    let fault = ("fail", "config.valid", "$KLR_CANARY_PORT: \"x\" is not a port", "correct it");
     finds(machine.doctor().env("KLR_CANARY_PORT", "x"), &beside(fault));
 }

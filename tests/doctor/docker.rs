@@ -51,13 +51,8 @@ fn how_a_container_was_made_is_found() {
         ["gpu", "restart", "ports"].map(|id| format!("docker.{id} cosyvoice"));
     let update = "docker update --restart=unless-stopped";
     for (options, id, message, fix) in [
-        ("--network host", &gpu, "was created without a GPU", "create it anew with --gpus all"),
-        (
-            "--network host --restart always CARD",
-            &restart,
-            "with every start of the engine",
-            update,
-        ),
+        ("--network host", &gpu, "was created without a GPU", "recreate it with --gpus all"),
+        ("--network host --restart always CARD", &restart, "whenever the engine starts", update),
         ("--network bridge --publish 1:1 CARD", &ports, "does not publish", "--publish"),
         ("--network none CARD", &ports, "does not publish", "--network host"),
     ] {
@@ -94,14 +89,14 @@ fn a_container_whose_name_begins_the_id_of_another_is_judged_by_how_it_was_made_
     let card: Vec<&str> = CARD.split(' ').collect();
     rig.docker(&[&["create"], &options[..], &card, &image].concat());
     let update = format!("docker update --restart=unless-stopped {name}");
-    let message = "with every start of the engine";
+    let message = "whenever the engine starts";
     finds(machine.doctor(), &[("warn", "docker.restart namesake", message, &update)]);
 }
 
 #[test]
 fn a_container_with_another_card_is_found() {
     let Some(machine) = with_container("--network host --gpus device=7") else { return };
-    let message = "was given GPU 7, and gpuctl watches GPU 0";
+    let message = "was given GPU 7, but gpuctl watches GPU 0";
     let other = ("warn", "docker.gpu cosyvoice", message, "gpu.index");
     let no_runtime = (!has_nvidia(&machine.rig)).then_some(NO_RUNTIME);
     finds(machine.doctor(), &[&[other], no_runtime.as_slice()].concat());
@@ -151,7 +146,7 @@ fn an_engine_that_is_absent_hangs_or_forbids_is_found() {
     finds(machine.doctor(), &[hangs]);
 
     fs::set_permissions(&socket, Permissions::from_mode(0o000)).unwrap();
-    let forbids = ("fail", "docker.permission", "Docker does not let us in", "usermod -aG docker");
+    let forbids = ("fail", "docker.permission", "Docker denies access", "usermod -aG docker");
     finds(machine.doctor_without_privileges(), &[forbids]);
 }
 

@@ -19,7 +19,7 @@ fn what_the_driver_says_is_found_in_the_part_that_it_is_about() {
         ),
         (
             fault("nvmlInit_v2", "no_permission"),
-            ("fail", "nvml.driver", "does not let us in", "usermod -aG video"),
+            ("fail", "nvml.driver", "denies access", "usermod -aG video"),
         ),
         (fault("nvmlInit_v2", "hang"), ("fail", "nvml.driver", "the driver hangs", "dmesg")),
         (
@@ -34,7 +34,7 @@ fn what_the_driver_says_is_found_in_the_part_that_it_is_about() {
             fault("nvmlDeviceGetMemoryInfo*", "not_supported"),
             ("fail", "nvml.device", "does not support", "gpu.total_mb"),
         ),
-        (json!({"devices": []}), ("fail", "nvml.device", "the driver knows none", "nvidia-smi")),
+        (json!({"devices": []}), ("fail", "nvml.device", "the driver lists none", "nvidia-smi")),
         (
             fault("nvmlDeviceGetComputeRunningProcesses*", "not_supported"),
             ("warn", "nvml.processes", "cannot be listed", "as root or on the host"),
@@ -44,7 +44,7 @@ fn what_the_driver_says_is_found_in_the_part_that_it_is_about() {
             (
                 "warn",
                 "nvml.size",
-                "gpu.total_mb says 24576 MB, and the card has 16000 MB",
+                "gpu.total_mb says 24576 MB, but the card has 16000 MB",
                 "set gpu.total_mb = 16000",
             ),
         ),
@@ -78,7 +78,7 @@ fn a_card_that_is_not_there_is_found() {
     let machine = Machine::new();
     for gpu in ["7", "GPU-x"] {
         let doctor = machine.rig.gpuctl("doctor --json --gpu").arg(gpu);
-        let message = format!("there is no GPU {gpu}: the driver knows 1");
+        let message = format!("there is no GPU {gpu}: the driver lists 1");
         finds(doctor, &[("fail", "nvml.device", &message, "gpu.index, gpu.uuid or --gpu")]);
     }
 }

@@ -78,7 +78,7 @@ fn a_redis_that_is_a_replica_evicts_or_is_slow_is_found() {
     let proxy = Proxy::to(redis.port());
     proxy.delay(Duration::from_millis(150));
     machine.rig.set("lock.url", proxy.url());
-    let slow = ("warn", "lock.latency", " ms to answer", "that is nearer");
+    let slow = ("warn", "lock.latency", " ms to answer", "that is closer");
     finds(machine.doctor(), &[slow]);
 
     machine.rig.set("lock.url", redis.url());

@@ -8,7 +8,7 @@ fn what_does_not_fit_on_the_card_is_found() {
     let machine = Machine::new();
     let rig = &machine.rig;
     rig.set("services.vidi.vram_mb", 23552);
-    let together = "vidi, voice need 26552 MB together, and the card has 23552 MB";
+    let together = "vidi, voice need 26552 MB together, but the card has only 23552 MB";
     let phase = ("fail", "vram.phase 2", together, "to another phase");
     finds(machine.doctor(), &[phase]);
     rig.set("phases.2", "analysis");
@@ -35,6 +35,6 @@ fn what_strangers_hold_of_a_phases_memory_is_found() {
     let stranger = format!("{program} --name {} --vram 12000", rig.mark("stranger"));
     let _stranger = rig.by_hand(&stranger);
     until("it holds its memory", || rig.card.used_mb() == 12000);
-    let message = "vllm need 12000 MB, and others than services leave 11552 MB at the moment";
+    let message = "vllm need 12000 MB, but processes that belong to no service leave only 11552 MB at the moment";
     finds(machine.doctor(), &[("warn", "vram.phase 4", message, "gpuctl status")]);
 }

@@ -16,10 +16,10 @@ fn a_start_command_that_cannot_be_run_is_found() {
     let folder = rig.path("bin");
     let folder = folder.display();
     for (command, message, fix) in [
-        ("/nowhere/start.sh".to_owned(), "`/nowhere/start.sh` is not there", "restore it"),
+        ("/nowhere/start.sh".to_owned(), "`/nowhere/start.sh` does not exist", "restore it"),
         (
             "exec env A=1 /nowhere/start.sh --x".to_owned(),
-            "`/nowhere/start.sh` is not there",
+            "`/nowhere/start.sh` does not exist",
             "services.vidi.start",
         ),
         (format!("{plain} &"), "plain.sh` cannot be executed: Permission denied", "chmod +x"),
@@ -87,7 +87,10 @@ fn a_stranger_that_a_pattern_matches_is_found_also_while_the_service_runs() {
     let named = format!("{} (sh -c", stranger.pid());
     let taken = ("warn", "native.strangers vidi", named.as_str(), "services.vidi.match");
     let report = finds(machine.doctor(), &[taken]);
-    assert!(report.to_string().contains("left alone, whatever is asked of vidi"), "{report:#}");
+    assert!(
+        report.to_string().contains("gpuctl leaves them alone, whatever it does with vidi"),
+        "{report:#}"
+    );
 
     // Under a mark of its own it is proven to be the service.
     rig.set("services.vidi.match", format!("simserver.*{}", rig.mark("vidi")));
@@ -103,7 +106,8 @@ fn a_pattern_that_finds_another_services_start_is_found() {
     let token = rig.token().to_owned();
     rig.native("second").add();
     rig.set("services.vidi.match", format!("simserver.*name .*{token}"));
-    let told = ("fail", "native.match vidi", "finds the start of service", "services.vidi.match");
+    let told =
+        ("fail", "native.match vidi", "finds the start command of service", "services.vidi.match");
     finds(machine.doctor(), &[told]);
     rig.gpuctl("config check").run().fails("config").stderr_has("services.vidi.match");
 

@@ -18,8 +18,8 @@ fn a_stranger_on_a_services_port_is_found_whether_it_passes_for_healthy_or_not()
     let unwell = rig.by_hand(&format!("{disguised} --health 500"));
     let address = machine.vidi.url("").replace("http://", "");
     until("the stranger listens", || TcpStream::connect(&address).is_ok());
-    let named = format!("process {} (simserver) listens on port", unwell.pid());
-    finds(machine.doctor(), &[("fail", "service.port vidi", &named, "end that one")]);
+    let named = format!("process {} (simserver) is listening on port", unwell.pid());
+    finds(machine.doctor(), &[("fail", "service.port vidi", &named, "stop that one")]);
 }
 
 #[test]
@@ -28,7 +28,7 @@ fn services_that_share_a_port_are_found_and_it_is_a_fault_in_one_phase_only() {
     let rig = &machine.rig;
     rig.set("services.voice.health", machine.vidi.url("/elsewhere"));
     let fix = "give one of them another port";
-    let both = ("fail", "service.shared voice", "as vidi, and phase 2 wants both at once", fix);
+    let both = ("fail", "service.shared voice", "as vidi, and phase 2 needs both at once", fix);
     finds(machine.doctor(), &[both]);
     rig.set("services.voice.phases", vec![3]);
     let one_at_a_time =
@@ -45,7 +45,7 @@ fn a_canary_on_a_services_port_is_found() {
     let machine = Machine::new();
     let port: i64 = machine.vidi.url("").rsplit(':').next().unwrap().parse().unwrap();
     machine.rig.set("canary.port", port);
-    let fault = ("fail", "service.shared vidi", "has the canary's port", "another canary.port");
+    let fault = ("fail", "service.shared vidi", "uses the canary's port", "another canary.port");
     finds(machine.doctor(), &[fault]);
 }
 
@@ -57,7 +57,7 @@ fn a_health_check_or_an_unload_call_of_another_server_is_found() {
     rig.set("services.vidi.unload.url", machine.vidi.url(""));
     finds(machine.doctor(), &[]);
     rig.set("services.vidi.unload.url", "http://127.0.0.1:1");
-    let unload = ("warn", "service.unload vidi", "is another server", "services.vidi.unload.url");
+    let unload = ("warn", "service.unload vidi", "is not the server", "services.vidi.unload.url");
     finds(machine.doctor(), &[unload]);
     rig.set("services.voice.health", "tcp://gpuctl.invalid:80");
     let health = ("warn", "service.health voice", "is not on localhost", "services.voice.health");

@@ -27,7 +27,7 @@ fn a_state_folder_that_cannot_be_used_is_found() {
     fs::set_permissions(rig.path("home"), Permissions::from_mode(0o500)).unwrap();
     let below = rig.path("home/below/state");
     let unmakable = machine.doctor_without_privileges().env("GPUCTL_STATE_DIR", below);
-    finds(unmakable, &both("home/below/state cannot be made in"));
+    finds(unmakable, &both("home/below/state cannot be created in"));
 }
 
 #[test]
@@ -41,7 +41,7 @@ fn a_full_disk_is_found() {
     if works.succeeds().text() != "0\n" {
         return rig::skip_or_fail("namespaces", "mount namespace");
     }
-    let fault = ("warn", "state.space", "1 MB are free", "make room there");
+    let fault = ("warn", "state.space", "1 MB free", "free some space there");
     let script = format!("exec unshare {user} --mount sh -c '{mount} && exec gpuctl {DOCTOR}'");
     finds(rig.shell(&script), &[fault]);
 }

@@ -26,7 +26,7 @@ fn a_unit_that_is_missing_masked_or_enabled_is_found() {
     finds(machine.doctor(), &[("fail", "systemd.unit vllm", "(bad-setting)", "systemctl status")]);
     installs("file=enabled");
     let fix = format!("systemctl disable {unit}");
-    finds(machine.doctor(), &[("warn", "systemd.boot vllm", "the boot starts it", &fix)]);
+    finds(machine.doctor(), &[("warn", "systemd.boot vllm", "it starts at boot", &fix)]);
     installs("");
     machine.rig.set("services.vllm.unit", "absent.service");
     let fault = (

@@ -67,7 +67,7 @@ fn it_makes_and_changes_nothing() {
     let before = content(&rig.path(""));
     let elsewhere = rig.path("state/new");
     let report = finds(machine.doctor().env("GPUCTL_STATE_DIR", &elsewhere), &[]);
-    assert!(report.to_string().contains("will be made when it is needed"), "{report:#}");
+    assert!(report.to_string().contains("will be created when it is needed"), "{report:#}");
     assert_eq!(content(&rig.path("")), before);
 }
 
@@ -87,7 +87,7 @@ fn the_text_tells_each_fault_with_its_fix_below_it_and_quiet_nothing_else() {
     let text = machine.rig.gpuctl("doctor").env("COLUMNS", "100").run().exits(1).text();
     fits(&text, 100);
     let squeezed = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    let fault = "✗ fail vram.service vidi: needs 30000 MB, and the card has 23552 MB beside the reserve fix: set services.vidi.vram_mb to";
+    let fault = "✗ fail vram.service vidi: needs 30000 MB, but the card has only 23552 MB beside the reserve fix: set services.vidi.vram_mb to";
     assert!(squeezed.contains(fault), "{text}");
     assert!(squeezed.contains("! warn systemd.boot vllm: "), "{text}");
     assert!(squeezed.ends_with("1 warning, 1 failed, 2 skipped"), "{text}");

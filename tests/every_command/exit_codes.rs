@@ -86,7 +86,7 @@ fn a_bad_command_line_is_refused_with_what_is_wrong_in_it() {
     }
     rig.gpuctl("").run().fails("usage").stderr_has("Usage: gpuctl");
     rig.gpuctl("status -q -v").run().fails("usage").stderr_has("cannot be used with");
-    refuses(&rig, "can-fit 20XB", "usage", "\"20XB\" is no memory size");
+    refuses(&rig, "can-fit 20XB", "usage", "\"20XB\" is not a valid size");
 }
 
 #[test]
@@ -96,7 +96,7 @@ fn a_wait_that_is_no_duration_is_refused_by_a_dry_run_too() {
     for command in ["prepare-phase 2", "start vidi", "stop vidi", "release-all"] {
         for dry_run in ["", "--dry-run"] {
             let words = format!("{command} --wait bogus {dry_run}");
-            refuses(&rig, &words, "usage", "--wait: \"bogus\" is no duration");
+            refuses(&rig, &words, "usage", "--wait: \"bogus\" is not a duration");
         }
     }
 }
@@ -253,7 +253,7 @@ fn a_file_that_cannot_be_written_is_told_as_such() {
     let rig = Rig::new();
     rig.native("vidi").add();
     rig.file("state-file", "precious");
-    refuses(&rig, "config init --output ../gpuctl.toml", "io", "exists already");
+    refuses(&rig, "config init --output ../gpuctl.toml", "io", "already exists");
     refuses(&rig, "config init --output ../state-file/x", "io", "cannot write");
     fs::write(rig.state_dir().join("logs"), "precious").unwrap();
     refuses(&rig, "start vidi", "io", "logs");
@@ -266,7 +266,7 @@ fn a_configuration_that_others_may_write_is_no_ones_to_run() {
     rig.native("vidi").add();
     fs::set_permissions(rig.path("gpuctl.toml"), Permissions::from_mode(0o666)).unwrap();
     for words in ["status", "can-fit 1", "start vidi", "stop vidi", "release-all", "config check"] {
-        refuses(&rig, words, "permission", "others may write it");
+        refuses(&rig, words, "permission", "others may write to it");
     }
 }
 

@@ -32,7 +32,7 @@ fn interrupted_while_a_service_ends_the_next_run_ends_it() {
         let prepare = rig.gpuctl("prepare-phase 3").spawn();
         until("it stops vidi", || prepare.stderr().contains("stopping vidi"));
         prepare.signal(signal);
-        prepare.wait().exits(code).stderr_has("the same command run again goes on from here");
+        prepare.wait().exits(code).stderr_has("run the same command again to continue from here");
         rig.assert_no_process_of(&voice);
 
         rig.set("services.vidi.stop_timeout", "200ms");

@@ -26,7 +26,7 @@ fn row_33_a_pattern_that_is_no_expression_is_refused() {
             let refused = rig.gpuctl(command).run().fails("config");
             refused
                 .stderr_has("services.vidi.match")
-                .stderr_has("\"(vidi\" is no extended regular expression");
+                .stderr_has("\"(vidi\" is not a valid extended regular expression");
         }
     });
 }

@@ -78,7 +78,7 @@ fn assert_containers_are_unknown(status: &Value, why: &str) {
     assert_eq!(status["vram"]["used_mb"], 1000);
 }
 
-/// A rig whose Docker cannot be asked, and a service of another kind that is ready.
+/// A rig whose Docker cannot be queried, and a service of another kind that is ready.
 fn rig_without_engine() -> Rig {
     let rig = Rig::new();
     rig.container("voice").phases([3]).not_installed().add();
@@ -142,7 +142,7 @@ fn row_36_a_socket_that_may_not_be_opened_is_a_matter_of_permission() {
     }
     let status = gpuctl("status --json").succeeds().json();
     assert_eq!(status["services"]["voice"]["state"], "unknown");
-    assert!(has(&status["services"]["voice"]["error"], "Docker does not let us in"), "{status}");
+    assert!(has(&status["services"]["voice"]["error"], "Docker denies access"), "{status}");
     assert_eq!(status["services"]["vidi"]["state"], "ready");
 }
 

@@ -111,7 +111,7 @@ fn row_41_a_gpu_that_cannot_tell_its_memory_is_survived() {
 
 #[test]
 fn row_41_a_driver_that_permits_nothing_is_survived() {
-    is_survived(&memory_fault("no_permission"), "the driver does not let us in");
+    is_survived(&memory_fault("no_permission"), "the driver denies access");
 }
 
 #[test]
@@ -138,7 +138,7 @@ fn row_41_a_machine_without_a_gpu_is_told_as_such() {
     let status = rig.gpuctl("status --json").run().succeeds().json();
     assert_eq!(status["vram"]["source"], "estimate");
     let error = status["vram"]["error"].as_str().unwrap();
-    assert!(error.contains("there is no GPU 0: the driver knows none"), "{error}");
+    assert!(error.contains("there is no GPU 0: the driver lists none"), "{error}");
     rig.gpuctl("can-fit 0").run().fails("unavailable").stderr_has("there is no GPU 0");
     rig.card.describe(&json!({"faults": {"nvmlDeviceGetHandleByIndex*": "gpu_not_found"}}));
     rig.gpuctl("can-fit 0").run().fails("unavailable").stderr_has("VRAM cannot be read");
@@ -156,7 +156,7 @@ fn a_plan_without_the_cards_size_keeps_to_what_cannot_go_wrong() {
     rig.gpuctl("prepare-phase 3 --quiet").run().succeeds();
     rig.assert_no_process_of(&vidi);
     let refused = rig.gpuctl("start vidi").run().fails("unavailable");
-    drop(refused.stderr_has("who has to make room cannot be decided"));
+    drop(refused.stderr_has("cannot decide which services have to make room"));
     assert!(voice.is_healthy(), "nothing was stopped");
 }
 
@@ -241,7 +241,7 @@ fn row_41_a_gpu_that_is_lost_while_memory_is_waited_for_ends_the_command_before_
     let prepare = rig.gpuctl("prepare-phase 3 --json --quiet").run().fails("unavailable").json();
     let message = prepare["error"]["message"].as_str().unwrap();
     assert!(
-        message.contains("whether the memory is back cannot be read: the GPU is lost"),
+        message.contains("cannot tell whether the memory is back: the GPU is lost"),
         "{message}"
     );
     assert_eq!(prepare["error"]["details"]["stopped"], json!(["vidi"]), "what was done is told");

@@ -42,7 +42,7 @@ fn assert_recovers(trial: &Trial, when: &str) {
     assert_eq!(events.last().unwrap(), "prod_restored", "{when}: {events:?}");
 
     let again = trial.rig.gpuctl("canary recover").run();
-    again.succeeds().stdout("nothing to settle\n");
+    again.succeeds().stdout("nothing to recover\n");
     assert_eq!((trial.booked(), trial.events()), (booked, events), "{when}");
     trial.run().arg("--dry-run").run().succeeds().stdout_has("pass");
 }
@@ -170,7 +170,7 @@ fn row_50_of_two_that_recover_at_once_one_brings_production_back_and_it_stays() 
             scope.spawn(|| {
                 let recover = trial.rig.gpuctl("canary recover --quiet").run();
                 let told = recover.succeeds().text();
-                let is_one = ["nothing to settle", "vllm is back"].map(|text| told.contains(text));
+                let is_one = ["nothing to recover", "vllm is back"].map(|text| told.contains(text));
                 assert!(is_one.contains(&true), "{told}");
             });
         }

@@ -154,7 +154,7 @@ fn row_49_a_damaged_budget_refuses_the_run_and_names_the_way_out() {
         fs::write(&budget, damaged).unwrap();
         let said = bench.try_it("--now").fails("config");
         let said = said.stderr_has(&format!("{} is damaged", budget.display()));
-        drop(said.stderr_has("`gpuctl canary reset-budget` begins the night anew"));
+        drop(said.stderr_has("`gpuctl canary reset-budget` resets the night's budget"));
         bench.try_it("--dry-run").fails("config").stderr_has("is damaged");
         assert_eq!(fs::read_to_string(&budget).unwrap(), damaged);
         let status = bench.status();
@@ -240,7 +240,9 @@ fn row_49_a_ledger_that_cannot_be_written_refuses_the_run() {
     ] {
         bench.rig.set("canary.state_dir", folder.to_str().unwrap());
         let said = bench.try_it("").fails("io").stderr_has(why);
-        drop(said.stderr_has("canary.state_dir").stderr_has("the refusal is missing in the audit"));
+        drop(
+            said.stderr_has("canary.state_dir").stderr_has("the refusal is missing from the audit"),
+        );
         assert_eq!(bench.production(), production, "{}", folder.display());
     }
     assert_eq!(fs::read_to_string(file).unwrap(), "precious");

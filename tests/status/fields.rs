@@ -245,9 +245,9 @@ fn one_of_several_cards_is_chosen_by_index_or_uuid() {
 fn a_card_that_is_not_there_is_told_as_such() {
     let rig = Rig::new();
     for (gpu, problem) in [
-        ("1", "there is no GPU 1: the driver knows 1"),
+        ("1", "there is no GPU 1: the driver lists 1"),
         ("4294967295", "there is no GPU 4294967295"),
-        ("GPU-x", "there is no GPU GPU-x: the driver knows 1"),
+        ("GPU-x", "there is no GPU GPU-x: the driver lists 1"),
         ("-1", "there is no GPU -1"),
         ("99999999999", "there is no GPU 99999999999"),
     ] {
@@ -326,7 +326,7 @@ fn a_native_service_is_told_in_each_of_its_states() {
     rig.set("services.vidi.start_timeout", "1ms");
     until("it has been unhealthy for longer than that", || state(&rig, "vidi").0 == "error");
     let detail = state(&rig, "vidi").1;
-    assert!(detail.contains("s after its start") && detail.contains("503"), "{detail}");
+    assert!(detail.contains(" after its start") && detail.contains("503"), "{detail}");
 }
 
 #[test]

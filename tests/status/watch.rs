@@ -30,7 +30,7 @@ fn a_change_is_seen_in_place_and_ctrl_c_ends_it() {
     let rig = with_vidi();
     let display = Display::start(&rig, SIZE, "", "status --watch 0.1");
     display.shows("vidi     ○ stopped");
-    display.shows("every 0.1 s, Ctrl-C ends");
+    display.shows("every 100ms, Ctrl-C ends");
     rig.gpuctl("start vidi --quiet").run().succeeds();
     display.shows("vidi     ● ready");
     let lines = display.lines();
@@ -80,7 +80,7 @@ fn it_takes_the_size_that_the_terminal_has() {
     display.resize((8, 40));
     let lines = || on_terminal(&display.emulated_from(begin));
     until("it is drawn anew at once", || {
-        lines().last().is_some_and(|line| line.ends_with("more lines: the window is too low"))
+        lines().last().is_some_and(|line| line.ends_with("more lines: the window is too small"))
     });
     assert_eq!(lines().len(), 8, "{:?}", lines());
     assert!(lines().iter().all(|line| line.chars().count() < 40), "{:?}", lines());
@@ -91,7 +91,7 @@ fn whichever_way_it_ends_the_terminal_is_as_before() {
     let rig = with_vidi();
     for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143), (Signal::HUP, 129)] {
         let display = Display::start(&rig, SIZE, "", "status --watch");
-        display.shows("every 2 s");
+        display.shows("every 2s");
         let [gpuctl] = rig.gpuctls()[..] else { panic!("one gpuctl: {:?}", rig.gpuctls()) };
         rig::signal(gpuctl, signal);
         display.terminal.shows(&format!("code={code}."));
@@ -127,7 +127,7 @@ fn while_something_does_not_answer_the_last_look_stays_with_its_age() {
     let display = Display::start(&rig, SIZE, "", "status --watch 0.1");
     display.shows("○ stopped");
     let _server = rig.by_hand(vidi.command());
-    display.shows("s old: something does not answer");
+    display.shows("s old: something is not answering");
     assert!(
         display.lines().iter().any(|line| line.starts_with("SERVICE")),
         "{:?}",

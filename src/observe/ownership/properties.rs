@@ -178,8 +178,8 @@ impl Case {
         (world, caller.map_or(GPUCTL, pid_of))
     }
 
-    /// What a process shows that may prove something, and the services that have recorded it or the
-    /// maker of its group or session, or whose container's main process it is.
+    /// Returns what a process shows that may prove something, and the services that have recorded
+    /// it or the maker of its group or session, or whose container's main process it is.
     fn proofs(&self, process: &Process) -> (Option<&Shown>, BTreeSet<usize>) {
         let at = usize::try_from(process.pid - FIRST).ok();
         let shown = at.and_then(|at| self.members.get(at)?.shown.as_ref());

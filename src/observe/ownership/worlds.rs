@@ -17,7 +17,7 @@ pub struct World {
 }
 
 impl World {
-    /// With that many native services, which have no port.
+    /// Makes a world with that many native services, which have no port.
     pub fn new(services: usize) -> World {
         let native = Claim { is_native: true, ..Claim::default() };
         let mut world = World {
@@ -133,7 +133,7 @@ impl World {
     }
 }
 
-/// When a process started, unless it is said otherwise.
+/// Returns when a process started, unless it is said otherwise.
 pub fn start_of(pid: Pid) -> u64 {
     pid as u64 * 100
 }

@@ -92,7 +92,7 @@ impl<'a> Judge<'a> {
         }
     }
 
-    /// What is needed will be used to the full.
+    /// Returns the memory of what is needed, which will be used to the full.
     pub fn needed_memory(&self) -> u64 {
         self.needed.iter().map(|one| one.vram.max(self.machine.held(one))).sum()
     }
@@ -131,8 +131,8 @@ impl<'a> Judge<'a> {
         stoppable
     }
 
-    /// As few as possible from the front of the line, and of these the set that spares the last
-    /// in the line, then the one before it, and so on.
+    /// Takes as few as possible from the front of the line, and of these the set that spares the
+    /// last in the line, then the one before it, and so on.
     fn by_the_rule(&self) -> Vec<String> {
         // What else is on the card is not the business of one that runs already.
         if matches!(self.command, Command::Start { .. }) && self.is_there() {

@@ -18,14 +18,14 @@ use std::sync::Arc;
 pub struct Machine {
     total: u64,
     reserve: u64,
-    /// What holds memory and is no service.
+    /// This is what holds memory and is no service.
     desktop: u64,
     reading: Reading,
     pub members: Vec<Member>,
     config: Arc<Config>,
 }
 
-/// What is known of the card.
+/// This is what is known of the card.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Reading {
     Measured,
@@ -42,7 +42,7 @@ pub struct Member {
     pub phases: Vec<u32>,
     pub unloads: bool,
     pub shape: Shape,
-    /// What it really holds.
+    /// This is what it really holds.
     used: u64,
     /// Its processes are not on the driver's list.
     hidden: bool,
@@ -239,7 +239,7 @@ impl Machine {
         Snapshot { vram, services, managed: Vec::new() }
     }
 
-    /// As far as it is known.
+    /// Returns the memory in use as far as it is known.
     pub fn in_use(&self) -> u64 {
         match self.is_measured() {
             true => self.held_by_all(),
@@ -255,12 +255,13 @@ impl Machine {
         self.reading == Reading::Measured
     }
 
-    /// What services may take of the card, others included; `None` where its size is not known.
+    /// Returns what services may take of the card, others included; `None` where its size is not
+    /// known.
     pub fn size(&self) -> Option<u64> {
         (self.reading != Reading::Nothing).then_some(self.total.saturating_sub(self.reserve))
     }
 
-    /// What a service holds as far as it is told, or has to be presumed to hold.
+    /// Returns what a service holds as far as it is told, or has to be presumed to hold.
     pub fn held(&self, member: &Member) -> u64 {
         let presumed = if member.may_run() { member.vram } else { 0 };
         member.known_use(self.reading).map_or(presumed, |used| used.0)
@@ -271,12 +272,12 @@ impl Machine {
         self.total.saturating_sub(self.held_by_all()).saturating_sub(self.reserve)
     }
 
-    /// What all services together may really commit.
+    /// Returns what all services together may really commit.
     pub fn capacity(&self) -> u64 {
         self.total.saturating_sub(self.reserve).saturating_sub(self.desktop)
     }
 
-    /// What they really commit.
+    /// Returns what they really commit.
     pub fn committed(&self) -> u64 {
         let commits = |one: &Member| match one.is_alive() && !one.unloads {
             true => one.used.max(one.vram),
@@ -297,7 +298,7 @@ impl Machine {
         after
     }
 
-    /// What is started takes all that it has declared, as far as the card goes.
+    /// Returns the machine after the starts: what is started takes all that it has declared, as far as the card goes.
     pub fn after_starts(&self, plan: &Plan) -> Machine {
         let mut after = self.clone();
         for start in &plan.start {
@@ -340,7 +341,7 @@ impl Machine {
 }
 
 impl fmt::Debug for Machine {
-    /// As one would draw it.
+    /// Writes the machine as one would draw it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Machine { total, reserve, desktop, reading, members, .. } = self;
         writeln!(f, "a card of {total}, reserve {reserve}, desktop {desktop} ({reading:?})")?;

@@ -11,7 +11,7 @@ use judge::Judge;
 use machine::{Command, machines};
 use proptest::prelude::*;
 
-/// What is evicted beside the services that are wanted.
+/// Returns what is evicted beside the services that are wanted.
 fn victims(plan: &Plan, judge: &Judge) -> Vec<String> {
     let evicted = plan.evict.iter().map(|eviction| eviction.service.clone());
     evicted.filter(|name| !judge.needs(name)).collect()

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, HashMap};
 /// The engine, as far as containers with a GPU depend on it.
 pub struct Engine {
     pub version: String,
-    /// By name; the NVIDIA container toolkit adds "nvidia".
+    /// The runtimes by name; the NVIDIA container toolkit adds "nvidia".
     pub runtimes: Vec<String>,
 }
 
@@ -28,7 +28,7 @@ pub fn engine(stop: &Stop) -> Result<Engine> {
     Ok(Engine { version, runtimes })
 }
 
-/// How a container was made.
+/// This is how a container was made.
 #[derive(Clone, Debug)]
 pub struct Setup {
     /// Docker's restart policy: "no", "always", …
@@ -38,7 +38,7 @@ pub struct Setup {
     pub published: Option<Vec<u16>>,
 }
 
-/// What lets a container use a card.
+/// This is what lets a container use a card.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum GpuAccess {
     None,
@@ -93,7 +93,7 @@ struct DeviceRequest {
     device_ids: Option<Vec<String>>,
 }
 
-/// How those containers were made that exist; in one call.
+/// Returns how those containers were made that exist; in one call.
 pub fn setups(containers: &[&str], stop: &Stop) -> Result<HashMap<String, Setup>> {
     if containers.is_empty() {
         return Ok(HashMap::new());

@@ -26,7 +26,7 @@ const FOR_ONE_SERVER: usize = 4;
 /// name is asked once.
 pub struct Tries {
     shared: Arc<Shared>,
-    /// For each service, the try that answers for it.
+    /// This names, for each service, the try that answers for it.
     of_service: Vec<Option<usize>>,
 }
 
@@ -41,7 +41,7 @@ struct Shared {
     answered: Bell,
 }
 
-/// What came of a try and how long it took, or its panic; `None` while it is under way.
+/// This is what came of a try and how long it took, or its panic; `None` while it is under way.
 type Answer = Mutex<Option<thread::Result<(Healthy, Duration)>>>;
 
 impl Tries {
@@ -77,8 +77,8 @@ impl Tries {
         Ok(Tries { shared, of_service })
     }
 
-    /// What came of one, and how long it took; `None` where there was nothing to ask. Panics where
-    /// the try has.
+    /// Returns what came of one, and how long it took; `None` where there was nothing to ask.
+    /// Panics where the try has.
     pub fn answer(&self, at: usize, stop: &Stop, deadline: Instant) -> Option<(Healthy, Duration)> {
         let shared = &self.shared;
         let asked = self.of_service[at]?;
@@ -91,7 +91,7 @@ impl Tries {
             }
             drop(answer);
             if wait(&[shared.answered.fd()], stop, deadline) != Woken::Event {
-                let late = Healthy::Silent("its health check does not end".to_owned());
+                let late = Healthy::Silent("its health check has not finished".to_owned());
                 return Some((late, TRY_LIMIT));
             }
             shared.answered.hush();

@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::time::{Duration, Instant};
 
-/// How long a start script that has ended well may take to show a process: one that is just being
-/// replaced by its program has no environment for a moment.
+/// This is how long a start script that has ended well may take to show a process: one that is just
+/// being replaced by its program has no environment for a moment.
 const SURVIVOR_GRACE: Duration = Duration::from_secs(1);
 
 /// A start command that is under way or has ended.
@@ -92,7 +92,7 @@ impl Started {
         self.ended.as_ref()
     }
 
-    /// When it began, in clock ticks since boot.
+    /// Returns when it began, in clock ticks since boot.
     pub fn since(&self) -> u64 {
         self.record.since
     }
@@ -120,7 +120,7 @@ impl Started {
     /// what is there.
     pub fn check(&mut self, service: &Service, alive: bool) -> Result<()> {
         let status = self.child.try_wait().map_err(|e| {
-            Failure::new(Code::Internal, format!("cannot ask after the start command: {e}"))
+            Failure::new(Code::Internal, format!("cannot check on the start command: {e}"))
         })?;
         let Some(status) = status else { return Ok(()) };
         self.ended = None;
