@@ -102,8 +102,8 @@ fn a_thread_of_the_kernel_is_not_adopted() {
     by_hand(&rig);
     // kthreadd, outside containers.
     match std::fs::read_to_string("/proc/2/comm").is_ok_and(|name| name.trim() == "kthreadd") {
-        true => is_refused(&rig, 2, "usage", "thread of the kernel", "name the server itself"),
-        false => skip_or_fail("kernel", "thread of the kernel to be seen from here"),
+        true => is_refused(&rig, 2, "usage", "kernel thread", "name the server itself"),
+        false => skip_or_fail("kernel", "kernel thread to be seen from here"),
     }
 }
 

@@ -41,7 +41,7 @@ fn run_tells_the_summary_before_its_command_and_only_if_there_was_something_to_d
     let first = run();
     let (told, rest) = first.split_once("phase 3 (speech): stopped comfyui; ").unwrap();
     assert!(told.ends_with("starting cosyvoice\n"), "{first}");
-    assert!(rest.ends_with(" s)\nworks\n"), "{first}");
+    assert!(rest.ends_with("s)\nworks\n"), "{first}");
     assert_eq!(run(), "works\n");
 }
 

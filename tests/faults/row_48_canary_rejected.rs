@@ -96,12 +96,12 @@ fn row_48_a_canary_that_dies_is_rejected_at_once_with_its_last_words() {
 #[test]
 fn row_48_a_canary_that_answers_badly_is_rejected() {
     reject_each(&[
-        fault("--completion garbage", LONG, "no JSON"),
+        fault("--completion garbage", LONG, "not JSON"),
         fault("--completion empty", LONG, "no text"),
         fault("--completion 500", LONG, "answered with 500"),
-        fault("--completion garbage --fork 2 --ignore-term", LONG, "no JSON"),
-        fault("--completion garbage --double-fork --ignore-term", LONG, "no JSON"),
-        fault("--completion garbage --daemonise", LONG, "no JSON"),
+        fault("--completion garbage --fork 2 --ignore-term", LONG, "not JSON"),
+        fault("--completion garbage --double-fork --ignore-term", LONG, "not JSON"),
+        fault("--completion garbage --daemonise", LONG, "not JSON"),
     ]);
 }
 

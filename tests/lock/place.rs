@@ -54,7 +54,7 @@ fn a_variable_that_names_no_place_is_told_by_its_name() {
     };
     let other = "not a redis://, rediss://, redis+unix:// or file:///path URL";
     wrong("GPUCTL_LOCK_URL", "http://:hunter2@h/1", other);
-    wrong("GPUCTL_LOCK_URL", "redis://:hunter2@h/x", "no Redis URL (Invalid database number)");
+    wrong("GPUCTL_LOCK_URL", "redis://:hunter2@h/x", "not a Redis URL (Invalid database number)");
     wrong("REDIS_URL", "h:6379", other);
     // What is not asked may be wrong.
     rig.set("lock.url", url(&rig.path("locks/lock")));
