@@ -74,13 +74,13 @@ fn a_command_line_that_makes_no_sense_is_refused_and_takes_nothing() {
     on_both(|rig, _| {
         for (words, why) in [
             ("--wait 5 --no-wait", "cannot be used with"),
-            ("--ttl soon", "--ttl: \"soon\" is no duration"),
-            ("--ttl 5x", "is no duration"),
-            ("--ttl=-5", "is no duration"),
-            ("--ttl 99999999999999999999", "is no duration"),
+            ("--ttl soon", "--ttl: \"soon\" is not a duration"),
+            ("--ttl 5x", "is not a duration"),
+            ("--ttl=-5", "is not a duration"),
+            ("--ttl 99999999999999999999", "is not a duration"),
             ("--ttl 0", "a lock without time is no lock"),
-            ("--wait forever", "--wait: \"forever\" is no duration"),
-            ("--wait 8d", "is no duration"),
+            ("--wait forever", "--wait: \"forever\" is not a duration"),
+            ("--wait 8d", "is not a duration"),
             ("--pid me", "invalid value"),
         ] {
             let acquire = rig.gpuctl(&format!("lock acquire me {words}")).run();

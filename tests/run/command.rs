@@ -74,8 +74,8 @@ fn a_command_that_cannot_be_executed_is_told_from_one_that_is_not_there_and_stop
         ("unmarked", 126, "cannot be executed"),
         ("no-such-program", 127, "there is no program `no-such-program` in the PATH"),
         ("moved", 127, "its interpreter /nowhere/venv/bin/python is missing"),
-        ("/no/such/program", 127, "is not there"),
-        ("./bin/no-such-program", 127, "is not there"),
+        ("/no/such/program", 127, "does not exist"),
+        ("./bin/no-such-program", 127, "does not exist"),
     ] {
         let run = rig.gpuctl(&format!("run --quiet --phase 4 -- {command} argument"));
         run.run().exits(code).stderr_has(said);
