@@ -75,6 +75,7 @@ mod run {
 mod services {
     mod docker;
     mod native;
+    mod scopes;
     mod systemd;
 }
 mod start;

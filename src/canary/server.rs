@@ -8,7 +8,7 @@ use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::model::{Health, Healthy, Manager, Pid, Service, variable};
 use crate::screen::text::span;
-use crate::world::command::{describe, start_detached};
+use crate::world::command::{Detached, describe};
 use crate::world::ending::{FirstMove, end};
 use crate::world::health;
 use crate::world::wait::{Aside, Handle, Stop, Woken, wait};
@@ -70,7 +70,8 @@ pub fn start(
         // Otherwise CUDA counts the cards by their speed, and NVML by their slot.
         env.insert("CUDA_DEVICE_ORDER".to_owned(), "PCI_BUS_ID".to_owned());
     }
-    let child = start_detached(&text, &env, &[variable::SERVICE, variable::FENCE], cwd, file)?;
+    let without = &[variable::SERVICE, variable::FENCE];
+    let child = Detached { text: &text, env: &env, without, cwd, log: &file }.start()?;
     let group = process::Id::of(child.id() as Pid);
     let log = logs::path_of(state_dir, LOG);
     Ok(Server { child, group, token: token.to_owned(), log, log_from })

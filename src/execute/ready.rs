@@ -140,6 +140,7 @@ impl<'a> Watch<'a> {
                     native,
                     config.path.as_deref(),
                     config.state_dir()?,
+                    self.stop,
                 )?;
                 self.started = Some(started);
                 Ok(())

@@ -6,6 +6,7 @@ use crate::model::{Managed, Manager, Native, Pid, variable};
 use crate::pattern::{Pattern, candidates};
 use crate::world::ports::{Listeners, local_port};
 use crate::world::process::{self, Id, Process, Table};
+use crate::world::scope;
 use crate::world::starts::{self, FileId};
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
@@ -29,6 +30,8 @@ pub struct Scene {
     evidence: HashMap<Pid, Evidence>,
     /// The control groups of the processes that show something.
     groups: HashMap<Pid, String>,
+    /// The services in whose scopes processes are.
+    scopes: HashMap<Pid, usize>,
     /// The processes that were recorded, and whose they are.
     recorded: Vec<(usize, Id)>,
     /// The services that have been ready since a recorded start.
@@ -41,26 +44,47 @@ pub fn look_around(config: &Config, on_card: &HashSet<Pid>, listeners: Listeners
     let mut evidence: HashMap<Pid, Evidence> = HashMap::new();
     let (mut recorded, mut was_ready) = (Vec::new(), HashSet::new());
     on_card.iter().for_each(|pid| evidence.entry(*pid).or_default().is_on_card = true);
+    let mut scopes = Vec::new();
     if natives(config).next().is_some() {
-        let logs = read_records(config, &mut recorded, &mut was_ready);
+        let logs;
+        (logs, scopes) = read_records(config, &mut recorded, &mut was_ready);
         add_marks(config, &table, &mut evidence);
         add_matches(config, &table, &mut evidence);
         add_logs(&logs, &table, &mut evidence);
     }
     let groups = table.each(|pid| {
-        let is_asked = evidence.contains_key(&pid);
-        is_asked.then(|| {
-            let groups = process::control_groups(pid);
+        let shown = evidence.get(&pid);
+        let ticks = table.get(pid)?.ticks;
+        let mut young = scopes.iter().filter(|scope| ticks >= scope.since).peekable();
+        if shown.is_none() && young.peek().is_none() {
+            return None;
+        }
+        let groups = process::control_groups(pid);
+        let scope = young.find(|scope| scope::is_in(&groups, &scope.name));
+        let scope = scope.filter(|scope| !is_of_another(pid, scope)).map(|scope| scope.service);
+        let is_told = shown.is_some() || scope.is_some();
+        is_told.then(|| {
             let is_contained = is_contained(pid, &groups);
-            (pid, groups, is_contained)
+            (pid, groups, is_contained, scope)
         })
     });
-    let groups_of = HashMap::new();
-    let mut scene = Scene { table, listeners, evidence, groups: groups_of, recorded, was_ready };
-    for (pid, groups, is_contained) in groups {
-        if let Some(shown) = scene.evidence.get_mut(&pid) {
-            shown.is_contained = is_contained;
-        }
+    // A multiplexer's panes are anybody's, and so is what was left behind in one.
+    let is_shared = |pid: Pid| table.get(pid).is_some_and(ownership::is_multiplexer);
+    let multiplexers = groups.iter().filter(|(pid, ..)| is_shared(*pid));
+    let shared: HashSet<usize> = multiplexers.filter_map(|(.., scope)| *scope).collect();
+    let mut scene = Scene {
+        table,
+        listeners,
+        evidence,
+        groups: HashMap::new(),
+        scopes: HashMap::new(),
+        recorded,
+        was_ready,
+    };
+    for (pid, groups, is_contained, scope) in groups {
+        scene.evidence.entry(pid).or_default().is_contained = is_contained;
+        let scope = scope.filter(|service| !shared.contains(service));
+        scene.scopes.extend(scope.map(|service| (pid, service)));
         scene.groups.insert(pid, groups);
     }
     scene
@@ -98,6 +122,7 @@ impl Scene {
         for (pid, groups) in &self.groups {
             if let Some(shown) = self.evidence.get_mut(pid) {
                 shown.control_group = in_groups(groups, managed);
+                shown.control_group.extend(self.scopes.get(pid));
             }
         }
         // Descriptors are looked through once, however many ask for them.
@@ -169,23 +194,41 @@ struct Log {
     since: u64,
 }
 
-/// Reads which processes were recorded when services were started, and returns the logs of these.
+/// The systemd scope of a recorded start, and since when it can be, in clock ticks.
+struct Scope {
+    service: usize,
+    /// What the service was called when it was started.
+    mark: String,
+    name: String,
+    since: u64,
+}
+
+/// Reads which processes were recorded when services were started, and returns the logs and the scopes
+/// of these.
 fn read_records(
     config: &Config,
     recorded: &mut Vec<(usize, Id)>,
     was_ready: &mut HashSet<usize>,
-) -> Vec<Log> {
-    let mut logs = Vec::new();
-    let Ok(state_dir) = config.state_dir() else { return logs };
+) -> (Vec<Log>, Vec<Scope>) {
+    let (mut logs, mut scopes) = (Vec::new(), Vec::new());
+    let Ok(state_dir) = config.state_dir() else { return (logs, scopes) };
     for start in starts::recorded(state_dir) {
         let Some(service) = start.service_of(&config.services, config.path.as_deref()) else {
             continue;
         };
         logs.extend(start.log.map(|file| Log { service, file, since: start.since }));
+        let (mark, since) = (start.service, start.since);
+        scopes.extend(start.scope.map(|name| Scope { service, mark, name, since }));
         was_ready.extend(start.was_ready.then_some(service));
         recorded.extend(start.processes.into_iter().map(|id| (service, id)));
     }
-    logs
+    (logs, scopes)
+}
+
+/// Whether what is in a scope comes from a start within the start, or works under the lock.
+fn is_of_another(pid: Pid, scope: &Scope) -> bool {
+    let [mark, token] = process::variables(pid, [variable::SERVICE, variable::LOCK_TOKEN]);
+    token.is_some() || mark.is_some_and(|mark| mark != scope.mark)
 }
 
 /// Reads which processes bear the mark of what this configuration's gpuctl has started.

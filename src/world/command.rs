@@ -1,6 +1,10 @@
 //! The only place that spawns processes: external commands with a deadline, and services that
 //! outlive gpuctl.
 
+mod detached;
+
+pub use detached::Detached;
+
 use super::caller;
 use super::wait::{Handle, Stop, Woken, wait};
 use crate::config::Span;
@@ -12,7 +16,6 @@ use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::io::{FdFlags, fcntl_setfd};
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -264,27 +267,6 @@ fn kill_group(child: &Child) {
         // It may have ended on its own just now.
         let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
     }
-}
-
-/// Starts a shell command that outlives gpuctl: its own session, no input, output to `log`, and
-/// none of the descriptors that gpuctl was given, so that `$(gpuctl start x)` returns.
-pub fn start_detached(
-    text: &str,
-    env: &BTreeMap<String, String>,
-    without: &[&str],
-    cwd: Option<&Path>,
-    log: File,
-) -> Result<Child> {
-    let mut command = shell(text, env, cwd);
-    for name in without {
-        command.env_remove(name);
-    }
-    let errors = log
-        .try_clone()
-        .map_err(|e| Failure::new(Code::Io, format!("cannot open the log a second time: {e}")))?;
-    command.stdout(log).stderr(errors);
-    detach(&mut command);
-    command.spawn().map_err(|e| not_started("sh", &command, &e))
 }
 
 /// Starts gpuctl itself beside us, to outlive us: its own session, `input` as its input, one

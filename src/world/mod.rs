@@ -17,6 +17,7 @@ pub mod nvml;
 pub mod ports;
 pub mod process;
 pub mod program;
+pub mod scope;
 pub mod starts;
 pub mod systemd;
 pub mod terminal;

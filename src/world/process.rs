@@ -405,10 +405,12 @@ pub fn listens_in_network(pid: Pid, port: u16) -> Option<bool> {
     Some(sockets.iter().flatten().flat_map(|text| text.lines()).any(listens))
 }
 
-/// The systemd service in whose control group a process is.
+/// The systemd service in whose control group a process is. A scope below one is none of its: a user's
+/// manager is a service, too, and its scopes hold what nobody looks after.
 pub fn unit_of(control_groups: &str) -> Option<&str> {
-    let words = control_groups.lines().flat_map(|line| line.rsplit('/'));
-    words.map(str::trim).find(|word| word.ends_with(".service"))
+    let is_unit = |word: &&str| word.ends_with(".service") || word.ends_with(".scope");
+    let mut units = control_groups.lines().filter_map(|line| line.trim().rsplit('/').find(is_unit));
+    units.find(|unit| unit.ends_with(".service"))
 }
 
 /// The id of the container that a control group's path names, as every engine puts it there.
@@ -434,7 +436,7 @@ fn namespace(pid: Pid) -> Option<PathBuf> {
 }
 
 /// Returns how many PID namespaces, of those that we see, a process is in.
-fn depth(pid: Pid) -> usize {
+pub fn depth(pid: Pid) -> usize {
     depth_in(&text_of(pid, "status").unwrap_or_default())
 }
 

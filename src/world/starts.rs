@@ -45,6 +45,9 @@ pub struct Start {
     /// Its log, and the length of it before the start, in bytes.
     pub log: Option<FileId>,
     pub log_from: u64,
+    /// The systemd scope that was made for it.
+    #[serde(default)]
+    pub scope: Option<String>,
     /// When it began, in clock ticks since boot, as the kernel counts the starts of processes.
     pub since: u64,
     /// The service has been ready since.
@@ -65,6 +68,7 @@ impl Start {
             pid_namespace: host::pid_namespace(),
             log: None,
             log_from: 0,
+            scope: None,
             since: host::ticks(),
             was_ready: false,
             processes: Vec::new(),

@@ -3,11 +3,12 @@
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::model::{Native, Pid, Service, variable};
-use crate::world::command::{self, describe};
+use crate::world::command::{self, Detached, describe};
 use crate::world::logs;
 use crate::world::process::Id;
+use crate::world::scope::Scope;
 use crate::world::starts::{self, Start};
-use crate::world::wait::Handle;
+use crate::world::wait::{Handle, Stop};
 use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::time::{Duration, Instant};
@@ -53,12 +54,16 @@ pub fn start(
     native: &Native,
     config: Option<&Path>,
     state_dir: &Path,
+    stop: &Stop,
 ) -> Result<Started> {
     let (log, log_from) = logs::open(state_dir, &service.name)?;
     let mut record = Start::new(service, native, config);
     record.log = starts::identity(&log);
     record.log_from = log_from;
-    // Before there is a process: whenever gpuctl is killed, its output is known by then.
+    let scope = Scope::offered(&service.name)?;
+    record.scope = scope.as_ref().map(|scope| scope.name.clone());
+    // Before there is a process: whenever gpuctl is killed, its output and its scope are known
+    // by then.
     record.write(state_dir)?;
     let mut env = native.env.clone();
     env.insert(variable::SERVICE.to_owned(), service.name.clone());
@@ -67,13 +72,21 @@ pub fn start(
     }
     // A server that sets its title would write over its environment, and the mark with it.
     env.entry("SPT_NOENV".to_owned()).or_insert_with(|| "1".to_owned());
-    let child = command::start_detached(
-        &native.start,
-        &env,
-        &[variable::LOCK_TOKEN, variable::FENCE],
-        native.cwd.as_deref(),
-        log,
-    )?;
+    let detached = Detached {
+        text: &native.start,
+        env: &env,
+        without: &[variable::LOCK_TOKEN, variable::FENCE],
+        cwd: native.cwd.as_deref(),
+        log: &log,
+    };
+    let in_scope = scope.map(|scope| detached.start_in(&scope, stop)).transpose()?.flatten();
+    let child = match in_scope {
+        Some(child) => child,
+        None => {
+            record.scope = None;
+            detached.start()?
+        }
+    };
     let mut started = Started {
         ended: Handle::open(child.id() as Pid),
         left_since: None,
