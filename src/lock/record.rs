@@ -226,7 +226,12 @@ impl Held {
         }
         if !self.keepers.is_empty() {
             let keepers: Vec<String> = self.keepers.iter().map(Keeper::describe).collect();
-            facts.push(format!("it has ended, and the lock is kept by {}", keepers.join(", ")));
+            let keepers = keepers.join(", ");
+            if self.record.is_none() && self.holder.is_empty() {
+                // Whoever is inside writes down who it is a moment later.
+                return format!("{keepers}, which is just taking it");
+            }
+            facts.push(format!("it has ended, and the lock is kept by {keepers}"));
         }
         match facts.is_empty() {
             true => name_of(&self.holder).to_owned(),

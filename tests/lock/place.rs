@@ -209,7 +209,7 @@ fn a_file_that_is_removed_while_one_waits_for_it_is_waited_for_anew() {
     let waiter = rig.gpuctl("lock acquire next --wait 50").spawn();
     until("it waits", || waiter.stderr().contains("waiting for the GPU lock"));
     fs::remove_file(&lock).unwrap();
-    rig.acquire("other --ttl 1s");
+    rig.acquire("other --ttl 5s");
     drop(holder);
     waiter.wait().succeeds().stderr_has("held by other").stdout_has("\n");
     assert_eq!(rig.lock_held()["holder"], "next");
