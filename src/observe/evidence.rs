@@ -102,15 +102,14 @@ impl Scene {
         let mut claims: Vec<Claim> = config
             .services
             .iter()
-            .map(|service| Claim {
-                is_native: matches!(service.manager, Manager::Native(_)),
-                port: service.health.as_ref().and_then(local_port),
-                is_port_taken: service
-                    .health
-                    .as_ref()
-                    .and_then(local_port)
-                    .is_some_and(|port| self.listeners.is_taken(port)),
-                ..Claim::default()
+            .map(|service| {
+                let port = service.health.as_ref().and_then(local_port);
+                Claim {
+                    is_native: matches!(service.manager, Manager::Native(_)),
+                    is_port_taken: port.is_some_and(|port| self.listeners.is_taken(port)),
+                    port,
+                    ..Claim::default()
+                }
             })
             .collect();
         for (claim, managed) in claims.iter_mut().zip(managed) {
