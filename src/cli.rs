@@ -3,7 +3,7 @@
 mod canary;
 mod examples;
 
-pub use canary::{Canary, CanaryMode, CanaryRun, Candidate};
+pub use canary::{CanaryCommand, CanaryMode, CanaryRunArgs, CandidateArgs};
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
@@ -55,35 +55,35 @@ pub enum Command {
     /// Everything is read afresh: the driver, Docker, systemd, the process table, the health checks,
     /// the lock. What cannot be read is shown as such; the rest is shown all the same.
     #[command(after_long_help = examples::STATUS)]
-    Status(Status),
+    Status(StatusArgs),
     /// Tell by the exit code whether a size or a service fits now
     ///
     /// It fits (exit code 0) if what is free, less the margin, is at least the size. A service
     /// counts with its declared vram_mb. Nothing is stopped and nothing is reserved.
     #[command(after_long_help = examples::CAN_FIT)]
-    CanFit(CanFit),
+    CanFit(CanFitArgs),
     /// Stop what a phase does not need, start what it needs, wait until it is ready
     ///
     /// Memory counts as free when the driver shows it back, a service as ready when its health
     /// check says so. A plan that cannot work is refused before anything is stopped. A phase that
     /// needs no service releases the whole card.
     #[command(after_long_help = examples::PREPARE_PHASE)]
-    PreparePhase(PreparePhase),
+    PreparePhase(PreparePhaseArgs),
     /// Make one service ready, stopping lower priorities only as far as needed
     ///
     /// Services of a strictly lower priority are stopped, lowest first, until it fits; one of the
     /// same or a higher priority never is.
     #[command(after_long_help = examples::START)]
-    Start(Start),
+    Start(StartArgs),
     /// Stop services and wait for their VRAM
     ///
     /// They are asked to end, killed after their stop_timeout, and gone when the driver shows their
     /// memory back.
     #[command(after_long_help = examples::STOP)]
-    Stop(Stop),
+    Stop(StopArgs),
     /// Stop every managed service
     #[command(after_long_help = examples::RELEASE_ALL)]
-    ReleaseAll(ReleaseAll),
+    ReleaseAll(ReleaseAllArgs),
     /// Run a command under the GPU lock, with a service or phase made ready for it
     ///
     /// Nobody else changes anything on the GPU while the command runs. Its exit code is passed on,
@@ -91,23 +91,23 @@ pub enum Command {
     /// KILL). In its environment: GPUCTL_LOCK_TOKEN, with which gpuctl commands that it calls act
     /// under the same lock; GPUCTL_FENCE, a number that rises with every holder; GPUCTL_SERVICE.
     #[command(after_long_help = examples::RUN)]
-    Run(Run),
+    Run(RunArgs),
     /// Tie processes that were started by hand to a native service
     ///
     /// From then on they, and whatever they start, count as proven to be the service's: it is shown as
     /// running, and stopping it stops them. Either all of them are adopted or none. Processes of
     /// another service, of a container and the caller's own are refused.
     #[command(after_long_help = examples::ADOPT)]
-    Adopt(Adopt),
+    Adopt(AdoptArgs),
     /// Take, give back and show the GPU lock
     #[command(subcommand, after_long_help = examples::LOCK)]
-    Lock(Lock),
+    Lock(LockCommand),
     /// Try a changed configuration of production before it is promoted
     ///
     /// The trial takes the place of production for a bounded time, in a maintenance window, within
     /// a budget of downtime; production comes back also when gpuctl is killed in the middle.
     #[command(subcommand, after_long_help = examples::CANARY)]
-    Canary(Canary),
+    Canary(CanaryCommand),
     /// Check every precondition, and say how to fix what fails
     ///
     /// Exit code 1 if anything fails. It changes nothing, takes no lock, and works without a
@@ -119,33 +119,33 @@ pub enum Command {
     /// Every call that changes something writes its steps, its result and how long each took into
     /// a log in the state folder. A call that was killed is shown as such.
     #[command(after_long_help = examples::HISTORY)]
-    History(History),
+    History(HistoryArgs),
     /// Write, check and show the configuration
     #[command(subcommand, after_long_help = examples::CONFIG)]
-    Config(Config),
+    Config(ConfigCommand),
     /// Print the completion script for a shell
     ///
     /// It completes commands and options, and the services and phases of the configuration.
     #[command(after_long_help = examples::COMPLETIONS)]
-    Completions(Completions),
+    Completions(CompletionsArgs),
     /// Print the manual page, or write all of them
     ///
     /// One page per command, gpuctl(1) for the whole, and gpuctl.toml(5) for the configuration.
     #[command(after_long_help = examples::MAN)]
-    Man(Man),
+    Man(ManArgs),
     /// Say what may stand at the end of a command line; the completion scripts call it
     #[command(hide = true)]
-    Complete(Complete),
+    Complete(CompleteArgs),
     /// Bring production back when the gpuctl of a trial is gone; `canary run` starts it
     #[command(hide = true)]
-    Guardian(Companion),
+    Guardian(CompanionArgs),
     /// End a command whose gpuctl is gone; `run` starts it
     #[command(hide = true)]
-    Watchdog(Companion),
+    Watchdog(CompanionArgs),
 }
 
 #[derive(Debug, Args)]
-pub struct Completions {
+pub struct CompletionsArgs {
     pub shell: Shell,
 }
 
@@ -157,27 +157,27 @@ pub enum Shell {
 }
 
 #[derive(Debug, Args)]
-pub struct Man {
+pub struct ManArgs {
     /// Write every page into this folder, which is created
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
-pub struct Complete {
+pub struct CompleteArgs {
     /// The command line up to the cursor
     #[arg(last = true)]
     pub words: Vec<OsString>,
 }
 
 #[derive(Debug, Args)]
-pub struct Companion {
+pub struct CompanionArgs {
     /// Whose companion it is
     pub of: i32,
 }
 
 #[derive(Debug, Args)]
-pub struct Status {
+pub struct StatusArgs {
     /// Exit 0 only if this service is ready or busy, else 1 (repeatable)
     #[arg(long, value_name = "SERVICE")]
     pub check: Vec<String>,
@@ -199,7 +199,7 @@ fn interval(text: &str) -> Result<Duration, String> {
 }
 
 #[derive(Debug, Args)]
-pub struct CanFit {
+pub struct CanFitArgs {
     /// How much: a SIZE such as 20000 or 20GB, or a service
     #[arg(value_name = "SIZE|SERVICE")]
     pub what: String,
@@ -212,71 +212,71 @@ pub struct CanFit {
 }
 
 #[derive(Debug, Args)]
-pub struct PreparePhase {
+pub struct PreparePhaseArgs {
     /// Number or name of the phase
     pub phase: String,
     /// Stop only as much as the needed services require, lowest priority first
     #[arg(long)]
     pub lazy: bool,
     #[command(flatten)]
-    pub waiting: Waiting,
+    pub waiting: WaitArgs,
     #[command(flatten)]
     pub dry_run: DryRun,
 }
 
 #[derive(Debug, Args)]
-pub struct Start {
+pub struct StartArgs {
     /// Service to make ready
     pub service: String,
     /// Stop no other service: exit 3 if it does not fit beside the others
     #[arg(long)]
     pub no_preempt: bool,
     #[command(flatten)]
-    pub waiting: Waiting,
+    pub waiting: WaitArgs,
     #[command(flatten)]
     pub dry_run: DryRun,
 }
 
 #[derive(Debug, Args)]
-pub struct Stop {
+pub struct StopArgs {
     /// Services to stop
     #[arg(required = true, value_name = "SERVICE")]
     pub services: Vec<String>,
     #[command(flatten)]
     pub force: Force,
     #[command(flatten)]
-    pub waiting: Waiting,
+    pub waiting: WaitArgs,
     #[command(flatten)]
     pub dry_run: DryRun,
 }
 
 #[derive(Debug, Args)]
-pub struct ReleaseAll {
+pub struct ReleaseAllArgs {
     #[command(flatten)]
     pub force: Force,
     #[command(flatten)]
-    pub waiting: Waiting,
+    pub waiting: WaitArgs,
     #[command(flatten)]
     pub dry_run: DryRun,
 }
 
 #[derive(Debug, Args)]
-pub struct Adopt {
+pub struct AdoptArgs {
     /// Native service that they belong to
     pub service: String,
     /// Processes to adopt, by PID
     #[arg(required = true, value_name = "PID", value_parser = clap::value_parser!(i32).range(1..))]
     pub pids: Vec<i32>,
     #[command(flatten)]
-    pub waiting: Waiting,
+    pub waiting: WaitArgs,
 }
 
 #[derive(Debug, Args)]
-pub struct Run {
+pub struct RunArgs {
     #[command(flatten)]
     pub target: Target,
     #[command(flatten)]
-    pub waiting: Waiting,
+    pub waiting: WaitArgs,
     /// How long the command may take to end when the lock is lost, before it is killed
     #[arg(long, value_name = "DUR", default_value = "10s")]
     pub grace: String,
@@ -296,7 +296,7 @@ pub struct Target {
 }
 
 #[derive(Debug, Args)]
-pub struct Waiting {
+pub struct WaitArgs {
     /// How long to wait for the GPU lock while another holds it [default: lock.wait]
     #[arg(long, value_name = "DUR", conflicts_with = "no_wait")]
     pub wait: Option<String>,
@@ -306,27 +306,27 @@ pub struct Waiting {
 }
 
 #[derive(Debug, Subcommand)]
-pub enum Lock {
+pub enum LockCommand {
     /// Take the GPU lock and print its token
     ///
     /// The token alone is on stdout. With it in GPUCTL_LOCK_TOKEN, other gpuctl commands act under
     /// this lock, and `lock release` gives it back. Nothing renews it: it ends after --ttl, or with
     /// the process of --pid.
     #[command(after_long_help = examples::LOCK_ACQUIRE)]
-    Acquire(LockAcquire),
+    Acquire(LockAcquireArgs),
     /// Give the GPU lock back
     ///
     /// This is for what `lock acquire` took. The lock of `gpuctl run` ends with its command, and is left alone
     /// unless --force is given.
     #[command(after_long_help = examples::LOCK_RELEASE)]
-    Release(LockRelease),
+    Release(LockReleaseArgs),
     /// Show who holds the GPU lock: exit 0 when it is free, 1 when it is held
     #[command(after_long_help = examples::LOCK_STATUS)]
-    Status,
+    StatusArgs,
 }
 
 #[derive(Debug, Args)]
-pub struct LockAcquire {
+pub struct LockAcquireArgs {
     /// Name to show as the holder
     #[arg(default_value = "manual")]
     pub holder: String,
@@ -334,14 +334,14 @@ pub struct LockAcquire {
     #[arg(long, value_name = "DUR")]
     pub ttl: Option<String>,
     #[command(flatten)]
-    pub waiting: Waiting,
+    pub waiting: WaitArgs,
     /// Also end it when this process ends
     #[arg(long)]
     pub pid: Option<i32>,
 }
 
 #[derive(Debug, Args)]
-pub struct LockRelease {
+pub struct LockReleaseArgs {
     /// Token that `lock acquire` printed [default: $GPUCTL_LOCK_TOKEN]
     #[arg(long)]
     pub token: Option<String>,
@@ -365,7 +365,7 @@ pub struct Force {
 }
 
 #[derive(Debug, Args)]
-pub struct History {
+pub struct HistoryArgs {
     /// Show at most this many calls, the latest ones
     #[arg(short = 'n', long, value_name = "N", default_value_t = 20)]
     pub lines: usize,
@@ -375,12 +375,12 @@ pub struct History {
 }
 
 #[derive(Debug, Subcommand)]
-pub enum Config {
+pub enum ConfigCommand {
     /// Write a commented starting configuration
     ///
     /// It has the four services of a video pipeline, with comments, for you to adapt to your own.
     #[command(after_long_help = examples::CONFIG_INIT)]
-    Init(ConfigInit),
+    Init(ConfigInitArgs),
     /// Validate the configuration
     #[command(after_long_help = examples::CONFIG_CHECK)]
     Check,
@@ -396,7 +396,7 @@ pub enum Config {
 }
 
 #[derive(Debug, Args)]
-pub struct ConfigInit {
+pub struct ConfigInitArgs {
     /// Where to write [default: --config, $GPUCTL_CONFIG, or ~/.config/gpuctl/config.toml]
     #[arg(long, value_name = "PATH")]
     pub output: Option<PathBuf>,

@@ -5,19 +5,19 @@ use clap::{Args, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
 #[derive(Debug, Subcommand)]
-pub enum Canary {
+pub enum CanaryCommand {
     /// Judge a candidate by arithmetic: exit 0 if it can work, 1 if not or out of bounds
     ///
     /// The live card is read; nothing is started or stopped.
     #[command(after_long_help = examples::CANARY_CHECK)]
-    Check(CanaryCheck),
+    Check(CanaryCheckArgs),
     /// Try a candidate in the configured mode
     ///
     /// Mode canary stops production, starts the candidate in its place, asks it for one completion,
     /// and brings production back. A candidate that passes is written to promotions/. Outside the
     /// window, within the cooldown or beyond the budget it is refused with exit code 75.
     #[command(after_long_help = examples::CANARY_RUN)]
-    Run(CanaryRun),
+    Run(CanaryRunArgs),
     /// Show mode, window, budget, runs, lock, and whether a restore is owed
     #[command(after_long_help = examples::CANARY_STATUS)]
     Status,
@@ -29,12 +29,12 @@ pub enum Canary {
     ResetBudget,
     /// Release a lock that is stuck (for emergencies; recorded in the audit)
     #[command(after_long_help = examples::CANARY_UNLOCK)]
-    Unlock(CanaryUnlock),
+    Unlock(CanaryUnlockArgs),
 }
 
 #[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
-pub struct Candidate {
+pub struct CandidateArgs {
     /// JSON file with the candidate's parameters, or - for stdin
     #[arg(long, value_name = "FILE")]
     pub candidate: Option<PathBuf>,
@@ -44,15 +44,15 @@ pub struct Candidate {
 }
 
 #[derive(Debug, Args)]
-pub struct CanaryCheck {
+pub struct CanaryCheckArgs {
     #[command(flatten)]
-    pub candidate: Candidate,
+    pub candidate: CandidateArgs,
 }
 
 #[derive(Debug, Args)]
-pub struct CanaryRun {
+pub struct CanaryRunArgs {
     #[command(flatten)]
-    pub candidate: Candidate,
+    pub candidate: CandidateArgs,
     /// How to judge it [default: canary.mode]
     #[arg(long, value_name = "MODE")]
     pub mode: Option<CanaryMode>,
@@ -68,11 +68,11 @@ pub enum CanaryMode {
     /// by arithmetic only
     Predictive,
     /// by a real server in the place of production
-    Canary,
+    CanaryCommand,
 }
 
 #[derive(Debug, Args)]
-pub struct CanaryUnlock {
+pub struct CanaryUnlockArgs {
     /// Required, because it releases whoever holds it
     #[arg(long, required = true)]
     pub force: bool,

@@ -3,7 +3,7 @@
 
 use super::Session;
 use crate::canary::ledger::{Ledger, owed};
-use crate::cli::{DryRun, Waiting};
+use crate::cli::{DryRun, WaitArgs};
 use crate::config::Config;
 use crate::execute::{Context, Outcome, execute};
 use crate::exit::Answer;
@@ -25,7 +25,7 @@ pub fn act(
     session: Session,
     command: &str,
     subject: Subject,
-    waiting: &Waiting,
+    waiting: &WaitArgs,
     dry_run: &DryRun,
     asks: impl Fn(&Service) -> bool,
     plan: impl FnOnce(&Config, &Snapshot) -> std::result::Result<Plan, Refusal>,

@@ -1,7 +1,7 @@
 //! `gpuctl adopt`.
 
 use super::Session;
-use crate::cli::Adopt;
+use crate::cli::AdoptArgs;
 use crate::error::Failure;
 use crate::exit::{Answer, Code};
 use crate::model::Manager;
@@ -12,7 +12,7 @@ use crate::world::starts;
 use anyhow::{Result, bail};
 use std::time::Duration;
 
-pub fn run(arguments: &Adopt, session: Session) -> Result<Answer> {
+pub fn run(arguments: &AdoptArgs, session: Session) -> Result<Answer> {
     let patience = arguments.waiting.patience(&session.config)?;
     let service = session.config.service(&arguments.service)?.clone();
     let Manager::Native(native) = &service.manager else {

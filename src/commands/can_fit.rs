@@ -1,7 +1,7 @@
 //! `gpuctl can-fit`: answers for this moment, or with `--budget` for what is promised.
 
 use super::Session;
-use crate::cli::CanFit;
+use crate::cli::CanFitArgs;
 use crate::error::Failure;
 use crate::exit::{Answer, Code};
 use crate::model::{Mb, Source};
@@ -11,7 +11,7 @@ use crate::report::CanFitReport;
 use crate::world::nvml::Reader;
 use anyhow::{Result, bail};
 
-pub fn run(arguments: &CanFit, session: Session) -> Result<Answer> {
+pub fn run(arguments: &CanFitArgs, session: Session) -> Result<Answer> {
     let config = &session.config;
     let mut reader = Reader::open(&config.gpu);
     let required = match Mb::parse(&arguments.what) {

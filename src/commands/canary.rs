@@ -7,7 +7,7 @@ use crate::canary::ledger::{Ledger, owed, refuse_unsettled};
 use crate::canary::maintenance;
 use crate::canary::restore::{Hands, recover as put_right};
 use crate::canary::trial::Trial;
-use crate::cli::{self, CanaryMode, CanaryRun};
+use crate::cli::{self, CanaryMode, CanaryRunArgs};
 use crate::config::{Canary, Mode};
 use crate::error;
 use crate::exit::Answer;
@@ -20,17 +20,19 @@ use anyhow::{Result, bail};
 use serde_json::{Map, Value};
 use std::sync::Mutex;
 
-pub fn run(command: &cli::Canary, session: Session) -> Result<Answer> {
+pub fn run(command: &cli::CanaryCommand, session: Session) -> Result<Answer> {
     match command {
-        cli::Canary::Check(arguments) => check(&arguments.candidate, &session),
-        cli::Canary::Run(arguments) if arguments.dry_run.dry_run => trial(arguments, &session),
-        cli::Canary::Run(arguments) => {
+        cli::CanaryCommand::Check(arguments) => check(&arguments.candidate, &session),
+        cli::CanaryCommand::Run(arguments) if arguments.dry_run.dry_run => {
+            trial(arguments, &session)
+        }
+        cli::CanaryCommand::Run(arguments) => {
             recorded("canary run", session, |session| trial(arguments, session))
         }
-        cli::Canary::Status => status(&session),
-        cli::Canary::Recover => recorded("canary recover", session, recover),
-        cli::Canary::ResetBudget => reset_budget(&session),
-        cli::Canary::Unlock(_) => unlock(&session),
+        cli::CanaryCommand::Status => status(&session),
+        cli::CanaryCommand::Recover => recorded("canary recover", session, recover),
+        cli::CanaryCommand::ResetBudget => reset_budget(&session),
+        cli::CanaryCommand::Unlock(_) => unlock(&session),
     }
 }
 
@@ -44,14 +46,14 @@ fn recorded(
 }
 
 /// The candidate's parameters as they were given.
-fn document(arguments: &cli::Candidate, canary: &Canary) -> error::Result<Map<String, Value>> {
+fn document(arguments: &cli::CandidateArgs, canary: &Canary) -> error::Result<Map<String, Value>> {
     match &arguments.candidate {
         Some(path) => candidate::read(path),
         None => candidate::assigned(&arguments.set, &canary.bounds),
     }
 }
 
-fn check(arguments: &cli::Candidate, session: &Session) -> Result<Answer> {
+fn check(arguments: &cli::CandidateArgs, session: &Session) -> Result<Answer> {
     let canary = session.config.canary()?;
     let document = document(arguments, canary)?;
     let candidate = Candidate::new(&document, &canary.bounds);
@@ -61,12 +63,12 @@ fn check(arguments: &cli::Candidate, session: &Session) -> Result<Answer> {
     Ok(Answer::from(verdict.passed))
 }
 
-fn trial(arguments: &CanaryRun, session: &Session) -> Result<Answer> {
+fn trial(arguments: &CanaryRunArgs, session: &Session) -> Result<Answer> {
     let (config, progress) = (&session.config, &session.progress);
     let canary = config.canary()?;
     let mode = match arguments.mode {
         Some(CanaryMode::Predictive) => Mode::Predictive,
-        Some(CanaryMode::Canary) => Mode::Canary,
+        Some(CanaryMode::CanaryCommand) => Mode::Canary,
         None => canary.mode,
     };
     let document = document(&arguments.candidate, canary)?;

@@ -1,6 +1,6 @@
 //! `gpuctl completions`, and what its scripts ask.
 
-use crate::cli::{Cli, Complete, Completions, Shell};
+use crate::cli::{Cli, CompleteArgs, CompletionsArgs, Shell};
 use crate::completion::{Offer, offer};
 use crate::config::Environment;
 use crate::exit::Answer;
@@ -8,7 +8,7 @@ use crate::report::print_text;
 use anyhow::Result;
 use clap::CommandFactory;
 
-pub fn run(arguments: &Completions) -> Result<Answer> {
+pub fn run(arguments: &CompletionsArgs) -> Result<Answer> {
     print_text(match arguments.shell {
         Shell::Bash => include_str!("../../completions/gpuctl.bash"),
         Shell::Zsh => include_str!("../../completions/_gpuctl"),
@@ -19,7 +19,7 @@ pub fn run(arguments: &Completions) -> Result<Answer> {
 
 /// The first line says what may come: `files`; a `command` after `--`; or `values`, which follow,
 /// one a line, with what each is after a tab.
-pub fn complete(arguments: &Complete, environment: &Environment) -> Result<Answer> {
+pub fn complete(arguments: &CompleteArgs, environment: &Environment) -> Result<Answer> {
     let words: Vec<String> =
         arguments.words.iter().map(|word| word.to_string_lossy().into_owned()).collect();
     let lines = match offer(Cli::command(), &words, environment) {

@@ -1,7 +1,7 @@
 //! `gpuctl config init|check|show|path|schema`.
 
 use super::load;
-use crate::cli::{self, ConfigInit, Global};
+use crate::cli::{self, ConfigInitArgs, Global};
 use crate::config::{
     Config, Environment, Overlap, TEMPLATE, file::File, is_json, masked, overlaps,
 };
@@ -14,20 +14,24 @@ use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-pub fn run(command: &cli::Config, global: &Global, environment: &Environment) -> Result<Answer> {
+pub fn run(
+    command: &cli::ConfigCommand,
+    global: &Global,
+    environment: &Environment,
+) -> Result<Answer> {
     match command {
-        cli::Config::Init(arguments) => init(arguments, global, environment),
-        cli::Config::Check => check(global, environment),
-        cli::Config::Show => show(global, environment),
-        cli::Config::Path => path(global, environment),
-        cli::Config::Schema => {
+        cli::ConfigCommand::Init(arguments) => init(arguments, global, environment),
+        cli::ConfigCommand::Check => check(global, environment),
+        cli::ConfigCommand::Show => show(global, environment),
+        cli::ConfigCommand::Path => path(global, environment),
+        cli::ConfigCommand::Schema => {
             let schema = schemars::schema_for!(File);
             print_json(schema.as_value()).map(|()| Answer::Yes)
         }
     }
 }
 
-fn init(arguments: &ConfigInit, global: &Global, environment: &Environment) -> Result<Answer> {
+fn init(arguments: &ConfigInitArgs, global: &Global, environment: &Environment) -> Result<Answer> {
     let typed = arguments.output.as_deref().or(global.config.as_deref());
     let path = environment.named_config(typed).or_else(|| environment.user_config());
     let path = path.ok_or_else(|| {

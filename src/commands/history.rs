@@ -1,7 +1,7 @@
 //! `gpuctl history`: what earlier calls did.
 
 use super::{Session, no_duration};
-use crate::cli::History;
+use crate::cli::HistoryArgs;
 use crate::config::Span;
 use crate::exit::Answer;
 use crate::history::read;
@@ -9,7 +9,7 @@ use crate::report::{HistoryReport, print};
 use crate::world::host;
 use anyhow::Result;
 
-pub fn run(arguments: &History, session: &Session) -> Result<Answer> {
+pub fn run(arguments: &HistoryArgs, session: &Session) -> Result<Answer> {
     let span = |text| Span::of_any_length(text).ok_or_else(|| no_duration("--since", text, ""));
     let since = arguments.since.as_deref().map(span).transpose()?;
     // Before all times, everything is later.

@@ -1,7 +1,7 @@
 //! `gpuctl lock`: the GPU lock by hand.
 
 use super::{Session, duration};
-use crate::cli::{Lock, LockAcquire, LockRelease};
+use crate::cli::{LockAcquireArgs, LockCommand, LockReleaseArgs};
 use crate::error::Failure;
 use crate::exit::{Answer, Code};
 use crate::lock::{self, Release, Wanted};
@@ -9,15 +9,15 @@ use crate::progress::Waiting;
 use crate::report::{AcquiredReport, LockStatusReport, ReleasedReport, deliver, print};
 use anyhow::{Result, bail};
 
-pub fn run(command: &Lock, session: Session) -> Result<Answer> {
+pub fn run(command: &LockCommand, session: Session) -> Result<Answer> {
     match command {
-        Lock::Acquire(arguments) => acquire(arguments, &session),
-        Lock::Release(arguments) => release(arguments, &session),
-        Lock::Status => status(&session),
+        LockCommand::Acquire(arguments) => acquire(arguments, &session),
+        LockCommand::Release(arguments) => release(arguments, &session),
+        LockCommand::StatusArgs => status(&session),
     }
 }
 
-fn acquire(arguments: &LockAcquire, session: &Session) -> Result<Answer> {
+fn acquire(arguments: &LockAcquireArgs, session: &Session) -> Result<Answer> {
     let config = &session.config;
     let holder = &arguments.holder;
     if holder.is_empty() || *holder != lock::shown(holder) {
@@ -53,7 +53,7 @@ fn acquire(arguments: &LockAcquire, session: &Session) -> Result<Answer> {
     Ok(Answer::Yes)
 }
 
-fn release(arguments: &LockRelease, session: &Session) -> Result<Answer> {
+fn release(arguments: &LockReleaseArgs, session: &Session) -> Result<Answer> {
     let config = &session.config;
     let token = match (arguments.force, &arguments.token, &config.lock.token) {
         (true, ..) => None,

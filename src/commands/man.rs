@@ -1,6 +1,6 @@
 //! `gpuctl man`.
 
-use crate::cli::Man;
+use crate::cli::ManArgs;
 use crate::error::Failure;
 use crate::exit::{Answer, Code};
 use crate::manual::pages;
@@ -10,7 +10,7 @@ use std::fs;
 use std::io::Error;
 use std::path::Path;
 
-pub fn run(arguments: &Man) -> Result<Answer> {
+pub fn run(arguments: &ManArgs) -> Result<Answer> {
     let pages = pages();
     match &arguments.out {
         None => print_text(&pages[0].text)?,

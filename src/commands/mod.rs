@@ -19,7 +19,7 @@ mod stop;
 mod watch;
 
 use crate::canary::guardian;
-use crate::cli::{Cli, Command, Global, Waiting};
+use crate::cli::{Cli, Command, Global, WaitArgs};
 use crate::config::{Config, Environment, Span};
 use crate::error::Failure;
 use crate::exit::{Answer, Code};
@@ -79,7 +79,7 @@ fn no_duration(flag: &str, text: &str, limit: &str) -> Failure {
         .hint(format!("90s, 10m, 1h30m or a number of seconds{limit}"))
 }
 
-impl Waiting {
+impl WaitArgs {
     /// Returns how long to wait for the lock.
     fn patience(&self, config: &Config) -> crate::error::Result<Duration> {
         match &self.wait {

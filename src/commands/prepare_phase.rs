@@ -1,14 +1,14 @@
 //! `gpuctl prepare-phase`.
 
 use super::{Session, act::act};
-use crate::cli::PreparePhase;
+use crate::cli::PreparePhaseArgs;
 use crate::exit::Answer;
 use crate::model::{Evict, Service};
 use crate::plan;
 use crate::report::Subject;
 use anyhow::Result;
 
-pub fn run(arguments: &PreparePhase, session: Session) -> Result<Answer> {
+pub fn run(arguments: &PreparePhaseArgs, session: Session) -> Result<Answer> {
     let phase = session.config.phase(&arguments.phase)?;
     let subject = Subject::Phase { phase, name: session.config.phases[&phase].clone() };
     // Of the others only those matter that have to be well to be asked to unload.

@@ -1,13 +1,13 @@
 //! `gpuctl release-all`.
 
 use super::{Session, act::act};
-use crate::cli::ReleaseAll;
+use crate::cli::ReleaseAllArgs;
 use crate::exit::Answer;
 use crate::plan;
 use crate::report::Subject;
 use anyhow::Result;
 
-pub fn run(arguments: &ReleaseAll, session: Session) -> Result<Answer> {
+pub fn run(arguments: &ReleaseAllArgs, session: Session) -> Result<Answer> {
     session.config.require_file()?;
     act(
         session,

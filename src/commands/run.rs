@@ -3,7 +3,7 @@
 use super::Session;
 use super::act::carry_out;
 use super::duration;
-use crate::cli::{Run, Target};
+use crate::cli::{RunArgs, Target};
 use crate::config::{Config, Environment};
 use crate::error::Failure;
 use crate::exit::{Answer, Code};
@@ -21,7 +21,7 @@ use anyhow::Result;
 use std::ffi::{OsStr, OsString};
 use std::time::{Duration, Instant};
 
-pub fn run(arguments: &Run, session: Session, environment: &Environment) -> Result<Answer> {
+pub fn run(arguments: &RunArgs, session: Session, environment: &Environment) -> Result<Answer> {
     let grace = duration("--grace", &arguments.grace)?;
     if session.config.lock.place.redis.is_some() {
         check_grace(grace)?;

@@ -1,14 +1,14 @@
 //! `gpuctl start`.
 
 use super::{Session, act::act};
-use crate::cli::Start;
+use crate::cli::StartArgs;
 use crate::exit::Answer;
 use crate::model::{Evict, Service};
 use crate::plan;
 use crate::report::Subject;
 use anyhow::Result;
 
-pub fn run(arguments: &Start, session: Session) -> Result<Answer> {
+pub fn run(arguments: &StartArgs, session: Session) -> Result<Answer> {
     let service = session.config.service(&arguments.service)?.clone();
     let subject = Subject::Service { service: service.name.clone() };
     // Of the others only those matter that have to be well to be asked to unload.

@@ -2,7 +2,7 @@
 
 use super::Session;
 use crate::canary::ledger::Ledger;
-use crate::cli::Status;
+use crate::cli::StatusArgs;
 use crate::config::Config;
 use crate::error::{Failure, Result as Checked};
 use crate::exit::{Answer, Code};
@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 /// Beyond the limits that looking at the lock has itself.
 const LOCK_LIMIT: Duration = Duration::from_secs(5);
 
-pub fn run(arguments: &Status, session: Session) -> Result<Answer> {
+pub fn run(arguments: &StatusArgs, session: Session) -> Result<Answer> {
     let config = &session.config;
     for name in &arguments.check {
         config.service(name)?;

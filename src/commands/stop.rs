@@ -1,13 +1,13 @@
 //! `gpuctl stop`.
 
 use super::{Session, act::act};
-use crate::cli::Stop;
+use crate::cli::StopArgs;
 use crate::exit::Answer;
 use crate::plan;
 use crate::report::Subject;
 use anyhow::Result;
 
-pub fn run(arguments: &Stop, session: Session) -> Result<Answer> {
+pub fn run(arguments: &StopArgs, session: Session) -> Result<Answer> {
     for name in &arguments.services {
         session.config.service(name)?;
     }
