@@ -322,7 +322,7 @@ pub enum LockCommand {
     Release(LockReleaseArgs),
     /// Show who holds the GPU lock: exit 0 when it is free, 1 when it is held
     #[command(after_long_help = examples::LOCK_STATUS)]
-    StatusArgs,
+    Status,
 }
 
 #[derive(Debug, Args)]

@@ -10,22 +10,22 @@ use std::path::Path;
 
 /// This is what may come next.
 pub enum Offer {
-    Values(Vec<Candidate>),
+    Values(Vec<Suggestion>),
     /// Any path; the shell knows how to offer these.
     Files,
     /// A command line of its own, after `--`.
     Command,
 }
 
-pub struct Candidate {
+pub struct Suggestion {
     pub value: String,
     /// This is what it is, in a few words.
     pub about: String,
 }
 
-impl Candidate {
-    fn new(value: impl Into<String>, about: impl Into<String>) -> Candidate {
-        Candidate { value: value.into(), about: about.into() }
+impl Suggestion {
+    fn new(value: impl Into<String>, about: impl Into<String>) -> Suggestion {
+        Suggestion { value: value.into(), about: about.into() }
     }
 }
 
@@ -141,13 +141,13 @@ impl<'a> Line<'a> {
     /// A command, or the argument whose turn it is.
     fn next(&self, environment: &Environment) -> Offer {
         let commands = self.command.get_subcommands().filter(|command| !command.is_hide_set());
-        let mut candidates: Vec<Candidate> = commands
-            .map(|command| Candidate::new(command.get_name(), about(command.get_about())))
+        let mut candidates: Vec<Suggestion> = commands
+            .map(|command| Suggestion::new(command.get_name(), about(command.get_about())))
             .collect();
         match self.positional().map(|argument| self.values(argument, environment)) {
             Some(Offer::Values(values)) => candidates.extend(values),
             Some(Offer::Command) if !self.is_escaped => {
-                candidates.push(Candidate::new("--", "the command follows"));
+                candidates.push(Suggestion::new("--", "the command follows"));
             }
             Some(other) => return other,
             None => {}
@@ -155,7 +155,7 @@ impl<'a> Line<'a> {
         Offer::Values(candidates)
     }
 
-    fn options(&self) -> Vec<Candidate> {
+    fn options(&self) -> Vec<Suggestion> {
         let repeats =
             |argument: &Arg| matches!(argument.get_action(), ArgAction::Append | ArgAction::Count);
         self.command
@@ -164,7 +164,7 @@ impl<'a> Line<'a> {
             .filter(|argument| (repeats(argument) || !self.has(argument)) && self.suits(argument))
             .filter_map(|argument| {
                 let long = argument.get_long()?;
-                Some(Candidate::new(format!("--{long}"), about(argument.get_help())))
+                Some(Suggestion::new(format!("--{long}"), about(argument.get_help())))
             })
             .collect()
     }
@@ -182,13 +182,13 @@ impl<'a> Line<'a> {
             let named = possible.iter().filter(|value| !value.is_hide_set());
             return Offer::Values(
                 named
-                    .map(|value| Candidate::new(value.get_name(), about(value.get_help())))
+                    .map(|value| Suggestion::new(value.get_name(), about(value.get_help())))
                     .collect(),
             );
         }
         let name =
             argument.get_value_names().and_then(<[_]>::first).map_or("", |name| name.as_str());
-        let names: fn(&Config) -> Vec<Candidate> = match name {
+        let names: fn(&Config) -> Vec<Suggestion> = match name {
             "SERVICE" | "SIZE|SERVICE" => services,
             "PHASE" => phases,
             "INDEX|UUID" => cards,
@@ -219,13 +219,13 @@ fn about(help: Option<&StyledStr>) -> String {
     help.split(" [default").next().unwrap_or_default().to_owned()
 }
 
-fn services(config: &Config) -> Vec<Candidate> {
+fn services(config: &Config) -> Vec<Suggestion> {
     let about = |service: &Service| format!("{}, {}", service.manager.type_name(), service.vram);
-    config.services.iter().map(|service| Candidate::new(&service.name, about(service))).collect()
+    config.services.iter().map(|service| Suggestion::new(&service.name, about(service))).collect()
 }
 
 /// Offers the phases by name and by number.
-fn phases(config: &Config) -> Vec<Candidate> {
+fn phases(config: &Config) -> Vec<Suggestion> {
     let needs = |phase: u32| {
         let needed = config.services.iter().filter(|service| service.phases.contains(&phase));
         let needed: Vec<&str> = needed.map(|service| service.name.as_str()).collect();
@@ -233,39 +233,39 @@ fn phases(config: &Config) -> Vec<Candidate> {
     };
     let named = config.phases.iter().filter_map(|(number, name)| {
         let name = name.as_ref()?;
-        Some(Candidate::new(name, format!("phase {number}: {}", needs(*number))))
+        Some(Suggestion::new(name, format!("phase {number}: {}", needs(*number))))
     });
     let numbered = config.phases.iter().map(|(number, name)| {
         let name = name.as_deref().unwrap_or("phase");
-        Candidate::new(number.to_string(), format!("{name}: {}", needs(*number)))
+        Suggestion::new(number.to_string(), format!("{name}: {}", needs(*number)))
     });
     named.chain(numbered).collect()
 }
 
 /// Those that the configuration speaks of: to list all, the driver would have to be asked.
-fn cards(config: &Config) -> Vec<Candidate> {
+fn cards(config: &Config) -> Vec<Suggestion> {
     let about = match config.gpu.selector {
         Selector::Index(_) => "gpu.index",
         Selector::Uuid(_) => "gpu.uuid",
     };
-    let mut cards = vec![Candidate::new(config.gpu.selector.to_string(), about)];
+    let mut cards = vec![Suggestion::new(config.gpu.selector.to_string(), about)];
     let spare = config.canary().ok().and_then(|canary| canary.spare_gpu);
-    cards.extend(spare.map(|spare| Candidate::new(spare.to_string(), "canary.spare_gpu")));
+    cards.extend(spare.map(|spare| Suggestion::new(spare.to_string(), "canary.spare_gpu")));
     cards
 }
 
 /// Offers the parameters of a candidate with their bounds.
-fn parameters(config: &Config) -> Vec<Candidate> {
+fn parameters(config: &Config) -> Vec<Suggestion> {
     let bounds = config.canary().map(|canary| canary.bounds.iter());
     bounds
         .into_iter()
         .flatten()
         .flat_map(|(name, bound)| match bound {
             Bound::Range { min, max } => {
-                vec![Candidate::new(format!("{name}="), format!("{min} to {max}"))]
+                vec![Suggestion::new(format!("{name}="), format!("{min} to {max}"))]
             }
             Bound::OneOf { one_of } => {
-                one_of.iter().map(|value| Candidate::new(format!("{name}={value}"), "")).collect()
+                one_of.iter().map(|value| Suggestion::new(format!("{name}={value}"), "")).collect()
             }
         })
         .collect()

@@ -21,7 +21,7 @@ const FILE_LIMIT: u64 = 1024 * 1024;
 const LOCK_LIMIT: Duration = Duration::from_secs(2);
 
 #[derive(Serialize, Deserialize)]
-struct Event {
+struct LogLine {
     time: Timestamp,
     /// The call that it belongs to.
     run: String,
@@ -54,7 +54,7 @@ pub struct Run {
     pub command: String,
     pub subject: String,
     pub began: Timestamp,
-    pub state: State,
+    pub state: RunState,
     /// The time that the run has taken so far.
     pub elapsed_ms: Option<u64>,
     pub exit_code: Option<u8>,
@@ -64,7 +64,7 @@ pub struct Run {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum State {
+pub enum RunState {
     Running,
     Ended,
     /// It was killed, or the machine was.
@@ -122,7 +122,7 @@ impl Recorder {
     }
 
     fn write(&self, what: What) -> Result<()> {
-        let event = Event { time: host::now(), run: self.run.clone(), what };
+        let event = LogLine { time: host::now(), run: self.run.clone(), what };
         let line = serde_json::to_string(&event).expect("an event of plain fields");
         self.append(&line).map_err(|e| self.unwritable(&e))
     }
@@ -189,14 +189,14 @@ pub fn read(folder: &Path) -> Result<Vec<Run>> {
 
 /// Calls from the log's lines; `works` tells whether a process is still the one that began.
 pub fn runs(text: &str, works: impl Fn(process::Id, &str) -> bool) -> Vec<Run> {
-    let events = text.lines().filter_map(|line| serde_json::from_str::<Event>(line).ok());
+    let events = text.lines().filter_map(|line| serde_json::from_str::<LogLine>(line).ok());
     let mut runs: IndexMap<String, Run> = IndexMap::new();
-    for Event { time, run, what } in events {
+    for LogLine { time, run, what } in events {
         match what {
             What::Begin { command, subject, by, boot } => {
                 let state = match by.is_some_and(|by| works(by, &boot)) {
-                    true => State::Running,
-                    false => State::Lost,
+                    true => RunState::Running,
+                    false => RunState::Lost,
                 };
                 let begun = Run {
                     run: run.clone(),
@@ -218,7 +218,7 @@ pub fn runs(text: &str, works: impl Fn(process::Id, &str) -> bool) -> Vec<Run> {
             }
             What::End { exit_code, error, elapsed_ms } => {
                 if let Some(known) = runs.get_mut(&run) {
-                    known.state = State::Ended;
+                    known.state = RunState::Ended;
                     (known.exit_code, known.error) = (Some(exit_code), error);
                     known.elapsed_ms = Some(elapsed_ms);
                 }

@@ -6,7 +6,7 @@ use super::ledger::{later, refuse_unsettled};
 use super::limits::{NotNow, Route, permit};
 use super::maintenance;
 use super::restore::Hands;
-use super::verdict::{Card, Verdict, judge};
+use super::verdict::{Card, Prediction, judge};
 use crate::config::{Canary, Config, Gpu, Limits, Selector, Span};
 use crate::error::{Failure, Result};
 use crate::exit::Code;
@@ -30,7 +30,7 @@ pub fn predict(
     canary: &Canary,
     reader: &mut Reader,
     stop: &Stop,
-) -> Result<Verdict> {
+) -> Result<Prediction> {
     let snapshot = observe(config, reader, stop, &|_| false)?;
     let vram = &snapshot.vram;
     let (Some(total), Some(used)) = (vram.total, vram.used) else {
@@ -53,7 +53,7 @@ pub fn predict(
 
 /// Returns where a candidate is tried that fits: beside production if there is room, else in its
 /// place.
-pub fn route(hands: &Hands, candidate: &Candidate, verdict: &Verdict) -> Result<Route> {
+pub fn route(hands: &Hands, candidate: &Candidate, verdict: &Prediction) -> Result<Route> {
     let canary = hands.canary;
     candidate
         .command(&canary.start, canary.port, &canary.model)
@@ -72,7 +72,7 @@ pub fn admit(hands: &Hands, route: Route, waived: bool, stop: &Stop) -> Result<(
 
 /// Whether that card is another than production's, and has room for the candidate: for what it
 /// takes of production's card, and for the share that it takes of this one.
-fn has_room(device: u32, candidate: &Candidate, verdict: &Verdict, hands: &Hands) -> bool {
+fn has_room(device: u32, candidate: &Candidate, verdict: &Prediction, hands: &Hands) -> bool {
     let mut own = hands.reader.lock().unwrap_or_else(PoisonError::into_inner);
     let own = own.read().ok().and_then(|vram| vram.device);
     let other = Gpu { selector: Selector::Index(device), ..hands.config.gpu.clone() };

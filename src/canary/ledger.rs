@@ -2,7 +2,7 @@
 //! and the journal of a trial under way, by which it is put right after any accident.
 
 use super::candidate::Candidate;
-use super::limits::{History, after};
+use super::limits::{PastRuns, after};
 use crate::config::{Canary, Span};
 use crate::error::{Failure, Result};
 use crate::exit::Code;
@@ -67,7 +67,7 @@ pub struct Journal {
     pub service: String,
     pub candidate_id: String,
     pub night: Date,
-    pub progress: Progress,
+    pub progress: Stage,
     /// This is when production was taken away.
     pub away: Option<Moment>,
     /// The canary's processes are known by this token.
@@ -86,7 +86,7 @@ pub struct Journal {
 /// This is what has been begun; all before it is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Progress {
+pub enum Stage {
     /// Production is untouched.
     Ready,
     /// Production is being stopped, or is away for the canary.
@@ -210,7 +210,7 @@ impl Ledger {
 
     /// Returns when the service's runs began that may still count: those of a day, and of the
     /// cooldown.
-    pub fn history(&self, night: Date, cooldown: Duration) -> Result<History> {
+    pub fn history(&self, night: Date, cooldown: Duration) -> Result<PastRuns> {
         let mut runs: Vec<Timestamp> = Vec::new();
         let days = cooldown.as_secs().div_ceil(24 * 3600).max(1) as i64;
         // A night goes by the date on which it began; a clock may have been set.
@@ -225,7 +225,7 @@ impl Ledger {
             runs.extend(starts(&text, &self.service));
         }
         runs.sort();
-        Ok(History { runs, used: Duration::from_secs_f64(self.used(night)?) })
+        Ok(PastRuns { runs, used: Duration::from_secs_f64(self.used(night)?) })
     }
 
     /// Writes an event into a night's audit.

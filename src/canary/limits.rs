@@ -8,7 +8,7 @@ use std::time::Duration;
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// This is what the ledger says.
-pub struct History {
+pub struct PastRuns {
     /// This is when the service's runs began, oldest first.
     pub runs: Vec<Timestamp>,
     /// The time for which production was away this night, bookings included.
@@ -47,7 +47,7 @@ pub enum Route {
 /// Whether a run may begin. `waived`: the window and the cooldown, by an operator's word.
 pub fn permit(
     limits: &Limits,
-    history: &History,
+    history: &PastRuns,
     route: Route,
     waived: bool,
     now: Timestamp,
@@ -70,13 +70,13 @@ pub fn permit(
 }
 
 /// Returns when the last run is long enough ago, where it is not yet.
-pub fn cooled_down(limits: &Limits, history: &History, now: Timestamp) -> Option<Timestamp> {
+pub fn cooled_down(limits: &Limits, history: &PastRuns, now: Timestamp) -> Option<Timestamp> {
     let last = *history.runs.last()?;
     after(last, limits.cooldown).filter(|next| *next > now)
 }
 
 /// Returns when one of the last day's runs no longer counts, where there were too many.
-fn rate_permits(limits: &Limits, history: &History, now: Timestamp) -> Option<Timestamp> {
+fn rate_permits(limits: &Limits, history: &PastRuns, now: Timestamp) -> Option<Timestamp> {
     let runs = runs_in_a_day(history, now);
     let surplus = (runs.len() + 1).checked_sub(limits.max_runs_per_day).filter(|n| *n > 0)?;
     // With a limit of 0 none is ever permitted, and a day is as good an answer as any.
@@ -85,7 +85,7 @@ fn rate_permits(limits: &Limits, history: &History, now: Timestamp) -> Option<Ti
 }
 
 /// The runs of the last 24 hours. One that a clock step has put into the future counts.
-pub fn runs_in_a_day(history: &History, now: Timestamp) -> Vec<Timestamp> {
+pub fn runs_in_a_day(history: &PastRuns, now: Timestamp) -> Vec<Timestamp> {
     let counts = |begun: &&Timestamp| after(**begun, DAY).is_none_or(|expiry| expiry > now);
     history.runs.iter().filter(counts).copied().collect()
 }

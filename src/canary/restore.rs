@@ -1,7 +1,7 @@
 //! Production comes back: by the trial itself, by the guardian of one that was killed, or by
 //! `canary recover`. Whatever was begun is gone through to its end.
 
-use super::ledger::{Journal, Ledger, Progress as Stage, refuse_unsettled};
+use super::ledger::{Journal, Ledger, Stage, refuse_unsettled};
 use super::maintenance;
 use super::server;
 use crate::config::{Canary, Config, Span};

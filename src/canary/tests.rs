@@ -1,7 +1,7 @@
 //! The canary's decisions in tables: windows through nights and clock changes, limits, verdicts.
 
 use super::candidate::{self, Candidate};
-use super::limits::{History, NotNow, Route, permit, runs_in_a_day};
+use super::limits::{NotNow, PastRuns, Route, permit, runs_in_a_day};
 use super::verdict::{Card, Status, judge};
 use crate::config::{Config, Limits, Window};
 use crate::model::Mb;
@@ -107,8 +107,8 @@ fn limits(window: &Window) -> Limits {
     }
 }
 
-fn history(runs: &[&str], used: f64) -> History {
-    History { runs: runs.iter().map(|run| at(run)).collect(), used: Duration::from_secs_f64(used) }
+fn history(runs: &[&str], used: f64) -> PastRuns {
+    PastRuns { runs: runs.iter().map(|run| at(run)).collect(), used: Duration::from_secs_f64(used) }
 }
 
 /// A moment within the window, in UTC.
@@ -119,7 +119,7 @@ fn each_limit_refuses_with_the_time_to_come_again() {
     let window = window("03:00-07:00 UTC");
     let limits = limits(&window);
     let refused =
-        |history: &History, now: &str| permit(&limits, history, Route::Quiesced, false, at(now));
+        |history: &PastRuns, now: &str| permit(&limits, history, Route::Quiesced, false, at(now));
     assert_eq!(refused(&history(&[], 15.0), NOW), Ok(()));
     assert_eq!(
         refused(&history(&[], 0.0), "2026-01-10T12:00:00Z"),

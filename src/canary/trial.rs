@@ -3,7 +3,7 @@
 
 use super::candidate::Candidate;
 use super::guardian::Guardian;
-use super::ledger::{Journal, Moment, Progress as Stage, refuse_unsettled};
+use super::ledger::{Journal, Moment, Stage, refuse_unsettled};
 use super::limits::Route;
 use super::maintenance::{self, Maintenance};
 use super::restore::{Hands, Restored, milliseconds, restore};
@@ -19,7 +19,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 /// This is what came of a trial.
-pub struct Outcome {
+pub struct TrialOutcome {
     pub route: Route,
     pub tested: Tested,
     pub restored: Option<Restored>,
@@ -28,7 +28,7 @@ pub struct Outcome {
     pub broken_off: Option<Failure>,
 }
 
-impl Outcome {
+impl TrialOutcome {
     pub fn has_passed(&self) -> bool {
         self.tested.rejection.is_none()
     }
@@ -55,7 +55,7 @@ pub struct Trial<'a> {
 }
 
 impl Trial<'_> {
-    pub fn run(&self, route: Route) -> Result<Outcome> {
+    pub fn run(&self, route: Route) -> Result<TrialOutcome> {
         match route {
             Route::Spare(device) => self.spare(device),
             Route::Quiesced => self.quiesced(),
@@ -63,7 +63,7 @@ impl Trial<'_> {
     }
 
     /// Tries the candidate in production's place.
-    fn quiesced(&self) -> Result<Outcome> {
+    fn quiesced(&self) -> Result<TrialOutcome> {
         let mut guardian = Guardian::start(self.hands.config, self.guard.descriptor())?;
         guardian.guard(self.guard.heirloom());
         let mut journal = self.journal(vec![guardian.group])?;
@@ -102,7 +102,7 @@ impl Trial<'_> {
     }
 
     /// Tries the candidate beside production, on the card of that number.
-    fn spare(&self, device: u32) -> Result<Outcome> {
+    fn spare(&self, device: u32) -> Result<TrialOutcome> {
         let mut journal = self.journal(Vec::new())?;
         {
             let _locked = self.hands.ledger.lock(self.stop)?;
@@ -217,7 +217,7 @@ impl Trial<'_> {
         mut tested: Tested,
         restored: Option<Restored>,
         mut broken_off: Option<Failure>,
-    ) -> Result<Outcome> {
+    ) -> Result<TrialOutcome> {
         // What was measured while others may have used the card is worth nothing.
         if tested.rejection.is_none()
             && let Err(lost) = self.guard.confirm()
@@ -238,7 +238,7 @@ impl Trial<'_> {
                 None
             }
         };
-        Ok(Outcome { route, tested, restored, promotion, broken_off })
+        Ok(TrialOutcome { route, tested, restored, promotion, broken_off })
     }
 
     fn audit(&self, journal: &Journal, event: &str, details: Value) -> Result<()> {

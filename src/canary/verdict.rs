@@ -22,7 +22,7 @@ pub enum Status {
 
 /// A judgement and the figures that it rests on.
 #[derive(Clone, Debug, Serialize)]
-pub struct Verdict {
+pub struct Prediction {
     pub status: Status,
     #[serde(rename = "validation_passed")]
     pub passed: bool,
@@ -50,9 +50,9 @@ pub struct Card {
 }
 
 /// Judges a candidate, whose problem is the reason where it is none.
-pub fn judge(candidate: &Result<Candidate, String>, canary: &Canary, card: Card) -> Verdict {
+pub fn judge(candidate: &Result<Candidate, String>, canary: &Canary, card: Card) -> Prediction {
     let available = card.total.saturating_sub(card.persistent);
-    let verdict = |status, reason, allocation: Option<Mb>| Verdict {
+    let verdict = |status, reason, allocation: Option<Mb>| Prediction {
         status,
         passed: status == Status::Pass,
         reason,

@@ -68,7 +68,7 @@ pub enum CanaryMode {
     /// by arithmetic only
     Predictive,
     /// by a real server in the place of production
-    CanaryCommand,
+    Canary,
 }
 
 #[derive(Debug, Args)]

@@ -68,7 +68,7 @@ fn trial(arguments: &CanaryRunArgs, session: &Session) -> Result<Answer> {
     let canary = config.canary()?;
     let mode = match arguments.mode {
         Some(CanaryMode::Predictive) => Mode::Predictive,
-        Some(CanaryMode::CanaryCommand) => Mode::Canary,
+        Some(CanaryMode::Canary) => Mode::Canary,
         None => canary.mode,
     };
     let document = document(&arguments.candidate, canary)?;

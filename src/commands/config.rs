@@ -3,7 +3,7 @@
 use super::load;
 use crate::cli::{self, ConfigInitArgs, Global};
 use crate::config::{
-    Config, Environment, Overlap, TEMPLATE, file::File, is_json, masked, overlaps,
+    Config, Environment, Overlap, TEMPLATE, file::ConfigFile, is_json, masked, overlaps,
 };
 use crate::error::{self, Failure};
 use crate::exit::{Answer, Code};
@@ -25,7 +25,7 @@ pub fn run(
         cli::ConfigCommand::Show => show(global, environment),
         cli::ConfigCommand::Path => path(global, environment),
         cli::ConfigCommand::Schema => {
-            let schema = schemars::schema_for!(File);
+            let schema = schemars::schema_for!(ConfigFile);
             print_json(schema.as_value()).map(|()| Answer::Yes)
         }
     }

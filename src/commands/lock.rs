@@ -13,7 +13,7 @@ pub fn run(command: &LockCommand, session: Session) -> Result<Answer> {
     match command {
         LockCommand::Acquire(arguments) => acquire(arguments, &session),
         LockCommand::Release(arguments) => release(arguments, &session),
-        LockCommand::StatusArgs => status(&session),
+        LockCommand::Status => status(&session),
     }
 }
 

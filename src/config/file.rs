@@ -15,20 +15,20 @@ use std::marker::PhantomData;
 /// Configuration of gpuctl: the GPU, the lock, the phases and the services.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub struct File {
+pub struct ConfigFile {
     /// The card.
     #[serde(deserialize_with = "table")]
-    pub gpu: Gpu,
+    pub gpu: GpuTable,
     /// The GPU lock, which keeps callers apart while they act.
     #[serde(deserialize_with = "table")]
-    pub lock: Lock,
+    pub lock: LockTable,
     /// Names of phases, by number: `4 = "video"`. A phase exists if it is named here or listed by
     /// a service.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub phases: BTreeMap<String, String>,
     /// The services, by name. Which keys one takes depends on its type: native, docker or systemd.
     #[serde(deserialize_with = "tables")]
-    pub services: IndexMap<String, Service>,
+    pub services: IndexMap<String, ServiceTable>,
     /// The trial of a changed configuration of one service before it is promoted. The variables
     /// in brackets take precedence over their keys.
     #[serde(deserialize_with = "optional_table", skip_serializing_if = "Option::is_none")]
@@ -37,7 +37,7 @@ pub struct File {
 
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub struct Gpu {
+pub struct GpuTable {
     /// NVML index of the card; 0 unless `uuid` is given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub index: Option<u32>,
@@ -54,15 +54,21 @@ pub struct Gpu {
     pub nvml_library: Option<String>,
 }
 
-impl Default for Gpu {
+impl Default for GpuTable {
     fn default() -> Self {
-        Gpu { index: None, uuid: None, reserve_mb: Mb(1024), total_mb: None, nvml_library: None }
+        GpuTable {
+            index: None,
+            uuid: None,
+            reserve_mb: Mb(1024),
+            total_mb: None,
+            nvml_library: None,
+        }
     }
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub struct Lock {
+pub struct LockTable {
     /// Where the lock is kept beside the machine's: redis://, rediss:// or redis+unix://; or
     /// file:///path, a machine's lock of one's own. Without it $REDIS_URL counts; $GPUCTL_LOCK_URL
     /// takes precedence over both.
@@ -80,9 +86,9 @@ pub struct Lock {
     pub wait: Span,
 }
 
-impl Default for Lock {
+impl Default for LockTable {
     fn default() -> Self {
-        Lock {
+        LockTable {
             url: None,
             file: None,
             key: "gpu_mutex_v2".to_owned(),
@@ -95,7 +101,7 @@ impl Default for Lock {
 /// A service. Which keys it takes depends on `type`.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Service {
+pub struct ServiceTable {
     /// Who starts and stops it: gpuctl itself, Docker, or systemd.
     pub r#type: Type,
     /// Docker: name or ID of the container, which exists already. Required for docker services.
@@ -146,29 +152,29 @@ pub struct Service {
     /// How its memory is taken back when another needs it: by stopping it, or by asking it to
     /// unload its models, after which it keeps running.
     #[serde(default)]
-    pub evict: Evict,
+    pub evict: EvictKey,
     /// The HTTP call that makes it unload: a preset, or method and body.
     #[serde(default, deserialize_with = "optional_table", skip_serializing_if = "Option::is_none")]
-    pub unload: Option<Unload>,
+    pub unload: Option<UnloadTable>,
 }
 
 /// serde takes a list for a struct as well, its items for the fields in their order: `gpu = []`
 /// would be a table of defaults.
 #[derive(Clone, Debug)]
-pub struct Table<T>(pub T);
+pub struct StrictTable<T>(pub T);
 
-impl<'de, T: Deserialize<'de>> Deserialize<'de> for Table<T> {
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for StrictTable<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct TableVisitor<T>(PhantomData<T>);
         impl<'de, T: Deserialize<'de>> Visitor<'de> for TableVisitor<T> {
-            type Value = Table<T>;
+            type Value = StrictTable<T>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a table of keys")
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Table<T>, A::Error> {
-                T::deserialize(MapAccessDeserializer::new(map)).map(Table)
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<StrictTable<T>, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(map)).map(StrictTable)
             }
         }
         deserializer.deserialize_map(TableVisitor(PhantomData))
@@ -176,7 +182,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Table<T> {
 }
 
 fn table<'de, T: Deserialize<'de>, D: Deserializer<'de>>(d: D) -> Result<T, D::Error> {
-    Table::deserialize(d).map(|Table(inner)| inner)
+    StrictTable::deserialize(d).map(|StrictTable(inner)| inner)
 }
 
 fn optional_table<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
@@ -188,8 +194,8 @@ fn optional_table<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
 fn tables<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
     d: D,
 ) -> Result<IndexMap<String, T>, D::Error> {
-    let tables: IndexMap<String, Table<T>> = IndexMap::deserialize(d)?;
-    Ok(tables.into_iter().map(|(name, Table(inner))| (name, inner)).collect())
+    let tables: IndexMap<String, StrictTable<T>> = IndexMap::deserialize(d)?;
+    Ok(tables.into_iter().map(|(name, StrictTable(inner))| (name, inner)).collect())
 }
 
 fn start_timeout() -> Span {
@@ -210,7 +216,7 @@ pub enum Type {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
-pub enum Evict {
+pub enum EvictKey {
     #[default]
     Stop,
     Unload,
@@ -219,7 +225,7 @@ pub enum Evict {
 /// The HTTP call that makes a service give its memory back: a preset, or method and body.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Unload {
+pub struct UnloadTable {
     /// The call that this server understands.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub preset: Option<Preset>,

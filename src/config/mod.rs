@@ -27,7 +27,7 @@ pub use window::Window;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::model::{Mb, Service, nearest};
-use file::File;
+use file::ConfigFile;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -42,7 +42,7 @@ pub struct Config {
     /// Absolute; `None` when there is no file.
     pub path: Option<PathBuf>,
     /// The file's content, expanded, defaults filled in.
-    pub file: File,
+    pub file: ConfigFile,
     pub gpu: Gpu,
     pub lock: Lock,
     /// Every phase that is named or listed, with its name.
@@ -84,7 +84,7 @@ impl Gpu {
     /// The card of a configuration that says nothing of it.
     pub fn unconfigured(typed: Option<&str>) -> Gpu {
         let selector = typed.map_or(Selector::Index(0), Selector::parse);
-        Gpu { selector, reserve: file::Gpu::default().reserve_mb, total: None, library: None }
+        Gpu { selector, reserve: file::GpuTable::default().reserve_mb, total: None, library: None }
     }
 }
 
@@ -119,12 +119,12 @@ impl Config {
         environment: &Environment,
     ) -> Result<Config> {
         let Some(path) = environment.find_config(named) else {
-            return validate::validate(None, File::default(), gpu, environment);
+            return validate::validate(None, ConfigFile::default(), gpu, environment);
         };
         let text = trust::read(&path)?;
         // One name for one file: services remember it, and two names would be two configurations.
         let path = path.canonicalize().unwrap_or(path);
-        let source = text::Source { path: &path, text: &text };
+        let source = text::ConfigText { path: &path, text: &text };
         let file = source.parse()?;
         validate::validate(Some(&source), file, gpu, environment)
     }
@@ -217,7 +217,7 @@ impl Config {
 
     /// Parses and validates the text of a file of that name.
     pub fn of_file(name: &str, text: &str) -> Result<Config> {
-        let source = text::Source { path: Path::new(name), text };
+        let source = text::ConfigText { path: Path::new(name), text };
         validate::validate(Some(&source), source.parse()?, None, &Environment::empty())
     }
 }

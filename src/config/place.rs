@@ -20,7 +20,7 @@ pub struct Place {
 
 impl Place {
     /// Reads the place from its URL; without one it is the machine's lock alone.
-    pub fn of(lock: &file::Lock) -> std::result::Result<Place, String> {
+    pub fn of(lock: &file::LockTable) -> std::result::Result<Place, String> {
         let own = lock.file.as_ref().map(PathBuf::from);
         let file = own.unwrap_or_else(|| machines(&lock.key));
         let Some(url) = &lock.url else { return Ok(Place { file, redis: None }) };

@@ -1,12 +1,12 @@
 //! The configuration as it may be shown: without passwords in URLs, and without the values of
 //! variables that are named like secrets.
 
-use super::file::File;
+use super::file::ConfigFile;
 use crate::redact::{MASK, is_secret, mask_urls};
 use serde_json::Value;
 
 /// A configuration as a document without its secrets.
-pub fn masked(file: &File) -> serde_json::Result<Value> {
+pub fn masked(file: &ConfigFile) -> serde_json::Result<Value> {
     let mut file = file.clone();
     let variables = file.services.values_mut().flat_map(|service| &mut service.env);
     for (_, value) in variables.filter(|(name, _)| is_secret(name)) {
@@ -18,7 +18,7 @@ pub fn masked(file: &File) -> serde_json::Result<Value> {
 }
 
 /// Whether a configuration's text holds a secret itself, and not the name of a variable that does.
-pub fn writes_secrets(file: &File, text: &str) -> bool {
+pub fn writes_secrets(file: &ConfigFile, text: &str) -> bool {
     let (Ok(shown), Ok(whole)) = (masked(file), serde_json::to_value(file)) else { return false };
     differs(&shown, &whole, &|secret| text.contains(secret))
 }

@@ -1,14 +1,14 @@
 //! From the file's text to its types, and from a key back to its line: every complaint about a
 //! configuration names file, line and key.
 
-use super::file::{File, Table};
+use super::file::{ConfigFile, StrictTable};
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::redact::mask;
 use std::path::Path;
 
 /// A configuration file's text and what is needed to complain about it.
-pub struct Source<'a> {
+pub struct ConfigText<'a> {
     pub path: &'a Path,
     pub text: &'a str,
 }
@@ -18,11 +18,11 @@ pub fn is_json(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension == "json")
 }
 
-impl Source<'_> {
-    pub fn parse(&self) -> Result<File> {
+impl ConfigText<'_> {
+    pub fn parse(&self) -> Result<ConfigFile> {
         if is_json(self.path) {
             let mut reader = serde_json::Deserializer::from_str(self.text);
-            let Table(file) = serde_path_to_error::deserialize(&mut reader)
+            let StrictTable(file) = serde_path_to_error::deserialize(&mut reader)
                 .map_err(|e| self.unparsable(&e, Some(e.inner().line())))?;
             reader.end().map_err(|e| self.failure(Some(e.line()), &e.to_string()))?;
             Ok(file)

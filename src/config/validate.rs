@@ -1,8 +1,8 @@
 //! From the file's types to the model: expansion, the rules between keys, and what is refused.
 
-use super::file::{self, File};
+use super::file::{self, ConfigFile};
 use super::place::is_of_a_file;
-use super::text::Source;
+use super::text::ConfigText;
 use super::{Config, Environment, Gpu, Lock, Place, Selector};
 use crate::error::{Failure, Result};
 use crate::exit::Code;
@@ -14,8 +14,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub fn validate(
-    source: Option<&Source>,
-    mut file: File,
+    source: Option<&ConfigText>,
+    mut file: ConfigFile,
     gpu: Option<&str>,
     environment: &Environment,
 ) -> Result<Config> {
@@ -138,7 +138,7 @@ type Complaint<Key> = (Key, String);
 
 /// Expands `~` and variables in paths, commands and URLs; patterns and bodies are left alone.
 fn expand(
-    file: &mut File,
+    file: &mut ConfigFile,
     environment: &Environment,
 ) -> std::result::Result<(), Complaint<Vec<String>>> {
     let mut texts: Vec<(Vec<String>, &mut String)> = Vec::new();
@@ -169,7 +169,7 @@ fn expand(
 }
 
 fn phases(
-    file: &File,
+    file: &ConfigFile,
     services: &[Service],
 ) -> std::result::Result<BTreeMap<u32, Option<String>>, Complaint<String>> {
     let mut phases: BTreeMap<u32, Option<String>> =
@@ -207,7 +207,7 @@ fn same_instance(a: &Manager, b: &Manager) -> bool {
 
 fn service(
     name: &str,
-    entry: &file::Service,
+    entry: &file::ServiceTable,
 ) -> std::result::Result<Service, Complaint<Option<&'static str>>> {
     let fail = |key: &'static str, problem: &str| Err((Some(key), problem.to_owned()));
     if !is_plain_name(name) {
@@ -254,11 +254,11 @@ fn service(
         None => None,
     };
     let evict = match entry.evict {
-        file::Evict::Stop => Evict::Stop,
-        file::Evict::Unload if unload.is_none() => {
+        file::EvictKey::Stop => Evict::Stop,
+        file::EvictKey::Unload if unload.is_none() => {
             return fail("evict", "\"unload\" needs an unload = { … } call");
         }
-        file::Evict::Unload => Evict::Unload,
+        file::EvictKey::Unload => Evict::Unload,
     };
     Ok(Service {
         name: name.to_owned(),
@@ -275,7 +275,9 @@ fn service(
 }
 
 /// The keys that belong to the service's type, all of them and no others.
-fn manager(entry: &file::Service) -> std::result::Result<Manager, Complaint<Option<&'static str>>> {
+fn manager(
+    entry: &file::ServiceTable,
+) -> std::result::Result<Manager, Complaint<Option<&'static str>>> {
     use file::Type;
     let owned_by: [(&'static str, bool, Type); 8] = [
         ("container", entry.container.is_some(), Type::Docker),
@@ -393,7 +395,7 @@ fn http_url(url: &str) -> std::result::Result<(), String> {
     }
 }
 
-fn unload(call: &file::Unload) -> std::result::Result<Unload, String> {
+fn unload(call: &file::UnloadTable) -> std::result::Result<Unload, String> {
     http_url(&call.url)?;
     let url = call.url.clone();
     match (call.preset, &call.method, &call.body) {

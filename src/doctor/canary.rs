@@ -1,6 +1,6 @@
 //! The canary: whether a restore is owed, and whether a trial could be run at all.
 
-use super::check::{Check, Id};
+use super::check::{Check, CheckId};
 use super::state::folder;
 use super::{Case, native};
 use crate::canary::ledger::{Ledger, owed};
@@ -11,20 +11,20 @@ use std::path::Path;
 
 pub fn examine(case: &Case) -> Vec<Check> {
     let Some(Ok(canary)) = case.config.as_ref().map(|config| config.canary()) else {
-        return vec![Check::skip(Id::CanaryRestore, "no [canary] section")];
+        return vec![Check::skip(CheckId::CanaryRestore, "no [canary] section")];
     };
     let mut checks = ledger(canary);
     checks.push(budget(canary));
     let path = case.path.as_deref();
-    checks.push(native::command(Id::CanaryStart, "canary.start", &canary.start, None, path));
+    checks.push(native::command(CheckId::CanaryStart, "canary.start", &canary.start, None, path));
     checks.extend(canary.spare_gpu.map(|index| spare(index, &case.gpu)));
     checks.extend(canary.maintenance_lock.as_deref().map(|path| {
         let fix = "create that folder, or correct canary.maintenance_lock";
         let parent = path.parent().unwrap_or(Path::new("/"));
         match parent.is_dir() {
-            true => Check::pass(Id::CanaryMaintenanceLock, path.display().to_string()),
+            true => Check::pass(CheckId::CanaryMaintenanceLock, path.display().to_string()),
             false => Check::fail(
-                Id::CanaryMaintenanceLock,
+                CheckId::CanaryMaintenanceLock,
                 format!("there is no folder {}", parent.display()),
                 fix,
             ),
@@ -37,29 +37,30 @@ fn ledger(canary: &Canary) -> Vec<Check> {
     let ledger = match Ledger::open(canary) {
         Ok(ledger) => ledger,
         Err(failure) => {
-            return vec![Check::failure(Id::CanaryLedger, &failure, "set canary.state_dir")];
+            return vec![Check::failure(CheckId::CanaryLedger, &failure, "set canary.state_dir")];
         }
     };
     let fix = "make it yours alone (chown, chmod go-w), or choose another canary.state_dir";
     let place = canary.state_dir.as_deref().unwrap_or(Path::new("/"));
-    let kept = folder(Id::CanaryLedger, place, fix);
+    let kept = folder(CheckId::CanaryLedger, place, fix);
     if kept.fix.is_some() {
-        return vec![Check::skip(Id::CanaryRestore, "the ledger cannot be read"), kept];
+        return vec![Check::skip(CheckId::CanaryRestore, "the ledger cannot be read"), kept];
     }
     let restore = match ledger.journal() {
-        Ok(None) => Check::pass(Id::CanaryRestore, "none is owed"),
+        Ok(None) => Check::pass(CheckId::CanaryRestore, "none is owed"),
         Ok(Some(journal)) if journal.is_orphaned() => {
-            Check::failure(Id::CanaryRestore, &owed(&journal), "`gpuctl canary recover`")
+            Check::failure(CheckId::CanaryRestore, &owed(&journal), "`gpuctl canary recover`")
         }
-        Ok(Some(journal)) => {
-            Check::pass(Id::CanaryRestore, format!("a trial is under way (run {})", journal.run_id))
-        }
-        Err(failure) => Check::failure(Id::CanaryRestore, &failure, "repair it"),
+        Ok(Some(journal)) => Check::pass(
+            CheckId::CanaryRestore,
+            format!("a trial is under way (run {})", journal.run_id),
+        ),
+        Err(failure) => Check::failure(CheckId::CanaryRestore, &failure, "repair it"),
     };
     let limits = &canary.limits;
     let kept = match ledger.history(limits.window.night(host::now()), limits.cooldown) {
         Ok(_) => kept,
-        Err(failure) => Check::failure(Id::CanaryLedger, &failure, "repair it"),
+        Err(failure) => Check::failure(CheckId::CanaryLedger, &failure, "repair it"),
     };
     vec![restore, kept]
 }
@@ -69,19 +70,19 @@ fn budget(canary: &Canary) -> Check {
     let (needed, had) = (canary.limits.reserve, canary.limits.max_downtime);
     let told = format!("a trial may take {}, and {} are allowed a night", Span(needed), Span(had));
     match needed > had {
-        false => Check::pass(Id::CanaryBudget, told),
+        false => Check::pass(CheckId::CanaryBudget, told),
         true => {
             let fix = "raise canary.max_downtime, or lower canary.timeout or canary.restore_sla";
             match canary.mode {
-                Mode::Canary => Check::fail(Id::CanaryBudget, told, fix),
-                Mode::Predictive => Check::warn(Id::CanaryBudget, told, fix),
+                Mode::Canary => Check::fail(CheckId::CanaryBudget, told, fix),
+                Mode::Predictive => Check::warn(CheckId::CanaryBudget, told, fix),
             }
         }
     }
 }
 
 fn spare(index: u32, own: &Gpu) -> Check {
-    let id = Id::CanarySpareGpu;
+    let id = CheckId::CanarySpareGpu;
     let fix = "correct canary.spare_gpu, or set allow_spare_gpu = false";
     let gpu = Gpu { selector: Selector::Index(index), ..own.clone() };
     match Reader::open(&gpu).read() {

@@ -8,25 +8,25 @@ use serde::Serialize;
 macro_rules! ids {
     ($($title:literal { $($name:ident = $id:literal,)* })*) => {
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-        pub enum Id {
+        pub enum CheckId {
             $($(#[serde(rename = $id)] $name,)*)*
         }
 
-        impl Id {
+        impl CheckId {
             #[cfg(test)]
-            pub const ALL: &'static [Id] = &[$($(Id::$name,)*)*];
+            pub const ALL: &'static [CheckId] = &[$($(CheckId::$name,)*)*];
 
             /// Returns what the JSON calls it; a contract.
             pub fn name(self) -> &'static str {
                 match self {
-                    $($(Id::$name => $id,)*)*
+                    $($(CheckId::$name => $id,)*)*
                 }
             }
 
             /// The title of its area.
             pub fn title(self) -> &'static str {
                 match self {
-                    $($(Id::$name)|* => $title,)*
+                    $($(CheckId::$name)|* => $title,)*
                 }
             }
         }
@@ -126,7 +126,7 @@ pub enum Verdict {
 
 #[derive(Debug, Serialize)]
 pub struct Check {
-    pub id: Id,
+    pub id: CheckId,
     pub verdict: Verdict,
     /// The service or phase that it is about.
     pub subject: Option<String>,
@@ -137,28 +137,28 @@ pub struct Check {
 }
 
 impl Check {
-    fn new(id: Id, verdict: Verdict, message: &str, fix: Option<String>) -> Check {
+    fn new(id: CheckId, verdict: Verdict, message: &str, fix: Option<String>) -> Check {
         Check { id, verdict, subject: None, message: mask(message), fix }
     }
 
-    pub fn pass(id: Id, message: impl AsRef<str>) -> Check {
+    pub fn pass(id: CheckId, message: impl AsRef<str>) -> Check {
         Check::new(id, Verdict::Pass, message.as_ref(), None)
     }
 
-    pub fn skip(id: Id, why: impl AsRef<str>) -> Check {
+    pub fn skip(id: CheckId, why: impl AsRef<str>) -> Check {
         Check::new(id, Verdict::Skip, why.as_ref(), None)
     }
 
-    pub fn warn(id: Id, message: impl AsRef<str>, fix: impl Into<String>) -> Check {
+    pub fn warn(id: CheckId, message: impl AsRef<str>, fix: impl Into<String>) -> Check {
         Check::new(id, Verdict::Warn, message.as_ref(), Some(fix.into()))
     }
 
-    pub fn fail(id: Id, message: impl AsRef<str>, fix: impl Into<String>) -> Check {
+    pub fn fail(id: CheckId, message: impl AsRef<str>, fix: impl Into<String>) -> Check {
         Check::new(id, Verdict::Fail, message.as_ref(), Some(fix.into()))
     }
 
     /// Returns what another command would fail with; `otherwise` is the fix where it has no hint.
-    pub fn failure(id: Id, failure: &Failure, otherwise: &str) -> Check {
+    pub fn failure(id: CheckId, failure: &Failure, otherwise: &str) -> Check {
         let fix = match failure.hints.is_empty() {
             true => otherwise.to_owned(),
             false => failure.hints.join("; "),
@@ -173,14 +173,14 @@ impl Check {
 
 #[cfg(test)]
 mod tests {
-    use super::Id;
+    use super::CheckId;
 
     #[test]
     fn the_manual_lists_each_id_and_no_other() {
         let manual = include_str!("../../docs/doctor.md");
         let rows = manual.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
         let listed: Vec<&str> = rows.collect();
-        let known: Vec<&str> = Id::ALL.iter().map(|id| id.name()).collect();
+        let known: Vec<&str> = CheckId::ALL.iter().map(|id| id.name()).collect();
         assert_eq!(listed, known);
     }
 }

@@ -1,6 +1,6 @@
 //! The configuration: found, trusted, valid, and no place for passwords that others may read.
 
-use super::check::{Check, Id};
+use super::check::{Check, CheckId};
 use crate::config::{Config, Environment, trust, writes_secrets};
 use crate::error::Result;
 use std::os::unix::fs::MetadataExt;
@@ -16,17 +16,17 @@ pub fn examine(
     let valid = || match loaded {
         Ok(config) => {
             let (services, phases) = (config.services.len(), config.phases.len());
-            Check::pass(Id::ConfigValid, format!("{services} services, {phases} phases"))
+            Check::pass(CheckId::ConfigValid, format!("{services} services, {phases} phases"))
         }
-        Err(failure) => Check::failure(Id::ConfigValid, failure, MEND),
+        Err(failure) => Check::failure(CheckId::ConfigValid, failure, MEND),
     };
     let Some(path) = environment.find_config(named) else {
         let mut checks = vec![Check::warn(
-            Id::ConfigFile,
+            CheckId::ConfigFile,
             "there is none: only status, can-fit, lock and config work without one",
             "write one with `gpuctl config init`, or name one with --config PATH",
         )];
-        checks.extend(skipped([Id::ConfigPermissions, Id::ConfigSecrets]));
+        checks.extend(skipped([CheckId::ConfigPermissions, CheckId::ConfigSecrets]));
         // The environment has its say all the same.
         checks.push(valid());
         return checks;
@@ -35,30 +35,36 @@ pub fn examine(
         Ok(file) => file,
         Err(failure) => {
             let fix = "name another with --config PATH, or make it one that you may read";
-            let mut checks = vec![Check::failure(Id::ConfigFile, &failure, fix)];
-            checks.extend(skipped([Id::ConfigPermissions, Id::ConfigValid, Id::ConfigSecrets]));
+            let mut checks = vec![Check::failure(CheckId::ConfigFile, &failure, fix)];
+            checks.extend(skipped([
+                CheckId::ConfigPermissions,
+                CheckId::ConfigValid,
+                CheckId::ConfigSecrets,
+            ]));
             return checks;
         }
     };
-    let mut checks = vec![Check::pass(Id::ConfigFile, path.display().to_string())];
+    let mut checks = vec![Check::pass(CheckId::ConfigFile, path.display().to_string())];
     if let Err(failure) = trust::judge(&file, &path) {
-        checks.push(Check::failure(Id::ConfigPermissions, &failure, "make it yours"));
-        checks.extend(skipped([Id::ConfigValid, Id::ConfigSecrets]));
+        checks.push(Check::failure(CheckId::ConfigPermissions, &failure, "make it yours"));
+        checks.extend(skipped([CheckId::ConfigValid, CheckId::ConfigSecrets]));
         return checks;
     }
     let mode = file.metadata().map_or(0, |meta| meta.mode() & 0o7777);
     let whose = format!("nobody else may write to it (mode {mode:04o})");
-    checks.push(Check::pass(Id::ConfigPermissions, whose));
+    checks.push(Check::pass(CheckId::ConfigPermissions, whose));
     checks.push(valid());
     checks.push(match loaded {
-        Err(_) => Check::skip(Id::ConfigSecrets, "it is not valid"),
-        Ok(_) if mode & 0o044 == 0 => Check::pass(Id::ConfigSecrets, "nobody else may read it"),
+        Err(_) => Check::skip(CheckId::ConfigSecrets, "it is not valid"),
+        Ok(_) if mode & 0o044 == 0 => {
+            Check::pass(CheckId::ConfigSecrets, "nobody else may read it")
+        }
         Ok(config) => {
             let text = trust::text(&mut file, &path).unwrap_or_default();
             match writes_secrets(&config.file, &text) {
-                false => Check::pass(Id::ConfigSecrets, "it holds no password"),
+                false => Check::pass(CheckId::ConfigSecrets, "it holds no password"),
                 true => Check::warn(
-                    Id::ConfigSecrets,
+                    CheckId::ConfigSecrets,
                     format!("it holds a password, but others may read it (mode {mode:04o})"),
                     format!(
                         "chmod go-r {}; or use a variable in its place: $PASSWORD",
@@ -71,6 +77,6 @@ pub fn examine(
     checks
 }
 
-fn skipped<const N: usize>(ids: [Id; N]) -> [Check; N] {
+fn skipped<const N: usize>(ids: [CheckId; N]) -> [Check; N] {
     ids.map(|id| Check::skip(id, "there is no configuration to check"))
 }

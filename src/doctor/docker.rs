@@ -1,6 +1,6 @@
 //! Docker: its client, its engine, and how the containers were made.
 
-use super::check::{Check, Id};
+use super::check::{Check, CheckId};
 use super::gpu::names_card;
 use super::{Case, UNCONFIGURED};
 use crate::config::Selector;
@@ -27,19 +27,19 @@ pub fn examine(case: &Case) -> Vec<Check> {
         })
         .collect();
     if case.config.is_some() && containers.is_empty() {
-        return vec![Check::skip(Id::DockerClient, "no service is a container")];
+        return vec![Check::skip(CheckId::DockerClient, "no service is a container")];
     }
     let mut checks = Vec::new();
-    let skip_rest = |mut checks: Vec<Check>, ids: &[Id]| {
+    let skip_rest = |mut checks: Vec<Check>, ids: &[CheckId]| {
         checks.extend(ids.iter().map(|id| Check::skip(*id, "Docker cannot be queried")));
         checks
     };
     match program::find(OsStr::new("docker"), Path::new(""), case.path.as_deref()) {
-        Ok(path) => checks.push(Check::pass(Id::DockerClient, path.display().to_string())),
+        Ok(path) => checks.push(Check::pass(CheckId::DockerClient, path.display().to_string())),
         Err(failure) => {
             let fix = "install Docker's command line (Debian: docker-cli or docker.io; Docker's own: docker-ce-cli)";
-            checks.push(Check::fail(Id::DockerClient, &failure.message, fix));
-            let ids = [Id::DockerEngine, Id::DockerPermission, Id::DockerContainer];
+            checks.push(Check::fail(CheckId::DockerClient, &failure.message, fix));
+            let ids = [CheckId::DockerEngine, CheckId::DockerPermission, CheckId::DockerContainer];
             return skip_rest(checks, &ids);
         }
     }
@@ -47,21 +47,21 @@ pub fn examine(case: &Case) -> Vec<Check> {
         Ok(engine) => engine,
         Err(failure) if failure.code == Code::Permission => {
             checks.push(forbidden(&failure));
-            return skip_rest(checks, &[Id::DockerEngine, Id::DockerContainer]);
+            return skip_rest(checks, &[CheckId::DockerEngine, CheckId::DockerContainer]);
         }
         Err(failure) => {
             checks.push(Check::failure(
-                Id::DockerEngine,
+                CheckId::DockerEngine,
                 &failure,
                 "`systemctl start docker`; one that hangs: `systemctl restart docker`",
             ));
-            return skip_rest(checks, &[Id::DockerPermission, Id::DockerContainer]);
+            return skip_rest(checks, &[CheckId::DockerPermission, CheckId::DockerContainer]);
         }
     };
-    checks.push(Check::pass(Id::DockerEngine, format!("version {}", engine.version)));
-    checks.push(Check::pass(Id::DockerPermission, "the engine grants access"));
+    checks.push(Check::pass(CheckId::DockerEngine, format!("version {}", engine.version)));
+    checks.push(Check::pass(CheckId::DockerPermission, "the engine grants access"));
     if case.config.is_none() {
-        checks.push(Check::skip(Id::DockerContainer, UNCONFIGURED));
+        checks.push(Check::skip(CheckId::DockerContainer, UNCONFIGURED));
         return checks;
     }
     let names: Vec<&str> = containers.iter().map(|(_, container)| *container).collect();
@@ -69,7 +69,7 @@ pub fn examine(case: &Case) -> Vec<Check> {
         Ok(setups) => setups,
         Err(failure) => {
             checks.push(Check::failure(
-                Id::DockerContainer,
+                CheckId::DockerContainer,
                 &failure,
                 "`systemctl restart docker`",
             ));
@@ -80,7 +80,11 @@ pub fn examine(case: &Case) -> Vec<Check> {
         let of_container = match setups.get(*container) {
             Some(setup) => judge(service, container, setup, &case.gpu.selector),
             None => {
-                vec![Check::failure(Id::DockerContainer, &docker::missing(container), "create it")]
+                vec![Check::failure(
+                    CheckId::DockerContainer,
+                    &docker::missing(container),
+                    "create it",
+                )]
             }
         };
         checks.extend(of_container.into_iter().map(|check| check.of(&service.name)));
@@ -91,20 +95,20 @@ pub fn examine(case: &Case) -> Vec<Check> {
 
 fn forbidden(failure: &Failure) -> Check {
     let fix = format!("{}: sudo usermod -aG docker $USER", failure.hints.join("; "));
-    Check::fail(Id::DockerPermission, &failure.message, fix)
+    Check::fail(CheckId::DockerPermission, &failure.message, fix)
 }
 
 fn judge(service: &Service, container: &str, setup: &Setup, card: &Selector) -> Vec<Check> {
-    let mut checks = vec![Check::pass(Id::DockerContainer, container)];
+    let mut checks = vec![Check::pass(CheckId::DockerContainer, container)];
     checks.push(match &setup.gpu {
         GpuAccess::None => Check::warn(
-            Id::DockerGpu,
+            CheckId::DockerGpu,
             format!("the container {container} was created without a GPU"),
             "recreate it with --gpus all",
         ),
         GpuAccess::Request(ids) if !ids.is_empty() && !names_card(&ids.join(","), card, None) => {
             Check::warn(
-                Id::DockerGpu,
+                CheckId::DockerGpu,
                 format!(
                     "the container {container} was given GPU {}, but gpuctl watches GPU {card}",
                     ids.join(", ")
@@ -112,41 +116,43 @@ fn judge(service: &Service, container: &str, setup: &Setup, card: &Selector) -> 
                 "recreate it with that card, or correct gpu.index",
             )
         }
-        GpuAccess::Request(_) => Check::pass(Id::DockerGpu, "--gpus"),
-        GpuAccess::Runtime(runtime) => Check::pass(Id::DockerGpu, format!("--runtime {runtime}")),
-        GpuAccess::Device => Check::pass(Id::DockerGpu, "--device"),
+        GpuAccess::Request(_) => Check::pass(CheckId::DockerGpu, "--gpus"),
+        GpuAccess::Runtime(runtime) => {
+            Check::pass(CheckId::DockerGpu, format!("--runtime {runtime}"))
+        }
+        GpuAccess::Device => Check::pass(CheckId::DockerGpu, "--device"),
     });
     let port = service.health.as_ref().and_then(local_port);
     checks.push(match (&setup.published, port) {
         (Some(published), Some(port)) if !published.contains(&port) => Check::warn(
-            Id::DockerPorts,
+            CheckId::DockerPorts,
             format!("its health check uses port {port}, which the container {container} does not publish"),
             format!("recreate it with --publish {port}:PORT or --network host, or correct services.{}.health", service.name),
         ),
         (Some(_), Some(port)) if matches!(service.health, Some(Health::Tcp { .. })) => Check::warn(
-            Id::DockerPorts,
+            CheckId::DockerPorts,
             format!("its health check asks only whether port {port} accepts, and Docker accepts there before the server listens"),
             format!("ask the server itself: let services.{}.health be an http:// URL", service.name),
         ),
-        (Some(_), Some(port)) => Check::pass(Id::DockerPorts, format!("{port} is published")),
-        (None, _) => Check::pass(Id::DockerPorts, "it uses this machine's network"),
-        (_, None) => Check::skip(Id::DockerPorts, "its health check uses no port on this machine"),
+        (Some(_), Some(port)) => Check::pass(CheckId::DockerPorts, format!("{port} is published")),
+        (None, _) => Check::pass(CheckId::DockerPorts, "it uses this machine's network"),
+        (_, None) => Check::skip(CheckId::DockerPorts, "its health check uses no port on this machine"),
     });
     checks.push(match setup.restart.as_str() {
         "always" => Check::warn(
-            Id::DockerRestart,
+            CheckId::DockerRestart,
             "Docker starts it whenever the engine starts, even after gpuctl has stopped it",
             format!("docker update --restart=unless-stopped {container}"),
         ),
-        "" => Check::pass(Id::DockerRestart, "no"),
-        policy => Check::pass(Id::DockerRestart, policy),
+        "" => Check::pass(CheckId::DockerRestart, "no"),
+        policy => Check::pass(CheckId::DockerRestart, policy),
     });
     checks
 }
 
 /// Whether the engine can give containers the card that they ask for.
 fn runtime<'a>(known: &[String], setups: impl Iterator<Item = &'a Setup>) -> Check {
-    let id = Id::DockerRuntime;
+    let id = CheckId::DockerRuntime;
     let mut wanted = None;
     for setup in setups {
         match &setup.gpu {

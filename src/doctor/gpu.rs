@@ -1,11 +1,11 @@
 //! The card through NVML, and all that is known by looking at the services once.
 
-use super::check::{Check, Id};
+use super::check::{Check, CheckId};
 use super::{Case, memory, services};
 use crate::config::Selector;
 use crate::model::{Device, Manager, Pid, Source, Vram};
 use crate::observe::observe;
-use crate::world::nvml::{Fault, Part, Reader};
+use crate::world::nvml::{Fault, Layer, Reader};
 use crate::world::ports::Listeners;
 use crate::world::process::{self, Table};
 
@@ -19,13 +19,14 @@ pub fn examine(case: &Case) -> Vec<Check> {
         let vram = reader.read().unwrap_or_default();
         let mut checks = judge(case, &vram, reader.fault());
         checks.extend(
-            [Id::VramService, Id::ServiceState].map(|id| Check::skip(id, super::UNCONFIGURED)),
+            [CheckId::VramService, CheckId::ServiceState]
+                .map(|id| Check::skip(id, super::UNCONFIGURED)),
         );
         return checks;
     };
     let snapshot = match observe(config, &mut reader, &case.stop, &|_| true) {
         Ok(snapshot) => snapshot,
-        Err(failure) => return vec![Check::failure(Id::ServiceState, &failure, "try again")],
+        Err(failure) => return vec![Check::failure(CheckId::ServiceState, &failure, "try again")],
     };
     let mut checks = judge(case, &snapshot.vram, reader.fault());
     checks.extend(memory::judge(config, &snapshot));
@@ -36,7 +37,7 @@ pub fn examine(case: &Case) -> Vec<Check> {
 fn judge(case: &Case, vram: &Vram, fault: Option<&Fault>) -> Vec<Check> {
     let device = vram.device.as_ref();
     let missing = vram.no_such_gpu.then(|| Fault {
-        part: Part::Device,
+        part: Layer::Device,
         what: vram.error.clone().unwrap_or_default(),
         remedy: "name one of those by gpu.index, gpu.uuid or --gpu".to_owned(),
     });
@@ -49,13 +50,17 @@ fn judge(case: &Case, vram: &Vram, fault: Option<&Fault>) -> Vec<Check> {
         Some(format!("GPU {}, {name}, {}", device.index, vram.total?))
     };
     let found = [
-        (Part::Library, Id::NvmlLibrary, library.unwrap_or_else(|| "libnvidia-ml.so.1".to_owned())),
         (
-            Part::Driver,
-            Id::NvmlDriver,
+            Layer::Library,
+            CheckId::NvmlLibrary,
+            library.unwrap_or_else(|| "libnvidia-ml.so.1".to_owned()),
+        ),
+        (
+            Layer::Driver,
+            CheckId::NvmlDriver,
             driver.map_or("it answers".to_owned(), |v| format!("version {v}")),
         ),
-        (Part::Device, Id::NvmlDevice, card().unwrap_or_default()),
+        (Layer::Device, CheckId::NvmlDevice, card().unwrap_or_default()),
     ];
     let mut checks: Vec<Check> = found
         .into_iter()
@@ -74,7 +79,7 @@ fn judge(case: &Case, vram: &Vram, fault: Option<&Fault>) -> Vec<Check> {
 /// The driver's word is short; here is room for what usually helps.
 fn remedy(fault: &Fault) -> String {
     let more = match fault.part {
-        Part::Library => {
+        Layer::Library => {
             "; where it is installed and not found, add its folder to LD_LIBRARY_PATH (Debian, Ubuntu: package nvidia-utils)"
         }
         _ if fault.remedy.contains("group video") => ": sudo usermod -aG video $USER",
@@ -84,7 +89,7 @@ fn remedy(fault: &Fault) -> String {
 }
 
 fn size(case: &Case, vram: &Vram) -> Check {
-    let id = Id::NvmlSize;
+    let id = CheckId::NvmlSize;
     match (vram.total.filter(|_| vram.source == Source::Nvml), case.gpu.total) {
         (None, _) => Check::skip(id, "the card cannot be measured"),
         (Some(measured), None) => {
@@ -103,7 +108,7 @@ fn size(case: &Case, vram: &Vram) -> Check {
 }
 
 fn processes(vram: &Vram) -> [Check; 2] {
-    let (list, namespace) = (Id::NvmlProcesses, Id::NvmlNamespace);
+    let (list, namespace) = (CheckId::NvmlProcesses, CheckId::NvmlNamespace);
     if vram.source != Source::Nvml {
         return [list, namespace].map(|id| Check::skip(id, "the card cannot be measured"));
     }
@@ -147,16 +152,16 @@ fn environments(case: &Case, device: Option<&Device>) -> Vec<Check> {
     let selector = &case.gpu.selector;
     let judge = |value: &str, whose: &str, fix: String| match names_card(value, selector, device) {
         false => Check::warn(
-            Id::CudaVisibleDevices,
+            CheckId::CudaVisibleDevices,
             format!(
                 "CUDA_VISIBLE_DEVICES={value} in {whose} is a different card from GPU {selector}, which gpuctl watches"
             ),
             fix,
         ),
-        true => Check::pass(Id::CudaVisibleDevices, format!("{value} in {whose}")),
+        true => Check::pass(CheckId::CudaVisibleDevices, format!("{value} in {whose}")),
     };
     let mut checks = vec![match &case.visible_devices {
-        None => Check::pass(Id::CudaVisibleDevices, "not set in gpuctl's environment"),
+        None => Check::pass(CheckId::CudaVisibleDevices, "not set in gpuctl's environment"),
         Some(value) => judge(
             value,
             "gpuctl's environment, which native services inherit,",

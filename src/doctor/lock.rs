@@ -1,11 +1,11 @@
 //! The lock's place: the file of the machine's, the server beside it, and what is there.
 
-use super::check::{Check, Id};
+use super::check::{Check, CheckId};
 use super::{Case, UNCONFIGURED};
 use crate::config::{Config, Environment};
 use crate::error::{Failure, Result};
 use crate::exit::Code;
-use crate::lock::{self, Ends, Held, Server};
+use crate::lock::{self, Ends, Held, ServerFacts};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
@@ -26,7 +26,7 @@ pub fn source(config: Option<&Config>, environment: &Environment) -> &'static st
 
 pub fn examine(case: &Case) -> Vec<Check> {
     let Some(config) = &case.config else {
-        return vec![Check::skip(Id::LockPlace, UNCONFIGURED)];
+        return vec![Check::skip(CheckId::LockPlace, UNCONFIGURED)];
     };
     match &config.lock.place.redis {
         Some(url) => in_redis(case, config, url),
@@ -35,10 +35,10 @@ pub fn examine(case: &Case) -> Vec<Check> {
             let place = format!("the machine's, in the file {path}, from {}", case.lock_source);
             let folder = folder(config);
             let record = match folder.fix {
-                Some(_) => Check::skip(Id::LockRecord, "its file cannot be used"),
+                Some(_) => Check::skip(CheckId::LockRecord, "its file cannot be used"),
                 None => record(&lock::look(config)),
             };
-            vec![Check::pass(Id::LockPlace, place), folder, record]
+            vec![Check::pass(CheckId::LockPlace, place), folder, record]
         }
     }
 }
@@ -50,22 +50,22 @@ fn folder(config: &Config) -> Check {
     let parent = path.parent().unwrap_or(Path::new("/"));
     if let Err(failure) = lock::could_open(config) {
         let fix = "make it a file that everybody who is to take the lock may open (chmod 666), or name another one in lock.url";
-        return Check::failure(Id::LockFolder, &failure, fix);
+        return Check::failure(CheckId::LockFolder, &failure, fix);
     }
     let mode = parent.metadata().map_or(0, |meta| meta.permissions().mode());
     match mode & 0o002 != 0 && mode & 0o1000 == 0 {
         true => Check::warn(
-            Id::LockFolder,
+            CheckId::LockFolder,
             format!("anybody may remove the lock file from {}", parent.display()),
             format!("chmod +t {}, or choose another place in lock.url", parent.display()),
         ),
-        false => Check::pass(Id::LockFolder, parent.display().to_string()),
+        false => Check::pass(CheckId::LockFolder, parent.display().to_string()),
     }
 }
 
 /// Returns what is held, or what keeps the place from holding a lock.
 fn record(found: &Result<Option<Held>>) -> Check {
-    let id = Id::LockRecord;
+    let id = CheckId::LockRecord;
     match found {
         Err(failure) => Check::failure(id, failure, "repair it, or choose another lock.url"),
         Ok(Some(held)) if held.ends == Ends::Never => Check::warn(
@@ -87,15 +87,15 @@ fn in_redis(case: &Case, config: &Config, url: &str) -> Vec<Check> {
     let found = lock::look(config);
     let (credentials, record) = match &found {
         Err(failure) if failure.code == Code::Permission => (
-            Check::failure(Id::LockCredentials, failure, "correct its ACL"),
-            Check::skip(Id::LockRecord, "reading it is not permitted"),
+            Check::failure(CheckId::LockCredentials, failure, "correct its ACL"),
+            Check::skip(CheckId::LockRecord, "reading it is not permitted"),
         ),
-        found => (Check::pass(Id::LockCredentials, "taken"), record(found)),
+        found => (Check::pass(CheckId::LockCredentials, "taken"), record(found)),
     };
     let mut checks = vec![
-        Check::pass(Id::LockPlace, place),
+        Check::pass(CheckId::LockPlace, place),
         folder(config),
-        Check::pass(Id::LockRedis, "it answers"),
+        Check::pass(CheckId::LockRedis, "it answers"),
         credentials,
         record,
     ];
@@ -104,54 +104,54 @@ fn in_redis(case: &Case, config: &Config, url: &str) -> Vec<Check> {
 }
 
 fn unreached(case: &Case, failure: &Failure) -> Vec<Check> {
-    let place = || Check::pass(Id::LockPlace, format!("Redis, from {}", case.lock_source));
+    let place = || Check::pass(CheckId::LockPlace, format!("Redis, from {}", case.lock_source));
     let skip = |id| Check::skip(id, "the lock's Redis cannot be queried");
     match failure.code {
         Code::Permission => vec![
             place(),
-            Check::pass(Id::LockRedis, "it answers"),
+            Check::pass(CheckId::LockRedis, "it answers"),
             Check::failure(
-                Id::LockCredentials,
+                CheckId::LockCredentials,
                 failure,
                 "correct the user and password of the lock's URL",
             ),
-            skip(Id::LockRecord),
+            skip(CheckId::LockRecord),
         ],
         _ => vec![
             place(),
-            Check::failure(Id::LockRedis, failure, "wait until it is ready, or start it"),
-            skip(Id::LockCredentials),
-            skip(Id::LockRecord),
+            Check::failure(CheckId::LockRedis, failure, "wait until it is ready, or start it"),
+            skip(CheckId::LockCredentials),
+            skip(CheckId::LockRecord),
         ],
     }
 }
 
-fn judge(server: &Server) -> [Check; 4] {
+fn judge(server: &ServerFacts) -> [Check; 4] {
     let untold = |id| Check::skip(id, "the server does not let this user run INFO");
-    let version = server.version.as_deref().map_or(untold(Id::LockVersion), |version| {
+    let version = server.version.as_deref().map_or(untold(CheckId::LockVersion), |version| {
         let major = version.split('.').next().and_then(|major| major.parse::<u32>().ok());
         match major.is_some_and(|major| major < 7) {
             true => Check::warn(
-                Id::LockVersion,
+                CheckId::LockVersion,
                 format!("Redis {version} is older than gpuctl supports"),
                 "update it to 7 or later",
             ),
-            false => Check::pass(Id::LockVersion, version),
+            false => Check::pass(CheckId::LockVersion, version),
         }
     });
-    let role = server.role.as_deref().map_or(untold(Id::LockRole), |role| match role {
-        "master" => Check::pass(Id::LockRole, "it takes writes"),
+    let role = server.role.as_deref().map_or(untold(CheckId::LockRole), |role| match role {
+        "master" => Check::pass(CheckId::LockRole, "it takes writes"),
         role => Check::fail(
-            Id::LockRole,
+            CheckId::LockRole,
             format!("it is a read-only replica ({role})"),
             "name its primary in lock.url",
         ),
     });
     let eviction =
-        server.eviction.as_deref().map_or(untold(Id::LockEviction), |policy| match policy {
-            "noeviction" => Check::pass(Id::LockEviction, "it evicts no keys"),
+        server.eviction.as_deref().map_or(untold(CheckId::LockEviction), |policy| match policy {
+            "noeviction" => Check::pass(CheckId::LockEviction, "it evicts no keys"),
             policy => Check::warn(
-                Id::LockEviction,
+                CheckId::LockEviction,
                 format!(
                     "when its memory is full it may evict the lock (maxmemory-policy {policy})"
                 ),
@@ -161,11 +161,11 @@ fn judge(server: &Server) -> [Check; 4] {
     let took = format!("{:.1} ms", server.latency.as_secs_f64() * 1000.0);
     let latency = match server.latency > SLOW {
         true => Check::warn(
-            Id::LockLatency,
+            CheckId::LockLatency,
             format!("it takes {took} to answer"),
             "use a Redis that is closer, or see what is loading it (`redis-cli --latency`, SLOWLOG)",
         ),
-        false => Check::pass(Id::LockLatency, took),
+        false => Check::pass(CheckId::LockLatency, took),
     };
     [version, role, eviction, latency]
 }
@@ -177,15 +177,18 @@ mod tests {
 
     #[test]
     fn a_server_is_judged_by_what_it_tells() {
-        let verdict = |server: &Server, id| {
+        let verdict = |server: &ServerFacts, id| {
             judge(server).into_iter().find(|check| check.id == id).map(|check| check.verdict)
         };
-        let of = |version: &str| Server { version: Some(version.to_owned()), ..Server::default() };
-        assert_eq!(verdict(&of("6.2.14"), Id::LockVersion), Some(Verdict::Warn));
-        assert_eq!(verdict(&of("7.0.15"), Id::LockVersion), Some(Verdict::Pass));
-        assert_eq!(verdict(&of("10.0.0"), Id::LockVersion), Some(Verdict::Pass));
-        for id in [Id::LockVersion, Id::LockRole, Id::LockEviction] {
-            assert_eq!(verdict(&Server::default(), id), Some(Verdict::Skip));
+        let of = |version: &str| ServerFacts {
+            version: Some(version.to_owned()),
+            ..ServerFacts::default()
+        };
+        assert_eq!(verdict(&of("6.2.14"), CheckId::LockVersion), Some(Verdict::Warn));
+        assert_eq!(verdict(&of("7.0.15"), CheckId::LockVersion), Some(Verdict::Pass));
+        assert_eq!(verdict(&of("10.0.0"), CheckId::LockVersion), Some(Verdict::Pass));
+        for id in [CheckId::LockVersion, CheckId::LockRole, CheckId::LockEviction] {
+            assert_eq!(verdict(&ServerFacts::default(), id), Some(Verdict::Skip));
         }
     }
 }

@@ -1,12 +1,12 @@
 //! The memory that services and phases declare against what the card has. Pure.
 
-use super::check::{Check, Id};
+use super::check::{Check, CheckId};
 use crate::config::Config;
 use crate::model::{Mb, Service, Snapshot};
 use crate::plan::Budget;
 
 pub fn judge(config: &Config, snapshot: &Snapshot) -> Vec<Check> {
-    let ids = [Id::VramReserve, Id::VramService, Id::VramPhase];
+    let ids = [CheckId::VramReserve, CheckId::VramService, CheckId::VramPhase];
     let Some(total) = snapshot.vram.total else {
         let why = "the card's size is not known; set gpu.total_mb for an estimate";
         return ids.map(|id| Check::skip(id, why)).into();
@@ -26,11 +26,11 @@ pub fn judge(config: &Config, snapshot: &Snapshot) -> Vec<Check> {
         let told = format!("{} of {room}", service.vram);
         match is_too_large(&service) {
             true => Check::fail(
-                Id::VramService,
+                CheckId::VramService,
                 format!("needs {}, but the card has only {room} beside the reserve", service.vram),
                 format!("set services.{name}.vram_mb to what it really takes, lower gpu.reserve_mb, or give the service another card"),
             ),
-            false => Check::pass(Id::VramService, told),
+            false => Check::pass(CheckId::VramService, told),
         }
         .of(name)
     }));
@@ -46,10 +46,10 @@ pub fn judge(config: &Config, snapshot: &Snapshot) -> Vec<Check> {
         let names: Vec<&str> = members.iter().map(|service| service.name.as_str()).collect();
         let names = names.join(", ");
         let check = if members.iter().any(is_too_large) {
-            Check::skip(Id::VramPhase, "one of its services is too large by itself")
+            Check::skip(CheckId::VramPhase, "one of its services is too large by itself")
         } else if needed > room {
             Check::fail(
-                Id::VramPhase,
+                CheckId::VramPhase,
                 format!(
                     "{names} need {needed} together, but the card has only {room} beside the reserve"
                 ),
@@ -57,14 +57,14 @@ pub fn judge(config: &Config, snapshot: &Snapshot) -> Vec<Check> {
             )
         } else if needed > now {
             Check::warn(
-                Id::VramPhase,
+                CheckId::VramPhase,
                 format!(
                     "{names} need {needed}, but processes that belong to no service leave only {now} at the moment"
                 ),
                 "`gpuctl status` names the processes that hold the rest; stop those",
             )
         } else {
-            Check::pass(Id::VramPhase, format!("{names}: {needed} of {room}"))
+            Check::pass(CheckId::VramPhase, format!("{names}: {needed} of {room}"))
         };
         checks.push(check.of(match title {
             Some(title) => format!("{number} ({title})"),

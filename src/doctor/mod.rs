@@ -15,7 +15,7 @@ mod services;
 mod state;
 mod systemd;
 
-pub use check::{Check, Id, Verdict};
+pub use check::{Check, CheckId, Verdict};
 
 use crate::config::{Config, Environment, Gpu};
 use crate::error::Result;
@@ -47,15 +47,15 @@ const UNCONFIGURED: &str = "needs a valid configuration";
 type Area = fn(&Case) -> Vec<Check>;
 
 /// Each area comes with the check that is told to have failed where the area does not end.
-const AREAS: [(Id, Area); 8] = [
-    (Id::SystemKernel, state::kernel),
-    (Id::NvmlDriver, gpu::examine),
-    (Id::DockerEngine, docker::examine),
-    (Id::SystemdManager, systemd::examine),
-    (Id::NativeStart, native::examine),
-    (Id::LockPlace, lock::examine),
-    (Id::StateFolder, state::examine),
-    (Id::CanaryLedger, canary::examine),
+const AREAS: [(CheckId, Area); 8] = [
+    (CheckId::SystemKernel, state::kernel),
+    (CheckId::NvmlDriver, gpu::examine),
+    (CheckId::DockerEngine, docker::examine),
+    (CheckId::SystemdManager, systemd::examine),
+    (CheckId::NativeStart, native::examine),
+    (CheckId::LockPlace, lock::examine),
+    (CheckId::StateFolder, state::examine),
+    (CheckId::CanaryLedger, canary::examine),
 ];
 
 /// All checks, in the order of their ids.
@@ -78,7 +78,7 @@ pub fn examine(
         stop: stop.clone(),
         config,
     });
-    let begin = |(id, area): (Id, Area)| {
+    let begin = |(id, area): (CheckId, Area)| {
         let case = case.clone();
         Ok((id, Aside::begin(move || area(&case))?))
     };

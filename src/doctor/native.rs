@@ -1,6 +1,6 @@
 //! What native services are started with: programs and folders.
 
-use super::check::{Check, Id};
+use super::check::{Check, CheckId};
 use super::programs::first;
 use super::{Case, UNCONFIGURED};
 use crate::config::{Overlap, overlaps};
@@ -11,7 +11,7 @@ use std::path::Path;
 
 pub fn examine(case: &Case) -> Vec<Check> {
     let Some(config) = &case.config else {
-        return vec![Check::skip(Id::NativeStart, UNCONFIGURED)];
+        return vec![Check::skip(CheckId::NativeStart, UNCONFIGURED)];
     };
     let natives: Vec<(&str, &Native)> = config
         .services
@@ -22,24 +22,26 @@ pub fn examine(case: &Case) -> Vec<Check> {
         })
         .collect();
     if natives.is_empty() {
-        return vec![Check::skip(Id::NativeStart, "no service is native")];
+        return vec![Check::skip(CheckId::NativeStart, "no service is native")];
     }
     let overlaps = overlaps(config);
     let mut checks = Vec::new();
     for (name, native) in natives {
         let fix = format!("correct services.{name}.cwd, or create that folder");
         let folder = native.cwd.as_ref().map(|cwd| match cwd.is_dir() {
-            true => Check::pass(Id::NativeFolder, cwd.display().to_string()),
-            false => {
-                Check::fail(Id::NativeFolder, format!("there is no folder {}", cwd.display()), fix)
-            }
+            true => Check::pass(CheckId::NativeFolder, cwd.display().to_string()),
+            false => Check::fail(
+                CheckId::NativeFolder,
+                format!("there is no folder {}", cwd.display()),
+                fix,
+            ),
         });
         let path = native.env.get("PATH").map(OsStr::new).or(case.path.as_deref());
         let program = |id, key, text: &str| {
             command(id, &format!("services.{name}.{key}"), text, native.cwd.as_deref(), path)
         };
-        let start = program(Id::NativeStart, "start", &native.start);
-        let stop = native.stop.as_ref().map(|text| program(Id::NativeStop, "stop", text));
+        let start = program(CheckId::NativeStart, "start", &native.start);
+        let stop = native.stop.as_ref().map(|text| program(CheckId::NativeStop, "stop", text));
         let pattern = native.pattern.as_ref().map(|_| finds(name, &overlaps));
         let all = [Some(start), stop, folder, pattern].into_iter().flatten();
         checks.extend(all.map(|check| check.of(name)));
@@ -49,7 +51,7 @@ pub fn examine(case: &Case) -> Vec<Check> {
 
 /// Whether a service's pattern finds another's start.
 fn finds(name: &str, overlaps: &[Overlap]) -> Check {
-    let id = Id::NativeMatch;
+    let id = CheckId::NativeMatch;
     let mut own = overlaps.iter().filter(|overlap| overlap.finder == name);
     let worst = own.clone().find(|overlap| overlap.is_certain).or_else(|| own.next());
     match worst {
@@ -60,7 +62,13 @@ fn finds(name: &str, overlaps: &[Overlap]) -> Check {
 }
 
 /// Whether the program of a command, the value of `key`, can be run.
-pub fn command(id: Id, key: &str, text: &str, cwd: Option<&Path>, path: Option<&OsStr>) -> Check {
+pub fn command(
+    id: CheckId,
+    key: &str,
+    text: &str,
+    cwd: Option<&Path>,
+    path: Option<&OsStr>,
+) -> Check {
     let Some(program) = first(text) else {
         return Check::skip(id, "only the shell can tell which program this is");
     };

@@ -1,6 +1,6 @@
 //! Services as they were found: their state, who has their ports, and what their patterns match.
 
-use super::check::{Check, Id};
+use super::check::{Check, CheckId};
 use crate::config::Config;
 use crate::model::{
     Health, Manager, Observed, Presence, Service, Snapshot, State, Unload, Unproven,
@@ -37,13 +37,13 @@ pub fn judge(
 fn state(service: &Service, observed: &Observed) -> Check {
     let detail = || observed.detail.clone().unwrap_or_default();
     if let Presence::Dead(failure) = &observed.presence {
-        return Check::failure(Id::ServiceState, failure, "remove it, then create it again");
+        return Check::failure(CheckId::ServiceState, failure, "remove it, then create it again");
     }
     match observed.state {
-        State::Unknown => Check::skip(Id::ServiceState, "its manager cannot be queried"),
+        State::Unknown => Check::skip(CheckId::ServiceState, "its manager cannot be queried"),
         // Who answers in its place is another check's matter.
         State::Error if observed.answered_by.is_none() => Check::fail(
-            Id::ServiceState,
+            CheckId::ServiceState,
             detail(),
             format!(
                 "see its log ({}), and check whether services.{}.health is right",
@@ -51,8 +51,8 @@ fn state(service: &Service, observed: &Observed) -> Check {
                 service.name
             ),
         ),
-        State::Error => Check::skip(Id::ServiceState, "something else is using its port"),
-        state => Check::pass(Id::ServiceState, state.to_string()),
+        State::Error => Check::skip(CheckId::ServiceState, "something else is using its port"),
+        state => Check::pass(CheckId::ServiceState, state.to_string()),
     }
 }
 
@@ -66,7 +66,7 @@ fn log_of(service: &Service) -> String {
 }
 
 fn health(service: &Service) -> Check {
-    let id = Id::ServiceHealth;
+    let id = CheckId::ServiceHealth;
     let Some(health) = &service.health else {
         let told = "none: it counts as ready when its HEALTHCHECK passes, or once it is alive";
         return Check::pass(id, told);
@@ -103,7 +103,7 @@ fn port(
     listeners: &Listeners,
     table: &Table,
 ) -> Check {
-    let id = Id::ServicePort;
+    let id = CheckId::ServicePort;
     let Some(port) = service.health.as_ref().and_then(local_port) else {
         return Check::skip(id, "it has no port on this machine");
     };
@@ -151,19 +151,19 @@ fn unload(service: &Service) -> Option<Check> {
     let is_elsewhere = health.is_some() && health != unload;
     Some(match is_elsewhere {
         true => Check::warn(
-            Id::ServiceUnload,
+            CheckId::ServiceUnload,
             format!("{url} is not the server that its health check asks"),
             format!(
                 "give services.{}.unload.url the host and port of its health URL",
                 service.name
             ),
         ),
-        false => Check::pass(Id::ServiceUnload, url),
+        false => Check::pass(CheckId::ServiceUnload, url),
     })
 }
 
 fn strangers(name: &str, observed: &Observed) -> Check {
-    let id = Id::NativeStrangers;
+    let id = CheckId::NativeStrangers;
     let matching: Vec<&Unproven> = observed.unproven.iter().filter(|one| one.matches).collect();
     let Some(first) = matching.first() else {
         return Check::pass(id, "nothing but the service matches at the moment");
@@ -184,7 +184,7 @@ fn strangers(name: &str, observed: &Observed) -> Check {
 
 /// Services with one and the same port: no fault, unless a phase wants both.
 fn shared(config: &Config) -> Vec<Check> {
-    let id = Id::ServiceShared;
+    let id = CheckId::ServiceShared;
     let mut checks = Vec::new();
     for (index, service) in config.services.iter().enumerate() {
         let address = |service: &Service| {

@@ -1,7 +1,7 @@
 //! The state folder and what is in it, and the kernel.
 
 use super::Case;
-use super::check::{Check, Id};
+use super::check::{Check, CheckId};
 use crate::world::files;
 use rustix::fs::statvfs;
 use std::fs;
@@ -20,13 +20,13 @@ const FIX: &str =
 pub fn examine(case: &Case) -> Vec<Check> {
     let Some(path) = &case.state_dir else {
         let message = "no folder for state: neither HOME nor XDG_STATE_HOME is set";
-        return vec![Check::fail(Id::StateFolder, message, "set GPUCTL_STATE_DIR")];
+        return vec![Check::fail(CheckId::StateFolder, message, "set GPUCTL_STATE_DIR")];
     };
-    vec![folder(Id::StateFolder, path, FIX), space(path), logs(&path.join("logs"))]
+    vec![folder(CheckId::StateFolder, path, FIX), space(path), logs(&path.join("logs"))]
 }
 
 /// Whether a private folder is there, or can be made, and may be written to. Makes nothing.
-pub fn folder(id: Id, path: &Path, fix: &str) -> Check {
+pub fn folder(id: CheckId, path: &Path, fix: &str) -> Check {
     let shown = path.display();
     match (files::could_be_private(path), path.symlink_metadata().is_ok()) {
         (Ok(()), true) => Check::pass(id, shown.to_string()),
@@ -40,7 +40,7 @@ pub fn folder(id: Id, path: &Path, fix: &str) -> Check {
 }
 
 fn space(path: &Path) -> Check {
-    let id = Id::StateSpace;
+    let id = CheckId::StateSpace;
     let disk = match statvfs(files::nearest(path)) {
         Ok(disk) => disk,
         Err(e) => return Check::skip(id, format!("cannot be determined: {e}")),
@@ -67,12 +67,12 @@ fn logs(folder: &Path) -> Check {
     let told = format!("{} MB of logs", total / (1024 * 1024));
     match sizes.iter().max() {
         Some((_, largest)) if total > LOGS => Check::warn(
-            Id::StateLogs,
+            CheckId::StateLogs,
             format!("{told}; the largest is {}", largest.display()),
             // The server that writes it goes on at the new end.
             format!("truncate --size 0 {}", largest.display()),
         ),
-        _ => Check::pass(Id::StateLogs, told),
+        _ => Check::pass(CheckId::StateLogs, told),
     }
 }
 
@@ -82,7 +82,9 @@ pub fn kernel(_: &Case) -> Vec<Check> {
     let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
     let message = format!("Linux {release}");
     vec![match version < KERNEL {
-        true => Check::fail(Id::SystemKernel, message, "update it: gpuctl needs 5.11 or later"),
-        false => Check::pass(Id::SystemKernel, message),
+        true => {
+            Check::fail(CheckId::SystemKernel, message, "update it: gpuctl needs 5.11 or later")
+        }
+        false => Check::pass(CheckId::SystemKernel, message),
     }]
 }

@@ -1,13 +1,13 @@
 //! systemd: whether it can be asked, and how the services' units are installed.
 
-use super::check::{Check, Id};
+use super::check::{Check, CheckId};
 use super::{Case, UNCONFIGURED};
 use crate::model::Manager;
 use crate::world::systemd::{self, Installed};
 
 pub fn examine(case: &Case) -> Vec<Check> {
     let Some(config) = &case.config else {
-        return vec![Check::skip(Id::SystemdManager, UNCONFIGURED)];
+        return vec![Check::skip(CheckId::SystemdManager, UNCONFIGURED)];
     };
     let mut checks = Vec::new();
     for (is_user, whose) in [(false, "system"), (true, "user")] {
@@ -28,7 +28,7 @@ pub fn examine(case: &Case) -> Vec<Check> {
         match systemd::installed(&names, is_user, &case.stop) {
             Ok(installed) => {
                 checks.push(Check::pass(
-                    Id::SystemdManager,
+                    CheckId::SystemdManager,
                     format!("the {whose}'s manager answers"),
                 ));
                 for (service, unit) in units {
@@ -38,16 +38,16 @@ pub fn examine(case: &Case) -> Vec<Check> {
             }
             Err(failure) => {
                 let fix = "install systemd, or start the service with a command: type = \"native\"";
-                checks.push(Check::failure(Id::SystemdManager, &failure, fix));
+                checks.push(Check::failure(CheckId::SystemdManager, &failure, fix));
                 let skipped = |(service, _): (&str, &str)| {
-                    Check::skip(Id::SystemdUnit, "systemd cannot be queried").of(service)
+                    Check::skip(CheckId::SystemdUnit, "systemd cannot be queried").of(service)
                 };
                 checks.extend(units.into_iter().map(skipped));
             }
         }
     }
     if checks.is_empty() {
-        checks.push(Check::skip(Id::SystemdManager, "no service is a unit"));
+        checks.push(Check::skip(CheckId::SystemdManager, "no service is a unit"));
     }
     checks
 }
@@ -55,7 +55,7 @@ pub fn examine(case: &Case) -> Vec<Check> {
 fn judge(unit: &str, is_user: bool, installed: Option<&Installed>) -> Vec<Check> {
     let Some(Installed { load_state, file_state }) = installed else {
         return vec![Check::skip(
-            Id::SystemdUnit,
+            CheckId::SystemdUnit,
             format!("systemctl show said nothing about {unit}"),
         )];
     };
@@ -64,25 +64,29 @@ fn judge(unit: &str, is_user: bool, installed: Option<&Installed>) -> Vec<Check>
         "loaded" => {}
         "masked" => {
             let fix = format!("`{systemctl} unmask {unit}`");
-            return vec![Check::fail(Id::SystemdUnit, format!("{unit} is masked"), fix)];
+            return vec![Check::fail(CheckId::SystemdUnit, format!("{unit} is masked"), fix)];
         }
         other => {
             let failure = systemd::missing(unit, other);
-            return vec![Check::failure(Id::SystemdUnit, &failure, "write a unit file for it")];
+            return vec![Check::failure(
+                CheckId::SystemdUnit,
+                &failure,
+                "write a unit file for it",
+            )];
         }
     }
     let boot = match file_state.starts_with("enabled") {
         true => Check::warn(
-            Id::SystemdBoot,
+            CheckId::SystemdBoot,
             format!("{unit} is enabled: it starts at boot, whatever else is on the card"),
             format!(
                 "`{systemctl} disable {unit}`; or leave it enabled if it is the one that always runs"
             ),
         ),
         false => Check::pass(
-            Id::SystemdBoot,
+            CheckId::SystemdBoot,
             if file_state.is_empty() { "not enabled" } else { file_state },
         ),
     };
-    vec![Check::pass(Id::SystemdUnit, unit), boot]
+    vec![Check::pass(CheckId::SystemdUnit, unit), boot]
 }

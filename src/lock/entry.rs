@@ -5,7 +5,7 @@
 //! stopped: it goes through the door for a moment, looks, and comes back where it cannot stay.
 
 use super::claim::Claim;
-use super::line::Line;
+use super::line::WaitingLine;
 use super::machine::{InTheWay, Machine};
 use super::redis::Redis;
 use super::{Attempt, Busy, Patience, Teller};
@@ -68,7 +68,7 @@ struct Entry<'a> {
 
 impl Entry<'_> {
     fn enter(&mut self) -> Result<Option<Duration>> {
-        let mut line = Line::new(self.machine.file());
+        let mut line = WaitingLine::new(self.machine.file());
         loop {
             self.stop.check()?;
             let failed = |e: std::io::Error| self.machine.failed(e);
@@ -84,7 +84,7 @@ impl Entry<'_> {
                 None => match self.machine.try_door()? {
                     Some(InTheWay::Removed) => {
                         self.machine.open_again()?;
-                        line = Line::new(self.machine.file());
+                        line = WaitingLine::new(self.machine.file());
                         continue;
                     }
                     Some(obstacle) => {
@@ -134,7 +134,7 @@ impl Entry<'_> {
         })
     }
 
-    fn wait_for(&mut self, obstacle: Obstacle, line: &mut Line) -> Result<()> {
+    fn wait_for(&mut self, obstacle: Obstacle, line: &mut WaitingLine) -> Result<()> {
         let (stop, deadline) = (self.stop, self.patience.deadline);
         match obstacle {
             Obstacle::Waiter(place) => line.wait_for(place, stop, deadline),

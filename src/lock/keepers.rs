@@ -1,28 +1,28 @@
 //! Which processes keep the machine's lock: those that have an open descriptor of its file on
 //! which the kernel has set one of our locks, as far as we may look into them.
 
-use super::record::Keeper;
+use super::record::KeeperProcess;
 use crate::model::Pid;
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 /// Everybody but us.
-pub fn keepers(file: &File, path: &Path) -> Vec<Keeper> {
+pub fn keepers(file: &File, path: &Path) -> Vec<KeeperProcess> {
     let (Ok(meta), Ok(entries)) = (file.metadata(), fs::read_dir("/proc")) else {
         return Vec::new();
     };
     let me = std::process::id() as Pid;
     let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     let keeps = |pid: &Pid| *pid != me && keeps(*pid, path, meta.ino());
-    let mut keepers: Vec<Keeper> = pids.filter(keeps).map(named).collect();
+    let mut keepers: Vec<KeeperProcess> = pids.filter(keeps).map(named).collect();
     keepers.sort_by_key(|keeper| keeper.pid);
     keepers
 }
 
-fn named(pid: Pid) -> Keeper {
+fn named(pid: Pid) -> KeeperProcess {
     let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-    Keeper { pid, name: super::record::shown(name.trim_end()) }
+    KeeperProcess { pid, name: super::record::shown(name.trim_end()) }
 }
 
 fn keeps(pid: Pid, path: &Path, inode: u64) -> bool {

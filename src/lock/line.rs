@@ -9,7 +9,7 @@
 
 use crate::error::Result;
 use crate::model::Pid;
-use crate::world::byte_locks::{self, Mode, Owner};
+use crate::world::byte_locks::{self, LockMode, LockOwner};
 use crate::world::host::since_boot;
 use crate::world::process;
 use crate::world::wait::{Aside, Stop, wait};
@@ -25,7 +25,7 @@ const FIRST: u64 = 1 << 20;
 const LOOK: Duration = Duration::from_secs(1);
 
 /// Our part in the line.
-pub struct Line {
+pub struct WaitingLine {
     file: Arc<File>,
     /// `None`: we stand behind everybody.
     place: Option<u64>,
@@ -40,9 +40,9 @@ pub struct Ahead {
     pub next: Option<u64>,
 }
 
-impl Line {
-    pub fn new(file: &Arc<File>) -> Line {
-        Line { file: file.clone(), place: None, before: None }
+impl WaitingLine {
+    pub fn new(file: &Arc<File>) -> WaitingLine {
+        WaitingLine { file: file.clone(), place: None, before: None }
     }
 
     /// Takes a place at the end, where we have none yet; tells whether that is new.
@@ -51,7 +51,7 @@ impl Line {
             return Ok(false);
         }
         let mut place = FIRST + since_boot().as_nanos() as u64;
-        while !byte_locks::try_lock(&self.file, Owner::Process, Mode::Exclusive, place)? {
+        while !byte_locks::try_lock(&self.file, LockOwner::Process, LockMode::Exclusive, place)? {
             place += 1;
         }
         self.place = Some(place);
@@ -74,7 +74,7 @@ impl Line {
             if range.is_empty() {
                 continue;
             }
-            if let Some(taken) = byte_locks::any(&self.file, Owner::Process, range.clone())? {
+            if let Some(taken) = byte_locks::any(&self.file, LockOwner::Process, range.clone())? {
                 found.push((taken.bytes.start, taken.pid));
                 unasked.push(range.start..taken.bytes.start);
                 unasked.push(taken.bytes.end..range.end);
@@ -90,8 +90,8 @@ impl Line {
             None => {
                 let file = self.file.clone();
                 Aside::begin(move || {
-                    byte_locks::lock(&file, Owner::Process, Mode::Shared, place)?;
-                    byte_locks::unlock(&file, Owner::Process, place)
+                    byte_locks::lock(&file, LockOwner::Process, LockMode::Shared, place)?;
+                    byte_locks::unlock(&file, LockOwner::Process, place)
                 })?
             }
         };
@@ -107,12 +107,12 @@ impl Line {
     pub fn leave(&mut self) {
         if let Some(place) = self.place.take() {
             // It ends with this process where it cannot be given up.
-            let _ = byte_locks::unlock(&self.file, Owner::Process, place);
+            let _ = byte_locks::unlock(&self.file, LockOwner::Process, place);
         }
     }
 }
 
-impl Drop for Line {
+impl Drop for WaitingLine {
     fn drop(&mut self) {
         self.leave();
     }

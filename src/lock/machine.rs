@@ -15,7 +15,7 @@ use super::keepers::keepers;
 use super::record::{Ends, Held, Record};
 use crate::error::{Failure, Result};
 use crate::exit::Code;
-use crate::world::byte_locks::{self, Mode as Lock, Owner};
+use crate::world::byte_locks::{self, LockMode, LockOwner};
 use crate::world::files;
 use crate::world::host::{boot_id, random_hex, since_boot, since_epoch};
 use crate::world::wait::{Aside, Handle, Stop, Timer, wait};
@@ -181,7 +181,7 @@ impl Machine {
                 return Ok(Some(InTheWay::ByHand { written: Box::new(written), left, process }));
             }
         }
-        Ok((!self.try_inside(Lock::Exclusive)?).then_some(InTheWay::Inside))
+        Ok((!self.try_inside(LockMode::Exclusive)?).then_some(InTheWay::Inside))
     }
 
     /// Gives up the door, and what it had led to.
@@ -255,17 +255,17 @@ impl Machine {
             record.fence = (since_epoch().as_micros() as u64).max(last + 1);
         }
         self.put_down(holder, record)?;
-        self.try_inside(Lock::Shared).map(drop)
+        self.try_inside(LockMode::Shared).map(drop)
     }
 
-    fn try_inside(&self, mode: Lock) -> Result<bool> {
-        byte_locks::try_lock(&self.file, Owner::Description, mode, INSIDE)
+    fn try_inside(&self, mode: LockMode) -> Result<bool> {
+        byte_locks::try_lock(&self.file, LockOwner::Description, mode, INSIDE)
             .map_err(|e| self.failed(e))
     }
 
     pub fn others_are_inside(&self) -> Result<bool> {
         let range = INSIDE..INSIDE + 1;
-        let others = byte_locks::any(&self.file, Owner::Description, range);
+        let others = byte_locks::any(&self.file, LockOwner::Description, range);
         Ok(others.map_err(|e| self.failed(e))?.is_some())
     }
 
@@ -291,7 +291,7 @@ impl Machine {
     pub fn slip_in(&self, stop: &Stop) -> Result<()> {
         self.keep_others_from_inheriting()?;
         let deadline = Instant::now() + MOMENT;
-        if !self.at_once(INSIDE, Lock::Shared, stop, deadline)? {
+        if !self.at_once(INSIDE, LockMode::Shared, stop, deadline)? {
             let why = "another gpuctl is just taking the lock, and does not get on";
             return Err(Failure::new(Code::LockBusy, why).hint("`gpuctl lock status` shows it"));
         }
@@ -302,14 +302,14 @@ impl Machine {
     pub fn alone(&self) -> Result<Aside<std::io::Result<()>>> {
         let file = self.file.clone();
         Aside::begin(move || {
-            byte_locks::lock(&file, Owner::Description, Lock::Exclusive, INSIDE)?;
-            byte_locks::unlock(&file, Owner::Description, INSIDE)
+            byte_locks::lock(&file, LockOwner::Description, LockMode::Exclusive, INSIDE)?;
+            byte_locks::unlock(&file, LockOwner::Description, INSIDE)
         })
     }
 
     /// Gives up what `join` has taken.
     fn leave(&self) -> Result<()> {
-        byte_locks::unlock(&self.file, Owner::Description, INSIDE).map_err(|e| self.failed(e))
+        byte_locks::unlock(&self.file, LockOwner::Description, INSIDE).map_err(|e| self.failed(e))
     }
 
     /// The descriptors of this file that our caller has passed on to us are for us: what we start
@@ -382,7 +382,7 @@ impl Machine {
     /// Ends a lock that was taken by hand: the one of that token, or whatever there is. Tells
     /// whether there was one.
     pub fn end_by_hand(&self, token: Option<&str>) -> Result<bool> {
-        let _entered = self.enter_record(Lock::Exclusive)?;
+        let _entered = self.enter_record(LockMode::Exclusive)?;
         let written = match self.read_within() {
             // What nobody can read is honoured as a lock until it is cleared.
             Err(failure) if failure.code == Code::Config && token.is_none() => {
@@ -402,7 +402,7 @@ impl Machine {
     }
 
     fn read(&self) -> Result<Option<Written>> {
-        let _entered = self.enter_record(Lock::Shared)?;
+        let _entered = self.enter_record(LockMode::Shared)?;
         self.read_within()
     }
 
@@ -423,7 +423,7 @@ impl Machine {
     }
 
     fn write(&self, written: Option<&Written>) -> Result<()> {
-        let _entered = self.enter_record(Lock::Exclusive)?;
+        let _entered = self.enter_record(LockMode::Exclusive)?;
         self.write_within(written)
     }
 
@@ -438,7 +438,7 @@ impl Machine {
     }
 
     /// The right to read or to change the record, until the result is dropped.
-    fn enter_record(&self, mode: Lock) -> Result<Entered<'_>> {
+    fn enter_record(&self, mode: LockMode) -> Result<Entered<'_>> {
         match self.at_once(RECORD, mode, &Stop::never(), Instant::now() + MOMENT)? {
             true => Ok(Entered(&self.file)),
             false => {
@@ -453,8 +453,8 @@ impl Machine {
     }
 
     /// Locks what others lock for a moment only; false where they do not let go.
-    fn at_once(&self, at: u64, mode: Lock, stop: &Stop, deadline: Instant) -> Result<bool> {
-        let owner = Owner::Description;
+    fn at_once(&self, at: u64, mode: LockMode, stop: &Stop, deadline: Instant) -> Result<bool> {
+        let owner = LockOwner::Description;
         if byte_locks::try_lock(&self.file, owner, mode, at).map_err(|e| self.failed(e))? {
             return Ok(true);
         }
@@ -473,7 +473,7 @@ struct Entered<'a>(&'a File);
 impl Drop for Entered<'_> {
     fn drop(&mut self) {
         // It ends with the descriptor where it cannot be given back.
-        let _ = byte_locks::unlock(self.0, Owner::Description, RECORD);
+        let _ = byte_locks::unlock(self.0, LockOwner::Description, RECORD);
     }
 }
 

@@ -19,8 +19,8 @@ pub use claim::{Claim, check_grace};
 pub use guard::{Guard, Heirloom, Purpose};
 #[cfg(any(test, fuzzing))]
 pub use machine::Written;
-pub use record::{Ends, Held, Keeper, Record, name_of, shown};
-pub use redis::Server;
+pub use record::{Ends, Held, KeeperProcess, Record, name_of, shown};
+pub use redis::ServerFacts;
 
 use crate::config::Config;
 use crate::error::{Failure, Result};
@@ -155,7 +155,7 @@ pub fn could_open(config: &Config) -> Result<()> {
 }
 
 /// The server at a Redis URL, which has to let us do with this key what the lock needs.
-pub fn server(url: &str, key: &str) -> Result<Server> {
+pub fn server(url: &str, key: &str) -> Result<ServerFacts> {
     Redis::new(url, key).server()
 }
 

@@ -137,7 +137,7 @@ pub enum Ends {
 
 /// A process that keeps the lock.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Keeper {
+pub struct KeeperProcess {
     pub pid: Pid,
     pub name: String,
 }
@@ -150,7 +150,7 @@ pub struct Held {
     pub record: Option<Record>,
     pub ends: Ends,
     /// Those that keep the lock of a command that has ended.
-    pub keepers: Vec<Keeper>,
+    pub keepers: Vec<KeeperProcess>,
 }
 
 impl Held {
@@ -225,7 +225,7 @@ impl Held {
             Ends::WithProcesses => {}
         }
         if !self.keepers.is_empty() {
-            let keepers: Vec<String> = self.keepers.iter().map(Keeper::describe).collect();
+            let keepers: Vec<String> = self.keepers.iter().map(KeeperProcess::describe).collect();
             let keepers = keepers.join(", ");
             if self.record.is_none() && self.holder.is_empty() {
                 // Whoever is inside writes down who it is a moment later.
@@ -240,7 +240,7 @@ impl Held {
     }
 }
 
-impl Keeper {
+impl KeeperProcess {
     /// "PID 1234 (python3)".
     pub fn describe(&self) -> String {
         format!("PID {} ({})", self.pid, self.name)

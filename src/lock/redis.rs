@@ -11,7 +11,7 @@
 mod explain;
 mod server;
 
-pub use server::Server;
+pub use server::ServerFacts;
 
 use super::claim::{Claim, TTL};
 use super::record::Held;

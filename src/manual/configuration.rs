@@ -2,7 +2,7 @@
 
 use super::DATE;
 use super::roff::{Roff, bold, italic};
-use crate::config::file::File;
+use crate::config::file::ConfigFile;
 use serde_json::Value;
 
 const DESCRIPTION: &str = "\
@@ -48,7 +48,7 @@ const FILES: &[(&str, &str)] = &[
 ];
 
 pub fn page() -> String {
-    let schema = schemars::schema_for!(File).to_value();
+    let schema = schemars::schema_for!(ConfigFile).to_value();
     let mut page = Roff::new("gpuctl.toml", 5, DATE);
     page.section("NAME");
     page.raw("gpuctl.toml \\- configuration of gpuctl");

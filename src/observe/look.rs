@@ -15,7 +15,7 @@ use crate::redact::mask;
 use crate::world::docker::{self, Inspected};
 use crate::world::ports::{Listeners, local_port};
 use crate::world::process::{self, Process};
-use crate::world::systemd::{self, Shown};
+use crate::world::systemd::{self, UnitView};
 use crate::world::wait::Stop;
 use std::cell::OnceCell;
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -156,7 +156,7 @@ fn contained(container: &str, asked: &Result<HashMap<String, Inspected>>) -> (Pr
 }
 
 /// Returns what systemd says of a unit, and where its processes are.
-fn in_unit(unit: &str, asked: &Result<HashMap<String, Shown>>) -> (Presence, Managed) {
+fn in_unit(unit: &str, asked: &Result<HashMap<String, UnitView>>) -> (Presence, Managed) {
     let nothing = || {
         Presence::Unknown(Failure::new(
             Code::Unavailable,
@@ -166,7 +166,7 @@ fn in_unit(unit: &str, asked: &Result<HashMap<String, Shown>>) -> (Presence, Man
     match asked.as_ref().map(|shown| shown.get(unit)) {
         Err(failure) => (Presence::Unknown(failure.clone()), Managed::default()),
         Ok(None) => (nothing(), Managed::default()),
-        Ok(Some(Shown { control_group, presence })) => {
+        Ok(Some(UnitView { control_group, presence })) => {
             let control_groups = control_group.clone().into_iter().collect();
             (presence.clone(), Managed { control_groups, ..Managed::default() })
         }

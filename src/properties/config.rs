@@ -1,6 +1,6 @@
 //! A configuration is taken or refused, and what is shown of it is a configuration again.
 
-use crate::config::file::File;
+use crate::config::file::ConfigFile;
 use crate::config::{Config, masked};
 use crate::exit::Code;
 use crate::model::Mb;
@@ -29,7 +29,7 @@ fn config(name: &str, input: &[u8]) {
     }
     let document = masked(&config.file).expect("a configuration is a document");
     let shown = toml::to_string(&document).expect("what is taken can be shown");
-    let again: File = toml::from_str(&shown).expect("what is shown is a configuration");
+    let again: ConfigFile = toml::from_str(&shown).expect("what is shown is a configuration");
     assert_eq!(masked(&again).expect("a document"), document, "{shown}");
 }
 

@@ -1,6 +1,6 @@
 //! The event log keeps its whole lines, whatever lies between them.
 
-use crate::history::{State, runs};
+use crate::history::{RunState, runs};
 use crate::step::Action;
 
 const RUN: &str = "c0ffee123456";
@@ -9,8 +9,8 @@ const RUN: &str = "c0ffee123456";
 pub fn history(input: &[u8]) {
     let text = String::from_utf8_lossy(input);
     for run in runs(&text, |_, _| false) {
-        assert!(run.state != State::Running, "{run:?}");
-        assert_eq!(run.state == State::Ended, run.exit_code.is_some(), "{run:?}");
+        assert!(run.state != RunState::Running, "{run:?}");
+        assert_eq!(run.state == RunState::Ended, run.exit_code.is_some(), "{run:?}");
     }
     if text.contains(RUN) || text.contains("\\u") {
         return;
@@ -26,7 +26,7 @@ pub fn history(input: &[u8]) {
     ];
     let found = runs(&lines.join(&format!("\n{text}\n")), |_, _| true);
     let run = found.iter().find(|run| run.run == RUN).expect("its lines are whole");
-    assert_eq!((run.state, run.exit_code), (State::Ended, Some(5)));
+    assert_eq!((run.state, run.exit_code), (RunState::Ended, Some(5)));
     assert_eq!((run.command.as_str(), run.subject.as_str()), ("start", "vidi"));
     let actions: Vec<Action> = run.steps.iter().map(|step| step.action).collect();
     assert_eq!(actions, [Action::Stop, Action::Start]);

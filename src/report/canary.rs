@@ -5,8 +5,8 @@ use crate::canary::candidate;
 use crate::canary::ledger::Ledger;
 use crate::canary::limits::{Route, runs_in_a_day};
 use crate::canary::restore::{milliseconds, seconds};
-use crate::canary::trial::Outcome;
-use crate::canary::verdict::{Status, Verdict};
+use crate::canary::trial::TrialOutcome;
+use crate::canary::verdict::{Prediction, Status};
 use crate::config::{Canary, Config, Mode, Span};
 use crate::error::Result;
 use crate::lock::Held;
@@ -21,7 +21,7 @@ use std::time::Duration;
 #[derive(Serialize)]
 pub struct VerdictReport {
     #[serde(flatten)]
-    verdict: Verdict,
+    verdict: Prediction,
     mode: Mode,
     candidate: Map<String, Value>,
     candidate_id: String,
@@ -31,7 +31,7 @@ pub struct VerdictReport {
 }
 
 impl VerdictReport {
-    pub fn new(verdict: &Verdict, mode: Mode, document: &Map<String, Value>) -> VerdictReport {
+    pub fn new(verdict: &Prediction, mode: Mode, document: &Map<String, Value>) -> VerdictReport {
         VerdictReport {
             verdict: verdict.clone(),
             mode,
@@ -86,10 +86,10 @@ pub struct CanaryRunReport {
 
 impl CanaryRunReport {
     pub fn new(
-        verdict: &Verdict,
+        verdict: &Prediction,
         mode: Mode,
         document: &Map<String, Value>,
-        outcome: &Outcome,
+        outcome: &TrialOutcome,
     ) -> CanaryRunReport {
         let mut verdict = verdict.clone();
         if outcome.tested.rejection.is_some() {

@@ -1,7 +1,7 @@
 //! `history`: earlier calls as a time line.
 
 use super::Report;
-use crate::history::{Run, State};
+use crate::history::{Run, RunState};
 use crate::screen::layout::{Text, flow, listed};
 use crate::screen::text::{on_one_line, span};
 use crate::screen::{BAD, FAINT, GOOD, STRONG, Screen, WARNING};
@@ -58,10 +58,10 @@ impl Report for HistoryReport {
 fn ending(run: &Run, screen: &Screen) -> String {
     let took = run.elapsed_ms.map(|ms| span(Duration::from_millis(ms))).unwrap_or_default();
     match (run.state, run.exit_code, &run.error) {
-        (State::Running, ..) => screen.paint(WARNING, "in progress"),
-        (State::Lost, ..) => screen.paint(BAD, "never finished: gpuctl was killed"),
-        (State::Ended, Some(0), _) => format!("{} {took}", screen.paint(GOOD, "done in")),
-        (State::Ended, code, error) => {
+        (RunState::Running, ..) => screen.paint(WARNING, "in progress"),
+        (RunState::Lost, ..) => screen.paint(BAD, "never finished: gpuctl was killed"),
+        (RunState::Ended, Some(0), _) => format!("{} {took}", screen.paint(GOOD, "done in")),
+        (RunState::Ended, code, error) => {
             let code = format!("exit {} after", code.unwrap_or_default());
             let why = error.as_deref().map(|why| format!(": {}", on_one_line(why)));
             format!("{} {took}{}", screen.paint(BAD, code), why.unwrap_or_default())

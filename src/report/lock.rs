@@ -3,7 +3,7 @@
 use super::Report;
 use crate::config::Config;
 use crate::error::Result;
-use crate::lock::{Claim, Held, Keeper, Release, name_of};
+use crate::lock::{Claim, Held, KeeperProcess, Release, name_of};
 use crate::screen::Screen;
 use crate::screen::text::on_one_line;
 use serde::Serialize;
@@ -32,7 +32,7 @@ pub struct LockReport {
     pub details: Option<Details>,
     /// Processes that keep the lock of a holder that has ended.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub keepers: Vec<Keeper>,
+    pub keepers: Vec<KeeperProcess>,
     #[serde(skip)]
     text: String,
     #[serde(skip_serializing_if = "Option::is_none")]

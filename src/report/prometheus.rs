@@ -9,11 +9,11 @@ use std::fmt::Write;
 type Labels<'a> = Vec<(&'a str, &'a str)>;
 
 #[derive(Default)]
-struct Page {
+struct Exposition {
     text: String,
 }
 
-impl Page {
+impl Exposition {
     /// A gauge, where it has a sample.
     fn gauge<'a>(
         &mut self,
@@ -57,7 +57,7 @@ fn yes_or_no(yes: bool) -> f64 {
 
 /// `restore_owed`: whether the canary has left production away.
 pub fn text(report: &StatusReport, restore_owed: Option<bool>) -> String {
-    let mut page = Page::default();
+    let mut page = Exposition::default();
     gpu(&mut page, report);
     services(&mut page, report);
     lock(&mut page, report);
@@ -69,7 +69,7 @@ pub fn text(report: &StatusReport, restore_owed: Option<bool>) -> String {
     page.text
 }
 
-fn gpu(page: &mut Page, report: &StatusReport) {
+fn gpu(page: &mut Exposition, report: &StatusReport) {
     let (gpu, vram) = (&report.gpu, &report.vram);
     let is_measured = vram.source == Source::Nvml;
     page.gauge(
@@ -122,7 +122,7 @@ fn gpu(page: &mut Page, report: &StatusReport) {
     );
 }
 
-fn services(page: &mut Page, report: &StatusReport) {
+fn services(page: &mut Exposition, report: &StatusReport) {
     let states = report.services.iter().flat_map(|(name, service)| {
         State::ALL.iter().map(move |state| {
             let labels = vec![("service", name.as_str()), ("state", state.name())];
@@ -155,7 +155,7 @@ fn services(page: &mut Page, report: &StatusReport) {
     }
 }
 
-fn lock(page: &mut Page, report: &StatusReport) {
+fn lock(page: &mut Exposition, report: &StatusReport) {
     let lock = &report.lock;
     let is_up = lock.error.is_none();
     let figures = [

@@ -9,7 +9,7 @@ use std::os::fd::AsRawFd;
 
 /// Whose a lock is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Owner {
+pub enum LockOwner {
     /// This process; it loses the lock as soon as it closes any descriptor of the file.
     Process,
     /// Everybody who has inherited the descriptor.
@@ -18,7 +18,7 @@ pub enum Owner {
 
 /// This is what a lock keeps others from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
+pub enum LockMode {
     /// An exclusive one.
     Shared,
     /// Any other one.
@@ -35,7 +35,7 @@ pub struct Taken {
 }
 
 /// Takes a lock on a byte, or changes the mode of the one that is there, if that can be done now.
-pub fn try_lock(file: &File, owner: Owner, mode: Mode, at: u64) -> Result<bool> {
+pub fn try_lock(file: &File, owner: LockOwner, mode: LockMode, at: u64) -> Result<bool> {
     match set(file, owner, kind(mode), at, false) {
         Ok(()) => Ok(true),
         Err(e) if matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => Ok(false),
@@ -44,20 +44,20 @@ pub fn try_lock(file: &File, owner: Owner, mode: Mode, at: u64) -> Result<bool> 
 }
 
 /// Takes it as soon as it can be taken, however long that is.
-pub fn lock(file: &File, owner: Owner, mode: Mode, at: u64) -> Result<()> {
+pub fn lock(file: &File, owner: LockOwner, mode: LockMode, at: u64) -> Result<()> {
     set(file, owner, kind(mode), at, true)
 }
 
 /// Gives it back.
-pub fn unlock(file: &File, owner: Owner, at: u64) -> Result<()> {
+pub fn unlock(file: &File, owner: LockOwner, at: u64) -> Result<()> {
     set(file, owner, libc::F_UNLCK, at, false)
 }
 
 /// One of the locks of others within a range, whatever its mode; which one, nobody can say.
-pub fn any(file: &File, owner: Owner, range: Range<u64>) -> Result<Option<Taken>> {
+pub fn any(file: &File, owner: LockOwner, range: Range<u64>) -> Result<Option<Taken>> {
     let command = match owner {
-        Owner::Process => libc::F_GETLK,
-        Owner::Description => libc::F_OFD_GETLK,
+        LockOwner::Process => libc::F_GETLK,
+        LockOwner::Description => libc::F_OFD_GETLK,
     };
     let mut lock = request(libc::F_WRLCK, range.start, range.end - range.start);
     call(file, command, &mut lock)?;
@@ -73,19 +73,19 @@ pub fn any(file: &File, owner: Owner, range: Range<u64>) -> Result<Option<Taken>
     Ok(Some(Taken { bytes: start..end, pid: lock.l_pid }))
 }
 
-fn kind(mode: Mode) -> i32 {
+fn kind(mode: LockMode) -> i32 {
     match mode {
-        Mode::Shared => libc::F_RDLCK,
-        Mode::Exclusive => libc::F_WRLCK,
+        LockMode::Shared => libc::F_RDLCK,
+        LockMode::Exclusive => libc::F_WRLCK,
     }
 }
 
-fn set(file: &File, owner: Owner, kind: i32, at: u64, waits: bool) -> Result<()> {
+fn set(file: &File, owner: LockOwner, kind: i32, at: u64, waits: bool) -> Result<()> {
     let command = match (owner, waits) {
-        (Owner::Process, false) => libc::F_SETLK,
-        (Owner::Process, true) => libc::F_SETLKW,
-        (Owner::Description, false) => libc::F_OFD_SETLK,
-        (Owner::Description, true) => libc::F_OFD_SETLKW,
+        (LockOwner::Process, false) => libc::F_SETLK,
+        (LockOwner::Process, true) => libc::F_SETLKW,
+        (LockOwner::Description, false) => libc::F_OFD_SETLK,
+        (LockOwner::Description, true) => libc::F_OFD_SETLKW,
     };
     call(file, command, &mut request(kind, at, 1))
 }

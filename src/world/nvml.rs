@@ -25,31 +25,31 @@ const VERSION_MISMATCH: u32 = 25;
 /// A connection to the driver; asked as often as needed.
 pub struct Reader {
     ask: Sender<()>,
-    answers: Receiver<Reading>,
+    answers: Receiver<VramAnswer>,
     silent: bool,
     fault: Option<Fault>,
 }
 
-type Reading = std::result::Result<Vram, Fault>;
+type VramAnswer = std::result::Result<Vram, Fault>;
 
 /// Why there is no reading.
 #[derive(Clone, Debug)]
 pub struct Fault {
-    pub part: Part,
+    pub part: Layer,
     pub what: String,
     pub remedy: String,
 }
 
 /// This is what a reading goes through, in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Part {
+pub enum Layer {
     Library,
     Driver,
     Device,
 }
 
 impl Fault {
-    fn new(part: Part, what: impl Into<String>, remedy: impl Into<String>) -> Fault {
+    fn new(part: Layer, what: impl Into<String>, remedy: impl Into<String>) -> Fault {
         Fault { part, what: what.into(), remedy: remedy.into() }
     }
 }
@@ -81,10 +81,10 @@ impl Reader {
         self.fault.as_ref()
     }
 
-    fn ask(&mut self) -> Reading {
+    fn ask(&mut self) -> VramAnswer {
         let silence = || {
             let what = format!("NVML has not answered within {}: the driver hangs", Span(LIMIT));
-            Fault::new(Part::Driver, what, "see `dmesg`")
+            Fault::new(Layer::Driver, what, "see `dmesg`")
         };
         // A late answer would be taken for that to the next question.
         self.silent = self.silent && self.answers.try_recv().is_err();
@@ -98,13 +98,13 @@ impl Reader {
                 Err(silence())
             }
             Err(RecvTimeoutError::Disconnected) => {
-                Err(Fault::new(Part::Library, "the thread that reads NVML has ended", "try again"))
+                Err(Fault::new(Layer::Library, "the thread that reads NVML has ended", "try again"))
             }
         }
     }
 }
 
-fn serve(gpu: &Gpu, asked: &Receiver<()>, answer: &Sender<Reading>) {
+fn serve(gpu: &Gpu, asked: &Receiver<()>, answer: &Sender<VramAnswer>) {
     let connect = || {
         let mut builder = Nvml::builder();
         if let Some(library) = &gpu.library {
@@ -127,7 +127,7 @@ fn serve(gpu: &Gpu, asked: &Receiver<()>, answer: &Sender<Reading>) {
     }
 }
 
-fn read(nvml: &Nvml, selector: &Selector) -> Reading {
+fn read(nvml: &Nvml, selector: &Selector) -> VramAnswer {
     let device = match selector {
         Selector::Index(index) => nvml.device_by_index(*index),
         Selector::Uuid(uuid) => nvml.device_by_uuid(uuid.as_str()),
@@ -143,7 +143,7 @@ fn read(nvml: &Nvml, selector: &Selector) -> Reading {
         }
         (Err(NvmlError::InvalidArg | NvmlError::NotFound), _) => {
             let what = format!("there is no GPU {selector}: the driver lists none");
-            return Err(Fault::new(Part::Device, what, "see `nvidia-smi`"));
+            return Err(Fault::new(Layer::Device, what, "see `nvidia-smi`"));
         }
         (Err(e), _) => return Err(explain(&e)),
     };
@@ -245,7 +245,7 @@ fn process_name(nvml: &Nvml, pid: Pid) -> String {
 fn not_connected(error: &NvmlError, gpu: &Gpu) -> Fault {
     match (error, &gpu.library) {
         (NvmlError::LibloadingError(why), Some(_)) => Fault::new(
-            Part::Library,
+            Layer::Library,
             format!("gpu.nvml_library cannot be loaded: {why}"),
             "correct it, or leave it out to use the driver's own",
         ),
@@ -256,9 +256,9 @@ fn not_connected(error: &NvmlError, gpu: &Gpu) -> Fault {
 /// Returns what an NVML error means here and what to do about it.
 fn explain(error: &NvmlError) -> Fault {
     let part = match error {
-        NvmlError::LibloadingError(_) | NvmlError::LibraryNotFound => Part::Library,
-        NvmlError::GpuLost | NvmlError::ResetRequired | NvmlError::NotSupported => Part::Device,
-        _ => Part::Driver,
+        NvmlError::LibloadingError(_) | NvmlError::LibraryNotFound => Layer::Library,
+        NvmlError::GpuLost | NvmlError::ResetRequired | NvmlError::NotSupported => Layer::Device,
+        _ => Layer::Driver,
     };
     let (what, remedy) = match error {
         NvmlError::LibloadingError(_) | NvmlError::LibraryNotFound => (

@@ -18,7 +18,7 @@ const NOT_PERMITTED: i32 = 4;
 
 /// This is what systemd says of a unit.
 #[derive(Clone, Debug)]
-pub struct Shown {
+pub struct UnitView {
     pub control_group: Option<String>,
     pub presence: Presence,
 }
@@ -29,7 +29,7 @@ pub fn show<'a>(
     units: &'a [&str],
     user: bool,
     stop: &'a Stop,
-) -> impl FnOnce() -> Result<HashMap<String, Shown>> + 'a {
+) -> impl FnOnce() -> Result<HashMap<String, UnitView>> + 'a {
     let asked = ask(units, user, PROPERTIES);
     move || Ok(read(units, &text(asked?, stop)?))
 }
@@ -81,11 +81,11 @@ fn each<T>(
 }
 
 /// The state of each unit, from what `systemctl show` printed.
-pub fn read(units: &[&str], text: &str) -> HashMap<String, Shown> {
+pub fn read(units: &[&str], text: &str) -> HashMap<String, UnitView> {
     each(units, text, shown)
 }
 
-fn shown(unit: &str, properties: &HashMap<&str, &str>) -> Shown {
+fn shown(unit: &str, properties: &HashMap<&str, &str>) -> UnitView {
     let property = |name: &str| properties.get(name).copied().unwrap_or_default();
     let number = |name: &str| property(name).parse::<u64>().unwrap_or(0);
     let ending = || match property("Result") {
@@ -119,7 +119,7 @@ fn shown(unit: &str, properties: &HashMap<&str, &str>) -> Shown {
         _ => Presence::Down(ending()),
     };
     let control_group = Some(property("ControlGroup")).filter(|path| path.len() > 1);
-    Shown { control_group: control_group.map(str::to_owned), presence }
+    UnitView { control_group: control_group.map(str::to_owned), presence }
 }
 
 fn since_boot(microseconds: u64) -> Option<Duration> {

@@ -10,7 +10,7 @@ const QUESTIONS: usize = 3;
 
 /// What is not told (a user of the server may not be permitted to ask) is `None`.
 #[derive(Clone, Debug, Default)]
-pub struct Server {
+pub struct ServerFacts {
     pub place: String,
     pub latency: Duration,
     pub version: Option<String>,
@@ -21,7 +21,7 @@ pub struct Server {
 }
 
 impl Redis {
-    pub fn server(&mut self) -> Result<Server> {
+    pub fn server(&mut self) -> Result<ServerFacts> {
         let stop = Stop::never();
         let mut latency = Duration::MAX;
         // The first one connects.
@@ -35,7 +35,7 @@ impl Redis {
         let key = self.beside("fence");
         let rights = include_str!("rights.lua");
         self.script(rights, [&key], [], (CALL_LIMIT, &stop))?;
-        let server = Server { place: self.place(), latency, ..Server::default() };
+        let server = ServerFacts { place: self.place(), latency, ..ServerFacts::default() };
         let info = match self.ask(redis::cmd("INFO"), CALL_LIMIT, &stop) {
             Ok(info) => text_of(&info),
             Err(failure) if failure.details.get(ERROR) == Some(&"NOPERM".into()) => {
@@ -48,7 +48,7 @@ impl Redis {
             value.map(|value| value.trim().to_owned())
         };
         let has_limit = field("maxmemory").is_some_and(|bytes| bytes != "0");
-        Ok(Server {
+        Ok(ServerFacts {
             version: field("redis_version"),
             role: field("role"),
             eviction: match has_limit {
