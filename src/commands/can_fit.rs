@@ -6,7 +6,7 @@ use crate::error::Failure;
 use crate::exit::{Answer, Code};
 use crate::model::{Mb, Source};
 use crate::observe::observe;
-use crate::plan::{Budget, reading_required};
+use crate::plan::{CardBudget, reading_required};
 use crate::report::CanFitReport;
 use crate::world::nvml::Reader;
 use anyhow::{Result, bail};
@@ -31,7 +31,7 @@ pub fn run(arguments: &CanFitArgs, session: Session) -> Result<Answer> {
         _ => {
             let snapshot = observe(config, &mut reader, &session.stop, &|_| false)?;
             let promised = match arguments.budget {
-                true => Budget::of(config, &snapshot).unused(),
+                true => CardBudget::of(config, &snapshot).unused(),
                 false => Mb(0),
             };
             (snapshot.vram, promised)

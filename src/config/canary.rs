@@ -2,6 +2,7 @@
 //! that stand over it, and the value that comes of both.
 
 use super::Environment;
+use super::complaint::Complaint;
 use super::span::Span;
 use super::window::{Limits, Window};
 use crate::model::{Mb, Service};
@@ -18,7 +19,7 @@ use std::time::Duration;
 /// A changed configuration of one service is tried before it is promoted.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub struct File {
+pub struct CanaryTable {
     /// The production service, one of those above. Required.
     pub service: String,
     /// How to judge a candidate: by arithmetic only, or by a real server in the place of
@@ -73,11 +74,11 @@ pub struct File {
     pub extra_mb: BTreeMap<String, BTreeMap<String, Mb>>,
 }
 
-impl Default for File {
+impl Default for CanaryTable {
     fn default() -> Self {
         let range = |min: f64, max: f64| Bound::Range { min, max };
         let sizes = ["tiny", "base", "small"].map(str::to_owned).to_vec();
-        File {
+        CanaryTable {
             service: String::new(),
             mode: Mode::Predictive,
             start: "python3 -m vllm.entrypoints.openai.api_server --port {port} --model {model} \
@@ -150,12 +151,9 @@ pub struct Canary {
     pub extra: BTreeMap<String, BTreeMap<String, Mb>>,
 }
 
-/// This is where a complaint belongs: a key of the section, or a variable of the environment.
-pub type Complaint = (&'static str, String);
-
-impl File {
+impl CanaryTable {
     /// Puts the environment's word over the file's.
-    fn overlay(&mut self, environment: &Environment) -> Result<(), Complaint> {
+    fn overlay(&mut self, environment: &Environment) -> Result<(), Complaint<&'static str>> {
         let span = |text: &str| Span::parse(text).ok_or("not a duration");
         let some_time = |text: &str| match span(text)? {
             Span(Duration::ZERO) => Err("not longer than zero"),
@@ -202,7 +200,7 @@ impl File {
         &mut self,
         services: &[Service],
         environment: &Environment,
-    ) -> Result<Canary, Complaint> {
+    ) -> Result<Canary, Complaint<&'static str>> {
         self.overlay(environment)?;
         if !services.iter().any(|service| service.name == self.service) {
             return Err(("service", format!("no service \"{}\" is configured", self.service)));
@@ -266,7 +264,7 @@ fn over<T>(
     variable: &'static str,
     value: &mut T,
     parse: impl FnOnce(&str) -> Result<T, &'static str>,
-) -> Result<(), Complaint> {
+) -> Result<(), Complaint<&'static str>> {
     let text = environment.text(variable).map_err(|failure| (variable, failure.message))?;
     if let Some(text) = text {
         *value =

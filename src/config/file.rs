@@ -32,7 +32,7 @@ pub struct ConfigFile {
     /// The trial of a changed configuration of one service before it is promoted. The variables
     /// in brackets take precedence over their keys.
     #[serde(deserialize_with = "optional_table", skip_serializing_if = "Option::is_none")]
-    pub canary: Option<super::canary::File>,
+    pub canary: Option<super::canary::CanaryTable>,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]

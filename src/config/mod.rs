@@ -2,6 +2,7 @@
 //! the file or the environment.
 
 mod canary;
+mod complaint;
 mod environment;
 pub mod file;
 mod overlap;

@@ -1,5 +1,6 @@
 //! From the file's types to the model: expansion, the rules between keys, and what is refused.
 
+use super::complaint::Complaint;
 use super::file::{self, ConfigFile};
 use super::place::is_of_a_file;
 use super::text::ConfigText;
@@ -133,8 +134,6 @@ pub fn validate(
 fn wrong_variable(name: &str, problem: &str) -> Failure {
     Failure::new(Code::Config, format!("${name}: {problem}"))
 }
-
-type Complaint<Key> = (Key, String);
 
 /// Expands `~` and variables in paths, commands and URLs; patterns and bodies are left alone.
 fn expand(

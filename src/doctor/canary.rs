@@ -2,14 +2,14 @@
 
 use super::check::{Check, CheckId};
 use super::state::folder;
-use super::{Case, native};
+use super::{Examined, native};
 use crate::canary::ledger::{Ledger, owed};
 use crate::config::{Canary, Gpu, Mode, Selector, Span};
 use crate::world::host;
 use crate::world::nvml::Reader;
 use std::path::Path;
 
-pub fn examine(case: &Case) -> Vec<Check> {
+pub fn examine(case: &Examined) -> Vec<Check> {
     let Some(Ok(canary)) = case.config.as_ref().map(|config| config.canary()) else {
         return vec![Check::skip(CheckId::CanaryRestore, "no [canary] section")];
     };

@@ -2,7 +2,7 @@
 
 use super::check::{Check, CheckId};
 use super::gpu::names_card;
-use super::{Case, UNCONFIGURED};
+use super::{Examined, UNCONFIGURED};
 use crate::config::Selector;
 use crate::error::Failure;
 use crate::exit::Code;
@@ -16,7 +16,7 @@ use std::path::Path;
 const TOOLKIT: &str = "install the NVIDIA container toolkit, run `nvidia-ctk runtime configure --runtime=docker`, \
     and restart Docker";
 
-pub fn examine(case: &Case) -> Vec<Check> {
+pub fn examine(case: &Examined) -> Vec<Check> {
     let containers: Vec<(&Service, &str)> = case
         .config
         .iter()

@@ -1,18 +1,18 @@
 //! The card through NVML, and all that is known by looking at the services once.
 
 use super::check::{Check, CheckId};
-use super::{Case, memory, services};
+use super::{Examined, memory, services};
 use crate::config::Selector;
 use crate::model::{Device, Manager, Pid, Source, Vram};
 use crate::observe::observe;
 use crate::world::nvml::{Fault, Layer, Reader};
 use crate::world::ports::Listeners;
-use crate::world::process::{self, Table};
+use crate::world::process::{self, ProcessTable};
 
 /// More MB than this without a process are suspicious; the driver itself takes some hundreds.
 const UNLISTED: u64 = 1024;
 
-pub fn examine(case: &Case) -> Vec<Check> {
+pub fn examine(case: &Examined) -> Vec<Check> {
     let mut reader = Reader::open(&case.gpu);
     let Some(config) = &case.config else {
         // Why there is no reading, the reader remembers.
@@ -30,11 +30,11 @@ pub fn examine(case: &Case) -> Vec<Check> {
     };
     let mut checks = judge(case, &snapshot.vram, reader.fault());
     checks.extend(memory::judge(config, &snapshot));
-    checks.extend(services::judge(config, &snapshot, &Listeners::read(), &Table::read()));
+    checks.extend(services::judge(config, &snapshot, &Listeners::read(), &ProcessTable::read()));
     checks
 }
 
-fn judge(case: &Case, vram: &Vram, fault: Option<&Fault>) -> Vec<Check> {
+fn judge(case: &Examined, vram: &Vram, fault: Option<&Fault>) -> Vec<Check> {
     let device = vram.device.as_ref();
     let missing = vram.no_such_gpu.then(|| Fault {
         part: Layer::Device,
@@ -88,7 +88,7 @@ fn remedy(fault: &Fault) -> String {
     format!("{}{more}", fault.remedy)
 }
 
-fn size(case: &Case, vram: &Vram) -> Check {
+fn size(case: &Examined, vram: &Vram) -> Check {
     let id = CheckId::NvmlSize;
     match (vram.total.filter(|_| vram.source == Source::Nvml), case.gpu.total) {
         (None, _) => Check::skip(id, "the card cannot be measured"),
@@ -148,7 +148,7 @@ fn processes(vram: &Vram) -> [Check; 2] {
 }
 
 /// `CUDA_VISIBLE_DEVICES`, which NVML and so gpuctl take no notice of.
-fn environments(case: &Case, device: Option<&Device>) -> Vec<Check> {
+fn environments(case: &Examined, device: Option<&Device>) -> Vec<Check> {
     let selector = &case.gpu.selector;
     let judge = |value: &str, whose: &str, fix: String| match names_card(value, selector, device) {
         false => Check::warn(

@@ -1,7 +1,7 @@
 //! The lock's place: the file of the machine's, the server beside it, and what is there.
 
 use super::check::{Check, CheckId};
-use super::{Case, UNCONFIGURED};
+use super::{Examined, UNCONFIGURED};
 use crate::config::{Config, Environment};
 use crate::error::{Failure, Result};
 use crate::exit::Code;
@@ -24,7 +24,7 @@ pub fn source(config: Option<&Config>, environment: &Environment) -> &'static st
     }
 }
 
-pub fn examine(case: &Case) -> Vec<Check> {
+pub fn examine(case: &Examined) -> Vec<Check> {
     let Some(config) = &case.config else {
         return vec![Check::skip(CheckId::LockPlace, UNCONFIGURED)];
     };
@@ -78,7 +78,7 @@ fn record(found: &Result<Option<Held>>) -> Check {
     }
 }
 
-fn in_redis(case: &Case, config: &Config, url: &str) -> Vec<Check> {
+fn in_redis(case: &Examined, config: &Config, url: &str) -> Vec<Check> {
     let server = match lock::server(url, &config.lock.key) {
         Ok(server) => server,
         Err(failure) => return unreached(case, &failure),
@@ -103,7 +103,7 @@ fn in_redis(case: &Case, config: &Config, url: &str) -> Vec<Check> {
     checks
 }
 
-fn unreached(case: &Case, failure: &Failure) -> Vec<Check> {
+fn unreached(case: &Examined, failure: &Failure) -> Vec<Check> {
     let place = || Check::pass(CheckId::LockPlace, format!("Redis, from {}", case.lock_source));
     let skip = |id| Check::skip(id, "the lock's Redis cannot be queried");
     match failure.code {

@@ -3,7 +3,7 @@
 use super::check::{Check, CheckId};
 use crate::config::Config;
 use crate::model::{Mb, Service, Snapshot};
-use crate::plan::Budget;
+use crate::plan::CardBudget;
 
 pub fn judge(config: &Config, snapshot: &Snapshot) -> Vec<Check> {
     let ids = [CheckId::VramReserve, CheckId::VramService, CheckId::VramPhase];
@@ -35,7 +35,7 @@ pub fn judge(config: &Config, snapshot: &Snapshot) -> Vec<Check> {
         .of(name)
     }));
     // What others than services hold now is not to be had.
-    let now = Budget::of(config, snapshot).capacity.unwrap_or(room);
+    let now = CardBudget::of(config, snapshot).capacity.unwrap_or(room);
     for (number, title) in &config.phases {
         let members: Vec<&Service> =
             config.services.iter().filter(|service| service.phases.contains(number)).collect();

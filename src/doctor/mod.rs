@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 const LIMIT: Duration = Duration::from_millis(11_500);
 
 /// This is what is examined.
-struct Case {
+struct Examined {
     /// `None`: it cannot be used; what needs none is examined all the same.
     config: Option<Config>,
     gpu: Gpu,
@@ -44,7 +44,7 @@ struct Case {
 /// This is what a check says that needs the configuration, where there is none to be used.
 const UNCONFIGURED: &str = "needs a valid configuration";
 
-type Area = fn(&Case) -> Vec<Check>;
+type Area = fn(&Examined) -> Vec<Check>;
 
 /// Each area comes with the check that is told to have failed where the area does not end.
 const AREAS: [(CheckId, Area); 8] = [
@@ -69,7 +69,7 @@ pub fn examine(
     let loaded = Config::load(named, gpu, environment);
     let mut checks = config::examine(named, &loaded, environment);
     let config = loaded.ok();
-    let case = Arc::new(Case {
+    let case = Arc::new(Examined {
         gpu: config.as_ref().map_or_else(|| Gpu::unconfigured(gpu), |config| config.gpu.clone()),
         state_dir: environment.state_dir(),
         path: environment.search_path().map(OsStr::to_owned),

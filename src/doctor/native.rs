@@ -2,14 +2,14 @@
 
 use super::check::{Check, CheckId};
 use super::programs::first;
-use super::{Case, UNCONFIGURED};
+use super::{Examined, UNCONFIGURED};
 use crate::config::{Overlap, overlaps};
 use crate::model::{Manager, Native};
 use crate::world::program;
 use std::ffi::OsStr;
 use std::path::Path;
 
-pub fn examine(case: &Case) -> Vec<Check> {
+pub fn examine(case: &Examined) -> Vec<Check> {
     let Some(config) = &case.config else {
         return vec![Check::skip(CheckId::NativeStart, UNCONFIGURED)];
     };

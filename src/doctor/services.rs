@@ -6,13 +6,13 @@ use crate::model::{
     Health, Manager, Observed, Presence, Service, Snapshot, State, Unload, Unproven,
 };
 use crate::world::ports::{Listeners, local_port};
-use crate::world::process::Table;
+use crate::world::process::ProcessTable;
 
 pub fn judge(
     config: &Config,
     snapshot: &Snapshot,
     listeners: &Listeners,
-    table: &Table,
+    table: &ProcessTable,
 ) -> Vec<Check> {
     let mut checks = Vec::new();
     for service in &config.services {
@@ -101,7 +101,7 @@ fn port(
     config: &Config,
     snapshot: &Snapshot,
     listeners: &Listeners,
-    table: &Table,
+    table: &ProcessTable,
 ) -> Check {
     let id = CheckId::ServicePort;
     let Some(port) = service.health.as_ref().and_then(local_port) else {

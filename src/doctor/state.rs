@@ -1,6 +1,6 @@
 //! The state folder and what is in it, and the kernel.
 
-use super::Case;
+use super::Examined;
 use super::check::{Check, CheckId};
 use crate::world::files;
 use rustix::fs::statvfs;
@@ -17,7 +17,7 @@ const KERNEL: (u32, u32) = (5, 11);
 const FIX: &str =
     "make it yours alone (chown, chmod go-w), or choose another folder with GPUCTL_STATE_DIR";
 
-pub fn examine(case: &Case) -> Vec<Check> {
+pub fn examine(case: &Examined) -> Vec<Check> {
     let Some(path) = &case.state_dir else {
         let message = "no folder for state: neither HOME nor XDG_STATE_HOME is set";
         return vec![Check::fail(CheckId::StateFolder, message, "set GPUCTL_STATE_DIR")];
@@ -76,7 +76,7 @@ fn logs(folder: &Path) -> Check {
     }
 }
 
-pub fn kernel(_: &Case) -> Vec<Check> {
+pub fn kernel(_: &Examined) -> Vec<Check> {
     let release = rustix::system::uname().release().to_string_lossy().into_owned();
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|n| n.parse().ok());
     let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));

@@ -1,11 +1,11 @@
 //! systemd: whether it can be asked, and how the services' units are installed.
 
 use super::check::{Check, CheckId};
-use super::{Case, UNCONFIGURED};
+use super::{Examined, UNCONFIGURED};
 use crate::model::Manager;
 use crate::world::systemd::{self, Installed};
 
-pub fn examine(case: &Case) -> Vec<Check> {
+pub fn examine(case: &Examined) -> Vec<Check> {
     let Some(config) = &case.config else {
         return vec![Check::skip(CheckId::SystemdManager, UNCONFIGURED)];
     };

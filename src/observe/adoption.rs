@@ -6,7 +6,7 @@ use crate::config::Config;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::model::{Pid, Service};
-use crate::world::process::{self, Id, Process, Table};
+use crate::world::process::{self, Id, Process, ProcessTable};
 use crate::world::wait::Stop;
 use std::collections::HashSet;
 
@@ -39,7 +39,7 @@ pub fn adoptable(
     let services: Vec<&Service> = config.services.iter().collect();
     let look = look(config, &services, &[], stop, || on_card);
     stop.check()?;
-    let table = Table::read();
+    let table = ProcessTable::read();
     let adoptable = |pid: &Pid| {
         let facts =
             Facts { owner: look.service_of(*pid).map(str::to_owned), ..gather(*pid, &table) };
@@ -51,7 +51,7 @@ pub fn adoptable(
     pids.iter().map(adoptable).collect()
 }
 
-fn gather(pid: Pid, table: &Table) -> Facts {
+fn gather(pid: Pid, table: &ProcessTable) -> Facts {
     let Some(process) = table.get(pid) else {
         // Not on the list: of the kernel, hidden from us, ended, or a thread of another process.
         let is_kernel = Process::of(pid).is_some_and(|process| process.is_kernel);

@@ -1,11 +1,11 @@
 //! What processes show of themselves, gathered from /proc for the ones that could matter.
 
-use super::ownership::{self, Claim, Evidence, Ownership, Panes};
+use super::ownership::{self, Credentials, Evidence, Ownership, Panes};
 use crate::config::Config;
 use crate::model::{Managed, Manager, Native, Pid, variable};
 use crate::pattern::{Pattern, candidates};
 use crate::world::ports::{Listeners, local_port};
-use crate::world::process::{self, Id, Process, Table};
+use crate::world::process::{self, Id, Process, ProcessTable};
 use crate::world::scope;
 use crate::world::starts::{self, FileId};
 use std::cell::RefCell;
@@ -25,7 +25,7 @@ const CALLERS: &str = "bash busybox chrt dash doas env fish flock ionice ksh nic
 
 /// The processes of this machine at one moment, and what they show of themselves.
 pub struct Scene {
-    pub table: Table,
+    pub table: ProcessTable,
     pub listeners: Listeners,
     evidence: HashMap<Pid, Evidence>,
     /// The control groups of the processes that show something.
@@ -40,7 +40,7 @@ pub struct Scene {
 
 /// Looks at the processes of this machine. `on_card` are those that hold memory on the card.
 pub fn look_around(config: &Config, on_card: &HashSet<Pid>, listeners: Listeners) -> Scene {
-    let table = Table::read();
+    let table = ProcessTable::read();
     let mut evidence: HashMap<Pid, Evidence> = HashMap::new();
     let (mut recorded, mut was_ready) = (Vec::new(), HashSet::new());
     on_card.iter().for_each(|pid| evidence.entry(*pid).or_default().is_on_card = true);
@@ -99,16 +99,16 @@ impl Scene {
         managed: &[Managed],
         more: &[(usize, Id)],
     ) -> Ownership {
-        let mut claims: Vec<Claim> = config
+        let mut claims: Vec<Credentials> = config
             .services
             .iter()
             .map(|service| {
                 let port = service.health.as_ref().and_then(local_port);
-                Claim {
+                Credentials {
                     is_native: matches!(service.manager, Manager::Native(_)),
                     is_port_taken: port.is_some_and(|port| self.listeners.is_taken(port)),
                     port,
-                    ..Claim::default()
+                    ..Credentials::default()
                 }
             })
             .collect();
@@ -194,7 +194,7 @@ struct Log {
 }
 
 /// The systemd scope of a recorded start, and since when it can be, in clock ticks.
-struct Scope {
+struct RecordedScope {
     service: usize,
     /// What the service was called when it was started.
     mark: String,
@@ -208,7 +208,7 @@ fn read_records(
     config: &Config,
     recorded: &mut Vec<(usize, Id)>,
     was_ready: &mut HashSet<usize>,
-) -> (Vec<Log>, Vec<Scope>) {
+) -> (Vec<Log>, Vec<RecordedScope>) {
     let (mut logs, mut scopes) = (Vec::new(), Vec::new());
     let Ok(state_dir) = config.state_dir() else { return (logs, scopes) };
     for start in starts::recorded(state_dir) {
@@ -217,7 +217,7 @@ fn read_records(
         };
         logs.extend(start.log.map(|file| Log { service, file, since: start.since }));
         let (mark, since) = (start.service, start.since);
-        scopes.extend(start.scope.map(|name| Scope { service, mark, name, since }));
+        scopes.extend(start.scope.map(|name| RecordedScope { service, mark, name, since }));
         was_ready.extend(start.was_ready.then_some(service));
         recorded.extend(start.processes.into_iter().map(|id| (service, id)));
     }
@@ -225,13 +225,13 @@ fn read_records(
 }
 
 /// Whether what is in a scope comes from a start within the start, or works under the lock.
-fn is_of_another(pid: Pid, scope: &Scope) -> bool {
+fn is_of_another(pid: Pid, scope: &RecordedScope) -> bool {
     let [mark, token] = process::variables(pid, [variable::SERVICE, variable::LOCK_TOKEN]);
     token.is_some() || mark.is_some_and(|mark| mark != scope.mark)
 }
 
 /// Reads which processes bear the mark of what this configuration's gpuctl has started.
-fn add_marks(config: &Config, table: &Table, evidence: &mut HashMap<Pid, Evidence>) {
+fn add_marks(config: &Config, table: &ProcessTable, evidence: &mut HashMap<Pid, Evidence>) {
     let services: HashMap<&str, usize> =
         natives(config).map(|(at, _)| (config.services[at].name.as_str(), at)).collect();
     let own = config.path.as_deref();
@@ -255,7 +255,7 @@ fn add_marks(config: &Config, table: &Table, evidence: &mut HashMap<Pid, Evidenc
 }
 
 /// Reads which processes the services' patterns find, and which of these only mention a service.
-fn add_matches(config: &Config, table: &Table, evidence: &mut HashMap<Pid, Evidence>) {
+fn add_matches(config: &Config, table: &ProcessTable, evidence: &mut HashMap<Pid, Evidence>) {
     let patterns: Vec<(usize, &str)> =
         natives(config).filter_map(|(at, native)| Some((at, native.pattern.as_deref()?))).collect();
     if patterns.is_empty() {
@@ -281,7 +281,7 @@ fn add_matches(config: &Config, table: &Table, evidence: &mut HashMap<Pid, Evide
 }
 
 /// Reads which processes write to the log of a recorded start.
-fn add_logs(logs: &[Log], table: &Table, evidence: &mut HashMap<Pid, Evidence>) {
+fn add_logs(logs: &[Log], table: &ProcessTable, evidence: &mut HashMap<Pid, Evidence>) {
     let Some(earliest) = logs.iter().map(|log| log.since).min() else { return };
     let outputs = |pid: Pid| {
         let process = table.get(pid).filter(|process| process.ticks >= earliest)?;
@@ -300,7 +300,7 @@ fn add_logs(logs: &[Log], table: &Table, evidence: &mut HashMap<Pid, Evidence>) 
 }
 
 /// Whether a process cannot be a service by what it is called with: it only mentions one.
-fn is_bystander(table: &Table, pid: Pid) -> bool {
+fn is_bystander(table: &ProcessTable, pid: Pid) -> bool {
     let Some(process) = table.get(pid) else { return true };
     let arguments = process::arguments(pid);
     let programs = programs(process, &arguments);

@@ -2,7 +2,7 @@
 
 use crate::model::Pid;
 use crate::redact::mask;
-use crate::world::process::{self, Id, Process, Table};
+use crate::world::process::{self, Id, Process, ProcessTable};
 use std::collections::HashSet;
 use std::fmt;
 
@@ -44,7 +44,7 @@ impl fmt::Display for Keeper {
 }
 
 /// The keeper of these processes, if they have one outside of them.
-pub fn keeper_of(members: &[Pid], table: &Table) -> Option<Keeper> {
+pub fn keeper_of(members: &[Pid], table: &ProcessTable) -> Option<Keeper> {
     let own: HashSet<&Pid> = members.iter().collect();
     let callers = table.callers();
     members.iter().filter_map(|pid| table.get(*pid)).find_map(|process| {
@@ -58,7 +58,7 @@ pub fn keeper_of(members: &[Pid], table: &Table) -> Option<Keeper> {
 
 /// Who has started a process, where that can be told.
 pub fn started_by(pid: Pid) -> Option<Keeper> {
-    keeper_of(&[pid], &Table::read())
+    keeper_of(&[pid], &ProcessTable::read())
 }
 
 fn kept_by(parent: &Process) -> Option<Keeper> {

@@ -10,13 +10,13 @@ mod tests;
 mod worlds;
 
 use crate::model::{Managed, Pid, Proof};
-use crate::world::process::{Id, Process, Table};
+use crate::world::process::{Id, Process, ProcessTable};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 /// This is what a service has to show for its processes. Services are numbered as in the
 /// configuration.
 #[derive(Clone, Debug, Default)]
-pub struct Claim {
+pub struct Credentials {
     /// gpuctl started it itself, or its owner did by hand. What is in a container is never part of
     /// such a service.
     pub is_native: bool,
@@ -90,8 +90,8 @@ impl Ownership {
 /// Decides for every process of the table. `listens` tells whether a process listens on a port; it
 /// is asked only where the answer matters, because it costs a look at all descriptors.
 pub fn decide(
-    table: &Table,
-    claims: &[Claim],
+    table: &ProcessTable,
+    claims: &[Credentials],
     evidence: &HashMap<Pid, Evidence>,
     listens: &dyn Fn(Pid, u16) -> bool,
 ) -> Ownership {
@@ -127,8 +127,8 @@ pub fn decide(
 }
 
 struct Court<'a> {
-    table: &'a Table,
-    claims: &'a [Claim],
+    table: &'a ProcessTable,
+    claims: &'a [Credentials],
     evidence: &'a HashMap<Pid, Evidence>,
     listens: &'a dyn Fn(Pid, u16) -> bool,
     callers: HashSet<Pid>,
@@ -418,7 +418,7 @@ pub struct Panes {
 
 /// Looks through the panes for what a start, in clock ticks since boot, may have left there.
 pub fn panes_since(
-    table: &Table,
+    table: &ProcessTable,
     evidence: &HashMap<Pid, Evidence>,
     ownership: &Ownership,
     service: usize,

@@ -12,7 +12,7 @@ use std::collections::HashSet;
 /// holds while it runs: an idle one that holds little will take the rest at its next job. One that
 /// unloads on request commits only what it holds.
 #[derive(Clone, Debug)]
-pub struct Budget {
+pub struct CardBudget {
     /// This is what all services together may commit; `None` where the card's size is not known.
     pub capacity: Option<Mb>,
     /// This is what is in use on the card, by whomever.
@@ -29,8 +29,8 @@ struct Commitment {
     needed: Mb,
 }
 
-impl Budget {
-    pub fn of(config: &Config, snapshot: &Snapshot) -> Budget {
+impl CardBudget {
+    pub fn of(config: &Config, snapshot: &Snapshot) -> CardBudget {
         let observed = || config.services.iter().zip(&snapshot.services);
         let held: Mb = observed().map(|(service, observed)| presumed(service, observed)).sum();
         let in_use = snapshot.vram.total.zip(snapshot.vram.free);
@@ -38,7 +38,7 @@ impl Budget {
         // The driver is taking back what dead processes held.
         let held_or_dead = held + snapshot.vram.dead();
         let others = in_use.map(|in_use| in_use.saturating_sub(held_or_dead));
-        Budget {
+        CardBudget {
             in_use,
             capacity: snapshot.vram.total.zip(others).map(|(total, others)| {
                 total.saturating_sub(config.gpu.reserve).saturating_sub(others)
@@ -115,7 +115,7 @@ fn commitment(service: &Service, observed: &Observed) -> Mb {
 pub fn insufficient(
     config: &Config,
     snapshot: &Snapshot,
-    budget: &Budget,
+    budget: &CardBudget,
     needed: &HashSet<&str>,
     evicted: &HashSet<&str>,
 ) -> Refusal {
@@ -188,7 +188,7 @@ pub fn insufficient(
 pub fn ensure_fits(
     config: &Config,
     snapshot: &Snapshot,
-    budget: &Budget,
+    budget: &CardBudget,
     needed: &HashSet<&str>,
     plan: &mut Plan,
 ) -> Result<(), Refusal> {

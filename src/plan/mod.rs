@@ -9,7 +9,7 @@ mod properties;
 #[cfg(test)]
 mod tests;
 
-pub use fit::{Budget, reading_required};
+pub use fit::{CardBudget, reading_required};
 pub use phase::prepare_phase;
 pub use preempt::{start, start_again};
 

@@ -1,6 +1,6 @@
 //! `prepare-phase`: what a phase needs, and what has to make room for it.
 
-use super::fit::{Budget, ensure_fits};
+use super::fit::{CardBudget, ensure_fits};
 use super::preempt::make_room;
 use super::{Plan, Refusal, refuse_unknown, refuse_unproven, warn_of_estimate};
 use crate::config::Config;
@@ -17,7 +17,7 @@ pub fn prepare_phase(
 ) -> Result<Plan, Refusal> {
     let (needed, others): (Vec<&Service>, Vec<&Service>) =
         config.services.iter().partition(|service| service.phases.contains(&phase));
-    let budget = Budget::of(config, snapshot);
+    let budget = CardBudget::of(config, snapshot);
     let names: HashSet<&str> = needed.iter().map(|service| service.name.as_str()).collect();
     let mut plan = Plan::default();
     for service in &needed {

@@ -1,7 +1,7 @@
 //! Who has to go so that the needed services fit: who is going already, then lowest priority first, then the reprieve, as in
 //! Kubernetes' preemption: each victim, highest priority first, is spared again if it fits after all.
 
-use super::fit::{Budget, ensure_fits, insufficient};
+use super::fit::{CardBudget, ensure_fits, insufficient};
 use super::{Plan, Refusal, refuse_unknown, warn_of_estimate};
 use crate::config::Config;
 use crate::model::{Mb, Presence, Service, Snapshot};
@@ -18,7 +18,7 @@ pub fn start(
     let mut plan = Plan::default();
     plan.need(service, snapshot.service(&service.name))?;
     let needed = HashSet::from([service.name.as_str()]);
-    let budget = Budget::of(config, snapshot);
+    let budget = CardBudget::of(config, snapshot);
     let candidates: Vec<&Service> = config
         .services
         .iter()
@@ -55,7 +55,7 @@ pub fn start_again(snapshot: &Snapshot, service: &Service) -> Result<Plan, Refus
 pub fn make_room(
     config: &Config,
     snapshot: &Snapshot,
-    budget: &Budget,
+    budget: &CardBudget,
     needed: &HashSet<&str>,
     candidates: &[&Service],
     plan: &mut Plan,

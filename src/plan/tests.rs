@@ -34,12 +34,12 @@ const BOX: &str = r#"
 "#;
 
 /// A world in which services hold what the test says, and a desktop 800 MB.
-struct World {
+struct Scenario {
     config: Config,
     snapshot: Snapshot,
 }
 
-fn world(config: &str) -> World {
+fn world(config: &str) -> Scenario {
     let config = Config::of_text(config).expect("the test's configuration is valid");
     let services = config.services.iter().map(|service| Observed {
         name: service.name.clone(),
@@ -67,17 +67,20 @@ fn world(config: &str) -> World {
         processes: Some(vec![desktop]),
         ..Vram::default()
     };
-    World { snapshot: Snapshot { vram, services: services.collect(), managed: Vec::new() }, config }
+    Scenario {
+        snapshot: Snapshot { vram, services: services.collect(), managed: Vec::new() },
+        config,
+    }
 }
 
-impl World {
+impl Scenario {
     fn service(&mut self, name: &str) -> &mut Observed {
         let found = self.snapshot.services.iter_mut().find(|service| service.name == name);
         found.expect("the test names configured services")
     }
 
     /// The service is up in this state and holds this much.
-    fn with(mut self, name: &str, state: State, used: u64) -> World {
+    fn with(mut self, name: &str, state: State, used: u64) -> Scenario {
         let service = self.service(name);
         service.presence = Presence::Up(Running::default());
         service.state = state;
@@ -87,11 +90,11 @@ impl World {
         self
     }
 
-    fn ready(self, name: &str, used: u64) -> World {
+    fn ready(self, name: &str, used: u64) -> Scenario {
         self.with(name, State::Ready, used)
     }
 
-    fn without_manager(mut self, name: &str) -> World {
+    fn without_manager(mut self, name: &str) -> Scenario {
         let service = self.service(name);
         service.presence = Presence::Unknown(Failure::new(Code::Unavailable, "docker is down"));
         service.state = State::Unknown;
@@ -100,7 +103,7 @@ impl World {
     }
 
     /// No NVML: the sizes are estimates from `total`.
-    fn without_nvml(mut self, total: Option<u64>) -> World {
+    fn without_nvml(mut self, total: Option<u64>) -> Scenario {
         let declared = |observed: &&Observed| observed.is_alive();
         let names: Vec<&str> =
             self.snapshot.services.iter().filter(declared).map(|s| s.name.as_str()).collect();

@@ -26,7 +26,7 @@ const GRACE: Duration = Duration::from_secs(1);
 pub struct Display {
     form: Form,
     every: Duration,
-    page: Option<Page>,
+    page: Option<AlternateScreen>,
     last: Option<Seen>,
 }
 
@@ -47,7 +47,7 @@ struct Sample<'a> {
 impl Display {
     pub fn open(form: Form, every: Duration) -> Result<Display> {
         let page = match &form {
-            Form::Text(screen) if screen.has_cursor => Some(Page::enter()?),
+            Form::Text(screen) if screen.has_cursor => Some(AlternateScreen::enter()?),
             _ => None,
         };
         Ok(Display { form, every, page, last: None })
@@ -100,7 +100,7 @@ impl Display {
         let had_page = self.page.take().is_some();
         stopped();
         if had_page {
-            self.page = Some(Page::enter()?);
+            self.page = Some(AlternateScreen::enter()?);
         }
         Ok(())
     }
@@ -120,16 +120,16 @@ fn draw(text: &str, screen: &Screen) -> Result<bool> {
 }
 
 /// The terminal's second page, until it is dropped.
-struct Page;
+struct AlternateScreen;
 
-impl Page {
-    fn enter() -> Result<Page> {
+impl AlternateScreen {
+    fn enter() -> Result<AlternateScreen> {
         print_part(ENTER)?;
-        Ok(Page)
+        Ok(AlternateScreen)
     }
 }
 
-impl Drop for Page {
+impl Drop for AlternateScreen {
     fn drop(&mut self) {
         // Where the terminal is gone there is nothing to put back.
         let _ = print_part(LEAVE);

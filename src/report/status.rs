@@ -5,7 +5,7 @@ use crate::config::Config;
 use crate::error::Result;
 use crate::lock::Held;
 use crate::model::{GpuProcess, Mb, Pid, Snapshot, Source, State, Vram};
-use crate::plan::Budget;
+use crate::plan::CardBudget;
 use indexmap::IndexMap;
 use serde::Serialize;
 
@@ -127,7 +127,7 @@ impl StatusReport {
                 free_mb: vram.free,
                 available_mb: available(vram, config.gpu.reserve),
                 reserve_mb: config.gpu.reserve,
-                committed_mb: Budget::of(config, snapshot).committed(),
+                committed_mb: CardBudget::of(config, snapshot).committed(),
                 processes: vram
                     .processes
                     .as_ref()

@@ -35,7 +35,7 @@ const FORWARDED: [i32; 8] = [SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2,
 
 pub struct Job {
     group: process::Pid,
-    terminal: Option<Terminal>,
+    terminal: Option<ControllingTerminal>,
     signals: SignalDelivery<UnixStream, SignalOnly>,
 }
 
@@ -83,7 +83,7 @@ impl Job {
         prepare: impl FnOnce(Pid) -> Result<()>,
     ) -> Result<Job> {
         let signals = signals().map_err(|e| internal("handle signals", &e))?;
-        let terminal = Terminal::open();
+        let terminal = ControllingTerminal::open();
         let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(|e| internal("make a pipe", &e.into()));
         let ((announced, announce), (permission, permit)) = (pipe()?, pipe()?);
         let program = words[0].to_string_lossy().into_owned();
@@ -222,7 +222,7 @@ impl Job {
 
     fn ended(&self, ending: Ending) -> Ending {
         let had_terminal = self.take_terminal_back();
-        let is_in_foreground = self.terminal.as_ref().is_some_and(Terminal::is_ours);
+        let is_in_foreground = self.terminal.as_ref().is_some_and(ControllingTerminal::is_ours);
         match ending {
             Ending::Killed(signal @ (SIGINT | SIGQUIT)) if is_in_foreground => {
                 // The keys would have told the script that called us too, had it not been for us.
@@ -289,21 +289,21 @@ enum Ended {
 }
 
 /// The terminal that we are called from.
-struct Terminal {
+struct ControllingTerminal {
     device: OwnedFd,
     /// The command gets it whenever it is ours, not only when it asks for it. In a pipeline others
     /// use it beside the command (`| less`), and a script gives its background jobs no input.
     is_the_commands: bool,
 }
 
-impl Terminal {
-    fn open() -> Option<Terminal> {
+impl ControllingTerminal {
+    fn open() -> Option<ControllingTerminal> {
         let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOCTTY;
         let device = rustix::fs::open("/dev/tty", flags, Mode::empty()).ok()?;
         let output = rustix::fs::fstat(rustix::stdio::stdout()).ok()?;
         let is_pipe = FileType::from_raw_mode(output.st_mode) == FileType::Fifo;
         let is_the_commands = isatty(rustix::stdio::stdin()) && !is_pipe;
-        Some(Terminal { device, is_the_commands })
+        Some(ControllingTerminal { device, is_the_commands })
     }
 
     /// Whether we are in its foreground.

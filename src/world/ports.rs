@@ -1,6 +1,6 @@
 //! Who listens on a local TCP port, from the kernel's sockets and the descriptors of processes.
 
-use super::process::{self, Process, Table};
+use super::process::{self, Process, ProcessTable};
 use crate::model::{Health, Pid};
 use netlink_packet_core::{
     NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
@@ -89,7 +89,7 @@ impl Listeners {
     }
 
     /// Who listens on each port, as far as we may look.
-    pub fn holders(&self, table: &Table) -> HashMap<u16, Vec<Pid>> {
+    pub fn holders(&self, table: &ProcessTable) -> HashMap<u16, Vec<Pid>> {
         let mut holders: HashMap<u16, Vec<Pid>> = HashMap::new();
         let ports = |pid| Some((pid, self.ports_of(table.get(pid)?).collect::<Vec<_>>()));
         for (pid, ports) in table.each(ports) {

@@ -111,7 +111,7 @@ impl Process {
 }
 
 /// Every process but zombies and threads of the kernel, which are nobody's and cannot be ended.
-pub struct Table {
+pub struct ProcessTable {
     processes: HashMap<Pid, Process>,
     children: HashMap<Pid, Vec<Pid>>,
     /// Who is in the group or the session that a process made.
@@ -121,17 +121,21 @@ pub struct Table {
     me: Pid,
 }
 
-impl Table {
-    pub fn read() -> Table {
+impl ProcessTable {
+    pub fn read() -> ProcessTable {
         let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
         let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
         let processes = each(pids.collect(), read_stat);
-        Table::of(processes, host::since_boot(), std::process::id() as Pid)
+        ProcessTable::of(processes, host::since_boot(), std::process::id() as Pid)
     }
 
     /// A table of these processes at a time since boot, as `me` sees it.
-    pub fn of(processes: impl IntoIterator<Item = Process>, now: Duration, me: Pid) -> Table {
-        let mut table = Table {
+    pub fn of(
+        processes: impl IntoIterator<Item = Process>,
+        now: Duration,
+        me: Pid,
+    ) -> ProcessTable {
+        let mut table = ProcessTable {
             processes: HashMap::new(),
             children: HashMap::new(),
             made: HashMap::new(),

@@ -30,7 +30,7 @@ impl FileId {
 
 /// A service's start, as it was recorded, or a service whose processes were adopted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Start {
+pub struct StartRecord {
     pub service: String,
     /// The configuration that named the service, as a path and as a file. Both paths are as text,
     /// also where they are none.
@@ -55,10 +55,10 @@ pub struct Start {
     pub processes: Vec<Id>,
 }
 
-impl Start {
+impl StartRecord {
     /// A start of a service that has no process yet.
-    pub fn new(service: &Service, native: &Native, config: Option<&Path>) -> Start {
-        Start {
+    pub fn new(service: &Service, native: &Native, config: Option<&Path>) -> StartRecord {
+        StartRecord {
             service: service.name.clone(),
             config: config.map(text_of),
             config_file: config.and_then(FileId::of),
@@ -151,7 +151,7 @@ fn path_of(state_dir: &Path, service: &str) -> PathBuf {
 }
 
 /// The records of this boot. One that is not ours alone, or is no record, proves nothing.
-pub fn recorded(state_dir: &Path) -> Vec<Start> {
+pub fn recorded(state_dir: &Path) -> Vec<StartRecord> {
     let folder = state_dir.join(FOLDER);
     if files::is_private(state_dir).is_err() || files::is_private(&folder).is_err() {
         return Vec::new();
@@ -159,10 +159,10 @@ pub fn recorded(state_dir: &Path) -> Vec<Start> {
     let entries = fs::read_dir(&folder).into_iter().flatten().flatten();
     let files = entries.map(|entry| entry.path());
     let starts = files.filter(|path| path.extension().is_some_and(|end| end == "json"));
-    starts.filter_map(|path| read(&path)).filter(Start::is_of_this_table).collect()
+    starts.filter_map(|path| read(&path)).filter(StartRecord::is_of_this_table).collect()
 }
 
-fn read(path: &Path) -> Option<Start> {
+fn read(path: &Path) -> Option<StartRecord> {
     let mut text = Vec::new();
     files::existing(path).ok()?.take(LONGEST).read_to_end(&mut text).ok()?;
     serde_json::from_slice(&text).ok()
@@ -177,11 +177,11 @@ pub fn adopt(
     processes: &[Id],
 ) -> Result<()> {
     let services = std::slice::from_ref(service);
-    let is_of_it = |start: &Start| {
+    let is_of_it = |start: &StartRecord| {
         start.service == service.name && start.service_of(services, config).is_some()
     };
     let known = recorded(state_dir).into_iter().find(is_of_it);
-    let mut start = known.unwrap_or_else(|| Start::new(service, native, config));
+    let mut start = known.unwrap_or_else(|| StartRecord::new(service, native, config));
     start.add(processes.iter().copied());
     start.write(state_dir)
 }

@@ -14,7 +14,7 @@ const NAMES: [&str; 6] = ["python", "python", "python", "bash", "tmux: server", 
 #[derive(Clone, Debug)]
 struct Member {
     parent: Index,
-    place: Place,
+    place: Kinship,
     is_orphan: bool,
     is_gone: bool,
     name: &'static str,
@@ -23,7 +23,7 @@ struct Member {
 
 /// The group and session of a process.
 #[derive(Clone, Copy, Debug)]
-enum Place {
+enum Kinship {
     OfItsParent,
     OwnGroup,
     OwnSession,
@@ -51,7 +51,7 @@ struct Bid {
 }
 
 fn members() -> impl Strategy<Value = Member> {
-    let place = select(&[Place::OfItsParent, Place::OwnGroup, Place::OwnSession][..]);
+    let place = select(&[Kinship::OfItsParent, Kinship::OwnGroup, Kinship::OwnSession][..]);
     let odds = prop::bool::weighted;
     (any::<Index>(), place, odds(0.3), odds(0.1), select(&NAMES[..]), shown()).prop_map(
         |(parent, place, is_orphan, is_gone, name, shown)| Member {
@@ -134,9 +134,9 @@ impl Case {
             let parent = (at > 0).then(|| member.parent.index(at));
             let of_parent = parent.map_or((pid, pid), |parent| places[parent]);
             let (group, session) = match member.place {
-                Place::OfItsParent => of_parent,
-                Place::OwnGroup => (pid, of_parent.1),
-                Place::OwnSession => (pid, pid),
+                Kinship::OfItsParent => of_parent,
+                Kinship::OwnGroup => (pid, of_parent.1),
+                Kinship::OwnSession => (pid, pid),
             };
             places.push((group, session));
             if member.is_gone {

@@ -11,7 +11,7 @@ pub const GPUCTL: Pid = 12;
 /// A machine on which somebody has logged in and calls gpuctl.
 pub struct World {
     processes: Vec<Process>,
-    claims: Vec<Claim>,
+    claims: Vec<Credentials>,
     pub evidence: HashMap<Pid, Evidence>,
     listening: HashSet<(Pid, u16)>,
 }
@@ -19,7 +19,7 @@ pub struct World {
 impl World {
     /// Makes a world with that many native services, which have no port.
     pub fn new(services: usize) -> World {
-        let native = Claim { is_native: true, ..Claim::default() };
+        let native = Credentials { is_native: true, ..Credentials::default() };
         let mut world = World {
             processes: Vec::new(),
             claims: vec![native; services],
@@ -79,7 +79,7 @@ impl World {
         self.evidence.entry(pid).or_default()
     }
 
-    pub fn claim(&mut self, service: usize) -> &mut Claim {
+    pub fn claim(&mut self, service: usize) -> &mut Credentials {
         &mut self.claims[service]
     }
 
@@ -113,8 +113,8 @@ impl World {
         }
     }
 
-    pub fn table(&self, me: Pid) -> Table {
-        Table::of(self.processes.clone(), Duration::from_secs(1_000_000), me)
+    pub fn table(&self, me: Pid) -> ProcessTable {
+        ProcessTable::of(self.processes.clone(), Duration::from_secs(1_000_000), me)
     }
 
     pub fn decide(&self, me: Pid) -> Ownership {

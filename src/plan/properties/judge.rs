@@ -2,22 +2,22 @@
 //! this is the contract (a running service commits the larger of what it declares and holds) once
 //! more, in the simplest words.
 
-use super::machine::{Command, Machine, Member, Shape};
+use super::machine::{Call, Computer, Shape, Tenant};
 use std::cmp::Reverse;
 
 pub struct Judge<'a> {
-    machine: &'a Machine,
-    command: &'a Command,
-    needed: Vec<&'a Member>,
-    others: Vec<&'a Member>,
+    machine: &'a Computer,
+    command: &'a Call,
+    needed: Vec<&'a Tenant>,
+    others: Vec<&'a Tenant>,
 }
 
 impl<'a> Judge<'a> {
-    pub fn of(machine: &'a Machine, command: &'a Command) -> Judge<'a> {
-        let is_needed = |member: &&Member| match command {
-            Command::Prepare { phase, .. } => member.phases.contains(phase),
-            Command::Start { service, .. } => member.name == *service,
-            Command::Stop { .. } | Command::ReleaseAll { .. } => false,
+    pub fn of(machine: &'a Computer, command: &'a Call) -> Judge<'a> {
+        let is_needed = |member: &&Tenant| match command {
+            Call::Prepare { phase, .. } => member.phases.contains(phase),
+            Call::Start { service, .. } => member.name == *service,
+            Call::Stop { .. } | Call::ReleaseAll { .. } => false,
         };
         let (needed, others) = machine.members.iter().partition(is_needed);
         Judge { machine, command, needed, others }
@@ -31,17 +31,17 @@ impl<'a> Judge<'a> {
     pub fn permits(&self) -> bool {
         use Shape::{Dead, Missing, Unknown};
         match self.command {
-            Command::Stop { services, .. } => !self
+            Call::Stop { services, .. } => !self
                 .others
                 .iter()
                 .any(|one| services.contains(&one.name) && matches!(one.shape, Missing | Unknown)),
-            Command::ReleaseAll { .. } => self.others.iter().all(|one| one.shape != Unknown),
-            Command::Prepare { lazy: false, .. }
+            Call::ReleaseAll { .. } => self.others.iter().all(|one| one.shape != Unknown),
+            Call::Prepare { lazy: false, .. }
                 if self.others.iter().any(|one| one.shape == Unknown) =>
             {
                 false
             }
-            Command::Prepare { .. } | Command::Start { .. } => {
+            Call::Prepare { .. } | Call::Start { .. } => {
                 let makes_room =
                     || subsets(&self.stoppable()).iter().any(|set| self.fits_without(set));
                 self.needed.iter().all(|one| !matches!(one.shape, Missing | Dead | Unknown))
@@ -54,19 +54,19 @@ impl<'a> Judge<'a> {
     pub fn victims(&self) -> Vec<String> {
         let alive = self.others.iter().filter(|one| one.can_be_stopped());
         let mut victims: Vec<String> = match self.command {
-            Command::Stop { services, .. } => {
+            Call::Stop { services, .. } => {
                 alive.map(|one| one.name.clone()).filter(|name| services.contains(name)).collect()
             }
-            Command::ReleaseAll { .. } => alive.map(|one| one.name.clone()).collect(),
+            Call::ReleaseAll { .. } => alive.map(|one| one.name.clone()).collect(),
             // Who is known to have unloaded has nothing to give.
-            Command::Prepare { lazy: false, .. } => alive
+            Call::Prepare { lazy: false, .. } => alive
                 .filter(|one| {
                     let unloads = one.unloads && one.shape == Shape::Ready;
                     !(unloads && self.machine.is_measured() && self.machine.held(one) == 0)
                 })
                 .map(|one| one.name.clone())
                 .collect(),
-            Command::Prepare { .. } | Command::Start { .. } => self.by_the_rule(),
+            Call::Prepare { .. } | Call::Start { .. } => self.by_the_rule(),
         };
         victims.sort();
         victims
@@ -74,7 +74,7 @@ impl<'a> Judge<'a> {
 
     /// Whether the command stops only as much as it has to.
     pub fn is_sparing(&self) -> bool {
-        matches!(self.command, Command::Start { .. } | Command::Prepare { lazy: true, .. })
+        matches!(self.command, Call::Start { .. } | Call::Prepare { lazy: true, .. })
     }
 
     /// Whether what is needed fits once these are gone.
@@ -97,7 +97,7 @@ impl<'a> Judge<'a> {
         self.needed.iter().map(|one| one.vram.max(self.machine.held(one))).sum()
     }
 
-    fn commits(&self, one: &Member) -> u64 {
+    fn commits(&self, one: &Tenant) -> u64 {
         match one.may_run() && !one.unloads {
             true => self.machine.held(one).max(one.vram),
             false => self.machine.held(one),
@@ -114,16 +114,16 @@ impl<'a> Judge<'a> {
 
     /// Who may be stopped: who is being stopped already, then lowest priority and largest
     /// commitment first.
-    fn stoppable(&self) -> Vec<&'a Member> {
-        let may_go = |one: &&&Member| match self.command {
+    fn stoppable(&self) -> Vec<&'a Tenant> {
+        let may_go = |one: &&&Tenant| match self.command {
             _ if one.shape == Shape::Stopping => true,
-            Command::Start { service, preempt } => {
+            Call::Start { service, preempt } => {
                 *preempt && one.priority < self.machine.priority(service)
             }
             _ => true,
         };
-        let gives = |one: &&&Member| one.can_be_stopped() && self.commits(one) > 0;
-        let mut stoppable: Vec<&Member> =
+        let gives = |one: &&&Tenant| one.can_be_stopped() && self.commits(one) > 0;
+        let mut stoppable: Vec<&Tenant> =
             self.others.iter().filter(may_go).filter(gives).copied().collect();
         stoppable.sort_by_key(|one| {
             (one.shape != Shape::Stopping, one.priority, Reverse(self.commits(one)))
@@ -135,11 +135,11 @@ impl<'a> Judge<'a> {
     /// last in the line, then the one before it, and so on.
     fn by_the_rule(&self) -> Vec<String> {
         // What else is on the card is not the business of one that runs already.
-        if matches!(self.command, Command::Start { .. }) && self.is_there() {
+        if matches!(self.command, Call::Start { .. }) && self.is_there() {
             return Vec::new();
         }
         let line = self.stoppable();
-        let names = |members: &[&Member]| -> Vec<String> {
+        let names = |members: &[&Tenant]| -> Vec<String> {
             members.iter().map(|one| one.name.clone()).collect()
         };
         let fronts = (0..=line.len()).map(|length| &line[..length]);
@@ -154,7 +154,7 @@ impl<'a> Judge<'a> {
     }
 }
 
-fn subsets(members: &[&Member]) -> Vec<Vec<String>> {
+fn subsets(members: &[&Tenant]) -> Vec<Vec<String>> {
     let of = |mask: usize| {
         let chosen = members.iter().enumerate().filter(|(bit, _)| mask & (1 << bit) != 0);
         chosen.map(|(_, one)| one.name.clone()).collect()

@@ -15,13 +15,13 @@ use std::sync::Arc;
 
 /// All sizes in MB; as small as they are, ties and exact fits are common.
 #[derive(Clone)]
-pub struct Machine {
+pub struct Computer {
     total: u64,
     reserve: u64,
     /// This is what holds memory and is no service.
     desktop: u64,
     reading: Reading,
-    pub members: Vec<Member>,
+    pub members: Vec<Tenant>,
     config: Arc<Config>,
 }
 
@@ -35,7 +35,7 @@ enum Reading {
 }
 
 #[derive(Clone)]
-pub struct Member {
+pub struct Tenant {
     pub name: String,
     pub vram: u64,
     pub priority: i64,
@@ -63,14 +63,14 @@ pub enum Shape {
 }
 
 #[derive(Clone, Debug)]
-pub enum Command {
+pub enum Call {
     Prepare { phase: u32, lazy: bool },
     Start { service: String, preempt: bool },
     Stop { services: Vec<String>, force: bool },
     ReleaseAll { force: bool },
 }
 
-pub fn machines() -> impl Strategy<Value = Machine> {
+pub fn machines() -> impl Strategy<Value = Computer> {
     let reading = prop_oneof![
         6 => Just(Reading::Measured),
         1 => Just(Reading::Estimated),
@@ -87,12 +87,12 @@ pub fn machines() -> impl Strategy<Value = Machine> {
                 room -= member.used;
             }
             let config = Arc::new(config(reserve, &members));
-            Machine { total, reserve, desktop, reading, members, config }
+            Computer { total, reserve, desktop, reading, members, config }
         },
     )
 }
 
-fn members() -> impl Strategy<Value = Member> {
+fn members() -> impl Strategy<Value = Tenant> {
     use Shape::*;
     let shape = prop_oneof![
         6 => Just(Ready),
@@ -103,7 +103,7 @@ fn members() -> impl Strategy<Value = Member> {
     let phases = prop::sample::subsequence(vec![1, 2], 0..=2);
     let odds = prop::bool::weighted;
     (0_u64..=12, 0_i64..=3, phases, odds(0.25), shape, held, odds(0.1)).prop_map(
-        |(vram, priority, phases, unloads, shape, held, hidden)| Member {
+        |(vram, priority, phases, unloads, shape, held, hidden)| Tenant {
             name: String::new(),
             vram,
             priority,
@@ -119,9 +119,9 @@ fn members() -> impl Strategy<Value = Member> {
     )
 }
 
-fn config(reserve: u64, members: &[Member]) -> Config {
-    let entry = |member: &Member| {
-        let Member { name, vram, priority, phases, unloads, .. } = member;
+fn config(reserve: u64, members: &[Tenant]) -> Config {
+    let entry = |member: &Tenant| {
+        let Tenant { name, vram, priority, phases, unloads, .. } = member;
         let evict = match unloads {
             true => "evict = 'unload'\nunload = { url = 'http://localhost:1' }\n",
             false => "",
@@ -136,7 +136,7 @@ fn config(reserve: u64, members: &[Member]) -> Config {
     Config::of_text(&text).expect("a good configuration")
 }
 
-impl Member {
+impl Tenant {
     pub fn is_alive(&self) -> bool {
         use Shape::*;
         matches!(self.shape, Ready | Starting | Failing | Paused)
@@ -182,36 +182,34 @@ impl Member {
     }
 }
 
-impl Machine {
+impl Computer {
     /// Everything that one can ask for.
-    pub fn commands(&self) -> Vec<Command> {
+    pub fn commands(&self) -> Vec<Call> {
         let mut commands = Vec::new();
         for phase in 1..=3 {
-            commands.extend([false, true].map(|lazy| Command::Prepare { phase, lazy }));
+            commands.extend([false, true].map(|lazy| Call::Prepare { phase, lazy }));
         }
         for service in self.names() {
-            let start = |preempt| Command::Start { service: service.clone(), preempt };
+            let start = |preempt| Call::Start { service: service.clone(), preempt };
             commands.extend([false, true].map(start));
         }
         for force in [false, true] {
             let services = self.names().into_iter().step_by(2).collect();
-            commands.extend([Command::Stop { services, force }, Command::ReleaseAll { force }]);
+            commands.extend([Call::Stop { services, force }, Call::ReleaseAll { force }]);
         }
         commands
     }
 
-    pub fn plan(&self, command: &Command) -> Result<Plan, Refusal> {
+    pub fn plan(&self, command: &Call) -> Result<Plan, Refusal> {
         let (config, snapshot) = (&self.config, self.snapshot());
         match command {
-            Command::Prepare { phase, lazy } => {
-                plan::prepare_phase(config, &snapshot, *phase, *lazy)
-            }
-            Command::Start { service, preempt } => {
+            Call::Prepare { phase, lazy } => plan::prepare_phase(config, &snapshot, *phase, *lazy),
+            Call::Start { service, preempt } => {
                 let service = config.service(service).expect("one of the machine's");
                 plan::start(config, &snapshot, service, *preempt)
             }
-            Command::Stop { services, force } => plan::stop(config, &snapshot, services, *force),
-            Command::ReleaseAll { force } => plan::release_all(config, &snapshot, *force),
+            Call::Stop { services, force } => plan::stop(config, &snapshot, services, *force),
+            Call::ReleaseAll { force } => plan::release_all(config, &snapshot, *force),
         }
     }
 
@@ -262,7 +260,7 @@ impl Machine {
     }
 
     /// Returns what a service holds as far as it is told, or has to be presumed to hold.
-    pub fn held(&self, member: &Member) -> u64 {
+    pub fn held(&self, member: &Tenant) -> u64 {
         let presumed = if member.may_run() { member.vram } else { 0 };
         member.known_use(self.reading).map_or(presumed, |used| used.0)
     }
@@ -279,14 +277,14 @@ impl Machine {
 
     /// Returns what they really commit.
     pub fn committed(&self) -> u64 {
-        let commits = |one: &Member| match one.is_alive() && !one.unloads {
+        let commits = |one: &Tenant| match one.is_alive() && !one.unloads {
             true => one.used.max(one.vram),
             false => one.used,
         };
         self.members.iter().map(commits).sum()
     }
 
-    pub fn after_evictions(&self, plan: &Plan) -> Machine {
+    pub fn after_evictions(&self, plan: &Plan) -> Computer {
         let mut after = self.clone();
         for eviction in &plan.evict {
             let member = after.member_mut(&eviction.service);
@@ -299,7 +297,7 @@ impl Machine {
     }
 
     /// Returns the machine after the starts: what is started takes all that it has declared, as far as the card goes.
-    pub fn after_starts(&self, plan: &Plan) -> Machine {
+    pub fn after_starts(&self, plan: &Plan) -> Computer {
         let mut after = self.clone();
         for start in &plan.start {
             let left = after.total.saturating_sub(after.held_by_all());
@@ -331,27 +329,27 @@ impl Machine {
         self.member(name).shape == Shape::Ready
     }
 
-    fn member(&self, name: &str) -> &Member {
+    fn member(&self, name: &str) -> &Tenant {
         self.members.iter().find(|member| member.name == name).expect("one of the machine's")
     }
 
-    fn member_mut(&mut self, name: &str) -> &mut Member {
+    fn member_mut(&mut self, name: &str) -> &mut Tenant {
         self.members.iter_mut().find(|member| member.name == name).expect("one of the machine's")
     }
 }
 
-impl fmt::Debug for Machine {
+impl fmt::Debug for Computer {
     /// Writes the machine as one would draw it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Machine { total, reserve, desktop, reading, members, .. } = self;
+        let Computer { total, reserve, desktop, reading, members, .. } = self;
         writeln!(f, "a card of {total}, reserve {reserve}, desktop {desktop} ({reading:?})")?;
         members.iter().try_for_each(|member| writeln!(f, "  {member:?}"))
     }
 }
 
-impl fmt::Debug for Member {
+impl fmt::Debug for Tenant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Member { name, vram, priority, phases, unloads, shape, used, hidden } = self;
+        let Tenant { name, vram, priority, phases, unloads, shape, used, hidden } = self;
         write!(f, "{name}: {vram} MB, priority {priority}, phases {phases:?}")?;
         f.write_str(if *unloads { ", unloads" } else { "" })?;
         write!(f, "; {shape:?}, holds {used}")?;

@@ -8,7 +8,7 @@ use super::*;
 use crate::exit::Code;
 use crate::properties::settings;
 use judge::Judge;
-use machine::{Command, machines};
+use machine::{Call, machines};
 use proptest::prelude::*;
 
 /// Returns what is evicted beside the services that are wanted.
@@ -85,7 +85,7 @@ proptest! {
     #[test]
     fn a_start_stops_strictly_lower_priorities_only(machine in machines()) {
         for command in machine.commands() {
-            let (Command::Start { service, preempt }, Ok(plan)) = (&command, machine.plan(&command))
+            let (Call::Start { service, preempt }, Ok(plan)) = (&command, machine.plan(&command))
             else {
                 continue;
             };

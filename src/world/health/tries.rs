@@ -37,12 +37,12 @@ struct Shared {
     lanes: Vec<Vec<usize>>,
     /// The first lane that nobody has begun.
     next: AtomicUsize,
-    answers: Vec<Answer>,
+    answers: Vec<TryAnswer>,
     answered: Bell,
 }
 
 /// This is what came of a try and how long it took, or its panic; `None` while it is under way.
-type Answer = Mutex<Option<thread::Result<(Healthy, Duration)>>>;
+type TryAnswer = Mutex<Option<thread::Result<(Healthy, Duration)>>>;
 
 impl Tries {
     /// One that is under way when nobody waits for it any more is left behind.

@@ -7,7 +7,7 @@ use crate::world::command::{self, Detached, describe};
 use crate::world::logs;
 use crate::world::process::Id;
 use crate::world::scope::Scope;
-use crate::world::starts::{self, Start};
+use crate::world::starts::{self, StartRecord};
 use crate::world::wait::{Handle, Stop};
 use std::path::{Path, PathBuf};
 use std::process::Child;
@@ -23,7 +23,7 @@ pub struct Started {
     ended: Option<Handle>,
     left_since: Option<Instant>,
     state_dir: PathBuf,
-    record: Start,
+    record: StartRecord,
 }
 
 /// Fails as the start would for want of a place for the log or of the folder to run in. Only where
@@ -57,7 +57,7 @@ pub fn start(
     stop: &Stop,
 ) -> Result<Started> {
     let (log, log_from) = logs::open(state_dir, &service.name)?;
-    let mut record = Start::new(service, native, config);
+    let mut record = StartRecord::new(service, native, config);
     record.log = starts::identity(&log);
     record.log_from = log_from;
     let scope = Scope::offered(&service.name)?;
