@@ -1,5 +1,4 @@
 //! The one error type: a code for scripts, a sentence and hints for people, details for JSON.
-//! Commands return `anyhow::Error`; one that is not a `Failure` is a bug and exits 70.
 
 use crate::exit::Code;
 use serde_json::{Map, Value};
@@ -23,6 +22,12 @@ impl Failure {
         Failure { code, message: message.into(), hints: Vec::new(), details: Box::default() }
     }
 
+    /// What nobody foresaw: a fault of gpuctl's own, which exits 70.
+    pub fn bug(what: impl fmt::Display) -> Self {
+        Failure::new(Code::Internal, what.to_string())
+            .hint("this is a bug in gpuctl; please report it with the command and its output")
+    }
+
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hints.push(hint.into());
         self
@@ -41,13 +46,3 @@ impl fmt::Display for Failure {
 }
 
 impl std::error::Error for Failure {}
-
-/// The failure that a command ended with; anything that nobody foresaw is a bug.
-impl From<anyhow::Error> for Failure {
-    fn from(error: anyhow::Error) -> Self {
-        error.downcast().unwrap_or_else(|bug| {
-            Failure::new(Code::Internal, format!("{bug:#}"))
-                .hint("this is a bug in gpuctl; please report it with the command and its output")
-        })
-    }
-}

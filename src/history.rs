@@ -101,13 +101,10 @@ impl Recorder {
     }
 
     /// Writes how the command ended.
-    pub fn end(&self, result: &anyhow::Result<Answer>) {
+    pub fn end(&self, result: &Result<Answer>) {
         let (exit_code, error) = match result {
             Ok(answer) => (answer.status(), None),
-            Err(error) => match error.downcast_ref::<Failure>() {
-                Some(failure) => (failure.code.status(), Some(failure.message.clone())),
-                None => (Code::Internal.status(), Some(format!("{error:#}"))),
-            },
+            Err(failure) => (failure.code.status(), Some(failure.message.clone())),
         };
         let elapsed_ms = self.begun.elapsed().as_millis() as u64;
         self.write_if_possible(What::End { exit_code, error, elapsed_ms });

@@ -46,7 +46,7 @@ pub fn main() -> ExitCode {
     start_logging(&cli.global, &environment);
     // A panic has told where it happened; what is left is the exit code of a bug.
     let run = AssertUnwindSafe(|| commands::run(&cli, &environment));
-    let result = catch_unwind(run).unwrap_or_else(|_| Err(anyhow::anyhow!("gpuctl panicked")));
+    let result = catch_unwind(run).unwrap_or_else(|_| Err(Failure::bug("gpuctl panicked")));
     let status = match result {
         Ok(answer) => {
             if answer == Answer::Interrupted {
@@ -55,8 +55,7 @@ pub fn main() -> ExitCode {
             }
             answer.status()
         }
-        Err(error) => {
-            let failure = Failure::from(error);
+        Err(failure) => {
             report::print_failure(&failure, cli.global.json);
             failure.code.status()
         }

@@ -11,7 +11,7 @@ use crate::exit::Code;
 use crate::lock::{Guard, Purpose};
 use crate::model::{Presence, Running, Service, Snapshot, State};
 use crate::observe::observe;
-use crate::plan::{self, Plan, Refusal};
+use crate::plan::{self, Plan};
 use crate::progress::Progress;
 use crate::world::nvml::Reader;
 use crate::world::wait::{Event, Stop, wait};
@@ -46,7 +46,7 @@ impl Hands<'_> {
     pub fn carry_out(
         &self,
         stop: &Stop,
-        plan: impl FnOnce(&Config, &Snapshot) -> std::result::Result<Plan, Refusal>,
+        plan: impl FnOnce(&Config, &Snapshot) -> Result<Plan>,
     ) -> Result<()> {
         let before = self.observe(stop)?;
         let plan = plan(self.config, &before)?;

@@ -5,17 +5,17 @@ use super::Session;
 use crate::canary::ledger::{Ledger, owed};
 use crate::cli::{DryRun, WaitArgs};
 use crate::config::Config;
+use crate::error::Result;
 use crate::execute::{Context, Outcome, execute};
 use crate::exit::Answer;
 use crate::history::Recorder;
 use crate::lock::{Guard, Purpose};
 use crate::model::{Manager, Service, Snapshot};
 use crate::observe::observe;
-use crate::plan::{Plan, Refusal, StartHow, reading_required};
+use crate::plan::{Plan, StartHow, reading_required};
 use crate::report::{ActReport, Subject, print};
 use crate::world::native;
 use crate::world::nvml::Reader;
-use anyhow::{Result, bail};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -28,7 +28,7 @@ pub fn act(
     waiting: &WaitArgs,
     dry_run: &DryRun,
     asks: impl Fn(&Service) -> bool,
-    plan: impl FnOnce(&Config, &Snapshot) -> std::result::Result<Plan, Refusal>,
+    plan: impl FnOnce(&Config, &Snapshot) -> Result<Plan>,
 ) -> Result<Answer> {
     let patience = waiting.patience(&session.config)?;
     session.tell_what_is_owed();
@@ -55,7 +55,7 @@ pub fn carry_out(
     session: &Session,
     mut reader: Reader,
     asks: impl Fn(&Service) -> bool,
-    plan: impl FnOnce(&Config, &Snapshot) -> std::result::Result<Plan, Refusal>,
+    plan: impl FnOnce(&Config, &Snapshot) -> Result<Plan>,
 ) -> Result<(Plan, Outcome)> {
     let (before, plan) = decide(session, &mut reader, asks, plan, true)?;
     let context = Context {
@@ -69,13 +69,11 @@ pub fn carry_out(
     match outcome.failure.take() {
         None => Ok((plan, outcome)),
         // What was done before it failed belongs to the failure.
-        Some(failure) => bail!(
-            failure
-                .detail("stopped", outcome.stopped)
-                .detail("unloaded", outcome.unloaded)
-                .detail("started", outcome.started)
-                .detail("elapsed_ms", outcome.elapsed.as_millis() as u64)
-        ),
+        Some(failure) => Err(failure
+            .detail("stopped", outcome.stopped)
+            .detail("unloaded", outcome.unloaded)
+            .detail("started", outcome.started)
+            .detail("elapsed_ms", outcome.elapsed.as_millis() as u64)),
     }
 }
 
@@ -83,12 +81,12 @@ fn decide(
     session: &Session,
     reader: &mut Reader,
     asks: impl Fn(&Service) -> bool,
-    plan: impl FnOnce(&Config, &Snapshot) -> std::result::Result<Plan, Refusal>,
+    plan: impl FnOnce(&Config, &Snapshot) -> Result<Plan>,
     is_real: bool,
 ) -> Result<(Snapshot, Plan)> {
     let before = observe(&session.config, reader, &session.stop, &asks)?;
     if before.vram.no_such_gpu {
-        bail!(reading_required(&before.vram));
+        return Err(reading_required(&before.vram));
     }
     let plan = plan(&session.config, &before)?;
     refuse_unstartable(&plan, &session.config, is_real)?;

@@ -2,14 +2,13 @@
 
 use super::Session;
 use crate::cli::AdoptArgs;
-use crate::error::Failure;
+use crate::error::{Failure, Result};
 use crate::exit::{Answer, Code};
 use crate::model::Manager;
 use crate::observe::{adoptable, gpu_pids};
 use crate::report::{AdoptReport, Subject};
 use crate::world::nvml::Reader;
 use crate::world::starts;
-use anyhow::{Result, bail};
 use std::time::Duration;
 
 pub fn run(arguments: &AdoptArgs, session: Session) -> Result<Answer> {
@@ -18,10 +17,8 @@ pub fn run(arguments: &AdoptArgs, session: Session) -> Result<Answer> {
     let Manager::Native(native) = &service.manager else {
         let (name, kind) = (&service.name, service.manager.type_name());
         let message = format!("{name} is of type {kind}: its manager knows its processes");
-        bail!(
-            Failure::new(Code::Usage, message)
-                .hint("only a native service adopts processes that were started by hand")
-        );
+        return Err(Failure::new(Code::Usage, message)
+            .hint("only a native service adopts processes that were started by hand"));
     };
     let mut pids = arguments.pids.clone();
     pids.sort_unstable();

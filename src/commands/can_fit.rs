@@ -2,14 +2,13 @@
 
 use super::Session;
 use crate::cli::CanFitArgs;
-use crate::error::Failure;
+use crate::error::{Failure, Result};
 use crate::exit::{Answer, Code};
 use crate::model::{Mb, Source};
 use crate::observe::observe;
 use crate::plan::{CardBudget, reading_required};
 use crate::report::CanFitReport;
 use crate::world::nvml::Reader;
-use anyhow::{Result, bail};
 
 pub fn run(arguments: &CanFitArgs, session: Session) -> Result<Answer> {
     let config = &session.config;
@@ -17,7 +16,7 @@ pub fn run(arguments: &CanFitArgs, session: Session) -> Result<Answer> {
     let required = match Mb::parse(&arguments.what) {
         Some(size) => size,
         None if arguments.what.starts_with(|c: char| c.is_ascii_digit()) => {
-            bail!(no_size(&arguments.what));
+            return Err(no_size(&arguments.what));
         }
         None => config.service(&arguments.what)?.vram,
     };

@@ -10,13 +10,13 @@ use crate::canary::trial::Trial;
 use crate::cli::{self, CanaryMode, CanaryRunArgs};
 use crate::config::{Canary, Mode};
 use crate::error;
+use crate::error::{Failure, Result};
 use crate::exit::Answer;
 use crate::lock;
 use crate::report::{CanaryRunReport, CanaryStatusReport, DoneReport, VerdictReport, print};
 use crate::screen::text::span;
 use crate::world::host;
 use crate::world::nvml::Reader;
-use anyhow::{Result, bail};
 use serde_json::{Map, Value};
 use std::sync::Mutex;
 
@@ -108,7 +108,7 @@ fn trial(arguments: &CanaryRunArgs, session: &Session) -> Result<Answer> {
     let released = guard.release(progress);
     let report = CanaryRunReport::new(&verdict, mode, &document, &outcome);
     if let Some(failure) = outcome.failure() {
-        bail!(failure.detail("canary", serde_json::to_value(&report)?));
+        return Err(failure.detail("canary", serde_json::to_value(&report).map_err(Failure::bug)?));
     }
     released?;
     print(&report, &session.form)?;
@@ -134,7 +134,7 @@ fn recover(session: &Session) -> Result<Answer> {
         None => "nothing to recover".to_owned(),
         Some(restored) => {
             if let Some(failure) = restored.failure {
-                bail!(failure);
+                return Err(failure);
             }
             format!("{} is back; it was away for {}", canary.service, span(restored.downtime))
         }

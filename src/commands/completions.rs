@@ -3,9 +3,9 @@
 use crate::cli::{Cli, CompleteArgs, CompletionsArgs, Shell};
 use crate::completion::{Offer, offer};
 use crate::config::Environment;
+use crate::error::Result;
 use crate::exit::Answer;
 use crate::report::print_text;
-use anyhow::Result;
 use clap::CommandFactory;
 
 pub fn run(arguments: &CompletionsArgs) -> Result<Answer> {

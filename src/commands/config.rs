@@ -8,7 +8,6 @@ use crate::config::{
 use crate::error::{self, Failure};
 use crate::exit::{Answer, Code};
 use crate::report::{CheckReport, Form, PathReport, print, print_json, print_text};
-use anyhow::{Result, bail};
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -44,7 +43,7 @@ fn init(arguments: &ConfigInitArgs, global: &Global, environment: &Environment) 
             "cannot write {}: the starting configuration is TOML, and a file of that name is read as JSON",
             path.display()
         );
-        bail!(Failure::new(code, message).hint("name it .toml, with --output PATH"));
+        return Err(Failure::new(code, message).hint("name it .toml, with --output PATH"));
     }
     write(&path, arguments.force)?;
     let report = PathReport { path: Some(path.display().to_string()) };
@@ -84,10 +83,11 @@ fn check(global: &Global, environment: &Environment) -> Result<Answer> {
     config.require_file()?;
     let overlaps = overlaps(&config);
     if let Some(overlap) = overlaps.iter().find(|overlap| overlap.is_certain) {
-        bail!(
-            Failure::new(Code::Config, format!("configuration {}: {overlap}", path_of(&config)))
-                .hint(overlap.hint())
-        );
+        return Err(Failure::new(
+            Code::Config,
+            format!("configuration {}: {overlap}", path_of(&config)),
+        )
+        .hint(overlap.hint()));
     }
     let warning = |overlap: &Overlap| format!("{overlap}: {}", overlap.hint());
     let report = CheckReport {
@@ -106,10 +106,10 @@ fn path_of(config: &Config) -> String {
 
 fn show(global: &Global, environment: &Environment) -> Result<Answer> {
     let config = load(global, environment)?;
-    let document = masked(&config.file)?;
+    let document = masked(&config.file).map_err(Failure::bug)?;
     match global.json {
         true => print_json(&document)?,
-        false => print_text(&toml::to_string(&document)?)?,
+        false => print_text(&toml::to_string(&document).map_err(Failure::bug)?)?,
     }
     Ok(Answer::Yes)
 }
@@ -117,10 +117,8 @@ fn show(global: &Global, environment: &Environment) -> Result<Answer> {
 fn path(global: &Global, environment: &Environment) -> Result<Answer> {
     let path = environment.find_config(global.config.as_deref());
     let Some(path) = path else {
-        bail!(
-            Failure::new(Code::Config, "no configuration found")
-                .hint("write one with `gpuctl config init`")
-        );
+        return Err(Failure::new(Code::Config, "no configuration found")
+            .hint("write one with `gpuctl config init`"));
     };
     let report = PathReport { path: Some(path.display().to_string()) };
     print(&report, &Form::new(global.json, environment)).map(|()| Answer::Yes)

@@ -3,11 +3,11 @@
 use super::{Session, no_duration};
 use crate::cli::HistoryArgs;
 use crate::config::Span;
+use crate::error::Result;
 use crate::exit::Answer;
 use crate::history::read;
 use crate::report::{HistoryReport, print};
 use crate::world::host;
-use anyhow::Result;
 
 pub fn run(arguments: &HistoryArgs, session: &Session) -> Result<Answer> {
     let span = |text| Span::of_any_length(text).ok_or_else(|| no_duration("--since", text, ""));

@@ -2,12 +2,11 @@
 
 use super::{Session, duration};
 use crate::cli::{LockAcquireArgs, LockCommand, LockReleaseArgs};
-use crate::error::Failure;
+use crate::error::{Failure, Result};
 use crate::exit::{Answer, Code};
 use crate::lock::{self, Release, Wanted};
 use crate::progress::Waiting;
 use crate::report::{AcquiredReport, LockStatusReport, ReleasedReport, deliver, print};
-use anyhow::{Result, bail};
 
 pub fn run(command: &LockCommand, session: Session) -> Result<Answer> {
     match command {
@@ -21,17 +20,15 @@ fn acquire(arguments: &LockAcquireArgs, session: &Session) -> Result<Answer> {
     let config = &session.config;
     let holder = &arguments.holder;
     if holder.is_empty() || *holder != lock::shown(holder) {
-        bail!(
-            Failure::new(Code::Usage, format!("\"{holder}\" cannot be shown as a holder"))
-                .hint("a name without |, quotes and control characters")
-        );
+        return Err(Failure::new(Code::Usage, format!("\"{holder}\" cannot be shown as a holder"))
+            .hint("a name without |, quotes and control characters"));
     }
     let ttl = match &arguments.ttl {
         Some(text) => duration("--ttl", text)?,
         None => config.lock.ttl,
     };
     if ttl.is_zero() {
-        bail!(Failure::new(Code::Usage, "--ttl: a lock without time is no lock"));
+        return Err(Failure::new(Code::Usage, "--ttl: a lock without time is no lock"));
     }
     let patience = arguments.waiting.patience(config)?;
     if let Some(token) = &config.lock.token {
@@ -58,11 +55,13 @@ fn release(arguments: &LockReleaseArgs, session: &Session) -> Result<Answer> {
     let token = match (arguments.force, &arguments.token, &config.lock.token) {
         (true, ..) => None,
         (false, Some(token), _) | (false, None, Some(token)) => Some(token.as_str()),
-        (false, None, None) => {
-            bail!(Failure::new(Code::Usage, "no token: whose lock is to be released?").hint(
-                "--token TOKEN, or GPUCTL_LOCK_TOKEN in the environment; --force releases anybody's"
-            ))
-        }
+        (false, None, None) => return Err(Failure::new(
+            Code::Usage,
+            "no token: whose lock is to be released?",
+        )
+        .hint(
+            "--token TOKEN, or GPUCTL_LOCK_TOKEN in the environment; --force releases anybody's",
+        )),
     };
     let released = lock::release(config, token)?;
     print(&ReleasedReport::new(&released), &session.form)?;

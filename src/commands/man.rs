@@ -1,11 +1,10 @@
 //! `gpuctl man`.
 
 use crate::cli::ManArgs;
-use crate::error::Failure;
+use crate::error::{Failure, Result};
 use crate::exit::{Answer, Code};
 use crate::manual::pages;
 use crate::report::print_text;
-use anyhow::Result;
 use std::fs;
 use std::io::Error;
 use std::path::Path;

@@ -21,7 +21,7 @@ mod watch;
 use crate::canary::guardian;
 use crate::cli::{Cli, Command, Global, WaitArgs};
 use crate::config::{Config, Environment, Span};
-use crate::error::Failure;
+use crate::error::{Failure, Result};
 use crate::exit::{Answer, Code};
 use crate::lock::watchdog;
 use crate::progress::Progress;
@@ -29,7 +29,6 @@ use crate::report::{Form, Report, print};
 use crate::screen::Screen;
 use crate::world::caller;
 use crate::world::wait::Stop;
-use anyhow::{Context, Result};
 use std::time::Duration;
 
 /// This is what every command that looks at the world works with.
@@ -47,7 +46,8 @@ impl Session {
         caller::lift_limits()?;
         Ok(Session {
             config: load(global, environment)?,
-            stop: Stop::on_signals().context("cannot handle signals")?,
+            stop: Stop::on_signals()
+                .map_err(|e| Failure::bug(format!("cannot handle signals: {e}")))?,
             progress: Progress::new(
                 global.quiet,
                 Screen::of(rustix::stdio::stderr(), environment),
@@ -91,7 +91,7 @@ impl WaitArgs {
 }
 
 fn load(global: &Global, environment: &Environment) -> Result<Config> {
-    Ok(Config::load(global.config.as_deref(), global.gpu.as_deref(), environment)?)
+    Config::load(global.config.as_deref(), global.gpu.as_deref(), environment)
 }
 
 pub fn run(cli: &Cli, environment: &Environment) -> Result<Answer> {

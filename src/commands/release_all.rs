@@ -2,10 +2,10 @@
 
 use super::{Session, act::act};
 use crate::cli::ReleaseAllArgs;
+use crate::error::Result;
 use crate::exit::Answer;
 use crate::plan;
 use crate::report::Subject;
-use anyhow::Result;
 
 pub fn run(arguments: &ReleaseAllArgs, session: Session) -> Result<Answer> {
     session.config.require_file()?;

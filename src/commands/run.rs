@@ -5,7 +5,7 @@ use super::act::carry_out;
 use super::duration;
 use crate::cli::{RunArgs, Target};
 use crate::config::{Config, Environment};
-use crate::error::Failure;
+use crate::error::{Failure, Result};
 use crate::exit::{Answer, Code};
 use crate::lock::watchdog::end_command;
 use crate::lock::{Guard, check_grace};
@@ -17,7 +17,6 @@ use crate::world::job::{Ending, Job, could_start};
 use crate::world::nvml::Reader;
 use crate::world::process;
 use crate::world::wait::Stop;
-use anyhow::Result;
 use std::ffi::{OsStr, OsString};
 use std::time::{Duration, Instant};
 
@@ -113,9 +112,7 @@ fn work(
     guard.forget_command();
     // Where the lock is lost, nothing else that went wrong matters.
     guard.lease().check()?;
-    Ok(ending?
-        .0
-        .ok_or_else(|| Failure::new(Code::Internal, "the command was left while it ran"))?)
+    ending?.0.ok_or_else(|| Failure::new(Code::Internal, "the command was left while it ran"))
 }
 
 fn vanished(pid: Pid) -> Failure {

@@ -12,7 +12,6 @@ use crate::observe::observe;
 use crate::report::{Form, StatusReport, print, print_text, prometheus};
 use crate::world::nvml::Reader;
 use crate::world::wait::{Aside, Stop, wait};
-use anyhow::{Result, bail};
 use std::time::{Duration, Instant};
 
 /// Beyond the limits that looking at the lock has itself.
@@ -25,7 +24,7 @@ pub fn run(arguments: &StatusArgs, session: Session) -> Result<Answer> {
     }
     if arguments.prometheus && matches!(session.form, Form::Json) {
         let message = "--prometheus and --json cannot be used together";
-        bail!(Failure::new(Code::Usage, message).hint("use one or the other"));
+        return Err(Failure::new(Code::Usage, message).hint("use one or the other"));
     }
     let report = look(config, &mut Reader::open(&config.gpu), &session.stop)?;
     match &session.form {

@@ -2,10 +2,10 @@
 
 use super::{Session, act::act};
 use crate::cli::StopArgs;
+use crate::error::Result;
 use crate::exit::Answer;
 use crate::plan;
 use crate::report::Subject;
-use anyhow::Result;
 
 pub fn run(arguments: &StopArgs, session: Session) -> Result<Answer> {
     for name in &arguments.services {

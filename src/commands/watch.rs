@@ -2,6 +2,7 @@
 //! on the screen, with its age.
 
 use super::{Session, status};
+use crate::error::{Failure, Result};
 use crate::exit::Answer;
 use crate::report::Display;
 use crate::world::host;
@@ -9,7 +10,6 @@ use crate::world::job::stop_own_group;
 use crate::world::nvml::Reader;
 use crate::world::terminal::Terminal;
 use crate::world::wait::{Aside, Woken, wait};
-use anyhow::{Context, Result};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -27,7 +27,8 @@ pub fn run(every: Duration, session: Session) -> Result<Answer> {
             status::look(&config, &mut reader, &stop)
         })
     };
-    let terminal = Terminal::observed().context("cannot handle signals")?;
+    let terminal =
+        Terminal::observed().map_err(|e| Failure::bug(format!("cannot handle signals: {e}")))?;
     let mut display = Display::open(form, every)?;
     let (mut looking, mut due) = (Some(begin()?), Instant::now() + every);
     loop {

@@ -1,8 +1,8 @@
 //! The arithmetic of memory: what services commit, what others hold, what that leaves.
 
-use super::{Plan, Refusal};
+use super::Plan;
 use crate::config::Config;
-use crate::error::Failure;
+use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::model::{Evict, GpuProcess, Mb, Observed, Service, Snapshot, Vram};
 use serde_json::{Value, json};
@@ -118,10 +118,10 @@ pub fn insufficient(
     budget: &CardBudget,
     needed: &HashSet<&str>,
     evicted: &HashSet<&str>,
-) -> Refusal {
+) -> Failure {
     let Some(capacity) = budget.capacity else {
         let refusal = reading_required(&snapshot.vram);
-        return Refusal {
+        return Failure {
             message: format!("cannot decide which services have to make room: {}", refusal.message),
             ..refusal
         };
@@ -191,7 +191,7 @@ pub fn ensure_fits(
     budget: &CardBudget,
     needed: &HashSet<&str>,
     plan: &mut Plan,
-) -> Result<(), Refusal> {
+) -> Result<()> {
     let evicted = plan.evict.iter().map(|eviction| eviction.service.as_str()).collect();
     if budget.fits(needed, &evicted) == Some(true) {
         return Ok(());

@@ -14,15 +14,12 @@ pub use phase::prepare_phase;
 pub use preempt::{start, start_again};
 
 use crate::config::Config;
-use crate::error::Failure;
+use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::model::{
     AnsweredBy, Evict, Mb, Observed, Presence, Service, Snapshot, Source, State, Trouble, Unproven,
 };
 use fit::presumed;
-
-/// Why a plan is not made; a result like any other.
-pub type Refusal = Failure;
 
 /// This is what is to be done, in three stages: evictions side by side, then the wait for their
 /// memory, then starts side by side.
@@ -77,12 +74,7 @@ pub enum StartHow {
 
 /// Stops the named services, or waits for those that are being stopped; those that do not run are
 /// left as they are.
-pub fn stop(
-    config: &Config,
-    snapshot: &Snapshot,
-    names: &[String],
-    force: bool,
-) -> Result<Plan, Refusal> {
+pub fn stop(config: &Config, snapshot: &Snapshot, names: &[String], force: bool) -> Result<Plan> {
     let mut plan = Plan::default();
     for service in &config.services {
         let observed = snapshot.service(&service.name);
@@ -105,7 +97,7 @@ pub fn stop(
 }
 
 /// Stops every service that runs.
-pub fn release_all(config: &Config, snapshot: &Snapshot, force: bool) -> Result<Plan, Refusal> {
+pub fn release_all(config: &Config, snapshot: &Snapshot, force: bool) -> Result<Plan> {
     let mut plan = Plan::default();
     for service in &config.services {
         let observed = snapshot.service(&service.name);
@@ -136,7 +128,7 @@ impl Plan {
     }
 
     /// Adds what makes a needed service ready, whatever state it is in.
-    fn need(&mut self, service: &Service, observed: &Observed) -> Result<(), Refusal> {
+    fn need(&mut self, service: &Service, observed: &Observed) -> Result<()> {
         self.needed.push(service.name.clone());
         if let Some(stranger @ AnsweredBy { service: None, .. }) = &observed.answered_by {
             return Err(stranger.in_the_way_of(service));
@@ -187,7 +179,7 @@ impl Plan {
 
     /// Sees to the ports that needed services share with others: who holds one must go entirely,
     /// and who is not evicted is in the way.
-    fn clear_ports(&mut self, needed: &[&Service], snapshot: &Snapshot) -> Result<(), Refusal> {
+    fn clear_ports(&mut self, needed: &[&Service], snapshot: &Snapshot) -> Result<()> {
         for service in needed {
             let answered_by = &snapshot.service(&service.name).answered_by;
             let Some(holder @ AnsweredBy { service: Some(name), .. }) = answered_by else {
@@ -242,13 +234,13 @@ fn has_unloaded(service: &Service, observed: &Observed) -> bool {
 }
 
 /// The manager's failure, told of a service.
-fn about(service: &Service, failure: &Failure) -> Refusal {
+fn about(service: &Service, failure: &Failure) -> Failure {
     Failure { message: format!("{}: {}", service.name, failure.message), ..failure.clone() }
 }
 
 /// A service that may be running, for all that can be told, spoils every plan that counts on its
 /// being stopped.
-fn refuse_unknown(service: &Service, observed: &Observed) -> Result<(), Refusal> {
+fn refuse_unknown(service: &Service, observed: &Observed) -> Result<()> {
     match &observed.presence {
         Presence::Unknown(failure) => {
             let refusal = about(service, failure);
@@ -270,7 +262,7 @@ fn is_coming_up(service: &Service, observed: &Observed) -> bool {
 }
 
 /// A service of which there is nothing but what may be its own cannot be said to be stopped.
-fn refuse_unproven(service: &Service, observed: &Observed) -> Result<(), Refusal> {
+fn refuse_unproven(service: &Service, observed: &Observed) -> Result<()> {
     let Some(first) = observed.unproven.first().filter(|_| !observed.can_be_stopped()) else {
         return Ok(());
     };

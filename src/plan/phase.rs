@@ -2,19 +2,15 @@
 
 use super::fit::{CardBudget, ensure_fits};
 use super::preempt::make_room;
-use super::{Plan, Refusal, refuse_unknown, refuse_unproven, warn_of_estimate};
+use super::{Plan, refuse_unknown, refuse_unproven, warn_of_estimate};
 use crate::config::Config;
+use crate::error::Result;
 use crate::model::{Mb, Service, Snapshot};
 use std::collections::HashSet;
 
 /// Eagerly, everything that the phase does not need is evicted; lazily, only as much as the
 /// needed services require. A phase that needs nothing releases everything, eagerly.
-pub fn prepare_phase(
-    config: &Config,
-    snapshot: &Snapshot,
-    phase: u32,
-    lazy: bool,
-) -> Result<Plan, Refusal> {
+pub fn prepare_phase(config: &Config, snapshot: &Snapshot, phase: u32, lazy: bool) -> Result<Plan> {
     let (needed, others): (Vec<&Service>, Vec<&Service>) =
         config.services.iter().partition(|service| service.phases.contains(&phase));
     let budget = CardBudget::of(config, snapshot);

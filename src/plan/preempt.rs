@@ -2,8 +2,9 @@
 //! Kubernetes' preemption: each victim, highest priority first, is spared again if it fits after all.
 
 use super::fit::{CardBudget, ensure_fits, insufficient};
-use super::{Plan, Refusal, refuse_unknown, warn_of_estimate};
+use super::{Plan, refuse_unknown, warn_of_estimate};
 use crate::config::Config;
+use crate::error::Result;
 use crate::model::{Mb, Presence, Service, Snapshot};
 use std::cmp::Reverse;
 use std::collections::HashSet;
@@ -14,7 +15,7 @@ pub fn start(
     snapshot: &Snapshot,
     service: &Service,
     preempt: bool,
-) -> Result<Plan, Refusal> {
+) -> Result<Plan> {
     let mut plan = Plan::default();
     plan.need(service, snapshot.service(&service.name))?;
     let needed = HashSet::from([service.name.as_str()]);
@@ -44,7 +45,7 @@ pub fn start(
 
 /// `start` of a service that ran a moment ago beside all that is on the card now: it goes back as it
 /// was, also where it would not be let in for what everybody has declared.
-pub fn start_again(snapshot: &Snapshot, service: &Service) -> Result<Plan, Refusal> {
+pub fn start_again(snapshot: &Snapshot, service: &Service) -> Result<Plan> {
     let mut plan = Plan::default();
     plan.need(service, snapshot.service(&service.name))?;
     plan.required = Mb(0);
@@ -59,7 +60,7 @@ pub fn make_room(
     needed: &HashSet<&str>,
     candidates: &[&Service],
     plan: &mut Plan,
-) -> Result<(), Refusal> {
+) -> Result<()> {
     let mut candidates: Vec<&Service> = candidates
         .iter()
         .copied()

@@ -120,22 +120,22 @@ impl Scenario {
         self
     }
 
-    fn prepare(&self, phase: u32) -> Result<Plan, Refusal> {
+    fn prepare(&self, phase: u32) -> Result<Plan> {
         prepare_phase(&self.config, &self.snapshot, phase, false)
     }
 
-    fn prepare_lazily(&self, phase: u32) -> Result<Plan, Refusal> {
+    fn prepare_lazily(&self, phase: u32) -> Result<Plan> {
         prepare_phase(&self.config, &self.snapshot, phase, true)
     }
 
-    fn start(&self, name: &str) -> Result<Plan, Refusal> {
+    fn start(&self, name: &str) -> Result<Plan> {
         let service = self.config.service(name).expect("the test names configured services");
         start(&self.config, &self.snapshot, service, true)
     }
 }
 
 /// A plan in one line: `-stopped ~unloaded +started =kept`.
-fn short(plan: Result<Plan, Refusal>) -> String {
+fn short(plan: Result<Plan>) -> String {
     match plan {
         Err(refusal) => format!("refused {}", refusal.code.status()),
         Ok(plan) => {

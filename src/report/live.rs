@@ -4,9 +4,9 @@
 
 use super::{Form, Report, StatusReport, print_part};
 use crate::config::Span;
+use crate::error::{Failure, Result};
 use crate::screen::layout::{HANGING, Text, flow, listed};
 use crate::screen::{FAINT, Screen, WARNING};
-use anyhow::Result;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use serde::Serialize;
@@ -61,7 +61,7 @@ impl Display {
             Form::Json => {
                 let time = at.strftime("%FT%TZ").to_string();
                 let sample = Sample { time, report: &seen.report };
-                print_part(&format!("{}\n", serde_json::to_string(&sample)?))
+                print_part(&format!("{}\n", serde_json::to_string(&sample).map_err(Failure::bug)?))
             }
             Form::Text(screen) if self.page.is_none() => {
                 let gap = if is_first { "" } else { "\n" };

@@ -21,12 +21,11 @@ pub use lock::{AcquiredReport, LockReport, LockStatusReport, ReleasedReport};
 pub use status::StatusReport;
 
 use crate::config::Environment;
-use crate::error::Failure;
+use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::model::{Mb, Pid, Source};
 use crate::screen::Screen;
 use crate::screen::text::on_one_line;
-use anyhow::Result;
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::io::Write;
@@ -60,12 +59,12 @@ pub fn print(report: &impl Report, form: &Form) -> Result<()> {
 
 /// Prints a report that is of no use unread: that nobody reads it is a failure too.
 pub fn deliver(report: &impl Report, form: &Form) -> Result<()> {
-    Ok(write(&text_of(report, form)?).map_err(|e| unprinted(&e))?)
+    write(&text_of(report, form)?).map_err(|e| unprinted(&e))
 }
 
 fn text_of(report: &impl Report, form: &Form) -> Result<String> {
     Ok(match form {
-        Form::Json => format!("{:#}\n", serde_json::to_value(report)?),
+        Form::Json => format!("{:#}\n", serde_json::to_value(report).map_err(Failure::bug)?),
         Form::Text(screen) => report.text(screen),
     })
 }
@@ -85,7 +84,7 @@ pub fn print_part(text: &str) -> Result<bool> {
     match write(text) {
         Ok(()) => Ok(true),
         Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
-        Err(e) => Err(unprinted(&e).into()),
+        Err(e) => Err(unprinted(&e)),
     }
 }
 

@@ -2,12 +2,12 @@
 //! of them.
 
 use crate::config::Config;
-use crate::error::Failure;
+use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::model::{
     GpuProcess, Mb, Observed, Presence, Running, Snapshot, Source, State, Trouble, Vram,
 };
-use crate::plan::{self, EvictHow, Plan, Refusal, StartHow};
+use crate::plan::{self, EvictHow, Plan, StartHow};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use std::fmt;
@@ -200,7 +200,7 @@ impl Computer {
         commands
     }
 
-    pub fn plan(&self, command: &Call) -> Result<Plan, Refusal> {
+    pub fn plan(&self, command: &Call) -> Result<Plan> {
         let (config, snapshot) = (&self.config, self.snapshot());
         match command {
             Call::Prepare { phase, lazy } => plan::prepare_phase(config, &snapshot, *phase, *lazy),
