@@ -9,7 +9,6 @@ use crate::canary::restore::{Hands, recover as put_right};
 use crate::canary::trial::Trial;
 use crate::cli::{self, CanaryMode, CanaryRunArgs};
 use crate::config::{Canary, Mode};
-use crate::error;
 use crate::error::{Failure, Result};
 use crate::exit::Answer;
 use crate::lock;
@@ -46,7 +45,7 @@ fn recorded(
 }
 
 /// The candidate's parameters as they were given.
-fn document(arguments: &cli::CandidateArgs, canary: &Canary) -> error::Result<Map<String, Value>> {
+fn document(arguments: &cli::CandidateArgs, canary: &Canary) -> Result<Map<String, Value>> {
     match &arguments.candidate {
         Some(path) => candidate::read(path),
         None => candidate::assigned(&arguments.set, &canary.bounds),

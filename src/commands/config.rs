@@ -5,7 +5,7 @@ use crate::cli::{self, ConfigInitArgs, Global};
 use crate::config::{
     Config, Environment, Overlap, TEMPLATE, file::ConfigFile, is_json, masked, overlaps,
 };
-use crate::error::{self, Failure};
+use crate::error::{Failure, Result};
 use crate::exit::{Answer, Code};
 use crate::report::{CheckReport, Form, PathReport, print, print_json, print_text};
 use std::fs::{self, DirBuilder, OpenOptions};
@@ -51,7 +51,7 @@ fn init(arguments: &ConfigInitArgs, global: &Global, environment: &Environment) 
 }
 
 /// Writes the template as a new private file, which replaces an old one only as a whole.
-fn write(path: &Path, overwrite: bool) -> error::Result<()> {
+fn write(path: &Path, overwrite: bool) -> Result<()> {
     let failed =
         |e: std::io::Error| Failure::new(Code::Io, format!("cannot write {}: {e}", path.display()));
     if !overwrite && path.symlink_metadata().is_ok() {

@@ -4,7 +4,7 @@ use super::Session;
 use crate::canary::ledger::Ledger;
 use crate::cli::StatusArgs;
 use crate::config::Config;
-use crate::error::{Failure, Result as Checked};
+use crate::error::{Failure, Result};
 use crate::exit::{Answer, Code};
 use crate::lock::{self, Held};
 use crate::model::State;
@@ -40,7 +40,7 @@ pub fn run(arguments: &StatusArgs, session: Session) -> Result<Answer> {
 
 /// All that there is to see, the lock beside everything else: a server that hangs costs no more
 /// than a health check that does.
-pub fn look(config: &Config, reader: &mut Reader, stop: &Stop) -> Checked<StatusReport> {
+pub fn look(config: &Config, reader: &mut Reader, stop: &Stop) -> Result<StatusReport> {
     let looking = Aside::begin({
         let config = config.clone();
         move || lock::look(&config)
@@ -54,7 +54,7 @@ pub fn look(config: &Config, reader: &mut Reader, stop: &Stop) -> Checked<Status
 }
 
 /// Who holds the lock, as far as its place answers in time.
-fn found(looking: &Aside<Checked<Option<Held>>>, stop: &Stop) -> Checked<Option<Held>> {
+fn found(looking: &Aside<Result<Option<Held>>>, stop: &Stop) -> Result<Option<Held>> {
     wait(&[looking.ended().fd()], stop, Instant::now() + LOCK_LIMIT);
     let silent = || Err(Failure::new(Code::Unavailable, "the lock is not answering"));
     looking.take().unwrap_or_else(silent)
