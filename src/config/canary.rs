@@ -152,8 +152,8 @@ pub struct Canary {
 }
 
 impl CanaryTable {
-    /// Puts the environment's word over the file's.
-    fn overlay(&mut self, environment: &Environment) -> Result<(), Complaint<&'static str>> {
+    /// Puts the environment's word over the file's; a complaint is about a variable.
+    pub fn overlay(&mut self, environment: &Environment) -> Result<(), Complaint<&'static str>> {
         let span = |text: &str| Span::parse(text).ok_or("not a duration");
         let some_time = |text: &str| match span(text)? {
             Span(Duration::ZERO) => Err("not longer than zero"),
@@ -196,12 +196,12 @@ impl CanaryTable {
         })
     }
 
+    /// Gives the section its meaning, with the environment's word in it already.
     pub fn resolve(
-        &mut self,
+        &self,
         services: &[Service],
         environment: &Environment,
     ) -> Result<Canary, Complaint<&'static str>> {
-        self.overlay(environment)?;
         if !services.iter().any(|service| service.name == self.service) {
             return Err(("service", format!("no service \"{}\" is configured", self.service)));
         }

@@ -111,11 +111,15 @@ pub fn validate(
         }
         services.push(service);
     }
-    let canary = file.canary.as_mut().map(|canary| canary.resolve(&services, environment));
-    let canary = canary.transpose().map_err(|(key, problem)| match key.starts_with("KLR_") {
-        true => wrong_variable(key, &problem),
-        false => complain(&["canary", key], &problem),
-    })?;
+    let canary = match &mut file.canary {
+        Some(canary) => {
+            let wrong = |(name, problem): Complaint<_>| wrong_variable(name, &problem);
+            canary.overlay(environment).map_err(wrong)?;
+            let resolved = canary.resolve(&services, environment);
+            Some(resolved.map_err(|(key, problem)| complain(&["canary", key], &problem))?)
+        }
+        None => None,
+    };
     let phases =
         phases(&file, &services).map_err(|(key, problem)| complain(&["phases", &key], &problem))?;
 

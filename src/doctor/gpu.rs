@@ -36,10 +36,9 @@ pub fn examine(case: &Examined) -> Vec<Check> {
 
 fn judge(case: &Examined, vram: &Vram, fault: Option<&Fault>) -> Vec<Check> {
     let device = vram.device.as_ref();
-    let missing = vram.no_such_gpu.then(|| Fault {
-        part: Layer::Device,
-        what: vram.error.clone().unwrap_or_default(),
-        remedy: "name one of those by gpu.index, gpu.uuid or --gpu".to_owned(),
+    let missing = vram.no_such_gpu.then(|| {
+        let what = vram.error.as_deref().unwrap_or_default();
+        Fault::new(Layer::Device, what, "name one of those by gpu.index, gpu.uuid or --gpu")
     });
     let fault = fault.or(missing.as_ref());
     let library = case.gpu.library.as_ref().map(|path| path.display().to_string());
@@ -64,9 +63,9 @@ fn judge(case: &Examined, vram: &Vram, fault: Option<&Fault>) -> Vec<Check> {
     ];
     let mut checks: Vec<Check> = found
         .into_iter()
-        .map(|(part, id, found)| match fault {
-            Some(fault) if fault.part == part => Check::fail(id, &fault.what, remedy(fault)),
-            Some(fault) if fault.part < part => Check::skip(id, "NVML cannot be queried"),
+        .map(|(layer, id, found)| match fault {
+            Some(fault) if fault.layer == layer => Check::fail(id, &fault.what, remedy(fault)),
+            Some(fault) if fault.layer < layer => Check::skip(id, "NVML cannot be queried"),
             _ => Check::pass(id, found),
         })
         .collect();
@@ -78,11 +77,11 @@ fn judge(case: &Examined, vram: &Vram, fault: Option<&Fault>) -> Vec<Check> {
 
 /// The driver's word is short; here is room for what usually helps.
 fn remedy(fault: &Fault) -> String {
-    let more = match fault.part {
+    let more = match fault.layer {
         Layer::Library => {
             "; where it is installed and not found, add its folder to LD_LIBRARY_PATH (Debian, Ubuntu: package nvidia-utils)"
         }
-        _ if fault.remedy.contains("group video") => ": sudo usermod -aG video $USER",
+        _ if fault.is_denied => ": sudo usermod -aG video $USER",
         _ => "",
     };
     format!("{}{more}", fault.remedy)

@@ -35,9 +35,11 @@ type VramAnswer = std::result::Result<Vram, Fault>;
 /// Why there is no reading.
 #[derive(Clone, Debug)]
 pub struct Fault {
-    pub part: Layer,
+    pub layer: Layer,
     pub what: String,
     pub remedy: String,
+    /// The driver answers, but not this user.
+    pub is_denied: bool,
 }
 
 /// This is what a reading goes through, in this order.
@@ -49,8 +51,8 @@ pub enum Layer {
 }
 
 impl Fault {
-    fn new(part: Layer, what: impl Into<String>, remedy: impl Into<String>) -> Fault {
-        Fault { part, what: what.into(), remedy: remedy.into() }
+    pub fn new(layer: Layer, what: impl Into<String>, remedy: impl Into<String>) -> Fault {
+        Fault { layer, what: what.into(), remedy: remedy.into(), is_denied: false }
     }
 }
 
@@ -255,7 +257,7 @@ fn not_connected(error: &NvmlError, gpu: &Gpu) -> Fault {
 
 /// Returns what an NVML error means here and what to do about it.
 fn explain(error: &NvmlError) -> Fault {
-    let part = match error {
+    let layer = match error {
         NvmlError::LibloadingError(_) | NvmlError::LibraryNotFound => Layer::Library,
         NvmlError::GpuLost | NvmlError::ResetRequired | NvmlError::NotSupported => Layer::Device,
         _ => Layer::Driver,
@@ -288,5 +290,6 @@ fn explain(error: &NvmlError) -> Fault {
         ),
         other => (format!("NVML: {other}"), "see `nvidia-smi` and `dmesg`"),
     };
-    Fault::new(part, what, remedy)
+    let is_denied = matches!(error, NvmlError::NoPermission);
+    Fault { is_denied, ..Fault::new(layer, what, remedy) }
 }
