@@ -316,7 +316,7 @@ pub enum LockCommand {
     Acquire(LockAcquireArgs),
     /// Give the GPU lock back
     ///
-    /// This is for what `lock acquire` took. The lock of `gpuctl run` ends with its command, and is left alone
+    /// It takes back what `lock acquire` took. The lock of `gpuctl run` ends with its command, and is left alone
     /// unless --force is given.
     #[command(after_long_help = examples::LOCK_RELEASE)]
     Release(LockReleaseArgs),

@@ -8,7 +8,7 @@ use clap::builder::StyledStr;
 use clap::{Arg, ArgAction, Command, ValueHint};
 use std::path::Path;
 
-/// This is what may come next.
+/// One of these may come next on the command line.
 pub enum Offer {
     Values(Vec<Suggestion>),
     /// Any path; the shell knows how to offer these.
@@ -19,7 +19,7 @@ pub enum Offer {
 
 pub struct Suggestion {
     pub value: String,
-    /// This is what it is, in a few words.
+    /// It says in a few words what the value is.
     pub about: String,
 }
 

@@ -9,9 +9,9 @@ pub type Result<T> = std::result::Result<T, Failure>;
 #[derive(Clone, Debug)]
 pub struct Failure {
     pub code: Code,
-    /// This is what failed, on what, and why; reads after "gpuctl: ".
+    /// It says what failed, on what, and why, and reads after "gpuctl: ".
     pub message: String,
-    /// This is what to do next, one line each.
+    /// Each line says something to do next.
     pub hints: Vec<String>,
     /// Facts for programs, under `error.details`.
     pub details: Box<Map<String, Value>>,

@@ -108,7 +108,7 @@ impl Code {
     }
 }
 
-/// This is what a command that did its work has to say by its exit status.
+/// A command that did its work says one of these by its exit status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
     /// Done, already so, or yes: 0.

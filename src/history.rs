@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 /// A file of this size, in bytes, is followed by a new one, and the one before it is given up.
 const FILE_LIMIT: u64 = 1024 * 1024;
-/// This is how long others may keep the log from us; a line is written within a millisecond.
+/// Others may keep the log from us for this long; a line is written within a millisecond.
 const LOCK_LIMIT: Duration = Duration::from_secs(2);
 
 #[derive(Serialize, Deserialize)]
@@ -110,7 +110,7 @@ impl Recorder {
         self.write_if_possible(What::End { exit_code, error, elapsed_ms });
     }
 
-    /// That it began could be written, so what keeps the rest from it is rare, and no reason to
+    /// Writes an event. Its beginning could be written, so what keeps the rest from it is rare, and no reason to
     /// disturb the work.
     fn write_if_possible(&self, what: What) {
         if let Err(failure) = self.write(what) {

@@ -137,7 +137,7 @@ pub enum Health {
     Tcp { host: String, port: u16 },
 }
 
-/// This is how a service gives its memory back when another needs it.
+/// A service gives its memory back in one of these ways when another needs it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Evict {
     Stop,
@@ -212,7 +212,7 @@ impl fmt::Display for State {
     }
 }
 
-/// This is what a service's manager says of it; health is judged apart.
+/// A service's manager says this of it; health is judged apart.
 #[derive(Clone, Debug)]
 pub enum Presence {
     /// The manager cannot be asked, and why.
@@ -238,7 +238,7 @@ pub struct Running {
     /// Restarts made by its manager.
     pub restarts: u64,
     pub trouble: Option<Trouble>,
-    /// This is what its manager says of its health, where it has a check of its own (Docker's
+    /// Its manager says this of its health, where it has a check of its own (Docker's
     /// HEALTHCHECK).
     pub own_health: Option<Healthy>,
     /// Ports of this machine that its manager forwards to it (Docker's published ports), and to which
@@ -246,7 +246,7 @@ pub struct Running {
     pub published: BTreeMap<u16, u16>,
 }
 
-/// This is what keeps a living service from answering, as far as its manager can tell.
+/// One of these keeps a living service from answering, as far as its manager can tell.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Trouble {
     /// `docker pause`.
@@ -260,7 +260,7 @@ pub enum Trouble {
     Orphaned,
 }
 
-/// This is what a health check found.
+/// A health check finds one of these.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Healthy {
     Yes,

@@ -19,12 +19,12 @@ const TICK: Duration = Duration::from_millis(100);
 
 /// A gauge has this many columns; none is drawn where the screen is too narrow for it.
 const GAUGE: usize = 24;
-/// This is what a line needs beside its gauge.
+/// A line needs this many columns beside its gauge.
 const BESIDE_GAUGE: usize = 52;
 /// A step's words, in columns.
 const WORDS: usize = 28;
 
-/// This is how much is told, and how.
+/// Progress is told in one of these ways.
 #[derive(Clone)]
 enum Face {
     Silent,
@@ -57,7 +57,7 @@ impl Progress {
         Progress { face: Face::Silent, recorder: None }
     }
 
-    /// The same, and each step into the event log.
+    /// Returns it so that each step also goes into the event log.
     pub fn recorded(&self, recorder: &Arc<Recorder>) -> Progress {
         Progress { recorder: Some(recorder.clone()), ..self.clone() }
     }
@@ -94,7 +94,7 @@ impl Progress {
         }
     }
 
-    /// That stderr is closed is no reason to stop working.
+    /// Prints a line; a stderr that is closed is no reason to stop working.
     #[expect(clippy::disallowed_methods, reason = "the one place that prints progress")]
     fn print(&self, line: &str) {
         let _ = match &self.face {
@@ -113,7 +113,7 @@ pub struct Underway<'a> {
     what: String,
     limit: Duration,
     begun: Instant,
-    /// That has come back.
+    /// This much memory has come back.
     memory: Option<Mb>,
     bar: Option<ProgressBar>,
     is_over: bool,

@@ -5,7 +5,7 @@ use crate::model::Mb;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
-/// This is what a step does.
+/// A step does one of these.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Action {
@@ -81,7 +81,7 @@ pub struct Step {
     /// `None`: it is only planned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub elapsed_ms: Option<u64>,
-    /// This is what is remarkable about it.
+    /// It tells what is remarkable about the step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
 }

@@ -37,7 +37,7 @@ pub struct Ledger {
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Budget {
     seconds_used: f64,
-    /// This is what each run has cost or may cost: booked under its name, so that it is booked
+    /// Each run has cost or may cost this many seconds: booked under its name, so that it is booked
     /// once.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     runs: BTreeMap<String, f64>,
@@ -68,14 +68,14 @@ pub struct Journal {
     pub candidate_id: String,
     pub night: Date,
     pub progress: Stage,
-    /// This is when production was taken away.
+    /// Production was taken away at this moment.
     pub away: Option<Moment>,
     /// The canary's processes are known by this token.
     pub token: String,
-    /// This is what its start command leads.
+    /// Its start command leads this process.
     #[serde(default)]
     pub canary: Option<process::Id>,
-    /// This is what every process but production's held before it was touched.
+    /// Every process but production's held this much before it was touched.
     #[serde(default)]
     pub others: Option<Mb>,
     pub boot: String,
@@ -83,7 +83,7 @@ pub struct Journal {
     pub keepers: Vec<process::Id>,
 }
 
-/// This is what has been begun; all before it is done.
+/// The stage that has been begun; all before it is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Stage {
@@ -313,7 +313,7 @@ pub fn later(span: Duration) -> Option<String> {
     after(host::now(), span).map(|moment| moment.to_string())
 }
 
-/// That production has not been brought back.
+/// Returns the failure which says that production has not been brought back.
 pub fn owed(journal: &Journal) -> Failure {
     let message = format!(
         "a trial was interrupted (run {}), and {} has not been restored since",

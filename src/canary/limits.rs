@@ -7,9 +7,9 @@ use std::time::Duration;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
-/// This is what the ledger says.
+/// The ledger says this of the past.
 pub struct PastRuns {
-    /// This is when the service's runs began, oldest first.
+    /// The service's runs began at these times, oldest first.
     pub runs: Vec<Timestamp>,
     /// The time for which production was away this night, bookings included.
     pub used: Duration,
@@ -35,7 +35,7 @@ impl NotNow {
     }
 }
 
-/// This is how a run affects production.
+/// A run affects production in one of these ways.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Route {
     /// The trial runs beside production, on the card of that number.

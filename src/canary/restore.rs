@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 /// The start of production is tried again after this time.
 const RETRY: Duration = Duration::from_millis(100);
 
-/// This is what bringing production back came to.
+/// It tells what bringing production back came to.
 pub struct Restored {
     /// The time from the end of the test until production was ready, or was given up.
     pub took: Duration,
@@ -32,7 +32,7 @@ pub struct Restored {
     pub failure: Option<Failure>,
 }
 
-/// This is what it is done with.
+/// Production is stopped and restored with these.
 pub struct Hands<'a> {
     pub config: &'a Config,
     pub canary: &'a Canary,

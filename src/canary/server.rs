@@ -36,7 +36,7 @@ pub struct Server {
     log_from: u64,
 }
 
-/// This is what came of the trial.
+/// It tells what came of the trial.
 #[derive(Clone, Debug, Default)]
 pub struct Tested {
     /// Why it is rejected; `None`: it has passed.

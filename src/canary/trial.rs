@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::time::Instant;
 
-/// This is what came of a trial.
+/// It tells what came of a trial.
 pub struct TrialOutcome {
     pub route: Route,
     pub tested: Tested,
@@ -49,7 +49,7 @@ pub struct Trial<'a> {
     pub stop: &'a Stop,
     /// The window and the cooldown are waived.
     pub waived: bool,
-    /// This is what every process but production's holds.
+    /// Every process but production's holds this much.
     pub others: Option<Mb>,
     pub state_dir: &'a std::path::Path,
 }

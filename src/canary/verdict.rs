@@ -34,7 +34,7 @@ pub struct Prediction {
     pub model: Mb,
     #[serde(rename = "kv_cache_mb")]
     pub kv_cache: Option<Mb>,
-    /// This is what every process but production's holds.
+    /// Every process but production's holds this much.
     #[serde(rename = "persistent_mb")]
     pub persistent: Option<Mb>,
     #[serde(rename = "available_mb")]
@@ -45,7 +45,7 @@ pub struct Prediction {
 #[derive(Clone, Copy, Debug)]
 pub struct Card {
     pub total: Mb,
-    /// This is what every process but production's holds.
+    /// Every process but production's holds this much.
     pub persistent: Mb,
 }
 

@@ -31,7 +31,7 @@ use crate::world::caller;
 use crate::world::wait::Stop;
 use std::time::Duration;
 
-/// This is what every command that looks at the world works with.
+/// Every command that looks at the world works with this.
 struct Session {
     config: Config,
     stop: Stop,

@@ -13,7 +13,7 @@ use crate::world::wait::{Aside, Woken, wait};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// This is how often the age of what is shown is told anew.
+/// The age of what is shown is told anew this often.
 const TICK: Duration = Duration::from_secs(1);
 
 pub fn run(every: Duration, session: Session) -> Result<Answer> {

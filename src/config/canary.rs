@@ -119,7 +119,7 @@ pub enum Mode {
     Canary,
 }
 
-/// This is what a parameter of a candidate may be.
+/// A parameter of a candidate may be one of these.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(untagged, deny_unknown_fields)]
 pub enum Bound {
@@ -127,7 +127,7 @@ pub enum Bound {
     OneOf { one_of: Vec<String> },
 }
 
-/// This is what the canary works with.
+/// The canary works with these settings.
 #[derive(Clone, Debug)]
 pub struct Canary {
     pub service: String,

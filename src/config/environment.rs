@@ -11,7 +11,7 @@ pub struct Environment {
     variables: HashMap<String, OsString>,
 }
 
-/// This is what is wrong with a variable that a path may be, and a text may not.
+/// This is wrong with a variable that a path may be, and a text may not.
 const NO_TEXT: &str = "is not UTF-8 text";
 
 impl Environment {

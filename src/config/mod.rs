@@ -37,7 +37,7 @@ use std::time::Duration;
 /// The commented configuration that `config init` writes.
 pub const TEMPLATE: &str = include_str!("template.toml");
 
-/// This is what the other parts work with.
+/// The other parts work with this: the configuration, validated.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Absolute; `None` when there is no file.
@@ -106,7 +106,7 @@ pub struct Lock {
     pub key: String,
     /// A lock that is taken by hand lasts this long.
     pub ttl: Duration,
-    /// This is how long acting commands wait for it.
+    /// Acting commands wait this long for it.
     pub wait: Duration,
     /// The token of the lock that the caller holds, under which this command acts.
     pub token: Option<String>,

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 /// login, and in which cleaners leave alone what is locked; the first one that is there.
 const FOLDERS: [&str; 2] = ["/run/lock", "/var/tmp"];
 
-/// This is where the GPU lock is kept.
+/// The GPU lock is kept here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
     /// The file of the machine's lock.

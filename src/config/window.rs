@@ -103,11 +103,11 @@ impl fmt::Display for Window {
     }
 }
 
-/// This is how often a trial may be, and for how long it may keep production away.
+/// They limit how often a trial may be, and for how long it may keep production away.
 #[derive(Clone, Debug)]
 pub struct Limits {
     pub window: Window,
-    /// This is how long to rest between two runs.
+    /// Two runs lie at least this far apart.
     pub cooldown: Duration,
     pub max_runs_per_day: usize,
     /// Production may be away for this long in a night.

@@ -130,9 +130,9 @@ pub struct Check {
     pub verdict: Verdict,
     /// The service or phase that it is about.
     pub subject: Option<String>,
-    /// This is what was found.
+    /// It says what was found.
     pub message: String,
-    /// This is what to do; whoever warns or fails has to say.
+    /// It says what to do; whoever warns or fails has to say so.
     pub fix: Option<String>,
 }
 

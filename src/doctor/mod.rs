@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 /// All areas, side by side, have this long, which is more than any of them takes by its own limits.
 const LIMIT: Duration = Duration::from_millis(11_500);
 
-/// This is what is examined.
+/// All areas of `doctor` examine this.
 struct Examined {
     /// `None`: it cannot be used; what needs none is examined all the same.
     config: Option<Config>,
@@ -41,7 +41,7 @@ struct Examined {
     stop: Stop,
 }
 
-/// This is what a check says that needs the configuration, where there is none to be used.
+/// A check that needs the configuration says this where there is none to be used.
 const UNCONFIGURED: &str = "needs a valid configuration";
 
 type Area = fn(&Examined) -> Vec<Check>;

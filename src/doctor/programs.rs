@@ -4,7 +4,7 @@
 /// Words that only hand on to the next one.
 const PREFIXES: [&str; 4] = ["exec", "nohup", "setsid", "env"];
 
-/// This is what the shell does itself.
+/// The shell does these itself.
 const SHELL: &str = "! . : [ [[ ( { alias bg break case cd command continue echo eval exit export false fg for \
     function getopts hash if jobs kill local printf pwd read readonly return set shift source test time times trap \
     true type ulimit umask unalias unset until wait while";

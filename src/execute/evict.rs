@@ -13,12 +13,12 @@ use crate::world::ending::{FirstMove, end};
 use crate::world::{docker, native, process, starts, systemd, unload};
 use std::time::{Duration, Instant};
 
-/// This is how long an unload may take to show.
+/// An unload may take this long to show.
 const UNLOAD_LIMIT: Duration = Duration::from_secs(10);
-/// This is how long a service that somebody looks after is watched for its return. Most supervisors
+/// A service that somebody looks after is watched this long for its return. Most supervisors
 /// wait a second or three.
 const KEEPER_LIMIT: Duration = Duration::from_secs(4);
-/// This is how long systemd may take to notice that a unit was killed.
+/// systemd may take this long to notice that a unit was killed.
 const KILLED_LIMIT: Duration = Duration::from_secs(10);
 
 /// Evicts a service; `required` is what the plan will start. What was done at last is a stop or an

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 /// The card is read again after this time.
 const POLL: Duration = Duration::from_millis(50);
 
-/// This is what the steps work with.
+/// The steps work with this.
 pub struct Context<'a> {
     pub config: &'a Config,
     pub stop: &'a Stop,
@@ -49,7 +49,7 @@ impl Context<'_> {
     }
 }
 
-/// This is what was done, and how it ended.
+/// It tells what was done, and how it ended.
 #[derive(Debug, Default)]
 pub struct Outcome {
     pub stopped: Vec<String>,

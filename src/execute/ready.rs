@@ -120,7 +120,7 @@ struct Watch<'a> {
     service: &'a Service,
     stop: &'a Stop,
     context: &'a Context<'a>,
-    /// This is what became of a native service's start command.
+    /// It tells what became of a native service's start command.
     started: Option<Started>,
     /// Restarts by its manager when the watch began.
     restarts: Option<u64>,

@@ -45,12 +45,12 @@ pub fn wait_for_memory(
     }
 }
 
-/// This is what has to disappear from the card.
+/// This has to disappear from the card.
 struct Expectation<'a> {
     stopped: &'a [String],
     /// The stopped services' processes on the card.
     pids: HashSet<Pid>,
-    /// This is what they held together; `None` where the driver does not tell.
+    /// They held this much together; `None` where the driver does not tell.
     held: Option<Mb>,
     /// Memory in use that is listed for no other process, before anything was stopped.
     unlisted: i128,

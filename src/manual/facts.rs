@@ -9,10 +9,10 @@ pub struct Fact {
     pub topic: Topic,
 }
 
-/// This is what a command may have to do with.
+/// A command may have to do with these.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Topic {
-    /// This is what every command has to do with.
+    /// Every command has to do with this.
     Any,
     Config,
     Lock,
@@ -152,10 +152,10 @@ pub const FILES: &[Fact] = &[
     ),
 ];
 
-/// This is what a command has to do with, and how it may end.
+/// It tells what a command has to do with, and how it may end.
 pub struct Concern {
     topics: &'static [Topic],
-    /// This is when the answer is no.
+    /// It says when the answer is no.
     no: Option<&'static str>,
     codes: Vec<Code>,
 }

@@ -43,7 +43,7 @@ pub struct Observed {
     pub state: State,
     /// Why it is in that state.
     pub detail: Option<String>,
-    /// This is what its health check took, where that found it ready.
+    /// Its health check took this long, where that found it ready.
     pub health: Option<Duration>,
     /// Who answers its health check instead of it.
     pub answered_by: Option<AnsweredBy>,
@@ -114,7 +114,7 @@ impl AnsweredBy {
     }
 }
 
-/// This is what ties a process to its service, the strongest first.
+/// A process is tied to its service by one of these, the strongest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Proof {
     /// It is in the control group of the service's unit, container or scope.
@@ -151,7 +151,7 @@ impl fmt::Display for Unproven {
     }
 }
 
-/// This is what a manager has said of where a service's processes are.
+/// A manager has said where a service's processes are.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Managed {
     /// The ids of its containers, in full, and their main processes.
@@ -167,7 +167,7 @@ pub struct Vram {
     pub device: Option<Device>,
     pub total: Option<Mb>,
     pub used: Option<Mb>,
-    /// This is the figure as the driver gives it.
+    /// The driver gives this figure.
     pub free: Option<Mb>,
     /// `None` where the driver does not list them.
     pub processes: Option<Vec<GpuProcess>>,

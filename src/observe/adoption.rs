@@ -10,7 +10,7 @@ use crate::world::process::{self, Id, Process, ProcessTable};
 use crate::world::wait::Stop;
 use std::collections::HashSet;
 
-/// This is what is known of a process that is to be adopted.
+/// These are known of a process that is to be adopted.
 #[derive(Clone, Debug, Default)]
 struct Facts {
     /// There is a process of that number.

@@ -21,7 +21,7 @@ use std::cell::OnceCell;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::thread::{self, ScopedJoinHandle};
 
-/// This is what the managers said, put together.
+/// It puts together what the managers said.
 pub struct Look<'a> {
     config: &'a Config,
     presences: HashMap<String, Presence>,

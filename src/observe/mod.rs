@@ -26,10 +26,10 @@ use crate::world::{host, process};
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-/// This is what a health check may take beyond its own limit, for names that do not resolve.
+/// A health check may take this much beyond its own limit, for names that do not resolve.
 const HEALTH_GRACE: Duration = Duration::from_secs(1);
 
-/// This is how long a stranger may take to answer for a service that is not there.
+/// A stranger may take this long to answer for a service that is not there.
 const ABSENT_LIMIT: Duration = Duration::from_secs(1);
 
 /// One look at everything that is configured, at the health only of services that `asks` for: a
@@ -142,7 +142,7 @@ fn used(vram: &Vram, service: &Service, presence: &Presence) -> Option<Mb> {
     (!is_hidden || service.vram == Mb(0)).then_some(own)
 }
 
-/// Without NVML: what runs, or may be running for all that can be told, holds what it declares.
+/// Fills in the figures without NVML: what runs, or may be running for all that can be told, holds what it declares.
 fn estimate(config: &Config, vram: &mut Vram, observed: &[Observed]) {
     vram.total = config.gpu.total;
     if let Some(total) = vram.total {

@@ -13,7 +13,7 @@ use crate::model::{Managed, Pid, Proof};
 use crate::world::process::{Id, Process, ProcessTable};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-/// This is what a service has to show for its processes. Services are numbered as in the
+/// A service has this to show for its processes. Services are numbered as in the
 /// configuration.
 #[derive(Clone, Debug, Default)]
 pub struct Credentials {
@@ -30,7 +30,7 @@ pub struct Credentials {
     pub recorded: Vec<Id>,
 }
 
-/// This is what a process shows of itself, beside its place in the process table.
+/// A process shows this of itself, beside its place in the process table.
 #[derive(Clone, Debug, Default)]
 pub struct Evidence {
     /// It is a viewer, an editor or a caller of gpuctl, which mention a service without being it.

@@ -13,9 +13,9 @@ use std::collections::HashSet;
 /// unloads on request commits only what it holds.
 #[derive(Clone, Debug)]
 pub struct CardBudget {
-    /// This is what all services together may commit; `None` where the card's size is not known.
+    /// All services together may commit this much; `None` where the card's size is not known.
     pub capacity: Option<Mb>,
-    /// This is what is in use on the card, by whomever.
+    /// This much is in use on the card, by whomever.
     in_use: Option<Mb>,
     services: Vec<Commitment>,
 }

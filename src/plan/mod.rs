@@ -21,12 +21,12 @@ use crate::model::{
 };
 use fit::presumed;
 
-/// This is what is to be done, in three stages: evictions side by side, then the wait for their
+/// A plan is done in three stages: evictions side by side, then the wait for their
 /// memory, then starts side by side.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
     pub evict: Vec<Eviction>,
-    /// This is what the starts will take; to be free, beside the reserve, before any of them
+    /// The starts will take this much; it is to be free, beside the reserve, before any of them
     /// begins.
     pub required: Mb,
     pub start: Vec<Start>,
@@ -44,7 +44,7 @@ pub struct Plan {
 pub struct Eviction {
     pub service: String,
     pub how: EvictHow,
-    /// This is what it holds now; `None` where that cannot be told.
+    /// It holds this much now; `None` where that cannot be told.
     pub frees: Option<Mb>,
 }
 

@@ -40,7 +40,7 @@ mod tests {
     use proptest::prelude::*;
     use serde_json::Value;
 
-    /// This is what is done to a good configuration.
+    /// A good configuration is damaged in one of these ways.
     #[derive(Clone, Copy, Debug)]
     enum Damage {
         None,

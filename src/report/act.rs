@@ -7,7 +7,7 @@ use crate::plan::{EvictHow, Plan, StartHow};
 use crate::step::{Action, Step};
 use serde::Serialize;
 
-/// This is what an acting command did, or would do.
+/// It tells what an acting command did, or would do.
 #[derive(Serialize)]
 pub struct ActReport {
     pub success: bool,
@@ -26,7 +26,7 @@ pub struct ActReport {
     pub warnings: Vec<String>,
 }
 
-/// This is what a command acted for.
+/// A command acts for one of these.
 #[derive(Clone, Serialize)]
 #[serde(untagged)]
 pub enum Subject {

@@ -25,7 +25,7 @@ pub struct VerdictReport {
     mode: Mode,
     candidate: Map<String, Value>,
     candidate_id: String,
-    /// This is how it would be tried, for `--dry-run`.
+    /// It says how the candidate would be tried, for `--dry-run`.
     #[serde(skip_serializing_if = "Option::is_none")]
     path: Option<&'static str>,
 }
@@ -68,7 +68,7 @@ fn name(route: Route) -> &'static str {
     }
 }
 
-/// This is what a trial came to.
+/// It tells what a trial came to.
 #[derive(Serialize)]
 pub struct CanaryRunReport {
     #[serde(flatten)]
@@ -136,7 +136,7 @@ pub struct CanaryStatusReport {
     mode: Mode,
     window: String,
     in_window: bool,
-    /// This is when the window opens next.
+    /// The window opens next at this time.
     next_window: String,
     night: String,
     budget_used: Option<f64>,

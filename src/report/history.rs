@@ -11,7 +11,7 @@ use serde::Serialize;
 use std::fmt::Write;
 use std::time::Duration;
 
-/// This is where a call's steps begin: below its command.
+/// A call's steps begin in this column: below its command.
 const INDENT: usize = 10;
 
 #[derive(Serialize)]

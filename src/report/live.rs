@@ -20,7 +20,7 @@ const BEGIN: &str = "\x1b[?2026h\x1b[H";
 const END: &str = "\x1b[J\x1b[?2026l";
 const CLEAR_REST: &str = "\x1b[K";
 
-/// This is how much later than due the next look may be before the age of the last one is told.
+/// The next look may be this much later than due before the age of the last one is told.
 const GRACE: Duration = Duration::from_secs(1);
 
 pub struct Display {

@@ -118,7 +118,7 @@ impl AcquiredReport {
         }
     }
 
-    /// Of a lock that the caller holds already.
+    /// Tells of a lock that the caller holds already.
     pub fn of(held: &Held, token: &str) -> AcquiredReport {
         AcquiredReport {
             token: token.to_owned(),

@@ -145,7 +145,7 @@ pub struct CanFitReport {
     pub source: Source,
 }
 
-/// This is what `adopt` did.
+/// It tells what `adopt` did.
 #[derive(Serialize)]
 pub struct AdoptReport {
     pub success: bool,
@@ -153,14 +153,14 @@ pub struct AdoptReport {
     pub adopted: Vec<Pid>,
 }
 
-/// This is what `config check` found.
+/// It tells what `config check` found.
 #[derive(Serialize)]
 pub struct CheckReport {
     pub valid: bool,
     pub path: String,
     pub services: Vec<String>,
     pub phases: Vec<u32>,
-    /// This is what works and may surprise.
+    /// These work and may surprise.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
 }

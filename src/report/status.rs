@@ -47,7 +47,7 @@ pub struct ProcessReport {
     pub name: String,
     pub memory_mb: Option<Mb>,
     pub service: Option<String>,
-    /// This is for people only: it may hold what is nobody else's business.
+    /// It is for people only: it may hold what is nobody else's business.
     #[serde(skip)]
     pub command: Option<String>,
 }
@@ -73,7 +73,7 @@ pub struct ServiceReport {
     pub priority: i64,
     pub phases: Vec<u32>,
     pub pids: Vec<Pid>,
-    /// This is what its health check took; `None` unless that found it ready.
+    /// Its health check took this many milliseconds; `None` unless that found it ready.
     pub health_ms: Option<f64>,
     pub uptime_s: Option<u64>,
     pub detail: Option<String>,

@@ -6,7 +6,7 @@ use super::layout::Text;
 use crate::model::Mb;
 use anstyle::{AnsiColor, Style};
 
-/// This is what a part is drawn with.
+/// A segment is drawn with this.
 #[derive(Clone, Copy)]
 pub struct Fill {
     style: Style,

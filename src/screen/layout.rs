@@ -6,7 +6,7 @@ use super::text::on_one_line;
 use anstyle::Style;
 use unicode_width::UnicodeWidthChar;
 
-/// This is where a line begins: the first one, and those that follow it.
+/// A text's lines begin in these columns: the first one, and those that follow it.
 pub type Indents = [usize; 2];
 
 /// A text of the page, with what follows set in.

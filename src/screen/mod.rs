@@ -15,10 +15,10 @@ use std::ops::RangeInclusive;
 /// Lines in a file or a pipe are this wide.
 const PLAIN_WIDTH: usize = 100;
 
-/// This is what `COLUMNS` is believed.
+/// `COLUMNS` is believed in this range.
 const PLAUSIBLE: RangeInclusive<usize> = 1..=1000;
 
-/// This is what a stream is connected to.
+/// It tells what a stream is connected to.
 #[derive(Clone, Copy, Debug)]
 pub struct Screen {
     /// The width in columns.

@@ -9,9 +9,9 @@ pub struct Column {
     pub title: &'static str,
     /// Figures stand on the right.
     pub is_figure: bool,
-    /// Where it is too narrow for all, the lowest goes first; 0: never.
+    /// It decides which columns go where there is no room for all: the lowest first, 0 never.
     pub rank: u8,
-    /// This is what it may be cut to; else it is as wide as its widest cell.
+    /// It may be cut to this width; else it is as wide as its widest cell.
     pub at_least: Option<usize>,
 }
 

@@ -7,7 +7,7 @@ use std::io::{Error, Result};
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 
-/// Whose a lock is.
+/// A lock belongs to one of these.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LockOwner {
     /// This process; it loses the lock as soon as it closes any descriptor of the file.
@@ -16,7 +16,7 @@ pub enum LockOwner {
     Description,
 }
 
-/// This is what a lock keeps others from.
+/// A lock keeps others from one of these.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LockMode {
     /// An exclusive one.

@@ -199,7 +199,7 @@ pub fn reap() {
     }
 }
 
-/// This is what a program writes, read as it comes: neither of its pipes fills up, and nobody waits
+/// What a program writes is read as it comes: neither of its pipes fills up, and nobody waits
 /// for the end of one that another process keeps open.
 struct Pipe {
     /// `None` at its end.

@@ -77,7 +77,7 @@ struct PortBinding {
     host_port: String,
 }
 
-/// This is what the engine says of a container.
+/// The engine says this of a container.
 #[derive(Clone, Debug)]
 pub struct Inspected {
     /// The full id, as control groups name it; empty when there is no such container.
@@ -354,7 +354,7 @@ pub fn log_tail(container: &str, watched: Duration, stop: &Stop) -> Vec<String> 
     }
 }
 
-/// When a container was started, as the engine tells it; `None` where it was not, or not well.
+/// Returns when a container was started, as the engine tells it; `None` where it was not, or not well.
 fn started_at(container: &str, stop: &Stop) -> Option<jiff::Timestamp> {
     let form = "{{.State.StartedAt}} {{.State.Error}}";
     let asked = ask(&["container", "inspect", "--format", form, "--", container]).ok()?;

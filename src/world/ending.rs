@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 /// A process is gone this soon after SIGKILL, unless the kernel is stuck in a driver.
 const KILL_LIMIT: Duration = Duration::from_secs(5);
 
-/// This is how an end begins.
+/// An end begins in one of these ways.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FirstMove {
     Term,

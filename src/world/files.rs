@@ -134,7 +134,7 @@ pub fn append_line(path: &Path, line: &str) -> Result<()> {
     append(path, line).map(drop)
 }
 
-/// The same, and once it returns also when the machine loses its power.
+/// Adds a whole line to a file, which stays there once this returns, also when the machine loses its power.
 pub fn append_line_durably(path: &Path, line: &str) -> Result<()> {
     append(path, line)?.sync_all()
 }

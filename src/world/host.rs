@@ -63,7 +63,7 @@ pub fn now() -> Timestamp {
     Timestamp::now()
 }
 
-/// The same, since 1970.
+/// The time since 1970, by the calendar's clock.
 pub fn since_epoch() -> Duration {
     Duration::try_from(now().as_duration()).unwrap_or_default()
 }

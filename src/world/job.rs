@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 /// A new process says its number at once; one that does not is stuck in the kernel.
 const BIRTH_LIMIT: Duration = Duration::from_secs(10);
 
-/// Where nobody can continue us, the kernel does not stop us either.
+/// We have stopped within this time, or will not: where nobody can continue us, the kernel does not stop us.
 const CONTINUE_LIMIT: Duration = Duration::from_millis(200);
 
 /// These signals, which people and other programs send gpuctl, are passed on to the command; where it stops for that,
@@ -39,7 +39,7 @@ pub struct Job {
     signals: SignalDelivery<UnixStream, SignalOnly>,
 }
 
-/// This is how a command ended.
+/// A command ends in one of these ways.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
     Exited(u8),

@@ -42,7 +42,7 @@ pub struct Fault {
     pub is_denied: bool,
 }
 
-/// This is what a reading goes through, in this order.
+/// A reading goes through these, in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Layer {
     Library,

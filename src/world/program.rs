@@ -10,7 +10,7 @@ use std::io::{Error, ErrorKind, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-/// This is where programs are looked for without a `PATH`, whichever C library it is.
+/// Programs are looked for here without a `PATH`, whichever C library it is.
 const DEFAULT_PATH: &str = "/usr/local/bin:/bin:/usr/bin";
 
 /// Finds a program as it would be started in the folder `cwd`, which is empty for gpuctl's own: by

@@ -48,7 +48,7 @@ pub struct StartRecord {
     /// The systemd scope that was made for it.
     #[serde(default)]
     pub scope: Option<String>,
-    /// When it began, in clock ticks since boot, as the kernel counts the starts of processes.
+    /// It began then, in clock ticks since boot, as the kernel counts the starts of processes.
     pub since: u64,
     /// The service has been ready since.
     pub was_ready: bool,

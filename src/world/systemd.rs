@@ -16,7 +16,7 @@ const PROPERTIES: &str = "Id,LoadState,ActiveState,SubState,MainPID,ControlGroup
 /// `systemctl` exits with 4 when polkit does not let us (LSB: insufficient privilege).
 const NOT_PERMITTED: i32 = 4;
 
-/// This is what systemd says of a unit.
+/// systemd says this of a unit.
 #[derive(Clone, Debug)]
 pub struct UnitView {
     pub control_group: Option<String>,
@@ -34,7 +34,7 @@ pub fn show<'a>(
     move || Ok(read(units, &text(asked?, stop)?))
 }
 
-/// This is how a unit is installed.
+/// It tells how a unit is installed.
 #[derive(Clone, Debug)]
 pub struct Installed {
     /// "loaded", "not-found", "masked", …

@@ -45,7 +45,7 @@ struct Signals {
     /// Readable once a signal has come.
     arrived: UnixStream,
     number: Arc<AtomicUsize>,
-    /// This is what makes a second signal end the process at once.
+    /// These make a second signal end the process at once.
     last_resort: Vec<SigId>,
 }
 
@@ -75,14 +75,14 @@ impl Stop {
         Stop { signals: None, events: Vec::new(), lease: None }
     }
 
-    /// The same, and also stopped when `event` happens.
+    /// Returns it so that it is also stopped when `event` happens.
     pub fn or(&self, event: &Arc<Event>) -> Stop {
         let mut stop = self.clone();
         stop.events.push(event.clone());
         stop
     }
 
-    /// The same, and also stopped when the lock is lost.
+    /// Returns it so that it is also stopped when the lock is lost.
     pub fn under(&self, lease: &Arc<Lease>) -> Stop {
         Stop { lease: Some(lease.clone()), ..self.clone() }
     }

@@ -18,14 +18,14 @@ use std::sync::Arc;
 pub struct Computer {
     total: u64,
     reserve: u64,
-    /// This is what holds memory and is no service.
+    /// Others than services hold this much.
     desktop: u64,
     reading: Reading,
     pub members: Vec<Tenant>,
     config: Arc<Config>,
 }
 
-/// This is what is known of the card.
+/// One of these is known of the card.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Reading {
     Measured,
@@ -42,7 +42,7 @@ pub struct Tenant {
     pub phases: Vec<u32>,
     pub unloads: bool,
     pub shape: Shape,
-    /// This is what it really holds.
+    /// It really holds this much.
     used: u64,
     /// Its processes are not on the driver's list.
     hidden: bool,

@@ -28,7 +28,7 @@ pub fn engine(stop: &Stop) -> Result<Engine> {
     Ok(Engine { version, runtimes })
 }
 
-/// This is how a container was made.
+/// It tells how a container was made.
 #[derive(Clone, Debug)]
 pub struct Setup {
     /// Docker's restart policy: "no", "always", …
@@ -38,7 +38,7 @@ pub struct Setup {
     pub published: Option<Vec<u16>>,
 }
 
-/// This is what lets a container use a card.
+/// One of these lets a container use a card.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum GpuAccess {
     None,

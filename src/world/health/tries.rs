@@ -41,7 +41,7 @@ struct Shared {
     answered: Bell,
 }
 
-/// This is what came of a try and how long it took, or its panic; `None` while it is under way.
+/// It holds what came of a try and how long that took, or its panic; `None` while it is under way.
 type TryAnswer = Mutex<Option<thread::Result<(Healthy, Duration)>>>;
 
 impl Tries {

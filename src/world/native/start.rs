@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::time::{Duration, Instant};
 
-/// This is how long a start script that has ended well may take to show a process: one that is just
+/// A start script that has ended well may take this long to show a process: one that is just
 /// being replaced by its program has no environment for a moment.
 const SURVIVOR_GRACE: Duration = Duration::from_secs(1);
 
