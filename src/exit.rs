@@ -28,83 +28,69 @@ pub enum Code {
 }
 
 impl Code {
-    /// Returns what users are told it means.
-    pub fn meaning(self) -> &'static str {
+    /// The code's exit status, its `error.code` in JSON, and what users are told it means.
+    fn row(self) -> (u8, &'static str, &'static str) {
         match self {
-            Code::Usage => "Bad command line.",
-            Code::InsufficientVram => {
-                "It cannot fit even after stopping all that may be stopped; nothing was stopped."
+            Code::Usage => (2, "usage", "Bad command line."),
+            Code::InsufficientVram => (
+                3,
+                "insufficient_vram",
+                "It cannot fit even after stopping all that may be stopped; nothing was stopped.",
+            ),
+            Code::NotFound => (4, "not_found", "No such service, phase, container or process."),
+            Code::StartFailed => (
+                5,
+                "start_failed",
+                "A service exited or crashed at its start, or something else answers its port.",
+            ),
+            Code::StopFailed => (
+                6,
+                "stop_failed",
+                "A service is still alive after SIGKILL, or its VRAM did not come back.",
+            ),
+            Code::Unavailable => (
+                69,
+                "unavailable",
+                "Docker, Redis, systemd or the NVIDIA driver, where it is needed, cannot be reached.",
+            ),
+            Code::Internal => (70, "internal", "A bug in gpuctl."),
+            Code::Io => (74, "io", "A file could not be read or written."),
+            Code::LockBusy => {
+                (75, "lock_busy", "Somebody else holds the GPU lock, and the wait for it ran out.")
             }
-            Code::NotFound => "No such service, phase, container or process.",
-            Code::StartFailed => {
-                "A service exited or crashed at its start, or something else answers its port."
+            Code::NotNow(limit) => {
+                (75, limit, "Not now, because of the limit that `error.code` names.")
             }
-            Code::StopFailed => {
-                "A service is still alive after SIGKILL, or its VRAM did not come back."
+            Code::LockLost => {
+                (76, "lock_lost", "The GPU lock was lost while acting; acting stopped.")
             }
-            Code::Unavailable => {
-                "Docker, Redis, systemd or the NVIDIA driver, where it is needed, cannot be reached."
-            }
-            Code::Internal => "A bug in gpuctl.",
-            Code::Io => "A file could not be read or written.",
-            Code::LockBusy => "Somebody else holds the GPU lock, and the wait for it ran out.",
-            Code::NotNow(_) => "Not now, because of the limit that `error.code` names.",
-            Code::LockLost => "The GPU lock was lost while acting; acting stopped.",
-            Code::Permission => {
+            Code::Permission => (
+                77,
+                "permission",
                 "Docker, Redis or a process is closed to this user, or others may write the \
-                 configuration or the lock."
-            }
-            Code::Config => "The configuration is missing or wrong.",
-            Code::Timeout => "A service did not become ready in time.",
-            Code::NotExecutable => "The command is not executable.",
-            Code::CommandNotFound => "The command is not found.",
-            Code::Interrupted(_) => "Ended by a signal.",
+                 configuration or the lock.",
+            ),
+            Code::Config => (78, "config", "The configuration is missing or wrong."),
+            Code::Timeout => (124, "timeout", "A service did not become ready in time."),
+            Code::NotExecutable => (126, "not_executable", "The command is not executable."),
+            Code::CommandNotFound => (127, "command_not_found", "The command is not found."),
+            Code::Interrupted(signal) => (128 + signal as u8, "interrupted", "Ended by a signal."),
         }
     }
 
     /// The process's exit status.
     pub fn status(self) -> u8 {
-        match self {
-            Code::Usage => 2,
-            Code::InsufficientVram => 3,
-            Code::NotFound => 4,
-            Code::StartFailed => 5,
-            Code::StopFailed => 6,
-            Code::Unavailable => 69,
-            Code::Internal => 70,
-            Code::Io => 74,
-            Code::LockBusy | Code::NotNow(_) => 75,
-            Code::LockLost => 76,
-            Code::Permission => 77,
-            Code::Config => 78,
-            Code::Timeout => 124,
-            Code::NotExecutable => 126,
-            Code::CommandNotFound => 127,
-            Code::Interrupted(signal) => 128 + signal as u8,
-        }
+        self.row().0
     }
 
     /// `error.code` of the JSON output.
     pub fn name(self) -> &'static str {
-        match self {
-            Code::Usage => "usage",
-            Code::InsufficientVram => "insufficient_vram",
-            Code::NotFound => "not_found",
-            Code::StartFailed => "start_failed",
-            Code::StopFailed => "stop_failed",
-            Code::Unavailable => "unavailable",
-            Code::Internal => "internal",
-            Code::Io => "io",
-            Code::LockBusy => "lock_busy",
-            Code::NotNow(limit) => limit,
-            Code::LockLost => "lock_lost",
-            Code::Permission => "permission",
-            Code::Config => "config",
-            Code::Timeout => "timeout",
-            Code::NotExecutable => "not_executable",
-            Code::CommandNotFound => "command_not_found",
-            Code::Interrupted(_) => "interrupted",
-        }
+        self.row().1
+    }
+
+    /// Returns what users are told it means.
+    pub fn meaning(self) -> &'static str {
+        self.row().2
     }
 }
 

@@ -25,48 +25,34 @@ pub enum Action {
 }
 
 impl Action {
+    /// The action as an order, while it goes on, and once it has ended well.
+    fn forms(self) -> [&'static str; 3] {
+        match self {
+            Action::Wait => ["wait", "waiting for", "had to wait for"],
+            Action::Stop => ["stop", "stopping", "stopped"],
+            Action::Kill => ["kill", "killing", "killed"],
+            Action::Unload => ["unload", "unloading", "unloaded"],
+            Action::Reclaim => ["reclaim", "reclaiming", "reclaimed"],
+            Action::Start => ["start", "starting", "started"],
+            Action::Await => ["await", "waiting for", "saw come up"],
+            Action::Wake => ["wake", "waking", "woke"],
+            Action::Run => ["run", "running", "ran"],
+        }
+    }
+
     /// Names the action as an order, and as programs see it.
     pub fn name(self) -> &'static str {
-        match self {
-            Action::Wait => "wait",
-            Action::Stop => "stop",
-            Action::Kill => "kill",
-            Action::Unload => "unload",
-            Action::Reclaim => "reclaim",
-            Action::Start => "start",
-            Action::Await => "await",
-            Action::Wake => "wake",
-            Action::Run => "run",
-        }
+        self.forms()[0]
     }
 
     /// Names the action while it goes on.
     pub fn doing(self) -> &'static str {
-        match self {
-            Action::Wait | Action::Await => "waiting for",
-            Action::Stop => "stopping",
-            Action::Kill => "killing",
-            Action::Unload => "unloading",
-            Action::Reclaim => "reclaiming",
-            Action::Start => "starting",
-            Action::Wake => "waking",
-            Action::Run => "running",
-        }
+        self.forms()[1]
     }
 
     /// Names the action once it has ended well.
     pub fn did(self) -> &'static str {
-        match self {
-            Action::Wait => "had to wait for",
-            Action::Stop => "stopped",
-            Action::Kill => "killed",
-            Action::Unload => "unloaded",
-            Action::Reclaim => "reclaimed",
-            Action::Start => "started",
-            Action::Await => "saw come up",
-            Action::Wake => "woke",
-            Action::Run => "ran",
-        }
+        self.forms()[2]
     }
 }
 
