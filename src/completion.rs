@@ -1,6 +1,6 @@
 //! What a shell may offer at the end of a command line, told from the clap types and the names in
 //! the configuration. It reads that file and nothing else of the world. Ours, since clap_complete's
-//! engine (4.6) knows neither what contradicts the words before, nor the file that `--config` names,
+//! engine knows neither what contradicts the words before, nor the file that `--config` names,
 //! nor a command after `--`.
 
 use crate::arguments::{exclude, is_list, may_do_without, takes_value};

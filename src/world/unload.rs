@@ -9,10 +9,10 @@ use std::time::Duration;
 
 const CALL_LIMIT: Duration = Duration::from_secs(10);
 
-type Result<T> = std::result::Result<T, String>;
+type Answered<T> = std::result::Result<T, String>;
 
 /// Requests the unloading of everything that the server has loaded.
-pub fn request(unload: &Unload) -> Result<()> {
+pub fn request(unload: &Unload) -> Answered<()> {
     match unload {
         Unload::Call { url, method, body } => {
             let mut request = ureq::http::Request::builder().method(method.as_str()).uri(url);
@@ -50,7 +50,7 @@ pub fn request(unload: &Unload) -> Result<()> {
 
 /// Whether a server was put to sleep by [`request`]. Only vLLM sleeps: the others load again when
 /// they are asked for something.
-pub fn is_asleep(unload: &Unload) -> Result<bool> {
+pub fn is_asleep(unload: &Unload) -> Answered<bool> {
     let Unload::Preset { preset: Preset::Vllm, url } = unload else {
         return Ok(false);
     };
@@ -66,7 +66,7 @@ pub fn is_asleep(unload: &Unload) -> Result<bool> {
 }
 
 /// Wakes a server that is asleep.
-pub fn wake(unload: &Unload) -> Result<()> {
+pub fn wake(unload: &Unload) -> Answered<()> {
     match unload {
         Unload::Preset { preset: Preset::Vllm, url } => post(url, "/wake_up", &Value::Null),
         Unload::Preset { .. } | Unload::Call { .. } => Ok(()),
@@ -77,13 +77,13 @@ fn names<'a>(list: &'a Value, key: &'static str) -> impl Iterator<Item = &'a str
     list.as_array().into_iter().flatten().filter_map(move |entry| entry[key].as_str())
 }
 
-fn get(base: &str, path: &str) -> Result<Value> {
+fn get(base: &str, path: &str) -> Answered<Value> {
     let url = format!("{base}{path}");
     let mut response = answer(&url, client(CALL_LIMIT).get(&url).call())?;
     response.body_mut().read_json().map_err(|e| format!("{}: {e}", mask(&url)))
 }
 
-fn post(base: &str, path: &str, body: &Value) -> Result<()> {
+fn post(base: &str, path: &str, body: &Value) -> Answered<()> {
     let url = format!("{base}{path}");
     let request = client(CALL_LIMIT).post(&url);
     let result = if body.is_null() { request.send_empty() } else { request.send_json(body) };
@@ -92,7 +92,7 @@ fn post(base: &str, path: &str, body: &Value) -> Result<()> {
 
 type Response = ureq::http::Response<ureq::Body>;
 
-fn answer(url: &str, result: std::result::Result<Response, ureq::Error>) -> Result<Response> {
+fn answer(url: &str, result: std::result::Result<Response, ureq::Error>) -> Answered<Response> {
     match result {
         Ok(response) if response.status().is_success() => Ok(response),
         Ok(response) => Err(format!("{} answers {}", mask(url), response.status())),

@@ -1,5 +1,5 @@
 //! Nothing flows back: the sources of `src/` are read, and the graph of who uses whom must have no
-//! cycle. `cargo test --test direction -- --nocapture` prints the graph.
+//! cycle. Nor do two types have one name. `cargo test --test direction -- --nocapture` prints the graph.
 //!
 //! In each folder the units are its files and its folders, and those may not use one another in a
 //! circle; `src/` is such a folder, so that the rule holds for the modules of the crate as well as
@@ -51,6 +51,19 @@ fn no_module_and_no_file_is_used_by_what_it_uses() {
     println!("{} files, {count} circles", sources.count());
     assert!(folders.contains_key(&[][..]), "no arrow was found at all");
     assert!(circles.is_empty(), "{count} circles:\n{circles}");
+}
+
+#[test]
+fn no_two_types_have_one_name() {
+    let sources = Sources::read(Path::new(env!("CARGO_MANIFEST_DIR")), "src/lib.rs");
+    let mut files: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for (name, file) in sources.types() {
+        files.entry(name).or_default().push(file);
+    }
+    println!("{} types", files.len());
+    assert!(files.contains_key("Snapshot"), "the types were not found");
+    files.retain(|_, files| files.len() > 1);
+    assert!(files.is_empty(), "these stand more than once: {files:#?}");
 }
 
 #[test]

@@ -27,6 +27,8 @@ struct Module {
     paths: Vec<(Names, Names)>,
     /// What a `use` of the file's own level has brought in, by its name there.
     brought_in: BTreeMap<String, Names>,
+    /// The types that it defines.
+    types: Names,
 }
 
 pub struct Sources {
@@ -61,6 +63,13 @@ impl Sources {
             self.read_file(root, &path, &nested, [&names[..], &[child]].concat());
         }
         self.modules.insert(names, module);
+    }
+
+    /// Each type's name, and a file that defines a type of that name.
+    pub fn types(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.modules.values().flat_map(|module| {
+            module.types.iter().map(|name| (name.as_str(), module.file.as_str()))
+        })
     }
 
     /// All paths that lead from one module of the crate to another.
@@ -190,6 +199,14 @@ impl<'a> Visit<'a> for Reader {
             Item::Impl(item) => &item.attrs,
             _ => &Vec::new(),
         };
+        let name = match item {
+            Item::Struct(item) => Some(&item.ident),
+            Item::Enum(item) => Some(&item.ident),
+            Item::Trait(item) => Some(&item.ident),
+            Item::Type(item) => Some(&item.ident),
+            _ => None,
+        };
+        self.module.types.extend(name.map(syn::Ident::to_string));
         if !attributes.iter().any(is_for_tests) {
             visit::visit_item(self, item);
         }
