@@ -75,6 +75,12 @@ pub enum Command {
     /// same or a higher priority never is.
     #[command(after_long_help = examples::START)]
     Start(StartArgs),
+    /// Stop one service, then make it ready as `start` does
+    ///
+    /// It is stopped in whatever state it is, also when it is stuck. Where it could not be started
+    /// again, nothing is stopped.
+    #[command(after_long_help = examples::RESTART)]
+    Restart(RestartArgs),
     /// Stop services and wait for their VRAM
     ///
     /// They are asked to end, killed after their stop_timeout, and gone when the driver shows their
@@ -99,6 +105,12 @@ pub enum Command {
     /// another service, of a container and the caller's own are refused.
     #[command(after_long_help = examples::ADOPT)]
     Adopt(AdoptArgs),
+    /// Show what a service has printed
+    ///
+    /// The log that gpuctl keeps of a native service, a container's by `docker logs`, a unit's by
+    /// `journalctl`.
+    #[command(after_long_help = examples::LOGS)]
+    Logs(LogsArgs),
     /// Take, give back and show the GPU lock
     #[command(subcommand, after_long_help = examples::LOCK)]
     Lock(LockCommand),
@@ -235,6 +247,32 @@ pub struct StartArgs {
     pub waiting: WaitArgs,
     #[command(flatten)]
     pub dry_run: DryRun,
+}
+
+#[derive(Debug, Args)]
+pub struct RestartArgs {
+    /// Service to stop and start again
+    #[arg(value_name = "SERVICE")]
+    pub service: String,
+    #[command(flatten)]
+    pub force: Force,
+    #[command(flatten)]
+    pub waiting: WaitArgs,
+    #[command(flatten)]
+    pub dry_run: DryRun,
+}
+
+#[derive(Debug, Args)]
+pub struct LogsArgs {
+    /// Service whose log to show
+    #[arg(value_name = "SERVICE")]
+    pub service: String,
+    /// Go on with what it prints from now on, until Ctrl-C
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Show this many of the last lines
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 100)]
+    pub lines: u32,
 }
 
 #[derive(Debug, Args)]

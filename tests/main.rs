@@ -55,6 +55,7 @@ mod lock {
     mod stopped;
     mod token;
 }
+mod logs;
 mod man;
 mod prepare_phase {
     mod acceptance;
@@ -65,6 +66,7 @@ mod rigs {
     mod machine;
     mod redis;
 }
+mod restart;
 mod run {
     mod command;
     mod job;

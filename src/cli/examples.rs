@@ -36,6 +36,17 @@ Examples:
   gpuctl start comfyui --dry-run      # what would have to stop
   gpuctl start ollama --no-preempt    # only if there is room";
 
+pub const RESTART: &str = "\
+Examples:
+  gpuctl restart comfyui
+  gpuctl restart comfyui --force    # it is stuck: kill it at once";
+
+pub const LOGS: &str = "\
+Examples:
+  gpuctl logs comfyui
+  gpuctl logs comfyui -n 1000 | grep -i error
+  gpuctl logs ollama -f";
+
 pub const STOP: &str = "\
 Examples:
   gpuctl stop ollama

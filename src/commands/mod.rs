@@ -9,9 +9,11 @@ mod config;
 mod doctor;
 mod history;
 mod lock;
+mod logs;
 mod man;
 mod prepare_phase;
 mod release_all;
+mod restart;
 mod run;
 mod start;
 mod status;
@@ -104,10 +106,12 @@ pub fn run(cli: &Cli, environment: &Environment) -> Result<Answer> {
         Command::CanFit(arguments) => can_fit::run(arguments, session()?),
         Command::PreparePhase(arguments) => prepare_phase::run(arguments, session()?),
         Command::Start(arguments) => start::run(arguments, session()?),
+        Command::Restart(arguments) => restart::run(arguments, session()?),
         Command::Stop(arguments) => stop::run(arguments, session()?),
         Command::ReleaseAll(arguments) => release_all::run(arguments, session()?),
         Command::Run(arguments) => run::run(arguments, session()?, environment),
         Command::Adopt(arguments) => adopt::run(arguments, session()?),
+        Command::Logs(arguments) => logs::run(arguments, session()?),
         Command::Lock(command) => lock::run(command, session()?),
         Command::Canary(command) => canary::run(command, session()?),
         Command::History(arguments) => history::run(arguments, &session()?),

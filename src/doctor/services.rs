@@ -46,22 +46,12 @@ fn state(service: &Service, observed: &Observed) -> Check {
             CheckId::ServiceState,
             detail(),
             format!(
-                "see its log ({}), and check whether services.{}.health is right",
-                log_of(service),
+                "see `gpuctl logs {0}`, and check whether services.{0}.health is right",
                 service.name
             ),
         ),
         State::Error => Check::skip(CheckId::ServiceState, "something else is using its port"),
         state => Check::pass(CheckId::ServiceState, state.to_string()),
-    }
-}
-
-fn log_of(service: &Service) -> String {
-    match &service.manager {
-        Manager::Docker { container } => format!("`docker logs {container}`"),
-        Manager::Systemd { unit, user: false } => format!("`journalctl --unit {unit}`"),
-        Manager::Systemd { unit, user: true } => format!("`journalctl --user-unit {unit}`"),
-        Manager::Native(_) => format!("logs/{}.log in the state folder", service.name),
     }
 }
 

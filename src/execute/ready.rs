@@ -340,7 +340,7 @@ impl<'a> Watch<'a> {
         let message =
             format!("{}: not ready within {}: {}", self.service.name, Span(limit), mask(why));
         self.explain(Failure::new(Code::Timeout, message)).hint(format!(
-            "it was left running; `gpuctl stop {}` stops it, and a larger start_timeout gives it more time",
+            "it was left running; `gpuctl restart {0}` starts it again, `gpuctl stop {0}` stops it, and a larger start_timeout gives it more time",
             self.service.name
         ))
     }
@@ -360,13 +360,11 @@ impl<'a> Watch<'a> {
             },
             (Manager::Docker { container }, _) => {
                 logs::attach(failure, docker::log_tail(container, self.begun.elapsed(), self.stop))
-                    .hint(format!("its log: docker logs {container}"))
+                    .hint(format!("its log: gpuctl logs {name}"))
             }
             (Manager::Systemd { unit, user }, _) => {
-                logs::attach(failure, systemd::log_tail(unit, *user, self.stop)).hint(format!(
-                    "its log: journalctl {}--unit {unit}",
-                    if *user { "--user " } else { "" }
-                ))
+                logs::attach(failure, systemd::log_tail(unit, *user, self.stop))
+                    .hint(format!("its log: gpuctl logs {name}"))
             }
         }
     }

@@ -185,7 +185,9 @@ pub fn concern(path: &str) -> Concern {
     };
     let (topics, codes): (&'static [Topic], &[&[Code]]) = match path {
         "status" | "can-fit" | "lock release" | "lock status" => (&[Config, Lock], &[ASK]),
-        "prepare-phase" | "start" => (&[Config, Lock, State], &[ASK, TAKE, STOP, START]),
+        "prepare-phase" | "start" | "restart" => {
+            (&[Config, Lock, State], &[ASK, TAKE, STOP, START])
+        }
         "stop" | "release-all" => (&[Config, Lock, State], &[ASK, TAKE, STOP]),
         "adopt" => (&[Config, Lock, State], &[ASK, TAKE]),
         "run" => (&[Config, Lock, State, Run], &[ASK, TAKE, STOP, START, CMD]),
@@ -198,6 +200,7 @@ pub fn concern(path: &str) -> Concern {
         "config" | "config check" | "config show" | "doctor" => (&[Config, Lock, State], &[READ]),
         "config init" | "config path" => (&[Config], &[&[Code::Config]]),
         "history" => (&[Config, State], &[READ]),
+        "logs" => (&[Config, State], &[ASK]),
         "config schema" => (&[Config], &[]),
         "completions" => (&[Config, Install], &[]),
         "man" => (&[Install], &[]),

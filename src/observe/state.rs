@@ -57,7 +57,10 @@ pub fn judge(
     };
     match running.age {
         Some(age) if age > service.start_timeout && matches!(healthy, Some(Healthy::Silent(_))) => {
-            (State::Unresponsive, Some(format!("busy, or stuck: {why}")))
+            (
+                State::Unresponsive,
+                Some(format!("busy, or stuck (then `gpuctl restart {}`): {why}", service.name)),
+            )
         }
         Some(age) if age > service.start_timeout => (
             State::Error,

@@ -11,7 +11,7 @@ mod tests;
 
 pub use fit::{CardBudget, reading_required};
 pub use phase::prepare_phase;
-pub use preempt::{start, start_again};
+pub use preempt::{restart, start, start_again};
 
 use crate::config::Config;
 use crate::error::{Failure, Result};
@@ -133,6 +133,7 @@ impl Plan {
         if let Some(stranger @ AnsweredBy { service: None, .. }) = &observed.answered_by {
             return Err(stranger.in_the_way_of(service));
         }
+        let is_going = self.evict.iter().any(|eviction| eviction.service == service.name);
         let how = match (&observed.presence, observed.state) {
             (
                 Presence::Unknown(failure) | Presence::Missing(failure) | Presence::Dead(failure),
@@ -140,6 +141,7 @@ impl Plan {
             ) => {
                 return Err(about(service, failure));
             }
+            _ if is_going => StartHow::Start,
             (Presence::Up(_), State::Ready) => {
                 self.kept.push(service.name.clone());
                 if service.unload.is_none() {

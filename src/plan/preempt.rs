@@ -2,7 +2,7 @@
 //! Kubernetes' preemption: each victim, highest priority first, is spared again if it fits after all.
 
 use super::fit::{CardBudget, ensure_fits, insufficient};
-use super::{Plan, refuse_unknown, warn_of_estimate};
+use super::{Eviction, Plan, refuse_unknown, refuse_unproven, warn_of_estimate};
 use crate::config::Config;
 use crate::error::Result;
 use crate::model::{Mb, Presence, Service, Snapshot};
@@ -16,7 +16,34 @@ pub fn start(
     service: &Service,
     preempt: bool,
 ) -> Result<Plan> {
+    make_ready(config, snapshot, service, preempt, Plan::default())
+}
+
+/// `restart`: stops the service, whatever state it is in, and makes it ready as `start` does. It is
+/// refused before the stop where the start could not follow.
+pub fn restart(
+    config: &Config,
+    snapshot: &Snapshot,
+    service: &Service,
+    force: bool,
+) -> Result<Plan> {
     let mut plan = Plan::default();
+    let observed = snapshot.service(&service.name);
+    refuse_unproven(service, observed)?;
+    if observed.can_be_stopped() {
+        plan.evict.push(Eviction::stop(observed, force));
+    }
+    make_ready(config, snapshot, service, true, plan)
+}
+
+/// Adds to a plan what makes one service ready.
+fn make_ready(
+    config: &Config,
+    snapshot: &Snapshot,
+    service: &Service,
+    preempt: bool,
+    mut plan: Plan,
+) -> Result<Plan> {
     plan.need(service, snapshot.service(&service.name))?;
     let needed = HashSet::from([service.name.as_str()]);
     let budget = CardBudget::of(config, snapshot);

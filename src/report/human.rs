@@ -1,6 +1,8 @@
 //! The reports as text for people.
 
-use super::{ActReport, AdoptReport, CanFitReport, CheckReport, PathReport, Report, Subject};
+use super::{
+    ActReport, AdoptReport, CanFitReport, CheckReport, LogReport, PathReport, Report, Subject,
+};
 use crate::model::{Mb, Source};
 use crate::screen::Screen;
 use crate::screen::text::span;
@@ -99,6 +101,12 @@ impl Report for AdoptReport {
     fn text(&self, _: &Screen) -> String {
         let pids: Vec<String> = self.adopted.iter().map(ToString::to_string).collect();
         format!("{}: adopted {}\n", self.service, pids.join(", "))
+    }
+}
+
+impl Report for LogReport {
+    fn text(&self, _: &Screen) -> String {
+        self.lines.iter().map(|line| format!("{line}\n")).collect()
     }
 }
 

@@ -153,6 +153,13 @@ pub struct AdoptReport {
     pub adopted: Vec<Pid>,
 }
 
+/// It holds the last lines of a service's log.
+#[derive(Serialize)]
+pub struct LogReport {
+    pub service: String,
+    pub lines: Vec<String>,
+}
+
 /// It tells what `config check` found.
 #[derive(Serialize)]
 pub struct CheckReport {

@@ -341,6 +341,17 @@ pub fn foreground(words: &[OsString], variables: &[(&str, &OsStr)]) -> Command {
     command
 }
 
+/// Becomes another program, which has the caller's terminal, input, output and signals as if it had
+/// been called itself. Returns only where it cannot be started.
+pub fn become_program(program: &str, args: &[String]) -> Failure {
+    reap();
+    let mut command = new(program);
+    command.args(args).stdin(Stdio::inherit());
+    log::debug!("`{}` takes over", line(&command));
+    let error = command.exec();
+    not_started(program, &command, &error)
+}
+
 /// Has a command do something in its new process before it becomes the program.
 ///
 /// # Safety

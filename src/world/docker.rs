@@ -7,7 +7,7 @@ pub use setup::{GpuAccess, Setup, engine, setups};
 
 use super::command::{self, Begun, Output};
 use super::host;
-use super::logs;
+use super::logs::{self, LogPart, LogViewer};
 use super::process;
 use super::wait::Stop;
 use crate::error::{Failure, Result};
@@ -352,6 +352,20 @@ pub fn log_tail(container: &str, watched: Duration, stop: &Stop) -> Vec<String> 
         // (none is kept, or the container is gone) is no part of it.
         _ => Vec::new(),
     }
+}
+
+/// Returns what shows the log of a container that there is. Most servers print to stderr, which is
+/// no error of ours: both are one log.
+pub fn log_viewer(container: &str, part: LogPart, stop: &Stop) -> Result<LogViewer> {
+    if let Presence::Missing(failure) = &inspect(&[container], stop)()?[container].presence {
+        return Err(failure.clone());
+    }
+    let lines = part.lines.to_string();
+    let both = "exec \"$0\" \"$@\" 2>&1";
+    let mut arguments = vec!["-c", both, "docker", "logs", "--tail", &lines];
+    arguments.extend(part.follow.then_some("--follow"));
+    arguments.extend(["--", container]);
+    Ok(LogViewer::new("sh", &arguments))
 }
 
 /// Returns when a container was started, as the engine tells it; `None` where it was not, or not well.

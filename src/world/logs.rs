@@ -1,20 +1,88 @@
 //! Output of native services: one file each under the state folder, private, never through a
 //! link; and the tail that a failed start shows.
 
+use super::command;
 use super::files;
+use super::wait::Stop;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use rustix::fs::OFlags;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+/// A log is read to its end within this time.
+const READ_LIMIT: Duration = Duration::from_secs(10);
 const TAIL_LINES: usize = 15;
 /// So many bytes of a log are read, from its end: far more than a start has to say.
 const LOG_BYTES: u64 = 1024 * 1024;
 
 pub fn path_of(state_dir: &Path, service: &str) -> PathBuf {
     state_dir.join("logs").join(format!("{service}.log"))
+}
+
+/// How much of a log is to be shown.
+#[derive(Clone, Copy)]
+pub struct LogPart {
+    /// So many of its last lines.
+    pub lines: u32,
+    /// What is added from then on, too.
+    pub follow: bool,
+}
+
+/// The program that shows a log, with its arguments.
+pub struct LogViewer {
+    program: &'static str,
+    arguments: Vec<String>,
+}
+
+impl LogViewer {
+    pub fn new(program: &'static str, arguments: &[&str]) -> LogViewer {
+        LogViewer { program, arguments: arguments.iter().map(|word| (*word).to_owned()).collect() }
+    }
+
+    /// Takes gpuctl's place. Returns only where the program cannot be started.
+    pub fn take_over(&self) -> Failure {
+        command::become_program(self.program, &self.arguments)
+    }
+
+    /// Returns the lines that it shows; one that follows the log would not end.
+    pub fn read(&self, stop: &Stop) -> Result<Vec<String>> {
+        let arguments: Vec<&str> = self.arguments.iter().map(String::as_str).collect();
+        let output = command::run(self.program, &arguments, READ_LIMIT, stop)?;
+        match output.status.success() {
+            true => {
+                Ok(String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect())
+            }
+            false => Err(Failure::new(
+                Code::Unavailable,
+                format!("its log cannot be read: {}", output.reason()),
+            )),
+        }
+    }
+}
+
+/// Returns what shows the log of a native service, which is there once gpuctl has started it.
+pub fn viewer(state_dir: &Path, service: &str, part: LogPart) -> Result<LogViewer> {
+    let path = path_of(state_dir, service);
+    match files::existing(&path) {
+        Ok(_) => {}
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            let message = format!(
+                "it has no log: gpuctl has not started it yet ({} does not exist)",
+                path.display()
+            );
+            return Err(Failure::new(Code::NotFound, message)
+                .hint("what was started by hand prints where whoever started it has it print"));
+        }
+        Err(e) => return Err(unwritable(&path, &e)),
+    }
+    let (lines, path) = (part.lines.to_string(), path.to_string_lossy());
+    let mut arguments = vec!["-n", &lines];
+    arguments.extend(part.follow.then_some("-F"));
+    arguments.extend(["--", &path]);
+    Ok(LogViewer::new("tail", &arguments))
 }
 
 /// Makes sure that a service's log could be opened, and makes nothing.

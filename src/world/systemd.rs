@@ -1,7 +1,7 @@
 //! systemd units through `systemctl`, asked for properties, never for prose.
 
 use super::command::{self, Begun, Output};
-use super::logs;
+use super::logs::{self, LogPart, LogViewer};
 use super::wait::Stop;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
@@ -179,4 +179,16 @@ pub fn log_tail(unit: &str, user: bool, stop: &Stop) -> Vec<String> {
         // The failure that these lines would explain is told without them.
         Err(_) => Vec::new(),
     }
+}
+
+/// Returns what shows the journal of a unit that there is.
+pub fn log_viewer(unit: &str, user: bool, part: LogPart, stop: &Stop) -> Result<LogViewer> {
+    if let Presence::Missing(failure) = &show(&[unit], user, stop)()?[unit].presence {
+        return Err(failure.clone());
+    }
+    let lines = part.lines.to_string();
+    let selector = if user { "--user-unit" } else { "--unit" };
+    let mut arguments = vec![selector, unit, "--lines", &lines, "--no-pager"];
+    arguments.extend(part.follow.then_some("--follow"));
+    Ok(LogViewer::new("journalctl", &arguments))
 }

@@ -214,7 +214,7 @@ fn row_37_a_container_in_a_restart_loop_is_found_out_before_its_time_is_over() {
     let voice = rig.container("voice").restarts().set("start_timeout", "1h").server(server).add();
     let error = rig.gpuctl("start voice --json --quiet").run().fails("start_failed").json();
     assert!(has(&error["error"]["message"], "voice: restarts in a loop: exited with code"));
-    assert!(has(&error["error"]["hint"], &format!("docker logs {}", voice.mark())), "{error}");
+    assert!(has(&error["error"]["hint"], "its log: gpuctl logs voice"), "{error}");
     until("status says so", || {
         let voice = service(&rig, "voice");
         voice["state"] == "error" && has(&voice["detail"], "restarts in a loop")
@@ -234,7 +234,7 @@ fn row_37_a_container_that_exits_at_once_is_told_with_its_code_and_the_end_of_it
     assert!(has(message, "voice: exited with code 2"), "{error}");
     assert!(error.to_string().contains("unexpected argument '--nonsense'"), "{error}");
     let text = rig.gpuctl("start voice --quiet").run().fails("start_failed");
-    text.stderr_has("unexpected argument '--nonsense'").stderr_has("docker logs");
+    text.stderr_has("unexpected argument '--nonsense'").stderr_has("gpuctl logs voice");
     assert_eq!(fact(&rig, voice.mark(), ".State.Status"), "exited");
     // That it ended with success makes it no better.
     rig.container("brief").server("--warmup 1h --exit-after 20ms").add();
@@ -245,10 +245,10 @@ fn row_37_a_container_that_exits_at_once_is_told_with_its_code_and_the_end_of_it
 fn row_37_a_container_that_keeps_no_log_is_told_without_one() {
     let Some(rig) = Rig::with_docker() else { return };
     rig.container("voice").set("start_timeout", "1h").not_installed().add();
-    let voice = create(&rig, "voice", &["--log-driver", "none"], &["/bin/simserver", "--nonsense"]);
+    create(&rig, "voice", &["--log-driver", "none"], &["/bin/simserver", "--nonsense"]);
     let error = rig.gpuctl("start voice --json --quiet").run().fails("start_failed").json();
     assert_eq!(error["error"]["message"], "voice: exited with code 2");
-    assert_eq!(error["error"]["hint"], format!("its log: docker logs {voice}"));
+    assert_eq!(error["error"]["hint"], "its log: gpuctl logs voice");
 }
 
 #[test]

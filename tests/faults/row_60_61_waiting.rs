@@ -95,7 +95,13 @@ fn row_61_a_service_that_works_for_longer_than_it_may_take_to_start_is_never_res
     assert!(!rig.path("home/ran").exists());
     let status = rig.gpuctl("status --json").run().succeeds().json();
     assert_eq!(status["services"]["comfyui"]["state"], "unresponsive", "{status}");
+    let detail = status["services"]["comfyui"]["detail"].as_str().unwrap();
+    assert!(detail.contains("`gpuctl restart comfyui`"), "{detail}");
     assert_eq!(rig.card.claims()[0].pid, Some(pid as u32));
+    // What no plan does, its owner may.
+    rig.gpuctl("restart comfyui").run().succeeds().stdout_has("started comfyui").progress();
+    assert!(state(pid).is_none() && comfyui.is_healthy());
+    let pid = rig.card.claims()[0].pid.unwrap() as i32;
     // Where it is not needed, it is stopped like any other: it cannot say that it works.
     rig.gpuctl("stop comfyui").run().succeeds().stdout_has("stopped comfyui").progress();
     assert!(state(pid).is_none());

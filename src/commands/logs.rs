@@ -1,0 +1,37 @@
+//! `gpuctl logs`: hands over to the program that shows the log, wherever its manager keeps it.
+
+use super::Session;
+use crate::cli::LogsArgs;
+use crate::error::{Failure, Result};
+use crate::exit::{Answer, Code};
+use crate::model::Manager;
+use crate::report::{Form, LogReport, print};
+use crate::world::logs::{self, LogPart};
+use crate::world::{docker, systemd};
+
+pub fn run(arguments: &LogsArgs, session: Session) -> Result<Answer> {
+    let Session { config, stop, form, .. } = session;
+    let service = config.service(&arguments.service)?;
+    let part = LogPart { lines: arguments.lines, follow: arguments.follow };
+    let viewer = match &service.manager {
+        Manager::Native(_) => logs::viewer(config.state_dir()?, &service.name, part),
+        Manager::Docker { container } => docker::log_viewer(container, part, &stop),
+        Manager::Systemd { unit, user } => systemd::log_viewer(unit, *user, part, &stop),
+    };
+    let viewer = viewer.map_err(|failure| Failure {
+        message: format!("{}: {}", service.name, failure.message),
+        ..failure
+    })?;
+    match form {
+        Form::Json if arguments.follow => {
+            Err(Failure::new(Code::Usage, "--follow and --json cannot be used together")
+                .hint("without --follow, --json prints the last lines as one document"))
+        }
+        Form::Json => {
+            let lines = viewer.read(&stop)?;
+            print(&LogReport { service: service.name.clone(), lines }, &form)?;
+            Ok(Answer::Yes)
+        }
+        Form::Text(_) => Err(viewer.take_over()),
+    }
+}

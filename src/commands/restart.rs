@@ -1,0 +1,25 @@
+//! `gpuctl restart`.
+
+use super::{Session, act::act};
+use crate::cli::RestartArgs;
+use crate::error::Result;
+use crate::exit::Answer;
+use crate::model::{Evict, Service};
+use crate::plan;
+use crate::report::Subject;
+
+pub fn run(arguments: &RestartArgs, session: Session) -> Result<Answer> {
+    let service = session.config.service(&arguments.service)?.clone();
+    let subject = Subject::Service { service: service.name.clone() };
+    // Its own health is no matter: it is stopped in any case.
+    let asks = |other: &Service| other.name != service.name && other.evict == Evict::Unload;
+    act(
+        session,
+        "restart",
+        subject,
+        &arguments.waiting,
+        &arguments.dry_run,
+        asks,
+        |config, snapshot| plan::restart(config, snapshot, &service, arguments.force.force),
+    )
+}
