@@ -74,10 +74,6 @@ pub struct LockTable {
     /// takes precedence over both.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
-    /// File of the machine's lock, where it is not the one that all on the machine share; a
-    /// file:// URL takes precedence.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub file: Option<String>,
     /// Name of the lock: the key in Redis, or of the file.
     pub key: String,
     /// How long a lock taken by `gpuctl lock acquire` lasts.
@@ -90,7 +86,6 @@ impl Default for LockTable {
     fn default() -> Self {
         LockTable {
             url: None,
-            file: None,
             key: "gpu_mutex_v2".to_owned(),
             ttl: Span::seconds(600),
             wait: Span::seconds(31),

@@ -21,8 +21,7 @@ pub struct Place {
 impl Place {
     /// Reads the place from its URL; without one it is the machine's lock alone.
     pub fn of(lock: &file::LockTable) -> std::result::Result<Place, String> {
-        let own = lock.file.as_ref().map(PathBuf::from);
-        let file = own.unwrap_or_else(|| machines(&lock.key));
+        let file = machines(&lock.key);
         let Some(url) = &lock.url else { return Ok(Place { file, redis: None }) };
         match url.split_once("://") {
             Some(("redis" | "rediss" | "redis+unix", _)) => match Client::open(url.as_str()) {
@@ -36,17 +35,12 @@ impl Place {
                     ))
                 }
             },
-            Some(("file", path)) if is_of_a_file(path) => {
+            Some(("file", path)) if path.starts_with('/') && !path.ends_with('/') => {
                 Ok(Place { file: PathBuf::from(path), redis: None })
             }
             _ => Err("not a redis://, rediss://, redis+unix:// or file:///path URL".to_owned()),
         }
     }
-}
-
-/// Whether a path can be that of the lock's file.
-pub fn is_of_a_file(path: &str) -> bool {
-    path.starts_with('/') && !path.ends_with('/')
 }
 
 /// The file of the machine's lock, the same for everybody.

@@ -2,7 +2,6 @@
 
 use super::complaint::Complaint;
 use super::file::{self, ConfigFile};
-use super::place::is_of_a_file;
 use super::text::ConfigText;
 use super::{Config, Environment, Gpu, Lock, Place, Selector};
 use crate::error::{Failure, Result};
@@ -61,9 +60,6 @@ pub fn validate(
             file.lock.url = Some(url.to_owned());
             url_is_of = Some(variable);
         }
-    }
-    if file.lock.file.as_deref().is_some_and(|path| !is_of_a_file(path)) {
-        return Err(complain(&["lock", "file"], "not the absolute path of a file"));
     }
     let place = Place::of(&file.lock).map_err(|problem| match url_is_of {
         Some(variable) => wrong_variable(variable, &problem),
@@ -148,7 +144,6 @@ fn expand(
     let key = |parts: &[&str]| parts.iter().map(|part| (*part).to_owned()).collect::<Vec<_>>();
     texts.extend(file.gpu.nvml_library.as_mut().map(|text| (key(&["gpu", "nvml_library"]), text)));
     texts.extend(file.lock.url.as_mut().map(|text| (key(&["lock", "url"]), text)));
-    texts.extend(file.lock.file.as_mut().map(|text| (key(&["lock", "file"]), text)));
     if let Some(canary) = &mut file.canary {
         let entry = |field: &str| key(&["canary", field]);
         texts.push((entry("start"), &mut canary.start));

@@ -2,6 +2,7 @@
 
 use super::machine::Machine;
 use super::record::Record;
+use crate::config::Span;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use std::time::Duration;
@@ -29,7 +30,7 @@ pub struct Claim {
 impl Claim {
     /// One that who has this machine's lock makes good.
     pub fn new(holder: &str, record: Record, ttl: Duration, machine: &Machine) -> Result<Claim> {
-        let record = Record { place: machine.place()?, ..record };
+        let record = Record { place: machine.lock().place()?, ..record };
         Ok(Claim { holder: holder.to_owned(), record, ttl })
     }
 }
@@ -40,7 +41,10 @@ pub fn check_grace(grace: Duration) -> Result<()> {
         return Ok(());
     }
     let why = format!(
-        "--grace {grace:?} does not fit into the time of the lock in Redis ({TTL:?}, renewed every {RENEWAL:?})"
+        "--grace {} does not fit into the time of the lock in Redis ({}, renewed every {})",
+        Span(grace),
+        Span(TTL),
+        Span(RENEWAL)
     );
-    Err(Failure::new(Code::Usage, why).hint(format!("{MOST_GRACE:?} at most")))
+    Err(Failure::new(Code::Usage, why).hint(format!("{} at most", Span(MOST_GRACE))))
 }

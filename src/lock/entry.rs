@@ -68,10 +68,10 @@ struct Entry<'a> {
 
 impl Entry<'_> {
     fn enter(&mut self) -> Result<Option<Duration>> {
-        let mut line = WaitingLine::new(self.machine.file());
+        let mut line = WaitingLine::new(&self.machine.lock().file);
         loop {
             self.stop.check()?;
-            let failed = |e: std::io::Error| self.machine.failed(e);
+            let failed = |e: std::io::Error| self.machine.lock().failed(e);
             if !self.patience.total.is_zero() {
                 line.queue_up().map_err(failed)?;
             }
@@ -84,7 +84,7 @@ impl Entry<'_> {
                 None => match self.machine.try_door()? {
                     Some(InTheWay::Removed) => {
                         self.machine.open_again()?;
-                        line = WaitingLine::new(self.machine.file());
+                        line = WaitingLine::new(&self.machine.lock().file);
                         continue;
                     }
                     Some(obstacle) => {

@@ -9,7 +9,7 @@ use super::machine::Machine;
 use super::redis::Redis;
 use super::watchdog::Watchdog;
 use super::{Ends, Held, Patience, Record, not_held, redis, shown};
-use crate::config::Config;
+use crate::config::{Config, Span};
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::progress::{Progress, Waiting};
@@ -156,7 +156,7 @@ impl Guard {
         if !is_here {
             machine.slip_in(stop)?;
         }
-        let place = machine.place()?;
+        let place = machine.lock().place()?;
         let is_held = |held: &Held| held.is_of(token) && (is_here || !held.was_in(&place));
         let held = redis.look()?.filter(is_held).ok_or_else(not_held)?;
         let asked = since_boot();
@@ -264,7 +264,8 @@ impl Guard {
             }
             Err(failure) => {
                 let message = format!(
-                    "the GPU lock could not be released and ends by itself within {TTL:?}: {failure}"
+                    "the GPU lock could not be released and ends by itself within {}: {failure}",
+                    Span(TTL)
                 );
                 progress.warning(&message);
                 Ok(())

@@ -3,6 +3,7 @@
 
 use super::record::KeeperProcess;
 use crate::model::Pid;
+use rustix::fd::{AsRawFd, BorrowedFd};
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -49,4 +50,18 @@ fn tells_of_a_lock(info: &str, inode: u64) -> bool {
             fields.iter().any(|field| field.rsplit(':').next() == Some(&inode.to_string()));
         is_of_description && is_on_file
     })
+}
+
+/// Descriptors of this file that our caller has passed on to us.
+pub fn inherited(file: &File) -> std::io::Result<Vec<BorrowedFd<'static>>> {
+    let ours = file.metadata()?;
+    let numbers = fs::read_dir("/proc/self/fd")?.flatten().filter_map(|entry| {
+        let number = entry.file_name().to_str()?.parse().ok()?;
+        let meta = fs::metadata(entry.path()).ok()?;
+        let is_it = (meta.dev(), meta.ino()) == (ours.dev(), ours.ino());
+        (is_it && number > 2 && number != file.as_raw_fd()).then_some(number)
+    });
+    // SAFETY: none of our own has such a number, and nobody else closes them.
+    #[expect(unsafe_code, reason = "they were opened by our caller")]
+    Ok(numbers.map(|number| unsafe { BorrowedFd::borrow_raw(number) }).collect())
 }

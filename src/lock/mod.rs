@@ -5,6 +5,7 @@
 mod by_hand;
 mod claim;
 mod entry;
+mod file;
 mod guard;
 mod keep;
 mod keepers;
@@ -16,15 +17,16 @@ pub mod watchdog;
 
 pub use by_hand::{Release, Wanted, acquire, joined, release};
 pub use claim::{Claim, check_grace};
-pub use guard::{Guard, Heirloom, Purpose};
 #[cfg(any(test, fuzzing))]
-pub use machine::Written;
+pub use file::Written;
+pub use guard::{Guard, Heirloom, Purpose};
 pub use record::{Ends, Held, KeeperProcess, Record, name_of, shown};
 pub use redis::ServerFacts;
 
-use crate::config::Config;
+use crate::config::{Config, Span};
 use crate::error::{Failure, Result};
 use crate::exit::Code;
+use file::LockFile;
 use machine::Machine;
 use redis::Redis;
 use std::time::{Duration, Instant};
@@ -75,7 +77,7 @@ impl Busy {
     pub fn refusal(&self, patience: &Patience) -> Failure {
         let waited = match patience.total.is_zero() {
             true => String::new(),
-            false => format!(", and the wait of {:?} is over", patience.total),
+            false => format!(", and the wait of {} is over", Span(patience.total)),
         };
         let failure =
             Failure::new(Code::LockBusy, format!("the GPU lock is {}{waited}", self.describe()));
@@ -136,8 +138,11 @@ pub fn look(config: &Config) -> Result<Option<Held>> {
     if let Some(mut redis) = redis(config)
         && let Some(held) = redis.look()?
     {
-        let place =
-            machine.as_ref().ok().and_then(Option::as_ref).and_then(|machine| machine.place().ok());
+        let place = machine
+            .as_ref()
+            .ok()
+            .and_then(Option::as_ref)
+            .and_then(|machine| machine.lock().place().ok());
         if held.ends == Ends::Never || place.is_none_or(|place| !held.was_in(&place)) {
             return Ok(Some(held));
         }
@@ -151,7 +156,7 @@ fn redis(config: &Config) -> Option<Redis> {
 
 /// Whether the machine's lock could be taken, as far as that hangs on its file.
 pub fn could_open(config: &Config) -> Result<()> {
-    Machine::could_open(&config.lock.place.file)
+    LockFile::could_open(&config.lock.place.file)
 }
 
 /// The server at a Redis URL, which has to let us do with this key what the lock needs.

@@ -50,11 +50,6 @@ pub const ENVIRONMENT: &[Fact] = &[
          neither waits for it nor releases it.",
     ),
     fact(
-        Topic::Lock,
-        &["XDG_RUNTIME_DIR"],
-        "Where the lock file is kept, if the lock is a file; see FILES.",
-    ),
-    fact(
         Topic::Run,
         &["GPUCTL_SERVICE", "GPUCTL_FENCE"],
         "Set for the command: the services that are ready for it, and a number that rises with \
@@ -135,9 +130,9 @@ pub const FILES: &[Fact] = &[
     ),
     fact(
         Topic::Lock,
-        &["$XDG_RUNTIME_DIR/gpuctl/gpu_mutex_v2.lock", "/run/gpuctl/gpu_mutex_v2.lock"],
-        "The GPU lock of a user and of root, unless it is a key in Redis; named after `lock.key`. \
-         Do not remove it by hand.",
+        &["/run/lock/gpuctl-gpu_mutex_v2.lock", "/var/tmp/gpuctl-gpu_mutex_v2.lock"],
+        "The GPU lock of the machine, for all its users; named after `lock.key`. Do not remove it \
+         by hand.",
     ),
     fact(
         Topic::Canary,

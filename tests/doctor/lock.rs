@@ -119,7 +119,7 @@ fn a_lock_file_that_cannot_be_used_is_found() {
     mode(0o700);
     finds(machine.doctor(), &[]);
 
-    symlink(rig.path("precious"), rig.path("run/lock")).unwrap();
+    symlink(rig.path("precious"), rig.lock_file()).unwrap();
     finds(machine.doctor(), &[fault("it is a link", elsewhere)]);
     lock_in(&rig.path("gpuctl.toml").join("below"));
     finds(machine.doctor(), &[fault("Not a directory", elsewhere)]);
@@ -132,7 +132,7 @@ fn a_lock_file_that_cannot_be_used_is_found() {
 fn a_record_that_is_damaged_is_found() {
     let machine = Machine::new();
     machine.rig.gpuctl("lock acquire me").run().succeeds().text();
-    fs::write(machine.rig.path("run/lock"), "{\"fence\": 1, \"hol").unwrap();
+    fs::write(machine.rig.lock_file(), "{\"fence\": 1, \"hol").unwrap();
     let fault = ("fail", "lock.record", "is damaged", "gpuctl lock release --force");
     finds(machine.doctor(), &[fault]);
 }

@@ -7,13 +7,13 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 
 fn record(rig: &Rig) -> Vec<u8> {
-    fs::read(rig.path("run/lock")).unwrap()
+    fs::read(rig.lock_file()).unwrap()
 }
 
 /// Puts another record in the place of the one that is there.
 fn forge(rig: &Rig, content: &[u8]) {
     // Written over, and cut afterwards: an empty file would be a lock that nobody holds.
-    let file = fs::OpenOptions::new().write(true).open(rig.path("run/lock")).unwrap();
+    let file = fs::OpenOptions::new().write(true).open(rig.lock_file()).unwrap();
     file.write_all_at(content, 0).unwrap();
     file.set_len(content.len() as u64).unwrap();
 }

@@ -92,7 +92,7 @@ fn kill_at(points: &[Point]) {
 }
 
 fn lock_is_held(rig: &Rig) -> bool {
-    fs::read_to_string(rig.path("run/lock")).is_ok_and(|text| text.contains("canary"))
+    fs::read_to_string(rig.lock_file()).is_ok_and(|text| text.contains("canary"))
 }
 
 #[test]

@@ -118,7 +118,7 @@ fn row_70_a_cleaner_leaves_the_lock_alone_while_it_is_held() {
         return rig::skip_or_fail("systemd-tmpfiles", cleaner);
     }
     let work = Work::begin(&rig);
-    let lock = rig.path("run/lock");
+    let lock = rig.lock_file();
     rig.shell(&format!("touch -d '40 days ago' {}", lock.display())).run().succeeds();
     let rules =
         rig.file("rules.conf", &format!("d {} 0700 - - ABCabcmM:1d\n", rig.path("run").display()));

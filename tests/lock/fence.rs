@@ -57,7 +57,7 @@ fn a_fence_is_remembered_where_the_lock_itself_was_removed() {
     let second = fence_of(&rig, "me");
     assert!(second > first, "{first}, {second}");
     // A record that was cleared by force holds no fence any more.
-    fs::write(rig.path("run/lock"), "damaged").unwrap();
+    fs::write(rig.lock_file(), "damaged").unwrap();
     release(&rig);
     assert!(fence_of(&rig, "me") > second);
 

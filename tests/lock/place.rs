@@ -145,7 +145,6 @@ fn a_lock_of_another_key_is_another_lock() {
     let Some(redis) = rig.lock_in_redis() else { return };
     rig.acquire("me");
     rig.set("lock.key", "another");
-    rig.set("lock.file", rig.path("run/another").to_str().unwrap());
     rig.assert_lock_is_free();
     rig.acquire("other --no-wait");
     assert!(redis.holder().unwrap().starts_with("me|gpuctl1|"));
@@ -209,8 +208,10 @@ fn a_file_that_is_removed_while_one_waits_for_it_is_waited_for_anew() {
     let waiter = rig.gpuctl("lock acquire next --wait 50").spawn();
     until("it waits", || waiter.stderr().contains("waiting for the GPU lock"));
     fs::remove_file(&lock).unwrap();
-    rig.acquire("other --ttl 5s");
+    let token = rig.acquire("other --ttl 1h");
     drop(holder);
-    waiter.wait().succeeds().stderr_has("held by other").stdout_has("\n");
+    until("it waits for the other", || waiter.stderr().contains("held by other"));
+    rig.release(&token);
+    waiter.wait().succeeds().progress().stdout_has("\n");
     assert_eq!(rig.lock_held()["holder"], "next");
 }

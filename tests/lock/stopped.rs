@@ -33,7 +33,7 @@ fn a_process_that_has_locked_the_file_and_is_no_gpuctl_is_waited_for_and_named()
     let rig = Rig::new();
     let token = rig.acquire("me --ttl 1h");
     rig.release(&token);
-    let lock = rig.path("run/lock");
+    let lock = rig.lock_file();
     let other = rig.by_hand(&format!("flock --no-fork {} sleep 1000", lock.display()));
     until("it is locked", || rig.kernel_locks() == ["FLOCK"]);
     let named = format!("held by PID {} (sleep)", other.pid());

@@ -140,7 +140,7 @@ fn the_command_inherits_nothing_but_its_streams_and_the_lock_and_no_ignored_sign
     assert!(matches!(inherited[..], [number] if number >= 10), "{inherited:?}");
     let target = format!("readlink /proc/self/fd/{}", inherited[0]);
     let run = rig.gpuctl("run --quiet comfyui -- sh -c").arg(target).run();
-    run.succeeds().stdout(&format!("{}\n", rig.path("run/lock").display()));
+    run.succeeds().stdout(&format!("{}\n", rig.lock_file().display()));
     let status = rig.gpuctl("run --quiet comfyui -- cat /proc/self/status").run().succeeds().text();
     for mask in ["SigIgn:", "SigBlk:"] {
         let set = status.lines().find_map(|line| line.strip_prefix(mask)).unwrap();

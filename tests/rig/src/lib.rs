@@ -17,6 +17,7 @@ mod display;
 mod docker;
 mod gpuctl;
 mod locks;
+mod machine;
 mod outcome;
 pub mod page;
 mod ports;

@@ -72,7 +72,7 @@ impl Rig {
     /// What the kernel says is locked of the lock's file: "FLOCK", "OFDLCK", and "POSIX" of each who waits.
     #[track_caller]
     pub fn kernel_locks(&self) -> Vec<String> {
-        let Ok(meta) = fs::metadata(self.path("run/lock")) else { return Vec::new() };
+        let Ok(meta) = fs::metadata(self.lock_file()) else { return Vec::new() };
         let inode = format!(":{}", meta.ino());
         let locks = fs::read_to_string("/proc/locks").unwrap();
         let is_of_it = |line: &&str| line.split(' ').any(|word| word.ends_with(&inode));

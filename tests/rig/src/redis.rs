@@ -30,7 +30,7 @@ impl Rig {
             skip_or_fail("redis", missing);
             return None;
         }
-        Some(Redis::start(self, options))
+        self.gets_a_machine().then(|| Redis::start(self, options))
     }
 }
 

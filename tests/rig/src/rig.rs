@@ -6,6 +6,8 @@ use crate::bystander::Bystander;
 use crate::card::Card;
 use crate::docker::{self, Engine};
 use crate::gpuctl::Invocation;
+use crate::machine;
+use crate::redis::LOCK_KEY;
 use crate::services::Service;
 use crate::skip::skip_or_fail;
 use crate::surroundings;
@@ -19,6 +21,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock};
 use toml::{Table, Value};
 
@@ -36,6 +39,7 @@ pub struct Rig {
     containers: Mutex<Vec<String>>,
     networks: Mutex<Vec<String>>,
     ports: Mutex<Vec<UnixListener>>,
+    has_machine: AtomicBool,
 }
 
 impl Rig {
@@ -71,10 +75,9 @@ impl Rig {
             containers: Mutex::default(),
             networks: Mutex::default(),
             ports: Mutex::default(),
+            has_machine: AtomicBool::new(false),
         };
         rig.set("gpu.nvml_library", programs::nvml_library().to_str().unwrap());
-        // Not the one that all on the tester's machine share, also where a Redis is beside it.
-        rig.set("lock.file", rig.path("run/lock").to_str().unwrap());
         rig
     }
 
@@ -169,13 +172,27 @@ impl Rig {
 
     /// gpuctl of another machine that has the same Redis: with a lock of its own for the machine.
     pub fn elsewhere(&self, words: &str) -> Invocation {
-        let mut config = self.config.lock().unwrap().clone();
-        let lock = config.get_mut("lock").and_then(Value::as_table_mut).expect("a table");
-        let file = self.path("elsewhere/lock");
-        lock.insert("file".to_owned(), file.to_str().unwrap().into());
-        let path = self.file("elsewhere.toml", &toml::to_string(&config).unwrap());
-        fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
-        self.gpuctl(words).env("GPUCTL_CONFIG", path)
+        let mut command = self.bare_command(programs::gpuctl());
+        machine::on(&mut command, &self.path("elsewhere"));
+        command.args(words.split_whitespace());
+        Invocation::new(command)
+    }
+
+    /// The file of the machine's lock.
+    pub fn lock_file(&self) -> PathBuf {
+        match self.has_machine.load(Ordering::Relaxed) {
+            true => self.path(&format!("machine/gpuctl-{LOCK_KEY}.lock")),
+            false => self.path("run/lock"),
+        }
+    }
+
+    /// From now on the rig's machine is one of its own: what has its lock in Redis has another on the machine. False,
+    /// loudly, where there is none to be had.
+    #[track_caller]
+    pub(crate) fn gets_a_machine(&self) -> bool {
+        let can_be_had = machine::can_be_had_or_skip(&self.path("machine"));
+        self.has_machine.store(can_be_had, Ordering::Relaxed);
+        can_be_had
     }
 
     /// gpuctl with these words as arguments.
@@ -293,6 +310,14 @@ impl Rig {
     }
 
     fn command(&self, program: impl AsRef<Path>) -> Command {
+        let mut command = self.bare_command(program);
+        if self.has_machine.load(Ordering::Relaxed) {
+            machine::on(&mut command, &self.path("machine"));
+        }
+        command
+    }
+
+    fn bare_command(&self, program: impl AsRef<Path>) -> Command {
         let inherited = std::env::var("PATH").unwrap();
         let docker_host = match self.engine {
             Some(engine) => engine.host().to_owned(),
