@@ -16,8 +16,8 @@ use std::time::Duration;
 /// behind. Repeating a command that has succeeded does nothing. Results are on stdout, progress and
 /// errors on stderr.
 ///
-/// SIZE is a number of MB of 1,048,576 bytes, or has a suffix: 20000, 20000MB, 20GB, 20GiB; GB and
-/// GiB both mean 1024 MB. DUR is a duration: 90s, 10m, 1h30m, or a plain number of seconds.
+/// SIZE is a number of MB of 1,048,576 bytes, or has a unit: 20000, 20000MB, 20GB, 20G, 20GiB; G, GB
+/// and GiB all mean 1024 MB. DUR is a duration: 90s, 10m, 1h30m, or a plain number of seconds.
 #[derive(Debug, Parser)]
 #[command(name = "gpuctl", version, propagate_version = true, after_long_help = examples::GPUCTL)]
 pub struct Cli {
@@ -215,6 +215,9 @@ pub struct CanFitArgs {
     /// How much: a SIZE such as 20000 or 20GB, or a service
     #[arg(value_name = "SIZE|SERVICE")]
     pub what: String,
+    /// The unit of a SIZE that was typed as two words
+    #[arg(hide = true)]
+    pub unit: Option<String>,
     /// Keep this much free besides [default: gpu.reserve_mb]
     #[arg(long, value_name = "SIZE")]
     pub margin: Option<String>,

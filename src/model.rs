@@ -1,7 +1,9 @@
 //! The words of the domain: sizes, services, phases, states, and the snapshot of the world.
 
+mod size;
 mod snapshot;
 
+pub use size::Mb;
 pub use snapshot::{
     AnsweredBy, Device, GpuProcess, Managed, Observed, Proof, Snapshot, Source, Unproven, Vram,
 };
@@ -26,57 +28,6 @@ pub mod variable {
 }
 
 pub type Pid = i32;
-
-/// A memory size in MB of 1,048,576 bytes, as NVML tools and the seeds count.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Mb(pub u64);
-
-impl Mb {
-    /// Far more than any card has; a larger figure is a typing error.
-    pub const MAX: Mb = Mb(16 * 1024 * 1024);
-
-    pub fn of_bytes(bytes: u64) -> Mb {
-        Mb(bytes / (1024 * 1024))
-    }
-
-    pub fn saturating_sub(self, other: Mb) -> Mb {
-        Mb(self.0.saturating_sub(other.0))
-    }
-
-    /// `20000`, `20000MB`, `20GB`, `20GiB`; GB and GiB both mean 1024 MB.
-    pub fn parse(text: &str) -> Option<Mb> {
-        let text = text.trim();
-        let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-        let number: u64 = text[..digits].parse().ok()?;
-        let unit = match text[digits..].trim_start().to_ascii_lowercase().as_str() {
-            "" | "mb" | "mib" => 1,
-            "gb" | "gib" => 1024,
-            _ => return None,
-        };
-        let size = Mb(number.checked_mul(unit)?);
-        (size <= Mb::MAX).then_some(size)
-    }
-}
-
-impl std::ops::Add for Mb {
-    type Output = Mb;
-    fn add(self, other: Mb) -> Mb {
-        Mb(self.0.saturating_add(other.0))
-    }
-}
-
-impl std::iter::Sum for Mb {
-    fn sum<I: Iterator<Item = Mb>>(sizes: I) -> Mb {
-        sizes.fold(Mb(0), |sum, size| sum + size)
-    }
-}
-
-impl fmt::Display for Mb {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} MB", self.0)
-    }
-}
 
 /// A service that gpuctl manages, as configured and validated.
 #[derive(Clone, Debug)]

@@ -18,6 +18,8 @@ fn a_size_is_taken_in_every_form() {
         ("20GB", 20480),
         ("20GiB", 20480),
         ("20gib", 20480),
+        ("20G", 20480),
+        ("20 g", 20480),
         ("0", 0),
         ("007", 7),
         ("23GB", AVAILABLE),
@@ -25,11 +27,13 @@ fn a_size_is_taken_in_every_form() {
         let answer = rig.gpuctl("can-fit --json").arg(size).run().succeeds().json();
         assert_eq!(answer["required_mb"], mb, "{size}");
     }
+    let two_words = rig.gpuctl("can-fit 20 GB --json").run().succeeds().json();
+    assert_eq!(two_words["required_mb"], 20480);
     let help = rig.gpuctl("can-fit --help").run().succeeds().text();
     assert!(help.contains("SIZE"), "{help}");
     let help = rig.gpuctl("--help").run().succeeds().text();
     let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
-    assert!(help.contains("GB and GiB both mean 1024 MB"), "{help}");
+    assert!(help.contains("G, GB and GiB all mean 1024 MB"), "{help}");
 }
 
 #[test]
@@ -206,7 +210,10 @@ fn what_is_no_size_is_a_bad_command_line() {
     rig.gpuctl("can-fit 1 --margin much").run().fails("usage").stderr_has("not a valid size");
     rig.gpuctl("can-fit -5").run().fails("usage").stderr_has("unexpected argument");
     rig.gpuctl("can-fit").run().fails("usage").stderr_has("SIZE|SERVICE");
-    rig.gpuctl("can-fit 1 2").run().fails("usage").stderr_has("unexpected argument '2'");
+    for words in ["1 2", "20 TB", "ollama GB"] {
+        let size = rig.gpuctl(&format!("can-fit {words}")).run().fails("usage");
+        drop(size.stderr_has(&format!("\"{words}\" is not a valid size")).stderr_has("20GB"));
+    }
     let error = rig.gpuctl("can-fit 20XB --json").run().fails("usage").json();
     assert_eq!(error["error"]["message"], "\"20XB\" is not a valid size");
 }

@@ -1,9 +1,9 @@
 //! `gpuctl can-fit`: answers for this moment, or with `--budget` for what is promised.
 
-use super::Session;
+use super::{Session, size};
 use crate::cli::CanFitArgs;
-use crate::error::{Failure, Result};
-use crate::exit::{Answer, Code};
+use crate::error::Result;
+use crate::exit::Answer;
 use crate::model::{Mb, Source};
 use crate::observe::observe;
 use crate::plan::{CardBudget, reading_required};
@@ -13,15 +13,16 @@ use crate::world::nvml::Reader;
 pub fn run(arguments: &CanFitArgs, session: Session) -> Result<Answer> {
     let config = &session.config;
     let mut reader = Reader::open(&config.gpu);
-    let required = match Mb::parse(&arguments.what) {
-        Some(size) => size,
-        None if arguments.what.starts_with(|c: char| c.is_ascii_digit()) => {
-            return Err(no_size(&arguments.what));
-        }
-        None => config.service(&arguments.what)?.vram,
+    let what = [Some(arguments.what.as_str()), arguments.unit.as_deref()];
+    let what = what.into_iter().flatten().collect::<Vec<_>>().join(" ");
+    let is_service = !what.starts_with(|c: char| c.is_ascii_digit())
+        || config.services.iter().any(|service| service.name == what);
+    let required = match Mb::parse(&what) {
+        None if is_service && arguments.unit.is_none() => config.service(&what)?.vram,
+        _ => size(&what)?,
     };
     let margin = match &arguments.margin {
-        Some(text) => Mb::parse(text).ok_or_else(|| no_size(text))?,
+        Some(text) => size(text)?,
         None => config.gpu.reserve,
     };
     // For this moment the driver's word is enough; what runs matters for an estimate or a budget.
@@ -53,9 +54,4 @@ pub fn run(arguments: &CanFitArgs, session: Session) -> Result<Answer> {
     };
     session.conclude(&report)?;
     Ok(Answer::from(report.fits))
-}
-
-fn no_size(text: &str) -> Failure {
-    Failure::new(Code::Usage, format!("\"{text}\" is not a valid size"))
-        .hint("a size is a number of MB such as 20000, or has a suffix: 20000MB, 20GB, 20GiB")
 }

@@ -26,6 +26,7 @@ use crate::config::{Config, Environment, Span};
 use crate::error::{Failure, Result};
 use crate::exit::{Answer, Code};
 use crate::lock::watchdog;
+use crate::model::Mb;
 use crate::progress::Progress;
 use crate::report::{Form, Report, print};
 use crate::screen::Screen;
@@ -79,6 +80,14 @@ fn duration(flag: &str, text: &str) -> crate::error::Result<Duration> {
 fn no_duration(flag: &str, text: &str, limit: &str) -> Failure {
     Failure::new(Code::Usage, format!("{flag}: \"{text}\" is not a duration"))
         .hint(format!("90s, 10m, 1h30m or a number of seconds{limit}"))
+}
+
+/// Reads a size as it was typed.
+fn size(text: &str) -> crate::error::Result<Mb> {
+    Mb::parse(text).ok_or_else(|| {
+        Failure::new(Code::Usage, format!("\"{text}\" is not a valid size"))
+            .hint(format!("a size is {}", Mb::FORM))
+    })
 }
 
 impl WaitArgs {

@@ -233,16 +233,3 @@ pub struct UnloadTable {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub body: Option<String>,
 }
-
-impl JsonSchema for Mb {
-    fn schema_name() -> std::borrow::Cow<'static, str> {
-        "Mb".into()
-    }
-
-    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-        schemars::json_schema!({
-            "type": "integer", "minimum": 0, "maximum": Mb::MAX.0,
-            "description": "MB of 1,048,576 bytes"
-        })
-    }
-}

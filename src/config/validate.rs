@@ -6,7 +6,7 @@ use super::text::ConfigText;
 use super::{Config, Environment, Gpu, Lock, Place, Selector};
 use crate::error::{Failure, Result};
 use crate::exit::Code;
-use crate::model::{Evict, Health, Manager, Mb, Native, Service, Unload, variable};
+use crate::model::{Evict, Health, Manager, Native, Service, Unload, variable};
 use crate::pattern::Pattern;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CStr;
@@ -33,12 +33,6 @@ pub fn validate(
     for (key, text) in [("uuid", &file.gpu.uuid), ("nvml_library", &file.gpu.nvml_library)] {
         if text.as_ref().is_some_and(|text| text.trim().is_empty()) {
             return Err(complain(&["gpu", key], "is empty"));
-        }
-    }
-    let sizes = [("reserve_mb", Some(file.gpu.reserve_mb)), ("total_mb", file.gpu.total_mb)];
-    for (key, size) in sizes {
-        if size.is_some_and(|size| size > Mb::MAX) {
-            return Err(complain(&["gpu", key], &too_large()));
         }
     }
     let gpu = Gpu {
@@ -188,10 +182,6 @@ fn phases(
     Ok(phases)
 }
 
-fn too_large() -> String {
-    format!("a memory size is at most {}", Mb::MAX)
-}
-
 fn same_instance(a: &Manager, b: &Manager) -> bool {
     match (a, b) {
         (Manager::Docker { container: a }, Manager::Docker { container: b }) => a == b,
@@ -213,9 +203,6 @@ fn service(
             None,
             "a service's name may contain only letters, digits, `.`, `_` and `-`".to_owned(),
         ));
-    }
-    if entry.vram_mb > Mb::MAX {
-        return fail("vram_mb", &too_large());
     }
     for (key, span) in
         [("start_timeout", entry.start_timeout), ("stop_timeout", entry.stop_timeout)]

@@ -11,8 +11,8 @@ are and which of them each phase needs. It is a TOML file; a name that ends in `
 the same shape. `gpuctl config init` writes one to begin with, `gpuctl config check` validates it, \
 and `gpuctl config show` prints what is in force.
 
-Sizes are in MB of 1,048,576 bytes. Durations are \"90s\", \"10m\", \"1h30m\", or a number of \
-seconds. In paths, commands and URLs, `~` and `$VAR` are replaced; `$$` stands for a dollar sign. \
+Sizes are in MB of 1,048,576 bytes, or have a unit: 20000, \"20000MB\", \"20GB\", \"20G\", \"20GiB\"; \
+G, GB and GiB all mean 1024 MB. Durations are \"90s\", \"10m\", \"1h30m\", or a number of seconds. In paths, commands and URLs, `~` and `$VAR` are replaced; `$$` stands for a dollar sign. \
 An unknown key is an error.
 
 The file holds commands that are run, so it must belong to the user or to root, and nobody else may \

@@ -15,6 +15,7 @@ pub fn words(input: &[u8]) {
     if let Some(size) = Mb::parse(text) {
         assert!(size <= Mb::MAX);
         assert_eq!(Mb::parse(&size.to_string()), Some(size));
+        assert_eq!(serde_json::from_value::<Mb>(json!(text)).ok(), Some(size));
     }
     if let Some(span) = Span::parse(text) {
         assert!(span.0 <= Span::MAX);

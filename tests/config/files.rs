@@ -212,6 +212,32 @@ fn the_same_configuration_in_json_and_in_toml_is_the_same() {
 }
 
 #[test]
+fn a_size_may_have_a_unit_wherever_one_is_configured() {
+    let rig = Rig::new();
+    rig.native("llm").add();
+    rig.set("gpu.reserve_mb", "1GB");
+    rig.set("gpu.total_mb", "24 GiB");
+    rig.set("services.llm.vram_mb", "20G");
+    rig.set("canary.service", "llm");
+    rig.set("canary.model_mb", "5700MB");
+    rig.set("canary.kv_cache_min_mb", "370");
+    rig.set("canary.extra_mb.whisper_model_size.small", "1GB");
+    let shown = rig.gpuctl("config show --json").run().succeeds().json();
+    for (key, mb) in [
+        ("/gpu/reserve_mb", 1024),
+        ("/gpu/total_mb", 24576),
+        ("/services/llm/vram_mb", 20480),
+        ("/canary/model_mb", 5700),
+        ("/canary/kv_cache_min_mb", 370),
+        ("/canary/extra_mb/whisper_model_size/small", 1024),
+    ] {
+        assert_eq!(shown.pointer(key), Some(&json!(mb)), "{key}");
+    }
+    let fits = rig.gpuctl("can-fit llm --json").run().succeeds().json();
+    assert_eq!(fits["required_mb"], 20480);
+}
+
+#[test]
 fn what_show_prints_is_a_configuration_that_says_the_same() {
     let rig = Rig::new();
     rig.gpuctl("config init --force --output").arg(rig.path("gpuctl.toml")).run().succeeds().text();
@@ -385,7 +411,7 @@ fn the_schema_takes_every_example_and_refuses_what_gpuctl_refuses() {
         json!([]),
         json!({"gpus": {}}),
         json!({"gpu": {"reserve": 1}}),
-        json!({"gpu": {"reserve_mb": "1"}}),
+        json!({"gpu": {"reserve_mb": "1TB"}}),
         json!({"gpu": {"reserve_mb": -1}}),
         json!({"gpu": {"total_mb": 1_000_000_000}}),
         json!({"phases": {"1": 1}}),
@@ -431,6 +457,10 @@ fn complaint(root: &Value, schema: &Value, value: &Value) -> Option<String> {
             }
             "enum" => !all(rule).contains(value),
             "const" => rule != value,
+            "pattern" => {
+                let pattern = regex_lite::Regex::new(rule.as_str().unwrap()).unwrap();
+                value.as_str().is_some_and(|text| !pattern.is_match(text))
+            }
             "minimum" => value.as_f64().is_some_and(|value| value < number(rule)),
             "maximum" => value.as_f64().is_some_and(|value| value > number(rule)),
             "required" => all(rule).iter().any(|key| value.get(key.as_str().unwrap()).is_none()),

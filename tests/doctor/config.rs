@@ -86,7 +86,7 @@ fn a_file_that_is_wrong_is_found_by_line_and_key() {
         (
             "another type",
             "[gpu]\nreserve_mb = \"much\"\n",
-            "gpuctl.toml:2: gpu.reserve_mb: invalid type",
+            "gpuctl.toml:2: gpu.reserve_mb: \"much\" is not a valid size",
             "config schema",
         ),
         (
