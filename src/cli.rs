@@ -2,8 +2,10 @@
 
 mod canary;
 mod examples;
+mod mistake;
 
 pub use canary::{CanaryCommand, CanaryMode, CanaryRunArgs, CandidateArgs};
+pub use mistake::mistake;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
@@ -27,7 +29,7 @@ pub struct Cli {
     pub command: Command,
 }
 
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Global options")]
 pub struct Global {
     /// Configuration file [default: the first of $GPUCTL_CONFIG, ./gpuctl.toml,
@@ -114,6 +116,13 @@ pub enum Command {
     /// Take, give back and show the GPU lock
     #[command(subcommand, after_long_help = examples::LOCK)]
     Lock(LockCommand),
+    /// Answer one HTTP request from stdin on stdout
+    ///
+    /// This is what systemd (Accept=yes), systemd-socket-activate --accept --inetd and inetd call for each
+    /// connection, so that no daemon is needed. GET /openapi.json lists the endpoints. Unless [http] token or
+    /// token_file is configured, only this machine may ask, and no page of another site.
+    #[command(after_long_help = examples::HTTP)]
+    Http,
     /// Try a changed configuration of production before it is promoted
     ///
     /// The trial takes the place of production for a bounded time, in a maintenance window, within

@@ -28,6 +28,23 @@ pub enum Code {
 }
 
 impl Code {
+    /// All that a command without a command of its own may end with.
+    pub const ALL: &[Code] = &[
+        Code::Usage,
+        Code::InsufficientVram,
+        Code::NotFound,
+        Code::StartFailed,
+        Code::StopFailed,
+        Code::Unavailable,
+        Code::Internal,
+        Code::Io,
+        Code::LockBusy,
+        Code::LockLost,
+        Code::Permission,
+        Code::Config,
+        Code::Timeout,
+    ];
+
     /// The code's exit status, its `error.code` in JSON, and what users are told it means.
     fn row(self) -> (u8, &'static str, &'static str) {
         match self {
@@ -81,6 +98,20 @@ impl Code {
     /// The process's exit status.
     pub fn status(self) -> u8 {
         self.row().0
+    }
+
+    /// The HTTP status that follows from the exit status.
+    pub fn http_status(self) -> u16 {
+        match self.status() {
+            2 => 400,
+            3 | 76 => 409,
+            4 => 404,
+            5 => 502,
+            69 => 503,
+            75 => 423,
+            124 => 504,
+            _ => 500,
+        }
     }
 
     /// `error.code` of the JSON output.

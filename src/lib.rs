@@ -11,6 +11,7 @@ mod error;
 mod execute;
 mod exit;
 mod history;
+mod http;
 mod lock;
 mod manual;
 mod model;
@@ -29,10 +30,8 @@ mod world;
 use clap::Parser;
 use clap::error::ErrorKind;
 use config::Environment;
-use error::Failure;
 use exit::{Answer, Code};
 use signal_hook::consts::SIGINT;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
 /// The whole program.
@@ -44,10 +43,7 @@ pub fn main() -> ExitCode {
         Err(error) => return explain_usage(&error),
     };
     start_logging(&cli.global, &environment);
-    // A panic has told where it happened; what is left is the exit code of a bug.
-    let run = AssertUnwindSafe(|| commands::run(&cli, &environment));
-    let result = catch_unwind(run).unwrap_or_else(|_| Err(Failure::bug("gpuctl panicked")));
-    let status = match result {
+    let status = match commands::run(&cli, &environment) {
         Ok(answer) => {
             if answer == Answer::Interrupted {
                 // Only where that does not end us is there a status to give.
@@ -79,15 +75,7 @@ fn explain_usage(error: &clap::Error) -> ExitCode {
         };
         return ExitCode::from(code);
     }
-    let message = error.to_string();
-    // What is missing is listed below the first line; the usage and the advice come after a blank one.
-    let what: Vec<&str> = message.lines().map(str::trim).take_while(|l| !l.is_empty()).collect();
-    let what = match error.kind() {
-        // clap has only the help to say then.
-        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => "a subcommand is missing".to_owned(),
-        _ => what.join(" ").trim_start_matches("error: ").to_owned(),
-    };
-    let failure = Failure::new(Code::Usage, what).hint("see `gpuctl --help`");
+    let failure = cli::mistake(error);
     report::print_failure(&failure, true);
     ExitCode::from(failure.code.status())
 }

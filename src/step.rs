@@ -2,11 +2,12 @@
 //! and reports.
 
 use crate::model::Mb;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
 /// A step does one of these.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Action {
     /// It waits for the lock.
@@ -57,7 +58,7 @@ impl Action {
 }
 
 /// A step that is planned, or has ended well.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Step {
     pub action: Action,
     pub service: Option<String>,

@@ -45,6 +45,7 @@ mod every_command {
 }
 mod faults;
 mod history;
+mod http;
 mod lock {
     mod acting;
     mod commands;

@@ -102,6 +102,12 @@ Examples:
   gpuctl lock status
   gpuctl lock status --json | jq -r .holder";
 
+pub const HTTP: &str = "\
+Examples:
+  systemd-socket-activate --accept --inetd -l 127.0.0.1:8000 gpuctl http
+  curl -X POST localhost:8000/gpu/prepare-phase/2
+  printf 'GET /gpu/status HTTP/1.0\r\n\r\n' | gpuctl http";
+
 pub const CANARY: &str = "\
 Examples:
   gpuctl canary check --set vllm_memory_util=0.75

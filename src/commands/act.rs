@@ -151,7 +151,7 @@ impl Session {
         let services = subject.services(&self.config);
         let holder = &holder(subject, &services);
         let purpose = Purpose { holder, command, services: &services, patience, margin };
-        let guard = Guard::take(&self.config, &purpose, &self.stop, &self.progress)?;
+        let guard = Guard::take(&self.config, &purpose, &self.patient, &self.progress)?;
         self.stop = self.stop.under(guard.lease());
         Ok(guard)
     }

@@ -38,7 +38,8 @@ fn acquire(arguments: &LockAcquireArgs, session: &Session) -> Result<Answer> {
     }
     let mut waiting = Waiting::new(&session.progress, patience);
     let wanted = Wanted { holder, ttl, pid: arguments.pid, patience };
-    let mut taken = lock::acquire(config, &wanted, &session.stop, &mut |busy| waiting.tell(busy))?;
+    let mut taken =
+        lock::acquire(config, &wanted, &session.patient, &mut |busy| waiting.tell(busy))?;
     waiting.done();
     match deliver(&AcquiredReport::new(&taken.claim), &session.form) {
         Ok(()) => taken.leave()?,

@@ -23,11 +23,11 @@ pub fn run(arguments: &LogsArgs, session: Session) -> Result<Answer> {
         ..failure
     })?;
     match form {
-        Form::Json if arguments.follow => {
+        Form::Json | Form::Http(_) if arguments.follow => {
             Err(Failure::new(Code::Usage, "--follow and --json cannot be used together")
                 .hint("without --follow, --json prints the last lines as one document"))
         }
-        Form::Json => {
+        Form::Json | Form::Http(_) => {
             let lines = viewer.read(&stop)?;
             print(&LogReport { service: service.name.clone(), lines }, &form)?;
             Ok(Answer::Yes)

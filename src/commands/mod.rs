@@ -8,6 +8,7 @@ mod completions;
 mod config;
 mod doctor;
 mod history;
+mod http;
 mod lock;
 mod logs;
 mod man;
@@ -30,14 +31,17 @@ use crate::model::Mb;
 use crate::progress::Progress;
 use crate::report::{Form, Report, print};
 use crate::screen::Screen;
-use crate::world::caller;
 use crate::world::wait::Stop;
+use crate::world::{caller, client};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 /// Every command that looks at the world works with this.
 struct Session {
     config: Config,
     stop: Stop,
+    /// The same while the lock is waited for, which ends when nobody waits for the answer any more.
+    patient: Stop,
     progress: Progress,
     form: Form,
     /// Nothing but errors, and what is asked for as such.
@@ -45,18 +49,23 @@ struct Session {
 }
 
 impl Session {
-    fn open(global: &Global, environment: &Environment) -> Result<Session> {
+    fn open(global: &Global, environment: &Environment, form: Form) -> Result<Session> {
         caller::lift_limits()?;
+        let stop =
+            Stop::on_signals().map_err(|e| Failure::bug(format!("cannot handle signals: {e}")))?;
         Ok(Session {
             config: load(global, environment)?,
-            stop: Stop::on_signals()
-                .map_err(|e| Failure::bug(format!("cannot handle signals: {e}")))?,
+            patient: match &form {
+                Form::Http(_) => client::watch()?.map_or(stop.clone(), |gone| stop.or_gone(&gone)),
+                _ => stop.clone(),
+            },
+            stop,
             progress: Progress::new(
                 global.quiet,
                 Screen::of(rustix::stdio::stderr(), environment),
                 log::max_level() > log::LevelFilter::Off,
             ),
-            form: Form::new(global.json, environment),
+            form,
             quiet: global.quiet,
         })
     }
@@ -105,8 +114,20 @@ fn load(global: &Global, environment: &Environment) -> Result<Config> {
     Config::load(global.config.as_deref(), global.gpu.as_deref(), environment)
 }
 
+/// Carries out what was typed, and prints what came of it.
 pub fn run(cli: &Cli, environment: &Environment) -> Result<Answer> {
-    let session = || Session::open(&cli.global, environment);
+    dispatch(cli, environment, &Form::new(cli.global.json, environment))
+}
+
+/// The same, with the report in a form of the caller's.
+fn dispatch(cli: &Cli, environment: &Environment, form: &Form) -> Result<Answer> {
+    // A panic has told where it happened; what is left is the exit code of a bug.
+    let run = AssertUnwindSafe(|| choose(cli, environment, form));
+    catch_unwind(run).unwrap_or_else(|_| Err(Failure::bug("gpuctl panicked")))
+}
+
+fn choose(cli: &Cli, environment: &Environment, form: &Form) -> Result<Answer> {
+    let session = || Session::open(&cli.global, environment, form.clone());
     match &cli.command {
         Command::Status(arguments) => match arguments.watch {
             Some(every) => watch::run(every, session()?),
@@ -122,6 +143,7 @@ pub fn run(cli: &Cli, environment: &Environment) -> Result<Answer> {
         Command::Adopt(arguments) => adopt::run(arguments, session()?),
         Command::Logs(arguments) => logs::run(arguments, session()?),
         Command::Lock(command) => lock::run(command, session()?),
+        Command::Http => http::run(&cli.global, environment),
         Command::Canary(command) => canary::run(command, session()?),
         Command::History(arguments) => history::run(arguments, &session()?),
         Command::Guardian(companion) => {

@@ -26,16 +26,18 @@ pub fn run(arguments: &StatusArgs, session: Session) -> Result<Answer> {
         let message = "--prometheus and --json cannot be used together";
         return Err(Failure::new(Code::Usage, message).hint("use one or the other"));
     }
-    let report = look(config, &mut Reader::open(&config.gpu), &session.stop)?;
+    let mut report = look(config, &mut Reader::open(&config.gpu), &session.stop)?;
+    let is_ready =
+        |name: &String| matches!(report.services[name].state, State::Ready | State::Busy);
+    let checked = arguments.check.iter().all(is_ready);
+    report.checked = (!arguments.check.is_empty()).then_some(checked);
     match &session.form {
         _ if arguments.prometheus => print_text(&prometheus::text(&report, is_owed(config)))?,
         // The exit code is what was asked for.
         Form::Text(_) if session.quiet && !arguments.check.is_empty() => {}
         form => print(&report, form)?,
     }
-    let is_ready =
-        |name: &String| matches!(report.services[name].state, State::Ready | State::Busy);
-    Ok(Answer::from(arguments.check.iter().all(is_ready)))
+    Ok(Answer::from(checked))
 }
 
 /// All that there is to see, the lock beside everything else: a server that hangs costs no more

@@ -2,6 +2,7 @@
 
 use crate::error::{Failure, Result};
 use crate::exit::Code;
+use crate::model::variable;
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
@@ -21,6 +22,15 @@ impl Environment {
         let variables = std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value)))
             .collect();
+        Environment { variables }
+    }
+
+    /// The same for a caller of another machine or process, who holds this lock or none.
+    pub fn under(&self, token: Option<String>) -> Environment {
+        let mut variables = self.variables.clone();
+        variables.remove(variable::LOCK_TOKEN);
+        let token = token.map(|token| (variable::LOCK_TOKEN.to_owned(), OsString::from(token)));
+        variables.extend(token);
         Environment { variables }
     }
 

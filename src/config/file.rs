@@ -22,6 +22,9 @@ pub struct ConfigFile {
     /// The GPU lock, which keeps callers apart while they act.
     #[serde(deserialize_with = "table")]
     pub lock: LockTable,
+    /// Who may ask `gpuctl http`.
+    #[serde(deserialize_with = "table", skip_serializing_if = "HttpTable::is_empty")]
+    pub http: HttpTable,
     /// Names of phases, by number: `4 = "video"`. A phase exists if it is named here or listed by
     /// a service.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
@@ -90,6 +93,24 @@ impl Default for LockTable {
             ttl: Span::seconds(600),
             wait: Span::seconds(31),
         }
+    }
+}
+
+/// Without a token, `gpuctl http` answers only this machine, and no page of another site.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct HttpTable {
+    /// The token that a request has to show, as Authorization: Bearer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
+    /// File that has the token, which nobody else may read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_file: Option<String>,
+}
+
+impl HttpTable {
+    fn is_empty(&self) -> bool {
+        self.token.is_none() && self.token_file.is_none()
     }
 }
 

@@ -5,6 +5,7 @@ mod canary;
 mod complaint;
 mod environment;
 pub mod file;
+mod http;
 mod overlap;
 mod place;
 mod secrets;
@@ -16,6 +17,7 @@ mod window;
 
 pub use canary::{Bound, Canary, Mode};
 pub use environment::Environment;
+pub use http::HttpToken;
 pub use overlap::{Overlap, overlaps};
 pub use place::Place;
 pub use secrets::{masked, writes_secrets};
@@ -46,6 +48,8 @@ pub struct Config {
     pub file: ConfigFile,
     pub gpu: Gpu,
     pub lock: Lock,
+    /// What a request over HTTP has to show.
+    pub http: HttpToken,
     /// Every phase that is named or listed, with its name.
     pub phases: BTreeMap<u32, Option<String>>,
     /// The services stand in the order of the file.

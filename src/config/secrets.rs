@@ -8,6 +8,9 @@ use serde_json::Value;
 /// A configuration as a document without its secrets.
 pub fn masked(file: &ConfigFile) -> serde_json::Result<Value> {
     let mut file = file.clone();
+    if let Some(token) = &mut file.http.token {
+        *token = MASK.to_owned();
+    }
     let variables = file.services.values_mut().flat_map(|service| &mut service.env);
     for (_, value) in variables.filter(|(name, _)| is_secret(name)) {
         *value = MASK.to_owned();

@@ -3,7 +3,7 @@
 use super::complaint::Complaint;
 use super::file::{self, ConfigFile};
 use super::text::ConfigText;
-use super::{Config, Environment, Gpu, Lock, Place, Selector};
+use super::{Config, Environment, Gpu, HttpToken, Lock, Place, Selector};
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::model::{Evict, Health, Manager, Native, Service, Unload, variable};
@@ -76,6 +76,9 @@ pub fn validate(
             .map(|token| token.to_string_lossy().into_owned()),
     };
 
+    let http =
+        HttpToken::of(&file.http).map_err(|(key, problem)| complain(&["http", key], &problem))?;
+
     let mut services: Vec<Service> = Vec::new();
     for (name, entry) in &file.services {
         let service = service(name, entry).map_err(|(key, problem)| {
@@ -117,6 +120,7 @@ pub fn validate(
         path: source.map(|source| source.path.to_owned()),
         gpu,
         lock,
+        http,
         phases,
         services,
         canary,
@@ -138,6 +142,8 @@ fn expand(
     let key = |parts: &[&str]| parts.iter().map(|part| (*part).to_owned()).collect::<Vec<_>>();
     texts.extend(file.gpu.nvml_library.as_mut().map(|text| (key(&["gpu", "nvml_library"]), text)));
     texts.extend(file.lock.url.as_mut().map(|text| (key(&["lock", "url"]), text)));
+    texts.extend(file.http.token.as_mut().map(|text| (key(&["http", "token"]), text)));
+    texts.extend(file.http.token_file.as_mut().map(|text| (key(&["http", "token_file"]), text)));
     if let Some(canary) = &mut file.canary {
         let entry = |field: &str| key(&["canary", field]);
         texts.push((entry("start"), &mut canary.start));

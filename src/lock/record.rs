@@ -6,6 +6,7 @@ use crate::world::wait::Handle;
 use crate::world::{host, process};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -136,7 +137,7 @@ pub enum Ends {
 }
 
 /// A process that keeps the lock.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct KeeperProcess {
     pub pid: Pid,
     pub name: String,

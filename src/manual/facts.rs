@@ -186,6 +186,7 @@ pub fn concern(path: &str) -> Concern {
         "stop" | "release-all" => (&[Config, Lock, State], &[ASK, TAKE, STOP]),
         "adopt" => (&[Config, Lock, State], &[ASK, TAKE]),
         "run" => (&[Config, Lock, State, Run], &[ASK, TAKE, STOP, START, CMD]),
+        "http" => (&[Config, Lock, State], &[]),
         "lock" | "lock acquire" => (&[Config, Lock, State], &[ASK, TAKE]),
         "canary" | "canary run" => {
             (&[Config, Lock, State, Canary], &[ASK, TAKE, STOP, START, NOT_NOW])

@@ -3,6 +3,7 @@
 use super::{Manager, Mb, Pid, Presence, Service, State};
 use crate::error::Failure;
 use crate::exit::Code;
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::fmt;
@@ -189,7 +190,7 @@ impl Vram {
     }
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Source {
     Nvml,

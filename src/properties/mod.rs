@@ -5,6 +5,7 @@
 mod canary;
 mod config;
 mod history;
+mod http;
 mod lock;
 #[cfg(test)]
 mod tests;
@@ -17,6 +18,7 @@ pub use tests::settings;
 pub use canary::{candidate, ledger};
 pub use config::{config_json, config_toml};
 pub use history::history;
+pub use http::http;
 pub use lock::lock;
 pub use words::words;
 pub use world::{docker, proc, systemd};

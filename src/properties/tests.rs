@@ -39,6 +39,7 @@ hold_for_the_corpus!(
     config_toml,
     docker,
     history,
+    http,
     ledger,
     lock,
     proc,

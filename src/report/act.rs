@@ -5,10 +5,11 @@ use crate::execute::Outcome;
 use crate::model::{Mb, Snapshot, Unproven};
 use crate::plan::{EvictHow, Plan, StartHow};
 use crate::step::{Action, Step};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 /// It tells what an acting command did, or would do.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub struct ActReport {
     pub success: bool,
     #[serde(flatten)]
@@ -27,7 +28,7 @@ pub struct ActReport {
 }
 
 /// A command acts for one of these.
-#[derive(Clone, Serialize)]
+#[derive(Clone, Serialize, JsonSchema)]
 #[serde(untagged)]
 pub enum Subject {
     Phase { phase: u32, name: Option<String> },

@@ -58,7 +58,7 @@ impl Display {
         let is_first = self.last.is_none();
         let seen = self.last.insert(Seen { report, at, since: Instant::now() });
         match &self.form {
-            Form::Json => {
+            Form::Json | Form::Http(_) => {
                 let time = at.strftime("%FT%TZ").to_string();
                 let sample = Sample { time, report: &seen.report };
                 print_part(&format!("{}\n", serde_json::to_string(&sample).map_err(Failure::bug)?))

@@ -6,10 +6,11 @@ use crate::error::Result;
 use crate::lock::{Claim, Held, KeeperProcess, Release, name_of};
 use crate::screen::Screen;
 use crate::screen::text::on_one_line;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 /// What is known of a holder that is a gpuctl.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub struct Details {
     pub command: String,
     pub user: String,
@@ -18,7 +19,7 @@ pub struct Details {
 }
 
 /// Who holds the lock. Figures that are not known are `None`.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub struct LockReport {
     pub backend: &'static str,
     pub holder: Option<String>,
@@ -75,7 +76,7 @@ impl LockReport {
 }
 
 /// `lock status`.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub struct LockStatusReport {
     #[serde(flatten)]
     lock: LockReport,
@@ -99,7 +100,7 @@ impl Report for LockStatusReport {
 }
 
 /// `lock acquire`: the token alone, for people and `$(...)`.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub struct AcquiredReport {
     token: String,
     fence: u64,
@@ -136,7 +137,7 @@ impl Report for AcquiredReport {
 }
 
 /// `lock release`.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub struct ReleasedReport {
     released: bool,
     /// Who holds it, where it was not released.

@@ -9,6 +9,7 @@ mod human;
 mod live;
 mod lock;
 pub mod prometheus;
+mod reply;
 mod status;
 mod status_text;
 
@@ -18,6 +19,7 @@ pub use doctor::DoctorReport;
 pub use history::HistoryReport;
 pub use live::Display;
 pub use lock::{AcquiredReport, LockReport, LockStatusReport, ReleasedReport};
+pub use reply::Reply;
 pub use status::StatusReport;
 
 use crate::config::Environment;
@@ -26,9 +28,10 @@ use crate::exit::Code;
 use crate::model::{Mb, Pid, Source};
 use crate::screen::Screen;
 use crate::screen::text::on_one_line;
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Value, json};
-use std::io::Write;
+use std::io::{self, ErrorKind, Write};
 
 /// A report in its two forms.
 pub trait Report: Serialize {
@@ -36,9 +39,11 @@ pub trait Report: Serialize {
 }
 
 /// The form in which results are wanted.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub enum Form {
     Json,
+    /// JSON as the answer to an HTTP request.
+    Http(Reply),
     /// Text for people, on this screen.
     Text(Screen),
 }
@@ -54,19 +59,31 @@ impl Form {
 
 /// Prints a report on stdout. A reader that has gone away is no failure of the command.
 pub fn print(report: &impl Report, form: &Form) -> Result<()> {
-    print_text(&text_of(report, form)?)
+    let printed = put(report, form)?;
+    printed.or_else(|e| if is_gone(&e) { Ok(()) } else { Err(unprinted(&e)) })
 }
 
 /// Prints a report that is of no use unread: that nobody reads it is a failure too.
 pub fn deliver(report: &impl Report, form: &Form) -> Result<()> {
-    write(&text_of(report, form)?).map_err(|e| unprinted(&e))
+    put(report, form)?.map_err(|e| unprinted(&e))
 }
 
-fn text_of(report: &impl Report, form: &Form) -> Result<String> {
+/// Whether whoever was to read it has gone away.
+fn is_gone(error: &io::Error) -> bool {
+    use ErrorKind::{BrokenPipe, ConnectionReset, NotConnected, TimedOut};
+    [BrokenPipe, ConnectionReset, NotConnected, TimedOut].contains(&error.kind())
+}
+
+fn put(report: &impl Report, form: &Form) -> Result<io::Result<()>> {
     Ok(match form {
-        Form::Json => format!("{:#}\n", serde_json::to_value(report).map_err(Failure::bug)?),
-        Form::Text(screen) => report.text(screen),
+        Form::Json => write(&format!("{:#}\n", document(report)?)),
+        Form::Http(reply) => reply.send(200, None, &document(report)?).map(drop),
+        Form::Text(screen) => write(&report.text(screen)),
     })
+}
+
+fn document(report: &impl Report) -> Result<Value> {
+    serde_json::to_value(report).map_err(Failure::bug)
 }
 
 /// Prints a document that is asked for as such.
@@ -83,13 +100,13 @@ pub fn print_text(text: &str) -> Result<()> {
 pub fn print_part(text: &str) -> Result<bool> {
     match write(text) {
         Ok(()) => Ok(true),
-        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
+        Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(false),
         Err(e) => Err(unprinted(&e)),
     }
 }
 
 /// Prints in one go, as far as the reader takes it: what a terminal is drawn with must not come in parts.
-fn write(text: &str) -> std::io::Result<()> {
+fn write(text: &str) -> io::Result<()> {
     let mut rest = text.as_bytes();
     while !rest.is_empty() {
         match rustix::io::write(rustix::stdio::stdout(), rest) {
@@ -101,8 +118,23 @@ fn write(text: &str) -> std::io::Result<()> {
     Ok(())
 }
 
-fn unprinted(error: &std::io::Error) -> Failure {
+pub fn unprinted(error: &io::Error) -> Failure {
     Failure::new(Code::Io, format!("cannot write to stdout: {error}"))
+}
+
+/// A failure as JSON.
+pub fn failure_document(failure: &Failure) -> Value {
+    let hint = match failure.hints.is_empty() {
+        true => Value::Null,
+        false => Value::from(failure.hints.join("\n")),
+    };
+    json!({"error": {
+        "code": failure.code.name(),
+        "exit_code": failure.code.status(),
+        "message": failure.message,
+        "hint": hint,
+        "details": failure.details,
+    }})
 }
 
 /// A failure, on stdout as JSON or on stderr as lines; on stderr too where stdout takes nothing.
@@ -110,17 +142,7 @@ fn unprinted(error: &std::io::Error) -> Failure {
 #[expect(clippy::disallowed_methods, reason = "the one place that prints errors")]
 pub fn print_failure(failure: &Failure, as_json: bool) {
     if as_json {
-        let hint = match failure.hints.is_empty() {
-            true => Value::Null,
-            false => Value::from(failure.hints.join("\n")),
-        };
-        let document = json!({"error": {
-            "code": failure.code.name(),
-            "exit_code": failure.code.status(),
-            "message": failure.message,
-            "hint": hint,
-            "details": failure.details,
-        }});
+        let document = failure_document(failure);
         if write(&format!("{document:#}\n")).is_ok() {
             return;
         }
@@ -132,7 +154,7 @@ pub fn print_failure(failure: &Failure, as_json: bool) {
     }
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub struct CanFitReport {
     pub fits: bool,
     pub required_mb: Mb,

@@ -7,18 +7,22 @@ use crate::lock::Held;
 use crate::model::{GpuProcess, Mb, Pid, Snapshot, Source, State, Vram};
 use crate::plan::CardBudget;
 use indexmap::IndexMap;
+use schemars::JsonSchema;
 use serde::Serialize;
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub struct StatusReport {
     pub schema: u32,
     pub gpu: GpuReport,
     pub vram: VramReport,
     pub services: IndexMap<String, ServiceReport>,
     pub lock: LockReport,
+    /// Whether all services that `--check` names are ready or busy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub checked: Option<bool>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub struct GpuReport {
     pub index: Option<u32>,
     pub name: Option<String>,
@@ -26,7 +30,7 @@ pub struct GpuReport {
     pub driver_version: Option<String>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub struct VramReport {
     pub source: Source,
     pub total_mb: Option<Mb>,
@@ -41,7 +45,7 @@ pub struct VramReport {
     pub error: Option<String>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub struct ProcessReport {
     pub pid: Pid,
     pub name: String,
@@ -64,7 +68,7 @@ impl From<&GpuProcess> for ProcessReport {
     }
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub struct ServiceReport {
     pub state: State,
     pub r#type: &'static str,
@@ -138,6 +142,7 @@ impl StatusReport {
             },
             services: services.collect(),
             lock: LockReport::new(config, lock),
+            checked: None,
         }
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod byte_locks;
 pub mod caller;
+pub mod client;
 pub mod command;
 pub mod companion;
 pub mod docker;

@@ -39,6 +39,7 @@ pub struct Stop {
     signals: Option<Arc<Signals>>,
     events: Vec<Arc<Event>>,
     lease: Option<Arc<Lease>>,
+    gone: Option<Arc<Event>>,
 }
 
 struct Signals {
@@ -67,12 +68,12 @@ impl Stop {
             signal_hook::low_level::pipe::register(signal, sender.try_clone()?)?;
         }
         let signals = Signals { arrived, number, last_resort };
-        Ok(Stop { signals: Some(Arc::new(signals)), events: Vec::new(), lease: None })
+        Ok(Stop { signals: Some(Arc::new(signals)), events: Vec::new(), lease: None, gone: None })
     }
 
     /// Makes one for work that nothing calls off but its deadline.
     pub fn never() -> Stop {
-        Stop { signals: None, events: Vec::new(), lease: None }
+        Stop { signals: None, events: Vec::new(), lease: None, gone: None }
     }
 
     /// Returns it so that it is also stopped when `event` happens.
@@ -87,6 +88,11 @@ impl Stop {
         Stop { lease: Some(lease.clone()), ..self.clone() }
     }
 
+    /// The same, and also stopped when the client goes away that waits for the answer.
+    pub fn or_gone(&self, gone: &Arc<Event>) -> Stop {
+        Stop { gone: Some(gone.clone()), ..self.clone() }
+    }
+
     /// Returns it without the signals from now on, which somebody else takes: they neither stop
     /// this work nor end the process.
     pub fn without_signals(self) -> Stop {
@@ -99,6 +105,10 @@ impl Stop {
     /// Fails when the work is to stop: asked before every step that changes the world.
     pub fn check(&self) -> Result<()> {
         self.lease.as_ref().map_or(Ok(()), |lease| lease.check())?;
+        if self.gone.as_ref().is_some_and(|gone| gone.happened()) {
+            let why = "the client went away before its turn came; nothing was done";
+            return Err(Failure::new(Code::LockBusy, why));
+        }
         let signals = self.signals.as_ref();
         match signals.map_or(0, |signals| signals.number.load(Ordering::SeqCst)) {
             0 if self.events.iter().any(|event| event.happened()) => {
@@ -117,7 +127,8 @@ impl Stop {
     fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         let signals = self.signals.iter().map(|signals| signals.arrived.as_fd());
         let events = self.events.iter().map(|event| event.fd());
-        signals.chain(events).chain(self.lease.iter().map(|lease| lease.lost.fd()))
+        let lost = self.lease.iter().map(|lease| lease.lost.fd());
+        signals.chain(events).chain(lost).chain(self.gone.iter().map(|gone| gone.fd()))
     }
 }
 

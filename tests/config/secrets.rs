@@ -19,7 +19,7 @@ fn told(rig: &Rig, command: &str) -> String {
 fn show_masks_secrets_and_nothing_else() {
     let rig = Rig::new();
     rig.write_config(&format!(
-        "[lock]\nurl = \"redis://:{SECRET}@localhost:6379/0\"\nkey = \"kept_key\"\n\
+        "[http]\ntoken = \"{SECRET}\"\n[lock]\nurl = \"redis://:{SECRET}@localhost:6379/0\"\nkey = \"kept_key\"\n\
          [services.a]\ntype = \"native\"\nvram_mb = 1\nstart = \"serve http://user:{SECRET}@proxy/\"\n\
          health = \"http://user:{SECRET}@localhost:1/x@y\"\n\
          unload = {{ url = \"https://{SECRET}@localhost/free\" }}\n\

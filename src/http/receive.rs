@@ -1,0 +1,68 @@
+//! A request as it comes in: head and body within their time.
+
+use super::Rejection;
+use super::endpoint::Endpoint;
+use super::request::{BODY, HEAD, Request};
+use super::words::fields;
+use crate::exit::Code;
+use crate::world::client::{self, Arrival};
+use std::time::{Duration, Instant};
+
+/// A request has so much time to arrive.
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// A request that has arrived, and may be answered.
+pub struct Received {
+    pub endpoint: &'static Endpoint,
+    /// What stands in the path in the place of the endpoint's names.
+    pub arguments: Vec<String>,
+    /// The parameters of query and body.
+    pub given: Vec<(String, String)>,
+    /// The token of the lock that the caller holds.
+    pub lock_token: Option<String>,
+}
+
+/// Reads a request. `admit` sees its head before more of it is looked at.
+pub fn receive(
+    admit: impl FnOnce(&Request) -> Result<(), Rejection>,
+) -> Result<Received, Rejection> {
+    let deadline = Instant::now() + LIMIT;
+    let mut bytes = Vec::new();
+    let (request, size) = loop {
+        more(&mut bytes, HEAD, deadline)?;
+        if let Some(parsed) = Request::parse(&bytes)? {
+            break parsed;
+        }
+    };
+    admit(&request)?;
+    let (endpoint, arguments) = Endpoint::find(&request.method, &request.path)?;
+    let mut body = bytes.split_off(size);
+    if request.waits && body.len() < request.length {
+        client::write(b"HTTP/1.1 100 Continue\r\n\r\n").map_err(|e| lost(&e))?;
+    }
+    while body.len() < request.length {
+        let most = request.length - body.len();
+        more(&mut body, most.min(BODY), deadline)?;
+    }
+    body.truncate(request.length);
+    let mut given = request.query;
+    if endpoint.method == "POST" {
+        given.extend(fields(&body)?);
+    }
+    Ok(Received { endpoint, arguments, given, lock_token: request.lock_token })
+}
+
+fn more(bytes: &mut Vec<u8>, most: usize, deadline: Instant) -> Result<(), Rejection> {
+    match client::read(bytes, most, deadline).map_err(|e| lost(&e))? {
+        Arrival::More => Ok(()),
+        Arrival::End => Err(Rejection::malformed("it ends too early")),
+        Arrival::Late => {
+            let message = format!("it did not arrive within {} s", LIMIT.as_secs());
+            Err(Rejection::new(408, Code::Usage, message))
+        }
+    }
+}
+
+fn lost(error: &std::io::Error) -> Rejection {
+    Rejection::malformed(format!("the connection broke: {error}"))
+}

@@ -1,0 +1,100 @@
+//! `gpuctl http` behind a real socket, as systemd calls it, on a machine that need not run systemd.
+
+use crate::bystander::Bystander;
+use crate::programs;
+use crate::rig::Rig;
+use crate::skip::skip_or_fail;
+use crate::wait::until;
+use serde_json::Value;
+use std::io::{Read, Write};
+use std::net::{IpAddr, Shutdown, TcpStream};
+
+/// What gpuctl needs of the rig's environment; the rest is not passed on.
+const PASSED_ON: [&str; 6] = [
+    "GPUCTL_CONFIG",
+    "GPUCTL_STATE_DIR",
+    "SIMGPU_DIR",
+    "DOCKER_HOST",
+    "REDIS_URL",
+    "XDG_RUNTIME_DIR",
+];
+
+/// A port that is served; ended when dropped.
+pub struct Served {
+    pub port: u16,
+    _listener: Bystander,
+}
+
+impl Rig {
+    /// Serves the endpoints on a port of the loopback, or of all addresses. None, loudly, where there is no
+    /// systemd-socket-activate.
+    #[track_caller]
+    pub fn http(&self, address: &str) -> Option<Served> {
+        if !programs::works("systemd-socket-activate", &["--version"]) {
+            skip_or_fail("systemd", "systemd-socket-activate");
+            return None;
+        }
+        let port = self.port();
+        let passed: String = PASSED_ON.iter().map(|name| format!("-E {name} ")).collect();
+        let listener = self.by_hand(&format!(
+            "systemd-socket-activate --accept --inetd {passed} -E OF={} -l {address}:{port} gpuctl http",
+            self.mark("http")
+        ));
+        let served = Served { port, _listener: listener };
+        until("it listens", || TcpStream::connect(("127.0.0.1", port)).is_ok());
+        Some(served)
+    }
+}
+
+impl Served {
+    /// `POST /gpu/service/vidi/start`: its HTTP status and document.
+    #[track_caller]
+    pub fn ask(&self, line: &str) -> (u16, Value) {
+        self.ask_with(line, "", "")
+    }
+
+    /// The same, with header lines of one's own and a body.
+    #[track_caller]
+    pub fn ask_with(&self, line: &str, fields: &str, body: &str) -> (u16, Value) {
+        let (status, text) = self.answer(&self.request(line, fields, body));
+        let document = serde_json::from_str(&text);
+        (status, document.unwrap_or_else(|e| panic!("{line}: {e}: {text}")))
+    }
+
+    /// The text of a request.
+    pub fn request(&self, line: &str, fields: &str, body: &str) -> String {
+        let (port, length) = (self.port, body.len());
+        format!(
+            "{line} HTTP/1.1\r\nHost: localhost:{port}\r\n{fields}Content-Length: {length}\r\n\r\n{body}"
+        )
+    }
+
+    /// What is answered to whatever text: the status and the body.
+    #[track_caller]
+    pub fn answer(&self, request: &str) -> (u16, String) {
+        let mut stream = self.connect([127, 0, 0, 1].into());
+        stream.write_all(request.as_bytes()).unwrap();
+        answer(stream)
+    }
+
+    #[track_caller]
+    pub fn connect(&self, address: IpAddr) -> TcpStream {
+        let stream = TcpStream::connect((address, self.port)).unwrap();
+        stream.set_read_timeout(Some(crate::TIME_LIMIT)).unwrap();
+        stream
+    }
+}
+
+/// Reads an answer to its end: its status and body. There is to be one, and nothing after it.
+#[track_caller]
+pub fn answer(mut stream: TcpStream) -> (u16, String) {
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes).unwrap();
+    stream.shutdown(Shutdown::Both).ok();
+    let text = String::from_utf8(bytes).unwrap();
+    let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no head: {text:?}"));
+    let status = head.strip_prefix("HTTP/1.1 ").and_then(|head| head[..3].parse().ok());
+    let length = head.lines().find_map(|line| line.strip_prefix("Content-Length: "));
+    assert_eq!(length, Some(body.len().to_string().as_str()), "{text}");
+    (status.unwrap_or_else(|| panic!("no status: {text}")), body.to_owned())
+}
