@@ -155,6 +155,7 @@ fn the_manual_knows_every_variable_that_the_program_names() {
         "CUDA_VISIBLE_DEVICES",
         "PCI_BUS_ID",
         "SPT_NOENV",
+        "XDG_RUNTIME_DIR",
         "CARGO_PKG_VERSION",
         "CARGO_MANIFEST_DIR",
     ];
