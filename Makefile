@@ -1,7 +1,7 @@
 # Everything that is done with this repository. `make help` lists it.
 CARGO ?= cargo
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-gpu setup build generated install uninstall pictures deb test-package faults fuzz lint deny bench bench-baseline clean
+.PHONY: help demo test test-gpu setup build generated install uninstall pictures deb wheel test-package faults fuzz lint deny bench bench-baseline clean
 
 PREFIX ?= /usr/local
 BUILT = $(or $(CARGO_TARGET_DIR),target)
@@ -59,6 +59,16 @@ pictures: ## draw the pictures of the README anew (needs python3-pyte)
 
 deb: ## a Debian package, in target/debian (needs cargo-deb)
 	$(CARGO) deb --locked
+
+# One that is installed, or else one of our own.
+MATURIN ?= $(shell command -v maturin || echo $(BUILT)/tools/maturin/bin/maturin)
+
+wheel: $(MATURIN) ## the program and its client for Python in one wheel, in target/wheels (needs maturin, or Python and pip)
+	$(MATURIN) build --release --out $(BUILT)/wheels
+
+$(BUILT)/tools/maturin/bin/maturin:
+	python3 -m venv $(BUILT)/tools/maturin
+	$(BUILT)/tools/maturin/bin/pip install --quiet 'maturin>=1.9,<2'
 
 test-package: ## install the Debian package in a Debian of its own, and by `make install`, and remove it again
 	@tests/package/run

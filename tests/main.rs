@@ -63,6 +63,7 @@ mod prepare_phase {
     mod pipeline;
     mod unload;
 }
+mod python;
 mod rigs {
     mod machine;
     mod redis;

@@ -25,6 +25,7 @@ mod ports;
 mod processes;
 mod programs;
 mod proxy;
+mod python;
 mod python_server;
 mod redis;
 mod redis_tls;

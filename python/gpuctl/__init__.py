@@ -1,0 +1,165 @@
+"""gpuctl shares one GPU between services that do not fit on it together.
+
+On the machine with the GPU these functions call the program; where GPUCTL_URL is set, as in a
+container, they ask `gpuctl http` there, with GPUCTL_TOKEN where one is needed.
+
+    with gpuctl.use_service("comfyui"):
+        render()
+
+Durations are seconds or "10m", sizes MB or "20GB". What fails raises `gpuctl.Error`, or the class
+of its code.
+"""
+
+from __future__ import annotations
+
+from typing import Dict, Optional, Union, cast
+
+from ._call import Call, Duration, Size, Value
+from ._errors import (
+    Config,
+    Error,
+    InsufficientVram,
+    Internal,
+    Interrupted,
+    Io,
+    LockBusy,
+    LockLost,
+    NotFound,
+    Permission,
+    ServiceBusy,
+    StartFailed,
+    StopFailed,
+    Timeout,
+    Unavailable,
+    Usage,
+)
+from ._hold import Held, Hold, hold_lock, hold_service
+from ._types import Gpu, GpuProcess, LockStatus, Report, ServiceStatus, Status, Step, Vram
+
+__all__ = [
+    "Config",
+    "Duration",
+    "Error",
+    "Gpu",
+    "GpuProcess",
+    "Held",
+    "Hold",
+    "InsufficientVram",
+    "Internal",
+    "Interrupted",
+    "Io",
+    "LockBusy",
+    "LockLost",
+    "LockStatus",
+    "NotFound",
+    "Permission",
+    "Report",
+    "ServiceBusy",
+    "ServiceStatus",
+    "Size",
+    "StartFailed",
+    "Status",
+    "Step",
+    "StopFailed",
+    "Timeout",
+    "Unavailable",
+    "Usage",
+    "Vram",
+    "can_fit",
+    "lock",
+    "prepare_phase",
+    "release_all",
+    "restart",
+    "start",
+    "status",
+    "stop",
+    "use_service",
+]
+
+
+def use_service(
+    service: str, timeout: Optional[Duration] = None, *, wait: Optional[Duration] = None
+) -> Hold:
+    """Makes a service ready and holds the GPU for it, for a `with` or `async with` block.
+
+    The service keeps running afterwards. `wait` is how long to wait while another holds the GPU
+    [lock.wait of the configuration]. On the machine itself the lock lasts as long as the block does,
+    and ends when this process dies. Over HTTP it ends after `timeout` [lock.ttl], and if that was
+    before the end of the block, leaving it raises LockLost.
+    """
+    return hold_service(service, timeout, wait)
+
+
+def lock(
+    holder: str = "python", *, ttl: Optional[Duration] = None, wait: Optional[Duration] = None
+) -> Hold:
+    """Holds the GPU without a service, for a `with` or `async with` block and for `ttl` at most."""
+    return hold_lock(holder, ttl, wait)
+
+
+def status() -> Status:
+    """Memory, processes, services and the lock, as they are now."""
+    return cast(Status, Call().run("status"))
+
+
+def can_fit(
+    what: Union[Size, str], *, margin: Optional[Size] = None, budget: bool = False
+) -> bool:
+    """Whether a size or a service fits now; with `budget`, beside what running services may yet take."""
+    return bool(Call().run("can-fit", str(what), {"margin": margin, "budget": budget})["fits"])
+
+
+def prepare_phase(
+    phase: Union[int, str],
+    *,
+    lazy: bool = False,
+    dry_run: bool = False,
+    wait: Optional[Duration] = None,
+) -> Report:
+    """Stops what a phase does not need, starts what it needs, and returns when that is ready."""
+    given: Dict[str, Value] = {"lazy": lazy, "dry_run": dry_run, "wait": wait}
+    return cast(Report, Call().run("prepare-phase", str(phase), given))
+
+
+def start(
+    service: str,
+    *,
+    no_preempt: bool = False,
+    dry_run: bool = False,
+    wait: Optional[Duration] = None,
+) -> Report:
+    """Makes a service ready, stopping lower priorities only as far as needed."""
+    given: Dict[str, Value] = {"no_preempt": no_preempt, "dry_run": dry_run, "wait": wait}
+    return cast(Report, Call().run("start", service, given))
+
+
+def stop(
+    service: str,
+    *,
+    force: bool = False,
+    dry_run: bool = False,
+    wait: Optional[Duration] = None,
+) -> Report:
+    """Stops a service and waits for its memory; `force` kills it at once."""
+    given: Dict[str, Value] = {"force": force, "dry_run": dry_run, "wait": wait}
+    return cast(Report, Call().run("stop", service, given))
+
+
+def restart(
+    service: str,
+    *,
+    force: bool = False,
+    dry_run: bool = False,
+    wait: Optional[Duration] = None,
+) -> Report:
+    """Stops a service, and starts it as `start` does."""
+    given: Dict[str, Value] = {"force": force, "dry_run": dry_run, "wait": wait}
+    return cast(Report, Call().run("restart", service, given))
+
+
+def release_all(
+    *, force: bool = False, dry_run: bool = False, wait: Optional[Duration] = None
+) -> Report:
+    """Stops every managed service."""
+    given: Dict[str, Value] = {"force": force, "dry_run": dry_run, "wait": wait}
+    return cast(Report, Call().run("release-all", None, given))
