@@ -1,8 +1,10 @@
 //! The words of the domain: sizes, services, phases, states, and the snapshot of the world.
 
+mod api;
 mod size;
 mod snapshot;
 
+pub use api::{Api, ApiServer, Headers, HttpCall, JobProbe, Unload};
 pub use size::Mb;
 pub use snapshot::{
     AnsweredBy, Device, GpuProcess, Managed, Observed, Proof, Snapshot, Source, Unproven, Vram,
@@ -10,7 +12,7 @@ pub use snapshot::{
 
 use crate::error::Failure;
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
@@ -46,6 +48,19 @@ pub struct Service {
     pub start_timeout: Duration,
     /// It may take this long from TERM until it is gone; SIGKILL follows.
     pub stop_timeout: Duration,
+    /// The server that it is, where gpuctl knows its kind.
+    pub server: Option<ApiServer>,
+    pub headers: Headers,
+    pub jobs: Option<JobProbe>,
+    /// Its jobs may take this long to end before it is stopped or unloaded.
+    #[expect(dead_code, reason = "read by what comes next")]
+    pub drain: Duration,
+    /// After so long without work it may be given back.
+    #[expect(dead_code, reason = "read by what comes next")]
+    pub idle: Option<Duration>,
+    /// It is ready only when this call has been answered.
+    #[expect(dead_code, reason = "read by what comes next")]
+    pub warm_up: Option<HttpCall>,
     pub evict: Evict,
     pub unload: Option<Unload>,
 }
@@ -97,23 +112,6 @@ pub enum Evict {
     Unload,
 }
 
-/// The HTTP call by which a service gives memory back while it keeps running.
-#[derive(Clone, Debug)]
-pub enum Unload {
-    Preset { preset: Preset, url: String },
-    Call { url: String, method: String, body: Option<String> },
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Preset {
-    Ollama,
-    Comfyui,
-    Vllm,
-    LlamaServer,
-    Sdwebui,
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
@@ -128,12 +126,14 @@ pub enum State {
     Stopping,
     /// Its process lives and its port accepts, and no answer comes in time: it works, or is stuck.
     Unresponsive,
+    /// Put to sleep by an unload, from which a call wakes it.
+    Asleep,
     /// Alive and unhealthy for too long, crash-looping, dead, or a stranger answers for it.
     Error,
 }
 
 impl State {
-    pub const ALL: [State; 8] = [
+    pub const ALL: [State; 9] = [
         State::Unknown,
         State::Stopped,
         State::Starting,
@@ -141,6 +141,7 @@ impl State {
         State::Busy,
         State::Stopping,
         State::Unresponsive,
+        State::Asleep,
         State::Error,
     ];
 
@@ -153,6 +154,7 @@ impl State {
             State::Busy => "busy",
             State::Stopping => "stopping",
             State::Unresponsive => "unresponsive",
+            State::Asleep => "asleep",
             State::Error => "error",
         }
     }

@@ -117,17 +117,14 @@ fn a_budget_counts_what_an_idle_service_will_take() {
     let busy = answer("can-fit 3552 --budget --json", 0);
     assert_eq!(busy["available_mb"], 3552, "what is used is not counted twice");
     rig.set("services.comfyui.evict", "unload");
-    let call = toml::toml! { preset = "comfyui"
-    url = "http://localhost:1" };
-    rig.set("services.comfyui.unload", call);
+    rig.set("services.comfyui.unload.url", "http://localhost:1");
     answer("can-fit 3552 --budget --json", 0);
 }
 
 #[test]
 fn a_budget_leaves_out_what_unloads_on_request() {
     let rig = Rig::new();
-    let call = toml::toml! { preset = "comfyui"
-    url = "http://localhost:1" };
+    let call = toml::toml! { url = "http://localhost:1" };
     let draft = rig.native("comfyui").vram(20000).server("--idle-vram 600");
     let comfyui = draft.set("evict", "unload").set("unload", call).add();
     let _server = rig.by_hand(comfyui.command());

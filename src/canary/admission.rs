@@ -12,7 +12,7 @@ use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::lock::Guard;
 use crate::model::{Mb, Source, State, Vram};
-use crate::observe::observe;
+use crate::observe::{Ask, observe};
 use crate::plan::reading_required;
 use crate::screen::text::span;
 use crate::world::host;
@@ -31,7 +31,7 @@ pub fn predict(
     reader: &mut Reader,
     stop: &Stop,
 ) -> Result<Prediction> {
-    let snapshot = observe(config, reader, stop, &|_| false)?;
+    let snapshot = observe(config, reader, stop, &|_| Ask::Nothing)?;
     let vram = &snapshot.vram;
     let (Some(total), Some(used)) = (vram.total, vram.used) else {
         return Err(reading_required(vram));

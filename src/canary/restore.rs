@@ -10,7 +10,7 @@ use crate::execute::{Context, execute};
 use crate::exit::Code;
 use crate::lock::{Guard, Purpose};
 use crate::model::{Presence, Running, Service, Snapshot, State};
-use crate::observe::observe;
+use crate::observe::{Ask, observe};
 use crate::plan::{self, Plan};
 use crate::progress::Progress;
 use crate::world::nvml::Reader;
@@ -62,7 +62,7 @@ impl Hands<'_> {
 
     pub fn observe(&self, stop: &Stop) -> Result<Snapshot> {
         let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
-        let asks = |service: &Service| service.name == self.canary.service;
+        let asks = |service: &Service| Ask::state_if(service.name == self.canary.service);
         observe(self.config, &mut reader, stop, &asks)
     }
 

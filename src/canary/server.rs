@@ -6,13 +6,12 @@ use super::ledger::Journal;
 use crate::config::{Canary, Span};
 use crate::error::{Failure, Result};
 use crate::exit::Code;
-use crate::model::{Health, Healthy, Manager, Pid, Service, variable};
+use crate::model::{Headers, Health, Healthy, Manager, Pid, Service, variable};
 use crate::screen::text::span;
 use crate::world::command::{Detached, describe};
 use crate::world::ending::{FirstMove, end};
-use crate::world::health;
 use crate::world::wait::{Aside, Handle, Stop, Woken, wait};
-use crate::world::{group, logs, process};
+use crate::world::{group, health, http, logs, process};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -87,7 +86,7 @@ impl Server {
     pub fn until_healthy(&mut self, canary: &Canary, stop: &Stop) -> Result<Option<String>> {
         let check = Health::Http(self.url(canary, "/health"));
         loop {
-            let attempt = health::begin(&check, canary.timeout)?;
+            let attempt = health::begin(&check, &Headers::default(), canary.timeout)?;
             let ended = Handle::open(self.child.id() as Pid);
             let mut watched = vec![attempt.ended().fd()];
             watched.extend(ended.iter().map(Handle::fd));
@@ -176,7 +175,7 @@ pub fn stop(journal: &Journal) -> Result<bool> {
 
 /// The text says what is wrong with the answer.
 fn ask(url: &str, request: &Value, limit: Duration) -> std::result::Result<(), String> {
-    let answer = health::client(limit).post(url).send_json(request).map_err(|e| e.to_string())?;
+    let answer = http::client(limit).post(url).send_json(request).map_err(|e| e.to_string())?;
     if !answer.status().is_success() {
         return Err(format!("the completion was answered with {}", answer.status()));
     }

@@ -11,7 +11,7 @@ use crate::exit::Answer;
 use crate::history::Recorder;
 use crate::lock::{Guard, Purpose};
 use crate::model::{Manager, Service, Snapshot};
-use crate::observe::observe;
+use crate::observe::{Ask, observe};
 use crate::plan::{Plan, StartHow, reading_required};
 use crate::report::{ActReport, Subject, print};
 use crate::world::native;
@@ -84,7 +84,8 @@ fn decide(
     plan: impl FnOnce(&Config, &Snapshot) -> Result<Plan>,
     is_real: bool,
 ) -> Result<(Snapshot, Plan)> {
-    let before = observe(&session.config, reader, &session.stop, &asks)?;
+    let before =
+        observe(&session.config, reader, &session.stop, &|service| Ask::state_if(asks(service)))?;
     if before.vram.no_such_gpu {
         return Err(reading_required(&before.vram));
     }

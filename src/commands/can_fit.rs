@@ -5,7 +5,7 @@ use crate::cli::CanFitArgs;
 use crate::error::Result;
 use crate::exit::Answer;
 use crate::model::{Mb, Source};
-use crate::observe::observe;
+use crate::observe::{Ask, observe};
 use crate::plan::{CardBudget, reading_required};
 use crate::report::CanFitReport;
 use crate::world::nvml::Reader;
@@ -29,7 +29,7 @@ pub fn run(arguments: &CanFitArgs, session: Session) -> Result<Answer> {
     let (vram, promised) = match reader.read() {
         Ok(vram) if !arguments.budget => (vram, Mb(0)),
         _ => {
-            let snapshot = observe(config, &mut reader, &session.stop, &|_| false)?;
+            let snapshot = observe(config, &mut reader, &session.stop, &|_| Ask::Nothing)?;
             let promised = match arguments.budget {
                 true => CardBudget::of(config, &snapshot).unused(),
                 false => Mb(0),

@@ -8,7 +8,7 @@ use crate::error::{Failure, Result};
 use crate::exit::{Answer, Code};
 use crate::lock::{self, Held};
 use crate::model::State;
-use crate::observe::observe;
+use crate::observe::{Ask, observe};
 use crate::report::{Form, StatusReport, print, print_text, prometheus};
 use crate::world::nvml::Reader;
 use crate::world::wait::{Aside, Stop, wait};
@@ -47,7 +47,7 @@ pub fn look(config: &Config, reader: &mut Reader, stop: &Stop) -> Result<StatusR
         let config = config.clone();
         move || lock::look(&config)
     })?;
-    let mut snapshot = observe(config, reader, stop, &|_| true)?;
+    let mut snapshot = observe(config, reader, stop, &|_| Ask::StateAndJobs)?;
     let held = found(&looking, stop);
     if let Ok(Some(held)) = &held {
         snapshot.mark_busy(|service| held.is_for(service));

@@ -2,7 +2,7 @@
 //! these types, and `config show` prints them.
 
 use super::span::Span;
-use crate::model::{Mb, Preset};
+use crate::model::{Api, Mb};
 use indexmap::IndexMap;
 use schemars::JsonSchema;
 use serde::de::value::MapAccessDeserializer;
@@ -165,13 +165,37 @@ pub struct ServiceTable {
     /// How long it may take to end before it is killed.
     #[serde(default = "stop_timeout")]
     pub stop_timeout: Span,
+    /// What kind of server it is. With `url` it gives health, busy and unload, each of which a key of
+    /// its own stands over, and the call that wakes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub api: Option<Api>,
+    /// Base URL of the server that `api` names.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+    /// HTTP headers sent with every call to it. Their values are never shown, and with them no
+    /// redirect is followed.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub headers: BTreeMap<String, String>,
+    /// How it is asked how many jobs it has: a URL with a JSON pointer or the name of a metric, or a
+    /// command.
+    #[serde(default, deserialize_with = "optional_table", skip_serializing_if = "Option::is_none")]
+    pub busy: Option<BusyTable>,
+    /// How long its jobs may take to end before it is stopped or unloaded; the default of --drain.
+    #[serde(default = "drain")]
+    pub drain: Span,
+    /// How long it must have been without work to be given back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle: Option<Span>,
+    /// A call that makes it load its model: it is ready when that is answered.
+    #[serde(default, deserialize_with = "optional_table", skip_serializing_if = "Option::is_none")]
+    pub warm_up: Option<CallTable>,
     /// How its memory is taken back when another needs it: by stopping it, or by asking it to
     /// unload its models, after which it keeps running.
     #[serde(default)]
     pub evict: EvictKey,
-    /// The HTTP call that makes it unload: a preset, or method and body.
+    /// The HTTP call that makes it unload, where it is not the api's own.
     #[serde(default, deserialize_with = "optional_table", skip_serializing_if = "Option::is_none")]
-    pub unload: Option<UnloadTable>,
+    pub unload: Option<CallTable>,
 }
 
 /// serde takes a list for a struct as well, its items for the fields in their order: `gpu = []`
@@ -222,6 +246,10 @@ fn stop_timeout() -> Span {
     Span::seconds(30)
 }
 
+fn drain() -> Span {
+    Span::seconds(600)
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Type {
@@ -238,14 +266,29 @@ pub enum EvictKey {
     Unload,
 }
 
-/// The HTTP call that makes a service give its memory back: a preset, or method and body.
+/// How a service is asked how many jobs it has.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct UnloadTable {
-    /// The call that this server understands.
+pub struct BusyTable {
+    /// URL to ask.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub preset: Option<Preset>,
-    /// With a preset the server's base URL, else the URL to call.
+    pub url: Option<String>,
+    /// JSON pointer (RFC 6901) into the answer: a number, true or false, or a list of jobs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub json: Option<String>,
+    /// Name of a metric, where the answer is a Prometheus page; its samples are added up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metric: Option<String>,
+    /// Instead of a URL: a command that prints the number, run by sh -c.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command: Option<String>,
+}
+
+/// An HTTP call to a service.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CallTable {
+    /// URL to call.
     pub url: String,
     /// HTTP method; POST unless it is given.
     #[serde(default, skip_serializing_if = "Option::is_none")]

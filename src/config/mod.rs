@@ -1,6 +1,7 @@
 //! The configuration: file, environment and flags become one validated value. Nothing else reads
 //! the file or the environment.
 
+mod calls;
 mod canary;
 mod complaint;
 mod environment;

@@ -1,5 +1,5 @@
-//! The configuration as it may be shown: without passwords in URLs, and without the values of
-//! variables that are named like secrets.
+//! The configuration as it may be shown: without passwords in URLs, without the values of headers,
+//! and without those of variables that are named like secrets.
 
 use super::file::ConfigFile;
 use crate::redact::{MASK, is_secret, mask_urls};
@@ -15,6 +15,9 @@ pub fn masked(file: &ConfigFile) -> serde_json::Result<Value> {
     for (_, value) in variables.filter(|(name, _)| is_secret(name)) {
         *value = MASK.to_owned();
     }
+    // A header's name tells nothing: whatever is sent along may be the key.
+    let headers = file.services.values_mut().flat_map(|service| &mut service.headers);
+    headers.for_each(|(_, value)| *value = MASK.to_owned());
     let mut document = serde_json::to_value(file)?;
     mask_urls(&mut document);
     Ok(document)

@@ -45,9 +45,13 @@ impl ConfigText<'_> {
         let problem = text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
         let problem = problem.split(" at line ").next().unwrap_or(problem);
         let key = error.path().to_string();
-        // What an environment variable was set to is nobody's business, whatever its type.
+        // What a variable was set to, or a header holds, is nobody's business, whatever its type.
         let problem = match problem.split_once(", expected ") {
-            Some((_, expected)) if format!("{key}.").contains(".env.") => {
+            Some((_, expected))
+                if [".env.", ".headers."]
+                    .iter()
+                    .any(|secret| format!("{key}.").contains(secret)) =>
+            {
                 format!("expected {expected}")
             }
             _ => problem.to_owned(),

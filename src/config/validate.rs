@@ -1,12 +1,13 @@
 //! From the file's types to the model: expansion, the rules between keys, and what is refused.
 
+use super::calls::Calls;
 use super::complaint::Complaint;
 use super::file::{self, ConfigFile};
 use super::text::ConfigText;
 use super::{Config, Environment, Gpu, HttpToken, Lock, Place, Selector};
 use crate::error::{Failure, Result};
 use crate::exit::Code;
-use crate::model::{Evict, Health, Manager, Native, Service, Unload, variable};
+use crate::model::{Evict, Manager, Native, Service, variable};
 use crate::pattern::Pattern;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CStr;
@@ -157,7 +158,14 @@ fn expand(
         texts.extend(service.start.as_mut().map(|text| (entry("start"), text)));
         texts.extend(service.stop.as_mut().map(|text| (entry("stop"), text)));
         texts.extend(service.cwd.as_mut().map(|text| (entry("cwd"), text)));
-        texts.extend(service.unload.as_mut().map(|unload| (entry("unload"), &mut unload.url)));
+        texts.extend(service.url.as_mut().map(|text| (entry("url"), text)));
+        texts.extend(service.headers.values_mut().map(|text| (entry("headers"), text)));
+        if let Some(busy) = &mut service.busy {
+            let texts_of = [busy.url.as_mut(), busy.command.as_mut()].into_iter().flatten();
+            texts.extend(texts_of.map(|text| (entry("busy"), text)));
+        }
+        texts.extend(service.warm_up.as_mut().map(|call| (entry("warm_up"), &mut call.url)));
+        texts.extend(service.unload.as_mut().map(|call| (entry("unload"), &mut call.url)));
         texts.extend(service.env.values_mut().map(|text| (entry("env"), text)));
     }
     for (key, text) in texts {
@@ -236,32 +244,32 @@ fn service(
             }
         }
     }
-    let health = match &entry.health {
-        Some(url) => Some(health(url).map_err(|problem| (Some("health"), problem))?),
-        None => None,
-    };
-    let unload = match &entry.unload {
-        Some(call) => Some(unload(call).map_err(|problem| (Some("unload"), problem))?),
-        None => None,
-    };
+    let manager = manager(entry)?;
+    let calls = Calls::of(entry, &manager).map_err(|(key, problem)| (Some(key), problem))?;
     let evict = match entry.evict {
         file::EvictKey::Stop => Evict::Stop,
-        file::EvictKey::Unload if unload.is_none() => {
-            return fail("evict", "\"unload\" needs an unload = { … } call");
+        file::EvictKey::Unload if calls.unload.is_none() => {
+            return fail("evict", "\"unload\" needs api and url, or an unload = { … } call");
         }
         file::EvictKey::Unload => Evict::Unload,
     };
     Ok(Service {
         name: name.to_owned(),
-        manager: manager(entry)?,
+        manager,
         vram: entry.vram_mb,
         priority: entry.priority,
         phases: entry.phases.iter().copied().collect::<BTreeSet<_>>(),
-        health,
+        health: calls.health,
         start_timeout: entry.start_timeout.0,
         stop_timeout: entry.stop_timeout.0,
+        server: calls.server,
+        headers: calls.headers,
+        jobs: calls.jobs,
+        drain: entry.drain.0,
+        idle: entry.idle.map(|span| span.0),
+        warm_up: calls.warm_up,
         evict,
-        unload,
+        unload: calls.unload,
     })
 }
 
@@ -352,54 +360,4 @@ fn refuse_broad(pattern: &str) -> std::result::Result<(), String> {
         ));
     }
     Ok(())
-}
-
-fn health(url: &str) -> std::result::Result<Health, String> {
-    let form = || "not a http://, https:// or tcp://host:port URL".to_owned();
-    if let Some(address) = url.strip_prefix("tcp://") {
-        let (host, port) = address.trim_end_matches('/').rsplit_once(':').ok_or_else(form)?;
-        let host = host.trim_start_matches('[').trim_end_matches(']');
-        let port = port.parse().ok().filter(|port| *port != 0).ok_or_else(form)?;
-        return match host.is_empty() {
-            true => Err(form()),
-            false => Ok(Health::Tcp { host: host.to_owned(), port }),
-        };
-    }
-    http_url(url).map_err(|_| form())?;
-    Ok(Health::Http(url.to_owned()))
-}
-
-fn http_url(url: &str) -> std::result::Result<(), String> {
-    let form = || "not a http:// or https:// URL".to_owned();
-    let uri: ureq::http::Uri = url.parse().map_err(|_| form())?;
-    match (uri.scheme_str(), uri.authority()) {
-        (Some("http" | "https"), Some(authority)) if !authority.host().is_empty() => {
-            // The parser takes any number for a port, and then says that there is none.
-            let address = authority.as_str().rsplit('@').next().unwrap_or_default();
-            match address[authority.host().len()..].strip_prefix(':') {
-                Some(port) if port.parse().is_ok_and(|port: u16| port != 0) => Ok(()),
-                None => Ok(()),
-                Some(_) => Err(form()),
-            }
-        }
-        _ => Err(form()),
-    }
-}
-
-fn unload(call: &file::UnloadTable) -> std::result::Result<Unload, String> {
-    http_url(&call.url)?;
-    let url = call.url.clone();
-    match (call.preset, &call.method, &call.body) {
-        (Some(preset), None, None) => {
-            Ok(Unload::Preset { preset, url: url.trim_end_matches('/').to_owned() })
-        }
-        (Some(_), _, _) => Err("give either a preset or method and body, not both".to_owned()),
-        (None, method, body) => {
-            let method = method.clone().unwrap_or_else(|| "POST".to_owned());
-            match ureq::http::Method::from_bytes(method.as_bytes()) {
-                Ok(_) => Ok(Unload::Call { url, method, body: body.clone() }),
-                Err(_) => Err(format!("\"{method}\" is not an HTTP method")),
-            }
-        }
-    }
 }

@@ -81,6 +81,7 @@ ids! {
         ServiceHealth = "service.health",
         ServicePort = "service.port",
         ServiceShared = "service.shared",
+        ServiceJobs = "service.jobs",
         ServiceUnload = "service.unload",
     }
     "Lock" {

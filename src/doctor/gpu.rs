@@ -4,7 +4,7 @@ use super::check::{Check, CheckId};
 use super::{Examined, memory, services};
 use crate::config::Selector;
 use crate::model::{Device, Manager, Pid, Source, Vram};
-use crate::observe::observe;
+use crate::observe::{Ask, observe};
 use crate::world::nvml::{Fault, Layer, Reader};
 use crate::world::ports::Listeners;
 use crate::world::process::{self, ProcessTable};
@@ -24,7 +24,7 @@ pub fn examine(case: &Examined) -> Vec<Check> {
         );
         return checks;
     };
-    let snapshot = match observe(config, &mut reader, &case.stop, &|_| true) {
+    let snapshot = match observe(config, &mut reader, &case.stop, &|_| Ask::StateAndJobs) {
         Ok(snapshot) => snapshot,
         Err(failure) => return vec![Check::failure(CheckId::ServiceState, &failure, "try again")],
     };

@@ -3,7 +3,8 @@
 use super::check::{Check, CheckId};
 use crate::config::Config;
 use crate::model::{
-    Health, Manager, Observed, Presence, Service, Snapshot, State, Unload, Unproven,
+    ApiServer, Health, HttpCall, JobProbe, Manager, Observed, Presence, Service, Snapshot, State,
+    Unload, Unproven,
 };
 use crate::world::ports::{Listeners, local_port};
 use crate::world::process::ProcessTable;
@@ -22,6 +23,7 @@ pub fn judge(
             health(service),
             port(service, observed, config, snapshot, listeners, table),
         ];
+        of_service.extend(jobs(service, observed));
         of_service.extend(unload(service));
         if let Manager::Native(native) = &service.manager
             && native.pattern.is_some()
@@ -132,9 +134,27 @@ fn port(
     )
 }
 
+/// Whether a service that runs and has a probe can be asked for its jobs.
+fn jobs(service: &Service, observed: &Observed) -> Option<Check> {
+    let id = CheckId::ServiceJobs;
+    let why = match (observed.jobs, &observed.jobs_unknown) {
+        (Some(jobs), _) => return Some(Check::pass(id, format!("{jobs} now"))),
+        (None, why) => why.as_ref()?,
+    };
+    let key = match &service.jobs {
+        Some(JobProbe::Server(_)) => "url",
+        _ => "busy",
+    };
+    let fix = format!(
+        "it would be stopped in the middle of its work; correct services.{}.{key}, or say what to ask it with busy",
+        service.name
+    );
+    Some(Check::warn(id, why, fix))
+}
+
 fn unload(service: &Service) -> Option<Check> {
     let url = match service.unload.as_ref()? {
-        Unload::Preset { url, .. } | Unload::Call { url, .. } => url,
+        Unload::Server(ApiServer { url, .. }) | Unload::Call(HttpCall { url, .. }) => url,
     };
     let health = service.health.as_ref().and_then(local_port);
     let unload = local_port(&Health::Http(url.clone()));

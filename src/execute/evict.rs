@@ -10,7 +10,7 @@ use crate::observe::{Keeper, Members, gpu_pids, look, members};
 use crate::plan::{EvictHow, Eviction};
 use crate::step::{Action, Step};
 use crate::world::ending::{FirstMove, end};
-use crate::world::{docker, native, process, starts, systemd, unload};
+use crate::world::{docker, native, process, server, starts, systemd};
 use std::time::{Duration, Instant};
 
 /// An unload may take this long to show.
@@ -166,8 +166,8 @@ fn ask_to_unload(
     let Ok(before) = context.vram() else {
         return Ok(Some("without NVML gpuctl cannot see whether it unloads".to_owned()));
     };
-    if let Err(why) = unload::request(call) {
-        return Ok(Some(format!("its unload call failed: {why}")));
+    if let Err(failed) = server::unload(call, &service.headers, UNLOAD_LIMIT) {
+        return Ok(Some(format!("its unload call failed: {}", failed.why)));
     }
     let look = look(context.config, &[service], &context.before.managed, context.stop, || {
         gpu_pids(&before)

@@ -5,7 +5,7 @@ use super::{Context, ready};
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::model::{Manager, Observed, Pid, Presence, Service, Snapshot, State};
-use crate::observe::{observe, started_by};
+use crate::observe::{Ask, observe, started_by};
 use crate::plan::{Plan, StartHow};
 use crate::world::docker;
 use std::sync::PoisonError;
@@ -47,7 +47,7 @@ pub fn look(plan: &Plan, stopped: &[String], context: &Context) -> Result<()> {
 /// All services and the card as they are now; the health of the needed ones.
 fn see(plan: &Plan, context: &Context) -> Result<Snapshot> {
     let mut reader = context.reader.lock().unwrap_or_else(PoisonError::into_inner);
-    let asks = |service: &Service| plan.needed.contains(&service.name);
+    let asks = |service: &Service| Ask::state_if(plan.needed.contains(&service.name));
     observe(context.config, &mut reader, context.stop, &asks)
 }
 

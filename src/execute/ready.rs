@@ -11,10 +11,11 @@ use crate::plan::StartHow;
 use crate::redact::mask;
 use crate::step::{Action, Step};
 use crate::world::health;
+use crate::world::http::Fetcher;
 use crate::world::native::{self, Started};
 use crate::world::ports::local_port;
 use crate::world::wait::{Event, Handle, Stop, Woken, wait};
-use crate::world::{docker, logs, starts, systemd, unload};
+use crate::world::{docker, logs, server, starts, systemd};
 use std::time::{Duration, Instant};
 
 /// Health checks follow each other faster at first: a twentieth of the time waited so far keeps
@@ -27,6 +28,9 @@ const SETTLING: Duration = Duration::from_millis(500);
 
 /// The kernel tells when a process began to a hundredth of a second.
 const TICK: Duration = Duration::from_millis(10);
+
+/// One call may take so long that asks whether a service sleeps.
+const CALL_LIMIT: Duration = Duration::from_secs(10);
 
 /// A manager restarts a service this often before it counts as looping.
 const RESTARTS: u64 = 2;
@@ -92,13 +96,14 @@ pub fn lost(service: &Service, observed: &Observed, context: &Context) -> Failur
 
 /// Whether it was put to sleep by an unload.
 fn is_asleep(service: &Service) -> Result<bool> {
-    let asked = service.unload.as_ref().map_or(Ok(false), unload::is_asleep);
-    asked.map_err(|why| not_woken(service, &why))
+    let fetcher = Fetcher::new(CALL_LIMIT);
+    let ask = |server| server::is_asleep(server, &service.headers, &fetcher);
+    service.server.as_ref().map_or(Ok(false), ask).map_err(|failed| not_woken(service, &failed.why))
 }
 
 fn wake(service: &Service) -> Result<()> {
-    let woken = service.unload.as_ref().map_or(Ok(()), unload::wake);
-    woken.map_err(|why| not_woken(service, &why))
+    let wake = |server| server::wake(server, &service.headers, service.start_timeout);
+    service.server.as_ref().map_or(Ok(()), wake).map_err(|failed| not_woken(service, &failed.why))
 }
 
 fn not_woken(service: &Service, why: &str) -> Failure {
@@ -195,7 +200,8 @@ impl<'a> Watch<'a> {
     /// One health check, abandoned at the deadline (`None`) and cut short by a death.
     fn ask(&mut self, check: &Health, deadline: Instant) -> Result<Option<Healthy>> {
         let left = deadline.saturating_duration_since(Instant::now());
-        let attempt = health::begin(check, left.min(health::TRY_LIMIT))?;
+        let limit = left.min(health::TRY_LIMIT);
+        let attempt = health::begin(check, &self.service.headers, limit)?;
         loop {
             match self.wait_for(Some(attempt.ended()), deadline)? {
                 Woken::TimedOut => return Ok(None),

@@ -50,6 +50,10 @@ pub struct Observed {
     pub answered_by: Option<AnsweredBy>,
     /// Memory held by its processes; `None` where it cannot be told.
     pub used: Option<Mb>,
+    /// Its jobs, running or waiting; `None` where they were not asked for or cannot be told.
+    pub jobs: Option<u64>,
+    /// Why its jobs cannot be told, where they were asked for.
+    pub jobs_unknown: Option<String>,
     pub unproven: Vec<Unproven>,
 }
 

@@ -2,12 +2,14 @@
 
 mod adoption;
 mod evidence;
+mod inquiry;
 mod keeper;
 mod look;
 mod ownership;
 mod state;
 
 pub use adoption::adoptable;
+pub use inquiry::Ask;
 pub use keeper::{Keeper, started_by};
 pub use look::{Look, Members, look, members};
 
@@ -18,42 +20,35 @@ use crate::model::{
     Trouble, Vram,
 };
 use crate::redact::mask;
-use crate::world::health::{TRY_LIMIT, Tries};
 use crate::world::nvml::Reader;
 use crate::world::ports::local_port;
 use crate::world::wait::Stop;
 use crate::world::{host, process};
+use inquiry::Inquiry;
 use std::collections::HashSet;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-/// A health check may take this much beyond its own limit, for names that do not resolve.
-const HEALTH_GRACE: Duration = Duration::from_secs(1);
-
-/// A stranger may take this long to answer for a service that is not there.
-const ABSENT_LIMIT: Duration = Duration::from_secs(1);
-
-/// One look at everything that is configured, at the health only of services that `asks` for: a
-/// service that hangs is waited for by nobody who does not need its answer.
+/// One look at everything that is configured; `asks` tells what each service itself is asked.
 pub fn observe(
     config: &Config,
     reader: &mut Reader,
     stop: &Stop,
-    asks: &dyn Fn(&Service) -> bool,
+    asks: &dyn Fn(&Service) -> Ask,
 ) -> Result<Snapshot> {
     let services: Vec<&Service> = config.services.iter().collect();
     // A socket each and a second hold on it, and what everything else takes.
     host::allow_open_files(2 * services.len() as u64 + 64);
     let begun = Instant::now();
-    let check = |service: &&Service| service.health.clone().filter(|_| asks(service));
-    let mut tries = None;
+    let mut inquiry = None;
     let mut vram = Vram::default();
     let look = look(config, &services, &[], stop, || {
         // After the managers, which take longest.
-        tries = Some(Tries::begin(services.iter().map(check).collect()));
+        inquiry = Some(Inquiry::begin(config, asks, begun, stop));
         vram = reader.read().unwrap_or_else(|why| Vram { error: Some(why), ..Vram::default() });
         gpu_pids(&vram)
     });
-    let tries = tries.transpose()?;
+    let inquiry = inquiry.transpose()?;
+    let inquiry = inquiry.expect("a look asks for the processes on the card");
     for process in vram.processes.iter_mut().flatten() {
         process.is_ending = process::is_ending(process.pid);
         // What is dying is nobody's any more: its memory is on its way back.
@@ -70,11 +65,8 @@ pub fn observe(
                 // It holds its port and does not answer; its state is known without.
                 (Some(_), Presence::Up(running)) if is_frozen(running) => (None, None),
                 (Some(_), presence) => {
-                    // Nobody waits long for the answer of one that is not there.
                     let is_absent = matches!(presence, Presence::Down(_) | Presence::Missing(_));
-                    let patience = if is_absent { ABSENT_LIMIT } else { TRY_LIMIT + HEALTH_GRACE };
-                    let deadline = begun + patience;
-                    let answer = tries.as_ref().and_then(|tries| tries.answer(at, stop, deadline));
+                    let answer = inquiry.health(at, is_absent);
                     answer.map(|(healthy, took)| (look.heard(healthy, service), took)).unzip()
                 }
                 (None, Presence::Up(running)) => {
@@ -89,8 +81,24 @@ pub fn observe(
             let unproven = look.unproven(&service.name);
             let (state, detail) =
                 state::judge(service, &presence, healthy.as_ref(), answered_by.as_ref(), &unproven);
+            let sleeps = state == State::Ready && inquiry.sleeps(at);
+            let is_itself = answered_by.is_none()
+                && matches!(&presence, Presence::Up(running) if !is_frozen(running));
+            let (jobs, jobs_unknown) = match is_itself.then(|| inquiry.jobs(at)).flatten() {
+                Some(Ok(jobs)) => (Some(jobs), None),
+                Some(Err(failed)) => (None, Some(failed.why)),
+                None => (None, None),
+            };
+            let state = if sleeps { State::Asleep } else { state };
+            let untold = |why: &String| format!("cannot tell whether it is at work: {why}");
+            let detail = match (sleeps, detail) {
+                (true, _) => Some("it was put to sleep by an unload".to_owned()),
+                (false, detail) => detail.or_else(|| jobs_unknown.as_ref().map(untold)),
+            };
             Observed {
                 used: used(&vram, service, &presence),
+                jobs,
+                jobs_unknown,
                 name: service.name.clone(),
                 health: took.filter(|_| state == State::Ready),
                 presence,

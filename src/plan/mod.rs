@@ -142,7 +142,7 @@ impl Plan {
                 return Err(about(service, failure));
             }
             _ if is_going => StartHow::Start,
-            (Presence::Up(_), State::Ready) => {
+            (Presence::Up(_), State::Ready | State::Asleep) => {
                 self.kept.push(service.name.clone());
                 if service.unload.is_none() {
                     return Ok(());
@@ -205,7 +205,8 @@ impl Plan {
 
     /// Evicts a service in the way it is configured for.
     fn evict(&mut self, service: &Service, observed: &Observed) {
-        let can_unload = service.evict == Evict::Unload && observed.state == State::Ready;
+        let can_unload = service.evict == Evict::Unload
+            && matches!(observed.state, State::Ready | State::Asleep);
         if can_unload && observed.used == Some(Mb(0)) {
             self.kept.push(service.name.clone());
         } else if can_unload {

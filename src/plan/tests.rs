@@ -49,6 +49,8 @@ fn world(config: &str) -> Scenario {
         health: None,
         answered_by: None,
         used: Some(Mb(0)),
+        jobs: None,
+        jobs_unknown: None,
         unproven: Vec::new(),
     });
     let desktop = GpuProcess {
@@ -226,7 +228,7 @@ fn a_victim_that_is_not_needed_after_all_is_reprieved() {
 fn a_service_that_unloads_commits_what_it_holds_and_is_asked_instead_of_stopped() {
     let soft = BOX.replace(
         "priority = 10\n",
-        "priority = 10\nevict = \"unload\"\nunload = { preset = \"ollama\", url = \"http://localhost:1\" }\n",
+        "priority = 10\nevict = \"unload\"\napi = \"ollama\"\nurl = \"http://localhost:1\"\n",
     );
     assert_eq!(short(world(&soft).ready("ollama", 0).start("comfyui")), "+comfyui =ollama");
     assert_eq!(short(world(&soft).ready("ollama", 9000).start("comfyui")), "~ollama +comfyui");
@@ -241,7 +243,7 @@ fn a_service_that_unloads_commits_what_it_holds_and_is_asked_instead_of_stopped(
 fn a_service_that_has_unloaded_needs_its_memory_back() {
     let soft = BOX.replace(
         "priority = 10\n",
-        "priority = 200\nevict = \"unload\"\nunload = { preset = \"vllm\", url = \"http://localhost:1\" }\n",
+        "priority = 200\nevict = \"unload\"\napi = \"vllm\"\nurl = \"http://localhost:1\"\n",
     );
     let asleep = || world(&soft).ready("ollama", 600);
     assert_eq!(short(asleep().start("ollama")), "^ollama =ollama");

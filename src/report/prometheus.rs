@@ -131,10 +131,13 @@ fn services(page: &mut Exposition, report: &StatusReport) {
     });
     page.gauge("gpuctl_service_state", "Whether the service is in this state.", states);
     type Figure = fn(&super::status::ServiceReport) -> Option<f64>;
-    let figures: [(&str, &str, Figure); 5] = [
+    let figures: [(&str, &str, Figure); 6] = [
         ("memory_bytes", "Memory that the service holds.", |service| service.used_mb.map(bytes)),
         ("declared_bytes", "The most memory that the service needs, as configured.", |service| {
             Some(bytes(service.vram_mb))
+        }),
+        ("jobs", "Jobs that the service has, running or waiting.", |service| {
+            service.jobs.map(|jobs| jobs as f64)
         }),
         ("priority", "Higher is kept longer.", |service| Some(service.priority as f64)),
         (

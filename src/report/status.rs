@@ -77,6 +77,8 @@ pub struct ServiceReport {
     pub priority: i64,
     pub phases: Vec<u32>,
     pub pids: Vec<Pid>,
+    /// Jobs that it has, running or waiting; `None` where that cannot be told.
+    pub jobs: Option<u64>,
     /// Its health check took this many milliseconds; `None` unless that found it ready.
     pub health_ms: Option<f64>,
     pub uptime_s: Option<u64>,
@@ -106,6 +108,7 @@ impl StatusReport {
                 priority: service.priority,
                 phases: service.phases.iter().copied().collect(),
                 pids: observed.pids().to_vec(),
+                jobs: observed.jobs,
                 health_ms: observed.health.map(|took| took.as_micros() as f64 / 1000.0),
                 uptime_s: observed.uptime().map(|age| age.as_secs()),
                 detail: observed.detail.clone(),

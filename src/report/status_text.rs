@@ -126,11 +126,14 @@ impl StatusReport {
                 figure("DECLARED", 5),
                 figure("PRIO", 2),
                 Column { title: "PHASES", is_figure: false, rank: 1, at_least: None },
+                figure("JOBS", 5),
                 figure("HEALTH", 3),
                 figure("UPTIME", 4),
             ],
             rows: self.services.iter().map(|(name, service)| service.row(name, screen)).collect(),
         };
+        let counts_jobs = self.services.values().any(|service| service.jobs.is_some());
+        let table = if counts_jobs { table } else { table.without("JOBS") };
         let room = screen.limit().saturating_sub(table.width() + 2);
         let mut lines = table.lines(screen).into_iter();
         let mut text = format!("\n{}\n", lines.next().unwrap_or_default());
@@ -184,6 +187,7 @@ impl ServiceReport {
             Text::new(self.vram_mb.0.to_string()),
             Text::new(self.priority.to_string()),
             or_none((!phases.is_empty()).then(|| phases.join(","))),
+            or_none(self.jobs.map(|jobs| jobs.to_string())),
             or_none(self.health_ms.map(latency)),
             or_none(self.uptime_s.map(age)),
         ]
@@ -205,6 +209,7 @@ fn state(state: State, screen: &Screen) -> Text {
         State::Starting => (WARNING, "◐", "+"),
         State::Stopping => (WARNING, "◑", "-"),
         State::Unresponsive => (WARNING, "◌", "~"),
+        State::Asleep => (FAINT, "◒", "z"),
         State::Stopped => (FAINT, "○", "."),
         State::Error => (BAD, "✗", "x"),
         State::Unknown => (WARNING, "?", "?"),

@@ -21,6 +21,15 @@ pub struct Table {
 }
 
 impl Table {
+    /// The same without the column of that title.
+    pub fn without(mut self, title: &str) -> Table {
+        if let Some(at) = self.columns.iter().position(|column| column.title == title) {
+            self.columns.remove(at);
+            self.rows.iter_mut().for_each(|row| drop(row.remove(at)));
+        }
+        self
+    }
+
     /// The line of titles, then a line for each row.
     pub fn lines(&self, screen: &Screen) -> Vec<String> {
         let limit = screen.limit();

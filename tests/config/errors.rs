@@ -29,9 +29,9 @@ fn row_44_an_unknown_key_is_told_with_the_nearest_known_one() {
         (&native("priorty = 1"), "5: services.a.priorty", "did you mean `priority`?"),
         (&native("vram = 1"), "5: services.a.vram", "did you mean `vram_mb`?"),
         (
-            &native("unload = { prest = \"vllm\", url = \"http://h\" }"),
-            "5: services.a.unload.prest",
-            "did you mean `preset`?",
+            &native("unload = { methd = \"PUT\", url = \"http://h\" }"),
+            "5: services.a.unload.methd",
+            "did you mean `method`?",
         ),
         (&native("qqq = 1"), "5: services.a.qqq", "unknown field `qqq`, expected one of `type`"),
     ]);
@@ -43,8 +43,8 @@ fn an_unknown_word_is_told_with_the_nearest_known_one() {
         ("[services.a]\ntype = \"dokcer\"", "2: services.a.type", "did you mean `docker`?"),
         (&native("evict = \"unlod\""), "5: services.a.evict", "did you mean `unload`?"),
         (
-            &native("unload = { preset = \"comfyu\", url = \"http://h\" }"),
-            "5: services.a.unload.preset",
+            &native("api = \"comfyu\"\nurl = \"http://h\""),
+            "5: services.a.api",
             "did you mean `comfyui`?",
         ),
     ]);
@@ -176,13 +176,29 @@ fn a_service_has_the_keys_of_its_type_and_no_others() {
 fn keys_that_contradict_each_other_are_refused() {
     refuses(&[
         ("[gpu]\nindex = 0\nuuid = \"GPU-1\"", "3: gpu.uuid", "either index or uuid, not both"),
-        (&native("evict = \"unload\""), "5: services.a.evict", "needs an unload = { … } call"),
         (
-            &native("unload = { preset = \"vllm\", url = \"http://h\", method = \"PUT\" }"),
-            "5: services.a.unload",
-            "either a preset or method and body, not both",
+            &native("evict = \"unload\""),
+            "5: services.a.evict",
+            "needs api and url, or an unload = { … } call",
         ),
-        (&native("unload = { preset = \"vllm\" }"), "5: services.a.unload", "missing field `url`"),
+        (&native("api = \"vllm\""), "5: services.a.api", "needs url"),
+        (&native("url = \"http://h\""), "5: services.a.url", "needs api"),
+        (&native("unload = { method = \"PUT\" }"), "5: services.a.unload", "missing field `url`"),
+        (
+            &native("busy = { url = \"http://h\" }"),
+            "5: services.a.busy",
+            "either json or metric, or command alone",
+        ),
+        (
+            &native("busy = { url = \"http://h\", json = \"/a\", metric = \"b\" }"),
+            "5: services.a.busy",
+            "either json or metric",
+        ),
+        (
+            &native("busy = { command = \"echo 1\", url = \"http://h\", json = \"/a\" }"),
+            "5: services.a.busy",
+            "command alone",
+        ),
         (
             "[phases]\n1 = \"video\"\n2 = \"video\"",
             "3: phases.2",
@@ -272,6 +288,23 @@ fn a_url_that_cannot_be_asked_is_refused() {
     }
     refuses(&[
         (&native("unload = { url = \"tcp://h:1\" }"), "5: services.a.unload", "not a http"),
+        (&native("warm_up = { url = \"tcp://h:1\" }"), "5: services.a.warm_up", "not a http"),
+        (&native("api = \"vllm\"\nurl = \"h:1\""), "6: services.a.url", "not a http"),
+        (
+            &native("busy = { url = \"http://h\", json = \"queue\" }"),
+            "5: services.a.busy",
+            "must be a JSON pointer",
+        ),
+        (
+            &native("busy = { url = \"http://h\", metric = \"a{b=1}\" }"),
+            "5: services.a.busy",
+            "the name of a metric",
+        ),
+        (
+            &native("headers = { \"a b\" = \"x\" }"),
+            "5: services.a.headers",
+            "\"a b\" is not the name of a header",
+        ),
         (
             &native("unload = { url = \"http://h\", method = \"A B\" }"),
             "5: services.a.unload",
@@ -341,6 +374,8 @@ fn home_and_variables_are_expanded_in_paths_commands_and_urls() {
         + &native(
             "health = \"http://localhost:$PORT/\"\nstop = \"~/stop $$PID\"\ncwd = \"~\"\n\
              env = { P = \"$LIB:x\" }\nunload = { url = \"http://localhost:$PORT\", body = \"$PORT\" }\n\
+             api = \"comfyui\"\nurl = \"http://localhost:$PORT/\"\nheaders = { X-Key = \"$PORT\" }\n\
+             busy = { command = \"~/jobs $PORT\" }\nwarm_up = { url = \"http://h:$PORT\" }\n\
              match = \"a $PORT\"",
         )
         .replace("start = \"a\"", "start = \"~/start --port $PORT\"");
@@ -358,6 +393,9 @@ fn home_and_variables_are_expanded_in_paths_commands_and_urls() {
     assert_eq!(service["env"]["P"], "/opt/lib:x");
     assert_eq!(service["unload"]["url"], "http://localhost:8188");
     assert_eq!(service["unload"]["body"], "$PORT", "a body is sent as it is");
+    assert_eq!(service["url"], "http://localhost:8188/");
+    assert_eq!(service["busy"]["command"], format!("{home}/jobs 8188"));
+    assert_eq!(service["warm_up"]["url"], "http://h:8188");
     assert_eq!(service["match"], "a $PORT", "in a pattern the dollar sign has its own meaning");
 }
 
@@ -372,6 +410,9 @@ fn a_variable_that_is_not_set_is_an_error_of_its_key() {
         (&native("cwd = \"${NOWHERE}/x\""), "5: services.a.cwd", problem),
         (&native("env = { A = \"$NOWHERE\" }"), "5: services.a.env", problem),
         (&native("unload = { url = \"http://$NOWHERE\" }"), "5: services.a.unload", problem),
+        (&native("headers = { X = \"$NOWHERE\" }"), "5: services.a.headers", problem),
+        (&native("busy = { command = \"$NOWHERE\" }"), "5: services.a.busy", problem),
+        (&native("api = \"vllm\"\nurl = \"http://$NOWHERE\""), "6: services.a.url", problem),
         (
             "[services.a]\ntype=\"native\"\nvram_mb=1\nstart=\"$NOWHERE\"",
             "4: services.a.start",

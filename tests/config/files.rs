@@ -192,7 +192,7 @@ fn the_same_configuration_in_json_and_in_toml_is_the_same() {
         "a": {"type": "native", "vram_mb": 1, "start": "a --serve", "match": "a --serve",
               "env": {"A": "1"}, "start_timeout": 90, "stop_timeout": "1m30s", "phases": [2]},
         "b": {"type": "docker", "container": "b", "vram_mb": 2, "evict": "unload",
-              "unload": {"preset": "llama-server", "url": "http://localhost:1"}},
+              "api": "llama-server", "url": "http://localhost:1", "headers": {"X-Key": "1"}},
         "c": {"type": "systemd", "unit": "c.service", "user": true, "vram_mb": 3, "priority": -1},
     });
     let document = json!({"gpu": {"uuid": "GPU-1"}, "phases": {"2": "two"}, "services": services});
@@ -422,7 +422,8 @@ fn the_schema_takes_every_example_and_refuses_what_gpuctl_refuses() {
         service(json!({"type": "native", "vram_mb": 1, "nonsense": 1})),
         service(json!({"type": "native", "vram_mb": 1, "evict": "maybe"})),
         service(json!({"type": "native", "vram_mb": 1, "phases": ["4"]})),
-        service(json!({"type": "native", "vram_mb": 1, "unload": {"preset": "comfyui"}})),
+        service(json!({"type": "native", "vram_mb": 1, "unload": {"method": "PUT"}})),
+        service(json!({"type": "native", "vram_mb": 1, "api": "kobold"})),
     ] {
         assert!(takes(&wrong).is_some(), "{wrong}");
         rig.file("wrong.json", &wrong.to_string());

@@ -23,6 +23,7 @@ fn show_masks_secrets_and_nothing_else() {
          [services.a]\ntype = \"native\"\nvram_mb = 1\nstart = \"serve http://user:{SECRET}@proxy/\"\n\
          health = \"http://user:{SECRET}@localhost:1/x@y\"\n\
          unload = {{ url = \"https://{SECRET}@localhost/free\" }}\n\
+         headers = {{ Accept = \"{SECRET}\" }}\n\
          env = {{ API_KEY = \"{SECRET}\", hf_token = \"{SECRET}\", DB_PASSWORD = \"{SECRET}\", \
          AWS_SECRET = \"{SECRET}\", PORT = \"8188\", PROXY = \"http://u:{SECRET}@proxy:1\" }}\n"
     ));
@@ -45,6 +46,7 @@ fn show_masks_secrets_and_nothing_else() {
     for name in ["API_KEY", "hf_token", "DB_PASSWORD", "AWS_SECRET"] {
         assert_eq!(env[name], "***", "{name}");
     }
+    assert_eq!(shown["services"]["a"]["headers"]["Accept"], "***");
     let of_environment = rig.gpuctl("config show").env("GPUCTL_LOCK_URL", "redis://:hunter2@h/1");
     of_environment.run().succeeds().stdout_has("redis://***@h/1");
 }
@@ -70,6 +72,11 @@ fn no_complaint_about_the_configuration_shows_a_secret() {
         format!("{native}env = {{ API_KEY = \"{SECRET}\\u0000\" }}"),
         format!("{native}env = {{ API_KEY = \"{SECRET}$NOWHERE\" }}"),
         format!("{native}env = \"API_KEY={SECRET}\""),
+        format!("{native}headers = {{ X = \"{SECRET}\\n\" }}"),
+        format!("{native}headers = {{ X = [\"{SECRET}\"] }}"),
+        format!("{native}headers = {{ X = \"{SECRET}$NOWHERE\" }}"),
+        format!("{native}headers = \"X: {SECRET}\""),
+        format!("{native}busy = {{ url = \"http://u:{SECRET}@h:99999\", json = \"\" }}"),
     ] {
         rig.write_config(&text);
         for form in ["config check", "config show --json", "status -vv"] {

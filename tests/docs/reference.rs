@@ -15,6 +15,8 @@ start = "a"
 vram_mb = 1
 [services.a.unload]
 url = "http://localhost:1"
+[services.a.warm_up]
+url = "http://localhost:1"
 
 [canary]
 service = "a"

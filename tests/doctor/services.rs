@@ -53,8 +53,7 @@ fn a_canary_on_a_services_port_is_found() {
 fn a_health_check_or_an_unload_call_of_another_server_is_found() {
     let machine = Machine::new();
     let rig = &machine.rig;
-    rig.set("services.vidi.unload.preset", "comfyui");
-    rig.set("services.vidi.unload.url", machine.vidi.url(""));
+    rig.set("services.vidi.unload.url", machine.vidi.url("/free"));
     finds(machine.doctor(), &[]);
     rig.set("services.vidi.unload.url", "http://127.0.0.1:1");
     let unload = ("warn", "service.unload vidi", "is not the server", "services.vidi.unload.url");

@@ -83,12 +83,8 @@ fn interrupted_while_memory_is_unloaded_the_next_run_goes_on() {
     let rig = Rig::new();
     let server = "--api comfyui --unload-delay 2s";
     let model = rig.native("model").vram(12000).set("evict", "unload").server(server);
-    let unload = toml::Table::from_iter([
-        ("preset".to_owned(), "comfyui".into()),
-        ("url".to_owned(), "http://127.0.0.1:1".into()),
-    ]);
-    let model = model.set("unload", unload).add();
-    rig.set("services.model.unload.url", model.url(""));
+    let model = model.set("api", "comfyui").set("url", "http://127.0.0.1:1").add();
+    rig.set("services.model.url", model.url(""));
     let big = rig.native("big").vram(20000).priority(100).phases([4]).add();
     rig.gpuctl("start model").run().succeeds().stdout_has("started model").progress();
     let prepare = rig.gpuctl("prepare-phase 4").spawn();

@@ -42,7 +42,14 @@ match = 'python.*main\.py.*8188'
 env = { CUDA_VISIBLE_DEVICES = "0" }
 start_timeout = "120s"
 evict = "unload"
-unload = { preset = "comfyui", url = "http://localhost:8188" }
+api = "comfyui"
+url = "http://localhost:8188"
+headers = { Authorization = "Bearer key" }
+busy = { url = "http://localhost:8188/prompt", json = "/exec_info/queue_remaining" }
+drain = "10m"
+idle = "30m"
+warm_up = { url = "http://localhost:8188/warm", method = "POST", body = "{}" }
+unload = { url = "http://localhost:8188/free", method = "POST", body = "{}" }
 [services.vllm]
 type = "systemd"
 unit = "vllm.service"

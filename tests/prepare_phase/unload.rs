@@ -7,7 +7,7 @@ use toml::Table;
 const HELD: u32 = 12000;
 
 /// A model server that is asked to unload, and ComfyUI's successor that needs its memory; the first one runs.
-fn rig_with(preset: &str, server: &str) -> (Rig, Service, Service) {
+fn rig_with(api: &str, server: &str) -> (Rig, Service, Service) {
     let rig = Rig::new();
     let model = rig
         .native("model")
@@ -15,12 +15,10 @@ fn rig_with(preset: &str, server: &str) -> (Rig, Service, Service) {
         .priority(10)
         .set("evict", "unload")
         .server(server)
-        .set("unload", Table::from_iter([("url".to_owned(), "http://127.0.0.1:1".into())]))
+        .set("api", api)
+        .set("url", "http://127.0.0.1:1")
         .add();
-    if !preset.is_empty() {
-        rig.set("services.model.unload.preset", preset);
-    }
-    rig.set("services.model.unload.url", model.url(""));
+    rig.set("services.model.url", model.url(""));
     let big = rig.native("big").vram(20000).priority(100).add();
     rig.gpuctl("start model").run().succeeds().stdout_has("started model").progress();
     assert_eq!(rig.card.used_mb(), u64::from(HELD));
@@ -35,8 +33,8 @@ fn start_big(rig: &Rig) -> Value {
 }
 
 #[track_caller]
-fn assert_unloads(preset: &str, server: &str) -> (Rig, Service, Service) {
-    let (rig, model, big) = rig_with(preset, server);
+fn assert_unloads(api: &str, server: &str) -> (Rig, Service, Service) {
+    let (rig, model, big) = rig_with(api, server);
     let process = rig.processes_of(&model);
     let report = start_big(&rig);
     assert_eq!((&report["unloaded"], &report["stopped"]), (&json!(["model"]), &json!([])));
@@ -114,7 +112,7 @@ fn a_sleeper_of_higher_priority_makes_room_before_it_wakes() {
 
 #[test]
 fn a_call_of_its_own_unloads_too() {
-    let (rig, model, _) = rig_with("", "--api comfyui --unload-residual 600");
+    let (rig, model, _) = rig_with("comfyui", "--api comfyui --unload-residual 600");
     let mut call = Table::new();
     call.insert("url".to_owned(), model.url("/free").into());
     call.insert("method".to_owned(), "POST".into());

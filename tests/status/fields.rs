@@ -66,9 +66,9 @@ fn the_document_has_the_fields_of_the_contract() {
         services,
         json!({
             "vidi": {"state": "ready", "type": "native", "vram_mb": 4000, "used_mb": 600,
-                "priority": 40, "phases": [2, 7], "pids": [pid], "health_ms": null, "uptime_s": null, "detail": null},
+                "priority": 40, "phases": [2, 7], "pids": [pid], "jobs": null, "health_ms": null, "uptime_s": null, "detail": null},
             "idle": {"state": "stopped", "type": "native", "vram_mb": 500, "used_mb": 0,
-                "priority": 0, "phases": [], "pids": [], "health_ms": null, "uptime_s": null, "detail": null},
+                "priority": 0, "phases": [], "pids": [], "jobs": null, "health_ms": null, "uptime_s": null, "detail": null},
         })
     );
     let lock = &status["lock"];

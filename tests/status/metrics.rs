@@ -13,7 +13,8 @@ fn rich() -> (Rig, rig::Bystander) {
     let rig = Rig::new();
     rig.card.describe(&json!({"devices": [
         {"uuid": "GPU-t", "total_mb": 24000, "temperature_c": 51, "utilization_percent": 7}]}));
-    let vidi = rig.native("vidi").vram(4000).priority(-40).server("--idle-vram 600").add();
+    let vidi = rig.native("vidi").vram(4000).priority(-40).server("--idle-vram 600");
+    let vidi = vidi.set("busy", toml::toml! { command = "echo 2" }).add();
     rig.native("idle").vram(500).add();
     rig.set("canary.service", "vidi");
     let server = rig.by_hand(vidi.command());
@@ -32,8 +33,17 @@ fn stable(text: &str) -> BTreeSet<String> {
     stable.collect()
 }
 
-const STATES: [&str; 8] =
-    ["unknown", "stopped", "starting", "ready", "busy", "stopping", "unresponsive", "error"];
+const STATES: [&str; 9] = [
+    "unknown",
+    "stopped",
+    "starting",
+    "ready",
+    "busy",
+    "stopping",
+    "unresponsive",
+    "asleep",
+    "error",
+];
 
 #[test]
 fn each_figure_is_there_in_base_units() {
@@ -54,6 +64,7 @@ fn each_figure_is_there_in_base_units() {
         "gpuctl_service_memory_bytes{service=\"idle\"} 0",
         "gpuctl_service_declared_bytes{service=\"vidi\"} 4194304000",
         "gpuctl_service_declared_bytes{service=\"idle\"} 524288000",
+        "gpuctl_service_jobs{service=\"vidi\"} 2",
         "gpuctl_service_priority{service=\"vidi\"} -40",
         "gpuctl_service_priority{service=\"idle\"} 0",
         "gpuctl_service_health_seconds{service=\"vidi\"}",

@@ -172,6 +172,8 @@ impl Tenant {
             health: None,
             answered_by: None,
             used: self.known_use(reading),
+            jobs: None,
+            jobs_unknown: None,
             unproven: Vec::new(),
         }
     }

@@ -1,0 +1,148 @@
+//! How a service is spoken to: what its `api` gives, and the keys that stand over that.
+
+use super::complaint::Complaint;
+use super::file::{BusyTable, CallTable, ServiceTable};
+use crate::model::{Api, ApiServer, Headers, Health, HttpCall, JobProbe, Manager, Unload};
+use ureq::http::{HeaderName, HeaderValue, Method};
+
+type Resolved<T> = std::result::Result<T, Complaint<&'static str>>;
+
+/// All that a service is asked for over HTTP, and how.
+pub struct Calls {
+    pub server: Option<ApiServer>,
+    pub headers: Headers,
+    pub health: Option<Health>,
+    pub jobs: Option<JobProbe>,
+    pub warm_up: Option<HttpCall>,
+    pub unload: Option<Unload>,
+}
+
+impl Calls {
+    pub fn of(entry: &ServiceTable, manager: &Manager) -> Resolved<Calls> {
+        let server = server(entry)?;
+        let health = match (&entry.health, &server) {
+            (Some(url), _) => Some(health(url).map_err(|problem| ("health", problem))?),
+            (None, Some(server)) => Some(Health::Http(server.health_url())),
+            (None, None) => None,
+        };
+        let jobs = match (&entry.busy, &server) {
+            (Some(busy), _) => Some(probe(busy, manager).map_err(|problem| ("busy", problem))?),
+            // It tells nobody.
+            (None, Some(ApiServer { api: Api::Ollama, .. })) => None,
+            (None, Some(server)) => Some(JobProbe::Server(server.clone())),
+            (None, None) => None,
+        };
+        let unload = match (&entry.unload, &server) {
+            (Some(own), _) => Some(Unload::Call(call(own).map_err(|problem| ("unload", problem))?)),
+            (None, Some(server)) => Some(Unload::Server(server.clone())),
+            (None, None) => None,
+        };
+        let warm_up = entry.warm_up.as_ref().map(call).transpose();
+        Ok(Calls {
+            headers: headers(entry)?,
+            warm_up: warm_up.map_err(|problem| ("warm_up", problem))?,
+            server,
+            health,
+            jobs,
+            unload,
+        })
+    }
+}
+
+fn server(entry: &ServiceTable) -> Resolved<Option<ApiServer>> {
+    match (entry.api, &entry.url) {
+        (Some(api), Some(url)) => {
+            http_url(url).map_err(|problem| ("url", problem))?;
+            Ok(Some(ApiServer { api, url: url.trim_end_matches('/').to_owned() }))
+        }
+        (Some(_), None) => Err(("api", "needs url, the server's base URL".to_owned())),
+        (None, Some(_)) => Err(("url", "needs api, the kind of server that it is".to_owned())),
+        (None, None) => Ok(None),
+    }
+}
+
+/// What is wrong with a header is told without its value.
+fn headers(entry: &ServiceTable) -> Resolved<Headers> {
+    for (name, value) in &entry.headers {
+        let problem = match (name.parse::<HeaderName>(), HeaderValue::from_str(value)) {
+            (Err(_), _) => format!("\"{}\" is not the name of a header", name.escape_default()),
+            (Ok(_), Err(_)) => format!("the value of {name} cannot be sent in a header"),
+            (Ok(_), Ok(_)) => continue,
+        };
+        return Err(("headers", problem));
+    }
+    Ok(Headers(entry.headers.clone()))
+}
+
+fn probe(busy: &BusyTable, manager: &Manager) -> std::result::Result<JobProbe, String> {
+    let BusyTable { url, json, metric, command } = busy;
+    match (url, json, metric, command) {
+        (Some(url), Some(pointer), None, None) => {
+            http_url(url)?;
+            match pointer.is_empty() || pointer.starts_with('/') {
+                true => Ok(JobProbe::Json { url: url.clone(), pointer: pointer.clone() }),
+                false => Err("json must be a JSON pointer, such as \"/queue/length\"".to_owned()),
+            }
+        }
+        (Some(url), None, Some(name), None) => {
+            http_url(url)?;
+            let plain = |c: char| c.is_ascii_alphanumeric() || "_:".contains(c);
+            match !name.is_empty() && name.chars().all(plain) {
+                true => Ok(JobProbe::Metric { url: url.clone(), name: name.clone() }),
+                false => Err("metric must be the name of a metric, without labels".to_owned()),
+            }
+        }
+        (None, None, None, Some(text)) if text.trim().is_empty() || text.contains('\0') => {
+            Err("command cannot be run".to_owned())
+        }
+        (None, None, None, Some(text)) => {
+            let (env, cwd) = match manager {
+                Manager::Native(native) => (native.env.clone(), native.cwd.clone()),
+                Manager::Docker { .. } | Manager::Systemd { .. } => Default::default(),
+            };
+            Ok(JobProbe::Command { text: text.clone(), env, cwd })
+        }
+        _ => Err("give url with either json or metric, or command alone".to_owned()),
+    }
+}
+
+fn health(url: &str) -> std::result::Result<Health, String> {
+    let form = || "not a http://, https:// or tcp://host:port URL".to_owned();
+    if let Some(address) = url.strip_prefix("tcp://") {
+        let (host, port) = address.trim_end_matches('/').rsplit_once(':').ok_or_else(form)?;
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        let port = port.parse().ok().filter(|port| *port != 0).ok_or_else(form)?;
+        return match host.is_empty() {
+            true => Err(form()),
+            false => Ok(Health::Tcp { host: host.to_owned(), port }),
+        };
+    }
+    http_url(url).map_err(|_| form())?;
+    Ok(Health::Http(url.to_owned()))
+}
+
+fn http_url(url: &str) -> std::result::Result<(), String> {
+    let form = || "not a http:// or https:// URL".to_owned();
+    let uri: ureq::http::Uri = url.parse().map_err(|_| form())?;
+    match (uri.scheme_str(), uri.authority()) {
+        (Some("http" | "https"), Some(authority)) if !authority.host().is_empty() => {
+            // The parser takes any number for a port, and then says that there is none.
+            let address = authority.as_str().rsplit('@').next().unwrap_or_default();
+            match address[authority.host().len()..].strip_prefix(':') {
+                Some(port) if port.parse().is_ok_and(|port: u16| port != 0) => Ok(()),
+                None => Ok(()),
+                Some(_) => Err(form()),
+            }
+        }
+        _ => Err(form()),
+    }
+}
+
+fn call(entry: &CallTable) -> std::result::Result<HttpCall, String> {
+    http_url(&entry.url)?;
+    let method = entry.method.clone().unwrap_or_else(|| "POST".to_owned());
+    match Method::from_bytes(method.as_bytes()) {
+        Ok(_) => Ok(HttpCall { url: entry.url.clone(), method, body: entry.body.clone() }),
+        Err(_) => Err(format!("\"{method}\" is not an HTTP method")),
+    }
+}

@@ -1,0 +1,98 @@
+//! How a service is spoken to over HTTP: what kind of server it is, what is asked of it, and what
+//! is sent along.
+
+use crate::redact::MASK;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+
+/// A kind of model server whose interface gpuctl knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Api {
+    Comfyui,
+    Ollama,
+    Vllm,
+    LlamaServer,
+    Sdwebui,
+}
+
+/// A server whose interface is known, and where it is.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ApiServer {
+    pub api: Api,
+    /// Its base URL, without a slash at the end.
+    pub url: String,
+}
+
+impl ApiServer {
+    /// Whether it sleeps after an unload, and has to be woken. The others load again when they are
+    /// asked for something.
+    pub fn can_sleep(&self) -> bool {
+        self.api == Api::Vllm
+    }
+
+    pub fn at(&self, path: &str) -> String {
+        format!("{}{path}", self.url)
+    }
+
+    /// Returns where it shows that it is ready.
+    pub fn health_url(&self) -> String {
+        self.at(match self.api {
+            Api::Comfyui => "/system_stats",
+            Api::Ollama => "/api/version",
+            Api::Vllm | Api::LlamaServer => "/health",
+            // It is there only where the interface was switched on (--api).
+            Api::Sdwebui => "/sdapi/v1/progress?skip_current_image=true",
+        })
+    }
+}
+
+/// HTTP headers that are sent with every call to a service. Their values may be secrets.
+#[derive(Clone, Default, PartialEq, Eq, Hash)]
+pub struct Headers(pub BTreeMap<String, String>);
+
+impl fmt::Debug for Headers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map().entries(self.0.keys().map(|name| (name, MASK))).finish()
+    }
+}
+
+/// An HTTP call that makes a service do something.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HttpCall {
+    pub url: String,
+    pub method: String,
+    /// Sent as JSON.
+    pub body: Option<String>,
+}
+
+/// The way to make a service give its memory back while it keeps running.
+#[derive(Clone, Debug)]
+pub enum Unload {
+    Server(ApiServer),
+    Call(HttpCall),
+}
+
+/// The way to ask a service how many jobs it has, running or waiting.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum JobProbe {
+    Server(ApiServer),
+    /// A JSON pointer into the answer, to a number, true or false, or a list.
+    Json {
+        url: String,
+        pointer: String,
+    },
+    /// A metric of a Prometheus page: the sum of its samples.
+    Metric {
+        url: String,
+        name: String,
+    },
+    /// A shell command that prints the number.
+    Command {
+        text: String,
+        env: BTreeMap<String, String>,
+        cwd: Option<PathBuf>,
+    },
+}

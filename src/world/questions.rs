@@ -1,0 +1,214 @@
+//! What services are asked in one look, side by side: whether they are well, how many jobs they
+//! have, whether they sleep.
+
+use super::http::Fetcher;
+use super::wait::{Bell, Stop, Woken, wait};
+use super::{health, jobs, server};
+use crate::error::Result;
+use crate::model::{ApiServer, Headers, Health, Healthy, JobProbe};
+use indexmap::IndexMap;
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// So many questions are begun at once, whatever becomes of them.
+const AT_ONCE: usize = 16;
+
+/// Where as many questions as there are threads take longer than that, there are to be more threads.
+const LATE: Duration = Duration::from_millis(10);
+
+/// So many questions at most go to one host and port at a time: a server with a short queue drops
+/// more.
+const FOR_ONE_SERVER: usize = 4;
+
+/// Something that a service is asked, with the headers that go along.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Question {
+    Health(Health, Headers),
+    Jobs(JobProbe, Headers),
+    /// Whether it was put to sleep.
+    Sleep(ApiServer, Headers),
+}
+
+/// The answer to a question.
+#[derive(Clone, Debug)]
+pub enum QuestionReply {
+    Health(Healthy),
+    Jobs(jobs::Count),
+    Sleep(bool),
+}
+
+/// Questions under way: those that are answered at once by few threads, since a thread takes longer
+/// than such an answer, and those that hang by one each. What several services name is asked once.
+pub struct Questions {
+    asked: HashMap<Question, usize>,
+    shared: Arc<Asking>,
+}
+
+struct Asking {
+    questions: Vec<Question>,
+    fetcher: Fetcher,
+    /// Each call may take so long.
+    limit: Duration,
+    stop: Stop,
+    /// Questions that follow each other, by number.
+    lanes: Vec<Vec<usize>>,
+    /// The first lane that nobody has begun.
+    next: AtomicUsize,
+    answers: Vec<QuestionAnswer>,
+    answered: Bell,
+}
+
+/// It holds what came of a question and how long that took, or its panic; `None` while it is under way.
+type QuestionAnswer = Mutex<Option<thread::Result<(QuestionReply, Duration)>>>;
+
+impl Questions {
+    /// One that is under way when nobody waits for it any more is left behind.
+    pub fn begin(
+        questions: impl IntoIterator<Item = Question>,
+        limit: Duration,
+        stop: &Stop,
+    ) -> Result<Questions> {
+        let mut asked: HashMap<Question, usize> = HashMap::new();
+        let mut several: Vec<Question> = Vec::new();
+        for question in questions {
+            asked.entry(question).or_insert_with_key(|question| {
+                several.push(question.clone());
+                several.len() - 1
+            });
+        }
+        let lanes = lanes(&several);
+        let count = lanes.len();
+        let shared = Arc::new(Asking {
+            answers: several.iter().map(|_| Mutex::default()).collect(),
+            questions: several,
+            fetcher: Fetcher::new(limit),
+            limit,
+            stop: stop.clone(),
+            lanes,
+            next: AtomicUsize::new(0),
+            answered: Bell::new()?,
+        });
+        shared.clone().work(count.min(AT_ONCE));
+        if count > AT_ONCE {
+            let shared = shared.clone();
+            thread::spawn(move || shared.hurry());
+        }
+        Ok(Questions { asked, shared })
+    }
+
+    /// Returns what came of one and how long it took; `None` where it was not asked, or not answered
+    /// by the deadline. Panics where the question has.
+    pub fn answer(
+        &self,
+        question: &Question,
+        stop: &Stop,
+        deadline: Instant,
+    ) -> Option<(QuestionReply, Duration)> {
+        let shared = &self.shared;
+        let asked = *self.asked.get(question)?;
+        loop {
+            let mut answer = shared.answers[asked].lock().unwrap_or_else(PoisonError::into_inner);
+            match &*answer {
+                Some(Ok(answer)) => return Some(answer.clone()),
+                Some(Err(_)) => resume_unwind(answer.take()?.err()?),
+                None => {}
+            }
+            drop(answer);
+            if wait(&[shared.answered.fd()], stop, deadline) != Woken::Event {
+                return None;
+            }
+            shared.answered.hush();
+        }
+    }
+}
+
+/// Sorts questions by the server that they ask, so that no server has too many at once.
+fn lanes(questions: &[Question]) -> Vec<Vec<usize>> {
+    let mut by_server: IndexMap<String, Vec<Vec<usize>>> = IndexMap::new();
+    for (number, question) in questions.iter().enumerate() {
+        let lanes = by_server.entry(whom(question)).or_default();
+        if lanes.len() < FOR_ONE_SERVER {
+            lanes.push(vec![number]);
+        } else if let Some(shortest) = lanes.iter_mut().min_by_key(|lane| lane.len()) {
+            shortest.push(number);
+        }
+    }
+    by_server.into_values().flatten().collect()
+}
+
+/// The host and port that a question asks; a command asks its own.
+fn whom(question: &Question) -> String {
+    let url = match question {
+        Question::Health(Health::Tcp { host, port }, _) => return format!("{host}:{port}"),
+        Question::Jobs(JobProbe::Command { text, .. }, _) => return text.clone(),
+        Question::Health(Health::Http(url), _)
+        | Question::Jobs(JobProbe::Json { url, .. } | JobProbe::Metric { url, .. }, _) => url,
+        Question::Jobs(JobProbe::Server(server), _) | Question::Sleep(server, _) => &server.url,
+    };
+    let uri: Option<ureq::http::Uri> = url.parse().ok();
+    let of = |uri: &ureq::http::Uri| {
+        let default = if uri.scheme_str() == Some("https") { 443 } else { 80 };
+        Some(format!("{}:{}", uri.host()?, uri.port_u16().unwrap_or(default)))
+    };
+    uri.as_ref().and_then(of).unwrap_or_else(|| url.clone())
+}
+
+impl Asking {
+    /// Has so many threads go through one lane after another of those that nobody has begun.
+    fn work(self: Arc<Asking>, threads: usize) {
+        for _ in 0..threads {
+            let shared = self.clone();
+            thread::spawn(move || {
+                while let Some(lane) = shared.lanes.get(shared.next.fetch_add(1, Ordering::SeqCst))
+                {
+                    lane.iter().for_each(|number| shared.attempt(*number));
+                }
+            });
+        }
+    }
+
+    fn attempt(&self, number: usize) {
+        let begun = Instant::now();
+        let heard = catch_unwind(AssertUnwindSafe(|| self.ask(&self.questions[number])));
+        let answer = heard.map(|heard| (heard, begun.elapsed()));
+        *self.answers[number].lock().unwrap_or_else(PoisonError::into_inner) = Some(answer);
+        self.answered.ring();
+    }
+
+    fn ask(&self, question: &Question) -> QuestionReply {
+        let Asking { fetcher, limit, stop, .. } = self;
+        match question {
+            Question::Health(Health::Http(url), headers) => {
+                QuestionReply::Health(health::of_reply(fetcher.get(url, headers)))
+            }
+            Question::Health(Health::Tcp { host, port }, _) => {
+                QuestionReply::Health(health::tcp(host, *port, *limit))
+            }
+            Question::Jobs(probe, headers) => {
+                QuestionReply::Jobs(jobs::count(probe, headers, fetcher, *limit, stop))
+            }
+            Question::Sleep(server, headers) => {
+                QuestionReply::Sleep(server::is_asleep(server, headers, fetcher).unwrap_or(false))
+            }
+        }
+    }
+
+    /// Doubles the threads while they do not get on.
+    fn hurry(self: Arc<Asking>) {
+        let mut threads = AT_ONCE;
+        let mut begun = threads;
+        while begun < self.lanes.len() {
+            thread::sleep(LATE);
+            let now = self.next.load(Ordering::SeqCst);
+            if now < begun + threads {
+                self.clone().work(threads);
+                threads *= 2;
+            }
+            begun = now;
+        }
+    }
+}
