@@ -36,6 +36,8 @@ enum Face {
 pub struct Progress {
     face: Face,
     recorder: Option<Arc<Recorder>>,
+    /// When something began that may take so long, told before each line where no clock is drawn.
+    clock: Option<(Instant, Duration)>,
 }
 
 impl Progress {
@@ -49,12 +51,12 @@ impl Progress {
             }
             (false, false) => Face::Lines,
         };
-        Progress { face, recorder: None }
+        Progress { face, recorder: None, clock: None }
     }
 
     /// Tells nobody.
     pub fn silent() -> Progress {
-        Progress { face: Face::Silent, recorder: None }
+        Progress { face: Face::Silent, recorder: None, clock: None }
     }
 
     /// Returns it so that each step also goes into the event log.
@@ -62,13 +64,18 @@ impl Progress {
         Progress { recorder: Some(recorder.clone()), ..self.clone() }
     }
 
+    /// The same, and before each line how much of that time is over, from now on.
+    pub fn timed(&self, limit: Duration) -> Progress {
+        Progress { clock: Some((Instant::now(), limit)), ..self.clone() }
+    }
+
     /// One remark.
     pub fn line(&self, text: &str) {
-        self.print(&on_one_line(text));
+        self.print(&self.clocked(&on_one_line(text)));
     }
 
     pub fn warning(&self, text: &str) {
-        self.line(&format!("warning: {text}"));
+        self.print(&format!("warning: {}", on_one_line(text)));
     }
 
     /// A step begins, on a service or for `what`; it has `limit` to end.
@@ -91,6 +98,16 @@ impl Progress {
     pub fn record(&self, done: &Step) {
         if let Some(recorder) = &self.recorder {
             recorder.step(done);
+        }
+    }
+
+    /// The line with the clock before it, where none is drawn.
+    fn clocked(&self, line: &str) -> String {
+        match (&self.face, self.clock) {
+            (Face::Lines, Some((since, limit))) => {
+                format!("[{} of {}] {line}", span(since.elapsed()), Span(limit))
+            }
+            _ => line.to_owned(),
         }
     }
 
@@ -127,7 +144,7 @@ impl Underway<'_> {
     fn show(&mut self) {
         match &self.progress.face {
             Face::Silent => {}
-            Face::Lines => self.progress.print(&self.words()),
+            Face::Lines => self.progress.print(&self.progress.clocked(&self.words())),
             Face::Live(bars, screen) => {
                 let bar = bars.add(ProgressBar::no_length().with_style(style(*screen, self.limit)));
                 bar.set_message(format!("{:WORDS$}", self.words()));
@@ -142,7 +159,7 @@ impl Underway<'_> {
         self.what = what.to_owned();
         match &self.bar {
             Some(bar) => bar.set_message(format!("{:WORDS$}", self.words())),
-            None => self.progress.print(&self.words()),
+            None => self.progress.print(&self.progress.clocked(&self.words())),
         }
     }
 

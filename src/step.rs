@@ -21,6 +21,8 @@ pub enum Action {
     /// The wait for a service that somebody else has started.
     Await,
     Wake,
+    /// The canary is asked for a completion.
+    Test,
     /// `run`'s command.
     Run,
 }
@@ -37,6 +39,7 @@ impl Action {
             Action::Start => ["start", "starting", "started"],
             Action::Await => ["await", "waiting for", "saw come up"],
             Action::Wake => ["wake", "waking", "woke"],
+            Action::Test => ["test", "testing", "tested"],
             Action::Run => ["run", "running", "ran"],
         }
     }

@@ -99,7 +99,11 @@ fn trials_of_the_canary_and_what_brings_production_back_are_there_too() {
         (run["command"].as_str().unwrap(), run["exit_code"].as_i64().unwrap(), steps(run))
     });
     let expected = [
-        ("canary run", 0, "stop vllm, reclaim, start vllm"),
+        (
+            "canary run",
+            0,
+            "stop vllm, reclaim, start the canary, test the canary, stop the canary, start vllm",
+        ),
         ("canary run", 1, ""),
         ("canary recover", 0, ""),
     ];

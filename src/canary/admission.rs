@@ -11,7 +11,7 @@ use crate::config::{Canary, Config, Gpu, Limits, Selector, Span};
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::lock::Guard;
-use crate::model::{Mb, Source, State, Vram};
+use crate::model::{Manager, Mb, Service, Source, State, Vram};
 use crate::observe::{Ask, observe};
 use crate::plan::reading_required;
 use crate::screen::text::span;
@@ -55,11 +55,29 @@ pub fn predict(
 /// place.
 pub fn route(hands: &Hands, candidate: &Candidate, verdict: &Prediction) -> Result<Route> {
     let canary = hands.canary;
-    candidate
+    let command = candidate
         .command(&canary.start, canary.port, &canary.model)
         .map_err(|problem| Failure::new(Code::Config, problem))?;
+    refuse_homeless(&command, hands.config.service(&canary.service)?, canary)?;
     let spare = canary.spare_gpu.filter(|device| has_room(*device, candidate, verdict, hands));
     Ok(spare.map_or(Route::Quiesced, Route::Spare))
+}
+
+/// A command that the shell starts where HOME is not set may not name it by `~`: the shell would take
+/// that for a folder's name, and find out when production is away.
+fn refuse_homeless(command: &str, production: &Service, canary: &Canary) -> Result<()> {
+    let has_home = canary.has_home
+        || matches!(&production.manager, Manager::Native(native) if native.env.contains_key("HOME"));
+    let names_home = |word: &str| word == "~" || word.starts_with("~/");
+    let is_break = |c: char| c.is_whitespace() || "\"'=:;&|(".contains(c);
+    match !has_home && command.split(is_break).any(names_home) {
+        false => Ok(()),
+        true => Err(Failure::new(
+            Code::Config,
+            format!("canary.start: HOME is not set, and `{command}` needs it for `~`"),
+        )
+        .hint("write the path out, or set HOME (in a unit: Environment=HOME=/root)")),
+    }
 }
 
 /// Whether a trial may begin there; `waived`: the window and the cooldown, by an operator's word.
@@ -145,8 +163,12 @@ impl Hands<'_> {
             ),
         };
         let next = not_now.next();
+        let when = match not_now {
+            NotNow::OutsideWindow { .. } => "it opens",
+            _ => "try again after",
+        };
         Failure::new(Code::NotNow(limit), message)
-            .hint(format!("try again after {} ({next})", window.local(next)))
+            .hint(format!("{when} {}", window.tell(next, host::now())))
             .detail("next", next.to_string())
     }
 }

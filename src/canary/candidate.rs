@@ -25,7 +25,20 @@ type Bounds = IndexMap<String, Bound>;
 pub fn id(document: &Map<String, Value>) -> String {
     let sorted: BTreeMap<_, _> = document.iter().collect();
     let text = serde_json::to_string(&sorted).expect("a document is a document");
-    let digest = ring::digest::digest(&ring::digest::SHA256, text.as_bytes());
+    short_digest(text.as_bytes())
+}
+
+/// The parameters as people read them: "max_model_len=8192, vllm_memory_util=0.75".
+pub fn told(document: &Map<String, Value>) -> String {
+    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let all: Vec<String> =
+        document.iter().map(|(name, value)| format!("{name}={}", text(value))).collect();
+    all.join(", ")
+}
+
+/// Returns the first half of a SHA-256 digest, as 16 hexadecimal digits.
+pub fn short_digest(bytes: &[u8]) -> String {
+    let digest = ring::digest::digest(&ring::digest::SHA256, bytes);
     digest.as_ref()[..8].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
@@ -162,6 +175,10 @@ impl Candidate {
 
     pub fn id(&self) -> String {
         id(&self.parameters.clone().into_iter().collect())
+    }
+
+    pub fn told(&self) -> String {
+        told(&self.parameters.clone().into_iter().collect())
     }
 
     pub fn document(&self) -> Value {

@@ -1,5 +1,5 @@
 //! A companion of a trial: when the trial's gpuctl ends in any way before it has brought production
-//! back, the guardian takes over its lock and does it.
+//! back, or is stopped or stuck beyond its time, the guardian takes over its lock and does it.
 
 use super::ledger::{Journal, Ledger};
 use super::maintenance;
@@ -11,18 +11,34 @@ use crate::lock::{Guard, Heirloom};
 use crate::model::Pid;
 use crate::progress::Progress;
 use crate::world::companion::{Companion, Heard, Listener};
+use crate::world::host::since_boot;
 use crate::world::nvml::Reader;
 use crate::world::process;
+use crate::world::wait::{Handle, LATE};
 use rustix::fd::BorrowedFd;
+use rustix::process::Signal;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 /// The subcommand that it is called with.
 const COMMAND: &str = "guardian";
 
+/// A trial may be late by this much, on a machine that has other work to do.
+const LITTLE: Duration = Duration::from_secs(2);
+
+#[derive(Serialize, Deserialize)]
+enum Notice {
+    /// It is needed from now on, and goes on with this lock.
+    Lock(Option<Heirloom>),
+    /// Who is still silent then, in time since boot, is stuck.
+    Until(Duration),
+}
+
 /// Our side of it.
 pub struct Guardian {
-    companion: Companion,
+    companion: Mutex<Companion>,
     pub group: process::Id,
 }
 
@@ -37,28 +53,50 @@ impl Guardian {
         let group = process::Id::of(companion.pid()).ok_or_else(|| {
             Failure::new(Code::Internal, "the guardian, just started, is not in the process table")
         })?;
-        Ok(Guardian { companion, group })
+        Ok(Guardian { companion: Mutex::new(companion), group })
     }
 
     /// Tells the guardian that it is needed from now on, and goes on with this lock.
-    pub fn guard(&mut self, lock: Option<Heirloom>) {
-        self.companion.tell(&lock);
+    pub fn guard(&self, lock: Option<Heirloom>) {
+        self.tell(&Notice::Lock(lock));
+    }
+
+    /// Tells the guardian to act unless it hears more within that time.
+    pub fn expect(&self, within: Duration) {
+        self.tell(&Notice::Until(since_boot() + within + LITTLE));
+    }
+
+    fn tell(&self, notice: &Notice) {
+        self.companion.lock().unwrap_or_else(PoisonError::into_inner).tell(notice);
     }
 
     pub fn dismiss(self) {
-        self.companion.dismiss();
+        self.companion.into_inner().unwrap_or_else(PoisonError::into_inner).dismiss();
     }
 }
 
 /// The other side.
 pub fn serve(config: &Config, of: Pid) -> Result<Answer> {
+    let trial = process::Id::of(of);
     let mut listener = Listener::new(of)?;
-    let mut heirloom = None;
-    while let Heard::Message(lock) = listener.next::<Option<Heirloom>>(None)? {
-        heirloom = lock;
-    }
+    let (mut heirloom, mut until) = (None, None);
+    let why = loop {
+        match listener.next(until)? {
+            Heard::Message(Notice::Lock(lock)) => heirloom = lock,
+            Heard::Message(Notice::Until(time)) => until = Some(time),
+            // The machine slept: who was stopped together with us has not had its time yet.
+            Heard::TimedOut if until.is_some_and(|until| since_boot() >= until + LATE) => {
+                until = Some(since_boot() + LITTLE);
+            }
+            Heard::Gone => break "gpuctl ended in the middle of the trial",
+            Heard::TimedOut => {
+                end_stuck(trial);
+                break "gpuctl was stopped or stuck in the middle of the trial, and has been killed";
+            }
+        }
+    };
     let canary = config.canary()?;
-    let ledger = Ledger::open(canary)?;
+    let ledger = Ledger::open(config)?;
     // Production comes back with the lock or without it.
     let guard = heirloom.and_then(|lock| Guard::adopt(config, &lock).ok().flatten());
     let progress = Progress::silent();
@@ -67,7 +105,7 @@ pub fn serve(config: &Config, of: Pid) -> Result<Answer> {
     let is_ours = |journal: &Journal| journal.keepers.iter().any(|keeper| keeper.pid == me);
     let restored = match ledger.journal()?.filter(is_ours) {
         None => Ok(true),
-        Some(mut journal) => bring_back(config, canary, &ledger, &mut journal, &progress),
+        Some(mut journal) => bring_back(config, canary, &ledger, &mut journal, why, &progress),
     };
     maintenance::clear_stale(canary)?;
     if let Some(guard) = guard {
@@ -76,21 +114,26 @@ pub fn serve(config: &Config, of: Pid) -> Result<Answer> {
     Ok(Answer::from(restored?))
 }
 
+/// Kills the gpuctl of the trial, our own parent. Where the kernel holds it in a driver it does
+/// nothing more either from now on, and is not waited for.
+fn end_stuck(trial: Option<process::Id>) {
+    if let Some(handle) = trial.and_then(Handle::of) {
+        let _ = handle.signal(Signal::KILL);
+    }
+}
+
 /// Tells whether production is back.
 fn bring_back(
     config: &Config,
     canary: &Canary,
     ledger: &Ledger,
     journal: &mut Journal,
+    why: &str,
     progress: &Progress,
 ) -> Result<bool> {
     let reader = Mutex::new(Reader::open(&config.gpu));
     let hands = Hands { config, canary, ledger, reader: &reader, progress };
-    let told = hands.audit(
-        journal,
-        "guardian_acts",
-        json!({"reason": "gpuctl ended in the middle of the trial"}),
-    );
-    let restored = restore(&hands, journal)?;
+    let told = hands.audit(journal, "guardian_acts", json!({"reason": why}));
+    let restored = restore(&hands, journal, None, &|_| {})?;
     told.map(|()| restored.failure.is_none())
 }

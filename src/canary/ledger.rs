@@ -1,9 +1,9 @@
 //! What outlives a trial: for how long production was away each night, the audit, the promotions,
 //! and the journal of a trial under way, by which it is put right after any accident.
 
-use super::candidate::Candidate;
+use super::candidate::{Candidate, short_digest};
 use super::limits::{PastRuns, after};
-use crate::config::{Canary, Span};
+use crate::config::{Canary, Config, MACHINES_FOLDER, Span};
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::model::Mb;
@@ -14,8 +14,10 @@ use jiff::{Timestamp, ToSpan};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs;
-use std::io::{Error, ErrorKind};
+use std::io::{Error, ErrorKind, Read};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -31,6 +33,8 @@ const JOURNAL: &str = "gpu_canary_journal.json";
 pub struct Ledger {
     folder: PathBuf,
     service: String,
+    /// Where else on this machine it is written down that a trial's journal is in the folder.
+    signpost: Option<PathBuf>,
 }
 
 /// This tells for how long production was away in a night.
@@ -81,6 +85,9 @@ pub struct Journal {
     pub boot: String,
     /// Those who see to it while they live: gpuctl and its guardian.
     pub keepers: Vec<process::Id>,
+    /// Who puts it right, once those are gone, and in which boot.
+    #[serde(default)]
+    pub recovers: Option<(String, process::Id)>,
 }
 
 /// The stage that has been begun; all before it is done.
@@ -124,19 +131,57 @@ impl Journal {
         group::members(canary, &self.token)
     }
 
+    /// Whether the machine has not been started again since.
+    pub fn is_of_this_boot(&self) -> bool {
+        self.boot == host::boot_id()
+    }
+
+    /// Whether somebody is just putting it right.
+    pub fn is_being_put_right(&self) -> bool {
+        let is_at_it =
+            |(boot, id): &(String, process::Id)| *boot == host::boot_id() && id.is_alive();
+        self.recovers.as_ref().is_some_and(is_at_it)
+    }
+
     /// Whether nobody sees to it any more.
     pub fn is_orphaned(&self) -> bool {
-        self.boot != host::boot_id() || !self.keepers.iter().any(|keeper| keeper.is_alive())
+        !self.is_of_this_boot() || !self.keepers.iter().any(|keeper| keeper.is_alive())
     }
 }
 
+/// Returns the file that names the folder of a trial of root's, for those who are called with another
+/// environment; `None` where the folder follows from the configuration, or root is not who calls.
+fn signpost(config: &Config, canary: &Canary) -> Option<PathBuf> {
+    let path = config.path.as_deref().filter(|_| rustix::process::geteuid().is_root())?;
+    if config.file.canary.as_ref()?.state_dir.is_some() {
+        return None;
+    }
+    let whose = [path.as_os_str().as_bytes(), b"\0", canary.service.as_bytes()].concat();
+    Some(Path::new(MACHINES_FOLDER).join("trials").join(short_digest(&whose)))
+}
+
+/// Reads which folder a signpost names; it has to be in a private folder.
+fn follow(signpost: &Path) -> Option<PathBuf> {
+    files::is_private(signpost.parent()?).ok()?;
+    let mut bytes = Vec::new();
+    files::existing(signpost).ok()?.read_to_end(&mut bytes).ok()?;
+    Some(PathBuf::from(OsString::from_vec(bytes)))
+}
+
 impl Ledger {
-    pub fn open(canary: &Canary) -> Result<Ledger> {
+    /// Opens the canary's ledger: the one in which a trial of root's stands that was interrupted, where
+    /// that was called with another GPUCTL_STATE_DIR than we are, else the configured one.
+    pub fn open(config: &Config) -> Result<Ledger> {
+        let canary = config.canary()?;
         let Some(folder) = canary.state_dir.clone() else {
             return Err(Failure::new(Code::Config, "no folder for the canary's budget and audit")
                 .hint("set canary.state_dir or GPUCTL_STATE_DIR"));
         };
-        Ok(Ledger { folder, service: canary.service.clone() })
+        let signpost = signpost(config, canary);
+        let has_journal = |folder: &Path| folder.join(JOURNAL).exists();
+        let elsewhere = signpost.as_deref().filter(|_| !has_journal(&folder)).and_then(follow);
+        let folder = elsewhere.filter(|folder| has_journal(folder)).unwrap_or(folder);
+        Ok(Ledger { folder, service: canary.service.clone(), signpost })
     }
 
     fn unusable(&self, path: &Path, error: &Error) -> Failure {
@@ -255,13 +300,31 @@ impl Ledger {
 
     pub fn write_journal(&self, journal: &Journal) -> Result<()> {
         let path = self.folder.join(JOURNAL);
+        if let Some(signpost) = self.signpost.as_deref().filter(|_| !path.exists()) {
+            self.point_at_it(signpost);
+        }
         let text = serde_json::to_string_pretty(journal).expect("a journal of plain fields");
         files::replace_durably(&path, text.as_bytes()).map_err(|e| self.unusable(&path, &e))
     }
 
     pub fn remove_journal(&self) -> Result<()> {
         let path = self.folder.join(JOURNAL);
-        files::remove_durably(&path).map_err(|e| self.unusable(&path, &e))
+        files::remove_durably(&path).map_err(|e| self.unusable(&path, &e))?;
+        if let Some(signpost) = self.signpost.as_deref().filter(|signpost| signpost.exists()) {
+            // One that points at a folder without a journal leads nobody astray.
+            let _ = files::remove_durably(signpost);
+        }
+        Ok(())
+    }
+
+    /// Production is not kept from its trial where the machine's folder cannot be written to: the
+    /// journal is where the configuration and the environment say, as ever.
+    fn point_at_it(&self, signpost: &Path) {
+        let made = signpost.parent().map_or(Ok(()), files::private_dir);
+        let text = self.folder.as_os_str().as_bytes();
+        if let Err(e) = made.and_then(|()| files::replace_durably(signpost, text)) {
+            log::warn!("cannot write {}: {e}", signpost.display());
+        }
     }
 
     /// Writes down that a candidate has passed; gives the file.
@@ -294,7 +357,7 @@ pub fn starts(audit: &str, service: &str) -> impl Iterator<Item = Timestamp> {
         .filter_map(|event| event["ts"].as_str()?.parse().ok())
 }
 
-/// Nothing new is tried before an earlier trial is put right.
+/// Refuses to try anything new while an earlier trial has not ended or has not been put right.
 pub fn refuse_unsettled(ledger: &Ledger, canary: &Canary) -> Result<()> {
     match ledger.journal()? {
         None => Ok(()),
@@ -313,11 +376,12 @@ pub fn later(span: Duration) -> Option<String> {
     after(host::now(), span).map(|moment| moment.to_string())
 }
 
-/// Returns the failure which says that production has not been brought back.
+/// The failure of a trial that was interrupted and whose production has not been brought back: no
+/// timer is to take it for "not now".
 pub fn owed(journal: &Journal) -> Failure {
     let message = format!(
         "a trial was interrupted (run {}), and {} has not been restored since",
         journal.run_id, journal.service
     );
-    Failure::new(Code::LockBusy, message).hint("`gpuctl canary recover` puts it right")
+    Failure::new(Code::StartFailed, message).hint("`gpuctl canary recover` puts it right")
 }

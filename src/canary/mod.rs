@@ -1,8 +1,10 @@
 //! The GPU canary: a changed configuration of production is tried in a maintenance window, for a
 //! bounded time, and production always comes back.
 
-pub mod admission;
+mod admission;
 pub mod candidate;
+pub mod conduct;
+pub mod debt;
 pub mod guardian;
 pub mod ledger;
 pub mod limits;

@@ -9,18 +9,25 @@ use crate::error::{Failure, Result};
 use crate::execute::{Context, execute};
 use crate::exit::Code;
 use crate::lock::{Guard, Purpose};
-use crate::model::{Presence, Running, Service, Snapshot, State};
+use crate::model::{Pid, Presence, Running, Service, Snapshot, State};
 use crate::observe::{Ask, observe};
 use crate::plan::{self, Plan};
 use crate::progress::Progress;
+use crate::step::Action;
 use crate::world::nvml::Reader;
-use crate::world::wait::{Event, Stop, wait};
+use crate::world::wait::{Event, Stop, Woken, wait};
+use crate::world::{host, process, systemd};
 use serde_json::{Map, Value, json};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
-/// The start of production is tried again after this time.
-const RETRY: Duration = Duration::from_millis(100);
+/// The start of production is tried again after this time, then after twice as long, and so on.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+
+/// Who brings production back shows this often that it is at work.
+const HEARTBEAT: Duration = Duration::from_secs(1);
 
 /// It tells what bringing production back came to.
 pub struct Restored {
@@ -33,6 +40,7 @@ pub struct Restored {
 }
 
 /// Production is stopped and restored with these.
+#[derive(Clone, Copy)]
 pub struct Hands<'a> {
     pub config: &'a Config,
     pub canary: &'a Canary,
@@ -83,9 +91,9 @@ impl Hands<'_> {
 
     /// Starts production as it was: once its memory is back it is not refused for what others
     /// declare, beside whom it ran, nor after a while for what they have taken since.
-    fn start_production(&self, journal: &Journal, waited: Duration) -> Result<()> {
+    fn start_production(&self, journal: &Journal, waited: Duration, stop: &Stop) -> Result<()> {
         let service = self.config.service(&journal.service)?;
-        self.carry_out(&Stop::never(), |config, snapshot| {
+        self.carry_out(stop, |config, snapshot| {
             let used = snapshot.vram.used.zip(journal.others);
             let is_cleared = used.is_some_and(|(used, others)| used <= others);
             plan::start(config, snapshot, service, false).or_else(|refusal| {
@@ -97,17 +105,22 @@ impl Hands<'_> {
         })
     }
 
-    /// Tells for how long production was away, where somebody has started it again since.
-    fn came_back_after(&self, journal: &Journal) -> Option<Duration> {
-        let away = journal.away?.elapsed(&journal.boot);
-        let snapshot = self.observe(&Stop::never()).ok()?;
-        let production = snapshot.service(&journal.service);
-        match &production.presence {
-            Presence::Up(Running { age: Some(age), .. }) if production.state == State::Ready => {
-                away.checked_sub(*age)
-            }
-            _ => None,
-        }
+    /// Tells for how long production was away, where it is ready without our doing: somebody has
+    /// started it again since, or it was never stopped, and what would have stopped it is long over.
+    pub fn came_back_after(&self, journal: &Journal, stop: &Stop) -> Option<Duration> {
+        let snapshot = self.observe(stop).ok()?;
+        let production = snapshot.services.iter().find(|one| one.name == journal.service)?;
+        let Presence::Up(Running { age: Some(age), .. }) = &production.presence else {
+            return None;
+        };
+        let is_ready = matches!(production.state, State::Ready | State::Busy);
+        let Some(away) = journal.away.filter(|_| is_ready) else {
+            return is_ready.then_some(Duration::ZERO);
+        };
+        let since = away.elapsed(&journal.boot);
+        let stopping = self.config.service(&journal.service).ok()?.stop_timeout * 2;
+        let is_over = since > stopping.max(self.canary.limits.reserve);
+        since.checked_sub(*age).or_else(|| is_over.then_some(Duration::ZERO))
     }
 
     /// Returns what one step of bringing it back may take of the time for all of them.
@@ -140,45 +153,42 @@ impl Hands<'_> {
     }
 }
 
-/// Ends the canary, starts production again and settles the account. Nothing calls it off: it is
-/// what has to be done.
-pub fn restore(hands: &Hands, journal: &mut Journal) -> Result<Restored> {
+/// Ends the canary, starts production again and settles the account. Nothing calls it off but the end
+/// of the machine: it is what has to be done. `came_back`: production is ready without our doing, and
+/// was away for that long. Whoever watches over us hears by `at_work` for how long we may be silent.
+pub fn restore(
+    hands: &Hands,
+    journal: &mut Journal,
+    came_back: Option<Duration>,
+    at_work: &(dyn Fn(Duration) + Sync),
+) -> Result<Restored> {
     let begun = Instant::now();
-    let service = hands.config.service(&journal.service)?;
-    if !journal.canary_processes().is_empty() {
-        let ended = server::stop(journal);
-        note(hands, journal, "canary_stopped", json!({"reason": ended.err().map(|e| e.message)}));
-    }
-    // Only while nobody saw to it.
-    let came_back = match journal.is_orphaned() {
-        true => hands.came_back_after(journal),
-        false => None,
+    let (service, sla) = (journal.service.clone(), hands.canary.restore_sla);
+    let (over, going_down) = (Event::new()?, Event::new()?);
+    let tell_late = || {
+        hands.progress.warning(&format!("{service} was not back within {}", Span(sla)));
     };
-    // One that was being stopped is stopped first: it may answer for a moment still.
-    if journal.progress == Stage::Away && came_back.is_none() {
-        hands.see_it_stopped();
-    }
-    if journal.progress != Stage::Ready {
-        journal.progress = Stage::Restoring;
-        // Without it the worst is that production is stopped and started once more.
-        let _ = hands.ledger.write_journal(journal);
-    }
-    let starting = Instant::now();
-    let limit = service.start_timeout.max(hands.canary.restore_sla);
-    let failure = loop {
-        match hands.start_production(journal, starting.elapsed()) {
-            Ok(()) => break None,
-            Err(failure) if starting.elapsed() >= limit => break Some(failure),
-            // Memory that is not back yet, a port that is still taken: another try is all there is.
-            Err(failure) => log::warn!("production does not start: {failure}"),
-        }
-        wait(&[], &Stop::never(), Instant::now() + RETRY);
-        // The canary may have its place: one that was just being started when its gpuctl was killed.
-        let _ = server::stop(journal);
-    };
+    let is_told = AtomicBool::new(false);
+    at_work(HEARTBEAT);
+    let failure = thread::scope(|scope| {
+        scope.spawn(|| {
+            while wait(&[over.fd()], &Stop::never(), Instant::now() + HEARTBEAT) == Woken::TimedOut
+            {
+                at_work(HEARTBEAT);
+                if systemd::is_going_down() {
+                    going_down.set();
+                }
+                if begun.elapsed() > sla && !is_told.swap(true, Ordering::Relaxed) {
+                    tell_late();
+                }
+            }
+        });
+        let failure = bring_back(hands, journal, came_back, &going_down);
+        over.set();
+        failure
+    });
+    let failure = failure.err();
     let took = begun.elapsed();
-    // One that was just being started when its gpuctl was killed bore no token yet.
-    let _ = server::stop(journal);
     let away = || journal.away.map_or(Duration::ZERO, |away| away.elapsed(&journal.boot));
     let downtime = came_back.unwrap_or_else(away);
     let account = settle(hands, journal, downtime);
@@ -187,9 +197,10 @@ pub fn restore(hands: &Hands, journal: &mut Journal) -> Result<Restored> {
         "downtime_seconds": seconds(downtime),
         "reason": failure.as_ref().map(|failure| failure.message.clone()),
     });
-    if took > hands.canary.restore_sla || failure.is_some() {
-        let sla = hands.canary.restore_sla;
-        hands.progress.warning(&format!("{} was not back within {}", journal.service, Span(sla)));
+    if took > sla || failure.is_some() {
+        if !is_told.into_inner() {
+            tell_late();
+        }
         note(hands, journal, "restore_sla_missed", facts.clone());
     }
     match &failure {
@@ -204,10 +215,77 @@ pub fn restore(hands: &Hands, journal: &mut Journal) -> Result<Restored> {
         }
     }
     let failure = failure.map(|failure| {
-        let message = format!("{} has not come back: {}", journal.service, failure.message);
+        let message = format!("{service} has not come back: {}", failure.message);
         Failure { code: Code::StartFailed, message, ..failure }
     });
     Ok(Restored { took, downtime, failure })
+}
+
+/// Ends the canary, and starts production until it is ready, its time is over or the machine goes down.
+fn bring_back(
+    hands: &Hands,
+    journal: &mut Journal,
+    came_back: Option<Duration>,
+    going_down: &Arc<Event>,
+) -> Result<()> {
+    if !journal.canary_processes().is_empty() {
+        let step = hands.progress.begin(Action::Stop, server::NAME, server::GRACE);
+        let ended = server::stop(journal);
+        if ended.is_ok() {
+            step.done(None);
+        }
+        note(hands, journal, "canary_stopped", json!({"reason": ended.err().map(|e| e.message)}));
+    }
+    // One that was being stopped is stopped first: it may answer for a moment still. In another boot
+    // it is the boot that starts it.
+    let was_stopped_here = journal.progress == Stage::Away && journal.is_of_this_boot();
+    if was_stopped_here && came_back.is_none() {
+        hands.see_it_stopped();
+    }
+    if journal.progress != Stage::Ready {
+        journal.progress = Stage::Restoring;
+        // Without it the worst is that production is stopped and started once more.
+        let _ = hands.ledger.write_journal(journal);
+    }
+    let service = hands.config.service(&journal.service)?;
+    let limit = service.start_timeout.max(hands.canary.restore_sla);
+    let starting = Instant::now();
+    let (mut pause, mut last) = (FIRST_PAUSE, None);
+    let due = Event::at(starting + limit)?;
+    let result = loop {
+        let stop = Stop::never().or(going_down);
+        // The first try has its own end, and tells what it has waited for.
+        let stop = if last.is_some() { stop.or(&due) } else { stop };
+        let Err(failure) = hands.start_production(journal, starting.elapsed(), &stop) else {
+            break Ok(());
+        };
+        if going_down.happened() || systemd::is_going_down() {
+            break Err(machine_ends(journal));
+        }
+        let failure = last.take().filter(|_| due.happened()).unwrap_or(failure);
+        if starting.elapsed() >= limit {
+            break Err(failure);
+        }
+        // Memory that is not back yet, a port that is still taken: another try is all there is.
+        log::warn!("production does not start: {failure}");
+        last = Some(failure);
+        wait(&[due.fd()], &Stop::never().or(going_down), Instant::now() + pause);
+        pause *= 2;
+        // The canary may have its place: one that was just being started when its gpuctl was killed.
+        let _ = server::stop(journal);
+    };
+    // One that was just being started when its gpuctl was killed bore no token yet.
+    let _ = server::stop(journal);
+    due.set();
+    result
+}
+
+/// The failure of a start that a machine refuses because it is going down.
+fn machine_ends(journal: &Journal) -> Failure {
+    let message =
+        format!("the machine is going down, and {} is not started any more", journal.service);
+    Failure::new(Code::StartFailed, message)
+        .hint("the next boot starts it, or `gpuctl canary recover`")
 }
 
 /// Puts right what a trial that was interrupted has left; `None`: there is nothing to put right.
@@ -226,7 +304,12 @@ pub fn recover(hands: &Hands, stop: &Stop) -> Result<Option<Restored>> {
         None => None,
         Some(mut journal) => {
             hands.audit(&journal, "recover", json!({}))?;
-            Some(restore(hands, &mut journal)?)
+            let came_back = hands.came_back_after(&journal, stop);
+            // Nobody else settles it meanwhile.
+            let me = process::Id::of(std::process::id() as Pid);
+            journal.recovers = me.map(|me| (host::boot_id(), me));
+            hands.ledger.write_journal(&journal)?;
+            Some(restore(hands, &mut journal, came_back, &|_| {})?)
         }
     };
     maintenance::clear_stale(hands.canary)?;

@@ -26,6 +26,9 @@ const POLL: Duration = Duration::from_millis(100);
 
 const LOG: &str = "canary";
 
+/// Progress and history call it so.
+pub const NAME: &str = "the canary";
+
 /// A server on trial.
 pub struct Server {
     child: Child,

@@ -12,10 +12,11 @@ use crate::config::Span;
 use crate::error::{Failure, Result};
 use crate::lock::Guard;
 use crate::model::Mb;
+use crate::step::Action;
 use crate::world::wait::{Event, Stop};
 use crate::world::{host, process};
 use serde_json::{Value, json};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// It tells what came of a trial.
@@ -51,20 +52,29 @@ pub struct Trial<'a> {
     pub waived: bool,
     /// Every process but production's holds this much.
     pub others: Option<Mb>,
-    pub state_dir: &'a std::path::Path,
+    pub state_dir: &'a Path,
 }
 
 impl Trial<'_> {
     pub fn run(&self, route: Route) -> Result<TrialOutcome> {
+        let limit = self.hands.canary.limits.reserve;
+        let (service, candidate) = (&self.hands.canary.service, self.candidate.told());
+        let place = match route {
+            Route::Spare(device) => format!("beside {service}, on GPU {device}"),
+            Route::Quiesced => format!("in the place of {service}, for {} at most", Span(limit)),
+        };
+        self.hands.progress.line(&format!("trying {candidate} {place}"));
+        let progress = &self.hands.progress.timed(limit);
+        let timed = Trial { hands: Hands { progress, ..self.hands }, ..*self };
         match route {
-            Route::Spare(device) => self.spare(device),
-            Route::Quiesced => self.quiesced(),
+            Route::Spare(device) => timed.spare(device),
+            Route::Quiesced => timed.quiesced(),
         }
     }
 
     /// Tries the candidate in production's place.
     fn quiesced(&self) -> Result<TrialOutcome> {
-        let mut guardian = Guardian::start(self.hands.config, self.guard.descriptor())?;
+        let guardian = Guardian::start(self.hands.config, self.guard.descriptor())?;
         guardian.guard(self.guard.heirloom());
         let mut journal = self.journal(vec![guardian.group])?;
         let maintenance = match self.begin(&journal) {
@@ -77,10 +87,11 @@ impl Trial<'_> {
                 return Err(failure);
             }
         };
+        guardian.expect(self.hands.canary.timeout);
         let deadline = Event::at(Instant::now() + self.hands.canary.timeout)?;
         let result = self.try_in_place(&mut journal, &self.stop.or(&deadline));
         let (mut tested, broken_off) = self.judge(result, &deadline);
-        let restored = restore(&self.hands, &mut journal)?;
+        let restored = restore(&self.hands, &mut journal, None, &|within| guardian.expect(within))?;
         drop(maintenance);
         guardian.dismiss();
         if restored.failure.is_some() && tested.rejection.is_none() {
@@ -118,7 +129,9 @@ impl Trial<'_> {
         self.audit(&journal, "canary_started", json!({}))?;
         let result = self.examine(&journal, &mut server, &stop);
         let (tested, broken_off) = self.judge(result, &deadline);
+        let step = self.hands.progress.begin(Action::Stop, server::NAME, server::GRACE);
         server::stop(&journal)?;
+        step.done(None);
         self.guard.forget_command();
         self.audit(&journal, "canary_stopped", json!({}))?;
         self.conclude(&journal, Route::Spare(device), tested, None, broken_off)
@@ -152,6 +165,7 @@ impl Trial<'_> {
             others: self.others,
             boot: host::boot_id(),
             keepers: me.into_iter().chain(guardians).collect(),
+            recovers: None,
         })
     }
 
@@ -198,12 +212,18 @@ impl Trial<'_> {
     }
 
     fn ask(&self, journal: &Journal, server: &mut Server, stop: &Stop) -> Result<Tested> {
-        let canary = self.hands.canary;
+        let Hands { canary, progress, .. } = self.hands;
+        let step = progress.begin(Action::Start, server::NAME, canary.timeout);
         if let Some(why) = server.until_healthy(canary, stop)? {
             return Ok(Tested { rejection: Some(why), ..Tested::default() });
         }
+        step.done(None);
         self.audit(journal, "health_ok", json!({}))?;
+        let step = progress.begin(Action::Test, server::NAME, canary.max_latency);
         let tested = server.complete(canary, stop)?;
+        if tested.rejection.is_none() {
+            step.done(None);
+        }
         let latency = tested.latency.map(milliseconds);
         let facts = json!({"llm_latency_ms": latency, "reason": tested.rejection});
         self.audit(journal, "completion", facts)?;

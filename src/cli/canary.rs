@@ -1,6 +1,7 @@
 //! The command line of `gpuctl canary`.
 
 use super::{DryRun, examples};
+use crate::config::Mode;
 use clap::{Args, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -69,6 +70,15 @@ pub enum CanaryMode {
     Predictive,
     /// by a real server in the place of production
     Canary,
+}
+
+impl From<CanaryMode> for Mode {
+    fn from(mode: CanaryMode) -> Mode {
+        match mode {
+            CanaryMode::Predictive => Mode::Predictive,
+            CanaryMode::Canary => Mode::Canary,
+        }
+    }
 }
 
 #[derive(Debug, Args)]

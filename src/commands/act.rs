@@ -2,7 +2,7 @@
 //! report.
 
 use super::Session;
-use crate::canary::ledger::{Ledger, owed};
+use crate::canary::debt;
 use crate::cli::{DryRun, WaitArgs};
 use crate::config::Config;
 use crate::error::Result;
@@ -31,7 +31,7 @@ pub fn act(
     plan: impl FnOnce(&Config, &Snapshot) -> Result<Plan>,
 ) -> Result<Answer> {
     let patience = waiting.patience(&session.config)?;
-    session.tell_what_is_owed();
+    debt::tell(&session.config, &session.progress);
     // The driver is woken while the lock is waited for.
     let mut reader = Reader::open(&session.config.gpu);
     if dry_run.dry_run {
@@ -128,17 +128,6 @@ impl Session {
         let result = work(self);
         recorder.end(&result);
         result
-    }
-
-    /// A trial that was interrupted has left production away.
-    pub fn tell_what_is_owed(&self) {
-        let Ok(canary) = self.config.canary() else { return };
-        // One that cannot be read is told of by the canary's own commands.
-        let journal = Ledger::open(canary).and_then(|ledger| ledger.journal()).ok().flatten();
-        if let Some(journal) = journal.filter(|journal| journal.is_orphaned()) {
-            self.progress.warning(&owed(&journal).message);
-            self.progress.line("hint: `gpuctl canary recover` puts it right");
-        }
     }
 
     /// Takes the lock for what is to be done; from now on its loss calls the work off.

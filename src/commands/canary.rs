@@ -1,163 +1,77 @@
 //! `gpuctl canary`: a changed configuration of production, judged and tried.
 
 use super::Session;
-use crate::canary::admission::{admit, note_refusal, predict, route, take_lock_at_once};
-use crate::canary::candidate::{self, Candidate};
-use crate::canary::ledger::{Ledger, owed, refuse_unsettled};
-use crate::canary::maintenance;
-use crate::canary::restore::{Hands, recover as put_right};
-use crate::canary::trial::Trial;
-use crate::cli::{self, CanaryMode, CanaryRunArgs};
-use crate::config::{Canary, Mode};
+use crate::canary::candidate;
+use crate::canary::conduct::{Candidacy, Course, conduct, put_right, reset_budget, unlock};
+use crate::cli::{CanaryCommand, CandidateArgs};
+use crate::config::Mode;
 use crate::error::{Failure, Result};
 use crate::exit::Answer;
 use crate::lock;
 use crate::report::{CanaryRunReport, CanaryStatusReport, DoneReport, VerdictReport, print};
-use crate::screen::text::span;
 use crate::world::host;
-use crate::world::nvml::Reader;
-use serde_json::{Map, Value};
-use std::sync::Mutex;
 
-pub fn run(command: &cli::CanaryCommand, session: Session) -> Result<Answer> {
+pub fn run(command: &CanaryCommand, session: Session) -> Result<Answer> {
+    let service = session.config.canary()?.service.clone();
+    let recovers = matches!(command, CanaryCommand::Recover);
+    let session = if recovers { session } else { session.settled() };
+    let done = |told: String, session: &Session| {
+        print(&DoneReport::new(&told), &session.form).map(|()| Answer::Yes)
+    };
     match command {
-        cli::CanaryCommand::Check(arguments) => check(&arguments.candidate, &session),
-        cli::CanaryCommand::Run(arguments) if arguments.dry_run.dry_run => {
-            trial(arguments, &session)
+        CanaryCommand::Check(arguments) => {
+            let asked = candidacy(&arguments.candidate, Mode::Predictive, &session)?;
+            judge(&asked, &session)
         }
-        cli::CanaryCommand::Run(arguments) => {
-            recorded("canary run", session, |session| trial(arguments, session))
+        CanaryCommand::Run(arguments) => {
+            let mode = arguments.mode.map_or(session.config.canary()?.mode, Into::into);
+            let asked = Candidacy {
+                waived: arguments.now,
+                is_question: arguments.dry_run.dry_run,
+                ..candidacy(&arguments.candidate, mode, &session)?
+            };
+            let subject =
+                format!("{service} ({}: {})", mode.name(), candidate::told(&asked.document));
+            match asked.is_question {
+                true => judge(&asked, &session),
+                false => {
+                    session.recorded("canary run", &subject, |session| judge(&asked, &session))
+                }
+            }
         }
-        cli::CanaryCommand::Status => status(&session),
-        cli::CanaryCommand::Recover => recorded("canary recover", session, recover),
-        cli::CanaryCommand::ResetBudget => reset_budget(&session),
-        cli::CanaryCommand::Unlock(_) => unlock(&session),
+        CanaryCommand::Status => {
+            let held = lock::look(&session.config);
+            print(&CanaryStatusReport::new(&session.config, &held, host::now())?, &session.form)?;
+            Ok(Answer::Yes)
+        }
+        CanaryCommand::Recover => session.recorded("canary recover", &service, |session| {
+            done(put_right(&session.config, &session.stop, &session.progress)?, &session)
+        }),
+        CanaryCommand::ResetBudget => done(reset_budget(&session.config, &session.stop)?, &session),
+        CanaryCommand::Unlock(_) => done(unlock(&session.config, &session.progress)?, &session),
     }
 }
 
-fn recorded(
-    command: &str,
-    session: Session,
-    work: impl FnOnce(&Session) -> Result<Answer>,
-) -> Result<Answer> {
-    let service = session.config.canary()?.service.clone();
-    session.recorded(command, &service, |session| work(&session))
-}
-
-/// The candidate's parameters as they were given.
-fn document(arguments: &cli::CandidateArgs, canary: &Canary) -> Result<Map<String, Value>> {
-    match &arguments.candidate {
+fn candidacy(arguments: &CandidateArgs, mode: Mode, session: &Session) -> Result<Candidacy> {
+    let canary = session.config.canary()?;
+    let document = match &arguments.candidate {
         Some(path) => candidate::read(path),
         None => candidate::assigned(&arguments.set, &canary.bounds),
-    }
+    }?;
+    Ok(Candidacy { document, mode, waived: false, is_question: false })
 }
 
-fn check(arguments: &cli::CandidateArgs, session: &Session) -> Result<Answer> {
-    let canary = session.config.canary()?;
-    let document = document(arguments, canary)?;
-    let candidate = Candidate::new(&document, &canary.bounds);
-    let mut reader = Reader::open(&session.config.gpu);
-    let verdict = predict(&candidate, &session.config, canary, &mut reader, &session.stop)?;
-    print(&VerdictReport::new(&verdict, Mode::Predictive, &document), &session.form)?;
-    Ok(Answer::from(verdict.passed))
-}
-
-fn trial(arguments: &CanaryRunArgs, session: &Session) -> Result<Answer> {
-    let (config, progress) = (&session.config, &session.progress);
-    let canary = config.canary()?;
-    let mode = match arguments.mode {
-        Some(CanaryMode::Predictive) => Mode::Predictive,
-        Some(CanaryMode::Canary) => Mode::Canary,
-        None => canary.mode,
+fn judge(asked: &Candidacy, session: &Session) -> Result<Answer> {
+    let (prediction, course) = conduct(asked, &session.config, &session.stop, &session.progress)?;
+    let verdict = VerdictReport::new(&prediction, asked, &course);
+    let Course::Tried(outcome) = course else {
+        print(&verdict, &session.form)?;
+        return Ok(Answer::from(prediction.passed));
     };
-    let document = document(&arguments.candidate, canary)?;
-    let candidate = Candidate::new(&document, &canary.bounds);
-    let mut reader = Reader::open(&config.gpu);
-    let verdict = predict(&candidate, config, canary, &mut reader, &session.stop)?;
-    let ledger = Ledger::open(canary)?;
-    if mode == Mode::Canary && candidate.is_ok() && !verdict.passed {
-        // What it does not fit beside may be another trial's canary.
-        refuse_unsettled(&ledger, canary)?;
-    }
-    let (Ok(candidate), true, Mode::Canary) = (candidate, verdict.passed, mode) else {
-        print(&VerdictReport::new(&verdict, mode, &document), &session.form)?;
-        return Ok(Answer::from(verdict.passed));
-    };
-    let hands = Hands { config, canary, ledger: &ledger, reader: &Mutex::new(reader), progress };
-    let route = route(&hands, &candidate, &verdict)?;
-    let admitted = admit(&hands, route, arguments.now, &session.stop);
-    if arguments.dry_run.dry_run {
-        admitted?;
-        print(&VerdictReport::new(&verdict, mode, &document).on(route), &session.form)?;
-        return Ok(Answer::Yes);
-    }
-    let guard = admitted.and_then(|()| take_lock_at_once(&hands, &session.stop));
-    let guard = guard.inspect_err(|refusal| note_refusal(&hands, &document, refusal))?;
-    let trial = Trial {
-        hands,
-        candidate: &candidate,
-        guard: &guard,
-        stop: &session.stop.under(guard.lease()),
-        waived: arguments.now,
-        others: verdict.persistent,
-        state_dir: config.state_dir()?,
-    };
-    let outcome = trial.run(route);
-    let outcome = outcome.inspect_err(|refusal| note_refusal(&trial.hands, &document, refusal))?;
-    let released = guard.release(progress);
-    let report = CanaryRunReport::new(&verdict, mode, &document, &outcome);
+    let report = CanaryRunReport::new(verdict, &outcome);
     if let Some(failure) = outcome.failure() {
         return Err(failure.detail("canary", serde_json::to_value(&report).map_err(Failure::bug)?));
     }
-    released?;
     print(&report, &session.form)?;
     Ok(Answer::from(outcome.has_passed()))
-}
-
-fn status(session: &Session) -> Result<Answer> {
-    let canary = session.config.canary()?;
-    let ledger = Ledger::open(canary)?;
-    let held = lock::look(&session.config);
-    let report = CanaryStatusReport::new(&session.config, canary, &ledger, &held, host::now())?;
-    print(&report, &session.form)?;
-    Ok(Answer::Yes)
-}
-
-fn recover(session: &Session) -> Result<Answer> {
-    let (config, progress) = (&session.config, &session.progress);
-    let canary = config.canary()?;
-    let ledger = Ledger::open(canary)?;
-    let reader = Mutex::new(Reader::open(&config.gpu));
-    let hands = Hands { config, canary, ledger: &ledger, reader: &reader, progress };
-    let told = match put_right(&hands, &session.stop)? {
-        None => "nothing to recover".to_owned(),
-        Some(restored) => {
-            if let Some(failure) = restored.failure {
-                return Err(failure);
-            }
-            format!("{} is back; it was away for {}", canary.service, span(restored.downtime))
-        }
-    };
-    print(&DoneReport::new(&told), &session.form)?;
-    Ok(Answer::Yes)
-}
-
-fn reset_budget(session: &Session) -> Result<Answer> {
-    let canary = session.config.canary()?;
-    let night = canary.limits.window.night(host::now());
-    Ledger::open(canary)?.reset_budget(night, &session.stop)?;
-    print(&DoneReport::new(&format!("the budget of {night} has been reset")), &session.form)?;
-    Ok(Answer::Yes)
-}
-
-fn unlock(session: &Session) -> Result<Answer> {
-    let canary = session.config.canary()?;
-    let ledger = Ledger::open(canary)?;
-    let had = maintenance::unlock(&session.config, canary, &ledger)?;
-    let told = if had { "unlocked" } else { "there was no lock" };
-    print(&DoneReport::new(told), &session.form)?;
-    if let Some(journal) = ledger.journal()?.filter(|journal| journal.is_orphaned()) {
-        session.progress.warning(&owed(&journal).message);
-    }
-    Ok(Answer::Yes)
 }

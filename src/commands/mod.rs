@@ -21,7 +21,7 @@ mod status;
 mod stop;
 mod watch;
 
-use crate::canary::guardian;
+use crate::canary::{debt, guardian};
 use crate::cli::{Cli, Command, Global, WaitArgs};
 use crate::config::{Config, Environment, Span};
 use crate::error::{Failure, Result};
@@ -72,6 +72,12 @@ impl Session {
 }
 
 impl Session {
+    /// The same, once production that is back has settled the trial that was interrupted.
+    fn settled(self) -> Session {
+        debt::settle_by_itself(&self.config, &self.stop, &self.progress);
+        self
+    }
+
     /// Prints what was done or found, unless the exit code is all that is wanted.
     fn conclude(&self, report: &impl Report) -> Result<()> {
         match (self.quiet, &self.form) {
@@ -127,7 +133,7 @@ fn dispatch(cli: &Cli, environment: &Environment, form: &Form) -> Result<Answer>
 }
 
 fn choose(cli: &Cli, environment: &Environment, form: &Form) -> Result<Answer> {
-    let session = || Session::open(&cli.global, environment, form.clone());
+    let session = || Session::open(&cli.global, environment, form.clone()).map(Session::settled);
     match &cli.command {
         Command::Status(arguments) => match arguments.watch {
             Some(every) => watch::run(every, session()?),
@@ -144,7 +150,9 @@ fn choose(cli: &Cli, environment: &Environment, form: &Form) -> Result<Answer> {
         Command::Logs(arguments) => logs::run(arguments, session()?),
         Command::Lock(command) => lock::run(command, session()?),
         Command::Http => http::run(&cli.global, environment),
-        Command::Canary(command) => canary::run(command, session()?),
+        Command::Canary(command) => {
+            canary::run(command, Session::open(&cli.global, environment, form.clone())?)
+        }
         Command::History(arguments) => history::run(arguments, &session()?),
         Command::Guardian(companion) => {
             Ok(guardian::serve(&load(&cli.global, environment)?, companion.of)?)

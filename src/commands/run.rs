@@ -3,6 +3,7 @@
 use super::Session;
 use super::act::carry_out;
 use super::duration;
+use crate::canary::debt;
 use crate::cli::{RunArgs, Target};
 use crate::config::{Config, Environment};
 use crate::error::{Failure, Result};
@@ -29,7 +30,7 @@ pub fn run(arguments: &RunArgs, session: Session, environment: &Environment) -> 
     let subject = subject(&arguments.target, &session.config)?;
     // Before anything is stopped for it.
     could_start(&arguments.command[0], environment.search_path())?;
-    session.tell_what_is_owed();
+    debt::tell(&session.config, &session.progress);
     // Its arguments may hold secrets.
     let title = format!("{}: {}", subject.title(), arguments.command[0].to_string_lossy());
     session.recorded("run", &title, |session| {

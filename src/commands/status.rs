@@ -64,6 +64,6 @@ fn found(looking: &Aside<Result<Option<Held>>>, stop: &Stop) -> Result<Option<He
 
 /// Whether production has to be brought back after a trial; `None` where that cannot be told.
 fn is_owed(config: &Config) -> Option<bool> {
-    let journal = Ledger::open(config.canary().ok()?).and_then(|ledger| ledger.journal()).ok()?;
+    let journal = Ledger::open(config).and_then(|ledger| ledger.journal()).ok()?;
     Some(journal.is_some_and(|journal| journal.is_orphaned()))
 }

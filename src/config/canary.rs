@@ -60,7 +60,8 @@ pub struct CanaryTable {
     /// File of the form HOLDER:PID:TIMESTAMP, for programs that look for it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub maintenance_lock: Option<String>,
-    /// Folder of budget, audit and promotions, instead of the state folder.
+    /// Folder of budget, audit and promotions, instead of the state folder; for root, unless
+    /// GPUCTL_STATE_DIR is set, /var/lib/gpuctl.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state_dir: Option<String>,
     /// Extended regular expression that finds an out-of-memory error in the canary's log.
@@ -100,7 +101,7 @@ impl Default for CanaryTable {
             kv_cache_min_mb: Mb(370),
             maintenance_lock: None,
             state_dir: None,
-            oom_pattern: r"CUDA out of memory|OutOfMemoryError|CUDA error: out of memory|No available memory for the cache blocks|larger than the maximum number of tokens that can be stored in KV cache|less than desired GPU memory utilization"
+            oom_pattern: r"CUDA out of memory|OutOfMemoryError|CUDA error: out of memory|No available memory for the cache blocks|larger than the available KV [cC]ache memory|larger than the maximum number of tokens that can be stored in KV cache|less than desired GPU memory utilization"
                 .to_owned(),
             bounds: IndexMap::from([
                 ("vllm_memory_util".to_owned(), range(0.60, 0.90)),
@@ -117,6 +118,15 @@ impl Default for CanaryTable {
 pub enum Mode {
     Predictive,
     Canary,
+}
+
+impl Mode {
+    pub fn name(self) -> &'static str {
+        match self {
+            Mode::Predictive => "predictive",
+            Mode::Canary => "canary",
+        }
+    }
 }
 
 /// A parameter of a candidate may be one of these.
@@ -146,6 +156,8 @@ pub struct Canary {
     pub maintenance_lock: Option<PathBuf>,
     /// `None`: there is no state folder either.
     pub state_dir: Option<PathBuf>,
+    /// Whether `~` means something to the shell that starts the canary.
+    pub has_home: bool,
     pub oom: Arc<Pattern>,
     pub bounds: IndexMap<String, Bound>,
     pub extra: BTreeMap<String, BTreeMap<String, Mb>>,
@@ -251,7 +263,8 @@ impl CanaryTable {
                 .state_dir
                 .as_ref()
                 .map(PathBuf::from)
-                .or_else(|| environment.state_dir()),
+                .or_else(|| environment.trials_dir()),
+            has_home: environment.raw("HOME").is_some(),
             oom: Arc::new(oom),
             bounds: self.bounds.clone(),
             extra: self.extra_mb.clone(),

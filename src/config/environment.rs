@@ -12,6 +12,9 @@ pub struct Environment {
     variables: HashMap<String, OsString>,
 }
 
+/// Root's trials are written down here.
+pub const MACHINES_FOLDER: &str = "/var/lib/gpuctl";
+
 /// This is wrong with a variable that a path may be, and a text may not.
 const NO_TEXT: &str = "is not UTF-8 text";
 
@@ -114,6 +117,13 @@ impl Environment {
     pub fn state_dir(&self) -> Option<PathBuf> {
         self.path("GPUCTL_STATE_DIR")
             .or_else(|| Some(self.xdg("XDG_STATE_HOME", ".local/state")?.join("gpuctl")))
+    }
+
+    /// Returns where the canary's ledger is kept: for root in one place, whoever calls.
+    pub fn trials_dir(&self) -> Option<PathBuf> {
+        let is_roots =
+            rustix::process::geteuid().is_root() && self.raw("GPUCTL_STATE_DIR").is_none();
+        if is_roots { Some(PathBuf::from(MACHINES_FOLDER)) } else { self.state_dir() }
     }
 
     /// `~` and `$VAR` replaced; `$$` stands for a dollar sign. A URL that is a path may begin with

@@ -17,7 +17,7 @@ mod validate;
 mod window;
 
 pub use canary::{Bound, Canary, Mode};
-pub use environment::Environment;
+pub use environment::{Environment, MACHINES_FOLDER};
 pub use http::HttpToken;
 pub use overlap::{Overlap, overlaps};
 pub use place::Place;

@@ -1,6 +1,7 @@
 //! When a trial of the canary may cost production time: the maintenance window in its time zone, and
 //! how often and for how long. Pure: it is given the time.
 
+use super::Span;
 use jiff::civil::{Date, Time};
 use jiff::tz::{TimeZone, TimeZoneDatabase};
 use jiff::{Timestamp, ToSpan};
@@ -90,9 +91,19 @@ impl Window {
         now
     }
 
-    /// A moment as people near the window read it.
-    pub fn local(&self, moment: Timestamp) -> String {
-        moment.to_zoned(self.zone.clone()).strftime("%Y-%m-%d %H:%M %Z").to_string()
+    /// A moment to come, as people near the window read it: "03:00 New York, in 11h", with its date
+    /// where it is more than a day away.
+    pub fn tell(&self, moment: Timestamp, now: Timestamp) -> String {
+        let left = Duration::try_from(moment.duration_since(now)).unwrap_or_default();
+        let local = moment.to_zoned(self.zone.clone());
+        let form = if left > Duration::from_secs(24 * 3600) { "%Y-%m-%d %H:%M" } else { "%H:%M" };
+        let city = self.zone_name.rsplit('/').next().unwrap_or_default().replace('_', " ");
+        // Minutes are told as those that are begun, and seconds where there are no more.
+        let left = match left.as_secs() {
+            seconds @ 0..60 => Span::seconds(seconds),
+            seconds => Span::seconds(seconds.div_ceil(60) * 60),
+        };
+        format!("{} {city}, in {left}", local.strftime(form))
     }
 }
 

@@ -4,16 +4,18 @@ use super::check::{Check, CheckId};
 use super::state::folder;
 use super::{Examined, native};
 use crate::canary::ledger::{Ledger, owed};
-use crate::config::{Canary, Gpu, Mode, Selector, Span};
+use crate::config::{Canary, Config, Gpu, Mode, Selector, Span};
 use crate::world::host;
 use crate::world::nvml::Reader;
 use std::path::Path;
 
 pub fn examine(case: &Examined) -> Vec<Check> {
-    let Some(Ok(canary)) = case.config.as_ref().map(|config| config.canary()) else {
+    let Some((config, canary)) =
+        case.config.as_ref().and_then(|config| Some((config, config.canary().ok()?)))
+    else {
         return vec![Check::skip(CheckId::CanaryRestore, "no [canary] section")];
     };
-    let mut checks = ledger(canary);
+    let mut checks = ledger(config, canary);
     checks.push(budget(canary));
     let path = case.path.as_deref();
     checks.push(native::command(CheckId::CanaryStart, "canary.start", &canary.start, None, path));
@@ -33,8 +35,8 @@ pub fn examine(case: &Examined) -> Vec<Check> {
     checks
 }
 
-fn ledger(canary: &Canary) -> Vec<Check> {
-    let ledger = match Ledger::open(canary) {
+fn ledger(config: &Config, canary: &Canary) -> Vec<Check> {
+    let ledger = match Ledger::open(config) {
         Ok(ledger) => ledger,
         Err(failure) => {
             return vec![Check::failure(CheckId::CanaryLedger, &failure, "set canary.state_dir")];

@@ -2,12 +2,13 @@
 
 use super::{LockReport, Report};
 use crate::canary::candidate;
+use crate::canary::conduct::{Candidacy, Course};
 use crate::canary::ledger::Ledger;
 use crate::canary::limits::{Route, runs_in_a_day};
 use crate::canary::restore::{milliseconds, seconds};
 use crate::canary::trial::TrialOutcome;
 use crate::canary::verdict::{Prediction, Status};
-use crate::config::{Canary, Config, Mode, Span};
+use crate::config::{Config, Mode, Span};
 use crate::error::Result;
 use crate::lock::Held;
 use crate::screen::Screen;
@@ -25,31 +26,37 @@ pub struct VerdictReport {
     mode: Mode,
     candidate: Map<String, Value>,
     candidate_id: String,
-    /// It says how the candidate would be tried, for `--dry-run`.
+    /// It says how the candidate was tried, or for `--dry-run` would be.
     #[serde(skip_serializing_if = "Option::is_none")]
     path: Option<&'static str>,
 }
 
 impl VerdictReport {
-    pub fn new(verdict: &Prediction, mode: Mode, document: &Map<String, Value>) -> VerdictReport {
+    pub fn new(verdict: &Prediction, asked: &Candidacy, course: &Course) -> VerdictReport {
         VerdictReport {
             verdict: verdict.clone(),
-            mode,
-            candidate: document.clone(),
-            candidate_id: candidate::id(document),
-            path: None,
+            mode: asked.mode,
+            candidate: asked.document.clone(),
+            candidate_id: candidate::id(&asked.document),
+            path: match course {
+                Course::Predicted => None,
+                Course::Permitted(route) => Some(name(*route)),
+                Course::Tried(outcome) => Some(name(outcome.route)),
+            },
         }
-    }
-
-    pub fn on(self, route: Route) -> VerdictReport {
-        VerdictReport { path: Some(name(route)), ..self }
     }
 }
 
 impl Report for VerdictReport {
     fn text(&self, _: &Screen) -> String {
         let path = self.path.map(|path| format!("; would be tried {path}")).unwrap_or_default();
-        format!("{}: {}{path}\n", word(self.verdict.status), self.verdict.reason)
+        let what = match (self.mode, self.verdict.status) {
+            (Mode::Predictive, Status::Pass) => {
+                "predictive: nothing was started; `gpuctl canary run --mode canary` for a trial\n"
+            }
+            _ => "",
+        };
+        format!("{}: {}{path}\n{what}", word(self.verdict.status), self.verdict.reason)
     }
 }
 
@@ -85,19 +92,13 @@ pub struct CanaryRunReport {
 }
 
 impl CanaryRunReport {
-    pub fn new(
-        verdict: &Prediction,
-        mode: Mode,
-        document: &Map<String, Value>,
-        outcome: &TrialOutcome,
-    ) -> CanaryRunReport {
-        let mut verdict = verdict.clone();
+    pub fn new(mut verdict: VerdictReport, outcome: &TrialOutcome) -> CanaryRunReport {
         if outcome.tested.rejection.is_some() {
-            verdict.status = Status::Fail;
+            verdict.verdict.status = Status::Fail;
         }
         let restored = outcome.restored.as_ref();
         CanaryRunReport {
-            verdict: VerdictReport::new(&verdict, mode, document).on(outcome.route),
+            verdict,
             rejection: outcome.tested.rejection.clone(),
             llm_latency_ms: outcome.tested.latency.map(milliseconds),
             oom_events: outcome.tested.oom_events,
@@ -138,6 +139,8 @@ pub struct CanaryStatusReport {
     in_window: bool,
     /// The window opens next at this time.
     next_window: String,
+    #[serde(skip)]
+    opens: String,
     night: String,
     budget_used: Option<f64>,
     budget_left: Option<f64>,
@@ -157,11 +160,10 @@ pub struct CanaryStatusReport {
 impl CanaryStatusReport {
     pub fn new(
         config: &Config,
-        canary: &Canary,
-        ledger: &Ledger,
         lock: &Result<Option<Held>>,
         now: Timestamp,
     ) -> Result<CanaryStatusReport> {
+        let (canary, ledger) = (config.canary()?, Ledger::open(config)?);
         let limits = &canary.limits;
         let night = limits.window.night(now);
         let journal = ledger.journal()?;
@@ -181,6 +183,7 @@ impl CanaryStatusReport {
             window: limits.window.to_string(),
             in_window: limits.window.contains(now),
             next_window: limits.window.opens_next(now).to_string(),
+            opens: limits.window.tell(limits.window.opens_next(now), now),
             night: night.strftime("%Y%m%d").to_string(),
             budget_used: used.map(seconds),
             budget_left: used.map(|used| seconds(limits.max_downtime.saturating_sub(used))),
@@ -203,12 +206,9 @@ impl Report for CanaryStatusReport {
         };
         let window = match self.in_window {
             true => "open now".to_owned(),
-            false => format!("opens {}", self.next_window),
+            false => format!("opens {}", self.opens),
         };
-        let mode = match self.mode {
-            Mode::Predictive => "predictive",
-            Mode::Canary => "canary",
-        };
+        let mode = self.mode.name();
         let mut text = format!(
             "canary of {}, mode {mode}\nwindow {}: {window}\nnight {}: {} used, {} left\nruns within 24 h: {} of {}; cooldown {}\nGPU lock {}\n",
             self.service,

@@ -7,6 +7,7 @@ use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::model::{Healthy, Presence, Running, Trouble};
 use std::collections::HashMap;
+use std::path::Path;
 use std::time::Duration;
 
 const SHOW_LIMIT: Duration = Duration::from_secs(5);
@@ -159,6 +160,16 @@ fn act(arguments: &[&str], user: bool, limit: Duration, code: Code, stop: &Stop)
     let (verb, unit) = (arguments[0], arguments[arguments.len() - 1]);
     let code = if output.status.code() == Some(NOT_PERMITTED) { Code::Permission } else { code };
     Err(Failure::new(code, format!("systemctl {verb} {unit}: {}", output.complaint())))
+}
+
+/// Whether the machine is going down: nothing is started on it any more.
+pub fn is_going_down() -> bool {
+    if !Path::new("/run/systemd/system").exists() {
+        return false;
+    }
+    let asked = systemctl(&["show", "--property", "SystemState"], false, SHOW_LIMIT);
+    let told = asked.and_then(|asked| text(asked, &Stop::never()));
+    told.is_ok_and(|told| told.trim() == "SystemState=stopping")
 }
 
 fn systemctl(arguments: &[&str], user: bool, limit: Duration) -> Result<Begun> {

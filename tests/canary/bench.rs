@@ -34,6 +34,7 @@ impl Bench {
         let bench = Bench { rig, vllm, port };
         bench.rig.set("canary.service", "vllm");
         bench.rig.set("canary.mode", "canary");
+        bench.rig.set("canary.state_dir", bench.rig.state_dir().to_str().unwrap());
         bench.rig.set("canary.model", "/models/m");
         bench.rig.set("canary.port", i64::from(port));
         bench.rig.set("canary.window", open_window());

@@ -30,7 +30,8 @@ fn a_verdict_has_every_field_of_the_contract() {
             "persistent_mb": 0, "available_mb": 24576})
     );
     let text = rig.gpuctl(&format!("canary check {CANDIDATE}")).run().succeeds().text();
-    assert_eq!(text, "pass: an allocation of 18432 MB fits into 24576 MB\n");
+    let told = "predictive: nothing was started; `gpuctl canary run --mode canary` for a trial\n";
+    assert_eq!(text, format!("pass: an allocation of 18432 MB fits into 24576 MB\n{told}"));
 }
 
 #[test]

@@ -34,7 +34,8 @@ fn outside_the_window_a_run_is_refused_until_it_opens() {
     assert_eq!(bench.status()["next_window"], opens);
     assert_noted(&bench, "outside_window");
     let said = bench.try_it("").exits(75);
-    drop(said.stderr_has(&format!("outside the maintenance window {window}")).stderr_has(opens));
+    let at = format!("it opens {hour}:00 UTC, in ");
+    drop(said.stderr_has(&format!("outside the maintenance window {window}")).stderr_has(&at));
     // The word of an operator.
     bench.passes("--now");
 }
@@ -231,4 +232,18 @@ fn a_port_that_is_taken_is_found_before_production_is_touched() {
     );
     assert_eq!(bench.production(), production);
     assert_eq!(bench.events(), ["refused"]);
+}
+
+#[test]
+fn a_start_command_that_names_a_home_that_is_not_known_is_refused_before_production_is_stopped() {
+    let bench = Bench::new();
+    let production = bench.production();
+    let start = "exec ~/venv/bin/python3 -m vllm --port {port} -u {vllm_memory_util}";
+    bench.rig.set("canary.start", start);
+    let run = bench.rig.gpuctl("canary run --set vllm_memory_util=0.75").env_remove("HOME").run();
+    run.fails("config").stderr_has("HOME is not set").stderr_has("hint: write the path out");
+    assert_eq!(bench.production(), production);
+    let check =
+        bench.rig.gpuctl("canary check --set vllm_memory_util=0.75").env_remove("HOME").run();
+    check.succeeds().stdout_has("pass");
 }

@@ -109,7 +109,7 @@ fn row_50_a_journal_of_another_boot_is_owed_whoever_has_its_pids_now() {
     journal["boot"] = "01234567-89ab-cdef-0123-456789abcdef".into();
     trial.write_journal(&journal);
     assert_eq!(status(&trial)["restore_owed"], true);
-    trial.run().run().fails("lock_busy").stderr_has(OWED);
+    trial.run().run().fails("start_failed").stderr_has(OWED);
     assert_recovers(&trial, "another boot");
 }
 
@@ -129,7 +129,7 @@ fn row_50_every_command_that_acts_says_that_a_restore_is_owed_and_the_others_wor
     rig.gpuctl("lock status").run().succeeds().stdout_has("free");
 
     let run = rig.gpuctl("canary run --set vllm_memory_util=0.75 --now --json").run();
-    let refusal = run.fails("lock_busy").json();
+    let refusal = run.fails("start_failed").json();
     assert!(refusal["error"]["message"].as_str().unwrap().contains(OWED), "{refusal}");
     assert!(refusal["error"]["hint"].as_str().unwrap().contains("canary recover"), "{refusal}");
 
@@ -266,4 +266,52 @@ fn production_that_comes_back_late_is_told_and_the_verdict_stands() {
     assert!(trial.has_told("restore_sla_missed") && trial.has_told("prod_restored"));
     assert_eq!(trial.promotions(), 1);
     trial.assert_all_is_well("late");
+}
+
+#[test]
+fn row_50_production_that_is_ready_settles_the_debt_at_the_next_call_of_any_kind() {
+    let calls = [
+        "status",
+        "history",
+        "lock status",
+        "canary status",
+        "canary check --set vllm_memory_util=0.75",
+    ];
+    for call in calls {
+        let begun = Instant::now();
+        let (trial, run) = in_the_middle();
+        run.signal(Signal::STOP);
+        lose_power(&trial, run);
+        let mut server = trial.rig.by_hand(trial.vllm.command());
+        until("somebody has started it", || trial.vllm.is_healthy());
+        let back = begun.elapsed().as_secs_f64();
+        let told = trial.rig.gpuctl(call).run().succeeds().ignores_stdout();
+        drop(told.stderr_has("vllm is back after the trial that was interrupted"));
+        assert_eq!(trial.journal(), None, "{call}");
+        let used = trial.booked().0;
+        assert!(0.0 < used && used < back, "{call}: booked {used} s of {back} s");
+        trial.rig.gpuctl(call).run().succeeds().ignores_stdout();
+        assert!(server.is_alive());
+        trial.run().arg("--dry-run").run().succeeds().stdout_has("pass");
+    }
+}
+
+#[test]
+fn row_50_a_journal_of_an_earlier_boot_stops_nothing() {
+    let (trial, run) = in_the_middle();
+    run.signal(Signal::STOP);
+    lose_power(&trial, run);
+    let mut journal = trial.journal().unwrap();
+    assert_eq!(journal["progress"], "away");
+    journal["boot"] = "01234567-89ab-cdef-0123-456789abcdef".into();
+    trial.write_journal(&journal);
+    // The boot is just starting it.
+    let slowly = trial.vllm.command().replace("--warmup 400ms", "--warmup 3s");
+    trial.rig.set("services.vllm.start", format!("exec {slowly}"));
+    let start = trial.rig.gpuctl("start vllm --quiet").spawn();
+    until("it comes up", || !trial.rig.processes_of(&trial.vllm).is_empty());
+    let servers = trial.rig.processes_of(&trial.vllm);
+    assert_recovers(&trial, "an earlier boot");
+    assert_eq!(trial.rig.processes_of(&trial.vllm), servers, "it was stopped");
+    start.wait().succeeds().ignores_stderr();
 }

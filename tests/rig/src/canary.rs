@@ -36,6 +36,8 @@ impl Trial {
         let hour = |hours: i64| (Timestamp::now() + hours.hours()).strftime("%H:%M").to_string();
         rig.set("canary.service", "vllm");
         rig.set("canary.mode", "canary");
+        // Of root's trials elsewhere the machine's own folder tells.
+        rig.set("canary.state_dir", rig.state_dir().to_str().unwrap());
         rig.set("canary.model", "/models/candidate");
         rig.set("canary.window", format!("{}-{} UTC", hour(-2), hour(2)));
         rig.set("canary.cooldown", "0s");

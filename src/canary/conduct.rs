@@ -1,0 +1,116 @@
+//! What the `canary` commands are for, from the question to its answer: a candidate is judged by
+//! arithmetic and tried where that is asked for, what was interrupted is put right, and the
+//! operator's emergencies are carried out.
+
+use super::admission::{admit, note_refusal, predict, route, take_lock_at_once};
+use super::candidate::Candidate;
+use super::ledger::{Journal, Ledger, owed, refuse_unsettled};
+use super::limits::Route;
+use super::maintenance;
+use super::restore::{Hands, recover};
+use super::trial::{Trial, TrialOutcome};
+use super::verdict::Prediction;
+use crate::config::{Config, Mode};
+use crate::error::Result;
+use crate::progress::Progress;
+use crate::screen::text::span;
+use crate::world::host;
+use crate::world::nvml::Reader;
+use crate::world::wait::Stop;
+use serde_json::{Map, Value};
+use std::sync::Mutex;
+
+/// A candidate is judged by these.
+pub struct Candidacy {
+    /// The candidate's parameters as they were given.
+    pub document: Map<String, Value>,
+    pub mode: Mode,
+    /// The window and the cooldown are waived, by an operator's word.
+    pub waived: bool,
+    /// Only whether it would be tried, and where.
+    pub is_question: bool,
+}
+
+/// A candidate has come so far.
+pub enum Course {
+    /// It was judged by arithmetic alone.
+    Predicted,
+    /// It would be tried there.
+    Permitted(Route),
+    Tried(Box<TrialOutcome>),
+}
+
+/// Judges a candidate by arithmetic; in the mode `canary` one that can work is tried.
+pub fn conduct(
+    asked: &Candidacy,
+    config: &Config,
+    stop: &Stop,
+    progress: &Progress,
+) -> Result<(Prediction, Course)> {
+    let canary = config.canary()?;
+    let candidate = Candidate::new(&asked.document, &canary.bounds);
+    let mut reader = Reader::open(&config.gpu);
+    let prediction = predict(&candidate, config, canary, &mut reader, stop)?;
+    let ledger = Ledger::open(config)?;
+    if asked.mode == Mode::Canary && candidate.is_ok() && !prediction.passed {
+        // What it does not fit beside may be another trial's canary.
+        refuse_unsettled(&ledger, canary)?;
+    }
+    let (Ok(candidate), true, Mode::Canary) = (candidate, prediction.passed, asked.mode) else {
+        return Ok((prediction, Course::Predicted));
+    };
+    let hands = Hands { config, canary, ledger: &ledger, reader: &Mutex::new(reader), progress };
+    let route = route(&hands, &candidate, &prediction)?;
+    let admitted = admit(&hands, route, asked.waived, stop);
+    if asked.is_question {
+        return admitted.map(|()| (prediction, Course::Permitted(route)));
+    }
+    let guard = admitted.and_then(|()| take_lock_at_once(&hands, stop));
+    let guard = guard.inspect_err(|refusal| note_refusal(&hands, &asked.document, refusal))?;
+    let trial = Trial {
+        hands,
+        candidate: &candidate,
+        guard: &guard,
+        stop: &stop.under(guard.lease()),
+        waived: asked.waived,
+        others: prediction.persistent,
+        state_dir: config.state_dir()?,
+    };
+    let outcome = trial.run(route);
+    let outcome =
+        outcome.inspect_err(|refusal| note_refusal(&trial.hands, &asked.document, refusal))?;
+    let released = guard.release(progress);
+    // What became of production matters more.
+    if outcome.failure().is_none() {
+        released?;
+    }
+    Ok((prediction, Course::Tried(Box::new(outcome))))
+}
+
+/// Puts right what a trial that was interrupted has left, and says what was done.
+pub fn put_right(config: &Config, stop: &Stop, progress: &Progress) -> Result<String> {
+    let canary = config.canary()?;
+    let ledger = Ledger::open(config)?;
+    let reader = Mutex::new(Reader::open(&config.gpu));
+    let hands = Hands { config, canary, ledger: &ledger, reader: &reader, progress };
+    let Some(restored) = recover(&hands, stop)? else { return Ok("nothing to recover".to_owned()) };
+    let told = format!("{} is back; it was away for {}", canary.service, span(restored.downtime));
+    restored.failure.map_or(Ok(told), Err)
+}
+
+/// Begins this night's budget anew, and says so.
+pub fn reset_budget(config: &Config, stop: &Stop) -> Result<String> {
+    let night = config.canary()?.limits.window.night(host::now());
+    Ledger::open(config)?.reset_budget(night, stop)?;
+    Ok(format!("the budget of {night} has been reset"))
+}
+
+/// Gives up the lock, whosever it is, and says whether there was one.
+pub fn unlock(config: &Config, progress: &Progress) -> Result<String> {
+    let ledger = Ledger::open(config)?;
+    let had = maintenance::unlock(config, config.canary()?, &ledger)?;
+    if let Some(journal) = ledger.journal()?.filter(Journal::is_orphaned) {
+        progress.warning(&owed(&journal).message);
+    }
+    Ok(if had { "unlocked" } else { "there was no lock" }.to_owned())
+}
