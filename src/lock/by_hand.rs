@@ -5,7 +5,7 @@ use super::entry::enter;
 use super::guard::give_back;
 use super::machine::Machine;
 use super::record::{Held, Record};
-use super::redis::Redis;
+use super::redis::{Redis, Releaser, Renewal};
 use super::{Patience, look, not_held, redis};
 use crate::config::Config;
 use crate::error::{Failure, Result};
@@ -52,7 +52,7 @@ pub fn acquire(
     enter(config, &mut machine, redis.as_mut(), &mut claim, &patience, stop, tell)?;
     claim.ttl = wanted.ttl;
     if let Some(redis) = &mut redis
-        && !redis.renew(&claim.record.token, claim.ttl, false, false)?
+        && !redis.renew(&claim.record.token, claim.ttl, Renewal::Last)?
     {
         let why = "the GPU lock was lost as soon as taken";
         return Err(Failure::new(Code::LockLost, why)
@@ -64,7 +64,7 @@ pub fn acquire(
 impl ByHand {
     /// Leaves it to whoever has its token.
     pub fn leave(mut self) -> Result<()> {
-        let Claim { holder, record, ttl } = &mut self.claim;
+        let Claim { holder, record, ttl, .. } = &mut self.claim;
         record.until_since_boot_ms = Some((since_boot() + *ttl).as_millis() as u64);
         self.machine.put_down(holder, record)
     }
@@ -72,7 +72,7 @@ impl ByHand {
     /// Gives it back, since nobody will ever have its token.
     pub fn give_back(&mut self) -> Result<()> {
         if let Some(redis) = &mut self.redis {
-            redis.release(Some(&self.claim.record.token))?;
+            redis.release(Releaser::Holder(&self.claim.record.token), None)?;
         }
         Ok(())
     }
@@ -118,15 +118,26 @@ pub fn release(config: &Config, token: Option<&str>) -> Result<Release> {
         }
     }
     let (mut redis, mut released) = (redis(config), false);
+    if let (Some(token), Some(redis)) = (token, &mut redis)
+        && let Some(held) = redis.look().ok().flatten()
+        && held.is_of(token)
+        && held.is_renewed()
+    {
+        // On another machine; what is left of one here is taken away.
+        let place = machine.as_ref().map(|machine| machine.lock().place()).transpose()?;
+        if place.is_none_or(|place| !held.was_in(&place)) {
+            return Ok(Release::LeftToRun(held));
+        }
+    }
     // Before somebody can come in on this machine, whose lock is not meant.
     if let (None, Some(redis)) = (token, &mut redis) {
-        released = redis.release(None)?;
+        released = redis.release(Releaser::Anybody, None)?;
     }
     if let Some(machine) = &machine {
         released |= machine.end_by_hand(token)?;
     }
     if let (Some(token), Some(redis)) = (token, &mut redis) {
-        released |= give_back(config, redis, token)?;
+        released |= give_back(config, redis, Releaser::Bearer(token))?;
     }
     Ok(match look(config)? {
         _ if released => Release::Released,

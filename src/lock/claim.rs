@@ -5,7 +5,7 @@ use super::record::Record;
 use crate::config::Span;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Of a lock that is renewed: how long a holder that has vanished may hold up others elsewhere.
 pub const TTL: Duration = Duration::from_secs(30);
@@ -25,13 +25,15 @@ pub struct Claim {
     /// Its fence is 0 until the lock is taken.
     pub record: Record,
     pub ttl: Duration,
+    /// When it began to wait.
+    pub since: Instant,
 }
 
 impl Claim {
     /// One that who has this machine's lock makes good.
     pub fn new(holder: &str, record: Record, ttl: Duration, machine: &Machine) -> Result<Claim> {
         let record = Record { place: machine.lock().place()?, ..record };
-        Ok(Claim { holder: holder.to_owned(), record, ttl })
+        Ok(Claim { holder: holder.to_owned(), record, ttl, since: Instant::now() })
     }
 }
 

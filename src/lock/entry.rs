@@ -7,7 +7,7 @@
 use super::claim::Claim;
 use super::line::WaitingLine;
 use super::machine::{InTheWay, Machine};
-use super::redis::Redis;
+use super::redis::{Redis, Releaser};
 use super::{Attempt, Busy, Patience, Teller};
 use crate::config::Config;
 use crate::error::{Failure, Result};
@@ -52,7 +52,7 @@ pub fn enter(
         && !cannot_be_asked
     {
         // The place in its line, or the lock, which are forgotten by themselves where this fails.
-        let _ = redis.release(Some(&entry.claim.record.token));
+        let _ = redis.release(Releaser::Holder(&entry.claim.record.token), None);
     }
     entered
 }

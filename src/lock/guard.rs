@@ -5,8 +5,9 @@
 use super::claim::{Claim, MARGIN, RENEWAL, TTL};
 use super::entry::enter;
 use super::keep::Kept;
+use super::line::WaitingLine;
 use super::machine::Machine;
-use super::redis::Redis;
+use super::redis::{Next, Redis, Releaser, Renewal};
 use super::watchdog::Watchdog;
 use super::{Ends, Held, Patience, Record, not_held, redis, shown};
 use crate::config::{Config, Span};
@@ -125,7 +126,7 @@ impl Guard {
         let mut record = ours(heirloom.token.clone(), "guardian", &[])?;
         record.fence = heirloom.fence;
         let asked = since_boot();
-        if !redis.renew(&record.token, TTL, true, false)? {
+        if !redis.renew(&record.token, TTL, Renewal::InTime)? {
             return Ok(None);
         }
         let machine = Machine::open(&config.lock.place.file)?;
@@ -160,7 +161,7 @@ impl Guard {
         let is_held = |held: &Held| held.is_of(token) && (is_here || !held.was_in(&place));
         let held = redis.look()?.filter(is_held).ok_or_else(not_held)?;
         let asked = since_boot();
-        if !redis.renew(token, TTL, true, false)? {
+        if !redis.renew(token, TTL, Renewal::InTime)? {
             return Err(not_held());
         }
         let mut guard = Guard::of(config, machine, &held.record.ok_or_else(not_held)?)?;
@@ -282,12 +283,14 @@ impl Guard {
         let mut hold = lock(&renewed.hold);
         let has_company = self.has_company.load(Ordering::Relaxed);
         let is_ours = !(has_company || hold.is_late()) || hold.confirm()?.is_some();
+        let by = Releaser::Holder(&self.token);
         if !has_company {
-            return Ok(hold.redis.release(Some(&self.token))? && is_ours);
+            let next = self.machine.as_ref().and_then(|machine| next(machine).ok().flatten());
+            return Ok(hold.redis.release(by, next.as_ref())? && is_ours);
         }
         // Who is left there is not us; and who comes in there now takes the lock in Redis over.
         self.machine = None;
-        give_back(&self.config, &mut hold.redis, &self.token)?;
+        give_back(&self.config, &mut hold.redis, by)?;
         Ok(is_ours)
     }
 }
@@ -299,22 +302,33 @@ impl Drop for Guard {
     }
 }
 
-/// Gives back the lock in Redis under this token, by one who has not the machine's any more, or has
-/// it kept for those who have; tells whether it was the token's.
-pub fn give_back(config: &Config, redis: &mut Redis, token: &str) -> Result<bool> {
+/// Who has the machine's lock after us.
+fn next(machine: &Machine) -> Result<Option<Next>> {
+    let lock = machine.lock();
+    let waited = WaitingLine::longest_wait(&lock.file).map_err(|e| lock.failed(e))?;
+    waited.map(|waited| Ok(Next { place: lock.place()?, waited })).transpose()
+}
+
+/// Gives back the lock in Redis, by one who has not the machine's any more, or has it kept for those
+/// who have; tells whether it was the token's.
+pub fn give_back(config: &Config, redis: &mut Redis, by: Releaser) -> Result<bool> {
+    let (Releaser::Holder(token) | Releaser::Bearer(token)) = by else {
+        return redis.release(by, None);
+    };
     let machine = Machine::find(&config.lock.place.file)?;
     let left = machine.and_then(|machine| machine.held().ok().flatten());
     match left.filter(|held| held.is_of(token)) {
-        None => redis.release(Some(token)),
+        None => redis.release(by, None),
         Some(held) if held.ends == Ends::WithProcesses => {
-            let is_ours = redis.renew(token, TTL, true, false)?;
+            // Nobody is there who could be told that it was lost: where nobody came, it is not.
+            let is_ours = redis.renew(token, TTL, Renewal::Late)?;
             if let Some(kept) = Kept::new(config, token).filter(|_| is_ours) {
                 Watchdog::keep(kept)?;
             }
             Ok(is_ours)
         }
         // Taken by hand, and not over.
-        Some(_) => redis.renew(token, Duration::ZERO, false, false),
+        Some(_) => redis.renew(token, Duration::ZERO, Renewal::Last),
     }
 }
 
@@ -381,8 +395,8 @@ impl Hold {
     /// Renews it: until when it is ours now, since boot; `None` where it is not any more.
     fn confirm(&mut self) -> Result<Option<Duration>> {
         let asked = since_boot();
-        let is_late = self.is_late();
-        if !self.redis.renew(&self.token, TTL, true, is_late)? {
+        let how = if self.is_late() { Renewal::Late } else { Renewal::InTime };
+        if !self.redis.renew(&self.token, TTL, how)? {
             return Ok(None);
         }
         self.until = asked + TTL;

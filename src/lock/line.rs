@@ -45,6 +45,26 @@ impl WaitingLine {
         WaitingLine { file: file.clone(), place: None, before: None }
     }
 
+    /// For how long the one has waited that is next, by one who has no place in it.
+    pub fn longest_wait(file: &File) -> std::io::Result<Option<Duration>> {
+        let mut from = FIRST;
+        loop {
+            let (mut first, mut end) = (None, i64::MAX as u64);
+            while let Some(taken) = byte_locks::any(file, LockOwner::Process, from..end)? {
+                end = taken.bytes.start;
+                first = Some(taken);
+            }
+            match first {
+                None => return Ok(None),
+                Some(stopped) if process::is_suspended(stopped.pid) => from = stopped.bytes.end,
+                Some(next) => {
+                    let came = Duration::from_nanos(next.bytes.start - FIRST);
+                    return Ok(Some(since_boot().saturating_sub(came)));
+                }
+            }
+        }
+    }
+
     /// Takes a place at the end, where we have none yet; tells whether that is new.
     pub fn queue_up(&mut self) -> std::io::Result<bool> {
         if self.place.is_some() {

@@ -176,6 +176,11 @@ impl Held {
         self.record.as_ref().is_some_and(|record| record.place == place)
     }
 
+    /// Whether its holder renews it, and has not left it to its time.
+    pub fn is_renewed(&self) -> bool {
+        self.record.as_ref().is_some_and(|record| record.renewed)
+    }
+
     pub fn is_of(&self, token: &str) -> bool {
         self.record.as_ref().is_some_and(|record| record.token == token)
     }
@@ -220,7 +225,7 @@ impl Held {
         }
         facts.extend(self.is_stopped().then(|| "stopped".to_owned()));
         match self.ends {
-            Ends::In(_) if self.record.as_ref().is_some_and(|record| record.renewed) => {}
+            Ends::In(_) if self.is_renewed() => {}
             Ends::In(_) => facts.push(format!("{} s left", self.ttl())),
             Ends::Never => facts.push("without an end".to_owned()),
             Ends::WithProcesses => {}

@@ -6,7 +6,8 @@
 //! waiters by when they last looked, `KEY:called` whose turn it is, `KEY:wake:TOKEN` what wakes
 //! one. `KEY:second` is the second record of a holder that renews its lock: the number of renewals
 //! and the value. It outlives the key, whatever becomes of that, until its holder has given the
-//! lock back, or has not renewed it for its whole time by the clock of one who waits.
+//! lock back, or has not renewed it for its whole time by the clock of one who waits. `KEY:server`
+//! is the server that gave the lock last, by its replication ID.
 
 mod explain;
 mod server;
@@ -35,7 +36,7 @@ macro_rules! script {
 const CALL_LIMIT: Duration = Duration::from_secs(3);
 
 /// For a renewal, so that there is time for another one.
-const RENEWAL_LIMIT: Duration = Duration::from_secs(2);
+pub const RENEWAL_LIMIT: Duration = Duration::from_secs(2);
 
 /// Between two tries to reach a server that was there.
 const RECONNECT: Duration = Duration::from_millis(50);
@@ -50,6 +51,34 @@ const LISTEN: Duration = Duration::from_secs(10);
 /// In a failure's details: the server's own code.
 const ERROR: &str = "redis_error";
 const LOADING: &str = "LOADING";
+
+/// How a lock is renewed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Renewal {
+    InTime,
+    /// Its time may have run out: it is the token's again where nobody has come since.
+    Late,
+    /// Only where nobody waits for it.
+    Unwanted,
+    /// For the last time: nothing works under it any more, so that its second record ends.
+    Last,
+}
+
+/// Who gives a lock up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Releaser<'a> {
+    /// Who has ended all that worked under its token.
+    Holder(&'a str),
+    /// Who knows the token of a lock that was taken by hand.
+    Bearer(&'a str),
+    Anybody,
+}
+
+/// Who has the machine's lock next, and for how long it has waited.
+pub struct Next {
+    pub place: String,
+    pub waited: Duration,
+}
 
 pub struct Redis {
     client: Client,
@@ -244,15 +273,16 @@ impl Redis {
         let (before, after) = value.split_once("\"fence\":0").expect("a record not yet taken");
         let before = format!("{before}\"fence\":");
         let (ttl, wait) = (claim.ttl.as_millis().to_string(), TTL.as_millis().to_string());
-        let [counter, queue, seen, called, wake, second] =
-            ["fence", "queue", "seen", "called", "wake:", "second"].map(|what| self.beside(what));
+        let [counter, queue, seen, called, wake, second, server] =
+            ["fence", "queue", "seen", "called", "wake:", "second", "server"]
+                .map(|what| self.beside(what));
         let (key, arrival) = (self.key.clone(), self.arrival.clone());
         let (watched, since) = self.second.clone();
         let over = if since + TTL <= since_boot() { watched.as_str() } else { "" };
         let flag = |is_set| if is_set { "1" } else { "0" };
         let answer = self.script(
             script!("acquire"),
-            [&key, &counter, &queue, &seen, &called, &wake, &second],
+            [&key, &counter, &queue, &seen, &called, &wake, &second, &server],
             [
                 &claim.record.token,
                 &before,
@@ -264,6 +294,7 @@ impl Redis {
                 over,
                 &wait,
                 flag(claim.record.renewed),
+                &claim.since.elapsed().as_micros().to_string(),
             ],
             (CALL_LIMIT, stop),
         )?;
@@ -310,32 +341,35 @@ impl Redis {
     }
 
     /// Lets the lock of that token live for so long at least; false where it is not the token's any
-    /// more. `is_renewed`: its second record goes on, and does not end now. `is_late`: its time may
-    /// have run out, and it is the token's again where nobody has come since.
-    pub fn renew(
-        &mut self,
-        token: &str,
-        ttl: Duration,
-        is_renewed: bool,
-        is_late: bool,
-    ) -> Result<bool> {
-        let (key, second) = (self.key.clone(), self.beside("second"));
-        let flag = |is_set| if is_set { "1" } else { "0" };
-        let ttl = ttl.as_millis().to_string();
-        let arguments = [token, &ttl, flag(is_renewed), flag(is_late)];
+    /// more, or not to be renewed in that way.
+    pub fn renew(&mut self, token: &str, ttl: Duration, how: Renewal) -> Result<bool> {
+        let key = self.key.clone();
+        let [second, queue, seen, called] =
+            ["second", "queue", "seen", "called"].map(|what| self.beside(what));
+        let how = match how {
+            Renewal::InTime => "in time",
+            Renewal::Late => "late",
+            Renewal::Unwanted => "unwanted",
+            Renewal::Last => "last",
+        };
         Ok(self.script(
             script!("renew"),
-            [&key, &second],
-            arguments,
+            [&key, &second, &queue, &seen, &called],
+            [token, &ttl.as_millis().to_string(), how],
             (RENEWAL_LIMIT, &Stop::never()),
         )? == ["1"])
     }
 
-    /// Gives up the lock or the place in the line; without a token whatever lock there is. Tells
-    /// whether there was such a lock.
-    pub fn release(&mut self, token: Option<&str>) -> Result<bool> {
+    /// Gives up the lock or the place in the line; tells whether there was such a lock. `next`: who
+    /// has the machine's lock after us.
+    pub fn release(&mut self, by: Releaser, next: Option<&Next>) -> Result<bool> {
         // Asked first, and as often as it takes: the answer to a release that was done and whose
         // reply was lost is the same as to one of a lock that was gone before.
+        let (token, whose) = match by {
+            Releaser::Holder(token) => (Some(token), "holder"),
+            Releaser::Bearer(token) => (Some(token), "bearer"),
+            Releaser::Anybody => (None, "anybody"),
+        };
         let was_held = match token.map(|token| (token, self.look())) {
             None => true,
             Some((token, Ok(held))) => held.is_some_and(|held| held.is_of(token)),
@@ -345,11 +379,13 @@ impl Redis {
         };
         let [queue, seen, called, wake, second] =
             ["queue", "seen", "called", "wake:", "second"].map(|what| self.beside(what));
-        let (key, anybody) = (self.key.clone(), if token.is_some() { "0" } else { "1" });
+        let key = self.key.clone();
+        let place = next.map_or("", |next| next.place.as_str());
+        let waited = next.map_or(String::new(), |next| next.waited.as_micros().to_string());
         let answer = self.script(
             script!("release"),
             [&key, &queue, &seen, &called, &wake, &second],
-            [token.unwrap_or_default(), anybody],
+            [token.unwrap_or_default(), whose, place, &waited],
             (CALL_LIMIT, &Stop::never()),
         )?;
         match answer.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {

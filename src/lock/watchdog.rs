@@ -2,7 +2,9 @@
 //! gpuctl dies, or has stopped telling that the lock is still held; and it keeps the lock in Redis
 //! for what the command has left in the background.
 
+use super::claim::MARGIN;
 use super::keep::Kept;
+use super::redis::RENEWAL_LIMIT;
 use crate::error::Result;
 use crate::exit::Answer;
 use crate::model::Pid;
@@ -19,8 +21,8 @@ use std::time::Duration;
 /// The subcommand that it is called with.
 const COMMAND: &str = "watchdog";
 
-/// What a gpuctl that was suspended with us has to ask whether the lock is still its own.
-const ASKING: Duration = Duration::from_secs(5);
+/// So long before the end of a lock that its gpuctl does not renew we do.
+const ASKING: Duration = RENEWAL_LIMIT;
 
 #[derive(Serialize, Deserialize)]
 enum Message {
@@ -77,22 +79,38 @@ impl Watchdog {
 /// The other side: listens until it has to act, or is dismissed.
 pub fn serve(of: Pid) -> Result<Answer> {
     let mut listener = Listener::new(of)?;
-    let (mut command, mut kept, mut valid) = (None, None, None);
+    let (mut command, mut kept, mut valid) = (None, None::<Kept>, None);
+    // The end of the lock's time for which that was tried.
+    let mut tried = None;
     loop {
-        match listener.next(valid)? {
+        let is_tried = tried == valid;
+        let until = valid.map(|until: Duration| match is_tried {
+            true => until,
+            false => until.saturating_sub(ASKING),
+        });
+        match listener.next(until)? {
             Heard::Message(Message::Command { group, token, grace }) => {
                 command = Some((group, token, grace));
             }
             Heard::Message(Message::Keep(lock)) => kept = Some(lock),
             Heard::Message(Message::Valid(until)) => valid = Some(until),
-            Heard::TimedOut if valid.is_some_and(|until| since_boot() >= until + LATE) => {
-                valid = Some(since_boot() + ASKING);
-            }
             Heard::Gone => break,
-            // A gpuctl that is only stopped keeps the machine's lock, and this one runs out.
+            // A gpuctl that is only stopped keeps the machine's lock, and that in Redis for as long
+            // as nobody wants it. One that was suspended with us has been kept from renewing it.
             Heard::TimedOut => {
-                kept = None;
-                break;
+                let is_late = valid.is_some_and(|until| since_boot() >= until + LATE);
+                let ask = || kept.as_ref()?.hold_on(is_late);
+                let held = if is_tried && !is_late { None } else { ask() };
+                match held.zip(command.as_ref()) {
+                    Some((until, (.., grace))) => {
+                        valid = Some(until.saturating_sub(*grace + MARGIN));
+                    }
+                    None if is_tried || is_late => {
+                        kept = None;
+                        break;
+                    }
+                    None => tried = valid,
+                }
             }
         }
     }

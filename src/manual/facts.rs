@@ -50,6 +50,11 @@ pub const ENVIRONMENT: &[Fact] = &[
          neither waits for it nor releases it.",
     ),
     fact(
+        Topic::State,
+        &["XDG_RUNTIME_DIR"],
+        "Set for systemd-run, which finds a user's manager by it.",
+    ),
+    fact(
         Topic::Run,
         &["GPUCTL_SERVICE", "GPUCTL_FENCE"],
         "Set for the command: the services that are ready for it, and a number that rises with \

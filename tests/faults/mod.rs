@@ -48,5 +48,6 @@ mod row_60_61_waiting;
 mod row_62_63_callers;
 mod row_66_68_69_71_lock_in_redis;
 mod row_66_68_70_machines_lock;
+mod row_66_69_lock_elsewhere;
 mod row_72_canary_stuck;
 mod row_76_http;

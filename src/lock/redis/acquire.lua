@@ -1,14 +1,22 @@
 -- One try to take the lock: {"taken", fence}, {"busy", value, pttl, ahead, arrival, second}, {"turn", pttl, ahead,
 -- arrival} where it is free and another's turn for so long, or {"type", type}. Who asks has the machine's lock of that
 -- place: a holder that had it is dead. `over` is a second record that was not renewed for its whole time.
-local key, counter, queue, seen, called, wake, second =
-    KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
+local key, counter, queue, seen, called, wake, second, server =
+    KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8]
 local token, before_fence, after_fence, ttl, queues, arrival, place, over, wait =
     ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5] == '1', ARGV[6], ARGV[7], ARGV[8], tonumber(ARGV[9])
-local is_renewed = ARGV[10] == '1'
+local is_renewed, waited = ARGV[10] == '1', ARGV[11]
 
 local kind = redis.call('TYPE', key).ok
 if kind ~= 'string' and kind ~= 'none' then return {'type', kind} end
+-- A server that came after the one that gave the lock last, by a fail-over, does not know who has it since.
+local info, known = redis.pcall('INFO', 'replication'), redis.call('GET', server)
+if type(info) ~= 'string' then info = '' end
+local id, former = string.match(info, 'master_replid:(%x+)'), string.match(info, 'master_replid2:(%x*[1-9a-f]%x*)')
+if id and id ~= (known or not former and id) then
+    redis.call('SET', second, id .. ' somebody from before the fail-over', 'PX', wait)
+    redis.call('SET', server, id)
+end
 local value, left, last = redis.call('GET', key), redis.call('PTTL', key), redis.call('GET', second)
 
 -- The reply to an earlier try was lost.
@@ -29,13 +37,13 @@ end
 -- The key has gone before its holder, or with it: nobody knows, and from now on its time is the server's too.
 if not value and last then
     if redis.call('PTTL', second) > wait then redis.call('PEXPIRE', second, wait) end
-    value, left = string.match(last, '^%d+ (.*)$'), redis.call('PTTL', second)
+    value, left = string.match(last, '^%x+ (.*)$'), redis.call('PTTL', second)
 end
 
 drop_silent(queue, seen)
 local ahead
 if queues then
-    if arrival == '' then arrival = string.format('%.0f', now()) end
+    if arrival == '' then arrival = string.format('%.0f', now() - waited) end
     redis.call('ZADD', queue, 'NX', arrival, token)
     redis.call('ZADD', seen, now() / 1000, token)
     redis.call('PEXPIRE', queue, 60000)
@@ -50,7 +58,7 @@ if value then
     return {'busy', value, left, ahead, arrival, last or ''}
 end
 local turn = redis.call('GET', called)
-if turn ~= token and (turn or ahead > 0) then
+if turn ~= token and turn ~= place and (turn or ahead > 0) then
     if turn then ahead = ahead + 1 else call_first(queue, called, wake) end
     return {'turn', redis.call('PTTL', called), ahead, arrival}
 end
@@ -60,6 +68,7 @@ local fence = math.max((tonumber(redis.call('GET', counter)) or 0) + 1, now())
 fence = string.format('%.0f', fence)
 value = before_fence .. fence .. after_fence
 redis.call('SET', counter, fence)
+if id then redis.call('SET', server, id) end
 if is_renewed then redis.call('SET', second, '0 ' .. value, 'PX', SECOND) end
 redis.call('SET', key, value, 'PX', ttl)
 redis.call('ZREM', queue, token)

@@ -41,7 +41,7 @@ impl Redis {
                 .refused(&format!("does not let this user do what the lock needs: {detail}"))
                 .hint(format!(
                     "its ACL must allow ~{}* and the commands eval, type, get, set, del, exists, pttl, pexpire, \
-                     time, lpush, blpop and those of sorted sets",
+                     time, info, lpush, blpop and those of sorted sets",
                     self.key
                 )),
             (_, "CROSSSLOT") => self

@@ -16,9 +16,14 @@ local function drop_silent(queue, seen)
     end
 end
 
--- Out of the line, and awake: nobody else may take the lock until it has, or has had its time.
-local function call_first(queue, called, wake)
-    local first = redis.call('ZRANGE', queue, 0, 0)[1]
+-- Out of the line, and awake: nobody else may take the lock until it has, or has had its time. One who has waited longer
+-- for the machine's lock of a place comes before it, and is awake.
+local function call_first(queue, called, wake, place, waited)
+    local first, arrival = unpack(redis.call('ZRANGE', queue, 0, 0, 'WITHSCORES'))
+    if waited and (not first or now() - waited < tonumber(arrival)) then
+        redis.pcall('SET', called, place, 'PX', CALL)
+        return
+    end
     if not first then return end
     redis.call('ZREM', queue, first)
     redis.call('DEL', wake .. first)

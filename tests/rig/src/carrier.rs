@@ -37,7 +37,7 @@ struct Connection {
 
 pub struct Carrier {
     port: u16,
-    server: u16,
+    pub server: u16,
     listener: Option<TcpListener>,
     connections: Vec<Connection>,
     pub fault: Fault,

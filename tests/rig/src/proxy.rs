@@ -82,6 +82,14 @@ impl Proxy {
         self.order(Carrier::refuse);
     }
 
+    /// Another server is behind it from now on: the present connections end.
+    pub fn leads_to(&self, server: u16) {
+        self.order(move |carrier| {
+            carrier.server = server;
+            carrier.reset();
+        });
+    }
+
     /// Ends the present connections with a TCP reset, once.
     pub fn reset(&self) {
         self.order(Carrier::reset);
