@@ -95,7 +95,9 @@ pub enum Command {
     /// Run a command under the GPU lock, with a service or phase made ready for it
     ///
     /// Nobody else changes anything on the GPU while the command runs. Its exit code is passed on,
-    /// and the services keep running. If the lock is lost, the command is ended (TERM, --grace,
+    /// and the services keep running. --vram makes room for a command that is no service. With
+    /// --restore, what was stopped or unloaded is made ready again afterwards, under the lock all
+    /// along: exit code 5 where the command gave 0 and that failed. If the lock is lost, the command is ended (TERM, --grace,
     /// KILL). In its environment: GPUCTL_LOCK_TOKEN, with which gpuctl commands that it calls act
     /// under the same lock; GPUCTL_FENCE, a number that rises with every holder; GPUCTL_SERVICE.
     #[command(after_long_help = examples::RUN)]
@@ -325,6 +327,13 @@ pub struct AdoptArgs {
 pub struct RunArgs {
     #[command(flatten)]
     pub target: Target,
+    /// With --vram: stop or unload services of a lower priority than this only [default: any]
+    #[arg(long, value_name = "N", requires = "vram", allow_negative_numbers = true)]
+    pub priority: Option<i64>,
+    /// Afterwards make ready again what was stopped or unloaded, the highest priority first, however
+    /// the command ended, also when gpuctl is killed
+    #[arg(long)]
+    pub restore: bool,
     #[command(flatten)]
     pub waiting: WaitArgs,
     /// How long the command may take to end when the lock is lost, before it is killed
@@ -343,6 +352,10 @@ pub struct Target {
     /// Phase to prepare, by number or name, instead of one service
     #[arg(long)]
     pub phase: Option<String>,
+    /// Room to make for a command that is no service: a SIZE such as 8000 or 8GB, the lowest priority
+    /// first
+    #[arg(long, value_name = "SIZE")]
+    pub vram: Option<String>,
 }
 
 #[derive(Debug, Args)]

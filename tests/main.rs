@@ -74,6 +74,8 @@ mod run {
     mod job;
     mod lost;
     mod nested;
+    mod restore;
+    mod room;
     mod terminal;
 }
 mod services {

@@ -45,10 +45,8 @@ pub struct Guardian {
 impl Guardian {
     /// It keeps the machine's lock by this descriptor, until production is back.
     pub fn start(config: &Config, lock: BorrowedFd) -> Result<Guardian> {
-        let path = config.path.as_ref().map(|path| path.to_string_lossy().into_owned());
-        let gpu = config.gpu.selector.to_string();
-        let mut arguments = vec!["--gpu", &gpu];
-        arguments.extend(path.as_deref().map(|path| ["--config", path]).into_iter().flatten());
+        let arguments = config.arguments();
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         let companion = Companion::start(COMMAND, &arguments, Some(lock))?;
         let group = process::Id::of(companion.pid()).ok_or_else(|| {
             Failure::new(Code::Internal, "the guardian, just started, is not in the process table")

@@ -64,6 +64,7 @@ impl Hands<'_> {
             reader: self.reader,
             progress: self.progress,
             before: &before,
+            witness: &|_| (),
         };
         execute(&plan, &context).failure.map_or(Ok(()), Err)
     }

@@ -61,7 +61,8 @@ pub const RUN: &str = "\
 Examples:
   gpuctl run comfyui -- ./render.sh --all
   gpuctl run --phase video -- ./render.sh
-  gpuctl run comfyui --wait 1h -- make    # wait up to an hour for others";
+  gpuctl run comfyui --wait 1h -- make    # wait up to an hour for others
+  gpuctl run --vram 8GB --restore -- ./train.py    # and all is back";
 
 pub const ADOPT: &str = "\
 Examples:

@@ -6,7 +6,7 @@ use crate::canary::debt;
 use crate::cli::{DryRun, WaitArgs};
 use crate::config::Config;
 use crate::error::Result;
-use crate::execute::{Context, Outcome, execute};
+use crate::execute::{Context, Evicting, Outcome, execute};
 use crate::exit::Answer;
 use crate::history::Recorder;
 use crate::lock::{Guard, Purpose};
@@ -16,7 +16,7 @@ use crate::plan::{Plan, StartHow, reading_required};
 use crate::report::{ActReport, Subject, print};
 use crate::world::native;
 use crate::world::nvml::Reader;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// Observes (the health only of services that `asks` for), plans, carries out; `command` is what
@@ -43,27 +43,33 @@ pub fn act(
     let title = format!("{command} {name}");
     session.recorded(command, &name, |mut session| {
         let guard = session.hold_lock(&subject, &title, patience, Duration::ZERO)?;
-        let (plan, outcome) = carry_out(&session, reader, asks, plan)?;
+        let reader = Mutex::new(reader);
+        let (plan, outcome) = carry_out(&session, &reader, asks, plan, &|_| ())?;
         guard.release(&session.progress)?;
         session.conclude(&ActReport::done(subject, &plan, &outcome))?;
         Ok(Answer::Yes)
     })
 }
 
-/// Observes, plans and carries out, under the lock.
+/// Observes, plans and carries out, under the lock; `witness` is told of each eviction.
 pub fn carry_out(
     session: &Session,
-    mut reader: Reader,
+    reader: &Mutex<Reader>,
     asks: impl Fn(&Service) -> bool,
     plan: impl FnOnce(&Config, &Snapshot) -> Result<Plan>,
+    witness: &(dyn Fn(Evicting) + Sync),
 ) -> Result<(Plan, Outcome)> {
-    let (before, plan) = decide(session, &mut reader, asks, plan, true)?;
+    let (before, plan) = {
+        let mut reader = reader.lock().unwrap_or_else(PoisonError::into_inner);
+        decide(session, &mut reader, asks, plan, true)?
+    };
     let context = Context {
         config: &session.config,
         stop: &session.stop,
-        reader: &Mutex::new(reader),
+        reader,
         progress: &session.progress,
         before: &before,
+        witness,
     };
     let mut outcome = execute(&plan, &context);
     match outcome.failure.take() {
@@ -154,7 +160,7 @@ impl Subject {
             Subject::Phase { phase, .. } => service.phases.contains(phase),
             Subject::Service { service: name } => service.name == *name,
             Subject::Services { services } => services.contains(&service.name),
-            Subject::All {} => false,
+            Subject::Room { .. } | Subject::All {} => false,
         };
         config.services.iter().filter(is_meant).map(|service| service.name.clone()).collect()
     }
@@ -166,6 +172,7 @@ fn holder(subject: &Subject, services: &[String]) -> String {
         (_, [service]) => service.clone(),
         (Subject::Phase { name: Some(name), .. }, _) => name.clone(),
         (Subject::Phase { phase, .. }, _) => format!("phase {phase}"),
+        (Subject::Room { .. }, _) => subject.name(),
         (Subject::Service { .. } | Subject::Services { .. }, services) => services.join(","),
         (Subject::All {}, _) => "release-all".to_owned(),
     }

@@ -19,6 +19,7 @@ mod run;
 mod start;
 mod status;
 mod stop;
+mod task;
 mod watch;
 
 use crate::canary::{debt, guardian};
@@ -157,7 +158,10 @@ fn choose(cli: &Cli, environment: &Environment, form: &Form) -> Result<Answer> {
         Command::Guardian(companion) => {
             Ok(guardian::serve(&load(&cli.global, environment)?, companion.of)?)
         }
-        Command::Watchdog(companion) => Ok(watchdog::serve(companion.of)?),
+        Command::Watchdog(companion) => {
+            let pay = |debt| run::pay(&load(&cli.global, environment)?, debt);
+            watchdog::serve(companion.of, pay)
+        }
         Command::Doctor => doctor::run(&cli.global, environment),
         Command::Config(command) => config::run(command, &cli.global, environment),
         Command::Completions(arguments) => completions::run(arguments),

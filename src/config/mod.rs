@@ -135,6 +135,13 @@ impl Config {
         validate::validate(Some(&source), file, gpu, environment)
     }
 
+    /// The arguments by which another gpuctl has the same configuration.
+    pub fn arguments(&self) -> Vec<String> {
+        let path = self.path.iter().map(|path| path.to_string_lossy().into_owned());
+        let path = path.flat_map(|path| ["--config".to_owned(), path]);
+        ["--gpu".to_owned(), self.gpu.selector.to_string()].into_iter().chain(path).collect()
+    }
+
     /// Refuses a command that is about services where there is no file.
     pub fn require_file(&self) -> Result<()> {
         match self.path {

@@ -1,7 +1,7 @@
 //! The last look: what was done is told as done only when it is seen. Every needed service has to
 //! be ready, and everything that was stopped has to be gone.
 
-use super::{Context, ready};
+use super::{Context, ready, reclaim};
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::model::{Manager, Observed, Pid, Presence, Service, Snapshot, State};
@@ -33,7 +33,7 @@ pub fn look(plan: &Plan, stopped: &[String], context: &Context) -> Result<()> {
             .map(|service| (service, after.service(&service.name)))
             .find(|(_, observed)| !matches!(observed.state, State::Ready | State::Busy))
         else {
-            return Ok(());
+            return has_room(plan, &after, context);
         };
         // It is there and does not answer now, or its manager is bringing it back.
         let is_coming = matches!(observed.state, State::Starting | State::Unresponsive);
@@ -41,6 +41,17 @@ pub fn look(plan: &Plan, stopped: &[String], context: &Context) -> Result<()> {
             return Err(ready::lost(service, observed, context));
         }
         ready::make_ready(service, StartHow::Await, context.stop, context)?;
+    }
+}
+
+/// Room that was made for no service has to be there still.
+fn has_room(plan: &Plan, after: &Snapshot, context: &Context) -> Result<()> {
+    let vram = &after.vram;
+    match vram.free.map(|free| free.saturating_sub(context.config.gpu.reserve)) {
+        Some(room) if plan.start.is_empty() && room < plan.required => {
+            Err(reclaim::no_room(plan, vram, room))
+        }
+        _ => Ok(()),
     }
 }
 

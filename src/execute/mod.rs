@@ -5,6 +5,9 @@ mod evict;
 mod last_look;
 mod ready;
 mod reclaim;
+mod restore;
+
+pub use restore::{Restorer, restore_for_another};
 
 use crate::config::Config;
 use crate::error::{Failure, Result};
@@ -30,6 +33,16 @@ pub struct Context<'a> {
     pub progress: &'a Progress,
     /// The world that the plan was made from.
     pub before: &'a Snapshot,
+    /// Is told of each eviction, by the thread that carries it out.
+    pub witness: &'a (dyn Fn(Evicting) + Sync),
+}
+
+/// A moment of an eviction.
+pub enum Evicting<'a> {
+    /// Nothing has been done yet.
+    Begins(&'a Eviction),
+    /// It has been carried out.
+    Ended(&'a Eviction),
 }
 
 impl Context<'_> {
@@ -96,7 +109,12 @@ fn evict_all(
     context: &Context,
     outcome: &mut Outcome,
 ) -> Result<()> {
-    let results = side_by_side(evictions, |eviction| evict::evict(eviction, required, context));
+    let results = side_by_side(evictions, |eviction| {
+        (context.witness)(Evicting::Begins(eviction));
+        let done = evict::evict(eviction, required, context)?;
+        (context.witness)(Evicting::Ended(eviction));
+        Ok(done)
+    });
     let mut failure = None;
     for (eviction, result) in evictions.iter().zip(results) {
         match result {

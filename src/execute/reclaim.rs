@@ -134,7 +134,7 @@ fn unlisted(vram: &Vram, own: &HashSet<Pid>) -> i128 {
 }
 
 /// The memory came back, and others took it meanwhile.
-fn no_room(plan: &Plan, now: &Vram, room: Mb) -> Failure {
+pub fn no_room(plan: &Plan, now: &Vram, room: Mb) -> Failure {
     let holders: Vec<&GpuProcess> = now.processes.iter().flatten().collect();
     let told: Vec<String> = holders.iter().map(|process| process.to_string()).collect();
     let on_the_card = match told.is_empty() {

@@ -19,6 +19,7 @@ use crate::world::process;
 use crate::world::wait::{Event, Lease, Stop, Timer, wait};
 use rustix::fd::BorrowedFd;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -228,12 +229,33 @@ impl Guard {
         token: &str,
         grace: Duration,
     ) -> Result<()> {
-        self.has_company.store(true, Ordering::Relaxed);
-        let mut watchdog = Watchdog::start(self.descriptor())?;
-        let kept = Kept::new(&self.config, &self.token);
-        watchdog.watch(group, token, grace, self.lease.valid_until(), kept);
-        *lock(&self.watchdog) = Some(watchdog);
+        self.stand_by()?;
+        lock(&self.watchdog).iter_mut().for_each(|watchdog| watchdog.watch(group, token, grace));
         self.lease.check()
+    }
+
+    /// Has the watchdog be there, if it is not there yet.
+    pub fn stand_by(&self) -> Result<()> {
+        let mut place = lock(&self.watchdog);
+        if place.is_none() {
+            self.has_company.store(true, Ordering::Relaxed);
+            let mut watchdog = Watchdog::start(self.descriptor(), &self.config)?;
+            let kept = Kept::new(&self.config, &self.token);
+            self.lease.valid_until().into_iter().for_each(|until| watchdog.extend(until));
+            kept.into_iter().for_each(|kept| watchdog.keep_for(kept));
+            *place = Some(watchdog);
+        }
+        Ok(())
+    }
+
+    /// Tells the watchdog what it is to do after the command where we cannot any more.
+    pub fn owe(&self, debt: &Value) {
+        lock(&self.watchdog).iter_mut().for_each(|watchdog| watchdog.owe(debt.clone()));
+    }
+
+    /// The command has ended, and the watchdog is needed for what is owed still.
+    pub fn command_ended(&self) {
+        lock(&self.watchdog).iter_mut().for_each(Watchdog::command_ended);
     }
 
     /// Asks whether the lock is still ours, where more than the next renewal hangs on it.
@@ -246,7 +268,7 @@ impl Guard {
         self.lease.check()
     }
 
-    /// The command has ended.
+    /// Dismisses the watchdog: the command has ended, and nothing is owed.
     pub fn forget_command(&self) {
         if let Some(watchdog) = lock(&self.watchdog).take() {
             watchdog.dismiss();

@@ -1,10 +1,11 @@
 //! A companion of the gpuctl that runs a command under the lock. It ends the command when that
-//! gpuctl dies, or has stopped telling that the lock is still held; and it keeps the lock in Redis
-//! for what the command has left in the background.
+//! gpuctl dies, or has stopped telling that the lock is still held; it does then what that gpuctl owed
+//! others; and it keeps the lock in Redis for what the command has left in the background.
 
 use super::claim::MARGIN;
 use super::keep::Kept;
 use super::redis::RENEWAL_LIMIT;
+use crate::config::Config;
 use crate::error::Result;
 use crate::exit::Answer;
 use crate::model::Pid;
@@ -16,6 +17,7 @@ use crate::world::process;
 use crate::world::wait::{LATE, Stop};
 use rustix::fd::BorrowedFd;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::time::Duration;
 
 /// The subcommand that it is called with.
@@ -29,6 +31,10 @@ enum Message {
     /// What to end, and how long it may take before it is killed. The token is a secret, which is
     /// why it is no argument; without a group it is what tells the command's processes.
     Command { group: Option<process::Id>, token: String, grace: Duration },
+    /// The command has ended.
+    Ended,
+    /// What is to be done once the command has ended, in the words of who does it.
+    Debt(Value),
     /// The lock in Redis, to be given back when the last process has ended that keeps the machine's.
     Keep(Kept),
     /// The lock is held until then, since boot.
@@ -42,8 +48,10 @@ pub struct Watchdog {
 
 impl Watchdog {
     /// It keeps the machine's lock by this descriptor, until it has done what it is for.
-    pub fn start(lock: BorrowedFd) -> Result<Watchdog> {
-        Ok(Watchdog { companion: Companion::start(COMMAND, &[], Some(lock))? })
+    pub fn start(lock: BorrowedFd, config: &Config) -> Result<Watchdog> {
+        let arguments = config.arguments();
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        Ok(Watchdog { companion: Companion::start(COMMAND, &arguments, Some(lock))? })
     }
 
     /// One that only keeps the lock in Redis.
@@ -53,17 +61,23 @@ impl Watchdog {
         Ok(())
     }
 
-    pub fn watch(
-        &mut self,
-        group: Option<process::Id>,
-        token: &str,
-        grace: Duration,
-        valid_until: Option<Duration>,
-        kept: Option<Kept>,
-    ) {
-        valid_until.into_iter().for_each(|until| self.extend(until));
-        kept.into_iter().for_each(|kept| self.companion.tell(&Message::Keep(kept)));
+    /// Tells it of the lock in Redis.
+    pub fn keep_for(&mut self, kept: Kept) {
+        self.companion.tell(&Message::Keep(kept));
+    }
+
+    pub fn watch(&mut self, group: Option<process::Id>, token: &str, grace: Duration) {
         self.companion.tell(&Message::Command { group, token: token.to_owned(), grace });
+    }
+
+    /// There is no command any more.
+    pub fn command_ended(&mut self) {
+        self.companion.tell(&Message::Ended);
+    }
+
+    /// Tells it what is to be done after the command.
+    pub fn owe(&mut self, debt: Value) {
+        self.companion.tell(&Message::Debt(debt));
     }
 
     pub fn extend(&mut self, valid_until: Duration) {
@@ -76,10 +90,11 @@ impl Watchdog {
     }
 }
 
-/// The other side: listens until it has to act, or is dismissed.
-pub fn serve(of: Pid) -> Result<Answer> {
+/// The other side: listens until it has to act, or is dismissed. It ends the command, and has what
+/// is owed then paid.
+pub fn serve(of: Pid, pay: impl FnOnce(Value) -> Result<()>) -> Result<Answer> {
     let mut listener = Listener::new(of)?;
-    let (mut command, mut kept, mut valid) = (None, None::<Kept>, None);
+    let (mut command, mut debt, mut kept, mut valid) = (None, None, None::<Kept>, None);
     // The end of the lock's time for which that was tried.
     let mut tried = None;
     loop {
@@ -92,6 +107,8 @@ pub fn serve(of: Pid) -> Result<Answer> {
             Heard::Message(Message::Command { group, token, grace }) => {
                 command = Some((group, token, grace));
             }
+            Heard::Message(Message::Ended) => command = None,
+            Heard::Message(Message::Debt(owed)) => debt = Some(owed),
             Heard::Message(Message::Keep(lock)) => kept = Some(lock),
             Heard::Message(Message::Valid(until)) => valid = Some(until),
             Heard::Gone => break,
@@ -101,12 +118,12 @@ pub fn serve(of: Pid) -> Result<Answer> {
                 let is_late = valid.is_some_and(|until| since_boot() >= until + LATE);
                 let ask = || kept.as_ref()?.hold_on(is_late);
                 let held = if is_tried && !is_late { None } else { ask() };
-                match held.zip(command.as_ref()) {
-                    Some((until, (.., grace))) => {
-                        valid = Some(until.saturating_sub(*grace + MARGIN));
-                    }
+                let grace = command.as_ref().map(|(.., grace)| *grace);
+                match held.zip(grace.or(debt.as_ref().map(|_| Duration::ZERO))) {
+                    Some((until, grace)) => valid = Some(until.saturating_sub(grace + MARGIN)),
                     None if is_tried || is_late => {
-                        kept = None;
+                        // What is owed cannot be paid where the card may be another's.
+                        (kept, debt) = (None, None);
                         break;
                     }
                     None => tried = valid,
@@ -117,8 +134,14 @@ pub fn serve(of: Pid) -> Result<Answer> {
     if let Some((group, token, grace)) = command {
         end_command(group, &token, grace)?;
     }
-    if let Some(kept) = kept {
-        kept.keep()?;
+    match (debt, kept) {
+        (Some(debt), kept) => {
+            // Meanwhile another one renews the lock in Redis, and gives it back when we have ended.
+            let _ = kept.map(Watchdog::keep).transpose();
+            pay(debt)?;
+        }
+        (None, Some(kept)) => kept.keep()?,
+        (None, None) => {}
     }
     Ok(Answer::Yes)
 }

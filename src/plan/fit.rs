@@ -8,6 +8,9 @@ use crate::model::{Evict, GpuProcess, Mb, Observed, Service, Snapshot, Vram};
 use serde_json::{Value, json};
 use std::collections::HashSet;
 
+/// Stands for a command that is no service among the names of services, none of which has a space.
+pub const COMMAND: &str = "the command";
+
 /// The card's memory as commitments. A service commits the larger of what it declares and what it
 /// holds while it runs: an idle one that holds little will take the rest at its next job. One that
 /// unloads on request commits only what it holds.
@@ -52,6 +55,13 @@ impl CardBudget {
                 })
                 .collect(),
         }
+    }
+
+    /// Returns it with one more that will need so much, and holds nothing yet.
+    pub fn with(mut self, name: &str, needed: Mb) -> CardBudget {
+        let (service, committed, held) = (name.to_owned(), Mb(0), Mb(0));
+        self.services.push(Commitment { service, committed, held, needed });
+        self
     }
 
     /// All that is committed now.
@@ -164,9 +174,14 @@ pub fn insufficient(
             config.gpu.reserve
         ),
     );
+    let is_command = needed.contains(COMMAND);
     let hint = match (blockers.is_empty(), blockers.iter().any(|it| it.get("service").is_some())) {
+        (true, _) if is_command => "the card is too small for this; ask for less with --vram",
         (true, _) => {
             "the card is too small for this; lower vram_mb or gpu.reserve_mb if they are set too high"
+        }
+        (false, true) if is_command => {
+            "nothing was stopped; stop one of these yourself, or give the command a higher --priority"
         }
         (false, true) => {
             "nothing was stopped; stop one of these yourself, or give the service a higher priority"

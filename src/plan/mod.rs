@@ -6,12 +6,14 @@ mod phase;
 mod preempt;
 #[cfg(test)]
 mod properties;
+mod room;
 #[cfg(test)]
 mod tests;
 
 pub use fit::{CardBudget, reading_required};
 pub use phase::prepare_phase;
 pub use preempt::{restart, start, start_again};
+pub use room::{Debt, clear};
 
 use crate::config::Config;
 use crate::error::{Failure, Result};
@@ -20,6 +22,7 @@ use crate::model::{
     AnsweredBy, Evict, Mb, Observed, Presence, Service, Snapshot, Source, State, Trouble, Unproven,
 };
 use fit::presumed;
+use serde::{Deserialize, Serialize};
 
 /// A plan is done in three stages: evictions side by side, then the wait for their
 /// memory, then starts side by side.
@@ -48,7 +51,7 @@ pub struct Eviction {
     pub frees: Option<Mb>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum EvictHow {
     Stop,
     /// SIGKILL or `docker kill` at once.

@@ -16,7 +16,8 @@ pub fn start(
     service: &Service,
     preempt: bool,
 ) -> Result<Plan> {
-    make_ready(config, snapshot, service, preempt, Plan::default())
+    let may_go = |other: &Service| preempt && other.priority < service.priority;
+    make_ready(config, snapshot, service, may_go, Plan::default())
 }
 
 /// `restart`: stops the service, whatever state it is in, and makes it ready as `start` does. It is
@@ -33,15 +34,15 @@ pub fn restart(
     if observed.can_be_stopped() {
         plan.evict.push(Eviction::stop(observed, force));
     }
-    make_ready(config, snapshot, service, true, plan)
+    make_ready(config, snapshot, service, |other| other.priority < service.priority, plan)
 }
 
-/// Adds to a plan what makes one service ready.
-fn make_ready(
+/// Adds to a plan what makes one service ready, where others `may_go` for it.
+pub fn make_ready(
     config: &Config,
     snapshot: &Snapshot,
     service: &Service,
-    preempt: bool,
+    may_go: impl Fn(&Service) -> bool,
     mut plan: Plan,
 ) -> Result<Plan> {
     plan.need(service, snapshot.service(&service.name))?;
@@ -51,8 +52,7 @@ fn make_ready(
         .services
         .iter()
         .filter(|other| {
-            let may_preempt = preempt && other.priority < service.priority;
-            let goes = may_preempt || snapshot.service(&other.name).is_stopping();
+            let goes = may_go(other) || snapshot.service(&other.name).is_stopping();
             goes && other.name != service.name
         })
         .collect();

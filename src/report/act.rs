@@ -31,9 +31,20 @@ pub struct ActReport {
 #[derive(Clone, Serialize, JsonSchema)]
 #[serde(untagged)]
 pub enum Subject {
-    Phase { phase: u32, name: Option<String> },
-    Service { service: String },
-    Services { services: Vec<String> },
+    Phase {
+        phase: u32,
+        name: Option<String>,
+    },
+    Service {
+        service: String,
+    },
+    Services {
+        services: Vec<String>,
+    },
+    /// Room for a command that is no service.
+    Room {
+        vram_mb: Mb,
+    },
     All {},
 }
 

@@ -120,8 +120,8 @@ fn without_a_command_or_with_two_subjects_it_is_a_usage_error() {
     for (words, problem) in [
         ("run comfyui", "<CMD>..."),
         ("run comfyui --", "<CMD>..."),
-        ("run -- true", "<SERVICE|--phase <PHASE>>"),
-        ("run", "<SERVICE|--phase <PHASE>>"),
+        ("run -- true", "<SERVICE|--phase <PHASE>|--vram <SIZE>>"),
+        ("run", "<SERVICE|--phase <PHASE>|--vram <SIZE>>"),
         ("run comfyui --phase 4 -- true", "'--phase <PHASE>'"),
         ("run comfyui true", "'true'"),
         ("run --wait 1s --no-wait comfyui -- true", "'--no-wait'"),

@@ -1,0 +1,169 @@
+//! A command under the lock: what it needs is made ready, it runs to its end, and what was evicted
+//! for it is restored where that is wanted.
+
+use super::Session;
+use super::act::carry_out;
+use crate::config::Config;
+use crate::error::{Failure, Result};
+use crate::execute::{Evicting, Restorer};
+use crate::exit::{Answer, Code};
+use crate::lock::Guard;
+use crate::lock::watchdog::end_command;
+use crate::model::{Evict, Pid, Service, Snapshot, variable};
+use crate::plan::{self, Debt, Plan};
+use crate::report::{ActReport, Subject};
+use crate::step::{Action, Step};
+use crate::world::job::{Ending, Job};
+use crate::world::nvml::Reader;
+use crate::world::process;
+use crate::world::wait::Stop;
+use serde_json::json;
+use std::ffi::{OsStr, OsString};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+pub struct Task<'a> {
+    pub command: &'a [OsString],
+    pub subject: Subject,
+    /// Only services of a lower priority make room.
+    pub below: Option<i64>,
+    /// What was evicted is made ready again afterwards.
+    pub restores: bool,
+    pub patience: Duration,
+    pub grace: Duration,
+}
+
+impl Task<'_> {
+    pub fn run(&self, mut session: Session) -> Result<Answer> {
+        let reader = Mutex::new(Reader::open(&session.config.gpu));
+        // Its arguments may hold secrets.
+        let title = format!("run {}", self.command[0].to_string_lossy());
+        let guard = session.hold_lock(&self.subject, &title, self.patience, self.grace)?;
+        if self.restores {
+            guard.stand_by()?;
+        }
+        let debt = Mutex::default();
+        let made = self.make_ready(&session, &guard, &reader, &debt);
+        let ending = made.and_then(|()| self.work(&session, &guard));
+        let restored = self.restore(&session, &guard, &reader, &mut lock(&debt));
+        guard.forget_command();
+        if let (Err(failure), false) = (&restored, matches!(ending, Ok(Ending::Exited(0)))) {
+            // What went wrong before stands over it.
+            session.progress.warning(&failure.message);
+        }
+        // Where the lock is lost, nothing else that went wrong matters.
+        let ending = ending?;
+        guard.release(&session.progress)?;
+        match ending {
+            Ending::Exited(0) => restored.map(|()| ending.answer()),
+            _ => Ok(ending.answer()),
+        }
+    }
+
+    fn make_ready(
+        &self,
+        session: &Session,
+        guard: &Guard,
+        reader: &Mutex<Reader>,
+        debt: &Mutex<Debt>,
+    ) -> Result<()> {
+        let needed = self.subject.services(&session.config);
+        let asks =
+            |service: &Service| needed.contains(&service.name) || service.evict == Evict::Unload;
+        let decide = |config: &Config, snapshot: &Snapshot| {
+            *lock(debt) = Debt::new(config, snapshot);
+            self.plan(config, snapshot, &needed)
+        };
+        let witness = |moment: Evicting| {
+            let mut debt = lock(debt);
+            match moment {
+                Evicting::Begins(eviction) => debt.begin(eviction),
+                Evicting::Ended(eviction) => debt.end(eviction),
+            }
+            if self.restores {
+                guard.owe(&json!(*debt));
+            }
+        };
+        let (plan, outcome) = carry_out(session, reader, asks, decide, &witness)?;
+        if !plan.is_empty() {
+            let report = ActReport::done(self.subject.clone(), &plan, &outcome);
+            session.progress.line(&report.summary());
+        }
+        Ok(())
+    }
+
+    fn plan(&self, config: &Config, snapshot: &Snapshot, needed: &[String]) -> Result<Plan> {
+        match &self.subject {
+            Subject::Phase { phase, .. } => plan::prepare_phase(config, snapshot, *phase, false),
+            Subject::Room { vram_mb } => plan::clear(config, snapshot, *vram_mb, self.below),
+            _ => plan::start(config, snapshot, config.service(&needed[0])?, true),
+        }
+    }
+
+    /// Restores what was evicted, where that is wanted and the lock is still ours.
+    fn restore(
+        &self,
+        session: &Session,
+        guard: &Guard,
+        reader: &Mutex<Reader>,
+        debt: &mut Debt,
+    ) -> Result<()> {
+        if !self.restores {
+            return Ok(());
+        }
+        let restorer = Restorer {
+            config: &session.config,
+            reader,
+            stop: &Stop::never().under(guard.lease()),
+            progress: &session.progress,
+        };
+        restorer.restore(debt, &|debt| guard.owe(&json!(debt)))
+    }
+
+    /// Runs the command to its end; where the lock is lost, to the end that we make of it.
+    fn work(&self, session: &Session, guard: &Guard) -> Result<Ending> {
+        let begun = Instant::now();
+        let services = self.subject.services(&session.config).join(",");
+        let fence = guard.fence().to_string();
+        let mut variables: Vec<(&str, &OsStr)> = vec![
+            (variable::SERVICE, services.as_ref()),
+            (variable::LOCK_TOKEN, guard.token().as_ref()),
+            (variable::FENCE, fence.as_ref()),
+        ];
+        // For what the command calls gpuctl for: the same services, the same lock.
+        let path = session.config.path.as_ref();
+        variables.extend(path.map(|path| (variable::CONFIG, path.as_os_str())));
+
+        let until_lost = session.stop.clone().without_signals();
+        let mut group = None;
+        let started = Job::start(self.command, &variables, guard.descriptor(), |pid| {
+            // A signal that came before signals were the command's.
+            session.stop.check()?;
+            let named = process::Id::of(pid).ok_or_else(|| vanished(pid))?;
+            group = Some(named);
+            guard.watch_over(Some(named), guard.token(), self.grace)
+        });
+        let mut ending = started.map(|mut job| (job.attend(&until_lost), job));
+        if let (Ok((ended @ None, job)), Some(group)) = (&mut ending, group) {
+            session.progress.line("the GPU lock is lost; ending the command");
+            end_command(Some(group), guard.token(), self.grace)?;
+            *ended = job.attend(&Stop::never());
+        }
+        guard.command_ended();
+        session.progress.record(&Step::new(Action::Run, None, Some(begun.elapsed())));
+        // Where the lock is lost, nothing else that went wrong matters.
+        guard.lease().check()?;
+        ending?.0.ok_or_else(|| Failure::new(Code::Internal, "the command was left while it ran"))
+    }
+}
+
+fn vanished(pid: Pid) -> Failure {
+    Failure::new(
+        Code::Internal,
+        format!("process {pid}, just started, is not in the process table"),
+    )
+}
+
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}

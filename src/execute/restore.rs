@@ -1,0 +1,123 @@
+//! What a call has evicted is made ready again, the highest priority first.
+
+use super::{Context, execute, reclaim};
+use crate::config::Config;
+use crate::error::{Failure, Result};
+use crate::exit::{Answer, Code};
+use crate::history::Recorder;
+use crate::model::{Evict, Service, Snapshot};
+use crate::observe::{Ask, observe};
+use crate::plan::{Debt, Plan};
+use crate::progress::Progress;
+use crate::screen::text::span;
+use crate::world::nvml::Reader;
+use crate::world::wait::{Stop, wait};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Memory that is not back yet is looked for again after this time.
+const RETRY: Duration = Duration::from_millis(100);
+
+/// Pays the debt of a gpuctl that is gone, and leaves in the event log what was done.
+pub fn restore_for_another(config: &Config, mut debt: Debt) -> Result<()> {
+    let owed = debt.services(config);
+    let names: Vec<&str> = owed.iter().map(|service| service.name.as_str()).collect();
+    let recorder = Recorder::begin(config, "restore", &names.join(", ")).map(Arc::new).ok();
+    let progress = match &recorder {
+        Some(recorder) => Progress::silent().recorded(recorder),
+        None => Progress::silent(),
+    };
+    let reader = Mutex::new(Reader::open(&config.gpu));
+    let stop = Stop::never();
+    let restorer = Restorer { config, reader: &reader, stop: &stop, progress: &progress };
+    let result = restorer.restore(&mut debt, &|_| ()).map(|()| Answer::Yes);
+    recorder.iter().for_each(|recorder| recorder.end(&result));
+    result.map(drop)
+}
+
+/// This is what it is done with.
+pub struct Restorer<'a> {
+    pub config: &'a Config,
+    pub reader: &'a Mutex<Reader>,
+    pub stop: &'a Stop,
+    pub progress: &'a Progress,
+}
+
+impl Restorer<'_> {
+    /// Pays a debt as far as that can be done, and tells after each service what is left of it. The
+    /// failure names those that are not ready.
+    pub fn restore(&self, debt: &mut Debt, tell: &dyn Fn(&Debt)) -> Result<()> {
+        let owed = debt.services(self.config);
+        if owed.is_empty() {
+            return Ok(());
+        }
+        let names: Vec<&str> = owed.iter().map(|service| service.name.as_str()).collect();
+        self.progress.line(&format!("restoring {}", names.join(", ")));
+        // What does not end is up, as it is to be.
+        if debt.is_underway() {
+            let finished = self.carry_out(|_| false, |_, snapshot| Ok(debt.finish(snapshot)));
+            finished.unwrap_or_else(|failure| log::warn!("what was begun is not over: {failure}"));
+        }
+        let begun = Instant::now();
+        let (mut back, mut failed) = (Vec::new(), Vec::<(&str, Failure)>::new());
+        for service in owed {
+            match self.make_ready(debt, service, begun + reclaim::LIMIT) {
+                Ok(()) => {
+                    back.push(service.name.as_str());
+                    debt.settle(&service.name);
+                    tell(debt);
+                }
+                Err(failure) => failed.push((&service.name, failure)),
+            }
+        }
+        if !back.is_empty() {
+            let took = span(begun.elapsed());
+            self.progress.line(&format!("restored {} ({took})", back.join(", ")));
+        }
+        let Some((_, first)) = failed.first() else { return Ok(()) };
+        let names: Vec<&str> = failed.iter().map(|(name, _)| *name).collect();
+        let why = failed.iter().map(|(_, failure)| failure.message.as_str());
+        let message =
+            format!("not restored: {} ({})", names.join(", "), why.collect::<Vec<_>>().join("; "));
+        let failure = Failure { message, code: Code::StartFailed, ..first.clone() };
+        Err(failure.detail("not_restored", names))
+    }
+
+    /// What the command held may be on its way back for a while.
+    fn make_ready(&self, debt: &Debt, service: &Service, deadline: Instant) -> Result<()> {
+        loop {
+            let is_it = |other: &Service| other.name == service.name;
+            let pay = |config: &Config, snapshot: &Snapshot| debt.pay(config, snapshot, service);
+            let result = self.carry_out(is_it, pay);
+            let is_tight = |failure: &Failure| failure.code == Code::InsufficientVram;
+            if !result.as_ref().is_err_and(is_tight) || Instant::now() >= deadline {
+                return result;
+            }
+            wait(&[], self.stop, Instant::now() + RETRY);
+            self.stop.check()?;
+        }
+    }
+
+    fn carry_out(
+        &self,
+        asks: impl Fn(&Service) -> bool,
+        plan: impl FnOnce(&Config, &Snapshot) -> Result<Plan>,
+    ) -> Result<()> {
+        let before = {
+            let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
+            let asks =
+                |service: &Service| Ask::state_if(asks(service) || service.evict == Evict::Unload);
+            observe(self.config, &mut reader, self.stop, &asks)?
+        };
+        let plan = plan(self.config, &before)?;
+        let context = Context {
+            config: self.config,
+            stop: self.stop,
+            reader: self.reader,
+            progress: self.progress,
+            before: &before,
+            witness: &|_| (),
+        };
+        execute(&plan, &context).failure.map_or(Ok(()), Err)
+    }
+}
