@@ -1,7 +1,8 @@
 //! `gpuctl http`: the acceptance criteria of the seeds as they are written, with curl; and what becomes of a request whose
 //! client goes away.
 
-use rig::{Rig, Served, answer, skip_or_fail, until, works};
+use rig::page::repository;
+use rig::{Booted, Rig, Served, answer, skip_or_fail, until, works};
 use serde_json::{Value, json};
 use std::io::Write;
 
@@ -135,7 +136,7 @@ fn without_a_socket_one_request_from_stdin_is_answered_on_stdout() {
     let rig = Rig::new();
     let asked = |request: &str| {
         let script = format!("printf '{request}' | gpuctl http");
-        rig.shell(&script).run().succeeds().text()
+        rig.shell(&script).run().succeeds().ignores_stderr().text()
     };
     let answer = asked(r"GET /gpu/lock HTTP/1.1\r\nHost: localhost\r\n\r\n");
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
@@ -144,4 +145,46 @@ fn without_a_socket_one_request_from_stdin_is_answered_on_stdout() {
     assert!(bare.starts_with("HTTP/1.1 200 OK\r\n") && bare.ends_with("\r\n\r\n"), "{bare}");
     assert!(asked(r"GET /gpu/lock HTTP/1.1\r\nHost: elsewhere\r\n\r\n").contains(" 403 "));
     assert!(asked("").contains(" 400 "));
+    // What was refused is in the log.
+    let refused = rig.shell("echo nonsense | gpuctl http").run().succeeds().stdout_has(" 400 ");
+    refused.stderr_has("answered 400: not an HTTP request");
+}
+
+#[test]
+fn the_units_serve_two_hundred_at_once_on_a_machine_that_systemd_runs_and_none_of_them_stays() {
+    if !works("curl", &["--version"]) {
+        return skip_or_fail("curl", "curl");
+    }
+    let Some(machine) = Booted::boot() else { return };
+    let config = "[gpu]\ntotal_mb = 8000\n[services.one]\ntype = \"native\"\nvram_mb = 100\n\
+                  start = 'exec sleep 7772'\n";
+    machine.file("gpuctl.toml", config);
+    for unit in ["gpuctl-http.socket", "gpuctl-http@.service"] {
+        let text = std::fs::read_to_string(repository().join("examples/systemd").join(unit));
+        let text = text.unwrap().replace("/usr/bin/gpuctl", "/io/gpuctl");
+        machine.file(unit, &text.replace("/etc/gpuctl/config.toml", "/io/gpuctl.toml"));
+    }
+    let open = "ip link set lo up; systemctl link --runtime /io/gpuctl-http.socket /io/gpuctl-http@.service && \
+                systemctl start gpuctl-http.socket";
+    assert!(machine.sh(open).1);
+    let curl = "curl -sS --max-time 100 -o /dev/null -w '%{http_code}\\n'";
+    let (started, _) = machine.sh(&format!("{curl} -X POST localhost:8000/gpu/service/one/start"));
+    assert_eq!(started, "200\n");
+    // More than the socket would serve with systemd's own limits.
+    let crowd = format!("for i in $(seq 200); do {curl} localhost:8000/gpu/lock & done; wait");
+    for _ in 0..3 {
+        assert_eq!(machine.sh(&format!("({crowd}) | sort | uniq -c | tr -s ' '")).0, " 200 200\n");
+    }
+    assert_eq!(machine.sh("systemctl is-active gpuctl-http.socket").0, "active\n");
+    until("no request is left", || {
+        machine
+            .sh("systemctl list-units --all --no-legend 'gpuctl-http@*'; pgrep -x gpuctl")
+            .0
+            .is_empty()
+    });
+    // What a request has started outlives it.
+    assert_eq!(machine.sh("pgrep -cfx 'sleep 7772'").0, "1\n");
+    let (stopped, _) = machine.sh(&format!("{curl} -X POST localhost:8000/gpu/service/one/stop"));
+    assert_eq!(stopped, "200\n");
+    assert_eq!(machine.sh("pgrep -cfx 'sleep 7772'").0, "0\n");
 }

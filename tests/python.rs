@@ -281,3 +281,14 @@ async def fail(task, why): return f"{task}: {why}"
     let broken = worker.replace("\"comfyui\"", "\"broken\"");
     assert!(run("third", &broken).starts_with("third: broken"), "{broken}");
 }
+
+#[test]
+fn a_socket_of_the_host_that_a_container_has_by_a_mount_needs_no_token() {
+    let Some((rig, _http)) = rig() else { return };
+    let path = rig.path("run/gpuctl.sock").display().to_string();
+    let _listener = rig.listen(&path);
+    until("it listens", || std::os::unix::net::UnixStream::connect(&path).is_ok());
+    let script = "with gpuctl.use_service('vidi'): print(gpuctl.status()['lock']['holder'])";
+    let asked = rig.python(script).env("GPUCTL_URL", format!("unix://{path}"));
+    asked.run().succeeds().stdout("vidi\n");
+}

@@ -1,7 +1,8 @@
 """gpuctl shares one GPU between services that do not fit on it together.
 
 On the machine with the GPU these functions call the program; where GPUCTL_URL is set, as in a
-container, they ask `gpuctl http` there, with GPUCTL_TOKEN where one is needed.
+container, they ask `gpuctl http` there: http://, https:// or unix:///path/of/a.socket, with
+GPUCTL_TOKEN where one is needed.
 
     with gpuctl.use_service("comfyui"):
         render()

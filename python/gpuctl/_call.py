@@ -10,7 +10,7 @@ import shutil
 import socket
 import subprocess
 import sysconfig
-from typing import Any, Dict, List, Mapping, Optional, Union
+from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
 from urllib.parse import quote, urlencode, urlsplit
 
 from ._errors import Unavailable, error_of
@@ -91,6 +91,29 @@ def answer(text: str, exit_code: int) -> Dict[str, Any]:
     return dict(document)
 
 
+class _UnixConnection(http.client.HTTPConnection):
+    """To a socket in the file system, as a container has it by a mount."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost", timeout=_CONNECT_LIMIT)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+def _connection(base: str) -> Tuple[http.client.HTTPConnection, str]:
+    """A connection that is to be made, and what stands before each path."""
+    place = urlsplit(base)
+    if place.scheme == "unix":
+        return _UnixConnection(place.path), ""
+    kind = http.client.HTTPSConnection if place.scheme == "https" else http.client.HTTPConnection
+    connection = kind(place.hostname or "", place.port, timeout=_CONNECT_LIMIT)
+    return connection, place.path.rstrip("/")
+
+
 class Call:
     """A command under way, which another thread may call off."""
 
@@ -160,10 +183,7 @@ class Call:
             fields["Gpuctl-Lock-Token"] = token
         if os.environ.get("GPUCTL_TOKEN"):
             fields["Authorization"] = f"Bearer {os.environ['GPUCTL_TOKEN']}"
-        place = urlsplit(base)
-        is_safe = place.scheme == "https"
-        kind = http.client.HTTPSConnection if is_safe else http.client.HTTPConnection
-        connection = kind(place.hostname or "", place.port, timeout=_CONNECT_LIMIT)
+        connection, prefix = _connection(base)
         try:
             connection.connect()
             # A request lasts as long as its command, which has limits of its own.
@@ -172,7 +192,7 @@ class Call:
             self._connection = connection
             if self._is_off:
                 self.call_off()
-            target = place.path.rstrip("/") + path
+            target = prefix + path
             connection.request(method, f"{target}?{query}" if query else target, headers=fields)
             response = connection.getresponse()
             return answer(response.read().decode(), response.status)

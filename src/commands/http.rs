@@ -6,14 +6,18 @@ use crate::config::Environment;
 use crate::error::Result;
 use crate::exit::Answer;
 use crate::http::{Rejection, admit, command, document, receive};
+use crate::progress::Progress;
 use crate::report::{Form, Reply, failure_document, unprinted};
+use crate::screen::Screen;
 use crate::world::{client, host};
 
 pub fn run(global: &Global, environment: &Environment) -> Result<Answer> {
     client::keep_stderr_apart();
     let reply = Reply::default();
-    let Err(rejection) = serve(global, environment, &reply) else { return Ok(Answer::Yes) };
+    let log = Progress::new(global.quiet, Screen::of(rustix::stdio::stderr(), environment), true);
+    let Err(rejection) = serve(global, environment, &reply, &log) else { return Ok(Answer::Yes) };
     let Rejection { status, allowed, failure } = rejection;
+    log.line(&format!("answered {status}: {failure}"));
     match reply.send(status, allowed.as_deref(), &failure_document(&failure)) {
         Ok(true) => Ok(Answer::Yes),
         // It was answered before it failed; the log is who else can be told.
@@ -26,10 +30,14 @@ fn serve(
     global: &Global,
     environment: &Environment,
     reply: &Reply,
+    log: &Progress,
 ) -> std::result::Result<(), Rejection> {
     // Without a configuration nobody can show a token, and who needs none is told what is wrong with it.
     let token = match load(global, environment) {
-        Ok(config) => config.http.token().map_err(Rejection::concealed)?,
+        Ok(config) => config.http.token().map_err(|failure| {
+            log.warning(&failure.message);
+            Rejection::concealed(failure.code)
+        })?,
         Err(_) => None,
     };
     let received = receive(|request| {

@@ -39,6 +39,7 @@ ids! {
         ConfigPermissions = "config.permissions",
         ConfigValid = "config.valid",
         ConfigSecrets = "config.secrets",
+        HttpToken = "http.token",
     }
     "GPU" {
         NvmlLibrary = "nvml.library",

@@ -74,7 +74,18 @@ pub fn examine(
             }
         }
     });
+    checks.extend(loaded.as_ref().ok().map(token));
     checks
+}
+
+/// Whether `gpuctl http` could compare what it is shown.
+fn token(config: &Config) -> Check {
+    let id = CheckId::HttpToken;
+    match config.http.token() {
+        Ok(None) => Check::pass(id, "there is none: `gpuctl http` answers this machine alone"),
+        Ok(Some(_)) => Check::pass(id, "`gpuctl http` answers whoever shows it"),
+        Err(failure) => Check::failure(id, &failure, "make it a file that only you may read"),
+    }
 }
 
 fn skipped<const N: usize>(ids: [CheckId; N]) -> [Check; N] {

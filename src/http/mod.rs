@@ -41,11 +41,10 @@ impl Rejection {
         Rejection::new(400, Code::Usage, message)
     }
 
-    /// The same without what only the log is to tell of.
-    pub fn concealed(failure: Failure) -> Rejection {
-        log::error!("{failure}");
-        let message = "whoever runs gpuctl here has to look into it: its token cannot be read";
-        Rejection::new(failure.code.http_status(), failure.code, message)
+    /// A failure of which the client, who has not shown who it is, is told nothing.
+    pub fn concealed(code: Code) -> Rejection {
+        let message = "the token cannot be read; what is wrong with it is in the log of gpuctl";
+        Rejection::new(code.http_status(), code, message)
     }
 
     fn hint(mut self, hint: impl Into<String>) -> Rejection {

@@ -95,22 +95,16 @@ pub fn fields(body: &[u8]) -> Result<Vec<(String, String)>, Rejection> {
     let Ok(Value::Object(fields)) = serde_json::from_slice(body) else { return Err(wrong()) };
     let mut given = Vec::new();
     for (name, value) in fields {
-        let values = match value {
-            Value::Array(values) => values,
-            value => vec![value],
+        let text = match value {
+            Value::Null => continue,
+            Value::String(text) => text,
+            Value::Bool(_) | Value::Number(_) => value.to_string(),
+            _ => {
+                let what = format!("{name} is neither text nor number, true or false");
+                return Err(Rejection::malformed(what));
+            }
         };
-        for value in values {
-            let text = match value {
-                Value::Null => continue,
-                Value::String(text) => text,
-                Value::Bool(_) | Value::Number(_) => value.to_string(),
-                _ => {
-                    let what = format!("{name} is neither text nor number, true or false");
-                    return Err(Rejection::malformed(what));
-                }
-            };
-            given.push((name.clone(), text));
-        }
+        given.push((name, text));
     }
     Ok(given)
 }

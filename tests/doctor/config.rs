@@ -54,6 +54,21 @@ fn a_file_that_others_may_write_or_own_is_found() {
 }
 
 #[test]
+fn a_token_that_is_missing_or_that_others_may_read_is_found() {
+    let machine = Machine::new();
+    let file = machine.rig.path("token");
+    machine.rig.set("http.token_file", file.to_str().unwrap());
+    let fault = ("fail", "http.token", "cannot be read", "openssl rand -hex 32");
+    finds(machine.doctor(), &beside(fault)[..1]);
+    fs::write(&file, "correct-horse").unwrap();
+    fs::set_permissions(&file, Permissions::from_mode(0o644)).unwrap();
+    let fault = ("fail", "http.token", "others may read or write it", "chmod 600");
+    finds(machine.doctor(), &beside(fault)[..1]);
+    fs::set_permissions(&file, Permissions::from_mode(0o600)).unwrap();
+    finds(machine.doctor(), &[]);
+}
+
+#[test]
 fn a_password_that_others_may_read_is_found_and_the_name_of_a_variable_is_none() {
     let machine = Machine::new();
     let Some(redis) = machine.rig.redis_with(&["--requirepass", "pass4word"]) else { return };

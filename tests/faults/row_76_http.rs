@@ -55,6 +55,7 @@ fn row_76_a_request_that_is_malformed_ambiguous_or_oversized_is_refused_and_noth
         (format!("{release}Content-Length: 2\r\n\r\n[]"), 400),
         (format!("{release}Content-Length: 3\r\n\r\n{{]}}"), 400),
         (format!("{release}Content-Length: 16\r\n\r\n{{\"force\": {{\"a\":1}}}}"), 400),
+        (format!("{release}Content-Length: 17\r\n\r\n{{\"force\": [null]}}"), 400),
         (format!("{release}Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n"), 411),
         (format!("{release}Content-Length: 65537\r\n\r\n"), 413),
         (format!("{release}Content-Length: 99999999999999999999999\r\n\r\n"), 413),

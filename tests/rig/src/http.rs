@@ -35,14 +35,18 @@ impl Rig {
             return None;
         }
         let port = self.port();
-        let passed: String = PASSED_ON.iter().map(|name| format!("-E {name} ")).collect();
-        let listener = self.by_hand(&format!(
-            "systemd-socket-activate --accept --inetd {passed} -E OF={} -l {address}:{port} gpuctl http",
-            self.mark("http")
-        ));
-        let served = Served { port, _listener: listener };
+        let served = Served { port, _listener: self.listen(&format!("{address}:{port}")) };
         until("it listens", || TcpStream::connect(("127.0.0.1", port)).is_ok());
         Some(served)
+    }
+
+    /// Serves them at any address, such as the path of a Unix socket, for who knows that there is something to serve with.
+    pub fn listen(&self, address: &str) -> Bystander {
+        let passed: String = PASSED_ON.iter().map(|name| format!("-E {name} ")).collect();
+        self.by_hand(&format!(
+            "systemd-socket-activate --accept --inetd {passed} -E OF={} -l {address} gpuctl http",
+            self.mark("http")
+        ))
     }
 }
 

@@ -9,6 +9,7 @@
 )]
 
 mod apart;
+mod booted;
 mod bystander;
 mod canary;
 mod card;
@@ -38,6 +39,7 @@ mod terminal;
 mod wait;
 
 pub use apart::apart;
+pub use booted::Booted;
 pub use bystander::Bystander;
 pub use canary::Trial;
 pub use display::{Display, lines as on_terminal};
