@@ -1,10 +1,15 @@
 //! The words of the domain: sizes, services, phases, states, and the snapshot of the world.
 
 mod api;
+mod container;
 mod size;
 mod snapshot;
 
 pub use api::{Api, ApiServer, Headers, HttpCall, JobProbe, Unload};
+pub use container::{
+    Compose, ComposeFiles, ComposeLabels, Condition, Container, ContainerNetwork, Containers,
+    Dependency, GpuAccess, PortBinding, Setup,
+};
 pub use size::Mb;
 pub use snapshot::{
     AnsweredBy, Device, GpuProcess, Managed, Observed, Proof, Snapshot, Source, Unproven, Vram,
@@ -15,6 +20,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -69,7 +75,7 @@ pub struct Service {
 #[derive(Clone, Debug)]
 pub enum Manager {
     Native(Native),
-    Docker { container: String },
+    Containers(Containers),
     Systemd { unit: String, user: bool },
 }
 
@@ -78,7 +84,8 @@ impl Manager {
     pub fn type_name(&self) -> &'static str {
         match self {
             Manager::Native(_) => "native",
-            Manager::Docker { .. } => "docker",
+            Manager::Containers(Containers::Named(_)) => "docker",
+            Manager::Containers(Containers::Compose(_)) => "compose",
             Manager::Systemd { .. } => "systemd",
         }
     }
@@ -102,6 +109,35 @@ pub enum Health {
     Http(String),
     /// Healthy when it accepts a connection.
     Tcp { host: String, port: u16 },
+}
+
+impl Health {
+    /// Stands in a URL for the address of the service's container.
+    pub const CONTAINER: &'static str = "{container}";
+    /// Why nobody can be asked there.
+    pub const NO_ADDRESS: &'static str = "its container has no address of its own";
+
+    /// Whether it asks a container by its own address, which is known when that runs.
+    pub fn is_by_address(&self) -> bool {
+        match self {
+            Health::Http(url) => url.contains(Health::CONTAINER),
+            Health::Tcp { host, .. } => host == Health::CONTAINER,
+        }
+    }
+
+    /// Returns the check of a container that has this address.
+    pub fn at(&self, address: IpAddr) -> Health {
+        match self {
+            Health::Http(url) => {
+                let host = match address {
+                    IpAddr::V4(address) => address.to_string(),
+                    IpAddr::V6(address) => format!("[{address}]"),
+                };
+                Health::Http(url.replace(Health::CONTAINER, &host))
+            }
+            Health::Tcp { port, .. } => Health::Tcp { host: address.to_string(), port: *port },
+        }
+    }
 }
 
 /// A service gives its memory back in one of these ways when another needs it.
@@ -196,7 +232,7 @@ pub struct Running {
     /// HEALTHCHECK).
     pub own_health: Option<Healthy>,
     /// Ports of this machine that its manager forwards to it (Docker's published ports), and to which
-    /// port of its own each is.
+    /// port of its own each is; those that are reached through localhost.
     pub published: BTreeMap<u16, u16>,
 }
 
@@ -207,6 +243,8 @@ pub enum Trouble {
     Paused,
     /// It is between two attempts; the text tells how the last one ended.
     CrashLoop(String),
+    /// Some of its containers do not run; the text tells which.
+    Incomplete(String),
     /// Stopped by a signal (SIGSTOP, a debugger).
     Suspended,
     /// It was ready, and nobody listens on its port any more: its server has ended and left

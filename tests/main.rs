@@ -79,6 +79,8 @@ mod run {
     mod terminal;
 }
 mod services {
+    mod compose;
+    mod compose_files;
     mod docker;
     mod native;
     mod scopes;

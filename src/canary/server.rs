@@ -64,7 +64,7 @@ pub fn start(
     let (file, log_from) = logs::open(state_dir, LOG)?;
     let (mut env, cwd) = match &production.manager {
         Manager::Native(native) => (native.env.clone(), native.cwd.as_deref()),
-        Manager::Docker { .. } | Manager::Systemd { .. } => (BTreeMap::new(), None),
+        Manager::Containers(_) | Manager::Systemd { .. } => (BTreeMap::new(), None),
     };
     env.insert(variable::LOCK_TOKEN.to_owned(), token.to_owned());
     if let Some(device) = device {

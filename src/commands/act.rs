@@ -10,12 +10,13 @@ use crate::execute::{Context, Evicting, Outcome, execute};
 use crate::exit::Answer;
 use crate::history::Recorder;
 use crate::lock::{Guard, Purpose};
-use crate::model::{Manager, Service, Snapshot};
+use crate::model::{Containers, Manager, Service, Snapshot};
 use crate::observe::{Ask, observe};
 use crate::plan::{Plan, StartHow, reading_required};
 use crate::report::{ActReport, Subject, print};
-use crate::world::native;
+use crate::world::docker::Docker;
 use crate::world::nvml::Reader;
+use crate::world::{compose, native};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -95,20 +96,37 @@ fn decide(
     if before.vram.no_such_gpu {
         return Err(reading_required(&before.vram));
     }
-    let plan = plan(&session.config, &before)?;
-    refuse_unstartable(&plan, &session.config, is_real)?;
+    let mut plan = plan(&session.config, &before)?;
+    refuse_unstartable(&plan, session, &before, is_real)?;
+    plan.warn_of_removal(&before);
     for warning in &plan.warnings {
         session.progress.warning(warning);
     }
     Ok((before, plan))
 }
 
-/// Refuses what cannot be started for want of a folder before anything is stopped for it.
-fn refuse_unstartable(plan: &Plan, config: &Config, is_real: bool) -> Result<()> {
+/// Refuses what cannot be started for want of a folder or a program before anything is stopped for it.
+fn refuse_unstartable(
+    plan: &Plan,
+    session: &Session,
+    before: &Snapshot,
+    is_real: bool,
+) -> Result<()> {
+    let config = &session.config;
     for start in plan.start.iter().filter(|start| start.how == StartHow::Start) {
         let service = config.service(&start.service)?;
-        if let Manager::Native(native) = &service.manager {
-            native::could_start(service, native, config.state_dir()?, is_real)?;
+        let managed = before.managed(&service.name);
+        match (&service.manager, &managed.compose_files) {
+            (Manager::Native(native), _) => {
+                native::could_start(service, native, config.state_dir()?, is_real)?;
+            }
+            (Manager::Containers(Containers::Compose(compose)), Some(files))
+                if managed.containers.is_empty() =>
+            {
+                let engine = Docker::of(&config.docker, &session.stop);
+                compose::could_create(&engine, compose, files)?;
+            }
+            _ => {}
         }
     }
     Ok(())

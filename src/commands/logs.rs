@@ -4,10 +4,12 @@ use super::Session;
 use crate::cli::LogsArgs;
 use crate::error::{Failure, Result};
 use crate::exit::{Answer, Code};
-use crate::model::Manager;
+use crate::model::{Manager, Presence};
+use crate::observe::containers;
 use crate::report::{Form, LogReport, print};
+use crate::world::docker::Docker;
 use crate::world::logs::{self, LogPart};
-use crate::world::{docker, systemd};
+use crate::world::systemd;
 
 pub fn run(arguments: &LogsArgs, session: Session) -> Result<Answer> {
     let Session { config, stop, form, .. } = session;
@@ -15,7 +17,13 @@ pub fn run(arguments: &LogsArgs, session: Session) -> Result<Answer> {
     let part = LogPart { lines: arguments.lines, follow: arguments.follow };
     let viewer = match &service.manager {
         Manager::Native(_) => logs::viewer(config.state_dir()?, &service.name, part),
-        Manager::Docker { container } => docker::log_viewer(container, part, &stop),
+        Manager::Containers(which) => {
+            let (presence, managed) = containers(which, &config, &stop);
+            match presence {
+                Presence::Unknown(failure) | Presence::Missing(failure) => Err(failure),
+                _ => Ok(Docker::of(&config.docker, &stop).log_viewer(&managed.containers, part)),
+            }
+        }
         Manager::Systemd { unit, user } => systemd::log_viewer(unit, *user, part, &stop),
     };
     let viewer = viewer.map_err(|failure| Failure {

@@ -25,6 +25,11 @@ impl Calls {
             (None, Some(server)) => Some(Health::Http(server.health_url())),
             (None, None) => None,
         };
+        let is_contained = matches!(manager, Manager::Containers(_));
+        if !is_contained && health.as_ref().is_some_and(Health::is_by_address) {
+            let problem = "{container} stands for the address of a container, which it is not";
+            return Err(("health", problem.to_owned()));
+        }
         let jobs = match (&entry.busy, &server) {
             (Some(busy), _) => Some(probe(busy, manager).map_err(|problem| ("busy", problem))?),
             // It tells nobody.
@@ -98,7 +103,7 @@ fn probe(busy: &BusyTable, manager: &Manager) -> std::result::Result<JobProbe, S
         (None, None, None, Some(text)) => {
             let (env, cwd) = match manager {
                 Manager::Native(native) => (native.env.clone(), native.cwd.clone()),
-                Manager::Docker { .. } | Manager::Systemd { .. } => Default::default(),
+                Manager::Containers(_) | Manager::Systemd { .. } => Default::default(),
             };
             Ok(JobProbe::Command { text: text.clone(), env, cwd })
         }
@@ -117,7 +122,7 @@ fn health(url: &str) -> std::result::Result<Health, String> {
             false => Ok(Health::Tcp { host: host.to_owned(), port }),
         };
     }
-    http_url(url).map_err(|_| form())?;
+    http_url(&url.replacen(Health::CONTAINER, "localhost", 1)).map_err(|_| form())?;
     Ok(Health::Http(url.to_owned()))
 }
 

@@ -16,6 +16,8 @@ use std::marker::PhantomData;
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ConfigFile {
+    /// The client of the container engine: docker, podman, or the path of one.
+    pub docker: DockerClient,
     /// The card.
     #[serde(deserialize_with = "table")]
     pub gpu: GpuTable,
@@ -29,13 +31,25 @@ pub struct ConfigFile {
     /// a service.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub phases: BTreeMap<String, String>,
-    /// The services, by name. Which keys one takes depends on its type: native, docker or systemd.
+    /// The services, by name. Which keys one takes depends on its type: native, docker, compose or
+    /// systemd.
     #[serde(deserialize_with = "tables")]
     pub services: IndexMap<String, ServiceTable>,
     /// The trial of a changed configuration of one service before it is promoted. The variables
     /// in brackets take precedence over their keys.
     #[serde(deserialize_with = "optional_table", skip_serializing_if = "Option::is_none")]
     pub canary: Option<super::canary::CanaryTable>,
+}
+
+/// The program that is Docker's client.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(transparent)]
+pub struct DockerClient(pub String);
+
+impl Default for DockerClient {
+    fn default() -> DockerClient {
+        DockerClient("docker".to_owned())
+    }
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
@@ -118,11 +132,23 @@ impl HttpTable {
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ServiceTable {
-    /// Who starts and stops it: gpuctl itself, Docker, or systemd.
+    /// Who starts and stops it: gpuctl itself, Docker (one container, or what compose has made), or
+    /// systemd.
     pub r#type: Type,
     /// Docker: name or ID of the container, which exists already. Required for docker services.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub container: Option<String>,
+    /// compose: name of the project, whose containers are found by compose's labels. Required for
+    /// compose services.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub project: Option<String>,
+    /// compose: one service of the project, with all its replicas; without it all of the project.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<String>,
+    /// compose: the project's files, from which containers that are missing are created. Without them,
+    /// the containers that the project has tell where its files are.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<String>,
     /// systemd: name of the unit. Required for systemd services.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unit: Option<String>,
@@ -255,6 +281,7 @@ fn drain() -> Span {
 pub enum Type {
     Native,
     Docker,
+    Compose,
     Systemd,
 }
 

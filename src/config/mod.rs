@@ -47,6 +47,8 @@ pub struct Config {
     pub path: Option<PathBuf>,
     /// The file's content, expanded, defaults filled in.
     pub file: ConfigFile,
+    /// The client of the container engine.
+    pub docker: String,
     pub gpu: Gpu,
     pub lock: Lock,
     /// What a request over HTTP has to show.

@@ -7,7 +7,7 @@ use super::text::ConfigText;
 use super::{Config, Environment, Gpu, HttpToken, Lock, Place, Selector};
 use crate::error::{Failure, Result};
 use crate::exit::Code;
-use crate::model::{Evict, Manager, Native, Service, variable};
+use crate::model::{Compose, Containers, Evict, Manager, Native, Service, variable};
 use crate::pattern::Pattern;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CStr;
@@ -28,6 +28,9 @@ pub fn validate(
         complain(&key.iter().map(String::as_str).collect::<Vec<_>>(), &problem)
     })?;
 
+    if file.docker.0.trim().is_empty() || file.docker.0.starts_with('-') {
+        return Err(complain(&["docker"], "is not the name or path of a program"));
+    }
     if file.gpu.index.is_some() && file.gpu.uuid.is_some() {
         return Err(complain(&["gpu", "uuid"], "give either index or uuid, not both"));
     }
@@ -119,6 +122,7 @@ pub fn validate(
 
     Ok(Config {
         path: source.map(|source| source.path.to_owned()),
+        docker: file.docker.0.clone(),
         gpu,
         lock,
         http,
@@ -141,6 +145,7 @@ fn expand(
 ) -> std::result::Result<(), Complaint<Vec<String>>> {
     let mut texts: Vec<(Vec<String>, &mut String)> = Vec::new();
     let key = |parts: &[&str]| parts.iter().map(|part| (*part).to_owned()).collect::<Vec<_>>();
+    texts.push((key(&["docker"]), &mut file.docker.0));
     texts.extend(file.gpu.nvml_library.as_mut().map(|text| (key(&["gpu", "nvml_library"]), text)));
     texts.extend(file.lock.url.as_mut().map(|text| (key(&["lock", "url"]), text)));
     texts.extend(file.http.token.as_mut().map(|text| (key(&["http", "token"]), text)));
@@ -158,6 +163,7 @@ fn expand(
         texts.extend(service.start.as_mut().map(|text| (entry("start"), text)));
         texts.extend(service.stop.as_mut().map(|text| (entry("stop"), text)));
         texts.extend(service.cwd.as_mut().map(|text| (entry("cwd"), text)));
+        texts.extend(service.files.iter_mut().map(|text| (entry("files"), text)));
         texts.extend(service.url.as_mut().map(|text| (entry("url"), text)));
         texts.extend(service.headers.values_mut().map(|text| (entry("headers"), text)));
         if let Some(busy) = &mut service.busy {
@@ -198,11 +204,24 @@ fn phases(
 
 fn same_instance(a: &Manager, b: &Manager) -> bool {
     match (a, b) {
-        (Manager::Docker { container: a }, Manager::Docker { container: b }) => a == b,
+        (Manager::Containers(a), Manager::Containers(b)) => share_containers(a, b),
         (Manager::Systemd { unit: a, user: x }, Manager::Systemd { unit: b, user: y }) => {
             a == b && x == y
         }
         (Manager::Native(a), Manager::Native(b)) => a.pattern.is_some() && a.pattern == b.pattern,
+        _ => false,
+    }
+}
+
+/// Whether two services have a container in common, by their names: a project has that of each of its
+/// services.
+fn share_containers(a: &Containers, b: &Containers) -> bool {
+    match (a, b) {
+        (Containers::Named(a), Containers::Named(b)) => a == b,
+        (Containers::Compose(a), Containers::Compose(b)) => {
+            let is_whole = a.service.is_none() || b.service.is_none();
+            a.project == b.project && (is_whole || a.service == b.service)
+        }
         _ => false,
     }
 }
@@ -227,6 +246,8 @@ fn service(
     }
     let texts = [
         ("container", &entry.container),
+        ("project", &entry.project),
+        ("service", &entry.service),
         ("unit", &entry.unit),
         ("health", &entry.health),
         ("start", &entry.start),
@@ -278,8 +299,11 @@ fn manager(
     entry: &file::ServiceTable,
 ) -> std::result::Result<Manager, Complaint<Option<&'static str>>> {
     use file::Type;
-    let owned_by: [(&'static str, bool, Type); 8] = [
+    let owned_by: [(&'static str, bool, Type); 11] = [
         ("container", entry.container.is_some(), Type::Docker),
+        ("project", entry.project.is_some(), Type::Compose),
+        ("service", entry.service.is_some(), Type::Compose),
+        ("files", !entry.files.is_empty(), Type::Compose),
         ("unit", entry.unit.is_some(), Type::Systemd),
         ("user", entry.user.is_some(), Type::Systemd),
         ("start", entry.start.is_some(), Type::Native),
@@ -299,11 +323,26 @@ fn manager(
         Type::Docker => {
             let container = entry.container.clone().ok_or_else(|| missing("container"))?;
             match is_plain_name(&container) {
-                true => Ok(Manager::Docker { container }),
+                true => Ok(Manager::Containers(Containers::Named(container))),
                 false => {
                     Err((Some("container"), "is not the name or ID of a container".to_owned()))
                 }
             }
+        }
+        Type::Compose => {
+            let project = entry.project.clone().ok_or_else(|| missing("project"))?;
+            if !is_plain_name(&project) {
+                return Err((Some("project"), "is not the name of a compose project".to_owned()));
+            }
+            if entry.service.as_ref().is_some_and(|service| !is_plain_name(service)) {
+                return Err((Some("service"), "is not the name of a compose service".to_owned()));
+            }
+            let files: Vec<PathBuf> = entry.files.iter().map(PathBuf::from).collect();
+            if files.iter().any(|file| !file.is_absolute()) {
+                return Err((Some("files"), "must be absolute paths".to_owned()));
+            }
+            let service = entry.service.clone();
+            Ok(Manager::Containers(Containers::Compose(Compose { project, service, files })))
         }
         Type::Systemd => {
             let unit = entry.unit.clone().ok_or_else(|| missing("unit"))?;

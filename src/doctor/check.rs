@@ -64,6 +64,7 @@ ids! {
         DockerGpu = "docker.gpu",
         DockerPorts = "docker.ports",
         DockerRestart = "docker.restart",
+        DockerRemoval = "docker.removal",
     }
     "systemd" {
         SystemdManager = "systemd.manager",

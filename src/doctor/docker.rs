@@ -3,11 +3,13 @@
 use super::check::{Check, CheckId};
 use super::gpu::names_card;
 use super::{Examined, UNCONFIGURED};
-use crate::config::Selector;
+use crate::config::{Config, Selector};
 use crate::error::Failure;
 use crate::exit::Code;
-use crate::model::{Health, Manager, Service};
-use crate::world::docker::{self, GpuAccess, Setup};
+use crate::model::{
+    Container, ContainerNetwork, GpuAccess, Health, Manager, Presence, Service, Snapshot,
+};
+use crate::world::docker::{Docker, Engine};
 use crate::world::ports::local_port;
 use crate::world::program;
 use std::ffi::OsStr;
@@ -17,16 +19,8 @@ const TOOLKIT: &str = "install the NVIDIA container toolkit, run `nvidia-ctk run
     and restart Docker";
 
 pub fn examine(case: &Examined) -> Vec<Check> {
-    let containers: Vec<(&Service, &str)> = case
-        .config
-        .iter()
-        .flat_map(|config| &config.services)
-        .filter_map(|service| match &service.manager {
-            Manager::Docker { container } => Some((service, container.as_str())),
-            _ => None,
-        })
-        .collect();
-    if case.config.is_some() && containers.is_empty() {
+    let is_contained = |service: &Service| matches!(service.manager, Manager::Containers(_));
+    if case.config.as_ref().is_some_and(|config| !config.services.iter().any(is_contained)) {
         return vec![Check::skip(CheckId::DockerClient, "no service is a container")];
     }
     let mut checks = Vec::new();
@@ -34,7 +28,8 @@ pub fn examine(case: &Examined) -> Vec<Check> {
         checks.extend(ids.iter().map(|id| Check::skip(*id, "Docker cannot be queried")));
         checks
     };
-    match program::find(OsStr::new("docker"), Path::new(""), case.path.as_deref()) {
+    let client = case.config.as_ref().map_or("docker", |config| &config.docker);
+    match program::find(OsStr::new(client), Path::new(""), case.path.as_deref()) {
         Ok(path) => checks.push(Check::pass(CheckId::DockerClient, path.display().to_string())),
         Err(failure) => {
             let fix = "install Docker's command line (Debian: docker-cli or docker.io; Docker's own: docker-ce-cli)";
@@ -43,7 +38,7 @@ pub fn examine(case: &Examined) -> Vec<Check> {
             return skip_rest(checks, &ids);
         }
     }
-    let engine = match docker::engine(&case.stop) {
+    let engine = match Docker::of(client, &case.stop).engine() {
         Ok(engine) => engine,
         Err(failure) if failure.code == Code::Permission => {
             checks.push(forbidden(&failure));
@@ -60,36 +55,51 @@ pub fn examine(case: &Examined) -> Vec<Check> {
     };
     checks.push(Check::pass(CheckId::DockerEngine, format!("version {}", engine.version)));
     checks.push(Check::pass(CheckId::DockerPermission, "the engine grants access"));
-    if case.config.is_none() {
-        checks.push(Check::skip(CheckId::DockerContainer, UNCONFIGURED));
-        return checks;
-    }
-    let names: Vec<&str> = containers.iter().map(|(_, container)| *container).collect();
-    let setups = match docker::setups(&names, &case.stop) {
-        Ok(setups) => setups,
-        Err(failure) => {
-            checks.push(Check::failure(
-                CheckId::DockerContainer,
-                &failure,
-                "`systemctl restart docker`",
-            ));
-            return checks;
+    match (&case.config, case.looked().map(|looked| &looked.snapshot)) {
+        (Some(config), Some(Ok(snapshot))) => {
+            checks.extend(containers(config, snapshot, &engine, &case.gpu.selector));
         }
-    };
-    for (service, container) in &containers {
-        let of_container = match setups.get(*container) {
-            Some(setup) => judge(service, container, setup, &case.gpu.selector),
-            None => {
+        (Some(_), Some(Err(failure))) => {
+            checks.push(Check::failure(CheckId::DockerContainer, failure, "try again"));
+        }
+        _ => checks.push(Check::skip(CheckId::DockerContainer, UNCONFIGURED)),
+    }
+    checks
+}
+
+/// How the containers of all services were made, and whether the engine has what they want.
+fn containers(
+    config: &Config,
+    snapshot: &Snapshot,
+    engine: &Engine,
+    card: &Selector,
+) -> Vec<Check> {
+    let mut checks = Vec::new();
+    let mut made = Vec::new();
+    for service in &config.services {
+        let Manager::Containers(_) = service.manager else { continue };
+        let of_service = match &snapshot.service(&service.name).presence {
+            Presence::Unknown(failure) => {
                 vec![Check::failure(
                     CheckId::DockerContainer,
-                    &docker::missing(container),
-                    "create it",
+                    failure,
+                    "`systemctl restart docker`",
                 )]
             }
+            Presence::Missing(failure) => {
+                vec![Check::failure(CheckId::DockerContainer, failure, "create it")]
+            }
+            _ => match snapshot.managed(&service.name).containers.as_slice() {
+                [] => vec![Check::pass(CheckId::DockerContainer, "created by compose when needed")],
+                own => {
+                    made.extend(own);
+                    own.iter().flat_map(|one| judge(service, one, config, card)).collect()
+                }
+            },
         };
-        checks.extend(of_container.into_iter().map(|check| check.of(&service.name)));
+        checks.extend(of_service.into_iter().map(|check| check.of(&service.name)));
     }
-    checks.push(runtime(&engine.runtimes, setups.values()));
+    checks.push(runtime(&engine.runtimes, made.into_iter()));
     checks
 }
 
@@ -98,64 +108,132 @@ fn forbidden(failure: &Failure) -> Check {
     Check::fail(CheckId::DockerPermission, &failure.message, fix)
 }
 
-fn judge(service: &Service, container: &str, setup: &Setup, card: &Selector) -> Vec<Check> {
-    let mut checks = vec![Check::pass(CheckId::DockerContainer, container)];
-    checks.push(match &setup.gpu {
+fn judge(service: &Service, container: &Container, config: &Config, card: &Selector) -> Vec<Check> {
+    let name = &container.name;
+    vec![
+        Check::pass(CheckId::DockerContainer, name),
+        gpu(container, card),
+        ports(service, container),
+        restart(container, &config.docker),
+        match container.setup.is_removed_at_its_end {
+            true => Check::warn(
+                CheckId::DockerRemoval,
+                format!(
+                    "the container {name} was made with --rm: whoever stops it removes it, and gpuctl cannot start it again"
+                ),
+                "recreate it without --rm",
+            ),
+            false => Check::pass(CheckId::DockerRemoval, "it stays when it is stopped"),
+        },
+    ]
+}
+
+fn gpu(container: &Container, card: &Selector) -> Check {
+    let (id, name) = (CheckId::DockerGpu, &container.name);
+    match &container.setup.gpu {
         GpuAccess::None => Check::warn(
-            CheckId::DockerGpu,
-            format!("the container {container} was created without a GPU"),
-            "recreate it with --gpus all",
+            id,
+            format!("the container {name} was created without a GPU"),
+            match container.setup.compose {
+                Some(_) => "reserve one in compose.yaml (deploy.resources.reservations.devices)",
+                None => "recreate it with --gpus all",
+            },
         ),
         GpuAccess::Request(ids) if !ids.is_empty() && !names_card(&ids.join(","), card, None) => {
             Check::warn(
-                CheckId::DockerGpu,
+                id,
                 format!(
-                    "the container {container} was given GPU {}, but gpuctl watches GPU {card}",
+                    "the container {name} was given GPU {}, but gpuctl watches GPU {card}",
                     ids.join(", ")
                 ),
                 "recreate it with that card, or correct gpu.index",
             )
         }
-        GpuAccess::Request(_) => Check::pass(CheckId::DockerGpu, "--gpus"),
-        GpuAccess::Runtime(runtime) => {
-            Check::pass(CheckId::DockerGpu, format!("--runtime {runtime}"))
+        GpuAccess::Request(_) => Check::pass(id, "--gpus"),
+        GpuAccess::Runtime(runtime) => Check::pass(id, format!("--runtime {runtime}")),
+        GpuAccess::Device => Check::pass(id, "--device"),
+    }
+}
+
+/// Whether its health check reaches it.
+fn ports(service: &Service, container: &Container) -> Check {
+    let (id, name) = (CheckId::DockerPorts, &container.name);
+    let health = format!("services.{}.health", service.name);
+    match container.setup.network {
+        ContainerNetwork::Host => return Check::pass(id, "it uses this machine's network"),
+        ContainerNetwork::Of(_) => {
+            return Check::pass(
+                id,
+                "it uses the network of another container, which publishes for it",
+            );
         }
-        GpuAccess::Device => Check::pass(CheckId::DockerGpu, "--device"),
-    });
-    let port = service.health.as_ref().and_then(local_port);
-    checks.push(match (&setup.published, port) {
-        (Some(published), Some(port)) if !published.contains(&port) => Check::warn(
-            CheckId::DockerPorts,
-            format!("its health check uses port {port}, which the container {container} does not publish"),
-            format!("recreate it with --publish {port}:PORT or --network host, or correct services.{}.health", service.name),
+        ContainerNetwork::Own => {}
+    }
+    let Some(port) = service.health.as_ref().and_then(local_port) else {
+        return Check::skip(id, "its health check uses no port on this machine");
+    };
+    let bindings = &container.setup.bindings;
+    let of_port = || bindings.iter().filter(|binding| binding.port == Some(port));
+    if of_port().any(|binding| binding.is_on_loopback()) {
+        return match service.health {
+            Some(Health::Tcp { .. }) => Check::warn(
+                id,
+                format!(
+                    "its health check asks only whether port {port} accepts, and Docker accepts there before the server listens"
+                ),
+                format!("ask the server itself: let {health} be an http:// URL"),
+            ),
+            _ => Check::pass(id, format!("{port} is published")),
+        };
+    }
+    if let Some(address) = of_port().find_map(|binding| binding.address) {
+        return Check::warn(
+            id,
+            format!(
+                "the container {name} publishes port {port} on {address} alone, where its health check does not ask"
+            ),
+            format!("let {health} ask {address}, or publish the port on localhost"),
+        );
+    }
+    if let Some(own) = bindings.iter().find(|it| it.port.is_none()).map(|binding| binding.own) {
+        return Check::warn(
+            id,
+            format!(
+                "its health check uses port {port}, and the port of the container {name} is another at each start"
+            ),
+            format!(
+                "recreate it with --publish {port}:{own}, or ask it by its own address: {health} = \"http://{{container}}:{own}/\""
+            ),
+        );
+    }
+    Check::warn(
+        id,
+        format!("its health check uses port {port}, which the container {name} does not publish"),
+        format!(
+            "recreate it with --publish {port}:PORT or --network host, or ask it by its own address: {health} = \"http://{{container}}:PORT/\""
         ),
-        (Some(_), Some(port)) if matches!(service.health, Some(Health::Tcp { .. })) => Check::warn(
-            CheckId::DockerPorts,
-            format!("its health check asks only whether port {port} accepts, and Docker accepts there before the server listens"),
-            format!("ask the server itself: let services.{}.health be an http:// URL", service.name),
-        ),
-        (Some(_), Some(port)) => Check::pass(CheckId::DockerPorts, format!("{port} is published")),
-        (None, _) => Check::pass(CheckId::DockerPorts, "it uses this machine's network"),
-        (_, None) => Check::skip(CheckId::DockerPorts, "its health check uses no port on this machine"),
-    });
-    checks.push(match setup.restart.as_str() {
-        "always" => Check::warn(
-            CheckId::DockerRestart,
-            "Docker starts it whenever the engine starts, even after gpuctl has stopped it",
-            format!("docker update --restart=unless-stopped {container}"),
-        ),
-        "" => Check::pass(CheckId::DockerRestart, "no"),
-        policy => Check::pass(CheckId::DockerRestart, policy),
-    });
-    checks
+    )
+}
+
+fn restart(container: &Container, client: &str) -> Check {
+    let id = CheckId::DockerRestart;
+    let message = match container.setup.restart.as_str() {
+        "always" => "Docker starts it whenever the engine starts, even after gpuctl has stopped it",
+        "on-failure" => {
+            "Docker starts it whenever the engine starts, even after gpuctl has stopped it, unless it then ended with code 0"
+        }
+        "" | "no" => return Check::pass(id, "no"),
+        policy => return Check::pass(id, policy),
+    };
+    Check::warn(id, message, container.without_restart(client, "unless-stopped"))
 }
 
 /// Whether the engine can give containers the card that they ask for.
-fn runtime<'a>(known: &[String], setups: impl Iterator<Item = &'a Setup>) -> Check {
+fn runtime<'a>(known: &[String], made: impl Iterator<Item = &'a Container>) -> Check {
     let id = CheckId::DockerRuntime;
     let mut wanted = None;
-    for setup in setups {
-        match &setup.gpu {
+    for container in made {
+        match &container.setup.gpu {
             GpuAccess::Runtime(runtime) if !known.contains(runtime) => {
                 let message = format!(
                     "a container needs the runtime {runtime}, which the engine does not have"

@@ -4,7 +4,6 @@ use super::check::{Check, CheckId};
 use super::{Examined, memory, services};
 use crate::config::Selector;
 use crate::model::{Device, Manager, Pid, Source, Vram};
-use crate::observe::{Ask, observe};
 use crate::world::nvml::{Fault, Layer, Reader};
 use crate::world::ports::Listeners;
 use crate::world::process::{self, ProcessTable};
@@ -13,8 +12,8 @@ use crate::world::process::{self, ProcessTable};
 const UNLISTED: u64 = 1024;
 
 pub fn examine(case: &Examined) -> Vec<Check> {
-    let mut reader = Reader::open(&case.gpu);
-    let Some(config) = &case.config else {
+    let (Some(config), Some(looked)) = (&case.config, case.looked()) else {
+        let mut reader = Reader::open(&case.gpu);
         // Why there is no reading, the reader remembers.
         let vram = reader.read().unwrap_or_default();
         let mut checks = judge(case, &vram, reader.fault());
@@ -24,13 +23,13 @@ pub fn examine(case: &Examined) -> Vec<Check> {
         );
         return checks;
     };
-    let snapshot = match observe(config, &mut reader, &case.stop, &|_| Ask::StateAndJobs) {
+    let snapshot = match &looked.snapshot {
         Ok(snapshot) => snapshot,
-        Err(failure) => return vec![Check::failure(CheckId::ServiceState, &failure, "try again")],
+        Err(failure) => return vec![Check::failure(CheckId::ServiceState, failure, "try again")],
     };
-    let mut checks = judge(case, &snapshot.vram, reader.fault());
-    checks.extend(memory::judge(config, &snapshot));
-    checks.extend(services::judge(config, &snapshot, &Listeners::read(), &ProcessTable::read()));
+    let mut checks = judge(case, &snapshot.vram, looked.fault.as_ref());
+    checks.extend(memory::judge(config, snapshot));
+    checks.extend(services::judge(config, snapshot, &Listeners::read(), &ProcessTable::read()));
     checks
 }
 

@@ -19,10 +19,13 @@ pub use check::{Check, CheckId, Verdict};
 
 use crate::config::{Config, Environment, Gpu};
 use crate::error::Result;
+use crate::model::Snapshot;
+use crate::observe::{Ask, observe};
+use crate::world::nvml::{Fault, Reader};
 use crate::world::wait::{Aside, Stop, wait};
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 /// All areas, side by side, have this long, which is more than any of them takes by its own limits.
@@ -39,6 +42,25 @@ struct Examined {
     visible_devices: Option<String>,
     lock_source: &'static str,
     stop: Stop,
+    looked: OnceLock<Looked>,
+}
+
+/// The one look at all services that the areas share, and what is wrong with the card.
+struct Looked {
+    snapshot: Result<Snapshot>,
+    fault: Option<Fault>,
+}
+
+impl Examined {
+    /// Looks, or waits for the area that is looking; nothing without a configuration.
+    fn looked(&self) -> Option<&Looked> {
+        let config = self.config.as_ref()?;
+        Some(self.looked.get_or_init(|| {
+            let mut reader = Reader::open(&self.gpu);
+            let snapshot = observe(config, &mut reader, &self.stop, &|_| Ask::StateAndJobs);
+            Looked { snapshot, fault: reader.fault().cloned() }
+        }))
+    }
 }
 
 /// A check that needs the configuration says this where there is none to be used.
@@ -76,6 +98,7 @@ pub fn examine(
         visible_devices: environment.get("CUDA_VISIBLE_DEVICES").map(str::to_owned),
         lock_source: lock::source(config.as_ref(), environment),
         stop: stop.clone(),
+        looked: OnceLock::new(),
         config,
     });
     let begin = |(id, area): (CheckId, Area)| {

@@ -2,6 +2,7 @@
 //! memory does not come back.
 
 use super::Context;
+use super::contained::{self, Batches};
 use crate::config::{Config, Span};
 use crate::error::{Failure, Result};
 use crate::exit::Code;
@@ -10,7 +11,7 @@ use crate::observe::{Keeper, Members, gpu_pids, look, members};
 use crate::plan::{EvictHow, Eviction};
 use crate::step::{Action, Step};
 use crate::world::ending::{FirstMove, end};
-use crate::world::{docker, native, process, server, starts, systemd};
+use crate::world::{native, process, server, starts, systemd};
 use std::time::{Duration, Instant};
 
 /// An unload may take this long to show.
@@ -23,7 +24,12 @@ const KILLED_LIMIT: Duration = Duration::from_secs(10);
 
 /// Evicts a service; `required` is what the plan will start. What was done at last is a stop or an
 /// unload.
-pub fn evict(eviction: &Eviction, required: Mb, context: &Context) -> Result<Step> {
+pub fn evict(
+    eviction: &Eviction,
+    required: Mb,
+    batches: &Batches<bool>,
+    context: &Context,
+) -> Result<Step> {
     let service = context.service(&eviction.service);
     let mut reason = None;
     if eviction.how == EvictHow::Unload {
@@ -35,27 +41,31 @@ pub fn evict(eviction: &Eviction, required: Mb, context: &Context) -> Result<Ste
     }
     let force = eviction.how == EvictHow::Kill;
     let action = if force { Action::Kill } else { Action::Stop };
-    let step = context.progress.begin(action, &service.name, service.stop_timeout);
-    let note = stop(service, force, context)?;
+    let limit = contained::stop_limit(service, context.before.managed(&service.name));
+    let step = context.progress.begin(action, &service.name, limit);
+    let note = stop(service, force, batches, context)?;
     Ok(step.done(note.or(reason)))
 }
 
 /// Stops it and says what was remarkable.
-fn stop(service: &Service, force: bool, context: &Context) -> Result<Option<String>> {
+fn stop(
+    service: &Service,
+    force: bool,
+    batches: &Batches<bool>,
+    context: &Context,
+) -> Result<Option<String>> {
     // An unload call that an interruption cut short has failed, too, and is no reason to stop it.
     context.stop.check()?;
     let limit = service.stop_timeout;
     match &service.manager {
-        Manager::Docker { container } => {
-            let stopped = match force {
-                true => docker::kill(container, context.stop),
-                false => docker::stop(container, limit, context.stop),
+        Manager::Containers(_) => {
+            let stop = |services: &[&Service]| contained::stop(services, force, context);
+            let killed = match batches.get(service.name.as_str()) {
+                Some(batch) => batch.result(&service.name, stop)?,
+                None => stop(&[service]).remove(0)?,
             };
-            match stopped {
-                Err(failure) if failure.code != Code::NotFound => Err(failure),
-                // Removed in the meantime, which is as good.
-                _ => Ok(None),
-            }
+            let limit = contained::stop_limit(service, context.before.managed(&service.name));
+            Ok(killed.then(|| format!("not gone within {}, killed", Span(limit))))
         }
         Manager::Systemd { unit, user } => {
             if !force {

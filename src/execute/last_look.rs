@@ -1,13 +1,13 @@
 //! The last look: what was done is told as done only when it is seen. Every needed service has to
 //! be ready, and everything that was stopped has to be gone.
 
-use super::{Context, ready, reclaim};
+use super::{Context, contained, ready, reclaim};
 use crate::error::{Failure, Result};
 use crate::exit::Code;
-use crate::model::{Manager, Observed, Pid, Presence, Service, Snapshot, State};
+use crate::model::{Container, Manager, Observed, Pid, Presence, Service, Snapshot, State};
 use crate::observe::{Ask, observe, started_by};
 use crate::plan::{Plan, StartHow};
-use crate::world::docker;
+use std::collections::HashSet;
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
@@ -16,6 +16,8 @@ pub fn look(plan: &Plan, stopped: &[String], context: &Context) -> Result<()> {
     let needed: Vec<&Service> = plan.needed.iter().map(|name| context.service(name)).collect();
     let limit = needed.iter().map(|service| service.start_timeout).max();
     let deadline = Instant::now() + limit.unwrap_or(Duration::ZERO);
+    // Those that were stopped once more.
+    let mut made_anew: HashSet<&str> = HashSet::new();
     loop {
         let after = see(plan, context)?;
         for name in stopped.iter().filter(|name| !plan.needed.contains(name)) {
@@ -26,6 +28,10 @@ pub fn look(plan: &Plan, stopped: &[String], context: &Context) -> Result<()> {
             }
         }
         if let Some(back) = came_back(plan, stopped, context.before, &after) {
+            let service = context.service(&back.name);
+            if made_anew.insert(&service.name) && contained::stop_made_anew(service, context)? {
+                continue;
+            }
             return Err(told_of_return(context.service(&back.name), back, context));
         }
         let Some((service, observed)) = needed
@@ -40,7 +46,7 @@ pub fn look(plan: &Plan, stopped: &[String], context: &Context) -> Result<()> {
         if !is_coming || Instant::now() >= deadline {
             return Err(ready::lost(service, observed, context));
         }
-        ready::make_ready(service, StartHow::Await, context.stop, context)?;
+        ready::make_ready(service, StartHow::Await, None, context.stop, context)?;
     }
 }
 
@@ -85,18 +91,24 @@ fn told_of_return(service: &Service, back: &Observed, context: &Context) -> Fail
             Some(keeper) => (keeper.to_string(), keeper.remedy()),
             None => ("something".to_owned(), format!("see `ps -fp {}`", pid.unwrap_or_default())),
         },
-        Manager::Docker { container } => match docker::restart_policy(container, context.stop) {
-            Some(policy) => (
-                format!("the engine, by its restart policy {policy},"),
-                format!(
-                    "docker update --restart=no {container}; in a compose project, set `restart: \"no\"` in its file"
+        Manager::Containers(_) => {
+            let containers = &context.before.managed(name).containers;
+            let policy = |one: &&Container| !matches!(one.setup.restart.as_str(), "" | "no");
+            match (containers.iter().find(policy), containers.first()) {
+                (Some(one), _) => (
+                    format!("the engine, by its restart policy {},", one.setup.restart),
+                    one.without_restart(&context.config.docker, "no"),
                 ),
-            ),
-            None => (
-                "something".to_owned(),
-                format!("see `docker events --filter container={container}`"),
-            ),
-        },
+                (None, first) => (
+                    "something".to_owned(),
+                    format!(
+                        "see `{} events --filter container={}`",
+                        context.config.docker,
+                        first.map_or(name.as_str(), |one| one.name.as_str())
+                    ),
+                ),
+            }
+        }
         Manager::Systemd { unit, .. } => (
             "systemd, or what triggers the unit,".to_owned(),
             format!("`systemctl show --property Restart,TriggeredBy {unit}` says why"),

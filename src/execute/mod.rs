@@ -1,6 +1,7 @@
 //! Carries a plan out and never decides: evictions side by side, the wait for their memory, starts
 //! side by side. What was done is reported also when it stops half-way.
 
+mod contained;
 mod evict;
 mod last_look;
 mod ready;
@@ -12,15 +13,22 @@ pub use restore::{Restorer, restore_for_another};
 use crate::config::Config;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
-use crate::model::{Mb, Service, Snapshot, Source, Vram};
-use crate::plan::{EvictHow, Eviction, Plan, Start};
+use crate::model::{Manager, Mb, Service, Snapshot, Source, Vram};
+use crate::plan::{EvictHow, Eviction, Plan, Start, StartHow};
 use crate::progress::Progress;
 use crate::step::{Action, Step};
+use crate::world::docker::Docker;
 use crate::world::nvml::Reader;
 use crate::world::wait::{Event, Stop, wait};
+use contained::Batch;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
+
+/// A look at what is being started follows the one before after this time at first, and after no more
+/// than that at last.
+const SHORTEST: Duration = Duration::from_millis(100);
+const LONGEST: Duration = Duration::from_secs(1);
 
 /// The card is read again after this time.
 const POLL: Duration = Duration::from_millis(50);
@@ -49,6 +57,10 @@ impl Context<'_> {
     fn service(&self, name: &str) -> &Service {
         let found = self.config.services.iter().find(|service| service.name == name);
         found.expect("a plan names configured services only")
+    }
+
+    fn engine<'a>(&'a self, stop: &'a Stop) -> Docker<'a> {
+        Docker::of(&self.config.docker, stop)
     }
 
     /// Waits for the time of the next reading: NVML wakes nobody when memory comes back.
@@ -109,9 +121,17 @@ fn evict_all(
     context: &Context,
     outcome: &mut Outcome,
 ) -> Result<()> {
+    let ends = evictions.iter().filter(|eviction| eviction.how != EvictHow::Unload);
+    let batches =
+        Batch::all(contained(ends.map(|eviction| &eviction.service), context), |service| {
+            let managed = context.before.managed(&service.name);
+            let how = evictions.iter().find(|it| it.service == service.name).map(|it| it.how);
+            let limit = contained::stop_limit(service, managed);
+            contained::is_stoppable_at_once(managed).then_some((how, limit))
+        });
     let results = side_by_side(evictions, |eviction| {
         (context.witness)(Evicting::Begins(eviction));
-        let done = evict::evict(eviction, required, context)?;
+        let done = evict::evict(eviction, required, &batches, context)?;
         (context.witness)(Evicting::Ended(eviction));
         Ok(done)
     });
@@ -156,6 +176,15 @@ fn reclaim(plan: &Plan, context: &Context, outcome: &mut Outcome) -> Result<()> 
         stopping?;
         result = reclaim::wait_for_memory(plan, &outcome.stopped, before, &mut step, context);
     }
+    if matches!(&result, Err(failure) if failure.code == Code::InsufficientVram) {
+        let mut made_anew = false;
+        for name in &outcome.stopped {
+            made_anew |= contained::stop_made_anew(context.service(name), context)?;
+        }
+        if made_anew {
+            result = reclaim::wait_for_memory(plan, &outcome.stopped, before, &mut step, context);
+        }
+    }
     let after = result?;
     outcome.steps.push(step.done(None));
     outcome.freed =
@@ -165,9 +194,19 @@ fn reclaim(plan: &Plan, context: &Context, outcome: &mut Outcome) -> Result<()> 
 
 fn start_all(starts: &[Start], context: &Context, outcome: &mut Outcome) -> Result<()> {
     let failed = Event::new()?;
+    let begun = starts.iter().filter(|start| start.how == StartHow::Start);
+    let batches = Batch::all(contained(begun.map(|start| &start.service), context), |service| {
+        contained::is_startable_at_once(context.before.managed(&service.name)).then_some(())
+    });
     let results = side_by_side(starts, |start| {
         let stop = context.stop.or(&failed);
-        let result = ready::make_ready(context.service(&start.service), start.how, &stop, context);
+        let result = ready::make_ready(
+            context.service(&start.service),
+            start.how,
+            Some(&batches),
+            &stop,
+            context,
+        );
         // The others' waits would only delay the news.
         result.inspect_err(|_| failed.set())
     });
@@ -187,6 +226,15 @@ fn start_all(starts: &[Start], context: &Context, outcome: &mut Outcome) -> Resu
     // One that was given up because of another tells nothing.
     failures.sort_by_key(|failure| failure.code == Code::Internal);
     failures.into_iter().next().map_or(Ok(()), Err)
+}
+
+/// Those of these services that are containers.
+fn contained<'a>(
+    names: impl Iterator<Item = &'a String>,
+    context: &'a Context<'a>,
+) -> impl Iterator<Item = &'a Service> {
+    let services = names.map(|name| context.service(name));
+    services.filter(|service| matches!(service.manager, Manager::Containers(_)))
 }
 
 /// Runs a step for each item on a thread of its own.

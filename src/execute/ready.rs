@@ -1,27 +1,28 @@
 //! Makes one service ready: starts it, and watches until it answers. Its death, the end of its
 //! start command and the answer of its health check all wake the watch at once.
 
-use super::Context;
+use super::contained::{self, Batches};
+use super::{Context, LONGEST, SHORTEST};
 use crate::config::Span;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
-use crate::model::{Health, Healthy, Manager, Observed, Presence, Running, Service, Trouble};
+use crate::model::{
+    Container, Health, Healthy, Managed, Manager, Observed, Presence, Running, Service, Trouble,
+};
 use crate::observe::{Look, gpu_pids, look};
 use crate::plan::StartHow;
 use crate::redact::mask;
 use crate::step::{Action, Step};
+use crate::world::docker::{Docker, Events};
 use crate::world::health;
 use crate::world::http::Fetcher;
 use crate::world::native::{self, Started};
 use crate::world::ports::local_port;
+use crate::world::process::mains_in;
 use crate::world::wait::{Event, Handle, Stop, Woken, wait};
-use crate::world::{docker, logs, server, starts, systemd};
+use crate::world::{logs, server, starts, systemd};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
-
-/// Health checks follow each other faster at first: a twentieth of the time waited so far keeps
-/// what is added to a service's own start below a twentieth of it.
-const SHORTEST: Duration = Duration::from_millis(100);
-const LONGEST: Duration = Duration::from_secs(1);
 
 /// A service without a health check counts as ready once it has lived this long.
 const SETTLING: Duration = Duration::from_millis(500);
@@ -32,6 +33,10 @@ const TICK: Duration = Duration::from_millis(10);
 /// One call may take so long that asks whether a service sleeps.
 const CALL_LIMIT: Duration = Duration::from_secs(10);
 
+/// What a container is heard to do is looked at all the same after this time: not all that happens may
+/// be heard.
+const UNHEARD: Duration = Duration::from_secs(10);
+
 /// A manager restarts a service this often before it counts as looping.
 const RESTARTS: u64 = 2;
 
@@ -39,19 +44,12 @@ const RESTARTS: u64 = 2;
 pub fn make_ready(
     service: &Service,
     how: StartHow,
+    batches: Option<&Batches<Managed>>,
     stop: &Stop,
     context: &Context,
 ) -> Result<Option<Step>> {
     stop.check()?;
-    let mut watch = Watch {
-        service,
-        stop,
-        context,
-        started: None,
-        restarts: None,
-        deaths: Vec::new(),
-        begun: Instant::now(),
-    };
+    let mut watch = Watch::new(service, stop, context);
     let begin = |action| context.progress.begin(action, &service.name, service.start_timeout);
     let step = match how {
         StartHow::Wake if !is_asleep(service)? => return Ok(None),
@@ -62,7 +60,7 @@ pub fn make_ready(
     match how {
         StartHow::Wake => return wake(service).map(|()| Some(step.done(None))),
         StartHow::Await => {}
-        StartHow::Start => watch.start()?,
+        StartHow::Start => watch.start(batches)?,
     }
     watch.until_ready()?;
     if let Some(started) = &mut watch.started {
@@ -82,16 +80,7 @@ pub fn lost(service: &Service, observed: &Observed, context: &Context) -> Failur
         (None, true) => "it was ready and is no longer".to_owned(),
         (None, false) => "it was ready and has ended since".to_owned(),
     };
-    let watch = Watch {
-        service,
-        stop: context.stop,
-        context,
-        started: None,
-        restarts: None,
-        deaths: Vec::new(),
-        begun: Instant::now(),
-    };
-    watch.died(&why)
+    Watch::new(service, context.stop, context).died(&why)
 }
 
 /// Whether it was put to sleep by an unload.
@@ -112,13 +101,21 @@ fn not_woken(service: &Service, why: &str) -> Failure {
 }
 
 /// The failure of a start command that has started a container, which is no process of its own.
-fn of_a_container(failure: Failure, service: &Service, id: &str, stop: &Stop) -> Failure {
-    let name = docker::name_of(id, stop).unwrap_or_else(|| id[..12].to_owned());
+fn of_a_container(failure: Failure, service: &Service, id: &str, engine: &Docker) -> Failure {
+    let name = engine.name_of(id).unwrap_or_else(|| id[..12].to_owned());
     let message = format!("{}; it started the container {name}", failure.message);
     Failure { message, ..failure }.hint(format!(
         "a container is managed by its engine: in services.{}, set type = \"docker\" and container = \"{name}\"",
         service.name
     ))
+}
+
+/// Whether the engine has told that a container's HEALTHCHECK passes: docker as the event
+/// "health_status: healthy", podman as a status beside it.
+fn says_healthy(events: &str) -> bool {
+    events.lines().last().is_some_and(|last| {
+        last.contains("health_status") && last.contains("healthy\"") && !last.contains("unhealthy")
+    })
 }
 
 struct Watch<'a> {
@@ -127,6 +124,14 @@ struct Watch<'a> {
     context: &'a Context<'a>,
     /// It tells what became of a native service's start command.
     started: Option<Started>,
+    /// Its containers, as they were when they were started.
+    managed: Option<Managed>,
+    /// Where these are asked, where that is by their own addresses.
+    addresses: Vec<IpAddr>,
+    /// What happens to them; begun where their own HEALTHCHECK is waited for.
+    events: Option<Events>,
+    /// Why its manager could not be asked at last.
+    away: Option<Failure>,
     /// Restarts by its manager when the watch began.
     restarts: Option<u64>,
     /// Processes whose death is news.
@@ -135,7 +140,23 @@ struct Watch<'a> {
 }
 
 impl<'a> Watch<'a> {
-    fn start(&mut self) -> Result<()> {
+    fn new(service: &'a Service, stop: &'a Stop, context: &'a Context<'a>) -> Watch<'a> {
+        Watch {
+            service,
+            stop,
+            context,
+            started: None,
+            managed: None,
+            addresses: Vec::new(),
+            events: None,
+            away: None,
+            restarts: None,
+            deaths: Vec::new(),
+            begun: Instant::now(),
+        }
+    }
+
+    fn start(&mut self, batches: Option<&Batches<Managed>>) -> Result<()> {
         let limit = self.service.start_timeout;
         match &self.service.manager {
             Manager::Native(native) => {
@@ -150,15 +171,17 @@ impl<'a> Watch<'a> {
                 self.started = Some(started);
                 Ok(())
             }
-            Manager::Docker { container } => {
-                let asked = docker::inspect(&[container], self.stop)()?;
-                let paused = |running: &Running| running.trouble == Some(Trouble::Paused);
-                match &asked[container].presence {
-                    Presence::Up(running) if paused(running) => {
-                        docker::unpause(container, self.stop)
-                    }
-                    _ => docker::start(container, limit, self.stop),
-                }
+            Manager::Containers(_) => {
+                let start =
+                    |services: &[&Service]| contained::start(services, self.stop, self.context);
+                let batch = batches.and_then(|all| all.get(self.service.name.as_str()));
+                let managed = match batch {
+                    Some(batch) => batch.result(&self.service.name, start),
+                    None => start(&[self.service]).remove(0),
+                };
+                // A start by hand makes the engine count from nothing.
+                self.restarts = Some(0);
+                managed.map(|managed| self.managed = Some(managed))
             }
             Manager::Systemd { unit, user } => systemd::start(unit, *user, limit, self.stop),
         }
@@ -187,7 +210,7 @@ impl<'a> Watch<'a> {
                 Some(Healthy::No(reason) | Healthy::Silent(reason)) => why = reason,
                 None => return Err(self.timed_out(&why)),
             }
-            if self.deaths.is_empty() {
+            if self.deaths.is_empty() && !self.sees_containers() {
                 self.look_after_it()?;
             }
             let pause = (self.begun.elapsed() / 20).clamp(SHORTEST, LONGEST);
@@ -197,8 +220,30 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// One health check, abandoned at the deadline (`None`) and cut short by a death.
+    /// Asks it, and each of its containers where it is asked by their own addresses; the first answer
+    /// that is not good counts.
     fn ask(&mut self, check: &Health, deadline: Instant) -> Result<Option<Healthy>> {
+        if !check.is_by_address() {
+            return self.ask_at(check, deadline);
+        }
+        if self.addresses.is_empty() {
+            let look = self.look_after_it()?;
+            self.addresses = look.addresses(&self.service.name);
+        }
+        let mut answer = Some(Healthy::No(Health::NO_ADDRESS.to_owned()));
+        for address in self.addresses.clone() {
+            answer = self.ask_at(&check.at(address), deadline)?;
+            if answer != Some(Healthy::Yes) {
+                // It may have another when it is started again.
+                self.addresses.clear();
+                break;
+            }
+        }
+        Ok(answer)
+    }
+
+    /// One health check, abandoned at the deadline (`None`) and cut short by a death.
+    fn ask_at(&mut self, check: &Health, deadline: Instant) -> Result<Option<Healthy>> {
         let left = deadline.saturating_duration_since(Instant::now());
         let limit = left.min(health::TRY_LIMIT);
         let attempt = health::begin(check, &self.service.headers, limit)?;
@@ -217,6 +262,20 @@ impl<'a> Watch<'a> {
     /// Decides without a health check: by what its manager says, or that it stays alive for a
     /// moment.
     fn settle(&mut self) -> Result<Option<Healthy>> {
+        if let Some(healthy) = self.hear()? {
+            return Ok(Some(healthy));
+        }
+        if self.sees_containers() {
+            let settled = Instant::now() + SETTLING;
+            let mut is_quiet = true;
+            // A death is looked into; without one there is nothing to look at before the last look.
+            while self.sleep(settled)? {
+                is_quiet = false;
+            }
+            if is_quiet {
+                return Ok(Some(Healthy::Yes));
+            }
+        }
         let look = self.look_after_it()?;
         if let Presence::Up(Running { own_health: Some(healthy), .. }) =
             look.presence(&self.service.name)
@@ -235,6 +294,50 @@ impl<'a> Watch<'a> {
                 Err(self.died("ended at once, and its manager keeps restarting it"))
             }
             _ => Ok(Some(Healthy::Yes)),
+        }
+    }
+
+    /// Finds the main processes of the containers that it has started, by their control groups, and
+    /// watches these: the engine need not be asked. Tells whether it sees all.
+    fn sees_containers(&mut self) -> bool {
+        let Some(managed) = &self.managed else { return false };
+        let ids: Vec<&str> = managed.containers.iter().map(|one| one.id.as_str()).collect();
+        let pids = mains_in(&ids);
+        self.deaths = pids.iter().filter_map(|pid| Handle::open(*pid)).collect();
+        self.deaths.retain(|handle| !handle.has_ended());
+        !ids.is_empty() && self.deaths.len() == ids.len()
+    }
+
+    /// Waits for what a container's own HEALTHCHECK says, as the engine tells it when it changes; `None`
+    /// where there is none.
+    fn hear(&mut self) -> Result<Option<Healthy>> {
+        let Some(managed) = &self.managed else { return Ok(None) };
+        let checked: Vec<&Container> =
+            managed.containers.iter().filter(|one| one.setup.has_healthcheck).collect();
+        // Of several the engine says which; one look at all is as good.
+        let [only] = checked.as_slice() else { return Ok(None) };
+        let is_alone = managed.containers.len() == 1;
+        let id = only.id.clone();
+        if self.events.as_ref().is_none_or(Events::are_over) {
+            let past = self.begun.elapsed();
+            self.events = Some(self.context.engine(self.stop).events(&[&id], past)?);
+        }
+        let until = (Instant::now() + UNHEARD).min(self.begun + self.service.start_timeout);
+        loop {
+            let events = self.events.as_mut().expect("begun above");
+            let woken = wait(&events.fds(), self.stop, until);
+            let heard = events.read();
+            self.stop.check()?;
+            if is_alone && says_healthy(&heard) {
+                return Ok(Some(Healthy::Yes));
+            }
+            if !heard.is_empty() || woken != Woken::Event || events.are_over() {
+                let look = self.look_after_it()?;
+                return Ok(match look.presence(&self.service.name) {
+                    Presence::Up(Running { own_health, .. }) => own_health,
+                    _ => Some(Healthy::No("it is not there".to_owned())),
+                });
+            }
         }
     }
 
@@ -266,6 +369,7 @@ impl<'a> Watch<'a> {
         let on_gpu = || gpu_pids(&context.vram().unwrap_or_default());
         let look = look(context.config, &[service], &context.before.managed, self.stop, on_gpu);
         let presence = look.presence(&service.name);
+        self.away = None;
         // What runs for longer than our own start was just being started by a gpuctl that was killed:
         // before it executed its program, it could not be seen.
         let is_anothers = matches!(&presence, Presence::Up(Running { age: Some(age), .. })
@@ -294,6 +398,9 @@ impl<'a> Watch<'a> {
                 {
                     return Err(self.died(&format!("restarts in a loop: {how}")));
                 }
+                if let Some(Trouble::Incomplete(which)) = &running.trouble {
+                    return Err(self.died(which));
+                }
                 let handles = running.pids.iter().filter_map(|pid| Handle::open(*pid));
                 self.deaths = handles.filter(|handle| !handle.has_ended()).collect();
                 Ok(look)
@@ -304,6 +411,15 @@ impl<'a> Watch<'a> {
             Presence::Down(_) if !look.unproven(&service.name).is_empty() => Ok(look),
             Presence::Down(ending) => {
                 Err(self.died(&ending.unwrap_or_else(|| "exited before it was ready".to_owned())))
+            }
+            // An engine that is away for a moment is no news of its containers.
+            Presence::Unknown(failure)
+                if failure.code == Code::Unavailable
+                    && matches!(service.manager, Manager::Containers(_)) =>
+            {
+                self.stop.check()?;
+                self.away = Some(failure);
+                Ok(look)
             }
             Presence::Stopping(detail) => Err(self.died(&detail)),
             Presence::Missing(failure) | Presence::Dead(failure) | Presence::Unknown(failure) => {
@@ -318,6 +434,14 @@ impl<'a> Watch<'a> {
 
     /// Tells, after a good answer, whether it was the service that gave it.
     fn answers_itself(&mut self) -> Result<bool> {
+        // That its containers live is seen, and whose the answer is the last look tells.
+        let is_http = matches!(self.service.health, Some(Health::Http(_)) | None);
+        if is_http && self.managed.is_some() && self.service.unload.is_none() {
+            let is_watched = !self.deaths.is_empty() || self.sees_containers();
+            if is_watched && self.deaths.iter().all(|handle| !handle.has_ended()) {
+                return Ok(true);
+            }
+        }
         let look = self.look_after_it()?;
         let service = self.service;
         let is_up = matches!(look.presence(&service.name), Presence::Up(_));
@@ -332,7 +456,7 @@ impl<'a> Watch<'a> {
     fn name_container(&self, failure: Failure, look: &Look) -> Failure {
         let since = self.started.as_ref().map(Started::since);
         match since.and_then(|since| look.container_since(since)) {
-            Some(id) => of_a_container(failure, self.service, &id, self.stop),
+            Some(id) => of_a_container(failure, self.service, &id, &self.context.engine(self.stop)),
             None => failure,
         }
     }
@@ -342,6 +466,12 @@ impl<'a> Watch<'a> {
     }
 
     fn timed_out(&self, why: &str) -> Failure {
+        if let Some(away) = &self.away {
+            return Failure {
+                message: format!("{}: {}", self.service.name, away.message),
+                ..away.clone()
+            };
+        }
         let limit = self.service.start_timeout;
         let message =
             format!("{}: not ready within {}: {}", self.service.name, Span(limit), mask(why));
@@ -364,9 +494,21 @@ impl<'a> Watch<'a> {
                 }
                 Err(_) => failure,
             },
-            (Manager::Docker { container }, _) => {
-                logs::attach(failure, docker::log_tail(container, self.begun.elapsed(), self.stop))
-                    .hint(format!("its log: gpuctl logs {name}"))
+            (Manager::Containers(_), _) => {
+                let managed = self.managed.as_ref();
+                let managed = managed.unwrap_or_else(|| self.context.before.managed(name));
+                let engine = self.context.engine(self.stop);
+                let tail = |one: &Container| engine.log_tail(&one.id, self.begun.elapsed());
+                let lines: Vec<String> = match managed.containers.as_slice() {
+                    [only] => tail(only),
+                    several => several
+                        .iter()
+                        .flat_map(|one| {
+                            tail(one).into_iter().map(|line| format!("{} | {line}", one.name))
+                        })
+                        .collect(),
+                };
+                logs::attach(failure, lines).hint(format!("its log: gpuctl logs {name}"))
             }
             (Manager::Systemd { unit, user }, _) => {
                 logs::attach(failure, systemd::log_tail(unit, *user, self.stop))

@@ -54,7 +54,15 @@ pub fn page() -> String {
     page.raw("gpuctl.toml \\- configuration of gpuctl");
     page.section("DESCRIPTION");
     page.prose(DESCRIPTION);
-    for (name, property) in properties(&schema) {
+    let is_table = |(_, property): &(&String, &Value)| {
+        resolved(&schema, property)["type"].as_str() == Some("object")
+            || reference(property).is_none() && property["type"].as_str() != Some("string")
+    };
+    let (tables, keys): (Vec<_>, Vec<_>) = properties(&schema).partition(is_table);
+    for (key, property) in keys {
+        entry(&mut page, &schema, key, property, false);
+    }
+    for (name, property) in tables {
         table(&mut page, &schema, name, property);
     }
     page.section("FILES");
@@ -87,15 +95,7 @@ fn entries(page: &mut Roff, schema: &Value, table: &Value) {
         table["required"].as_array().is_some_and(|required| required.iter().any(|name| name == key))
     };
     for (key, property) in properties(table) {
-        let mut text = property["description"].as_str().unwrap_or_default().to_owned();
-        match &property["default"] {
-            _ if is_required(key) => text.push_str(" Required."),
-            Value::Null | Value::Object(_) => {}
-            Value::String(text) if text.is_empty() => {}
-            default => text.push_str(&format!(" Default: {default}.")),
-        }
-        let term = format!("{} = {}", bold(key), kind(schema, property));
-        page.item(&term, &text);
+        entry(page, schema, key, property, is_required(key));
         let inner = resolved(schema, property);
         if properties(inner).next().is_some() {
             page.raw(".RS");
@@ -103,6 +103,19 @@ fn entries(page: &mut Roff, schema: &Value, table: &Value) {
             page.raw(".RE");
         }
     }
+}
+
+fn entry(page: &mut Roff, schema: &Value, key: &str, property: &Value, is_required: bool) {
+    let mut text = property["description"].as_str().unwrap_or_default().to_owned();
+    match &property["default"] {
+        _ if is_required => text.push_str(" Required."),
+        Value::Null | Value::Object(_) => {}
+        Value::Array(items) if items.is_empty() => {}
+        Value::String(text) if text.is_empty() => {}
+        default => text.push_str(&format!(" Default: {default}.")),
+    }
+    let term = format!("{} = {}", bold(key), kind(schema, property));
+    page.item(&term, &text);
 }
 
 /// Returns what may stand for a key, as roff.

@@ -1,6 +1,6 @@
 //! The world at one moment, as plain data.
 
-use super::{Manager, Mb, Pid, Presence, Service, State};
+use super::{ComposeFiles, Container, Manager, Mb, Pid, Presence, Service, State};
 use crate::error::Failure;
 use crate::exit::Code;
 use schemars::JsonSchema;
@@ -26,6 +26,12 @@ impl Snapshot {
         for service in ready.filter(|service| is_used(&service.name)) {
             service.state = State::Busy;
         }
+    }
+
+    /// Returns what a service's manager has said of where it is.
+    pub fn managed(&self, name: &str) -> &Managed {
+        let at = self.services.iter().position(|service| service.name == name);
+        &self.managed[at.expect("a snapshot holds every configured service")]
     }
 
     pub fn service(&self, name: &str) -> &Observed {
@@ -157,10 +163,14 @@ impl fmt::Display for Unproven {
 }
 
 /// A manager has said where a service's processes are.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct Managed {
-    /// The ids of its containers, in full, and their main processes.
-    pub containers: Vec<(String, Option<Pid>)>,
+    /// Its containers.
+    pub containers: Vec<Container>,
+    /// The containers that its own depend on and that no service of the configuration has.
+    pub dependencies: Vec<Container>,
+    /// The files that compose makes its containers from, where they are known and there.
+    pub compose_files: Option<ComposeFiles>,
     /// The paths of its control groups.
     pub control_groups: Vec<String>,
 }

@@ -2,7 +2,7 @@
 
 use super::ownership::{self, Credentials, Evidence, Ownership, Panes};
 use crate::config::Config;
-use crate::model::{Managed, Manager, Native, Pid, variable};
+use crate::model::{Container, Managed, Manager, Native, Pid, variable};
 use crate::pattern::{Pattern, candidates};
 use crate::world::ports::{Listeners, local_port};
 use crate::world::process::{self, Id, Process, ProcessTable};
@@ -113,7 +113,7 @@ impl Scene {
             })
             .collect();
         for (claim, managed) in claims.iter_mut().zip(managed) {
-            claim.containers = managed.containers.iter().filter_map(|(_, main)| *main).collect();
+            claim.containers = managed.containers.iter().filter_map(Container::main).collect();
         }
         for (service, id) in self.recorded.iter().chain(more) {
             claims[*service].recorded.push(*id);
@@ -160,7 +160,7 @@ impl Scene {
 /// The services in whose unit or container a process is, by its control groups.
 pub fn in_groups(groups: &str, managed: &[Managed]) -> Vec<usize> {
     let is_in = |of: &&Managed| {
-        of.containers.iter().any(|(id, _)| groups.contains(id.as_str()))
+        of.containers.iter().any(|container| groups.contains(container.id.as_str()))
             || of.control_groups.iter().any(|group| process::is_within(groups, group))
     };
     let found = managed.iter().enumerate().filter(|(_, of)| is_in(of));

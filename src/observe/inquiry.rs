@@ -2,12 +2,13 @@
 
 use crate::config::Config;
 use crate::error::Result;
-use crate::model::{Healthy, Service};
+use crate::model::{Headers, Health, Healthy, Service};
 use crate::world::health::TRY_LIMIT;
 use crate::world::http::NoAnswer;
 use crate::world::jobs::Count;
 use crate::world::questions::{Question, QuestionReply, Questions};
 use crate::world::wait::Stop;
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 /// An answer may take this much beyond its own limit, for names that do not resolve.
@@ -38,6 +39,8 @@ impl Ask {
 pub struct Inquiry<'a> {
     of: Vec<Questionnaire>,
     questions: Questions,
+    /// Those that could only be asked when the managers had answered.
+    later: Option<Questions>,
     begun: Instant,
     stop: &'a Stop,
 }
@@ -45,6 +48,11 @@ pub struct Inquiry<'a> {
 /// The questions that a look has for a service.
 struct Questionnaire {
     health: Option<Question>,
+    /// The health check that asks its containers by their own addresses.
+    by_address: Option<Health>,
+    /// That of each container, once their addresses are known.
+    addressed: Vec<Question>,
+    headers: Headers,
     sleep: Option<Question>,
     jobs: Option<Question>,
 }
@@ -54,7 +62,14 @@ impl Questionnaire {
         let headers = || service.headers.clone();
         let health = service.health.clone().filter(|_| ask != Ask::Nothing);
         let server = service.server.clone().filter(|it| it.can_sleep() && ask != Ask::Nothing);
+        let (by_address, health) = match health {
+            Some(health) if health.is_by_address() => (Some(health), None),
+            health => (None, health),
+        };
         Questionnaire {
+            by_address,
+            addressed: Vec::new(),
+            headers: headers(),
             health: health.map(|check| Question::Health(check, headers())),
             sleep: server.map(|server| Question::Sleep(server, headers())),
             jobs: for_jobs(service).filter(|_| ask == Ask::StateAndJobs),
@@ -81,7 +96,22 @@ impl<'a> Inquiry<'a> {
         let of: Vec<Questionnaire> = config.services.iter().map(of).collect();
         let asked = of.iter().flat_map(Questionnaire::questions);
         let questions = Questions::begin(asked, TRY_LIMIT, stop)?;
-        Ok(Inquiry { of, questions, begun, stop })
+        Ok(Inquiry { of, questions, later: None, begun, stop })
+    }
+
+    /// Asks containers by their own addresses, which their engine has told of each service.
+    pub fn ask_by_address(&mut self, addresses: impl Fn(usize) -> Vec<IpAddr>) -> Result<()> {
+        for (at, of) in self.of.iter_mut().enumerate() {
+            let Some(check) = &of.by_address else { continue };
+            let question = |address| Question::Health(check.at(address), of.headers.clone());
+            of.addressed = addresses(at).into_iter().map(question).collect();
+        }
+        let questions: Vec<Question> =
+            self.of.iter().flat_map(|of| of.addressed.iter().cloned()).collect();
+        if !questions.is_empty() {
+            self.later = Some(Questions::begin(questions, TRY_LIMIT, self.stop)?);
+        }
+        Ok(())
     }
 
     fn answer(&self, question: &Question, patience: Duration) -> Option<(QuestionReply, Duration)> {
@@ -92,13 +122,21 @@ impl<'a> Inquiry<'a> {
     /// where there was nothing to ask. Nobody waits long for one that is not there.
     pub fn health(&self, at: usize, is_absent: bool) -> Option<(Healthy, Duration)> {
         let patience = if is_absent { ABSENT_LIMIT } else { TRY_LIMIT + GRACE };
-        match self.answer(self.of[at].health.as_ref()?, patience) {
-            Some((QuestionReply::Health(healthy), took)) => Some((healthy, took)),
-            _ => {
-                let late = "its health check has not finished".to_owned();
-                Some((Healthy::Silent(late), TRY_LIMIT))
-            }
+        let told = |answer| match answer {
+            Some((QuestionReply::Health(healthy), took)) => (healthy, took),
+            _ => (Healthy::Silent("its health check has not finished".to_owned()), TRY_LIMIT),
+        };
+        let of = &self.of[at];
+        if let Some(question) = &of.health {
+            return Some(told(self.answer(question, patience)));
         }
+        // Of several containers the first whose answer is not good counts.
+        let deadline = self.begun + patience;
+        let later = self.later.as_ref();
+        let answers = of.addressed.iter().filter_map(|question| {
+            later.map(|later| told(later.answer(question, self.stop, deadline)))
+        });
+        answers.reduce(|first, next| if first.0 == Healthy::Yes { next } else { first })
     }
 
     /// Whether a service says that it was put to sleep.

@@ -1,6 +1,7 @@
 //! A look at services through their managers: who is alive, which process belongs to whom, and
 //! who really listens on a port.
 
+use super::containers::contained;
 use super::evidence::{self, Scene};
 use super::keeper::{Keeper, keeper_of};
 use super::ownership::{self, Ownership, Panes};
@@ -8,17 +9,18 @@ use crate::config::Config;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::model::{
-    AnsweredBy, Health, Healthy, Managed, Manager, Pid, Presence, Proof, Running, Service, Trouble,
-    Unproven,
+    AnsweredBy, Containers, Health, Healthy, Managed, Manager, Pid, Presence, Proof, Running,
+    Service, Trouble, Unproven,
 };
 use crate::redact::mask;
-use crate::world::docker::{self, Inspected};
+use crate::world::docker::{self, Docker, Inspected};
 use crate::world::ports::{Listeners, local_port};
 use crate::world::process::{self, Process};
 use crate::world::systemd::{self, UnitView};
 use crate::world::wait::Stop;
 use std::cell::OnceCell;
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::net::IpAddr;
 use std::thread::{self, ScopedJoinHandle};
 
 /// It puts together what the managers said.
@@ -43,19 +45,28 @@ pub fn look<'a>(
     stop: &Stop,
     on_gpu: impl FnOnce() -> HashSet<Pid>,
 ) -> Look<'a> {
-    let mut containers = Vec::new();
+    let (mut named, mut projects) = (Vec::new(), BTreeSet::new());
     let mut units = [Vec::new(), Vec::new()];
     for service in services {
         match &service.manager {
-            Manager::Docker { container } => containers.push(container.as_str()),
+            Manager::Containers(Containers::Named(name)) => named.push(name.as_str()),
+            Manager::Containers(Containers::Compose(compose)) => {
+                projects.insert(compose.project.as_str());
+            }
             Manager::Systemd { unit, user } => units[usize::from(*user)].push(unit.as_str()),
             Manager::Native(_) => {}
         }
     }
+    let projects: Vec<&str> = projects.into_iter().collect();
+    let engine = Docker::of(&config.docker, stop);
     thread::scope(|scope| {
         let some = |names: &[&str]| (!names.is_empty()).then_some(scope);
         let [system, user] = &units;
-        let inspected = some(&containers).map(|s| s.spawn(docker::inspect(&containers, stop)));
+        let has_containers = !named.is_empty() || !projects.is_empty();
+        let inspected = has_containers.then(|| {
+            let asked = engine.inspect(&named, &projects);
+            scope.spawn(|| Ok(asked()))
+        });
         let system = some(system).map(|s| s.spawn(systemd::show(system, false, stop)));
         let user = some(user).map(|s| s.spawn(systemd::show(user, true, stop)));
         let has_port = |service: &Service| service.health.as_ref().and_then(local_port).is_some();
@@ -63,7 +74,8 @@ pub fn look<'a>(
         let on_gpu = on_gpu();
         let listeners = listeners.and_then(|asked| asked.join().ok()).unwrap_or_default();
         let mut scene = evidence::look_around(config, &on_gpu, listeners);
-        let inspected = answer(inspected);
+        let inspected: Inspected = answer(inspected)
+            .unwrap_or_else(|why| Inspected { trouble: Some(why), ..Inspected::default() });
         let units = [answer(system), answer(user)];
 
         let names = config.services.iter().enumerate();
@@ -74,7 +86,7 @@ pub fn look<'a>(
         let mut presences = HashMap::new();
         for service in services {
             let (presence, now) = match &service.manager {
-                Manager::Docker { container } => contained(container, &inspected),
+                Manager::Containers(which) => contained(which, &inspected, config, &engine),
                 Manager::Systemd { unit, user } => in_unit(unit, &units[usize::from(*user)]),
                 Manager::Native(_) => continue,
             };
@@ -135,23 +147,6 @@ pub fn members(
         proven: members.iter().filter_map(|pid| table.get(*pid)).map(Process::id).collect(),
         unproven: unproven.map(|(_, pid)| *pid).collect(),
         keeper: keeper_of(&found, table),
-    }
-}
-
-/// Returns what an engine says of a container, and where its processes are.
-fn contained(container: &str, asked: &Result<HashMap<String, Inspected>>) -> (Presence, Managed) {
-    match asked {
-        Err(failure) => (Presence::Unknown(failure.clone()), Managed::default()),
-        Ok(inspected) => {
-            let Inspected { id, presence } = &inspected[container];
-            let main = match presence {
-                Presence::Up(running) => running.pids.first().copied(),
-                _ => None,
-            };
-            let containers = Some((id.clone(), main)).filter(|(id, _)| !id.is_empty());
-            let containers = containers.into_iter().collect();
-            (presence.clone(), Managed { containers, ..Managed::default() })
-        }
     }
 }
 
@@ -263,6 +258,12 @@ impl Look<'_> {
     /// A container that has come up since then, by its id.
     pub fn container_since(&self, since: u64) -> Option<String> {
         self.scene.container_since(since)
+    }
+
+    /// Returns where the containers of a service are asked by their own addresses, one of each.
+    pub fn addresses(&self, service: &str) -> Vec<IpAddr> {
+        let containers = &self.managed[self.places[service]].containers;
+        containers.iter().filter_map(|one| one.addresses.first().copied()).collect()
     }
 
     pub fn presence(&self, service: &str) -> Presence {

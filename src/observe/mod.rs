@@ -1,6 +1,7 @@
 //! Asks the world once, everything side by side, and returns it as plain data.
 
 mod adoption;
+mod containers;
 mod evidence;
 mod inquiry;
 mod keeper;
@@ -9,6 +10,7 @@ mod ownership;
 mod state;
 
 pub use adoption::adoptable;
+pub use containers::containers;
 pub use inquiry::Ask;
 pub use keeper::{Keeper, started_by};
 pub use look::{Look, Members, look, members};
@@ -48,7 +50,8 @@ pub fn observe(
         gpu_pids(&vram)
     });
     let inquiry = inquiry.transpose()?;
-    let inquiry = inquiry.expect("a look asks for the processes on the card");
+    let mut inquiry = inquiry.expect("a look asks for the processes on the card");
+    inquiry.ask_by_address(|at| look.addresses(&config.services[at].name))?;
     for process in vram.processes.iter_mut().flatten() {
         process.is_ending = process::is_ending(process.pid);
         // What is dying is nobody's any more: its memory is on its way back.

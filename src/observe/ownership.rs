@@ -400,8 +400,8 @@ impl Court<'_> {
 pub fn containers_of_several(managed: &[Managed]) -> Vec<(&str, BTreeSet<usize>)> {
     let mut services: BTreeMap<&str, BTreeSet<usize>> = BTreeMap::new();
     for (service, of) in managed.iter().enumerate() {
-        for (id, _) in &of.containers {
-            services.entry(id).or_default().insert(service);
+        for container in &of.containers {
+            services.entry(&container.id).or_default().insert(service);
         }
     }
     services.into_iter().filter(|(_, services)| services.len() > 1).collect()

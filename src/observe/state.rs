@@ -40,6 +40,7 @@ pub fn judge(
         Some(Trouble::CrashLoop(how)) => {
             return (State::Error, Some(format!("restarts in a loop: {how}")));
         }
+        Some(Trouble::Incomplete(which)) => return (State::Error, Some(which.clone())),
         Some(Trouble::Orphaned) => {
             let told = "its server has ended and left processes behind".to_owned();
             return (State::Error, Some(told));

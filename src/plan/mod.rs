@@ -120,6 +120,20 @@ impl Plan {
         self.evict.is_empty() && self.starts_nothing() && !self.awaits_dead
     }
 
+    /// Warns of containers that the engine removes when they end, and nobody makes anew.
+    pub fn warn_of_removal(&mut self, snapshot: &Snapshot) {
+        for eviction in self.evict.iter().filter(|eviction| eviction.how != EvictHow::Unload) {
+            let managed = snapshot.managed(&eviction.service);
+            let removed = managed.containers.iter().filter(|one| one.setup.is_removed_at_its_end);
+            for container in removed {
+                self.warnings.push(format!(
+                    "{}: its container {} was made with --rm: stopping it removes it, and gpuctl cannot start it again",
+                    eviction.service, container.name
+                ));
+            }
+        }
+    }
+
     fn starts_nothing(&self) -> bool {
         self.required == Mb(0) && self.start.iter().all(|start| start.how == StartHow::Wake)
     }
@@ -155,7 +169,9 @@ impl Plan {
             // One that works and does not answer is waited for, and never restarted by a plan.
             (Presence::Up(_), State::Starting | State::Unresponsive) => StartHow::Await,
             (Presence::Up(running), _) => {
-                if running.trouble != Some(Trouble::Paused) {
+                let goes_on = Some(Trouble::Paused) == running.trouble
+                    || matches!(running.trouble, Some(Trouble::Incomplete(_)));
+                if !goes_on {
                     self.evict.push(Eviction::stop(observed, false));
                 }
                 StartHow::Start

@@ -9,18 +9,18 @@ use serde_json::Value;
 
 pub fn docker(input: &[u8]) {
     let asked = ["mcn_cosyvoice", "ollama", "f00d"];
-    let inspected = match docker::read(&asked, input) {
+    let inspected = match docker::parse(input) {
         Ok(inspected) => inspected,
         Err(failure) => return assert_eq!(failure.code, Code::Unavailable),
     };
     let document: Value = serde_json::from_slice(input).unwrap_or_default();
     for name in asked {
-        let one = &inspected[name];
-        let is_missing = matches!(one.presence, Presence::Missing(_));
+        let one = docker::resolve(&inspected, name);
         let containers = document.as_array().into_iter().flatten();
         let mut named = containers.filter(|c| c["Name"] == format!("/{name}"));
         let (Some(told), None) = (named.next(), named.next()) else { continue };
-        assert!(!is_missing && told["Id"] == one.id.as_str(), "{one:?}");
+        let one = one.expect("what is told of is found by its name");
+        assert!(told["Id"] == one.id.as_str(), "{one:?}");
         let state = &told["State"];
         let runs = state["Running"] == true && state["Status"] != "removing";
         assert!(!runs || matches!(one.presence, Presence::Up(_)), "{one:?}");

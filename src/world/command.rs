@@ -139,13 +139,35 @@ impl Begun {
         self.answer(|_| false, stop)
     }
 
+    /// Returns what becomes readable when it prints something, or ends.
+    pub fn fds(&self) -> Vec<BorrowedFd<'_>> {
+        let pipes = [&self.stdout, &self.stderr].into_iter().filter_map(Pipe::fd);
+        self.ended.iter().map(Handle::fd).chain(pipes).collect()
+    }
+
+    /// Takes what it has printed since the last time.
+    pub fn read(&mut self) -> Vec<u8> {
+        self.stdout.read();
+        self.stderr.read();
+        std::mem::take(&mut self.stdout.text)
+    }
+
+    pub fn has_ended(&self) -> bool {
+        self.ended.as_ref().is_none_or(Handle::has_ended)
+    }
+
+    /// Ends a program of which nothing more is wanted.
+    pub fn end(mut self) {
+        kill_group(&self.child);
+        // It is killed, and what became of it does not matter.
+        let _ = self.child.wait();
+    }
+
     /// Waits until what it has printed `is_whole`, which counts as success, or for its end: a large
     /// program takes milliseconds to end after its last word.
     pub fn answer(mut self, is_whole: impl Fn(&[u8]) -> bool, stop: &Stop) -> Result<Output> {
         let woken = loop {
-            let mut watched: Vec<_> = self.ended.iter().map(Handle::fd).collect();
-            watched.extend([&self.stdout, &self.stderr].into_iter().filter_map(Pipe::fd));
-            let woken = wait(&watched, stop, self.begun + self.limit);
+            let woken = wait(&self.fds(), stop, self.begun + self.limit);
             // Asked first: what a program has written is in its pipes once it has ended.
             let has_ended = self.ended.as_ref().is_some_and(Handle::has_ended);
             self.stdout.read();

@@ -5,6 +5,7 @@ pub mod caller;
 pub mod client;
 pub mod command;
 pub mod companion;
+pub mod compose;
 pub mod docker;
 pub mod ending;
 pub mod files;

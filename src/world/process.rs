@@ -458,3 +458,19 @@ pub fn is_same_program(pid: Pid) -> bool {
     };
     identity(&pid.to_string()).is_some_and(|theirs| Some(theirs) == identity("self"))
 }
+
+/// The main processes of containers that are seen here, by their control groups: those whose parents are
+/// outside.
+pub fn mains_in(containers: &[&str]) -> Vec<Pid> {
+    let table = ProcessTable::read();
+    let of = |pid: Pid| {
+        let groups = control_groups(pid);
+        containers.iter().position(|id| groups.contains(id)).map(|at| (pid, at))
+    };
+    let inside: HashMap<Pid, usize> = table.each(of).into_iter().collect();
+    let is_main = |(pid, at): &(&Pid, &usize)| {
+        let parent = table.get(**pid).map(|process| process.parent);
+        parent.and_then(|parent| inside.get(&parent)) != Some(*at)
+    };
+    inside.iter().filter(is_main).map(|(pid, _)| *pid).collect()
+}

@@ -176,6 +176,7 @@ fn without_any_file_the_defaults_are_shown_and_there_is_no_path() {
     assert_eq!(
         show,
         json!({
+            "docker": "docker",
             "gpu": {"reserve_mb": 1024},
             "lock": {"key": "gpu_mutex_v2", "ttl": "10m", "wait": "31s"},
             "services": {},

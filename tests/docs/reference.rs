@@ -25,7 +25,7 @@ service = "a"
 /// Of each key its cell with the default.
 fn documented() -> BTreeMap<String, String> {
     let page = Page::read("configuration.md");
-    let of_keys = page.sections.iter().filter(|section| section.title.starts_with("`["));
+    let of_keys = page.sections.iter().filter(|section| section.title.starts_with('`'));
     let rows = of_keys.flat_map(|section| section.rows()).filter(|row| row.len() == 4);
     let mut keys = BTreeMap::new();
     for row in rows {
@@ -124,8 +124,9 @@ fn the_documented_defaults_are_those_in_force() {
         let mut values = BTreeMap::new();
         values_of(&serde_json::to_value(&value["value"]).unwrap(), &key, &mut values);
         known.extend(values.into_keys());
-        let (tables, name) = key.rsplit_once('.').unwrap();
-        let table = tables.split('.').fold(&mut config, |table, part| {
+        let (tables, name) = key.rsplit_once('.').unwrap_or(("", &key));
+        let tables = tables.split('.').filter(|table| !table.is_empty());
+        let table = tables.fold(&mut config, |table, part| {
             table.entry(part).or_insert(Table::new().into()).as_table_mut().unwrap()
         });
         table.insert(name.to_owned(), value["value"].clone());

@@ -16,16 +16,6 @@ fn status(rig: &Rig) -> Value {
     rig.gpuctl("status --json").run().succeeds().json()
 }
 
-/// A `docker` on the PATH that writes down each call before it makes it; gives the calls made while `act` runs.
-fn calls_during(rig: &Rig, act: impl FnOnce()) -> Vec<String> {
-    let log = rig.file("docker-calls", "");
-    let next = format!("PATH=${{PATH#*:}} exec docker \"$@\"\necho {}", rig.path("bin").display());
-    rig.program("docker", &format!("echo \"$*\" >>'{}'\n{next}", log.display()));
-    act();
-    fs::remove_file(rig.path("bin/docker")).unwrap();
-    fs::read_to_string(log).unwrap().lines().map(str::to_owned).collect()
-}
-
 #[test]
 fn memory_on_the_card_is_told_to_the_containers_whose_processes_hold_it() {
     let Some(rig) = Rig::with_docker() else { return };
@@ -79,10 +69,10 @@ fn the_engine_is_told_how_long_a_container_may_take_to_stop() {
     let Some(rig) = Rig::with_docker() else { return };
     let voice = rig.container("voice").set("stop_timeout", "50s").add();
     rig.gpuctl("start voice").run().succeeds().stdout_has("voice").progress();
-    let calls = calls_during(&rig, || {
+    let calls = rig.docker_calls(|| {
         rig.gpuctl("stop voice").run().succeeds().stdout_has("voice").progress();
     });
-    assert!(calls.contains(&format!("stop --time 50 -- {}", voice.mark())), "{calls:?}");
+    assert!(calls.contains(&format!("stop -t 50 -- {}", voice.mark())), "{calls:?}");
 }
 
 #[test]
@@ -90,7 +80,7 @@ fn a_forced_stop_kills_the_container_at_once() {
     let Some(rig) = Rig::with_docker() else { return };
     let voice = rig.container("voice").set("stop_timeout", "1h").server("--term-delay 1h").add();
     rig.gpuctl("start voice").run().succeeds().stdout_has("voice").progress();
-    let calls = calls_during(&rig, || {
+    let calls = rig.docker_calls(|| {
         rig.gpuctl("stop voice --force").run().succeeds().stdout_has("voice").progress();
     });
     assert!(calls.contains(&format!("kill -- {}", voice.mark())), "{calls:?}");
@@ -140,7 +130,7 @@ fn however_many_containers_there_are_the_engine_is_asked_once() {
     all.push(rig.container("absent").not_installed().add().mark().to_owned());
     rig.docker(&["start", &all[0], &all[1]]);
     until("both hold their memory", || rig.card.claims().len() == 2 && rig.card.used_mb() == 200);
-    let calls = calls_during(&rig, || {
+    let calls = rig.docker_calls(|| {
         let status = status(&rig);
         assert_eq!(status["services"]["tts"]["state"], "stopped");
         assert_eq!(status["services"]["absent"]["state"], "stopped");
@@ -154,7 +144,7 @@ fn however_many_containers_there_are_the_engine_is_asked_once() {
 fn the_engine_is_left_alone_where_no_container_is_configured() {
     let Some(rig) = Rig::with_docker() else { return };
     rig.native("vidi").add();
-    let calls = calls_during(&rig, || drop(status(&rig)));
+    let calls = rig.docker_calls(|| drop(status(&rig)));
     assert_eq!(calls, [""; 0]);
 }
 

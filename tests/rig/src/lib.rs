@@ -56,7 +56,8 @@ pub use rig::Rig;
 pub use rustix::process::Signal;
 pub use services::{Draft, Script, Service};
 pub use skip::{
-    docker_client_or_skip, python_or_skip, root_or_skip, skip_or_fail, unconfigured_or_skip,
+    compose_or_skip, docker_client_or_skip, python_or_skip, root_or_skip, skip_or_fail,
+    unconfigured_or_skip,
 };
 pub use systemd::Fault;
 pub use terminal::Terminal;

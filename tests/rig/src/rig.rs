@@ -277,6 +277,16 @@ impl Rig {
         self.engine().docker(arguments)
     }
 
+    /// Puts a `docker` on the PATH that writes down each call before it makes it; gives the calls made while `act` runs.
+    pub fn docker_calls(&self, act: impl FnOnce()) -> Vec<String> {
+        let log = self.file("docker-calls", "");
+        let next = "PATH=${PATH#*:} exec docker \"$@\"";
+        self.program("docker", &format!("echo \"$*\" >>'{}'\n{next}", log.display()));
+        act();
+        fs::remove_file(self.path("bin/docker")).unwrap();
+        fs::read_to_string(log).unwrap().lines().map(str::to_owned).collect()
+    }
+
     #[track_caller]
     pub fn engine(&self) -> &'static Engine {
         self.engine.expect("a rig made by Rig::with_docker()")

@@ -50,6 +50,16 @@ pub fn docker_client_or_skip() -> bool {
     is_there
 }
 
+/// Whether Docker's client has compose; if not, it has been said so.
+#[track_caller]
+pub fn compose_or_skip() -> bool {
+    let is_there = programs::works("docker", &["compose", "version"]);
+    if !is_there {
+        skip_or_fail("compose", "compose, as a plugin of Docker's client");
+    }
+    is_there
+}
+
 /// Whether there is a Python to run the examples with; if not, it has been said so.
 #[track_caller]
 pub fn python_or_skip() -> bool {

@@ -1,0 +1,352 @@
+//! Starts and stops services of containers, in the order in which they depend on each other, and many
+//! services in few calls of the client.
+
+use super::{Context, LONGEST, SHORTEST};
+use crate::error::{Failure, Result};
+use crate::exit::Code;
+use crate::model::{
+    Condition, Container, Containers, Healthy, Managed, Manager, Presence, Running, Service,
+    Trouble,
+};
+use crate::observe::containers;
+use crate::world::compose;
+use crate::world::docker::{Docker, resolve};
+use crate::world::wait::{Stop, wait};
+use std::collections::HashMap;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+/// More services than that share calls: the engine does not get on faster with more at once.
+const AT_ONCE: usize = 4;
+
+/// Services whose containers one call is made for, by whoever needs it first.
+pub struct Batch<'a, T> {
+    services: Vec<&'a Service>,
+    results: OnceLock<Vec<Result<T>>>,
+}
+
+/// The batches that services are in, by their names.
+pub type Batches<'a, T> = HashMap<&'a str, Arc<Batch<'a, T>>>;
+
+impl<'a, T: Clone> Batch<'a, T> {
+    /// Puts services of containers into batches; those with one key can share a call, and those without
+    /// have calls of their own.
+    pub fn all<K: PartialEq>(
+        services: impl Iterator<Item = &'a Service>,
+        key: impl Fn(&Service) -> Option<K>,
+    ) -> Batches<'a, T> {
+        let mut groups: Vec<(Option<K>, Vec<&'a Service>)> = Vec::new();
+        for service in services {
+            let key = key(service);
+            match groups.iter_mut().find(|(other, _)| key.is_some() && *other == key) {
+                Some((_, group)) => group.push(service),
+                None => groups.push((key, vec![service])),
+            }
+        }
+        let mut batches = HashMap::new();
+        for (_, group) in groups {
+            for services in group.chunks(group.len().div_ceil(AT_ONCE)) {
+                let services = services.to_vec();
+                let names: Vec<&str> =
+                    services.iter().map(|service| service.name.as_str()).collect();
+                let batch = Arc::new(Batch { services, results: OnceLock::new() });
+                batches.extend(names.into_iter().map(|name| (name, batch.clone())));
+            }
+        }
+        batches
+    }
+
+    /// Has the work done for all of the batch, once, and returns what came of one.
+    pub fn result(
+        &self,
+        service: &str,
+        work: impl FnOnce(&[&'a Service]) -> Vec<Result<T>>,
+    ) -> Result<T> {
+        let results = self.results.get_or_init(|| work(&self.services));
+        let at = self.services.iter().position(|one| one.name == service);
+        results[at.expect("a service is asked for in its own batch")].clone()
+    }
+}
+
+/// How long containers may take to end: their own time counts where it is longer.
+pub fn stop_limit(service: &Service, managed: &Managed) -> Duration {
+    let own = managed.containers.iter().filter_map(|container| container.setup.stop_timeout);
+    own.fold(service.stop_timeout, Duration::max)
+}
+
+/// Whether its containers can be started in one call, together with those of other services.
+pub fn is_startable_at_once(managed: &Managed) -> bool {
+    let is_simple = |container: &Container| match &container.presence {
+        Presence::Up(running) => running.trouble != Some(Trouble::Paused),
+        _ => true,
+    };
+    managed.dependencies.is_empty()
+        && is_stoppable_at_once(managed)
+        && managed.containers.iter().all(is_simple)
+}
+
+/// Whether its containers can be stopped in one call.
+pub fn is_stoppable_at_once(managed: &Managed) -> bool {
+    levels(managed.containers.iter().collect()).len() == 1
+}
+
+/// What the engine is told of a container: its name where that is what the configuration says, else its
+/// id, which no other can come to have.
+fn reference(container: &Container) -> &str {
+    match container.setup.compose {
+        Some(_) => &container.id,
+        None => &container.name,
+    }
+}
+
+/// Stops services, and tells of each whether it had to be killed.
+pub fn stop(services: &[&Service], force: bool, context: &Context) -> Vec<Result<bool>> {
+    let managed: Vec<&Managed> =
+        services.iter().map(|service| context.before.managed(&service.name)).collect();
+    let stopped = stop_containers(services, &managed, force, context);
+    let each = services.iter().zip(stopped);
+    each.map(|(service, done)| match done {
+        Err(failure) if failure.code == Code::NotFound => stop_again(service, force, context),
+        done => done,
+    })
+    .collect()
+}
+
+/// Stops containers that compose has made anew since the plan was made, and tells whether there were any.
+pub fn stop_made_anew(service: &Service, context: &Context) -> Result<bool> {
+    let Manager::Containers(which @ Containers::Compose(_)) = &service.manager else {
+        return Ok(false);
+    };
+    let known = &context.before.managed(&service.name).containers;
+    let (_, managed) = containers(which, context.config, context.stop);
+    let is_new = |one: &Container| one.is_up() && known.iter().all(|known| known.id != one.id);
+    if !managed.containers.iter().any(is_new) {
+        return Ok(false);
+    }
+    stop_again(service, false, context).map(|_| true)
+}
+
+/// Stops what has taken the place of containers that are gone: compose makes them anew.
+fn stop_again(service: &Service, force: bool, context: &Context) -> Result<bool> {
+    let Manager::Containers(which @ Containers::Compose(_)) = &service.manager else {
+        // Removed in the meantime, which is as good as stopped.
+        return Ok(false);
+    };
+    let (presence, managed) = containers(which, context.config, context.stop);
+    match presence {
+        Presence::Unknown(failure) => Err(failure),
+        _ => match stop_containers(&[service], &[&managed], force, context).remove(0) {
+            Err(failure) if failure.code == Code::NotFound => Ok(false),
+            done => done,
+        },
+    }
+}
+
+/// Stops the containers of services, those that others depend on last.
+fn stop_containers(
+    services: &[&Service],
+    managed: &[&Managed],
+    force: bool,
+    context: &Context,
+) -> Vec<Result<bool>> {
+    let engine = context.engine(context.stop);
+    let mut results: Vec<Result<bool>> = services.iter().map(|_| Ok(false)).collect();
+    let limit = services.iter().zip(managed).map(|(service, of)| stop_limit(service, of)).max();
+    let runs = |one: &&Container| !matches!(one.presence, Presence::Down(_) | Presence::Dead(_));
+    let owner =
+        |id: &str| managed.iter().position(|of| of.containers.iter().any(|one| one.id == id));
+    let all = managed.iter().flat_map(|of| &of.containers).collect();
+    for level in levels(all).into_iter().rev() {
+        let level: Vec<&Container> = level.into_iter().filter(runs).collect();
+        if level.is_empty() {
+            continue;
+        }
+        let references: Vec<&str> = level.iter().map(|one| reference(one)).collect();
+        let stopped = match force {
+            true => engine.kill(&references).into_iter().map(|done| done.map(|()| false)).collect(),
+            false => engine.stop(&references, limit.unwrap_or_default()),
+        };
+        for (container, stopped) in level.iter().zip(stopped) {
+            let Some(result) = owner(&container.id).map(|at| &mut results[at]) else { continue };
+            match stopped {
+                Err(failure) => *result = result.clone().and(Err(failure)),
+                Ok(killed) => *result = result.clone().map(|before| before || killed),
+            }
+        }
+    }
+    results
+}
+
+/// Starts services, creates the containers of one that has none yet, and returns what each is made of
+/// from then on.
+pub fn start(services: &[&Service], stop: &Stop, context: &Context) -> Vec<Result<Managed>> {
+    let managed = |service: &&Service| context.before.managed(&service.name).clone();
+    if let [service] = services {
+        return vec![start_in_order(service, managed(service), stop, context)];
+    }
+    let managed: Vec<Managed> = services.iter().map(managed).collect();
+    let all: Vec<&Container> = managed.iter().flat_map(|of| &of.containers).collect();
+    let references: Vec<&str> = all.iter().map(|one| reference(one)).collect();
+    let limit = services.iter().map(|service| service.start_timeout).max().unwrap_or_default();
+    let started = context.engine(stop).start(&references, limit);
+    let failures: HashMap<&str, Failure> = all
+        .iter()
+        .zip(started)
+        .filter_map(|(container, done)| Some((container.id.as_str(), done.err()?)))
+        .collect();
+    let result =
+        |of: &Managed| match of.containers.iter().find_map(|one| failures.get(one.id.as_str())) {
+            Some(failure) => Err(failure.clone()),
+            None => Ok(of.clone()),
+        };
+    managed.iter().map(result).collect()
+}
+
+fn start_in_order(
+    service: &Service,
+    mut managed: Managed,
+    stop: &Stop,
+    context: &Context,
+) -> Result<Managed> {
+    let engine = context.engine(stop);
+    let deadline = Instant::now() + service.start_timeout;
+    if let (Manager::Containers(which @ Containers::Compose(of)), [], Some(files)) =
+        (&service.manager, managed.containers.as_slice(), &managed.compose_files)
+    {
+        compose::create(&engine, of, files, service.start_timeout)?;
+        let (presence, created) = containers(which, context.config, stop);
+        if let Presence::Unknown(failure) | Presence::Missing(failure) = presence {
+            return Err(failure);
+        }
+        managed = created;
+    }
+    let all: Vec<&Container> = managed.dependencies.iter().chain(&managed.containers).collect();
+    for level in levels(all.clone()) {
+        await_dependencies(&level, &all, &engine, stop, deadline)?;
+        let is_paused = |one: &&Container| {
+            matches!(&one.presence, Presence::Up(Running { trouble: Some(Trouble::Paused), .. }))
+        };
+        let (paused, others): (Vec<&Container>, Vec<&Container>) =
+            level.into_iter().partition(is_paused);
+        // What was up when it was looked at may have been stopped for this start.
+        let has_to = |one: &&Container| !has_completed(one, &all);
+        let mut others: Vec<&str> = others.into_iter().filter(has_to).map(reference).collect();
+        let paused: Vec<&str> = paused.into_iter().map(reference).collect();
+        if !paused.is_empty() {
+            let unpaused = engine.unpause(&paused);
+            others.extend(
+                paused.iter().zip(unpaused).filter(|(_, done)| done.is_err()).map(|it| it.0),
+            );
+        }
+        if !others.is_empty() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            engine.start(&others, left).into_iter().collect::<Result<()>>()?;
+        }
+    }
+    Ok(managed)
+}
+
+/// Whether it has done what others wait for.
+fn has_completed(container: &Container, all: &[&Container]) -> bool {
+    container.exit_code == Some(0)
+        && all.iter().any(|other| {
+            awaited(other).any(|(name, condition)| {
+                condition == Condition::Completed && name == service_of(container)
+            })
+        })
+}
+
+fn service_of(container: &Container) -> &str {
+    container.setup.compose.as_ref().map_or("", |labels| labels.service.as_str())
+}
+
+fn awaited(container: &Container) -> impl Iterator<Item = (&str, Condition)> {
+    let labels = container.setup.compose.iter();
+    labels.flat_map(|labels| &labels.depends_on).map(|it| (it.service.as_str(), it.condition))
+}
+
+/// Sorts containers so that each comes after those that it depends on.
+fn levels(mut left: Vec<&Container>) -> Vec<Vec<&Container>> {
+    let mut levels = Vec::new();
+    while !left.is_empty() {
+        let is_free = |one: &&Container| {
+            awaited(one).all(|(name, _)| left.iter().all(|other| service_of(other) != name))
+        };
+        let (free, others): (Vec<_>, Vec<_>) = left.iter().copied().partition(is_free);
+        // Compose refuses a circle.
+        let (level, rest) = if free.is_empty() { (others, free) } else { (free, others) };
+        levels.push(level);
+        left = rest;
+    }
+    levels
+}
+
+/// Waits until what these containers depend on is as far as they want it.
+fn await_dependencies(
+    level: &[&Container],
+    all: &[&Container],
+    engine: &Docker,
+    stop: &Stop,
+    deadline: Instant,
+) -> Result<()> {
+    let mut pause = SHORTEST;
+    let mut awaited: Vec<(&Container, Condition)> = level
+        .iter()
+        .flat_map(|one| awaited(one))
+        .filter(|(_, condition)| *condition != Condition::Started)
+        .flat_map(|(name, condition)| {
+            let meant = all.iter().filter(move |other| service_of(other) == name);
+            meant.map(move |other| (*other, condition))
+        })
+        .collect();
+    while !awaited.is_empty() {
+        let ids: Vec<&str> = awaited.iter().map(|(one, _)| one.id.as_str()).collect();
+        let told = engine.inspect(&ids, &[])();
+        let mut failure = None;
+        awaited.retain(|(one, condition)| match resolve(&told.containers, &one.id) {
+            Some(now) => match is_as_far(now, *condition) {
+                Ok(is_met) => !is_met,
+                Err(why) => {
+                    failure = Some(why);
+                    true
+                }
+            },
+            None => true,
+        });
+        if let Some(failure) = failure {
+            return Err(failure);
+        }
+        let Some((first, _)) = awaited.first() else { break };
+        if Instant::now() >= deadline {
+            let why = format!("{}, which it depends on, is not ready in time", first.name);
+            return Err(told.trouble.unwrap_or_else(|| Failure::new(Code::StartFailed, why)));
+        }
+        wait(&[], stop, (Instant::now() + pause).min(deadline));
+        stop.check()?;
+        pause = (pause * 2).min(LONGEST);
+    }
+    Ok(())
+}
+
+fn is_as_far(container: &Container, condition: Condition) -> Result<bool> {
+    let failed = |how: &str| {
+        let message = format!("{}, which it depends on, {how}", container.name);
+        Err(Failure::new(Code::StartFailed, message))
+    };
+    match (condition, &container.presence) {
+        (Condition::Completed, Presence::Down(_)) => match container.exit_code {
+            Some(0) => Ok(true),
+            Some(code) => failed(&format!("exited with code {code}")),
+            None => Ok(false),
+        },
+        (Condition::Healthy, Presence::Down(how)) if container.exit_code.is_some() => {
+            failed(how.as_deref().unwrap_or("has ended"))
+        }
+        // One without a check of its own is as well as can be told.
+        (Condition::Healthy, Presence::Up(running)) => {
+            Ok(matches!(running.own_health, None | Some(Healthy::Yes)))
+        }
+        (Condition::Started, _) => Ok(true),
+        _ => Ok(false),
+    }
+}

@@ -1,0 +1,190 @@
+//! From what an engine says of containers to what a service of one or several of them is in.
+
+use crate::config::Config;
+use crate::error::Failure;
+use crate::exit::Code;
+use crate::model::{
+    Compose, ComposeFiles, Condition, Container, ContainerNetwork, Containers, Healthy, Managed,
+    Manager, Presence, Running, Trouble,
+};
+use crate::world::compose;
+use crate::world::docker::{self, Docker, Inspected};
+use crate::world::wait::Stop;
+
+/// Asks the engine for the containers of one service.
+pub fn containers(which: &Containers, config: &Config, stop: &Stop) -> (Presence, Managed) {
+    let engine = Docker::of(&config.docker, stop);
+    let told = match which {
+        Containers::Named(name) => engine.inspect(&[name], &[])(),
+        Containers::Compose(compose) => engine.inspect(&[], &[&compose.project])(),
+    };
+    contained(which, &told, config, &engine)
+}
+
+/// Returns what a service is in, by its containers, and which these are.
+pub fn contained(
+    which: &Containers,
+    told: &Inspected,
+    config: &Config,
+    engine: &Docker,
+) -> (Presence, Managed) {
+    let all = &told.containers;
+    let own: Vec<Container> = match which {
+        Containers::Named(name) => docker::resolve(all, name).into_iter().cloned().collect(),
+        Containers::Compose(compose) => {
+            all.iter().filter(|one| is_of(one, compose)).cloned().collect()
+        }
+    };
+    let mut managed = Managed { containers: own, ..Managed::default() };
+    for one in &mut managed.containers {
+        if let ContainerNetwork::Of(other) = &one.setup.network {
+            let other = docker::resolve(all, other);
+            one.addresses = other.map(|other| other.addresses.clone()).unwrap_or_default();
+        }
+    }
+    let presence = match (which, &told.trouble) {
+        // What was not told of may be there.
+        (Containers::Named(_), Some(why)) if managed.containers.is_empty() => {
+            return (Presence::Unknown(why.clone()), managed);
+        }
+        (Containers::Compose(_), Some(why)) => return (Presence::Unknown(why.clone()), managed),
+        (Containers::Named(name), None) if managed.containers.is_empty() => {
+            Presence::Missing(engine.missing(name))
+        }
+        (Containers::Named(_), _) => presence_of(&managed.containers, all),
+        (Containers::Compose(compose), None) => {
+            managed.compose_files = files(compose, all);
+            managed.dependencies = dependencies(&managed.containers, all, config);
+            match (managed.containers.as_slice(), &managed.compose_files) {
+                ([], Some(_)) => {
+                    Presence::Down(Some("its containers are not created yet".to_owned()))
+                }
+                ([], None) => Presence::Missing(not_created(compose, engine)),
+                (own, _) => presence_of(own, all),
+            }
+        }
+    };
+    (presence, managed)
+}
+
+fn is_of(container: &Container, compose: &Compose) -> bool {
+    container.setup.compose.as_ref().is_some_and(|labels| compose.has(labels))
+}
+
+/// The files of a project: those of the configuration, else those that its containers name; none where
+/// one of them is not there.
+fn files(compose: &Compose, all: &[Container]) -> Option<ComposeFiles> {
+    let labels = || all.iter().filter_map(|one| one.setup.compose.as_ref());
+    let files = match compose.files.is_empty() {
+        false => ComposeFiles { files: compose.files.clone(), folder: None },
+        true => labels().find(|labels| labels.project == compose.project)?.files.clone(),
+    };
+    let are_there = !files.files.is_empty() && files.files.iter().all(|file| file.is_file());
+    are_there.then_some(files)
+}
+
+fn not_created(compose: &Compose, engine: &Docker) -> Failure {
+    Failure::new(Code::NotFound, format!("there is no container of {}", compose.told()))
+        .hint(format!(
+            "create it, in the folder of its compose file: {}",
+            compose::command_line(engine, compose, &ComposeFiles::default())
+        ))
+        .hint("with files = [\"/path/to/compose.yaml\"] in its section, gpuctl does so itself")
+}
+
+/// The containers that others need, and the needed of these, that no service of the configuration has:
+/// who needs them has them started first, and never stopped.
+fn dependencies(own: &[Container], all: &[Container], config: &Config) -> Vec<Container> {
+    let mut needed: Vec<&Container> = own.iter().collect();
+    let mut at = 0;
+    while let Some(labels) = needed.get(at).map(|one| one.setup.compose.as_ref()) {
+        let names = labels.into_iter().flat_map(|labels| &labels.depends_on);
+        for name in names.map(|dependency| &dependency.service) {
+            let is_meant = |other: &&Container| {
+                other.setup.compose.as_ref().is_some_and(|it| {
+                    Some(&it.project) == labels.map(|l| &l.project)
+                        && it.service == *name
+                        && !it.is_one_off
+                })
+            };
+            let new = all.iter().filter(is_meant);
+            let new: Vec<&Container> =
+                new.filter(|other| needed.iter().all(|known| known.id != other.id)).collect();
+            needed.extend(new);
+        }
+        at += 1;
+    }
+    let is_anybodys = |container: &Container| {
+        config.services.iter().any(|service| match &service.manager {
+            Manager::Containers(Containers::Compose(compose)) => is_of(container, compose),
+            Manager::Containers(Containers::Named(name)) => {
+                docker::resolve(std::slice::from_ref(container), name).is_some()
+            }
+            _ => false,
+        })
+    };
+    let others = needed.into_iter().skip(own.len());
+    others.filter(|container| !is_anybodys(container)).cloned().collect()
+}
+
+/// What containers are in together. `all` are those of which some may wait for their work to be done.
+fn presence_of(own: &[Container], all: &[Container]) -> Presence {
+    if let [only] = own {
+        return only.presence.clone();
+    }
+    let up: Vec<(&Container, &Running)> = own
+        .iter()
+        .filter_map(|one| match &one.presence {
+            Presence::Up(running) => Some((one, running)),
+            _ => None,
+        })
+        .collect();
+    let find = |is_so: fn(&Presence) -> bool| {
+        own.iter().map(|one| &one.presence).find(|presence| is_so(presence)).cloned()
+    };
+    if up.is_empty() {
+        return find(|presence| matches!(presence, Presence::Stopping(_)))
+            .or_else(|| find(|presence| matches!(presence, Presence::Dead(_))))
+            .or_else(|| find(|presence| matches!(presence, Presence::Down(Some(_)))))
+            .unwrap_or(Presence::Down(None));
+    }
+    let about = |container: &Container, text: &str| format!("{}: {text}", container.name);
+    let missing: Vec<String> = own
+        .iter()
+        .filter(|one| !one.is_up() && !has_done_its_work(one, all))
+        .map(|one| match &one.presence {
+            Presence::Down(Some(how)) => about(one, how),
+            _ => about(one, "is not running"),
+        })
+        .collect();
+    let incomplete = (!missing.is_empty()).then(|| Trouble::Incomplete(missing.join(", ")));
+    let trouble = up.iter().find_map(|(one, running)| match running.trouble.clone()? {
+        Trouble::CrashLoop(how) => Some(Trouble::CrashLoop(about(one, &how))),
+        other => Some(other),
+    });
+    let said = || up.iter().filter_map(|(one, running)| Some((one, running.own_health.clone()?)));
+    let unwell = said().find_map(|(one, health)| match health {
+        Healthy::Yes => None,
+        Healthy::No(why) => Some(Healthy::No(about(one, &why))),
+        Healthy::Silent(why) => Some(Healthy::Silent(about(one, &why))),
+    });
+    Presence::Up(Running {
+        pids: up.iter().flat_map(|(_, running)| running.pids.clone()).collect(),
+        age: up.iter().filter_map(|(_, running)| running.age).min(),
+        restarts: up.iter().map(|(_, running)| running.restarts).sum(),
+        trouble: trouble.or(incomplete),
+        own_health: unwell.or_else(|| said().next().map(|(_, health)| health)),
+        published: up.iter().flat_map(|(_, running)| running.published.clone()).collect(),
+    })
+}
+
+/// Whether it has ended with success, and others of its project wait for just that.
+fn has_done_its_work(container: &Container, all: &[Container]) -> bool {
+    let Some(own) = &container.setup.compose else { return false };
+    let others = all.iter().filter_map(|one| one.setup.compose.as_ref());
+    container.exit_code == Some(0)
+        && others.filter(|other| other.project == own.project).any(|other| {
+            let mut waits = other.depends_on.iter();
+            waits.any(|it| it.service == own.service && it.condition == Condition::Completed)
+        })
+}

@@ -1,0 +1,71 @@
+//! Compose, as a part of Docker's command line: makes the containers of a project from its files.
+
+use super::docker::Docker;
+use crate::error::{Failure, Result};
+use crate::exit::Code;
+use crate::model::{Compose, ComposeFiles};
+use std::time::Duration;
+
+/// The words after the client's name that make the containers of a service, and start nothing: which
+/// are started when is gpuctl's to say.
+fn arguments(compose: &Compose, files: &ComposeFiles, then: &[&str]) -> Vec<String> {
+    let mut words =
+        vec!["compose".to_owned(), "--project-name".to_owned(), compose.project.clone()];
+    if let Some(folder) = &files.folder {
+        words.extend(["--project-directory".to_owned(), folder.display().to_string()]);
+    }
+    for file in &files.files {
+        words.extend(["--file".to_owned(), file.display().to_string()]);
+    }
+    words.push("up".to_owned());
+    words.extend(then.iter().map(|word| (*word).to_owned()));
+    words.extend(compose.service.clone());
+    words
+}
+
+/// The command that does it by hand.
+pub fn command_line(engine: &Docker, compose: &Compose, files: &ComposeFiles) -> String {
+    format!("{} {}", engine.program(), arguments(compose, files, &["--detach"]).join(" "))
+}
+
+/// Refuses where the client has no compose.
+pub fn could_create(engine: &Docker, compose: &Compose, files: &ComposeFiles) -> Result<()> {
+    match engine.run(&["compose", "version"], None) {
+        Ok(output) if output.status.success() => Ok(()),
+        Ok(_) => Err(Failure::new(
+            Code::NotFound,
+            format!(
+                "there is no container of {}, and `{} compose`, which would create it, is not installed",
+                compose.told(),
+                engine.program()
+            ),
+        )
+        .hint(format!("create it by hand: {}", command_line(engine, compose, files)))),
+        Err(failure) => Err(failure),
+    }
+}
+
+/// Makes the containers that are missing, and leaves those that there are as they are.
+pub fn create(
+    engine: &Docker,
+    compose: &Compose,
+    files: &ComposeFiles,
+    limit: Duration,
+) -> Result<()> {
+    let words = arguments(compose, files, &["--no-start", "--no-recreate"]);
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let output = engine.run(&words, Some(limit))?;
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(Failure::new(
+            Code::StartFailed,
+            format!(
+                "`{} compose up` cannot create the containers of {}: {}",
+                engine.program(),
+                compose.told(),
+                output.reason()
+            ),
+        )
+        .hint(format!("try it by hand: {}", command_line(engine, compose, files)))),
+    }
+}

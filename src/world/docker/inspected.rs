@@ -1,0 +1,321 @@
+//! What `docker container inspect` prints, read into containers.
+
+use super::reason::not_understood;
+use crate::error::Result;
+use crate::model::{
+    ComposeFiles, ComposeLabels, Condition, Container, ContainerNetwork, Dependency, GpuAccess,
+    Healthy, PortBinding, Presence, Running, Setup, Trouble,
+};
+use serde::{Deserialize, Deserializer};
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+/// What podman tells, in seconds, of a container that was given none.
+const PODMANS_STOP_TIMEOUT: u64 = 10;
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct InspectedContainer {
+    id: String,
+    name: String,
+    #[serde(default)]
+    restart_count: u64,
+    state: ContainerState,
+    #[serde(default)]
+    network_settings: NetworkSettings,
+    #[serde(default)]
+    host_config: HostConfig,
+    #[serde(default)]
+    config: OwnConfig,
+    /// Told by podman alone.
+    image_name: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct ContainerState {
+    status: String,
+    running: bool,
+    paused: bool,
+    restarting: bool,
+    #[serde(rename = "OOMKilled")]
+    oom_killed: bool,
+    dead: bool,
+    pid: i32,
+    exit_code: i64,
+    error: String,
+    started_at: String,
+    /// Absent where the image has no HEALTHCHECK; podman has one without a status then.
+    health: Option<ContainerHealth>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct ContainerHealth {
+    status: String,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct NetworkSettings {
+    ports: Option<Ports>,
+    networks: Option<BTreeMap<String, Option<NetworkEndpoint>>>,
+}
+
+/// A container's own ports, such as "8000/tcp", and where they are published.
+type Ports = BTreeMap<String, Option<Vec<HostPort>>>;
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+#[derive(Default)]
+struct HostPort {
+    host_ip: String,
+    host_port: String,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct NetworkEndpoint {
+    #[serde(rename = "IPAddress")]
+    ip_address: String,
+    #[serde(rename = "GlobalIPv6Address")]
+    global_ipv6_address: String,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct HostConfig {
+    network_mode: String,
+    restart_policy: RestartPolicy,
+    auto_remove: bool,
+    runtime: String,
+    devices: Option<Vec<DeviceMapping>>,
+    device_requests: Option<Vec<DeviceRequest>>,
+    port_bindings: Option<Ports>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct RestartPolicy {
+    name: String,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct DeviceMapping {
+    path_on_host: String,
+    path_in_container: String,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct DeviceRequest {
+    driver: String,
+    #[serde(rename = "DeviceIDs")]
+    device_ids: Option<Vec<String>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct OwnConfig {
+    /// In seconds.
+    stop_timeout: Option<u64>,
+    healthcheck: Option<Healthcheck>,
+    #[serde(deserialize_with = "or_default")]
+    labels: BTreeMap<String, String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct Healthcheck {
+    test: Option<Vec<String>>,
+}
+
+fn or_default<'de, T: Deserialize<'de> + Default, D: Deserializer<'de>>(
+    d: D,
+) -> std::result::Result<T, D::Error> {
+    Ok(Option::deserialize(d)?.unwrap_or_default())
+}
+
+/// Parses a list of those containers that there are.
+pub fn parse(stdout: &[u8]) -> Result<Vec<Container>> {
+    let found: Vec<InspectedContainer> = match stdout.trim_ascii() {
+        b"" => Vec::new(),
+        text => serde_json::from_slice(text).map_err(|e| not_understood(&e))?,
+    };
+    Ok(found.into_iter().map(InspectedContainer::told).collect())
+}
+
+impl InspectedContainer {
+    fn told(self) -> Container {
+        let presence = self.presence();
+        let state = &self.state;
+        let has_ended = matches!(state.status.as_str(), "exited" | "stopped" | "dead");
+        Container {
+            exit_code: has_ended.then_some(state.exit_code),
+            addresses: self.addresses(),
+            setup: self.setup(),
+            presence,
+            name: self.name.trim_start_matches('/').to_owned(),
+            id: self.id,
+        }
+    }
+
+    fn presence(&self) -> Presence {
+        let state = &self.state;
+        if state.status == "removing" {
+            return Presence::Stopping("the container is being removed".to_owned());
+        }
+        if !state.running && !state.restarting && !state.paused {
+            return match state.dead || state.status == "dead" {
+                true => Presence::Dead(super::dead(self.name.trim_start_matches('/'))),
+                false => Presence::Down(self.ending()),
+            };
+        }
+        let trouble = if state.restarting {
+            let how = self.ending().unwrap_or_else(|| "ended".to_owned());
+            Some(Trouble::CrashLoop(format!("{how}, {} restarts", self.restart_count)))
+        } else {
+            state.paused.then_some(Trouble::Paused)
+        };
+        let published = bindings(self.network_settings.ports.as_ref());
+        let published = published.iter().filter(|binding| binding.is_on_loopback());
+        Presence::Up(Running {
+            pids: if state.pid > 0 { vec![state.pid] } else { Vec::new() },
+            age: age(&state.started_at),
+            restarts: self.restart_count,
+            trouble,
+            own_health: state.health.as_ref().and_then(|health| match health.status.as_str() {
+                "none" | "" => None,
+                "healthy" => Some(Healthy::Yes),
+                status => Some(Healthy::No(format!("its HEALTHCHECK says {status}"))),
+            }),
+            published: published.filter_map(|at| Some((at.port?, at.own))).collect(),
+        })
+    }
+
+    /// Returns how it ended, if it ever ran and did not just do its work.
+    fn ending(&self) -> Option<String> {
+        let state = &self.state;
+        if !state.error.is_empty() {
+            return Some(state.error.clone());
+        }
+        if state.oom_killed {
+            return Some("was killed for want of memory (host memory, not VRAM)".to_owned());
+        }
+        match (state.status.as_str(), state.exit_code) {
+            ("created", 0) | (_, 0) => None,
+            (_, code) => Some(format!("exited with code {code}")),
+        }
+    }
+
+    fn addresses(&self) -> Vec<IpAddr> {
+        if self.host_config.network_mode == "host" {
+            return vec![IpAddr::V4(std::net::Ipv4Addr::LOCALHOST)];
+        }
+        let endpoints = self.network_settings.networks.iter().flatten();
+        let of = |endpoint: &NetworkEndpoint| {
+            [endpoint.ip_address.parse().ok(), endpoint.global_ipv6_address.parse().ok()]
+        };
+        endpoints.filter_map(|(_, endpoint)| endpoint.as_ref()).flat_map(of).flatten().collect()
+    }
+
+    fn setup(&self) -> Setup {
+        let host = &self.host_config;
+        let test = self.config.healthcheck.as_ref().and_then(|check| check.test.as_deref());
+        Setup {
+            restart: host.restart_policy.name.clone(),
+            is_removed_at_its_end: host.auto_remove,
+            stop_timeout: self
+                .config
+                .stop_timeout
+                .filter(|seconds| self.image_name.is_none() || *seconds != PODMANS_STOP_TIMEOUT)
+                .map(Duration::from_secs),
+            has_healthcheck: test.is_some_and(|test| test.first().is_some_and(|it| it != "NONE")),
+            gpu: host.gpu(),
+            network: match host.network_mode.split_once(':') {
+                Some(("container", other)) => ContainerNetwork::Of(other.to_owned()),
+                _ if host.network_mode == "host" => ContainerNetwork::Host,
+                _ => ContainerNetwork::Own,
+            },
+            bindings: bindings(host.port_bindings.as_ref()),
+            compose: compose_labels(&self.config.labels),
+        }
+    }
+}
+
+impl HostConfig {
+    fn gpu(&self) -> GpuAccess {
+        let requests = self.device_requests.as_deref().unwrap_or_default();
+        let is_card = |device: &DeviceMapping| {
+            let cards = ["/dev/nvidia", "/dev/dri", "/dev/dxg", "/dev/kfd", "nvidia.com/gpu"];
+            let paths = [&device.path_in_container, &device.path_on_host];
+            paths.iter().any(|path| cards.iter().any(|card| path.starts_with(card)))
+        };
+        let (by_cdi, asked): (Vec<_>, Vec<_>) =
+            requests.iter().partition(|request| request.driver == "cdi");
+        if !asked.is_empty() {
+            let ids = asked.iter().flat_map(|request| request.device_ids.iter().flatten());
+            GpuAccess::Request(ids.cloned().collect())
+        } else if self.runtime.contains("nvidia") {
+            GpuAccess::Runtime(self.runtime.clone())
+        } else if !by_cdi.is_empty() || self.devices.iter().flatten().any(is_card) {
+            GpuAccess::Device
+        } else {
+            GpuAccess::None
+        }
+    }
+}
+
+fn bindings(ports: Option<&Ports>) -> Vec<PortBinding> {
+    let of = |(own, hosts): (&String, &Option<Vec<HostPort>>)| {
+        let own = own.split('/').next().and_then(|port| port.parse().ok());
+        let hosts = hosts.iter().flatten();
+        let binding = |host: &HostPort| {
+            let address = host.host_ip.parse().ok();
+            Some(PortBinding {
+                address: address.filter(|address: &IpAddr| !address.is_unspecified()),
+                port: host.host_port.parse().ok().filter(|port| *port != 0),
+                own: own?,
+            })
+        };
+        hosts.filter_map(binding).collect::<Vec<_>>()
+    };
+    ports.into_iter().flatten().flat_map(of).collect()
+}
+
+fn compose_labels(labels: &BTreeMap<String, String>) -> Option<ComposeLabels> {
+    let label = |name: &str| labels.get(&format!("com.docker.compose.{name}")).cloned();
+    let files = label("project.config_files").unwrap_or_default();
+    let depends_on = label("depends_on").unwrap_or_default();
+    Some(ComposeLabels {
+        project: label("project")?,
+        service: label("service")?,
+        is_one_off: label("oneoff").is_some_and(|is| is.eq_ignore_ascii_case("true")),
+        files: ComposeFiles {
+            files: files.split(',').filter(|file| !file.is_empty()).map(Into::into).collect(),
+            folder: label("project.working_dir").map(Into::into),
+        },
+        depends_on: depends_on.split(',').filter_map(dependency).collect(),
+    })
+}
+
+/// Parses "db:service_healthy:false".
+fn dependency(text: &str) -> Option<Dependency> {
+    let mut parts = text.trim().split(':');
+    let service = parts.next().filter(|service| !service.is_empty())?.to_owned();
+    let condition = match parts.next() {
+        Some("service_healthy") => Condition::Healthy,
+        Some("service_completed_successfully") => Condition::Completed,
+        _ => Condition::Started,
+    };
+    Some(Dependency { service, condition })
+}
+
+/// Time since an RFC 3339 timestamp of the engine.
+#[expect(clippy::disallowed_methods, reason = "the engine tells a point in time, not an age")]
+fn age(started_at: &str) -> Option<Duration> {
+    let started: jiff::Timestamp = started_at.parse().ok()?;
+    Some(Duration::try_from(jiff::Timestamp::now().duration_since(started)).unwrap_or_default())
+}

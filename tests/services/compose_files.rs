@@ -1,0 +1,151 @@
+//! A real compose project, whose files gpuctl and its owner both work with.
+
+use rig::{Rig, compose_or_skip, until};
+use serde_json::{Value, json};
+use std::path::PathBuf;
+use toml::Table;
+
+/// A project of four services, with a health check each.
+struct Project {
+    rig: Rig,
+    file: PathBuf,
+}
+
+const SERVICES: [(&str, u32, u32); 4] =
+    [("vidi", 12000, 2), ("cosyvoice", 4000, 3), ("ollama", 6000, 3), ("comfyui", 20000, 4)];
+
+impl Project {
+    /// None without an engine or without compose.
+    #[track_caller]
+    fn of_four(more: &str) -> Option<Project> {
+        let rig = Rig::with_docker()?;
+        if !compose_or_skip() {
+            return None;
+        }
+        let (card, image) =
+            (rig.card.folder().display().to_string(), rig.engine().image().to_owned());
+        let project = rig.mark("mcn");
+        let mut text = format!("name: {project}\nservices:\n");
+        let file = rig.path("home/compose.yaml");
+        for (name, vram, phase) in SERVICES {
+            let port = rig.port();
+            rig.owns_container(&format!("{project}-{name}-1"));
+            text.push_str(&format!(
+                "  {name}:\n    image: {image}\n    network_mode: host\n    init: true\n    \
+                command: /bin/simserver --name {project}-{name} --vram {vram} --port {port}\n    \
+                environment: {{SIMGPU_DIR: {card}}}\n    volumes: ['{card}:{card}']\n    \
+                stop_grace_period: 5s\n    pull_policy: never\n",
+            ));
+            let settings = format!(
+                "type = 'compose'\nproject = '{project}'\nservice = '{name}'\nvram_mb = {vram}\nphases = [{phase}]\n\
+                health = 'http://127.0.0.1:{port}/health'\n{more}"
+            );
+            let settings = settings.replace("FILE", &file.display().to_string());
+            rig.set(&format!("services.{name}"), settings.parse::<Table>().unwrap());
+        }
+        rig.file("home/compose.yaml", &text);
+        Some(Project { rig, file })
+    }
+
+    /// Runs compose as its owner does.
+    #[track_caller]
+    fn by_hand(&self, words: &str) {
+        let command = format!("docker compose --file {} {words}", self.file.display());
+        self.rig.shell(&command).run().succeeds().ignores_stdout().ignores_stderr();
+    }
+
+    #[track_caller]
+    fn prepare(&self, phase: u32) {
+        let command = format!("prepare-phase {phase}");
+        self.rig.gpuctl(&command).run().succeeds().ignores_stdout().progress();
+        self.assert_in(phase);
+    }
+
+    /// The services of the phase are ready, and no others.
+    #[track_caller]
+    fn assert_in(&self, phase: u32) {
+        let status: Value = self.rig.gpuctl("status --json").run().succeeds().json();
+        for (name, _, of) in SERVICES {
+            let expected = if of == phase { "ready" } else { "stopped" };
+            assert_eq!(status["services"][name]["state"], expected, "{name}: {status}");
+        }
+        let memory =
+            SERVICES.iter().filter(|(.., of)| *of == phase).map(|(_, vram, _)| vram).sum::<u32>();
+        assert_eq!(self.rig.card.used_mb(), u64::from(memory));
+    }
+}
+
+#[test]
+fn a_compose_project_walks_through_the_phases_while_its_owner_works_with_it_too() {
+    let Some(project) = Project::of_four("files = ['FILE']") else { return };
+    // Nothing was ever created.
+    project.prepare(2);
+    project.prepare(3);
+    project.by_hand("up --detach --force-recreate cosyvoice ollama");
+    project.prepare(3);
+    project.by_hand("restart cosyvoice");
+    project.prepare(4);
+    project.by_hand("down --timeout 5");
+    project.assert_in(0);
+    project.prepare(3);
+    project.by_hand("up --detach vidi");
+    until("vidi holds its memory", || project.rig.card.used_mb() == 22000);
+    project.prepare(4);
+    project.prepare(2);
+    project.rig.gpuctl("release-all").run().succeeds().stdout_has("stopped vidi").progress();
+    project.assert_in(0);
+    project.by_hand("down --timeout 5");
+}
+
+#[test]
+fn a_container_that_is_missing_is_made_from_the_files_that_the_others_name() {
+    let Some(project) = Project::of_four("") else { return };
+    project.rig.gpuctl("prepare-phase 4").run().fails("not_found").stderr_has("docker compose");
+    project.by_hand("create vidi");
+    project.prepare(4);
+    project.by_hand("down --timeout 5");
+}
+
+#[test]
+fn without_compose_a_missing_container_is_not_found_before_anything_is_stopped_for_it() {
+    let Some(project) = Project::of_four("files = ['FILE']") else { return };
+    let rig = &project.rig;
+    project.prepare(2);
+    rig.program(
+        "docker",
+        "if [ \"$1\" = compose ]; then echo \"docker: 'compose' is not a docker command.\" >&2; exit 1; fi\n\
+        PATH=${PATH#*:} exec docker \"$@\"",
+    );
+    let how = format!("docker compose --project-name {} --file", rig.mark("mcn"));
+    for words in ["prepare-phase 4", "prepare-phase 4 --dry-run"] {
+        rig.gpuctl(words).run().fails("not_found").stderr_has(&how);
+    }
+    assert_eq!(rig.card.used_mb(), 12000, "vidi was stopped for it");
+    std::fs::remove_file(rig.path("bin/docker")).unwrap();
+    project.by_hand("down --timeout 5");
+}
+
+/// Compose makes containers anew when their configuration has changed, with other ids.
+#[test]
+fn containers_that_are_made_anew_in_the_middle_of_a_plan_are_no_failure() {
+    let Some(project) = Project::of_four("files = ['FILE']") else { return };
+    let rig = &project.rig;
+    project.prepare(3);
+    // Made anew between the look and the stop: what is stopped has gone, and another is there.
+    let compose = format!(
+        "docker compose --file {} up --detach --force-recreate cosyvoice",
+        project.file.display()
+    );
+    rig.program(
+        "docker",
+        &format!(
+            "PATH=${{PATH#*:}}\nif [ \"$1\" = stop ] && mkdir {}/once 2>/dev/null; then {compose} >/dev/null 2>&1; fi\nexec docker \"$@\"",
+            rig.path("home").display()
+        ),
+    );
+    let report = rig.gpuctl("prepare-phase 4 --json --quiet").run().succeeds().json();
+    assert!(report["stopped"].as_array().unwrap().contains(&json!("cosyvoice")), "{report}");
+    std::fs::remove_file(rig.path("bin/docker")).unwrap();
+    project.assert_in(4);
+    project.by_hand("down --timeout 5");
+}
