@@ -2,7 +2,7 @@
 //! client goes away.
 
 use rig::page::repository;
-use rig::{Booted, Rig, Served, answer, skip_or_fail, until, works};
+use rig::{Machine, Rig, Served, answer, skip_or_fail, until, works};
 use serde_json::{Value, json};
 use std::io::Write;
 
@@ -155,36 +155,34 @@ fn the_units_serve_two_hundred_at_once_on_a_machine_that_systemd_runs_and_none_o
     if !works("curl", &["--version"]) {
         return skip_or_fail("curl", "curl");
     }
-    let Some(machine) = Booted::boot() else { return };
-    let config = "[gpu]\ntotal_mb = 8000\n[services.one]\ntype = \"native\"\nvram_mb = 100\n\
-                  start = 'exec sleep 7772'\n";
-    machine.file("gpuctl.toml", config);
+    let Some(machine) = Machine::shared() else { return };
+    let corner = machine.corner();
+    let (seconds, port) = (corner.port, corner.port);
+    corner.config(&format!(
+        "[services.one]\ntype = \"native\"\nvram_mb = 100\nstart = 'exec sleep {seconds}'\n"
+    ));
     for unit in ["gpuctl-http.socket", "gpuctl-http@.service"] {
         let text = std::fs::read_to_string(repository().join("examples/systemd").join(unit));
-        let text = text.unwrap().replace("/usr/bin/gpuctl", "/io/gpuctl");
-        machine.file(unit, &text.replace("/etc/gpuctl/config.toml", "/io/gpuctl.toml"));
+        let text = text.unwrap().replace("/usr/bin/gpuctl", "/io/bin/gpuctl");
+        let text = text.replace("127.0.0.1:8000", &format!("127.0.0.1:{port}"));
+        corner.unit(unit, &text.replace("/etc/gpuctl/config.toml", &corner.path("gpuctl.toml")));
     }
-    let open = "ip link set lo up; systemctl link --runtime /io/gpuctl-http.socket /io/gpuctl-http@.service && \
-                systemctl start gpuctl-http.socket";
-    assert!(machine.sh(open).1);
+    machine.sh("systemctl start gpuctl-http.socket");
     let curl = "curl -sS --max-time 100 -o /dev/null -w '%{http_code}\\n'";
-    let (started, _) = machine.sh(&format!("{curl} -X POST localhost:8000/gpu/service/one/start"));
-    assert_eq!(started, "200\n");
+    let service = format!("localhost:{port}/gpu/service/one");
+    assert_eq!(machine.sh(&format!("{curl} -X POST {service}/start")), "200\n");
     // More than the socket would serve with systemd's own limits.
-    let crowd = format!("for i in $(seq 200); do {curl} localhost:8000/gpu/lock & done; wait");
+    let crowd = format!("for i in $(seq 200); do {curl} localhost:{port}/gpu/lock & done; wait");
     for _ in 0..3 {
-        assert_eq!(machine.sh(&format!("({crowd}) | sort | uniq -c | tr -s ' '")).0, " 200 200\n");
+        assert_eq!(machine.sh(&format!("({crowd}) | sort | uniq -c | tr -s ' '")), " 200 200\n");
     }
-    assert_eq!(machine.sh("systemctl is-active gpuctl-http.socket").0, "active\n");
-    until("no request is left", || {
-        machine
-            .sh("systemctl list-units --all --no-legend 'gpuctl-http@*'; pgrep -x gpuctl")
-            .0
-            .is_empty()
-    });
+    assert_eq!(machine.sh("systemctl is-active gpuctl-http.socket"), "active\n");
+    let requests = "systemctl list-units --all --no-legend 'gpuctl-http@*'";
+    until("no request is left", || machine.sh(requests).is_empty());
     // What a request has started outlives it.
-    assert_eq!(machine.sh("pgrep -cfx 'sleep 7772'").0, "1\n");
-    let (stopped, _) = machine.sh(&format!("{curl} -X POST localhost:8000/gpu/service/one/stop"));
-    assert_eq!(stopped, "200\n");
-    assert_eq!(machine.sh("pgrep -cfx 'sleep 7772'").0, "0\n");
+    let count = format!("pgrep -cfx 'sleep {seconds}'");
+    assert_eq!(machine.try_sh(&count).0, "1\n");
+    assert_eq!(machine.sh(&format!("{curl} -X POST {service}/stop")), "200\n");
+    assert_eq!(machine.try_sh(&count).0, "0\n");
+    machine.sh("systemctl stop gpuctl-http.socket");
 }

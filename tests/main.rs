@@ -85,6 +85,7 @@ mod services {
     mod native;
     mod scopes;
     mod systemd;
+    mod units;
 }
 mod start;
 mod status {

@@ -11,7 +11,7 @@ use crate::observe::{Keeper, Members, gpu_pids, look, members};
 use crate::plan::{EvictHow, Eviction};
 use crate::step::{Action, Step};
 use crate::world::ending::{FirstMove, end};
-use crate::world::{native, process, server, starts, systemd};
+use crate::world::{group, native, process, server, starts, systemd};
 use std::time::{Duration, Instant};
 
 /// An unload may take this long to show.
@@ -72,18 +72,32 @@ fn stop(
                 let stopped = systemd::stop(unit, *user, limit, context.stop);
                 context.stop.check()?;
                 match stopped {
-                    Ok(()) => return Ok(None),
+                    Ok(()) => return end_leftovers(service, context),
                     // Who may not stop it may not kill it either.
                     Err(failure) if failure.code == Code::Permission => return Err(failure),
                     Err(_) => {}
                 }
             }
-            systemd::kill(unit, *user, context.stop)?;
-            systemd::stop(unit, *user, KILLED_LIMIT, context.stop)?;
+            systemd::kill(unit, *user, KILLED_LIMIT, context.stop)?;
+            end_leftovers(service, context)?;
             Ok((!force).then(|| format!("not gone within {}, killed", Span(limit))))
         }
         Manager::Native(native) => stop_native(service, native, force, context),
     }
+}
+
+/// Ends what a unit that has stopped has left in its control group (KillMode=process).
+fn end_leftovers(service: &Service, context: &Context) -> Result<Option<String>> {
+    let at = context.config.place_of(&service.name).expect("a service of the configuration");
+    let groups = &context.before.managed[at].control_groups;
+    let left = || groups.iter().flat_map(|path| group::in_control_group(path)).collect::<Vec<_>>();
+    let count = left().len();
+    if count == 0 {
+        return Ok(None);
+    }
+    let killed = end(&service.name, left, FirstMove::Term, service.stop_timeout, context.stop)?;
+    let ended = if killed { "killed" } else { "ended" };
+    Ok(Some(format!("its unit had left {count} processes behind, {ended}")))
 }
 
 fn stop_native(

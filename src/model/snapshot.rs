@@ -173,6 +173,8 @@ pub struct Managed {
     pub compose_files: Option<ComposeFiles>,
     /// The paths of its control groups.
     pub control_groups: Vec<String>,
+    /// A socket that starts the unit, which has stopped, for whoever connects.
+    pub socket: Option<String>,
 }
 
 /// The card's memory, measured or estimated. Sizes that are not known are `None`.

@@ -14,6 +14,7 @@ use crate::model::{
 };
 use crate::redact::mask;
 use crate::world::docker::{self, Docker, Inspected};
+use crate::world::group;
 use crate::world::ports::{Listeners, local_port};
 use crate::world::process::{self, Process};
 use crate::world::systemd::{self, UnitView};
@@ -161,9 +162,21 @@ fn in_unit(unit: &str, asked: &Result<HashMap<String, UnitView>>) -> (Presence, 
     match asked.as_ref().map(|shown| shown.get(unit)) {
         Err(failure) => (Presence::Unknown(failure.clone()), Managed::default()),
         Ok(None) => (nothing(), Managed::default()),
-        Ok(Some(UnitView { control_group, presence })) => {
+        Ok(Some(UnitView { control_group, presence, socket })) => {
+            let left = || control_group.as_deref().map_or_else(Vec::new, group::in_control_group);
+            let presence = match presence {
+                // It has ended, and left processes behind: KillMode=process, or a stop that failed.
+                Presence::Down(_) | Presence::Missing(_) if !left().is_empty() => {
+                    let pids = left().iter().map(|id| id.pid).collect();
+                    let trouble = Some(Trouble::Orphaned);
+                    Presence::Up(Running { pids, trouble, ..Running::default() })
+                }
+                presence => presence.clone(),
+            };
+            let is_down = matches!(presence, Presence::Down(_));
+            let socket = socket.clone().filter(|_| is_down);
             let control_groups = control_group.clone().into_iter().collect();
-            (presence.clone(), Managed { control_groups, ..Managed::default() })
+            (presence, Managed { control_groups, socket, ..Managed::default() })
         }
     }
 }
@@ -258,6 +271,11 @@ impl Look<'_> {
     /// A container that has come up since then, by its id.
     pub fn container_since(&self, since: u64) -> Option<String> {
         self.scene.container_since(since)
+    }
+
+    /// Whether it would be started by whoever asks it anything.
+    pub fn starts_when_asked(&self, service: &str) -> bool {
+        self.managed[self.places[service]].socket.is_some()
     }
 
     /// Returns where the containers of a service are asked by their own addresses, one of each.

@@ -18,8 +18,8 @@ pub use look::{Look, Members, look, members};
 use crate::config::Config;
 use crate::error::Result;
 use crate::model::{
-    GpuProcess, Healthy, Mb, Observed, Pid, Presence, Running, Service, Snapshot, Source, State,
-    Trouble, Vram,
+    GpuProcess, Healthy, Manager, Mb, Observed, Pid, Presence, Running, Service, Snapshot, Source,
+    State, Trouble, Vram,
 };
 use crate::redact::mask;
 use crate::world::nvml::Reader;
@@ -41,16 +41,22 @@ pub fn observe(
     // A socket each and a second hold on it, and what everything else takes.
     host::allow_open_files(2 * services.len() as u64 + 64);
     let begun = Instant::now();
+    // One whose unit a socket may start is asked once its manager has told that it runs.
+    let is_unit = |service: &&Service| matches!(service.manager, Manager::Systemd { .. });
+    let asks_at_once = !services.iter().any(is_unit);
     let mut inquiry = None;
     let mut vram = Vram::default();
     let look = look(config, &services, &[], stop, || {
         // After the managers, which take longest.
-        inquiry = Some(Inquiry::begin(config, asks, begun, stop));
+        inquiry = asks_at_once.then(|| Inquiry::begin(config, asks, begun, stop));
         vram = reader.read().unwrap_or_else(|why| Vram { error: Some(why), ..Vram::default() });
         gpu_pids(&vram)
     });
-    let inquiry = inquiry.transpose()?;
-    let mut inquiry = inquiry.expect("a look asks for the processes on the card");
+    let asks = |service: &Service| match look.starts_when_asked(&service.name) {
+        true => Ask::Nothing,
+        false => asks(service),
+    };
+    let mut inquiry = inquiry.unwrap_or_else(|| Inquiry::begin(config, &asks, begun, stop))?;
     inquiry.ask_by_address(|at| look.addresses(&config.services[at].name))?;
     for process in vram.processes.iter_mut().flatten() {
         process.is_ending = process::is_ending(process.pid);

@@ -2,7 +2,9 @@
 //! bear the token that it was given, whatever group they have made for themselves.
 
 use super::process::{self, Process, ProcessTable};
-use crate::model::variable;
+use crate::model::{Pid, variable};
+use std::fs;
+use std::path::Path;
 
 /// The processes of the group that `leader` leads or led, and those that bear the token; without a
 /// leader the latter alone, and never us among them.
@@ -32,4 +34,22 @@ fn bearers(table: &ProcessTable, token: &str) -> impl Iterator<Item = process::I
         let [value] = process::variables(id.pid, [variable::LOCK_TOKEN]);
         Some(*id) != me && value.as_deref() == Some(token)
     })
+}
+
+/// The processes in a control group and in those below it; `path` is as /proc has it.
+pub fn in_control_group(path: &str) -> Vec<process::Id> {
+    let roots = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/sys/fs/cgroup/systemd"];
+    let folders = roots.iter().map(|root| Path::new(root).join(path.trim_start_matches('/')));
+    let found = folders.map(|folder| below(&folder)).find(|pids| !pids.is_empty());
+    let living = |pid: &Pid| process::Id::of(*pid).filter(|_| !process::is_ending(*pid));
+    found.iter().flatten().filter_map(living).collect()
+}
+
+fn below(folder: &Path) -> Vec<Pid> {
+    let text = fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
+    let mut pids: Vec<Pid> = text.lines().filter_map(|line| line.parse().ok()).collect();
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let folders = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    folders.for_each(|entry| pids.extend(below(&entry.path())));
+    pids
 }

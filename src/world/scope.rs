@@ -20,8 +20,8 @@ impl Scope {
     /// A scope for a start of a service; `None` where no manager would keep it: without one, and for
     /// a user whose manager ends with the login.
     pub fn offered(service: &str) -> Result<Option<Scope>> {
-        let user = rustix::process::geteuid();
-        let user_folder = (!user.is_root()).then(|| PathBuf::from(format!("/run/user/{user}")));
+        let is_root = rustix::process::geteuid().is_root();
+        let user_folder = (!is_root).then(folder_of_user);
         let folder = user_folder.as_deref().unwrap_or(Path::new("/run"));
         let is_kept = user_folder.is_none() || lingers(&host::user());
         if !is_kept || !listens(&folder.join("systemd/private")) || !sees_our_numbers() {
@@ -49,6 +49,15 @@ impl Scope {
     pub fn variable(&self) -> Option<(&'static str, &Path)> {
         self.user_folder.as_deref().map(|folder| ("XDG_RUNTIME_DIR", folder))
     }
+}
+
+fn folder_of_user() -> PathBuf {
+    PathBuf::from(format!("/run/user/{}", rustix::process::geteuid()))
+}
+
+/// Returns the folder in which our user's own manager listens; `None` where none does.
+pub fn user_folder() -> Option<PathBuf> {
+    Some(folder_of_user()).filter(|folder| listens(&folder.join("systemd/private")))
 }
 
 /// Whether control groups, one path per line, are those of a scope or below it.

@@ -1,18 +1,23 @@
 //! systemd units through `systemctl`, asked for properties, never for prose.
 
 use super::command::{self, Begun, Output};
+use super::host;
 use super::logs::{self, LogPart, LogViewer};
+use super::scope;
 use super::wait::Stop;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::model::{Healthy, Presence, Running, Trouble};
+use crate::redact::mask;
 use std::collections::HashMap;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const SHOW_LIMIT: Duration = Duration::from_secs(5);
+/// A call is given this long at least.
+const LEAST: Duration = Duration::from_secs(1);
 const PROPERTIES: &str = "Id,LoadState,ActiveState,SubState,MainPID,ControlGroup,Result,\
-    ExecMainStatus,NRestarts,InactiveExitTimestampMonotonic";
+    ExecMainStatus,NRestarts,InactiveExitTimestampMonotonic,TriggeredBy,Job";
 
 /// `systemctl` exits with 4 when polkit does not let us (LSB: insufficient privilege).
 const NOT_PERMITTED: i32 = 4;
@@ -22,6 +27,8 @@ const NOT_PERMITTED: i32 = 4;
 pub struct UnitView {
     pub control_group: Option<String>,
     pub presence: Presence,
+    /// A socket that starts the unit for whoever connects.
+    pub socket: Option<String>,
 }
 
 /// Asks for all units of one manager (the system's or the user's) in one call, which is under way
@@ -32,7 +39,7 @@ pub fn show<'a>(
     stop: &'a Stop,
 ) -> impl FnOnce() -> Result<HashMap<String, UnitView>> + 'a {
     let asked = ask(units, user, PROPERTIES);
-    move || Ok(read(units, &text(asked?, stop)?))
+    move || Ok(read(units, &text(asked?, user, stop)?))
 }
 
 /// It tells how a unit is installed.
@@ -49,7 +56,7 @@ pub fn installed(units: &[&str], user: bool, stop: &Stop) -> Result<HashMap<Stri
         let property = |name| properties.get(name).copied().unwrap_or_default().to_owned();
         Installed { load_state: property("LoadState"), file_state: property("UnitFileState") }
     };
-    Ok(each(units, &text(ask(units, user, "Id,LoadState,UnitFileState")?, stop)?, read))
+    Ok(each(units, &text(ask(units, user, "Id,LoadState,UnitFileState")?, user, stop)?, read))
 }
 
 fn ask(units: &[&str], user: bool, properties: &str) -> Result<Begun> {
@@ -59,10 +66,10 @@ fn ask(units: &[&str], user: bool, properties: &str) -> Result<Begun> {
 }
 
 /// Returns what `systemctl show` prints.
-fn text(asked: Begun, stop: &Stop) -> Result<String> {
+fn text(asked: Begun, user: bool, stop: &Stop) -> Result<String> {
     let output = asked.finish(stop)?;
     if !output.status.success() {
-        return Err(unreachable(&output));
+        return Err(unreachable(&output, user));
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
@@ -106,21 +113,31 @@ fn shown(unit: &str, properties: &HashMap<&str, &str>) -> UnitView {
             ..Running::default()
         })
     };
+    let control_group = Some(property("ControlGroup")).filter(|path| path.len() > 1);
+    let socket = property("TriggeredBy").split(' ').find(|unit| unit.ends_with(".socket"));
+    // What runs is up, whatever has become of its file since.
     let presence = match (property("LoadState"), property("ActiveState")) {
-        ("not-found" | "bad-setting" | "error", _) => {
-            Presence::Missing(missing(unit, property("LoadState")))
-        }
         (_, "activating") if property("SubState").starts_with("auto-restart") => {
             let how = ending().unwrap_or_else(|| "ended".to_owned());
             running(Some(Trouble::CrashLoop(format!("{how}, {} restarts", number("NRestarts")))))
         }
-        (_, "active" | "activating" | "reloading") => running(None),
+        (_, "active" | "activating" | "reloading" | "refreshing") => running(None),
         (_, "deactivating") => Presence::Stopping("the unit is being stopped".to_owned()),
+        _ if number("Job") > 0 => Presence::Up(Running {
+            own_health: Some(Healthy::No("systemd has queued its start".to_owned())),
+            ..Running::default()
+        }),
+        ("not-found" | "bad-setting" | "error", _) => {
+            Presence::Missing(missing(unit, property("LoadState")))
+        }
         ("masked", _) => Presence::Down(Some("the unit is masked".to_owned())),
         _ => Presence::Down(ending()),
     };
-    let control_group = Some(property("ControlGroup")).filter(|path| path.len() > 1);
-    UnitView { control_group: control_group.map(str::to_owned), presence }
+    UnitView {
+        control_group: control_group.map(str::to_owned),
+        presence,
+        socket: socket.map(str::to_owned),
+    }
 }
 
 fn since_boot(microseconds: u64) -> Option<Duration> {
@@ -134,22 +151,44 @@ pub fn missing(unit: &str, load_state: &str) -> Failure {
         .hint(format!("`systemctl status {unit}` says more; after writing a unit file run `systemctl daemon-reload`"))
 }
 
-fn unreachable(output: &Output) -> Failure {
-    Failure::new(Code::Unavailable, format!("systemd cannot be reached: {}", output.complaint()))
-        .hint("is this machine booted with systemd? For a user's unit set user = true")
+fn unreachable(output: &Output, user: bool) -> Failure {
+    let why = complaint(output);
+    if is_refused(output) {
+        return Failure::new(Code::Permission, format!("systemd may not be asked: {why}"));
+    }
+    let failure = Failure::new(Code::Unavailable, format!("systemd cannot be reached: {why}"));
+    match user {
+        false => failure.hint("is this machine booted with systemd? For a user's unit set user = true"),
+        true => failure.hint(format!(
+            "a user's systemd runs while the user is logged in; `loginctl enable-linger {}` keeps it running",
+            host::user()
+        )),
+    }
 }
 
+/// Starts a unit without waiting for it, so that what the manager has queued before it holds nobody
+/// up: what becomes of it is seen by looking. One that was started too often, or has failed, is
+/// forgiven first.
 pub fn start(unit: &str, user: bool, limit: Duration, stop: &Stop) -> Result<()> {
-    act(&["start", "--", unit], user, limit, Code::StartFailed, stop)
+    let begun = Instant::now();
+    // Who may not do that may be told by the start itself.
+    systemctl(&["reset-failed", "--", unit], user, limit)?.finish(stop)?;
+    let left = limit.saturating_sub(begun.elapsed()).max(LEAST);
+    act(&["start", "--no-block", "--", unit], user, left, Code::StartFailed, stop)
 }
 
 pub fn stop(unit: &str, user: bool, limit: Duration, stop: &Stop) -> Result<()> {
     act(&["stop", "--", unit], user, limit, Code::StopFailed, stop)
 }
 
-/// SIGKILL to everything in the unit.
-pub fn kill(unit: &str, user: bool, stop: &Stop) -> Result<()> {
-    act(&["kill", "--signal=KILL", "--", unit], user, SHOW_LIMIT, Code::StopFailed, stop)
+/// SIGKILL to everything in the unit. It is being stopped from then on, so that no Restart= brings it
+/// back.
+pub fn kill(unit: &str, user: bool, limit: Duration, stop: &Stop) -> Result<()> {
+    act(&["stop", "--no-block", "--", unit], user, SHOW_LIMIT, Code::StopFailed, stop)?;
+    let kill = ["kill", "--signal=KILL", "--", unit];
+    let killed = act(&kill, user, SHOW_LIMIT, Code::StopFailed, stop);
+    // There may be nobody left to kill; whether it has stopped is what counts.
+    self::stop(unit, user, limit, stop).map_err(|failure| killed.err().unwrap_or(failure))
 }
 
 fn act(arguments: &[&str], user: bool, limit: Duration, code: Code, stop: &Stop) -> Result<()> {
@@ -158,8 +197,29 @@ fn act(arguments: &[&str], user: bool, limit: Duration, code: Code, stop: &Stop)
         return Ok(());
     }
     let (verb, unit) = (arguments[0], arguments[arguments.len() - 1]);
-    let code = if output.status.code() == Some(NOT_PERMITTED) { Code::Permission } else { code };
-    Err(Failure::new(code, format!("systemctl {verb} {unit}: {}", output.complaint())))
+    let failure =
+        |code| Failure::new(code, format!("systemctl {verb} {unit}: {}", complaint(&output)));
+    match is_refused(&output) {
+        false => Err(failure(code)),
+        true => Err(failure(Code::Permission)
+            .hint(format!("run gpuctl as root, or let polkit allow this user to manage {unit}"))),
+    }
+}
+
+/// Whether polkit or the bus does not let us: `systemctl` has no exit code of its own for a polkit that
+/// would ask for a password.
+fn is_refused(output: &Output) -> bool {
+    output.status.code() == Some(NOT_PERMITTED)
+        || output.stderr.contains("Interactive authentication required")
+}
+
+/// Why `systemctl` failed: its first line that is no warning, which a changed unit file gives before.
+fn complaint(output: &Output) -> String {
+    let mut lines = output.stderr.lines().map(str::trim).filter(|line| !line.is_empty());
+    match lines.find(|line| !line.starts_with("Warning:")) {
+        Some(line) => mask(line),
+        None => output.complaint(),
+    }
 }
 
 /// Whether the machine is going down: nothing is started on it any more.
@@ -168,7 +228,7 @@ pub fn is_going_down() -> bool {
         return false;
     }
     let asked = systemctl(&["show", "--property", "SystemState"], false, SHOW_LIMIT);
-    let told = asked.and_then(|asked| text(asked, &Stop::never()));
+    let told = asked.and_then(|asked| text(asked, false, &Stop::never()));
     told.is_ok_and(|told| told.trim() == "SystemState=stopping")
 }
 
@@ -178,7 +238,11 @@ fn systemctl(arguments: &[&str], user: bool, limit: Duration) -> Result<Begun> {
         all.push("--user");
     }
     all.extend(arguments);
-    command::begin("systemctl", &all, &[], limit)
+    // A user's systemd is found by it, and cron and `su` do not set it.
+    let folder = scope::user_folder().filter(|_| user);
+    let folder = folder.as_deref().and_then(Path::to_str);
+    let variables: Vec<_> = folder.map(|folder| ("XDG_RUNTIME_DIR", folder)).into_iter().collect();
+    command::begin("systemctl", &all, &variables, limit)
 }
 
 /// The last lines of a unit's journal.

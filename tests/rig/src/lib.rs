@@ -9,7 +9,6 @@
 )]
 
 mod apart;
-mod booted;
 mod bystander;
 mod canary;
 mod card;
@@ -20,6 +19,7 @@ mod gpuctl;
 mod http;
 mod locks;
 mod machine;
+mod nspawn;
 mod outcome;
 pub mod page;
 mod ports;
@@ -39,13 +39,13 @@ mod terminal;
 mod wait;
 
 pub use apart::apart;
-pub use booted::Booted;
 pub use bystander::Bystander;
 pub use canary::Trial;
 pub use display::{Display, lines as on_terminal};
 pub use gpuctl::{Invocation, Running, TIME_LIMIT};
 pub use http::{Served, answer};
 pub use locks::on_both;
+pub use nspawn::{Corner, Machine};
 pub use outcome::Outcome;
 pub use processes::{parent, signal, state};
 pub use programs::{command, works};

@@ -4,12 +4,13 @@
 # format and order of `show` are those of systemd 252.
 
 units=${0%/bin/*}/systemd
-verb='' signal=TERM properties=''
+verb='' signal=TERM properties='' waits=yes
 while [ $# -gt 0 ]; do
     case $1 in
         --unit | --user-unit) exec cat "$units/$2/journal" ;;
         --property) shift; properties=$1 ;;
         --signal=*) signal=${1#*=} ;;
+        --no-block) waits='' ;;
         --no-pager | --no-ask-password | --user) ;;
         --) shift; break ;;
         -*) echo "systemctl: unrecognized option '$1'" >&2; exit 1 ;;
@@ -96,13 +97,13 @@ case $verb in
         exit 0
         ;;
     supervise) supervise "$1"; exit 0 ;;
-    start | stop | kill) ;;
+    start | stop | kill | reset-failed) ;;
     *) echo "Unknown command verb $verb." >&2; exit 1 ;;
 esac
 if [ "$fault" = NoPermission ]; then
     echo "Failed to $verb $1: Interactive authentication required." >&2
     echo "See system logs and 'systemctl status $1' for details." >&2
-    exit 4
+    exit 1
 fi
 for unit in "$@"; do
     if ! is_there "$unit"; then
@@ -113,11 +114,6 @@ for unit in "$@"; do
     read_state "$unit"
     case $verb in
         start)
-            if [ "$fault" = JobFails ]; then
-                echo "Job for $unit failed because the control process exited with error code." >&2
-                echo "See \"systemctl status $unit\" and \"journalctl -xeu $unit\" for details." >&2
-                exit 1
-            fi
             if [ "$active" = active ] || [ "$active" = activating ]; then continue; fi
             rm -f "$units/$unit/state" "$units/$unit/stopping"
             env -i PATH="$PATH" HOME="$HOME" SIMGPU_DIR="$SIMGPU_DIR" setsid "$0" supervise -- "$unit" </dev/null >/dev/null 2>&1 &
@@ -127,8 +123,10 @@ for unit in "$@"; do
             if [ "$active" = inactive ] || [ "$active" = failed ]; then continue; fi
             : >"$units/$unit/stopping"
             signal_all "$unit" TERM
+            [ -n "$waits" ] || continue
             until [ "$active" = inactive ] || [ "$active" = failed ]; do sleep 0.02; read_state "$unit"; done
             ;;
+        reset-failed) ;;
         kill) signal_all "$unit" "$signal" ;;
     esac
 done

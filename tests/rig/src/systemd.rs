@@ -13,10 +13,8 @@ use std::path::{Path, PathBuf};
 pub enum Fault {
     /// All of it: the machine has another init.
     NotBooted,
-    /// Polkit lets us look, and not act: exit code 4.
+    /// Polkit lets us look, and not act.
     NoPermission,
-    /// `systemctl start` says that the job failed.
-    JobFails,
 }
 
 pub struct Systemd {

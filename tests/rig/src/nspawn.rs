@@ -1,0 +1,331 @@
+//! A machine that systemd runs: systemd is PID 1 of a container, over a copy of this machine's files that is thrown away,
+//! with logind, dbus, polkit where it is installed, and two users, of whom one lingers. It can be rebooted, and loses its
+//! power when its PID 1 is killed.
+
+use crate::card::Card;
+use crate::programs::{self, command, works};
+use crate::skip::{root_or_skip, skip_or_fail};
+use crate::wait::{comes, until};
+use crate::{Signal, processes, surroundings};
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Output, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Mutex, OnceLock};
+
+/// Boots the machine $0 of the name $1 for each line that it reads, with mounts and a control group of its own, which
+/// systemd-nspawn divides; $2 has the programs. At the end of its input, which comes however the test ends, the machine is
+/// ended and nothing of it is left.
+const WATCHDOG: &str = r#"
+groups='/sys/fs/cgroup/unified /sys/fs/cgroup /sys/fs/cgroup/systemd'
+for root in $groups; do
+    if [ -e "$root/cgroup.procs" ] && mkdir -p "$root/$1"; then echo $$ >"$root/$1/cgroup.procs"; fi
+done
+cd "$0" && mount -t tmpfs tmpfs layers && mkdir layers/upper layers/work || exit 99
+mount -t overlay overlay -o lowerdir=/,upperdir=layers/upper,workdir=layers/work root || exit 99
+: >root/etc/machine-id
+# Nothing of what this machine starts.
+rm -rf root/etc/systemd/system/*.wants root/etc/systemd/system/*.requires root/var/lib/gpuctl
+for user in tester:1990 lingerer:1991; do
+    name=${user%:*} id=${user#*:}
+    echo "$name:x:$id:$id::/home/$name:/bin/sh" >>root/etc/passwd
+    echo "$name:x:$id:" >>root/etc/group
+    echo "$name:*:19000:0:99999:7:::" >>root/etc/shadow
+    mkdir -p "root/home/$name" && chown "$id:$id" "root/home/$name"
+done
+mkdir -p root/var/lib/systemd/linger && : >root/var/lib/systemd/linger/lingerer
+export SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1
+nspawn=
+while read -r _; do
+    systemd-nspawn --quiet --boot --register=no --keep-unit --private-network --console=pipe --machine="$1" \
+        --bind="$0/io:/io" --bind-ro="$2:/io/bin" --directory=root systemd.unit=multi-user.target \
+        </dev/null >"$0/io/console" 2>&1 &
+    nspawn=$!
+    echo $nspawn >io/nspawn.new && mv io/nspawn.new io/nspawn
+done
+if [ -n "$nspawn" ]; then
+    # What lives in there ends with its PID 1, and that not with systemd-nspawn.
+    kill -9 $(cat "/proc/$nspawn/task/$nspawn/children") $nspawn
+    wait
+fi 2>/dev/null
+cd / && umount -l "$0/root" "$0/layers"
+rm -rf "$0"
+for root in $groups; do
+    if [ -e "$root/$1" ]; then
+        echo $$ >"$root/cgroup.procs"
+        until find "$root/$1" -depth -type d -exec rmdir {} + 2>/dev/null; do sleep 0.05; done
+    fi
+done
+"#;
+
+/// A machine under systemd.
+pub struct Machine {
+    folder: PathBuf,
+    /// None once it is let go.
+    leash: Mutex<Option<ChildStdin>>,
+    watchdog: Mutex<Child>,
+}
+
+impl Machine {
+    /// The machine of this test process, booted once. None, loudly, where there is none to be had.
+    #[track_caller]
+    pub fn shared() -> Option<&'static Machine> {
+        static MACHINE: OnceLock<Result<Machine, String>> = OnceLock::new();
+        if !root_or_skip() {
+            return None;
+        }
+        match MACHINE.get_or_init(Machine::boot) {
+            Ok(machine) => Some(machine),
+            Err(why) => {
+                skip_or_fail("systemd", why);
+                None
+            }
+        }
+    }
+
+    /// One that is the test's alone, to be rebooted.
+    #[track_caller]
+    pub fn own() -> Option<Machine> {
+        // Where there is none, that has been said.
+        Machine::shared()?;
+        Some(Machine::boot().unwrap())
+    }
+
+    fn boot() -> Result<Machine, String> {
+        let systemd = ["/lib/systemd/systemd", "/usr/lib/systemd/systemd"];
+        if !works("systemd-nspawn", &["--version"])
+            || !systemd.iter().any(|path| Path::new(path).exists())
+        {
+            return Err("systemd-nspawn with a systemd to boot".to_owned());
+        }
+        surroundings::leave();
+        let folder = tempfile::Builder::new().prefix("gpuctl-machine-").tempdir().unwrap().keep();
+        for below in ["io", "io/bin", "layers", "root"] {
+            fs::create_dir(folder.join(below)).unwrap();
+        }
+        let name = folder.file_name().unwrap().to_string_lossy().replace('.', "");
+        let mut watchdog = command("unshare")
+            .args(["--mount", "sh", "-c", WATCHDOG])
+            .args([folder.as_os_str(), name.as_ref()])
+            .arg(programs::simserver().parent().unwrap())
+            // Out of the way of a Ctrl-C.
+            .process_group(0)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(fs::File::create(folder.join("io/watchdog")).unwrap())
+            .spawn()
+            .unwrap();
+        let leash = Mutex::new(watchdog.stdin.take());
+        let machine = Machine { folder, leash, watchdog: Mutex::new(watchdog) };
+        machine.switch_on();
+        let is_up = comes(|| machine.is_up() || machine.has_failed());
+        if is_up && machine.is_up() {
+            return Ok(machine);
+        }
+        let said = |name| fs::read_to_string(machine.folder.join(name)).unwrap_or_default();
+        Err(format!("systemd in a container: {}{}", said("io/watchdog"), said("io/console")))
+    }
+
+    fn switch_on(&self) {
+        let mut leash = self.leash.lock().unwrap();
+        writeln!(leash.as_mut().expect("it is not let go"), "on").unwrap();
+    }
+
+    fn has_failed(&self) -> bool {
+        self.watchdog.lock().unwrap().try_wait().unwrap().is_some() || self.is_off()
+    }
+
+    fn is_up(&self) -> bool {
+        self.leader().is_some()
+            && self.try_sh("systemctl is-system-running | grep -Eq 'running|degraded'").1
+    }
+
+    fn is_off(&self) -> bool {
+        let nspawn = fs::read_to_string(self.folder.join("io/nspawn")).ok();
+        let nspawn = nspawn.and_then(|text| text.trim().parse().ok());
+        nspawn.is_some_and(|pid| matches!(processes::state(pid), None | Some('Z')))
+    }
+
+    /// Its PID 1, by our number.
+    pub fn leader(&self) -> Option<i32> {
+        let nspawn = fs::read_to_string(self.folder.join("io/nspawn")).ok()?;
+        let nspawn = nspawn.trim();
+        let children = fs::read_to_string(format!("/proc/{nspawn}/task/{nspawn}/children")).ok()?;
+        let leader = children.split_whitespace().next()?.parse().ok()?;
+        let name = fs::read_to_string(format!("/proc/{leader}/comm")).ok()?;
+        (name == "systemd\n").then_some(leader)
+    }
+
+    /// All of it ends at once.
+    pub fn loses_power(&self) {
+        processes::signal(self.leader().expect("the machine runs"), Signal::KILL);
+        until("it is off", || self.is_off());
+    }
+
+    /// It is switched on again, and has booted.
+    #[track_caller]
+    pub fn boots(&self) {
+        until("it is off", || self.is_off());
+        fs::remove_file(self.folder.join("io/nspawn")).unwrap();
+        self.switch_on();
+        until("it has booted", || self.is_up());
+    }
+
+    /// It goes down in order.
+    #[track_caller]
+    pub fn shuts_down(&self) {
+        self.try_sh("systemctl poweroff --no-block");
+        until("it is off", || self.is_off());
+    }
+
+    /// What a shell says in there, as root with the environment of a fresh login, and whether it succeeds.
+    pub fn try_sh(&self, script: &str) -> (String, bool) {
+        let Some(leader) = self.leader() else { return (String::new(), false) };
+        let output: Output = command("nsenter")
+            .args([
+                "-t",
+                &leader.to_string(),
+                "-m",
+                "-p",
+                "-u",
+                "-i",
+                "-n",
+                "-C",
+                "--",
+                "env",
+                "-i",
+            ])
+            .args(["PATH=/io/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "sh", "-c"])
+            .arg(format!("exec 2>&1; {script}"))
+            .output()
+            .unwrap();
+        (String::from_utf8_lossy(&output.stdout).into_owned(), output.status.success())
+    }
+
+    /// What a shell says in there; it has to succeed.
+    #[track_caller]
+    pub fn sh(&self, script: &str) -> String {
+        let (said, succeeds) = self.try_sh(script);
+        assert!(succeeds, "{script}: {said}");
+        said
+    }
+
+    /// A test's own corner of it.
+    pub fn corner(&self) -> Corner<'_> {
+        static NUMBER: AtomicU16 = AtomicU16::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::SeqCst);
+        let name = format!("t{number}");
+        let folder = self.folder.join("io").join(&name);
+        fs::create_dir(&folder).unwrap();
+        let card = Card::new(&folder.join("card"));
+        // For every user.
+        fs::write(folder.join("lock"), "").unwrap();
+        fs::set_permissions(folder.join("lock"), fs::Permissions::from_mode(0o666)).unwrap();
+        let corner = Corner { machine: self, card, folder, name, port: 20_000 + number * 10 };
+        corner.config("");
+        corner
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.leash.lock().unwrap().take();
+        self.watchdog.lock().unwrap().wait().ok();
+    }
+}
+
+/// A configuration, a card and a state folder of one test in a machine, and units that bear its name.
+pub struct Corner<'a> {
+    pub machine: &'a Machine,
+    pub card: Card,
+    folder: PathBuf,
+    name: String,
+    pub port: u16,
+}
+
+impl Corner<'_> {
+    /// A name of this corner alone: `vllm-t3`.
+    pub fn mark(&self, name: &str) -> String {
+        format!("{name}-{}", self.name)
+    }
+
+    /// A place in its folder, as the machine sees it.
+    pub fn path(&self, name: &str) -> String {
+        format!("/io/{}/{name}", self.name)
+    }
+
+    /// Writes a file into its folder.
+    pub fn file(&self, name: &str, text: &str) {
+        fs::write(self.folder.join(name), text).unwrap();
+    }
+
+    /// What a file in its folder holds.
+    pub fn text(&self, name: &str) -> String {
+        fs::read_to_string(self.folder.join(name)).unwrap_or_default()
+    }
+
+    /// Writes the configuration: the simulated card, a lock of the corner's own, and these tables.
+    pub fn config(&self, tables: &str) {
+        let text = format!(
+            "[gpu]\nnvml_library = \"/io/bin/libsimgpu.so\"\n[lock]\nurl = \"file://{}\"\n{tables}",
+            self.path("lock")
+        );
+        self.file("gpuctl.toml", &text);
+    }
+
+    /// The words that start a model server of this corner, on its `n`th port.
+    pub fn server(&self, name: &str, n: u16, flags: &str) -> String {
+        format!("/io/bin/simserver --name {} --port {} {flags}", self.mark(name), self.port + n)
+    }
+
+    /// Installs a unit, whole name and text, for this boot and the next ones.
+    #[track_caller]
+    pub fn unit(&self, name: &str, text: &str) {
+        self.file(name, text);
+        let place = format!("/etc/systemd/system/{name}");
+        self.machine.sh(&format!("cp '{}' '{place}' && systemctl daemon-reload", self.path(name)));
+    }
+
+    /// `[Service]` lines that every server of this corner needs.
+    pub fn environment(&self) -> String {
+        format!("Environment=SIMGPU_DIR={}\n", self.path("card"))
+    }
+
+    /// What a shell says with the environment of this corner, and whether it succeeds.
+    pub fn try_sh(&self, script: &str) -> (String, bool) {
+        self.machine.try_sh(&format!("{} {script}", self.exports()))
+    }
+
+    #[track_caller]
+    pub fn sh(&self, script: &str) -> String {
+        self.machine.sh(&format!("{} {script}", self.exports()))
+    }
+
+    fn exports(&self) -> String {
+        format!(
+            "export GPUCTL_CONFIG={} GPUCTL_STATE_DIR={} SIMGPU_DIR={};",
+            self.path("gpuctl.toml"),
+            self.path("state"),
+            self.path("card")
+        )
+    }
+
+    /// gpuctl with these words: its exit code, and all that it says.
+    pub fn gpuctl(&self, words: &str) -> (i32, String) {
+        let said = self.try_sh(&format!("gpuctl {words}; echo \"exit $?\"")).0;
+        let (said, code) = said.trim_end().rsplit_once("exit ").expect("the shell tells it");
+        (code.parse().unwrap(), said.to_owned())
+    }
+
+    /// The state and the detail of a service.
+    #[track_caller]
+    pub fn state(&self, service: &str) -> (String, String) {
+        let status = self.sh("gpuctl status --json 2>/dev/null");
+        let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+        let of = &status["services"][service];
+        (of["state"].as_str().unwrap().to_owned(), of["detail"].as_str().unwrap_or("").to_owned())
+    }
+}
