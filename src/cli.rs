@@ -317,10 +317,15 @@ pub struct AdoptArgs {
     /// Native service that they belong to
     pub service: String,
     /// Processes to adopt, by PID
-    #[arg(required = true, value_name = "PID", value_parser = clap::value_parser!(i32).range(1..))]
+    #[arg(required = true, value_name = "PID", value_parser = pid)]
     pub pids: Vec<i32>,
     #[command(flatten)]
     pub waiting: WaitArgs,
+}
+
+fn pid(text: &str) -> Result<i32, String> {
+    let pid = text.parse().ok().filter(|pid| *pid > 0);
+    pid.ok_or_else(|| "not the number of a process".to_owned())
 }
 
 #[derive(Debug, Args)]

@@ -60,12 +60,16 @@ pub fn main() -> ExitCode {
     ExitCode::from(status)
 }
 
-/// Help and version are answers; everything else is a bad command line.
+/// Help and version are answers, and who calls gpuctl without a command is shown the help;
+/// everything else is a bad command line.
 fn explain_usage(error: &clap::Error) -> ExitCode {
     let is_answer = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
+    let is_help = error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
+    let words: Vec<String> =
+        std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
     // What stands after `--` is for the command of `run`.
-    let mut own = std::env::args_os().take_while(|word| word != "--");
-    if is_answer || !own.any(|word| word == "--json") {
+    let as_json = words.iter().take_while(|word| *word != "--").any(|word| word == "--json");
+    if is_answer || (is_help && !as_json) {
         let unprinted = error.print().is_err_and(|e| e.kind() != std::io::ErrorKind::BrokenPipe);
         let code = match (is_answer, unprinted) {
             (true, false) => 0,
@@ -75,8 +79,8 @@ fn explain_usage(error: &clap::Error) -> ExitCode {
         };
         return ExitCode::from(code);
     }
-    let failure = cli::mistake(error);
-    report::print_failure(&failure, true);
+    let failure = cli::mistake(error, &words);
+    report::print_failure(&failure, as_json);
     ExitCode::from(failure.code.status())
 }
 

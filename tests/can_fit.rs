@@ -205,7 +205,7 @@ fn what_is_no_size_is_a_bad_command_line() {
         drop(margin.stderr_has(&format!("\"{bad}\" is not a valid size")));
     }
     rig.gpuctl("can-fit 1 --margin much").run().fails("usage").stderr_has("not a valid size");
-    rig.gpuctl("can-fit -5").run().fails("usage").stderr_has("unexpected argument");
+    rig.gpuctl("can-fit -5").run().fails("usage").stderr_has("`can-fit` has no option -5");
     rig.gpuctl("can-fit").run().fails("usage").stderr_has("SIZE|SERVICE");
     for words in ["1 2", "20 TB", "ollama GB"] {
         let size = rig.gpuctl(&format!("can-fit {words}")).run().fails("usage");

@@ -48,7 +48,7 @@ fn the_scripts_in_the_repository_are_those_that_the_program_prints_and_no_others
         rig.gpuctl("completions").arg(shell).run().succeeds().stdout(&committed[file]);
     }
     let refused = rig.gpuctl("completions tcsh").run().fails("usage");
-    refused.stderr_has("[possible values: bash, zsh, fish]");
+    refused.stderr_has("is none of bash, zsh, fish");
 }
 
 #[test]

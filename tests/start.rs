@@ -148,3 +148,23 @@ fn a_service_that_needs_no_start_is_not_hindered_by_a_hanging_neighbour() {
     rig.gpuctl("release-all").run().succeeds().stdout_has("stopped vidi, hanging").progress();
     rig.assert_no_process_of(&hanging);
 }
+
+#[test]
+fn a_start_that_is_refused_names_the_phase_that_would_serve() {
+    let rig = Rig::new();
+    rig.native("vidi").vram(8000).priority(10).phases([2]).add();
+    let comfyui = rig.native("comfyui").vram(20000).priority(90).add();
+    rig.set("phases.2", "analysis");
+    rig.gpuctl("start comfyui --quiet").run().succeeds();
+    for command in ["start vidi", "run vidi -- true"] {
+        let refused = rig.gpuctl(command).run().fails("insufficient_vram");
+        drop(
+            refused.stderr_has("in the way: comfyui").stderr_has("`gpuctl prepare-phase analysis`"),
+        );
+    }
+    // Where no phase would serve, none is named.
+    rig.set("services.vidi.vram_mb", 30000);
+    let refused = rig.gpuctl("start vidi").run().fails("insufficient_vram").stderr_text();
+    assert!(!refused.contains("prepare-phase"), "{refused}");
+    assert!(comfyui.is_healthy());
+}

@@ -20,6 +20,9 @@ pub fn run(arguments: &StartArgs, session: Session) -> Result<Answer> {
         &arguments.waiting,
         &arguments.dry_run,
         asks,
-        |config, snapshot| plan::start(config, snapshot, &service, !arguments.no_preempt),
+        |config, snapshot| {
+            plan::start(config, snapshot, &service, !arguments.no_preempt)
+                .map_err(|refusal| plan::name_phase(refusal, config, snapshot, &service))
+        },
     )
 }

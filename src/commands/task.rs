@@ -96,7 +96,11 @@ impl Task<'_> {
         match &self.subject {
             Subject::Phase { phase, .. } => plan::prepare_phase(config, snapshot, *phase, false),
             Subject::Room { vram_mb } => plan::clear(config, snapshot, *vram_mb, self.below),
-            _ => plan::start(config, snapshot, config.service(&needed[0])?, true),
+            _ => {
+                let service = config.service(&needed[0])?;
+                plan::start(config, snapshot, service, true)
+                    .map_err(|refusal| plan::name_phase(refusal, config, snapshot, service))
+            }
         }
     }
 

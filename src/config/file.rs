@@ -1,6 +1,7 @@
 //! The configuration file's shape, key by key, with its defaults. The JSON Schema is made from
 //! these types, and `config show` prints them.
 
+use super::phases::{self, PhaseRef};
 use super::span::Span;
 use crate::model::{Api, Mb};
 use indexmap::IndexMap;
@@ -27,10 +28,11 @@ pub struct ConfigFile {
     /// Who may ask `gpuctl http`.
     #[serde(deserialize_with = "table", skip_serializing_if = "HttpTable::is_empty")]
     pub http: HttpTable,
-    /// Names of phases, by number: `4 = "video"`. A phase exists if it is named here or listed by
-    /// a service.
+    /// Names of phases, by number: `4 = "video"`, or `video = 4`. A phase exists if it is named here
+    /// or listed by a service.
+    #[schemars(schema_with = "phases::schema")]
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub phases: BTreeMap<String, String>,
+    pub phases: BTreeMap<String, PhaseRef>,
     /// The services, by name. Which keys one takes depends on its type: native, docker, compose or
     /// systemd.
     #[serde(deserialize_with = "tables")]
@@ -161,9 +163,9 @@ pub struct ServiceTable {
     /// or a higher priority to be stopped.
     #[serde(default)]
     pub priority: i64,
-    /// Numbers of the phases that need it.
+    /// Numbers or names of the phases that need it.
     #[serde(default)]
-    pub phases: Vec<u32>,
+    pub phases: Vec<PhaseRef>,
     /// Where it shows that it is ready: http:// or https:// (any 2xx answer), or tcp://host:port (it
     /// accepts a connection). Without it, a container's HEALTHCHECK counts, or that it is alive.
     #[serde(default, skip_serializing_if = "Option::is_none")]

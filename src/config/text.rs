@@ -2,6 +2,7 @@
 //! configuration names file, line and key.
 
 use super::file::{ConfigFile, StrictTable};
+use super::words;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::redact::mask;
@@ -45,23 +46,14 @@ impl ConfigText<'_> {
         let problem = text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
         let problem = problem.split(" at line ").next().unwrap_or(problem);
         let key = error.path().to_string();
+        let mut told = words::told(problem);
         // What a variable was set to, or a header holds, is nobody's business, whatever its type.
-        let problem = match problem.split_once(", expected ") {
-            Some((_, expected))
-                if [".env.", ".headers."]
-                    .iter()
-                    .any(|secret| format!("{key}.").contains(secret)) =>
-            {
-                format!("expected {expected}")
-            }
-            _ => problem.to_owned(),
-        };
-        let problem = if key == "." { problem } else { format!("{key}: {problem}") };
-        let failure = self.failure(line, &problem);
-        match nearest_expected(&text) {
-            Some(nearest) => failure.hint(format!("did you mean `{nearest}`?")),
-            None => failure,
+        if [".env.", ".headers."].iter().any(|secret| format!("{key}.").contains(secret)) {
+            told = told.without_value();
         }
+        let problem = if key == "." { told.problem } else { format!("{key}: {}", told.problem) };
+        let failure = self.failure(line, &problem);
+        told.hints.iter().fold(failure, |failure, hint| failure.hint(mask(hint)))
     }
 
     /// A complaint about a key whose type is right and whose value is not.
@@ -110,13 +102,4 @@ impl ConfigText<'_> {
         }
         Some(self.line_at(offset?))
     }
-}
-
-/// serde's "unknown field `a`, expected one of `b`, `c`" names what it would have taken; the
-/// nearest of these is what was meant.
-fn nearest_expected(message: &str) -> Option<String> {
-    let from = message.find("unknown field `").or_else(|| message.find("unknown variant `"))?;
-    let mut quoted = message[from..].split('`').skip(1).step_by(2);
-    let unknown = quoted.next()?;
-    crate::model::nearest(unknown, quoted).map(str::to_owned)
 }

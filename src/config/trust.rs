@@ -62,14 +62,44 @@ pub fn judge(file: &fs::File, path: &Path) -> Result<()> {
         )
         .hint(format!("make it yours: chown {me} {shown}")));
     }
-    if meta.mode() & 0o022 != 0 {
-        return Err(Failure::new(
+    let (by_group, by_all) = (meta.mode() & 0o020 != 0, meta.mode() & 0o002 != 0);
+    if by_all || (by_group && !is_private_group(meta.gid(), meta.uid())) {
+        let failure = Failure::new(
             Code::Permission,
             format!("configuration {shown}: others may write to it (mode {:04o}), and gpuctl runs commands from it", meta.mode() & 0o7777),
         )
-        .hint(format!("chmod go-w {shown}")));
+        .hint(format!("chmod go-w {shown}"));
+        return Err(match by_all {
+            true => failure,
+            false => failure.hint(format!(
+                "a group that is its owner's alone may write to it; group {} has, or may have, other members",
+                meta.gid()
+            )),
+        });
     }
     Ok(())
+}
+
+/// Whether a group has no member but this user, as far as the files of this machine tell.
+fn is_private_group(gid: u32, uid: u32) -> bool {
+    let read = |path| fs::read_to_string(path).unwrap_or_default();
+    has_no_other_member(&read("/etc/group"), &read("/etc/passwd"), gid, uid)
+}
+
+/// What group(5) and passwd(5) say: it is the user's first group, bears its name, lists nobody
+/// else, and is nobody else's first group. A group or a user that they do not know may have members
+/// that they do not know either.
+pub fn has_no_other_member(groups: &str, users: &str, gid: u32, uid: u32) -> bool {
+    let group = groups.lines().map(|line| line.split(':').collect::<Vec<_>>());
+    let mut group = group.filter(|fields| fields.get(2) == Some(&gid.to_string().as_str()));
+    let (Some(group), None) = (group.next(), group.next()) else { return false };
+    let users = users.lines().map(|line| line.split(':').collect::<Vec<_>>());
+    let mut firsts = users.filter(|fields| fields.get(3) == Some(&gid.to_string().as_str()));
+    let (Some(owner), None) = (firsts.next(), firsts.next()) else { return false };
+    let members = group.get(3).copied().unwrap_or_default().split(',');
+    owner.get(2) == Some(&uid.to_string().as_str())
+        && owner[0] == group[0]
+        && members.filter(|member| !member.is_empty()).all(|member| member == owner[0])
 }
 
 pub fn text(file: &mut fs::File, path: &Path) -> Result<String> {
@@ -85,5 +115,31 @@ pub fn text(file: &mut fs::File, path: &Path) -> Result<String> {
             Err(Failure::new(Code::Config, format!("configuration {shown}: not UTF-8 text")))
         }
         Err(e) => Err(unreadable(path, &e)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_group_is_private_where_nobody_else_can_be_in_it() {
+        let users =
+            "root:x:0:0::/root:/bin/sh\nann:x:1000:1000::/:/bin/sh\nbob:x:1001:100::/:/bin/sh\n";
+        let is_private = |groups: &str, users: &str| has_no_other_member(groups, users, 1000, 1000);
+        assert!(is_private("root:x:0:\nann:x:1000:\n", users));
+        assert!(is_private("ann:x:1000:ann\n", users));
+        for (groups, users) in [
+            ("ann:x:1000:bob\n", users),
+            ("ann:x:1000:ann,bob\n", users),
+            ("staff:x:1000:\n", users),
+            ("ann:x:1000:\nanns:x:1000:bob\n", users),
+            ("ann:x:1000:\n", "ann:x:1000:1000::/:/bin/sh\neve:x:1002:1000::/:/bin/sh\n"),
+            ("ann:x:1000:\n", "bob:x:1001:1000::/:/bin/sh\n"),
+            ("", users),
+            ("ann:x:1000:\n", ""),
+        ] {
+            assert!(!is_private(groups, users), "{groups:?} {users:?}");
+        }
     }
 }

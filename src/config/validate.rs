@@ -3,13 +3,13 @@
 use super::calls::Calls;
 use super::complaint::Complaint;
 use super::file::{self, ConfigFile};
+use super::phases::PhaseNames;
 use super::text::ConfigText;
-use super::{Config, Environment, Gpu, HttpToken, Lock, Place, Selector};
+use super::{Config, Environment, Gpu, HttpToken, Lock, Place, Selector, UrlSource};
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::model::{Compose, Containers, Evict, Manager, Native, Service, variable};
 use crate::pattern::Pattern;
-use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CStr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -50,19 +50,22 @@ pub fn validate(
         library: file.gpu.nvml_library.as_ref().map(PathBuf::from),
     };
 
-    let mut url_is_of = None;
-    for (variable, stronger) in [("REDIS_URL", false), ("GPUCTL_LOCK_URL", true)] {
+    let mut source_of_url =
+        if file.lock.url.is_some() { UrlSource::Config } else { UrlSource::Nowhere };
+    for (source, stronger) in [(UrlSource::RedisUrl, false), (UrlSource::GpuctlLockUrl, true)] {
         if (stronger || file.lock.url.is_none())
+            && let Some(variable) = source.variable()
             && let Some(url) = environment.text(variable)?
         {
             file.lock.url = Some(url.to_owned());
-            url_is_of = Some(variable);
+            source_of_url = source;
         }
     }
-    let place = Place::of(&file.lock).map_err(|problem| match url_is_of {
-        Some(variable) => wrong_variable(variable, &problem),
-        None => complain(&["lock", "url"], &problem),
-    })?;
+    let place =
+        Place::of(&file.lock, source_of_url).map_err(|problem| match source_of_url.variable() {
+            Some(variable) => wrong_variable(variable, &problem),
+            None => complain(&["lock", "url"], &problem),
+        })?;
     if file.lock.key.is_empty() {
         return Err(complain(&["lock", "key"], "is empty"));
     }
@@ -83,9 +86,11 @@ pub fn validate(
     let http =
         HttpToken::of(&file.http).map_err(|(key, problem)| complain(&["http", key], &problem))?;
 
+    let names = PhaseNames::of(&file.phases)
+        .map_err(|(key, problem)| complain(&["phases", &key], &problem))?;
     let mut services: Vec<Service> = Vec::new();
     for (name, entry) in &file.services {
-        let service = service(name, entry).map_err(|(key, problem)| {
+        let service = service(name, entry, &names).map_err(|(key, problem)| {
             let key: Vec<&str> = ["services", name].into_iter().chain(key).collect();
             complain(&key, &problem)
         })?;
@@ -117,8 +122,7 @@ pub fn validate(
         }
         None => None,
     };
-    let phases =
-        phases(&file, &services).map_err(|(key, problem)| complain(&["phases", &key], &problem))?;
+    let phases = names.with(&services);
 
     Ok(Config {
         path: source.map(|source| source.path.to_owned()),
@@ -180,28 +184,6 @@ fn expand(
     Ok(())
 }
 
-fn phases(
-    file: &ConfigFile,
-    services: &[Service],
-) -> std::result::Result<BTreeMap<u32, Option<String>>, Complaint<String>> {
-    let mut phases: BTreeMap<u32, Option<String>> =
-        services.iter().flat_map(|service| &service.phases).map(|number| (*number, None)).collect();
-    let mut names = BTreeSet::new();
-    for (key, name) in &file.phases {
-        // Written as the number is: "1" and "01" would be one phase with two names.
-        let number: Option<u32> = key.parse().ok().filter(|n: &u32| n.to_string() == *key);
-        let number = number.ok_or_else(|| (key.clone(), "a phase must be a number".to_owned()))?;
-        if name.is_empty() || name.parse::<u32>().is_ok() {
-            return Err((key.clone(), "a phase's name must be a word, not a number".to_owned()));
-        }
-        if !names.insert(name) {
-            return Err((key.clone(), format!("\"{name}\" is the name of two phases")));
-        }
-        phases.insert(number, Some(name.clone()));
-    }
-    Ok(phases)
-}
-
 fn same_instance(a: &Manager, b: &Manager) -> bool {
     match (a, b) {
         (Manager::Containers(a), Manager::Containers(b)) => share_containers(a, b),
@@ -229,6 +211,7 @@ fn share_containers(a: &Containers, b: &Containers) -> bool {
 fn service(
     name: &str,
     entry: &file::ServiceTable,
+    names: &PhaseNames,
 ) -> std::result::Result<Service, Complaint<Option<&'static str>>> {
     let fail = |key: &'static str, problem: &str| Err((Some(key), problem.to_owned()));
     if !is_plain_name(name) {
@@ -279,8 +262,8 @@ fn service(
         manager,
         vram: entry.vram_mb,
         priority: entry.priority,
-        phases: entry.phases.iter().copied().collect::<BTreeSet<_>>(),
         health: calls.health,
+        phases: names.numbers(&entry.phases).map_err(|problem| (Some("phases"), problem))?,
         start_timeout: entry.start_timeout.0,
         stop_timeout: entry.stop_timeout.0,
         server: calls.server,

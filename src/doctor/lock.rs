@@ -2,7 +2,7 @@
 
 use super::check::{Check, CheckId};
 use super::{Examined, UNCONFIGURED};
-use crate::config::{Config, Environment};
+use crate::config::Config;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::lock::{self, Ends, Held, ServerFacts};
@@ -13,26 +13,16 @@ use std::time::Duration;
 /// Every command that acts asks it several times.
 const SLOW: Duration = Duration::from_millis(100);
 
-/// Tells from where the lock's place is known.
-pub fn source(config: Option<&Config>, environment: &Environment) -> &'static str {
-    let written = config.and_then(|config| config.file.lock.url.as_deref());
-    match (environment.get("GPUCTL_LOCK_URL"), written) {
-        (Some(_), _) => "$GPUCTL_LOCK_URL",
-        (None, None) => "the default",
-        (None, url) if url == environment.get("REDIS_URL") => "$REDIS_URL",
-        (None, Some(_)) => "lock.url",
-    }
-}
-
 pub fn examine(case: &Examined) -> Vec<Check> {
     let Some(config) = &case.config else {
         return vec![Check::skip(CheckId::LockPlace, UNCONFIGURED)];
     };
-    match &config.lock.place.redis {
-        Some(url) => in_redis(case, config, url),
+    let source = config.lock.place.source;
+    match lock::server(config) {
+        Some(server) => in_redis(config, server),
         None => {
             let path = config.lock.place.file.display();
-            let place = format!("the machine's, in the file {path}, from {}", case.lock_source);
+            let place = format!("the machine's, in the file {path}, from {source}");
             let folder = folder(config);
             let record = match folder.fix {
                 Some(_) => Check::skip(CheckId::LockRecord, "its file cannot be used"),
@@ -78,12 +68,12 @@ fn record(found: &Result<Option<Held>>) -> Check {
     }
 }
 
-fn in_redis(case: &Examined, config: &Config, url: &str) -> Vec<Check> {
-    let server = match lock::server(url, &config.lock.key) {
+fn in_redis(config: &Config, server: Result<ServerFacts>) -> Vec<Check> {
+    let server = match server {
         Ok(server) => server,
-        Err(failure) => return unreached(case, &failure),
+        Err(failure) => return unreached(config, &failure),
     };
-    let place = format!("Redis at {}, from {}", server.place, case.lock_source);
+    let place = format!("Redis at {}", server.place);
     let found = lock::look(config);
     let (credentials, record) = match &found {
         Err(failure) if failure.code == Code::Permission => (
@@ -103,8 +93,9 @@ fn in_redis(case: &Examined, config: &Config, url: &str) -> Vec<Check> {
     checks
 }
 
-fn unreached(case: &Examined, failure: &Failure) -> Vec<Check> {
-    let place = || Check::pass(CheckId::LockPlace, format!("Redis, from {}", case.lock_source));
+fn unreached(config: &Config, failure: &Failure) -> Vec<Check> {
+    let place =
+        || Check::pass(CheckId::LockPlace, format!("Redis, from {}", config.lock.place.source));
     let skip = |id| Check::skip(id, "the lock's Redis cannot be queried");
     match failure.code {
         Code::Permission => vec![

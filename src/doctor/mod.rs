@@ -40,7 +40,6 @@ struct Examined {
     /// The folders in which gpuctl's own environment has programs looked for.
     path: Option<OsString>,
     visible_devices: Option<String>,
-    lock_source: &'static str,
     stop: Stop,
     looked: OnceLock<Looked>,
 }
@@ -96,7 +95,6 @@ pub fn examine(
         state_dir: environment.state_dir(),
         path: environment.search_path().map(OsStr::to_owned),
         visible_devices: environment.get("CUDA_VISIBLE_DEVICES").map(str::to_owned),
-        lock_source: lock::source(config.as_ref(), environment),
         stop: stop.clone(),
         looked: OnceLock::new(),
         config,

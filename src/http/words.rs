@@ -61,10 +61,10 @@ pub fn command(
     }
     words.push("--".to_owned());
     words.extend(last);
-    Cli::try_parse_from(words).map_err(|error| Rejection {
+    Cli::try_parse_from(&words).map_err(|error| Rejection {
         status: 400,
         allowed: None,
-        failure: mistake(&error),
+        failure: mistake(&error, &words),
     })
 }
 

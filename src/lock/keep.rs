@@ -4,29 +4,26 @@
 use super::claim::{RENEWAL, TTL};
 use super::machine::Machine;
 use super::redis::{Redis, Releaser, Renewal};
-use crate::config::Config;
+use crate::config::{Config, Lock, Place};
 use crate::error::Result;
 use crate::world::host::since_boot;
 use crate::world::wait::{Stop, wait};
 use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// A lock in Redis that is to be kept for as long as processes keep the machine's lock beside it.
 #[derive(Serialize, Deserialize)]
 pub struct Kept {
-    url: String,
+    place: Place,
     key: String,
     token: String,
-    file: PathBuf,
 }
 
 impl Kept {
     /// `None` where no Redis is configured.
     pub fn new(config: &Config, token: &str) -> Option<Kept> {
-        let url = config.lock.place.redis.clone()?;
-        let (key, file) = (config.lock.key.clone(), config.lock.place.file.clone());
-        Some(Kept { url, key, token: token.to_owned(), file })
+        let Lock { place, key, .. } = config.lock.clone();
+        place.redis.is_some().then(|| Kept { place, key, token: token.to_owned() })
     }
 
     /// Renews the lock for a gpuctl that does not; until when it lasts now, in time since boot. `None`
@@ -34,15 +31,15 @@ impl Kept {
     pub fn hold_on(&self, is_late: bool) -> Option<Duration> {
         let asked = since_boot();
         let how = if is_late { Renewal::Late } else { Renewal::Unwanted };
-        let renewed = Redis::new(&self.url, &self.key).renew(&self.token, TTL, how);
+        let renewed = Redis::at(&self.place, &self.key)?.renew(&self.token, TTL, how);
         renewed.is_ok_and(|is_held| is_held).then_some(asked + TTL)
     }
 
     /// Renews the lock until nobody else has the machine's, and gives it back then; or until it is
     /// another's.
     pub fn keep(&self) -> Result<()> {
-        let mut redis = Redis::new(&self.url, &self.key);
-        if let Some(machine) = Machine::find(&self.file)? {
+        let Some(mut redis) = Redis::at(&self.place, &self.key) else { return Ok(()) };
+        if let Some(machine) = Machine::find(&self.place.file)? {
             machine.forget_inherited()?;
             let alone = machine.alone()?;
             loop {

@@ -151,7 +151,7 @@ pub fn look(config: &Config) -> Result<Option<Held>> {
 }
 
 fn redis(config: &Config) -> Option<Redis> {
-    config.lock.place.redis.as_ref().map(|url| Redis::new(url, &config.lock.key))
+    Redis::at(&config.lock.place, &config.lock.key)
 }
 
 /// Whether the machine's lock could be taken, as far as that hangs on its file.
@@ -159,9 +159,10 @@ pub fn could_open(config: &Config) -> Result<()> {
     LockFile::could_open(&config.lock.place.file)
 }
 
-/// The server at a Redis URL, which has to let us do with this key what the lock needs.
-pub fn server(url: &str, key: &str) -> Result<ServerFacts> {
-    Redis::new(url, key).server()
+/// The server of the lock, which has to let us do with its key what the lock needs; `None` where the
+/// lock is the machine's alone.
+pub fn server(config: &Config) -> Option<Result<ServerFacts>> {
+    redis(config).map(|mut redis| redis.server())
 }
 
 /// That the lock which the caller holds, by the token that it has put into the environment, is over.

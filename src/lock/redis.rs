@@ -17,6 +17,7 @@ pub use server::ServerFacts;
 use super::claim::{Claim, TTL};
 use super::record::Held;
 use super::{Attempt, Busy};
+use crate::config::{Place, UrlSource};
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::redact::mask;
@@ -83,6 +84,8 @@ pub struct Next {
 pub struct Redis {
     client: Client,
     key: String,
+    /// Where its URL is from.
+    source: UrlSource,
     connection: Option<Connection>,
     /// The server was there, so that it may come back.
     was_reached: bool,
@@ -104,10 +107,13 @@ pub struct Redis {
 type Exchange = (Option<Connection>, bool, redis::RedisResult<Value>);
 
 impl Redis {
-    pub fn new(url: &str, key: &str) -> Redis {
-        Redis {
+    /// `None` where the lock is the machine's alone.
+    pub fn at(place: &Place, key: &str) -> Option<Redis> {
+        let url = place.redis.as_deref()?;
+        Some(Redis {
             client: Client::open(url).expect("the configuration has had it parsed"),
             key: key.to_owned(),
+            source: place.source,
             connection: None,
             was_reached: false,
             asked_again: false,
@@ -116,11 +122,13 @@ impl Redis {
             has_answered: false,
             second: (String::new(), Duration::ZERO),
             pause: LOOK,
-        }
+        })
     }
 
+    /// "127.0.0.1:6379 (from $REDIS_URL)"
     fn place(&self) -> String {
-        mask(&self.client.get_connection_info().addr().to_string())
+        let address = mask(&self.client.get_connection_info().addr().to_string());
+        format!("{address} (from {})", self.source)
     }
 
     fn beside(&self, what: &str) -> String {

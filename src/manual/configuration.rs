@@ -129,6 +129,7 @@ fn kind(schema: &Value, property: &Value) -> String {
     let name = match (shape["type"].as_str().or(shape["type"][0].as_str()), reference) {
         (_, "Span") => "DURATION",
         (_, "Mb") => "MB",
+        (_, "PhaseRef") => "PHASE",
         (Some("array"), _) => return format!("[{}, ...]", kind(schema, &shape["items"])),
         (Some("boolean"), _) => return format!("{} | {}", bold("true"), bold("false")),
         (Some("integer" | "number"), _) => "NUMBER",

@@ -11,7 +11,7 @@ mod room;
 mod tests;
 
 pub use fit::{CardBudget, reading_required};
-pub use phase::prepare_phase;
+pub use phase::{name_phase, prepare_phase};
 pub use preempt::{restart, start, start_again};
 pub use room::{Debt, clear};
 

@@ -4,7 +4,8 @@ use super::fit::{CardBudget, ensure_fits};
 use super::preempt::make_room;
 use super::{Plan, refuse_unknown, refuse_unproven, warn_of_estimate};
 use crate::config::Config;
-use crate::error::Result;
+use crate::error::{Failure, Result};
+use crate::exit::Code;
 use crate::model::{Mb, Service, Snapshot};
 use std::collections::HashSet;
 
@@ -43,4 +44,25 @@ pub fn prepare_phase(config: &Config, snapshot: &Snapshot, phase: u32, lazy: boo
     plan.awaits_dead |= !lazy && snapshot.vram.dead() > Mb(0);
     warn_of_estimate(&mut plan, snapshot);
     Ok(plan)
+}
+
+/// The refusal to start a service for want of memory, with the phase that would make it ready, if
+/// there is one: a phase stops what it does not need, whatever its priority.
+pub fn name_phase(
+    refusal: Failure,
+    config: &Config,
+    snapshot: &Snapshot,
+    service: &Service,
+) -> Failure {
+    let serves = |phase: &&u32| prepare_phase(config, snapshot, **phase, false).is_ok();
+    match service.phases.iter().find(serves).filter(|_| refusal.code == Code::InsufficientVram) {
+        Some(phase) => {
+            let name = config.phases[phase].clone().unwrap_or_else(|| phase.to_string());
+            refusal.hint(format!(
+                "phase {name} needs it, and stops what it does not need, whatever its priority: \
+                 `gpuctl prepare-phase {name}`, or `gpuctl run --phase {name} -- CMD`"
+            ))
+        }
+        None => refusal,
+    }
 }

@@ -1,7 +1,7 @@
 //! The GPU lock: in `status`, and what the `lock` commands say.
 
 use super::Report;
-use crate::config::Config;
+use crate::config::{Config, Place, UrlSource};
 use crate::error::Result;
 use crate::lock::{Claim, Held, KeeperProcess, Release, name_of};
 use crate::screen::Screen;
@@ -43,6 +43,13 @@ pub struct LockReport {
 impl LockReport {
     pub fn new(config: &Config, found: &Result<Option<Held>>) -> LockReport {
         let backend = if config.lock.place.redis.is_some() { "redis" } else { "file" };
+        // Nobody may have thought of this lock when that variable was set.
+        let aside = match &config.lock.place {
+            Place { redis: Some(_), source: source @ UrlSource::RedisUrl, .. } => {
+                format!(", in Redis (from {source})")
+            }
+            _ => String::new(),
+        };
         let held = found.as_ref().ok().and_then(Option::as_ref);
         let record = held.and_then(|held| Some((held.record.as_ref()?, held.is_stopped())));
         LockReport {
@@ -61,8 +68,8 @@ impl LockReport {
             }),
             keepers: held.map(|held| held.keepers.clone()).unwrap_or_default(),
             text: match found {
-                Ok(None) => "free".to_owned(),
-                Ok(Some(held)) => format!("held by {}", held.describe()),
+                Ok(None) => format!("free{aside}"),
+                Ok(Some(held)) => format!("held by {}{aside}", held.describe()),
                 Err(failure) => format!("unknown: {}", failure.message),
             },
             error: found.as_ref().err().map(|failure| failure.message.clone()),

@@ -6,7 +6,7 @@ mod detached;
 pub use detached::Detached;
 
 use super::caller;
-use super::wait::{Handle, Stop, Woken, wait};
+use super::wait::{Aside, Handle, Stop, Woken, wait};
 use crate::config::Span;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
@@ -24,6 +24,11 @@ use std::time::{Duration, Instant};
 
 /// More than any command that we run has to say.
 const OUTPUT_LIMIT: usize = 8 * 1024 * 1024;
+
+/// Longer than any limit that a command has.
+const LONGEST: Duration = Duration::from_secs(8 * 24 * 3600);
+/// A thread that waits for an end that has come wakes up within this time.
+const NOTING: Duration = Duration::from_secs(1);
 
 pub struct Output {
     pub status: ExitStatus,
@@ -113,6 +118,8 @@ pub struct Begun {
     stdout: Pipe,
     stderr: Pipe,
     ended: Option<Handle>,
+    /// When it has ended, where that is told of: whoever waits for it may come much later.
+    end: Option<Aside<Instant>>,
     begun: Instant,
     limit: Duration,
 }
@@ -122,7 +129,9 @@ fn start(mut command: Command, program: &str, limit: Duration) -> Result<Begun> 
     let begun = Instant::now();
     command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
     let mut child = command.spawn().map_err(|e| not_started(program, &command, &e))?;
+    let end = log::log_enabled!(log::Level::Debug).then(|| end_of(&child)).flatten();
     Ok(Begun {
+        end,
         line: line(&command),
         stdout: Pipe::of(child.stdout.take()),
         stderr: Pipe::of(child.stderr.take()),
@@ -131,6 +140,16 @@ fn start(mut command: Command, program: &str, limit: Duration) -> Result<Begun> 
         begun,
         limit,
     })
+}
+
+/// Notes when a program ends.
+fn end_of(child: &Child) -> Option<Aside<Instant>> {
+    let ended = Handle::open(child.id() as i32)?;
+    let noted = Aside::begin(move || {
+        wait(&[ended.fd()], &Stop::never(), Instant::now() + LONGEST);
+        Instant::now()
+    });
+    noted.ok()
 }
 
 impl Begun {
@@ -188,8 +207,12 @@ impl Begun {
             Failure::new(Code::Internal, format!("cannot wait for `{}`: {e}", self.line))
         })?;
         // Not `{command:?}`, which shows the environment that it was given.
-        let took = Duration::from_millis(self.begun.elapsed().as_millis() as u64);
-        log::debug!("`{}` {} after {}", self.line, describe(status), Span(took));
+        if let Some(end) = &self.end {
+            wait(&[end.ended().fd()], &Stop::never(), Instant::now() + NOTING);
+            let ended = end.take().unwrap_or_else(Instant::now);
+            let took = Duration::from_millis(ended.duration_since(self.begun).as_millis() as u64);
+            log::debug!("`{}` {} after {}", self.line, describe(status), Span(took));
+        }
         match woken {
             Woken::Event => {}
             Woken::Stopped => stop.check()?,

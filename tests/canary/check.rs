@@ -152,7 +152,7 @@ fn a_candidate_that_is_none_is_a_bad_command_line() {
     let none = rig.gpuctl("canary check").run().fails("usage");
     drop(none.stderr_has("--set").stderr_has("--candidate"));
     let both = rig.gpuctl("canary check --candidate - --set vllm_memory_util=0.7").run();
-    both.fails("usage").stderr_has("cannot be used with");
+    both.fails("usage").stderr_has("cannot be used together");
     let form = rig.gpuctl("canary check --set vllm_memory_util").run();
     form.fails("usage").stderr_has("not of the form KEY=VALUE");
     for text in ["", "vllm_memory_util=0.75", "[0.75]", "0.75", "null", "{\"a\": 1} {}"] {

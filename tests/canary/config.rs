@@ -81,7 +81,7 @@ fn a_wrong_key_or_value_is_told_with_its_line() {
         (
             "service = \"vllm\"\nallow_spare_gpu = \"no\"",
             "7: canary.allow_spare_gpu",
-            "expected a boolean",
+            "must be true or false",
         ),
         ("service = \"vllm\"\noom_pattern = \"(\"", "7: canary.oom_pattern", "Unmatched"),
         ("service = \"vllm\"\nstate_dir = \"$NOWHERE/x\"", "7: canary.state_dir", "NOWHERE"),

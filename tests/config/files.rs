@@ -422,7 +422,7 @@ fn the_schema_takes_every_example_and_refuses_what_gpuctl_refuses() {
         service(json!({"type": "podman", "vram_mb": 1})),
         service(json!({"type": "native", "vram_mb": 1, "nonsense": 1})),
         service(json!({"type": "native", "vram_mb": 1, "evict": "maybe"})),
-        service(json!({"type": "native", "vram_mb": 1, "phases": ["4"]})),
+        service(json!({"type": "native", "vram_mb": 1, "phases": [true]})),
         service(json!({"type": "native", "vram_mb": 1, "unload": {"method": "PUT"}})),
         service(json!({"type": "native", "vram_mb": 1, "api": "kobold"})),
     ] {
@@ -431,6 +431,13 @@ fn the_schema_takes_every_example_and_refuses_what_gpuctl_refuses() {
         let check = rig.gpuctl("config check --config").arg(rig.path("wrong.json")).run();
         drop(check.fails("config").stderr_has("wrong.json"));
     }
+}
+
+/// The rule of the pattern that finds the key.
+fn of_pattern<'a>(patterns: &'a Value, key: &str) -> Option<&'a Value> {
+    let mut patterns = patterns.as_object().unwrap().iter();
+    let finds = |pattern: &str| regex_lite::Regex::new(pattern).unwrap().is_match(key);
+    patterns.find(|(pattern, _)| finds(pattern)).map(|(_, rule)| rule)
 }
 
 /// Why a value does not follow a schema: as much of JSON Schema as ours uses, and no more.
@@ -476,9 +483,16 @@ fn complaint(root: &Value, schema: &Value, value: &Value) -> Option<String> {
             "properties" => {
                 return fields().find_map(|(key, value)| complaint(root, rule.get(key)?, value));
             }
+            "patternProperties" => {
+                return fields()
+                    .find_map(|(key, value)| complaint(root, of_pattern(rule, key)?, value));
+            }
             "additionalProperties" => {
-                let is_known =
-                    |key: &str| schema.get("properties").is_some_and(|of| of.get(key).is_some());
+                let is_known = |key: &str| {
+                    let patterns = schema.get("patternProperties");
+                    schema.get("properties").is_some_and(|of| of.get(key).is_some())
+                        || patterns.is_some_and(|of| of_pattern(of, key).is_some())
+                };
                 let mut more = fields().filter(|(key, _)| !is_known(key));
                 return more.find_map(|(_, value)| complaint(root, rule, value));
             }

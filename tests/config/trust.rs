@@ -13,7 +13,14 @@ const STRANGER: u32 = 12345;
 fn row_44_a_file_that_others_may_write_is_refused() {
     let rig = Rig::new();
     rig.write_config("");
-    for mode in [0o620, 0o602, 0o666, 0o777] {
+    if root_or_skip() {
+        chown(rig.path("gpuctl.toml"), None, Some(STRANGER)).unwrap();
+        fs::set_permissions(rig.path("gpuctl.toml"), Permissions::from_mode(0o620)).unwrap();
+        let refused = rig.gpuctl("status").run().fails("permission");
+        let refused = refused.stderr_has("others may write to it (mode 0620)");
+        drop(refused.stderr_has("group 12345 has, or may have, other members"));
+    }
+    for mode in [0o602, 0o666, 0o777] {
         fs::set_permissions(rig.path("gpuctl.toml"), Permissions::from_mode(mode)).unwrap();
         for command in ["config check", "config show", "status", "can-fit 1"] {
             let refused = rig.gpuctl(command).run().fails("permission");
@@ -25,6 +32,18 @@ fn row_44_a_file_that_others_may_write_is_refused() {
         fs::set_permissions(rig.path("gpuctl.toml"), Permissions::from_mode(mode)).unwrap();
         rig.gpuctl("config check").run().succeeds().stdout_has("good");
     }
+}
+
+#[test]
+fn a_file_that_the_owners_private_group_may_write_is_read_as_umask_002_leaves_it() {
+    let rig = Rig::new();
+    if !root_or_skip() {
+        return;
+    }
+    rig.write_config("");
+    chown(rig.path("gpuctl.toml"), None, Some(0)).unwrap();
+    fs::set_permissions(rig.path("gpuctl.toml"), Permissions::from_mode(0o664)).unwrap();
+    rig.gpuctl("config check").run().succeeds().stdout_has("good");
 }
 
 #[test]

@@ -95,7 +95,7 @@ fn a_file_that_is_wrong_is_found_by_line_and_key() {
         (
             "an unknown key",
             "[gpu]\nreserve = 1\n",
-            "gpuctl.toml:2: gpu.reserve: unknown field",
+            "gpuctl.toml:2: gpu.reserve: there is no such key",
             "did you mean `reserve_mb`?",
         ),
         (

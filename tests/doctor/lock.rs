@@ -23,7 +23,7 @@ fn of_a_redis_that_is_well_nothing_is_found_and_from_where_it_is_named_is_told()
         assert_eq!(verdict(&report, &format!("lock.{id}")), "pass", "{id}");
     }
     let named = |report: &serde_json::Value, source: &str| {
-        let text = format!("Redis at 127.0.0.1:{}, from {source}", redis.port());
+        let text = format!("Redis at 127.0.0.1:{} (from {source})", redis.port());
         assert!(report.to_string().contains(&text), "{report:#}");
     };
     named(&report, "lock.url");

@@ -157,7 +157,7 @@ fn with_a_configuration_that_is_wrong_the_rest_is_examined() {
     let wrong = (
         "fail",
         "config.valid",
-        "gpuctl.toml:6: services.vidi.vram: unknown field",
+        "gpuctl.toml:6: services.vidi.vram: there is no such key",
         "did you mean `vram_mb`?",
     );
     let report = finds(doctor, &[wrong, no_docker]);

@@ -70,11 +70,11 @@ fn a_bad_command_line_is_refused_with_what_is_wrong_in_it() {
         ("prepare-phase", "<PHASE>"),
         ("start", "<SERVICE>"),
         ("stop", "<SERVICE>"),
-        ("start a b", "'b'"),
+        ("start a b", "\"b\""),
         ("status --gpu", "--gpu <INDEX|UUID>"),
         ("status --config", "--config <PATH>"),
         ("status --check", "--check <SERVICE>"),
-        ("config", "a subcommand is missing"),
+        ("config", "a command is missing"),
         ("config bogus", "bogus"),
     ] {
         let text = rig.gpuctl(words).run().fails("usage").stdout("");
@@ -85,8 +85,43 @@ fn a_bad_command_line_is_refused_with_what_is_wrong_in_it() {
         is_an_error(&told.fails("usage").json(), "usage", problem);
     }
     rig.gpuctl("").run().fails("usage").stderr_has("Usage: gpuctl");
-    rig.gpuctl("status -q -v").run().fails("usage").stderr_has("cannot be used with");
+    rig.gpuctl("status -q -v").run().fails("usage").stderr_has("cannot be used together");
     refuses(&rig, "can-fit 20XB", "usage", "\"20XB\" is not a valid size");
+}
+
+#[test]
+fn what_people_type_is_answered_with_what_to_write() {
+    let rig = Rig::new();
+    rig.native("vidi").add();
+    for (words, problem, hint) in [
+        ("status vidi", "`status` shows all services", "gpuctl status --check vidi"),
+        (
+            "run vidi ./render.sh --all",
+            "has to follow \"--\"",
+            "write: gpuctl run vidi -- ./render.sh …",
+        ),
+        (
+            "run vidi --wiat 5m -- ./render.sh",
+            "`run` has no option --wiat",
+            "did you mean \"--wait\"?",
+        ),
+        ("statsu", "there is no command \"statsu\"", "did you mean \"status\"?"),
+        ("start vidi other", "`start` takes no more words", "usage: gpuctl start"),
+        ("history -n few", "--lines <N>: \"few\" is not a whole number", "gpuctl --help"),
+        ("status --watch soon", "\"soon\" is not a number of seconds", "gpuctl --help"),
+        ("adopt vidi 0", "\"0\" is not the number of a process", "gpuctl --help"),
+        ("completions fsh", "\"fsh\" is none of bash, zsh, fish", "did you mean \"fish\"?"),
+        (
+            "start --wait 5 --no-wait vidi",
+            "--wait <DUR> and --no-wait cannot be used together",
+            "usage: ",
+        ),
+        ("run vidi", "`run` needs <CMD>", "usage: gpuctl run"),
+    ] {
+        let told = rig.gpuctl(words).run().fails("usage").stdout("").stderr_text();
+        is_one_line_and_hints(&told, problem);
+        assert!(told.contains(hint), "{words}: {told}");
+    }
 }
 
 #[test]
@@ -106,7 +141,7 @@ fn json_that_is_asked_of_the_command_of_run_is_not_asked_of_gpuctl() {
     let rig = Rig::new();
     for words in ["--bogus run x -- foo --json", "run -- foo --json"] {
         let told = rig.gpuctl(words).run().fails("usage").stdout("");
-        drop(told.stderr_has("error: "));
+        is_one_line_and_hints(&told.stderr_text(), "");
     }
     let told = rig.gpuctl("run --json -- foo").run().fails("usage").json();
     is_an_error(&told, "usage", "SERVICE");
@@ -287,7 +322,7 @@ fn a_configuration_that_is_wrong_or_missing_is_told_by_every_command() {
     ];
     rig.write_config("[gpu]\nindx = 0");
     for words in commands {
-        refuses(&rig, words, "config", "gpuctl.toml:2: gpu.indx: unknown field");
+        refuses(&rig, words, "config", "gpuctl.toml:2: gpu.indx: there is no such key");
     }
     fs::remove_file(rig.path("gpuctl.toml")).unwrap();
     for words in commands {

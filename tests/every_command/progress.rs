@@ -182,3 +182,22 @@ fn who_waits_for_the_lock_is_shown_the_holder_and_its_own_patience() {
         terminal.text().contains("had to wait for the GPU lock")
     });
 }
+
+#[test]
+fn a_command_is_told_with_the_time_that_it_took_and_not_with_the_wait_for_another() {
+    let rig = Rig::new();
+    rig.unit("vllm").add();
+    rig.set("services.box", toml::toml! { type = "docker" container = "box" vram_mb = 1 });
+    // It has said all, and is left alone until the end.
+    let inspected = r#"[{"Id":"aaa","Name":"/box","State":{"Status":"exited"}}"#;
+    rig.program("docker", &format!("echo '{inspected}'; echo ']'; exec sleep 0.2"));
+    rig.program("systemctl", "sleep 3; echo LoadState=loaded; echo ActiveState=inactive");
+    let told = rig.gpuctl("status -v").run().succeeds().ignores_stdout().stderr_text();
+    let time = |command: &str| {
+        let line =
+            told.lines().find(|line| line.contains(command)).unwrap_or_else(|| panic!("{told}"));
+        line.rsplit_once("after ").unwrap().1.to_owned()
+    };
+    assert!(time("`systemctl").starts_with("3s"), "{told}");
+    assert!(time("`docker container inspect").ends_with("ms"), "{told}");
+}

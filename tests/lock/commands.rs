@@ -73,7 +73,7 @@ fn a_lock_ends_with_its_time_and_a_waiter_gets_it_then() {
 fn a_command_line_that_makes_no_sense_is_refused_and_takes_nothing() {
     on_both(|rig, _| {
         for (words, why) in [
-            ("--wait 5 --no-wait", "cannot be used with"),
+            ("--wait 5 --no-wait", "cannot be used together"),
             ("--ttl soon", "--ttl: \"soon\" is not a duration"),
             ("--ttl 5x", "is not a duration"),
             ("--ttl=-5", "is not a duration"),
@@ -81,7 +81,7 @@ fn a_command_line_that_makes_no_sense_is_refused_and_takes_nothing() {
             ("--ttl 0", "a lock without time is no lock"),
             ("--wait forever", "--wait: \"forever\" is not a duration"),
             ("--wait 8d", "is not a duration"),
-            ("--pid me", "invalid value"),
+            ("--pid me", "\"me\" is not a whole number"),
         ] {
             let acquire = rig.gpuctl(&format!("lock acquire me {words}")).run();
             acquire.fails("usage").stderr_has(why);
@@ -241,7 +241,7 @@ fn release_of_anothers_lock_is_refused_and_by_force_done() {
         let release = rig.gpuctl("lock release").run();
         release.fails("usage").stderr_has("no token").stderr_has("GPUCTL_LOCK_TOKEN");
         let release = rig.gpuctl(&format!("lock release --force --token {token}")).run();
-        release.fails("usage").stderr_has("cannot be used with");
+        release.fails("usage").stderr_has("cannot be used together");
         assert_eq!(rig.lock_held()["holder"], "me");
 
         let release = rig.gpuctl("lock release --force --json").run();

@@ -215,3 +215,28 @@ fn a_file_that_is_removed_while_one_waits_for_it_is_waited_for_anew() {
     waiter.wait().succeeds().progress().stdout_has("\n");
     assert_eq!(rig.lock_held()["holder"], "next");
 }
+
+#[test]
+fn a_redis_is_told_with_where_its_url_is_from() {
+    let rig = Rig::new();
+    let url = format!("redis://127.0.0.1:{}", rig.port());
+    for variable in ["REDIS_URL", "GPUCTL_LOCK_URL"] {
+        let told = rig.gpuctl("lock acquire").env(variable, &url).run().fails("unavailable");
+        let told = told.stderr_has(&format!("(from ${variable}) cannot be reached"));
+        drop(told.stderr_has(&format!("${variable}")));
+        let status = rig.gpuctl("status").env(variable, &url).run().succeeds();
+        status.stdout_has(&format!("(from ${variable})"));
+    }
+    rig.set("lock.url", url.as_str());
+    let told = rig.gpuctl("lock acquire").run().fails("unavailable");
+    told.stderr_has("(from lock.url) cannot be reached").stderr_has("correct lock.url");
+}
+
+#[test]
+fn a_lock_that_is_in_redis_by_chance_says_so() {
+    let rig = Rig::new();
+    let Some(redis) = rig.redis() else { return };
+    let status = |variable: &str| rig.gpuctl("lock status").env(variable, redis.url()).run();
+    status("REDIS_URL").succeeds().stdout("free, in Redis (from $REDIS_URL)\n");
+    status("GPUCTL_LOCK_URL").succeeds().stdout("free\n");
+}

@@ -122,9 +122,9 @@ fn without_a_command_or_with_two_subjects_it_is_a_usage_error() {
         ("run comfyui --", "<CMD>..."),
         ("run -- true", "<SERVICE|--phase <PHASE>|--vram <SIZE>>"),
         ("run", "<SERVICE|--phase <PHASE>|--vram <SIZE>>"),
-        ("run comfyui --phase 4 -- true", "'--phase <PHASE>'"),
-        ("run comfyui true", "'true'"),
-        ("run --wait 1s --no-wait comfyui -- true", "'--no-wait'"),
+        ("run comfyui --phase 4 -- true", "--phase <PHASE>"),
+        ("run comfyui true", "write: gpuctl run comfyui -- true"),
+        ("run --wait 1s --no-wait comfyui -- true", "--no-wait"),
         ("run --grace soon comfyui -- true", "--grace: \"soon\""),
         ("run --wait never comfyui -- true", "--wait: \"never\""),
     ] {

@@ -229,8 +229,8 @@ fn what_makes_no_sense_is_a_usage_error() {
         ("status --watch nan", "not a number of seconds"),
         ("status --watch inf", "not a number of seconds"),
         ("status --watch soon", "not a number of seconds"),
-        ("status --watch --check vidi", "cannot be used with"),
-        ("status --watch --prometheus", "cannot be used with"),
+        ("status --watch --check vidi", "cannot be used together"),
+        ("status --watch --prometheus", "cannot be used together"),
         ("status --prometheus --json", "--prometheus and --json"),
     ] {
         let outcome = rig.gpuctl(words).run();

@@ -1,6 +1,7 @@
 //! What an error of Redis means, and what to do about it: told by its code, never by its text.
 
 use super::{ERROR, LOADING, Redis};
+use crate::config::UrlSource;
 use crate::error::Failure;
 use crate::exit::Code;
 use crate::redact::mask;
@@ -32,7 +33,7 @@ impl Redis {
         match (error.kind(), error.code().unwrap_or_default()) {
             (ErrorKind::AuthenticationFailed, _) | (_, "WRONGPASS") => self
                 .refused("does not take the user and password of the lock's URL")
-                .hint("correct lock.url, $GPUCTL_LOCK_URL or $REDIS_URL (a server that has no password takes none)"),
+                .hint(format!("correct {} (a server that has no password takes none)", self.source)),
             (_, "NOAUTH") => self
                 .refused("wants a password, and the lock's URL has none")
                 .hint("put it into the URL: redis://:PASSWORD@HOST:PORT"),
@@ -75,7 +76,10 @@ impl Redis {
             }
             _ => self
                 .unavailable(&format!("cannot be reached: {}", mask(&error.to_string())))
-                .hint("start it, or correct lock.url; without one gpuctl uses a lock file"),
+                .hint(match self.source {
+                    UrlSource::RedisUrl => "start it; or, if $REDIS_URL is meant for another program, set lock.url or $GPUCTL_LOCK_URL, or unset it: without a URL the lock is a file".to_owned(),
+                    source => format!("start it, or correct {source}; without a URL the lock is a file"),
+                }),
         }
     }
 
