@@ -1,7 +1,7 @@
 # Everything that is done with this repository. `make help` lists it.
 CARGO ?= cargo
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-gpu setup build generated install uninstall pictures deb wheel test-package faults fuzz lint deny bench bench-baseline clean
+.PHONY: help demo test test-gpu setup build generated install uninstall pictures dist deb wheel test-package faults fuzz lint deny bench bench-baseline clean
 
 PREFIX ?= /usr/local
 BUILT = $(or $(CARGO_TARGET_DIR),target)
@@ -42,7 +42,8 @@ install: $(BUILT)/release/gpuctl ## binary, manuals, completions and examples be
 	install -m 644 docs/*.md $(to)/share/doc/gpuctl/docs
 	install -m 644 examples/*.toml $(to)/share/doc/gpuctl/examples
 	install -m 644 examples/ci/* $(to)/share/doc/gpuctl/examples/ci
-	install -m 644 examples/systemd/* $(to)/share/doc/gpuctl/examples/systemd
+	for unit in examples/systemd/*; do sed 's,/usr/bin/gpuctl,$(PREFIX)/bin/gpuctl,' $$unit >$(to)/share/doc/gpuctl/$$unit; done
+	chmod 644 $(to)/share/doc/gpuctl/examples/systemd/*
 
 uninstall: ## remove what `make install` left
 	cd $(to) && rm -rf $(INSTALLED)
@@ -57,8 +58,23 @@ $(BUILT)/release/gpuctl:
 pictures: ## draw the pictures of the README anew (needs python3-pyte)
 	@docs/pictures/render
 
+# As `make install` leaves it in /usr/local: tar -C /usr/local --strip-components=1 -xzf gpuctl-….tar.gz
+# Files only: a folder in it would give an existing one its mode.
+RELEASE = gpuctl-$(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)-linux-$(shell uname -m)
+
+dist: $(BUILT)/release/gpuctl ## a tarball of what `make install` leaves, and its checksum, in target/dist
+	rm -rf $(BUILT)/dist
+	$(MAKE) --no-print-directory --silent install PREFIX=/usr/local DESTDIR=$(abspath $(BUILT))/dist/stage
+	mv $(BUILT)/dist/stage/usr/local $(BUILT)/dist/$(RELEASE)
+	cd $(BUILT)/dist && find $(RELEASE) -type f | LC_ALL=C sort | tar --owner=0 --group=0 --numeric-owner \
+		--mtime=@$(or $(SOURCE_DATE_EPOCH),$(shell git log -1 --format=%ct 2>/dev/null),0) -czf $(RELEASE).tar.gz -T -
+	rm -r $(BUILT)/dist/stage $(BUILT)/dist/$(RELEASE)
+	cd $(BUILT)/dist && sha256sum *.tar.gz | tee SHA256SUMS
+
 deb: ## a Debian package, in target/debian (needs cargo-deb)
-	$(CARGO) deb --locked
+	@PATH=$(abspath $(BUILT))/tools/bin:$$PATH; $(CARGO) deb --version >/dev/null 2>&1 || \
+		{ echo "make deb needs cargo-deb: \`cargo install --locked cargo-deb\` builds it, in minutes" >&2; exit 1; }; \
+		$(CARGO) deb --locked
 
 # One that is installed, or else one of our own.
 MATURIN ?= $(shell command -v maturin || echo $(BUILT)/tools/maturin/bin/maturin)
@@ -70,7 +86,7 @@ $(BUILT)/tools/maturin/bin/maturin:
 	python3 -m venv $(BUILT)/tools/maturin
 	$(BUILT)/tools/maturin/bin/pip install --quiet 'maturin>=1.9,<2'
 
-test-package: ## install the Debian package in a Debian of its own, and by `make install`, and remove it again
+test-package: ## install package, tarball and wheel in a fresh Debian, use and remove them; and `make install`
 	@tests/package/run
 
 faults: ## the fault table with what is seen of each row, made for real; writes docs/faults.md

@@ -83,7 +83,7 @@ fn operation(endpoint: &Endpoint, answered: Value) -> Value {
         "responses": responses,
     });
     if endpoint.method == "POST" {
-        let fields = options.iter().map(|it| (name(it), described(schema(it), &help(it))));
+        let fields = options.iter().map(|it| (name(it), field(schema(it), &help(it))));
         operation["requestBody"] = json!({"required": false, "content": {"application/json": {
             "schema": {
                 "type": "object", "additionalProperties": false,
@@ -94,7 +94,9 @@ fn operation(endpoint: &Endpoint, answered: Value) -> Value {
     operation
 }
 
-fn described(mut schema: Value, description: &str) -> Value {
+/// A field of a body, which may also be null, as if it were not there.
+fn field(schema: Value, description: &str) -> Value {
+    let mut schema = json!({"anyOf": [schema, {"type": "null"}]});
     schema["description"] = description.into();
     schema
 }
