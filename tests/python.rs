@@ -45,7 +45,7 @@ assert gpuctl.prepare_phase(2)["started"] == ["vidi"]
 assert gpuctl.status()["services"]["vidi"]["state"] == "ready"
 done = gpuctl.prepare_phase("video", wait="5m", lazy=True)
 assert done["stopped"] == [] or done["stopped"] == ["vidi"], done
-assert gpuctl.start("comfyui", no_preempt=True, wait=0)["success"]
+assert gpuctl.start("comfyui", no_preempt=True, wait=0.5)["success"]
 assert gpuctl.restart("comfyui", force=True)["started"] == ["comfyui"]
 assert gpuctl.stop("comfyui")["stopped"] == ["comfyui"]
 assert gpuctl.release_all(force=True)["success"]

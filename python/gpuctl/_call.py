@@ -61,6 +61,11 @@ def program() -> str:
     return found
 
 
+def _text(value: Value) -> str:
+    """A value as gpuctl reads it; a float is a duration."""
+    return f"{round(value * 1000)}ms" if isinstance(value, float) else str(value)
+
+
 def options(given: Mapping[str, Value]) -> List[str]:
     """Options as the command line has them."""
     words: List[str] = []
@@ -69,7 +74,7 @@ def options(given: Mapping[str, Value]) -> List[str]:
         if value is True:
             words.append(option)
         elif value is not None and value is not False:
-            words.append(f"{option}={value}")
+            words.append(f"{option}={_text(value)}")
     return words
 
 
@@ -177,7 +182,7 @@ class Call:
             given = {"holder": argument, **given}
         # 0 is a value, though it is equal to False.
         wanted = {k: v for k, v in given.items() if v is not None and v is not False}
-        query = urlencode({k: 1 if v is True else v for k, v in wanted.items()})
+        query = urlencode({k: 1 if v is True else _text(v) for k, v in wanted.items()})
         fields = {"Accept": "application/json", "Content-Length": "0"}
         if token:
             fields["Gpuctl-Lock-Token"] = token

@@ -98,7 +98,12 @@ pub fn fields(body: &[u8]) -> Result<Vec<(String, String)>, Rejection> {
         let text = match value {
             Value::Null => continue,
             Value::String(text) => text,
-            Value::Bool(_) | Value::Number(_) => value.to_string(),
+            // JSON has one kind of number, and 5.0 is 5.
+            Value::Number(number) => number
+                .as_f64()
+                .filter(|whole| whole.fract() == 0.0)
+                .map_or(number.to_string(), |whole| format!("{whole:.0}")),
+            Value::Bool(yes) => yes.to_string(),
             _ => {
                 let what = format!("{name} is neither text nor number, true or false");
                 return Err(Rejection::malformed(what));
@@ -111,7 +116,7 @@ pub fn fields(body: &[u8]) -> Result<Vec<(String, String)>, Rejection> {
 
 /// The schema of a parameter.
 pub fn schema(argument: &Arg) -> Value {
-    let value = serde_json::json!({"type": ["string", "number"]});
+    let value = serde_json::json!({"type": ["string", "integer"]});
     match (takes_value(argument), is_list(argument) || is_repeated(argument)) {
         (false, _) => serde_json::json!({"type": "boolean"}),
         (true, false) => value,

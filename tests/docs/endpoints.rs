@@ -55,7 +55,7 @@ fn a_lock_that_was_taken_over_http_is_acted_under_and_released_by_its_token() {
     rig.native("vidi").vram(4000).add();
     rig.set("lock.wait", "0s");
     let Some(http) = rig.http("127.0.0.1") else { return };
-    let wanted = r#"{"holder": "batch", "ttl": "5m", "wait": 0}"#;
+    let wanted = r#"{"holder": "batch", "ttl": "5m", "wait": 0.0}"#;
     let (status, taken) = http.ask_with("POST /gpu/lock/acquire", "", wanted);
     assert_eq!((status, &taken["holder"], &taken["ttl"]), (200, &json!("batch"), &json!(300)));
     assert_eq!(http.ask("GET /gpu/lock").1["holder"], "batch");
