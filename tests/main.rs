@@ -82,7 +82,9 @@ mod services {
     mod compose;
     mod compose_files;
     mod docker;
+    mod docker_calls;
     mod native;
+    mod podman;
     mod scopes;
     mod systemd;
     mod units;

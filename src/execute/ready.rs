@@ -322,16 +322,22 @@ impl<'a> Watch<'a> {
             let past = self.begun.elapsed();
             self.events = Some(self.context.engine(self.stop).events(&[&id], past)?);
         }
+        if self.deaths.is_empty() && !self.sees_containers() {
+            self.look_after_it()?;
+        }
         let until = (Instant::now() + UNHEARD).min(self.begun + self.service.start_timeout);
         loop {
             let events = self.events.as_mut().expect("begun above");
-            let woken = wait(&events.fds(), self.stop, until);
+            let mut watched = events.fds();
+            watched.extend(self.deaths.iter().map(Handle::fd));
+            let woken = wait(&watched, self.stop, until);
+            let has_died = self.deaths.iter().any(Handle::has_ended);
             let heard = events.read();
             self.stop.check()?;
             if is_alone && says_healthy(&heard) {
                 return Ok(Some(Healthy::Yes));
             }
-            if !heard.is_empty() || woken != Woken::Event || events.are_over() {
+            if has_died || !heard.is_empty() || woken != Woken::Event || events.are_over() {
                 let look = self.look_after_it()?;
                 return Ok(match look.presence(&self.service.name) {
                     Presence::Up(Running { own_health, .. }) => own_health,

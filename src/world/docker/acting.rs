@@ -152,13 +152,12 @@ impl Docker<'_> {
     /// Returns when a container was started, as the engine tells it; `None` where it was not, or not
     /// well.
     fn started_at(&self, container: &str) -> Option<jiff::Timestamp> {
-        let form = "{{.State.StartedAt}} {{.State.Error}}";
+        // As JSON: podman prints a time as Go does otherwise.
+        let form = "[{{json .State.StartedAt}}, {{json .State.Error}}]";
         let asked = self.ask(&["container", "inspect", "--format", form, "--", container]).ok()?;
         let output = asked.finish(self.stop).ok().filter(|output| output.status.success())?;
-        let told = String::from_utf8(output.stdout).ok()?;
-        let (since, error) = told.trim().split_once(' ').unwrap_or((told.trim(), ""));
-        // podman writes it as Go prints a time: "2024-05-01 10:00:00.5 +0200 CEST".
-        let since: jiff::Timestamp = since.parse().ok()?;
+        let (since, error): (jiff::Timestamp, String) =
+            serde_json::from_slice(&output.stdout).ok()?;
         (error.is_empty() && since.as_second() > 0).then_some(since)
     }
 

@@ -167,6 +167,9 @@ impl InspectedContainer {
         if state.status == "removing" {
             return Presence::Stopping("the container is being removed".to_owned());
         }
+        if state.status == "stopping" {
+            return Presence::Stopping("the container is being stopped".to_owned());
+        }
         if !state.running && !state.restarting && !state.paused {
             return match state.dead || state.status == "dead" {
                 true => Presence::Dead(super::dead(self.name.trim_start_matches('/'))),

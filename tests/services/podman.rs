@@ -1,0 +1,215 @@
+//! podman in Docker's place: its own answers, and what it leaves out.
+
+use rig::{Rig, root_or_skip, skip_or_fail, until, works};
+use serde_json::{Value, json};
+use toml::Table;
+
+/// A podman with folders of its own, which are removed with the rig.
+struct Podman {
+    rig: Rig,
+}
+
+impl Podman {
+    /// None, loudly, where there is none or it cannot run containers.
+    #[track_caller]
+    fn find() -> Option<Podman> {
+        if !works("podman", &["--version"]) {
+            skip_or_fail("podman", "podman");
+            return None;
+        }
+        if !root_or_skip() {
+            return None;
+        }
+        let podman = Podman { rig: Rig::new() };
+        let rig = &podman.rig;
+        let folder = rig.path("pod").display().to_string();
+        // crun refuses control groups of two kinds beside each other.
+        let runtime = if works("runc", &["--version"]) { "--runtime runc" } else { "" };
+        rig.program(
+            "podman",
+            &format!(
+                "PATH=${{PATH#*:}} exec podman --root {folder}/root --runroot {folder}/run --tmpdir {folder}/tmp \
+                --storage-driver vfs --cgroup-manager cgroupfs --events-backend file {runtime} \"$@\""
+            ),
+        );
+        let image = format!(
+            "mkdir -p {folder}/image/bin && cd {folder}/image && cp {simserver} bin/simserver && \
+            for library in $(ldd bin/simserver | grep -o '/[^ ]*'); do \
+                mkdir -p .$(dirname $library) && cp -L $library .$library; done && \
+            tar --create --file ../image.tar . && podman import ../image.tar localhost/simserver:1",
+            simserver = rig.simserver()
+        );
+        podman.shell(&image);
+        let try_out = format!("{} localhost/simserver:1 /bin/simserver --help", create_words(rig));
+        let (code, told) = rig.shell(&format!("podman run --rm {try_out}")).run().ended();
+        if code != Some(0) {
+            skip_or_fail("podman", &format!("podman that runs containers here ({})", told.trim()));
+            return None;
+        }
+        rig.set("docker", "podman");
+        Some(podman)
+    }
+
+    #[track_caller]
+    fn shell(&self, script: &str) {
+        self.rig.shell(script).run().succeeds().ignores_stdout().ignores_stderr();
+    }
+
+    /// Makes a container of a service, which it writes into the configuration by its name; gives its name.
+    fn container(&self, name: &str, options: &str, flags: &str) -> String {
+        let rig = &self.rig;
+        let service = rig.container(name).not_installed().set("stop_timeout", "1s").add();
+        let (mark, port) = (service.mark(), service.port());
+        self.shell(&format!(
+            "podman create --name {mark} {} {options} localhost/simserver:1 /bin/simserver --name {mark} --port {port} {flags}",
+            create_words(rig)
+        ));
+        mark.to_owned()
+    }
+
+    fn fact(&self, container: &str, field: &str) -> String {
+        let words = format!("podman container inspect --format '{{{{{field}}}}}' {container}");
+        self.rig.shell(&words).run().succeeds().text().trim().to_owned()
+    }
+
+    fn service(&self, name: &str) -> Value {
+        self.rig.gpuctl("status --json").run().succeeds().json()["services"][name].clone()
+    }
+}
+
+impl Drop for Podman {
+    fn drop(&mut self) {
+        // It ends its containers and lets go of what it has mounted.
+        self.rig.shell("podman rm --all --force --time 0").run().ended();
+    }
+}
+
+fn create_words(rig: &Rig) -> String {
+    let card = rig.card.folder().display();
+    format!(
+        "--ulimit nofile=1024:1024 --ulimit nproc=1024:1024 --network host --env SIMGPU_DIR={card} --volume {card}:{card}"
+    )
+}
+
+#[test]
+fn podman_starts_stops_and_owns_what_dockers_client_would() {
+    let Some(podman) = Podman::find() else { return };
+    let rig = &podman.rig;
+    let voice = podman.container("voice", "", "--vram 1000 --fork 2 --ignore-term");
+    rig.gpuctl("start voice").run().succeeds().stdout_has("started voice").progress();
+    until("it holds its memory", || rig.card.used_mb() == 1000);
+    let told = podman.service("voice");
+    assert_eq!((&told["state"], &told["used_mb"]), (&json!("ready"), &json!(1000)));
+    assert_eq!(told["pids"][0].to_string(), podman.fact(&voice, ".State.Pid"));
+
+    podman.shell(&format!("podman pause {voice}"));
+    assert_eq!(podman.service("voice")["detail"], "the container is paused");
+    rig.gpuctl("start voice").run().succeeds().stdout_has("started voice").progress();
+    // Ten seconds are podman's default, and not this container's own.
+    let stop = rig.gpuctl("stop voice --json --quiet").run().succeeds().json();
+    assert_eq!(stop["steps"][0]["note"], "not gone within 1s, killed");
+    assert_eq!(podman.fact(&voice, ".State.Status"), "exited");
+    rig.gpuctl("start voice --quiet").run().succeeds();
+    rig.gpuctl("stop voice --force").run().succeeds().stdout_has("stopped voice").progress();
+    assert_eq!(rig.card.used_mb(), 0);
+}
+
+#[test]
+fn podman_without_a_healthcheck_is_ready_when_it_lives() {
+    let Some(podman) = Podman::find() else { return };
+    let rig = &podman.rig;
+    let voice = podman.container("voice", "", "");
+    let settings = format!("type = 'docker'\ncontainer = '{voice}'\nvram_mb = 1000");
+    rig.set("services.voice", settings.parse::<Table>().unwrap());
+    rig.gpuctl("start voice").run().succeeds().stdout_has("started voice").progress();
+    assert_eq!(podman.service("voice")["state"], "ready");
+    rig.gpuctl("stop voice").run().succeeds().stdout_has("stopped voice").progress();
+}
+
+#[test]
+fn what_fails_under_podman_is_told_by_its_own_reason_and_log() {
+    let Some(podman) = Podman::find() else { return };
+    let rig = &podman.rig;
+    podman.container("voice", "", "--nonsense");
+    let start = rig.gpuctl("start voice --quiet").run().fails("start_failed");
+    start.stderr_has("exited with code 2").stderr_has("unexpected argument '--nonsense'");
+    rig.container("absent").not_installed().add();
+    rig.gpuctl("start absent").run().fails("not_found").stderr_has("podman create --name");
+    // Behind the name of Docker's client, which it speaks of.
+    rig.set("docker", "docker");
+    let next =
+        "echo 'Emulate Docker CLI using podman. Create /etc/containers/nodocker to quiet msg.' >&2";
+    rig.program("docker", &format!("{next}\nexec podman \"$@\""));
+    podman.container("broken", "--entrypoint /bin/absent", "");
+    let told = rig.gpuctl("start broken --quiet").run().fails("start_failed");
+    let told = told.stderr_has("/bin/absent").stderr_text();
+    assert!(!told.contains("Emulate"), "{told}");
+    rig.gpuctl("start absent").run().fails("not_found").stderr_has("docker create --name");
+}
+
+#[test]
+fn a_project_of_four_services_walks_through_the_phases_under_podman() {
+    let Some(podman) = Podman::find() else { return };
+    let rig = &podman.rig;
+    let project = rig.mark("mcn");
+    let services =
+        [("vidi", 12000, 2), ("cosyvoice", 4000, 3), ("ollama", 6000, 3), ("comfyui", 20000, 4)];
+    let create = |name: &str, vram: u32, port: u64| {
+        let container = format!("{project}_{name}_1");
+        podman.shell(&format!(
+            "podman rm --force --ignore --time 0 {container}; podman create --name {container} {} \
+            --label com.docker.compose.project={project} --label com.docker.compose.service={name} \
+            localhost/simserver:1 /bin/simserver --name {container} --vram {vram} --port {port}",
+            create_words(rig)
+        ));
+        container
+    };
+    let mut ports = Vec::new();
+    for (name, vram, phase) in services {
+        let port = u64::from(rig.port());
+        ports.push(port);
+        create(name, vram, port);
+        let settings = format!(
+            "type = 'compose'\nproject = '{project}'\nservice = '{name}'\nvram_mb = {vram}\nphases = [{phase}]\n\
+            health = 'http://127.0.0.1:{port}/health'"
+        );
+        rig.set(&format!("services.{name}"), settings.parse::<Table>().unwrap());
+    }
+    let prepare = |phase: u32| {
+        rig.gpuctl(&format!("prepare-phase {phase}")).run().succeeds().ignores_stdout().progress();
+        let memory: u32 = services.iter().filter(|it| it.2 == phase).map(|it| it.1).sum();
+        assert_eq!(rig.card.used_mb(), u64::from(memory), "phase {phase}");
+    };
+    prepare(2);
+    prepare(3);
+    // Made anew by hand, and started.
+    let made = create("cosyvoice", 4000, ports[1]);
+    podman.shell(&format!("podman start {made}"));
+    prepare(3);
+    podman.shell(&format!("podman restart --time 1 {made}"));
+    prepare(4);
+    // Taken away by hand.
+    podman.shell(&format!("podman rm --force --time 0 {project}_vidi_1"));
+    rig.gpuctl("prepare-phase 2").run().fails("not_found").stderr_has("up --detach vidi");
+    create("vidi", 12000, ports[0]);
+    prepare(2);
+    rig.gpuctl("release-all").run().succeeds().stdout_has("stopped vidi").progress();
+    assert_eq!(rig.card.used_mb(), 0);
+}
+
+#[test]
+fn doctor_knows_podman_and_a_card_that_a_container_of_it_was_given() {
+    let Some(podman) = Podman::find() else { return };
+    let rig = &podman.rig;
+    podman.container("voice", "--device /dev/null:/dev/nvidia0", "");
+    let report = rig.gpuctl("doctor --json").run().ignores_stderr().ended().1;
+    let report: Value = serde_json::from_str(&report[report.find('{').unwrap()..]).unwrap();
+    let verdict = |id: &str| {
+        let checks = report["checks"].as_array().unwrap();
+        checks.iter().find(|check| check["id"] == id).unwrap()["verdict"].clone()
+    };
+    for id in ["docker.client", "docker.engine", "docker.container", "docker.gpu", "docker.removal"]
+    {
+        assert_eq!(verdict(id), "pass", "{id}: {report}");
+    }
+}
