@@ -92,6 +92,15 @@ pub enum Command {
     /// Stop every managed service
     #[command(after_long_help = examples::RELEASE_ALL)]
     ReleaseAll(ReleaseAllArgs),
+    /// Give back the memory of services that have not worked for a while
+    ///
+    /// A service is idle since it was last seen with jobs, or its processes at work on the card, or since
+    /// it came up. Each call looks and notes what it sees, so it is meant for a timer. It evicts what is idle
+    /// for --after, or else for the service's own `idle`, by unloading or stopping it as its `evict` says.
+    /// A service of which it cannot be told whether it works is never idle. Nothing is evicted while
+    /// another holds the GPU lock (exit code 75).
+    #[command(after_long_help = examples::RELEASE_IDLE)]
+    ReleaseIdle(ReleaseIdleArgs),
     /// Run a command under the GPU lock, with a service or phase made ready for it
     ///
     /// Nobody else changes anything on the GPU while the command runs. Its exit code is passed on,
@@ -308,6 +317,18 @@ pub struct ReleaseAllArgs {
     pub force: Force,
     #[command(flatten)]
     pub waiting: WaitArgs,
+    #[command(flatten)]
+    pub dry_run: DryRun,
+}
+
+#[derive(Debug, Args)]
+pub struct ReleaseIdleArgs {
+    /// Services to release if they are idle [default: every one with `idle`, or with --after every one]
+    #[arg(value_name = "SERVICE")]
+    pub services: Vec<String>,
+    /// How long a service has to have been idle [default: the service's idle]
+    #[arg(long, value_name = "DUR")]
+    pub after: Option<String>,
     #[command(flatten)]
     pub dry_run: DryRun,
 }

@@ -15,6 +15,7 @@ mod http;
 mod lock;
 mod manual;
 mod model;
+mod notes;
 mod observe;
 mod pattern;
 mod plan;

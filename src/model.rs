@@ -62,7 +62,6 @@ pub struct Service {
     #[expect(dead_code, reason = "read by what comes next")]
     pub drain: Duration,
     /// After so long without work it may be given back.
-    #[expect(dead_code, reason = "read by what comes next")]
     pub idle: Option<Duration>,
     /// It is ready only when this call has been answered.
     #[expect(dead_code, reason = "read by what comes next")]

@@ -4,6 +4,7 @@
 use crate::model::Mb;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// A step does one of these.
@@ -71,6 +72,12 @@ pub struct Step {
     /// `None`: it is only planned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub elapsed_ms: Option<u64>,
+    /// The most that the own processes of `run`'s command held.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peak_mb: Option<Mb>,
+    /// The most that each service held while `run`'s command ran.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub service_peaks_mb: BTreeMap<String, Mb>,
     /// It tells what is remarkable about the step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
@@ -83,6 +90,8 @@ impl Step {
             action,
             service: service.map(str::to_owned),
             memory_mb: None,
+            peak_mb: None,
+            service_peaks_mb: BTreeMap::new(),
             elapsed_ms: elapsed.map(|elapsed| elapsed.as_millis() as u64),
             note: None,
         }

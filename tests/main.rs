@@ -73,6 +73,7 @@ mod run {
     mod command;
     mod job;
     mod lost;
+    mod need;
     mod nested;
     mod restore;
     mod room;
@@ -96,4 +97,5 @@ mod status {
     mod screen;
     mod watch;
 }
+mod release_idle;
 mod stop;

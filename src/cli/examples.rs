@@ -57,6 +57,12 @@ Examples:
   gpuctl release-all    # before a driver update
   gpuctl release-all --dry-run";
 
+pub const RELEASE_IDLE: &str = "\
+Examples:
+  gpuctl release-idle                       # as the services' `idle` says
+  gpuctl release-idle ollama --after 30m
+  gpuctl release-idle --after 2h --dry-run    # what would go";
+
 pub const RUN: &str = "\
 Examples:
   gpuctl run comfyui -- ./render.sh --all

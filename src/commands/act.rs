@@ -11,6 +11,7 @@ use crate::exit::Answer;
 use crate::history::Recorder;
 use crate::lock::{Guard, Purpose};
 use crate::model::{Containers, Manager, Service, Snapshot};
+use crate::notes::Notes;
 use crate::observe::{Ask, observe};
 use crate::plan::{Plan, StartHow, reading_required};
 use crate::report::{ActReport, Subject, print};
@@ -64,6 +65,7 @@ pub fn carry_out(
         let mut reader = reader.lock().unwrap_or_else(PoisonError::into_inner);
         decide(session, &mut reader, asks, plan, true)?
     };
+    Notes::keep(&session.config, &before);
     let context = Context {
         config: &session.config,
         stop: &session.stop,
@@ -178,7 +180,7 @@ impl Subject {
             Subject::Phase { phase, .. } => service.phases.contains(phase),
             Subject::Service { service: name } => service.name == *name,
             Subject::Services { services } => services.contains(&service.name),
-            Subject::Room { .. } | Subject::All {} => false,
+            Subject::Room { .. } | Subject::All {} | Subject::Idle {} => false,
         };
         config.services.iter().filter(is_meant).map(|service| service.name.clone()).collect()
     }
@@ -193,5 +195,6 @@ fn holder(subject: &Subject, services: &[String]) -> String {
         (Subject::Room { .. }, _) => subject.name(),
         (Subject::Service { .. } | Subject::Services { .. }, services) => services.join(","),
         (Subject::All {}, _) => "release-all".to_owned(),
+        (Subject::Idle {}, _) => "release-idle".to_owned(),
     }
 }

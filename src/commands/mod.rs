@@ -14,6 +14,7 @@ mod logs;
 mod man;
 mod prepare_phase;
 mod release_all;
+mod release_idle;
 mod restart;
 mod run;
 mod start;
@@ -146,6 +147,7 @@ fn choose(cli: &Cli, environment: &Environment, form: &Form) -> Result<Answer> {
         Command::Restart(arguments) => restart::run(arguments, session()?),
         Command::Stop(arguments) => stop::run(arguments, session()?),
         Command::ReleaseAll(arguments) => release_all::run(arguments, session()?),
+        Command::ReleaseIdle(arguments) => release_idle::run(arguments, session()?),
         Command::Run(arguments) => run::run(arguments, session()?, environment),
         Command::Adopt(arguments) => adopt::run(arguments, session()?),
         Command::Logs(arguments) => logs::run(arguments, session()?),

@@ -8,6 +8,7 @@ use crate::error::{Failure, Result};
 use crate::exit::{Answer, Code};
 use crate::lock::{self, Held};
 use crate::model::State;
+use crate::notes::Notes;
 use crate::observe::{Ask, observe};
 use crate::report::{Form, StatusReport, print, print_text, prometheus};
 use crate::world::nvml::Reader;
@@ -48,6 +49,7 @@ pub fn look(config: &Config, reader: &mut Reader, stop: &Stop) -> Result<StatusR
         move || lock::look(&config)
     })?;
     let mut snapshot = observe(config, reader, stop, &|_| Ask::StateAndJobs)?;
+    Notes::keep(config, &snapshot);
     let held = found(&looking, stop);
     if let Ok(Some(held)) = &held {
         snapshot.mark_busy(|service| held.is_for(service));

@@ -5,21 +5,23 @@ use super::Session;
 use super::act::carry_out;
 use crate::config::Config;
 use crate::error::{Failure, Result};
-use crate::execute::{Evicting, Restorer};
+use crate::execute::{Evicting, NeedWatch, Restorer};
 use crate::exit::{Answer, Code};
 use crate::lock::Guard;
 use crate::lock::watchdog::end_command;
 use crate::model::{Evict, Pid, Service, Snapshot, variable};
+use crate::notes::Notes;
 use crate::plan::{self, Debt, Plan};
 use crate::report::{ActReport, Subject};
 use crate::step::{Action, Step};
 use crate::world::job::{Ending, Job};
 use crate::world::nvml::Reader;
-use crate::world::process;
-use crate::world::wait::Stop;
+use crate::world::wait::{Event, Stop};
+use crate::world::{group, process};
 use serde_json::json;
 use std::ffi::{OsStr, OsString};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 pub struct Task<'a> {
@@ -44,7 +46,7 @@ impl Task<'_> {
         }
         let debt = Mutex::default();
         let made = self.make_ready(&session, &guard, &reader, &debt);
-        let ending = made.and_then(|()| self.work(&session, &guard));
+        let ending = made.and_then(|()| self.work(&session, &guard, &reader));
         let restored = self.restore(&session, &guard, &reader, &mut lock(&debt));
         guard.forget_command();
         if let (Err(failure), false) = (&restored, matches!(ending, Ok(Ending::Exited(0)))) {
@@ -125,9 +127,10 @@ impl Task<'_> {
     }
 
     /// Runs the command to its end; where the lock is lost, to the end that we make of it.
-    fn work(&self, session: &Session, guard: &Guard) -> Result<Ending> {
+    fn work(&self, session: &Session, guard: &Guard, reader: &Mutex<Reader>) -> Result<Ending> {
         let begun = Instant::now();
-        let services = self.subject.services(&session.config).join(",");
+        let needed = self.subject.services(&session.config);
+        let services = needed.join(",");
         let fence = guard.fence().to_string();
         let mut variables: Vec<(&str, &OsStr)> = vec![
             (variable::SERVICE, services.as_ref()),
@@ -147,14 +150,27 @@ impl Task<'_> {
             group = Some(named);
             guard.watch_over(Some(named), guard.token(), self.grace)
         });
-        let mut ending = started.map(|mut job| (job.attend(&until_lost), job));
+        let (over, token) = (Event::new()?, guard.token());
+        let command = || group::members(group, token);
+        let watch = NeedWatch { config: &session.config, reader, command: &command };
+        let (mut ending, seen) = thread::scope(|scope| {
+            let watching = started.is_ok().then(|| scope.spawn(|| watch.watch(&over)));
+            let ending = started.map(|mut job| (job.attend(&until_lost), job));
+            over.set();
+            (ending, watching.and_then(|watching| watching.join().ok()).unwrap_or_default())
+        });
         if let (Ok((ended @ None, job)), Some(group)) = (&mut ending, group) {
             session.progress.line("the GPU lock is lost; ending the command");
             end_command(Some(group), guard.token(), self.grace)?;
             *ended = job.attend(&Stop::never());
         }
         guard.command_ended();
-        session.progress.record(&Step::new(Action::Run, None, Some(begun.elapsed())));
+        Notes::keep_run(&session.config, &needed, &seen);
+        session.progress.record(&Step {
+            peak_mb: seen.command,
+            service_peaks_mb: seen.peaks,
+            ..Step::new(Action::Run, None, Some(begun.elapsed()))
+        });
         // Where the lock is lost, nothing else that went wrong matters.
         guard.lease().check()?;
         ending?.0.ok_or_else(|| Failure::new(Code::Internal, "the command was left while it ran"))

@@ -53,6 +53,7 @@ ids! {
     "Memory" {
         VramReserve = "vram.reserve",
         VramService = "vram.service",
+        VramPeak = "vram.peak",
         VramPhase = "vram.phase",
     }
     "Docker" {

@@ -1,9 +1,30 @@
-//! The memory that services and phases declare against what the card has. Pure.
+//! The memory that services and phases declare, against what the card has and what was seen.
 
 use super::check::{Check, CheckId};
 use crate::config::Config;
 use crate::model::{Mb, Service, Snapshot};
+use crate::notes::Notes;
 use crate::plan::CardBudget;
+
+/// After so many calls of `run` that watched a service, it has shown what it takes.
+const ENOUGH_RUNS: u64 = 5;
+
+/// Judges what a service declares by the most that it was seen to hold.
+fn need(service: &Service, peak: Mb, runs: u64) -> Check {
+    let (name, declared) = (&service.name, service.vram);
+    let fix = format!("set services.{name}.vram_mb = {}", peak.0);
+    if peak > declared {
+        let message = format!("has held {peak}, more than its vram_mb of {declared}");
+        Check::warn(CheckId::VramPeak, message, fix)
+    } else if runs >= ENOUGH_RUNS && declared.0 * 2 > peak.0 * 3 {
+        let message = format!(
+            "declares {declared}, and has held {peak} at most in {runs} calls of `gpuctl run`"
+        );
+        Check::warn(CheckId::VramPeak, message, format!("{fix}, or somewhat more"))
+    } else {
+        Check::pass(CheckId::VramPeak, format!("{peak} of {declared} at most, as far as was seen"))
+    }
+}
 
 pub fn judge(config: &Config, snapshot: &Snapshot) -> Vec<Check> {
     let ids = [CheckId::VramReserve, CheckId::VramService, CheckId::VramPhase];
@@ -33,6 +54,11 @@ pub fn judge(config: &Config, snapshot: &Snapshot) -> Vec<Check> {
             false => Check::pass(CheckId::VramService, told),
         }
         .of(name)
+    }));
+    let notes = Notes::read(config);
+    checks.extend(config.services.iter().filter_map(|service| {
+        let peak = notes.peak(&service.name)?;
+        Some(need(service, peak, notes.runs(&service.name)).of(&service.name))
     }));
     // What others than services hold now is not to be had.
     let now = CardBudget::of(config, snapshot).capacity.unwrap_or(room);

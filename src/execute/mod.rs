@@ -4,10 +4,12 @@
 mod contained;
 mod evict;
 mod last_look;
+mod need;
 mod ready;
 mod reclaim;
 mod restore;
 
+pub use need::NeedWatch;
 pub use restore::{Restorer, restore_for_another};
 
 use crate::config::Config;

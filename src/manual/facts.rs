@@ -188,7 +188,7 @@ pub fn concern(path: &str) -> Concern {
         "prepare-phase" | "start" | "restart" => {
             (&[Config, Lock, State], &[ASK, TAKE, STOP, START])
         }
-        "stop" | "release-all" => (&[Config, Lock, State], &[ASK, TAKE, STOP]),
+        "stop" | "release-all" | "release-idle" => (&[Config, Lock, State], &[ASK, TAKE, STOP]),
         "adopt" => (&[Config, Lock, State], &[ASK, TAKE]),
         "run" => (&[Config, Lock, State, Run], &[ASK, TAKE, STOP, START, CMD]),
         "http" => (&[Config, Lock, State], &[]),

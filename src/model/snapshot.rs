@@ -60,6 +60,10 @@ pub struct Observed {
     pub jobs: Option<u64>,
     /// Why its jobs cannot be told, where they were asked for.
     pub jobs_unknown: Option<String>,
+    /// The most that its processes have held, as far as gpuctl has seen.
+    pub peak: Option<Mb>,
+    /// The time for which it has not worked; `None` where that cannot be told.
+    pub idle: Option<Duration>,
     pub unproven: Vec<Unproven>,
 }
 
@@ -190,6 +194,9 @@ pub struct Vram {
     pub processes: Option<Vec<GpuProcess>>,
     pub temperature_c: Option<u32>,
     pub utilization_percent: Option<u32>,
+    /// The time of the driver's latest sample of who works, in µs; `None` where it tells of none, or
+    /// was not asked.
+    pub sampled: Option<u64>,
     /// Why it was not measured, or not fully.
     pub error: Option<String>,
     /// The driver is well and knows other cards than the one that was asked for: an estimate would
@@ -235,6 +242,10 @@ pub struct GpuProcess {
     pub service: Option<String>,
     /// It is dead, and the driver has not taken its memory back yet.
     pub is_ending: bool,
+    /// It has worked on the card lately; `None` where the driver does not tell, or was not asked.
+    pub works: Option<bool>,
+    /// The most that it has held, where the driver keeps account.
+    pub peak: Option<Mb>,
 }
 
 impl fmt::Display for GpuProcess {

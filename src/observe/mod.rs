@@ -21,6 +21,7 @@ use crate::model::{
     GpuProcess, Healthy, Manager, Mb, Observed, Pid, Presence, Running, Service, Snapshot, Source,
     State, Trouble, Vram,
 };
+use crate::notes::Notes;
 use crate::redact::mask;
 use crate::world::nvml::Reader;
 use crate::world::ports::local_port;
@@ -44,12 +45,15 @@ pub fn observe(
     // One whose unit a socket may start is asked once its manager has told that it runs.
     let is_unit = |service: &&Service| matches!(service.manager, Manager::Systemd { .. });
     let asks_at_once = !services.iter().any(is_unit);
+    let mut notes = Notes::read(config);
     let mut inquiry = None;
     let mut vram = Vram::default();
     let look = look(config, &services, &[], stop, || {
         // After the managers, which take longest.
         inquiry = asks_at_once.then(|| Inquiry::begin(config, asks, begun, stop));
-        vram = reader.read().unwrap_or_else(|why| Vram { error: Some(why), ..Vram::default() });
+        vram = reader
+            .read_use(notes.sampled())
+            .unwrap_or_else(|why| Vram { error: Some(why), ..Vram::default() });
         gpu_pids(&vram)
     });
     let asks = |service: &Service| match look.starts_when_asked(&service.name) {
@@ -65,7 +69,7 @@ pub fn observe(
         process.service = service.map(str::to_owned);
         process.command = command_of(process);
     }
-    let services: Vec<Observed> = services
+    let mut services: Vec<Observed> = services
         .iter()
         .enumerate()
         .map(|(at, service)| {
@@ -108,6 +112,8 @@ pub fn observe(
                 used: used(&vram, service, &presence),
                 jobs,
                 jobs_unknown,
+                peak: None,
+                idle: None,
                 name: service.name.clone(),
                 health: took.filter(|_| state == State::Ready),
                 presence,
@@ -119,6 +125,11 @@ pub fn observe(
         })
         .collect();
     stop.check()?;
+    notes.add(&vram, &services);
+    for (service, observed) in config.services.iter().zip(&mut services) {
+        observed.peak = notes.peak(&service.name);
+        observed.idle = notes.idle(service, observed, &vram);
+    }
     if vram.source == Source::Estimate && !vram.no_such_gpu {
         estimate(config, &mut vram, &services);
     }

@@ -23,6 +23,7 @@ use crate::model::{
 };
 use fit::presumed;
 use serde::{Deserialize, Serialize};
+use std::time::Duration;
 
 /// A plan is done in three stages: evictions side by side, then the wait for their
 /// memory, then starts side by side.
@@ -111,6 +112,36 @@ pub fn release_all(config: &Config, snapshot: &Snapshot, force: bool) -> Result<
         }
     }
     plan.awaits_dead = snapshot.vram.dead() > Mb(0);
+    Ok(plan)
+}
+
+/// Names those of the services that hold memory and have not worked for `after`, or else for the time
+/// of their own. One of which that is not known is not idle.
+pub fn idle(
+    config: &Config,
+    snapshot: &Snapshot,
+    names: &[String],
+    after: Option<Duration>,
+) -> Vec<String> {
+    let is_idle = |service: &&Service| {
+        let observed = snapshot.service(&service.name);
+        let limit = after.or(service.idle).filter(|_| names.contains(&service.name));
+        let is_due = limit.zip(observed.idle).is_some_and(|(limit, idle)| idle >= limit);
+        is_due && !has_unloaded(service, observed)
+    };
+    config.services.iter().filter(is_idle).map(|service| service.name.clone()).collect()
+}
+
+/// Evicts the named services, each as it is configured to be.
+pub fn release(config: &Config, snapshot: &Snapshot, names: &[String]) -> Result<Plan> {
+    let mut plan = Plan::default();
+    for service in &config.services {
+        let observed = snapshot.service(&service.name);
+        match names.contains(&service.name) && observed.can_be_stopped() {
+            true => plan.evict(service, observed),
+            false => plan.keep_if_alive(observed),
+        }
+    }
     Ok(plan)
 }
 

@@ -51,6 +51,8 @@ fn world(config: &str) -> Scenario {
         used: Some(Mb(0)),
         jobs: None,
         jobs_unknown: None,
+        peak: None,
+        idle: None,
         unproven: Vec::new(),
     });
     let desktop = GpuProcess {
@@ -60,6 +62,8 @@ fn world(config: &str) -> Scenario {
         memory: Some(Mb(800)),
         service: None,
         is_ending: false,
+        works: None,
+        peak: None,
     };
     let vram = Vram {
         source: Source::Nvml,

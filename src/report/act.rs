@@ -41,6 +41,8 @@ pub enum Subject {
     Services {
         services: Vec<String>,
     },
+    /// Services that have not worked for a while.
+    Idle {},
     /// Room for a command that is no service.
     Room {
         vram_mb: Mb,

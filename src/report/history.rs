@@ -80,6 +80,18 @@ fn step(step: &Step) -> String {
     let service = step.service.as_ref().map(|name| format!(" {name}")).unwrap_or_default();
     let memory = step.memory_mb.map(|memory| format!(" ({memory})")).unwrap_or_default();
     let took = step.elapsed_ms.map(|ms| span(Duration::from_millis(ms))).unwrap_or_default();
+    let peaks = peaks(step).map(|peaks| format!(" ({peaks})")).unwrap_or_default();
     let note = step.note.as_ref().map(|note| format!(" ({note})")).unwrap_or_default();
-    format!("{past}{service}{memory} {took}{note}")
+    format!("{past}{service}{memory} {took}{peaks}{note}")
+}
+
+/// "it held 6000 MB at most; comfyui 19800 MB"
+fn peaks(step: &Step) -> Option<String> {
+    let own = step.peak_mb.map(|peak| format!("it held {peak} at most"));
+    let services = step.service_peaks_mb.iter().map(|(name, peak)| match &own {
+        Some(_) => format!("{name} {peak}"),
+        None => format!("{name} held {peak} at most"),
+    });
+    let told: Vec<String> = own.iter().cloned().chain(services).collect();
+    (!told.is_empty()).then(|| told.join("; "))
 }

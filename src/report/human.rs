@@ -85,7 +85,7 @@ impl Subject {
             Subject::Service { service } => service.clone(),
             Subject::Services { services } => services.join(", "),
             Subject::Room { vram_mb } => vram_mb.to_string(),
-            Subject::All {} => String::new(),
+            Subject::All {} | Subject::Idle {} => String::new(),
         }
     }
 
@@ -93,6 +93,7 @@ impl Subject {
         match self {
             Subject::Phase { .. } => format!("phase {}", self.name()),
             Subject::All {} => "all services".to_owned(),
+            Subject::Idle {} => "idle services".to_owned(),
             Subject::Room { .. } => format!("room of {}", self.name()),
             Subject::Service { .. } | Subject::Services { .. } => self.name(),
         }

@@ -79,6 +79,10 @@ pub struct ServiceReport {
     pub pids: Vec<Pid>,
     /// Jobs that it has, running or waiting; `None` where that cannot be told.
     pub jobs: Option<u64>,
+    /// The most that its processes have held; `None` where nothing was seen yet.
+    pub peak_mb: Option<Mb>,
+    /// The seconds for which it has not worked; `None` where that cannot be told.
+    pub idle_s: Option<u64>,
     /// Its health check took this many milliseconds; `None` unless that found it ready.
     pub health_ms: Option<f64>,
     pub uptime_s: Option<u64>,
@@ -109,6 +113,8 @@ impl StatusReport {
                 phases: service.phases.iter().copied().collect(),
                 pids: observed.pids().to_vec(),
                 jobs: observed.jobs,
+                peak_mb: observed.peak,
+                idle_s: observed.idle.map(|idle| idle.as_secs()),
                 health_ms: observed.health.map(|took| took.as_micros() as f64 / 1000.0),
                 uptime_s: observed.uptime().map(|age| age.as_secs()),
                 detail: observed.detail.clone(),

@@ -124,6 +124,7 @@ impl StatusReport {
                 Column { title: "STATE", is_figure: false, rank: 0, at_least: None },
                 figure("USED MB", 6),
                 figure("DECLARED", 5),
+                figure("PEAK", 7),
                 figure("PRIO", 2),
                 Column { title: "PHASES", is_figure: false, rank: 1, at_least: None },
                 figure("JOBS", 5),
@@ -134,6 +135,12 @@ impl StatusReport {
         };
         let counts_jobs = self.services.values().any(|service| service.jobs.is_some());
         let table = if counts_jobs { table } else { table.without("JOBS") };
+        // It says more than what is held now.
+        let has_held_more = |service: &ServiceReport| service.peak_mb > service.used_mb;
+        let table = match self.services.values().any(has_held_more) {
+            true => table,
+            false => table.without("PEAK"),
+        };
         let room = screen.limit().saturating_sub(table.width() + 2);
         let mut lines = table.lines(screen).into_iter();
         let mut text = format!("\n{}\n", lines.next().unwrap_or_default());
@@ -185,6 +192,7 @@ impl ServiceReport {
             state(self.state, screen),
             Text::new(size(self.used_mb)),
             Text::new(self.vram_mb.0.to_string()),
+            or_none(self.peak_mb.map(|peak| peak.0.to_string())),
             Text::new(self.priority.to_string()),
             or_none((!phases.is_empty()).then(|| phases.join(","))),
             or_none(self.jobs.map(|jobs| jobs.to_string())),

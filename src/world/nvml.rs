@@ -7,7 +7,7 @@ use nvml_wrapper::Nvml;
 use nvml_wrapper::enum_wrappers::device::TemperatureSensor;
 use nvml_wrapper::enums::device::UsedGpuMemory;
 use nvml_wrapper::error::NvmlError;
-use nvml_wrapper::struct_wrappers::device::ProcessInfo;
+use nvml_wrapper::struct_wrappers::device::{ProcessInfo, ProcessUtilizationSample};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
@@ -24,11 +24,15 @@ const VERSION_MISMATCH: u32 = 25;
 
 /// A connection to the driver; asked as often as needed.
 pub struct Reader {
-    ask: Sender<()>,
+    ask: Sender<UseSince>,
     answers: Receiver<VramAnswer>,
     silent: bool,
     fault: Option<Fault>,
 }
+
+/// What is read of the card: its memory, and where a time in µs is given also who has worked since
+/// then, and what each process has held at most.
+type UseSince = Option<u64>;
 
 type VramAnswer = std::result::Result<Vram, Fault>;
 
@@ -73,7 +77,17 @@ impl Reader {
 
     /// One reading; the text says why there is none.
     pub fn read(&mut self) -> std::result::Result<Vram, String> {
-        let reading = self.ask();
+        self.read_as(None)
+    }
+
+    /// One reading that also tells who has worked since the driver's sample of that time, in µs since
+    /// the epoch, and what each process has held at most, as far as the driver knows.
+    pub fn read_use(&mut self, since: u64) -> std::result::Result<Vram, String> {
+        self.read_as(Some(since))
+    }
+
+    fn read_as(&mut self, wanted: UseSince) -> std::result::Result<Vram, String> {
+        let reading = self.ask(wanted);
         self.fault = reading.as_ref().err().cloned();
         reading.map_err(|fault| fault.to_string())
     }
@@ -83,14 +97,14 @@ impl Reader {
         self.fault.as_ref()
     }
 
-    fn ask(&mut self) -> VramAnswer {
+    fn ask(&mut self, wanted: UseSince) -> VramAnswer {
         let silence = || {
             let what = format!("NVML has not answered within {}: the driver hangs", Span(LIMIT));
             Fault::new(Layer::Driver, what, "see `dmesg`")
         };
         // A late answer would be taken for that to the next question.
         self.silent = self.silent && self.answers.try_recv().is_err();
-        if self.silent || self.ask.send(()).is_err() {
+        if self.silent || self.ask.send(wanted).is_err() {
             return Err(silence());
         }
         match self.answers.recv_timeout(LIMIT) {
@@ -106,7 +120,7 @@ impl Reader {
     }
 }
 
-fn serve(gpu: &Gpu, asked: &Receiver<()>, answer: &Sender<VramAnswer>) {
+fn serve(gpu: &Gpu, asked: &Receiver<UseSince>, answer: &Sender<VramAnswer>) {
     let connect = || {
         let mut builder = Nvml::builder();
         if let Some(library) = &gpu.library {
@@ -115,10 +129,10 @@ fn serve(gpu: &Gpu, asked: &Receiver<()>, answer: &Sender<VramAnswer>) {
         builder.init()
     };
     let mut connection = Some(connect());
-    while asked.recv().is_ok() {
+    while let Ok(wanted) = asked.recv() {
         let nvml = connection.take().unwrap_or_else(connect);
         let reading = match &nvml {
-            Ok(nvml) => read(nvml, &gpu.selector),
+            Ok(nvml) => read(nvml, &gpu.selector, wanted),
             Err(e) => Err(not_connected(e, gpu)),
         };
         // The driver may be loaded, or well again, when it is asked the next time.
@@ -129,7 +143,7 @@ fn serve(gpu: &Gpu, asked: &Receiver<()>, answer: &Sender<VramAnswer>) {
     }
 }
 
-fn read(nvml: &Nvml, selector: &Selector) -> VramAnswer {
+fn read(nvml: &Nvml, selector: &Selector, wanted: UseSince) -> VramAnswer {
     let device = match selector {
         Selector::Index(index) => nvml.device_by_index(*index),
         Selector::Uuid(uuid) => nvml.device_by_uuid(uuid.as_str()),
@@ -150,7 +164,12 @@ fn read(nvml: &Nvml, selector: &Selector) -> VramAnswer {
         (Err(e), _) => return Err(explain(&e)),
     };
     let (total, used, free) = memory(nvml, &device).map_err(|e| explain(&e))?;
-    let processes = processes(nvml, &device);
+    let mut processes = processes(nvml, &device);
+    let mut sampled = None;
+    if let (Some(since), Ok(processes)) = (wanted, &mut processes) {
+        sampled = note_work(&device, processes, since);
+        note_peaks(&device, processes);
+    }
     Ok(Vram {
         source: Source::Nvml,
         device: Some(Device {
@@ -169,8 +188,46 @@ fn read(nvml: &Nvml, selector: &Selector) -> VramAnswer {
         processes: processes.ok(),
         temperature_c: device.temperature(TemperatureSensor::Gpu).ok(),
         utilization_percent: device.utilization_rates().ok().map(|rates| rates.gpu),
+        sampled,
         no_such_gpu: false,
     })
+}
+
+/// Notes of each process whether it has worked since then. Returns the time of the latest sample;
+/// `None` where the driver tells of no process.
+fn note_work(
+    device: &nvml_wrapper::Device,
+    processes: &mut [GpuProcess],
+    since: u64,
+) -> Option<u64> {
+    let samples = match device.process_utilization_stats(since) {
+        Ok(samples) => samples,
+        // Nobody has worked.
+        Err(NvmlError::NotFound) => Vec::new(),
+        Err(_) => return None,
+    };
+    // Around processes that have died, drivers give figures that cannot be.
+    let is_sound = |sample: &&ProcessUtilizationSample| {
+        let shares = [sample.sm_util, sample.mem_util, sample.enc_util, sample.dec_util];
+        let worked = shares.iter().any(|share| *share > 0);
+        sample.timestamp > since && worked && shares.iter().all(|share| *share <= 100)
+    };
+    let samples: Vec<_> = samples.iter().filter(is_sound).collect();
+    for process in processes {
+        process.works = Some(samples.iter().any(|sample| sample.pid as Pid == process.pid));
+    }
+    Some(samples.iter().map(|sample| sample.timestamp).max().unwrap_or(since))
+}
+
+/// Notes what each process has held at most, where accounting mode is on.
+fn note_peaks(device: &nvml_wrapper::Device, processes: &mut [GpuProcess]) {
+    if !matches!(device.is_accounting_enabled(), Ok(true)) {
+        return;
+    }
+    for process in processes {
+        let stats = device.accounting_stats_for(process.pid as u32);
+        process.peak = stats.ok().and_then(|stats| stats.max_memory_usage).map(Mb::of_bytes);
+    }
 }
 
 /// Total, used and free, each as the driver gives it: what it reserves for itself is neither used
@@ -233,6 +290,8 @@ fn processes(nvml: &Nvml, device: &nvml_wrapper::Device) -> Result<Vec<GpuProces
             memory,
             service: None,
             is_ending: false,
+            works: None,
+            peak: None,
         })
         .collect())
 }

@@ -76,7 +76,7 @@ fn what_cannot_fit_is_refused_before_anything_is_stopped() {
         .fails("usage")
         .stderr_has("\"20TB\" is not a valid size")
         .stderr_has("20GB");
-    run("run comfyui --vram 2GB").fails("usage").stderr_has("cannot be used with");
+    run("run comfyui --vram 2GB").fails("usage").stderr_has("cannot be used together");
     run("run comfyui --priority 2").fails("usage").stderr_has("--priority is for --vram");
     run("run --restore").fails("usage").stderr_has("--vram");
 }

@@ -60,15 +60,18 @@ fn the_document_has_the_fields_of_the_contract() {
     let mut services = status["services"].clone();
     let health = services["vidi"]["health_ms"].take();
     assert!(health.as_f64().is_some_and(|took| took > 0.0 && took < 10000.0), "{health}");
+    assert_eq!(services["vidi"]["peak_mb"].take(), 600);
+    let idle = services["vidi"]["idle_s"].take();
+    assert!(idle.is_u64(), "{idle}");
     let uptime = services["vidi"]["uptime_s"].take();
     assert!(uptime.is_u64(), "{uptime}");
     assert_eq!(
         services,
         json!({
             "vidi": {"state": "ready", "type": "native", "vram_mb": 4000, "used_mb": 600,
-                "priority": 40, "phases": [2, 7], "pids": [pid], "jobs": null, "health_ms": null, "uptime_s": null, "detail": null},
+                "priority": 40, "phases": [2, 7], "pids": [pid], "jobs": null, "peak_mb": null, "idle_s": null, "health_ms": null, "uptime_s": null, "detail": null},
             "idle": {"state": "stopped", "type": "native", "vram_mb": 500, "used_mb": 0,
-                "priority": 0, "phases": [], "pids": [], "jobs": null, "health_ms": null, "uptime_s": null, "detail": null},
+                "priority": 0, "phases": [], "pids": [], "jobs": null, "peak_mb": null, "idle_s": null, "health_ms": null, "uptime_s": null, "detail": null},
         })
     );
     let lock = &status["lock"];

@@ -174,6 +174,8 @@ impl Tenant {
             used: self.known_use(reading),
             jobs: None,
             jobs_unknown: None,
+            peak: None,
+            idle: None,
             unproven: Vec::new(),
         }
     }
@@ -225,6 +227,8 @@ impl Computer {
             memory: Some(Mb(self.desktop)),
             service: None,
             is_ending: false,
+            works: None,
+            peak: None,
         };
         let is_measured = self.is_measured();
         let vram = Vram {

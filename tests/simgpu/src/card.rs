@@ -37,6 +37,10 @@ pub struct Holder {
     pub mb: u64,
     pub kind: Kind,
     pub name: String,
+    /// The most that it has been.
+    pub max_mb: u64,
+    /// When it last worked, in µs since the epoch.
+    pub worked_us: Option<u64>,
 }
 
 enum Owner {
@@ -185,8 +189,8 @@ impl Card {
             if record != seen {
                 self.write(id, &record)?;
             }
-            let Record { device, mb, kind, name, .. } = record;
-            holders.push(Holder { pid, device, mb, kind, name });
+            let Record { device, mb, kind, name, max_mb, worked_us, .. } = record;
+            holders.push(Holder { pid, device, mb, kind, name, max_mb, worked_us });
         }
         Ok(holders)
     }
@@ -227,5 +231,9 @@ fn this_process() -> io::Result<String> {
 }
 
 fn now_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
+    now_us() / 1000
+}
+
+pub(crate) fn now_us() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros() as u64
 }

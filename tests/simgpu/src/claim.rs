@@ -6,7 +6,7 @@ use std::io;
 
 use serde::{Deserialize, Serialize};
 
-use crate::card::Card;
+use crate::card::{Card, now_us};
 
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -25,6 +25,10 @@ pub(crate) struct Record {
     /// As the last one to look saw it, because nobody can ask once the owner is dead.
     pub pid: u32,
     pub dead_since_ms: Option<u64>,
+    /// The most that it has been.
+    pub max_mb: u64,
+    /// When it last worked, in µs since the epoch.
+    pub worked_us: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -63,7 +67,8 @@ impl Card {
         self.afford(device, mb, name)??;
         let (id, lock) = self.new_claim()?;
         let pid = std::process::id();
-        let record = Record { device, mb, kind, name: name.into(), pid, dead_since_ms: None };
+        let (name, dead_since_ms, worked_us) = (name.into(), None, None);
+        let record = Record { device, mb, kind, name, pid, dead_since_ms, max_mb: mb, worked_us };
         self.write(&id, &record)?;
         Ok(Claim { card: self.clone(), id, record, _lock: lock })
     }
@@ -81,9 +86,18 @@ impl Claim {
         if more > 0 {
             self.card.afford(self.record.device, more, &self.record.name)??;
         }
-        self.card.write(&self.id, &Record { mb, ..self.record.clone() })?;
-        self.record.mb = mb;
+        let max_mb = self.record.max_mb.max(mb);
+        let record = Record { mb, max_mb, ..self.record.clone() };
+        self.card.write(&self.id, &record)?;
+        self.record = record;
         Ok(())
+    }
+
+    /// The process is at work on the card now.
+    pub fn work(&mut self) -> io::Result<()> {
+        let _guard = self.card.lock()?;
+        self.record.worked_us = Some(now_us());
+        self.card.write(&self.id, &self.record)
     }
 }
 

@@ -6,8 +6,8 @@ use std::ffi::{CStr, c_char, c_int, c_uint};
 use std::mem::MaybeUninit;
 
 use nvml_wrapper_sys::bindings::{
-    nvmlDevice_t, nvmlMemory_t, nvmlMemory_v2_t, nvmlProcessInfo_v1_t, nvmlProcessInfo_v2_t,
-    nvmlUtilization_t,
+    nvmlAccountingStats_t, nvmlDevice_t, nvmlEnableState_t, nvmlMemory_t, nvmlMemory_v2_t,
+    nvmlProcessInfo_v1_t, nvmlProcessInfo_v2_t, nvmlProcessUtilizationSample_t, nvmlUtilization_t,
 };
 
 use crate::claim::Kind::{Compute, Graphics};
@@ -191,10 +191,43 @@ export!(nvmlDeviceGetGraphicsRunningProcesses_v2 nvmlDeviceGetGraphicsRunningPro
     unsafe { put_list(count, list, processes, process_v2) }
 });
 
+export!(nvmlDeviceGetProcessUtilization, |me,
+                                          device: nvmlDevice_t,
+                                          list: *mut nvmlProcessUtilizationSample_t,
+                                          count: Option<&mut c_uint>,
+                                          since: u64| {
+    let samples = Session::enter(me)?.samples(index_of(device)?, since)?;
+    // SAFETY: the caller owns `count` elements at `list`, as `nvml.h` demands.
+    unsafe { put_list(count, list, samples, sample) }
+});
+
+export!(nvmlDeviceGetAccountingMode, |me, device: nvmlDevice_t, mode: Out<nvmlEnableState_t>| {
+    put(mode, Session::enter(me)?.accounts(index_of(device)?)?.into())
+});
+
+export!(
+    nvmlDeviceGetAccountingStats,
+    |me, device: nvmlDevice_t, pid: c_uint, stats: Out<nvmlAccountingStats_t>| {
+        let most = Session::enter(me)?.most(index_of(device)?, pid)?;
+        put(
+            stats,
+            nvmlAccountingStats_t {
+                gpuUtilization: 0,
+                memoryUtilization: 0,
+                maxMemoryUsage: most,
+                time: 0,
+                startTime: 0,
+                isRunning: 1,
+                reserved: [0; 5],
+            },
+        )
+    }
+);
+
 // Asked for by gpustat and nvitop, which do without. The arguments are not looked at, so they are not named.
 export!(
     nvmlDeviceGetFanSpeed nvmlDeviceGetPowerUsage nvmlDeviceGetEnforcedPowerLimit nvmlDeviceGetPowerManagementLimit
-    nvmlDeviceGetEncoderUtilization nvmlDeviceGetDecoderUtilization nvmlDeviceGetProcessUtilization nvmlDeviceGetPciInfo_v3
+    nvmlDeviceGetEncoderUtilization nvmlDeviceGetDecoderUtilization nvmlDeviceGetPciInfo_v3
     nvmlDeviceGetPersistenceMode nvmlDeviceGetPerformanceState nvmlDeviceGetMigMode nvmlDeviceGetDisplayActive
     nvmlDeviceGetDisplayMode nvmlDeviceGetComputeMode nvmlDeviceGetTotalEccErrors nvmlDeviceGetBAR1MemoryInfo
     nvmlDeviceGetClockInfo nvmlDeviceGetMaxClockInfo nvmlDeviceGetPcieThroughput nvmlDeviceGetCudaComputeCapability
@@ -212,6 +245,18 @@ fn handle_of(index: usize) -> nvmlDevice_t {
 
 fn index_of(device: nvmlDevice_t) -> Result<usize, Code> {
     device.addr().checked_sub(1).ok_or(code::INVALID_ARGUMENT)
+}
+
+fn sample((pid, at): (u32, u64)) -> nvmlProcessUtilizationSample_t {
+    let (busy, idle) = (90, 0);
+    nvmlProcessUtilizationSample_t {
+        pid,
+        timeStamp: at,
+        smUtil: busy,
+        memUtil: idle,
+        encUtil: idle,
+        decUtil: idle,
+    }
 }
 
 fn process_v1(Process { pid, bytes }: Process) -> nvmlProcessInfo_v1_t {
@@ -255,23 +300,23 @@ unsafe fn put_text(out: *mut c_char, length: c_uint, text: &[u8]) -> Answer {
 ///
 /// # Safety
 /// `list` is null or has room for `count` elements.
-unsafe fn put_list<T>(
+unsafe fn put_list<T, P>(
     count: Option<&mut c_uint>,
     list: *mut T,
-    processes: Vec<Process>,
-    element: fn(Process) -> T,
+    items: Vec<P>,
+    element: fn(P) -> T,
 ) -> Answer {
     let count = count.ok_or(code::INVALID_ARGUMENT)?;
-    let room = std::mem::replace(count, processes.len() as c_uint) as usize;
-    if room < processes.len() {
+    let room = std::mem::replace(count, items.len() as c_uint) as usize;
+    if room < items.len() {
         return Err(code::INSUFFICIENT_SIZE);
     }
     if list.is_null() && room > 0 {
         return Err(code::INVALID_ARGUMENT);
     }
-    for (index, process) in processes.into_iter().enumerate() {
+    for (index, item) in items.into_iter().enumerate() {
         // SAFETY: the list has `room` elements, and `index` is below that; it is not null, for `room` is not 0 here.
-        unsafe { list.add(index).write(element(process)) };
+        unsafe { list.add(index).write(element(item)) };
     }
     Ok(())
 }

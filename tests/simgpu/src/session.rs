@@ -102,6 +102,36 @@ impl Session {
             .collect())
     }
 
+    /// The processes that have worked since a time in µs since the epoch, each with its last sample; none
+    /// at all is an error, as with the real library.
+    pub fn samples(&self, device: usize, since_us: u64) -> Result<Vec<(u32, u64)>, Code> {
+        if !self.device(device)?.process_utilization {
+            return Err(code::NOT_SUPPORTED);
+        }
+        let holders = self.card.holders().map_err(|_| code::UNKNOWN)?;
+        let of_device = holders.iter().filter(|holder| holder.device == device);
+        let samples: Vec<(u32, u64)> = of_device
+            .filter_map(|holder| Some((holder.pid?, holder.worked_us?)))
+            .filter(|(_, at)| *at > since_us)
+            .collect();
+        if samples.is_empty() { Err(code::NOT_FOUND) } else { Ok(samples) }
+    }
+
+    /// Whether accounting mode is on.
+    pub fn accounts(&self, device: usize) -> Result<bool, Code> {
+        self.device(device)?.accounting.ok_or(code::NOT_SUPPORTED)
+    }
+
+    /// The most that a process has held, in bytes, as accounting mode has it.
+    pub fn most(&self, device: usize, pid: u32) -> Result<u64, Code> {
+        if !self.accounts(device)? {
+            return Err(code::NOT_SUPPORTED);
+        }
+        let holders = self.card.holders().map_err(|_| code::UNKNOWN)?;
+        let own = holders.iter().filter(|it| it.device == device && it.pid == Some(pid));
+        own.map(|holder| holder.max_mb * MB).reduce(|a, b| a + b).ok_or(code::NOT_FOUND)
+    }
+
     /// The first word of the command line, as the real library has it.
     pub fn process_name(&self, pid: u32) -> Result<Vec<u8>, Code> {
         let command = std::fs::read(format!("/proc/{pid}/cmdline")).map_err(|_| code::NOT_FOUND)?;

@@ -32,6 +32,10 @@ pub struct Device {
     pub reserved_mb: u64,
     pub temperature_c: u32,
     pub utilization_percent: u32,
+    /// Whether accounting mode is on; null: the card has none.
+    pub accounting: Option<bool>,
+    /// Whether the driver tells what each process makes of the card.
+    pub process_utilization: bool,
 }
 
 impl Spec {
@@ -81,6 +85,8 @@ impl Default for Device {
             reserved_mb: 0,
             temperature_c: 45,
             utilization_percent: 10,
+            accounting: Some(false),
+            process_utilization: true,
         }
     }
 }

@@ -71,7 +71,8 @@ impl Models {
         self.loads += 1;
         self.asleep = false;
         self.loaded.extend(models.iter().cloned());
-        self.memory.hold(self.needed())
+        self.memory.hold(self.needed())?;
+        self.memory.work()
     }
 
     pub fn unload(&mut self, models: &[String]) -> Result<(), ClaimError> {
@@ -93,6 +94,11 @@ impl Models {
 }
 
 impl Memory {
+    /// Whoever loads is at work on the card.
+    fn work(&mut self) -> Result<(), ClaimError> {
+        Ok(self.claim.as_mut().map_or(Ok(()), Claim::work)?)
+    }
+
     fn hold(&mut self, mb: u64) -> Result<(), ClaimError> {
         match &mut self.claim {
             _ if mb == 0 => self.claim = None,

@@ -1,0 +1,212 @@
+//! What gpuctl has seen of services over time: the most that each has held, and when each has last
+//! worked. A small file in the state folder; a plan does not depend on it.
+
+use crate::config::Config;
+use crate::model::{Mb, Observed, Service, Snapshot, State, Vram};
+use crate::world::wait::Stop;
+use crate::world::{files, host};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::io::{ErrorKind, Read, Result};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// This is how long others may keep the file from us; it is written within a millisecond.
+const LOCK_LIMIT: Duration = Duration::from_millis(500);
+/// More than any configuration needs, in bytes.
+const FILE_LIMIT: u64 = 4 * 1024 * 1024;
+
+/// The notes of one configuration.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Notes {
+    /// The boot that times are told since.
+    boot: String,
+    /// The time of the driver's latest sample that has been looked at, in µs since the epoch.
+    sampled: u64,
+    services: BTreeMap<String, Note>,
+}
+
+/// What was seen of one service.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+struct Note {
+    peak_mb: Option<Mb>,
+    /// The calls of `run` that needed it and watched it.
+    runs: u64,
+    /// When it last worked, since boot.
+    worked: Option<Duration>,
+}
+
+/// What a call of `run` has seen while its command ran.
+#[derive(Clone, Debug, Default)]
+pub struct RunSeen {
+    /// The most that the command's own processes held; `None` where they held nothing that was seen.
+    pub command: Option<Mb>,
+    /// The most that each service held.
+    pub peaks: BTreeMap<String, Mb>,
+    /// When each service was last seen at work, since boot.
+    pub worked: BTreeMap<String, Duration>,
+    /// The time of the driver's latest sample, in µs since the epoch.
+    pub sampled: u64,
+}
+
+impl RunSeen {
+    /// A service was seen to hold so much.
+    pub fn hold(&mut self, service: &str, held: Option<Mb>) {
+        if let Some(held) = held.filter(|held| *held > Mb(0)) {
+            let peak = self.peaks.entry(service.to_owned()).or_default();
+            *peak = held.max(*peak);
+        }
+    }
+}
+
+/// The notes of all configurations, by their paths.
+type Notebook = BTreeMap<PathBuf, Notes>;
+
+impl Notes {
+    /// The notes of a configuration; none where they cannot be read.
+    pub fn read(config: &Config) -> Notes {
+        let notebook = config.state_dir().ok().and_then(|folder| read(&file(folder)).ok());
+        notebook.and_then(|mut book| book.remove(&key(config))).unwrap_or_default().of_this_boot()
+    }
+
+    /// Writes down what a look has seen. That it cannot be written is no reason to fail.
+    pub fn keep(config: &Config, snapshot: &Snapshot) {
+        Notes::update(config, |notes| notes.add(&snapshot.vram, &snapshot.services));
+    }
+
+    /// Writes down what a call of `run` has seen while its command ran.
+    pub fn keep_run(config: &Config, needed: &[String], seen: &RunSeen) {
+        Notes::update(config, |notes| {
+            for (service, peak) in &seen.peaks {
+                let note = notes.services.entry(service.clone()).or_default();
+                note.peak_mb = note.peak_mb.max(Some(*peak));
+                note.runs += u64::from(needed.contains(service));
+            }
+            for (service, at) in &seen.worked {
+                let note = notes.services.entry(service.clone()).or_default();
+                note.worked = note.worked.max(Some(*at));
+            }
+            notes.sampled = notes.sampled.max(seen.sampled);
+        });
+    }
+
+    fn update(config: &Config, change: impl Fn(&mut Notes)) {
+        let before = Notes::read(config);
+        let mut after = before.clone();
+        change(&mut after);
+        let Ok(folder) = config.state_dir() else { return };
+        if after != before
+            && let Err(e) = rewrite(folder, &key(config), change)
+        {
+            log::warn!("what was seen could not be noted: {e}");
+        }
+    }
+
+    /// Tells up to when the driver's samples have been looked at, in µs since the epoch.
+    pub fn sampled(&self) -> u64 {
+        // A calendar that was set back since would hide all samples to come.
+        let now = host::since_epoch().as_micros() as u64;
+        if self.sampled > now { 0 } else { self.sampled }
+    }
+
+    /// Adds what is seen now.
+    pub fn add(&mut self, vram: &Vram, services: &[Observed]) {
+        let now = host::since_boot();
+        let mut has_worked = false;
+        for observed in services.iter().filter(|observed| observed.is_alive()) {
+            let own = || {
+                let processes = vram.processes.iter().flatten();
+                processes.filter(|process| process.service.as_ref() == Some(&observed.name))
+            };
+            let works = own().any(|process| process.works == Some(true));
+            has_worked |= works;
+            let peak = own().filter_map(|process| process.peak).chain(observed.used).max();
+            let peak = peak.filter(|peak| *peak > Mb(0));
+            if works || observed.jobs > Some(0) || peak.is_some() {
+                let note = self.services.entry(observed.name.clone()).or_default();
+                note.peak_mb = note.peak_mb.max(peak);
+                if works || observed.jobs > Some(0) {
+                    note.worked = Some(now);
+                }
+            }
+        }
+        if has_worked {
+            self.sampled = vram.sampled.unwrap_or(self.sampled);
+        }
+    }
+
+    /// Returns the most that a service has held.
+    pub fn peak(&self, service: &str) -> Option<Mb> {
+        self.services.get(service)?.peak_mb
+    }
+
+    /// Returns how many calls of `run` have watched a service that they needed.
+    pub fn runs(&self, service: &str) -> u64 {
+        self.services.get(service).map_or(0, |note| note.runs)
+    }
+
+    /// Returns how long a service has not worked: since it was last seen at work, or since it came up.
+    /// `None` where it cannot be told whether it works now.
+    pub fn idle(&self, service: &Service, observed: &Observed, vram: &Vram) -> Option<Duration> {
+        if !matches!(observed.state, State::Ready | State::Busy | State::Asleep) {
+            return None;
+        }
+        let own = |name: &Option<String>| name.as_ref() == Some(&service.name);
+        let on_card = vram.sampled.and(observed.used).map(|_| {
+            let mut processes = vram.processes.iter().flatten();
+            processes.any(|process| own(&process.service) && process.works == Some(true))
+        });
+        let by_jobs = observed.jobs.map(|jobs| jobs > 0);
+        let is_untold = service.jobs.is_some() && by_jobs.is_none();
+        if is_untold || (on_card.is_none() && by_jobs.is_none()) {
+            return None;
+        }
+        let up = observed.uptime()?;
+        let worked = self.services.get(&service.name).and_then(|note| note.worked);
+        let since = worked.map(|at| host::since_boot().saturating_sub(at));
+        Some(match on_card == Some(true) || by_jobs == Some(true) {
+            true => Duration::ZERO,
+            false => since.map_or(up, |since| since.min(up)),
+        })
+    }
+
+    /// Forgets the times of an earlier boot.
+    fn of_this_boot(mut self) -> Notes {
+        let boot = host::boot_id();
+        if self.boot != boot {
+            self.services.values_mut().for_each(|note| note.worked = None);
+            self.boot = boot;
+        }
+        self
+    }
+}
+
+fn key(config: &Config) -> PathBuf {
+    config.path.clone().unwrap_or_default()
+}
+
+fn file(folder: &Path) -> PathBuf {
+    folder.join("notes.json")
+}
+
+fn read(path: &Path) -> Result<Notebook> {
+    let mut text = Vec::new();
+    files::existing(path)?.take(FILE_LIMIT).read_to_end(&mut text)?;
+    Ok(serde_json::from_slice(&text)?)
+}
+
+/// Changes the notes of one configuration, beside those of the others.
+fn rewrite(folder: &Path, key: &Path, change: impl Fn(&mut Notes)) -> Result<()> {
+    files::private_dir(folder)?;
+    let locked = files::lock(&folder.join("notes.lock"), LOCK_LIMIT, &Stop::never())?;
+    let _locked = locked.ok_or(ErrorKind::TimedOut)?;
+    let path = file(folder);
+    // One that cannot be read is made anew: it holds nothing that is not seen again.
+    let mut notebook = read(&path).unwrap_or_default();
+    let mut notes = notebook.remove(key).unwrap_or_default().of_this_boot();
+    change(&mut notes);
+    notebook.insert(key.to_owned(), notes);
+    files::replace(&path, &serde_json::to_vec(&notebook)?)
+}
