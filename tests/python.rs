@@ -1,8 +1,8 @@
 //! The client for Python, with a real Python in a fresh environment: on the machine itself, where it calls the program, and
 //! over HTTP, as in a container.
 
-use rig::page::Page;
-use rig::{Invocation, Rig, Served, Signal, signal, until};
+use rig::page::{Page, repository};
+use rig::{Invocation, Rig, Served, Signal, signal, skip_or_fail, until, works};
 use serde_json::Value;
 
 /// With two services, and both ways to them; None where there is no Python or no socket.
@@ -291,4 +291,35 @@ fn a_socket_of_the_host_that_a_container_has_by_a_mount_needs_no_token() {
     let script = "with gpuctl.use_service('vidi'): print(gpuctl.status()['lock']['holder'])";
     let asked = rig.python(script).env("GPUCTL_URL", format!("unix://{path}"));
     asked.run().succeeds().stdout("vidi\n");
+}
+
+#[test]
+fn a_worker_in_a_container_uses_a_service_of_the_host_over_http() {
+    let Some(rig) = Rig::with_docker() else { return };
+    if !works("/usr/bin/python3", &["-c", "import sys; sys.exit(sys.version_info < (3, 9))"]) {
+        return skip_or_fail("python", "/usr/bin/python3 of 3.9 or later for a container");
+    }
+    rig.native("vidi").vram(4000).add();
+    rig.set("http.token", "correct-horse");
+    let Some(http) = rig.http("0.0.0.0") else { return };
+    let network = rig.network();
+    let gateway = "{{(index .IPAM.Config 0).Gateway}}";
+    let gateway = rig.docker(&["network", "inspect", "--format", gateway, &network]);
+    let script = "import gpuctl\nwith gpuctl.use_service('vidi', timeout='1h'):\n \
+                  status = gpuctl.status()\n print(status['services']['vidi']['state'], status['lock']['holder'])";
+    let url = format!("GPUCTL_URL=http://{}:{}", gateway.trim(), http.port);
+    let client = format!("{}:/client:ro", repository().join("python").display());
+    let name = rig.mark("worker");
+    rig.owns_container(&name);
+    let mut words = vec!["run", "--rm", "--name", &name, "--network", &network];
+    let token = "GPUCTL_TOKEN=correct-horse";
+    for variable in [&url, token, "PYTHONPATH=/client", "PYTHONDONTWRITEBYTECODE=1"] {
+        words.extend(["--env", variable]);
+    }
+    for volume in ["/usr:/usr:ro", "/usr/lib:/lib:ro", "/usr/lib64:/lib64:ro", &client] {
+        words.extend(["--volume", volume]);
+    }
+    words.extend([rig.engine().image(), "/usr/bin/python3", "-c", script]);
+    assert_eq!(rig.docker(&words), "busy vidi\n");
+    rig.assert_lock_is_free();
 }
