@@ -42,7 +42,10 @@ assert not gpuctl.can_fit(24000) and gpuctl.can_fit(24000, margin=0)
 plan = gpuctl.prepare_phase("video", dry_run=True)
 assert plan["started"] == ["comfyui"] and gpuctl.status()["vram"]["used_mb"] == 0
 assert gpuctl.prepare_phase(2)["started"] == ["vidi"]
-assert gpuctl.status()["services"]["vidi"]["state"] == "ready"
+status = gpuctl.status()
+assert status["services"]["vidi"]["state"] == "ready"
+fields = gpuctl.ServiceStatus.__annotations__.keys() - status["services"]["vidi"].keys()
+assert not fields and not gpuctl.Vram.__annotations__.keys() - status["vram"].keys(), fields
 done = gpuctl.prepare_phase("video", wait="5m", lazy=True)
 assert done["stopped"] == [] or done["stopped"] == ["vidi"], done
 assert gpuctl.start("comfyui", no_preempt=True, wait=0.5)["success"]

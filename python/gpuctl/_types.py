@@ -34,6 +34,9 @@ class ServiceStatus(TypedDict):
     priority: int
     phases: List[int]
     pids: List[int]
+    jobs: Optional[int]
+    peak_mb: Optional[int]
+    idle_s: Optional[int]
     detail: Optional[str]
 
 
