@@ -35,7 +35,8 @@ pub fn run(arguments: &ReleaseIdleArgs, session: Session) -> Result<Answer> {
     Notes::keep(&session.config, &before);
     if plan.evict.is_empty() {
         // Most calls of a timer, of which the event log is not to be full.
-        session.conclude(&ActReport::done(subject, &plan, &Outcome::default()))?;
+        let nothing = Outcome { kept: plan.kept.clone(), ..Outcome::default() };
+        session.conclude(&ActReport::done(subject, &plan, &nothing))?;
         return Ok(Answer::Yes);
     }
     session.recorded("release-idle", "", |mut session| {

@@ -126,7 +126,9 @@ pub fn idle(
     let is_idle = |service: &&Service| {
         let observed = snapshot.service(&service.name);
         let limit = after.or(service.idle).filter(|_| names.contains(&service.name));
-        let is_due = limit.zip(observed.idle).is_some_and(|(limit, idle)| idle >= limit);
+        // What works now has been idle for no time at all.
+        let idle = observed.idle.filter(|idle| !idle.is_zero());
+        let is_due = limit.zip(idle).is_some_and(|(limit, idle)| idle >= limit);
         is_due && !has_unloaded(service, observed)
     };
     config.services.iter().filter(is_idle).map(|service| service.name.clone()).collect()

@@ -8,7 +8,7 @@ use serde_json::json;
 use toml::{Table, Value};
 
 /// Pages with transcripts, each with a test of its own.
-const PAGES: [&str; 4] = ["planning.md", "checklist.md", "lock.md", "operations.md"];
+const PAGES: [&str; 5] = ["planning.md", "checklist.md", "lock.md", "operations.md", "desktop.md"];
 
 /// The card and the four services that the pages describe, and programs that stand for the reader's own.
 fn machine() -> Rig {
@@ -32,6 +32,25 @@ fn machine() -> Rig {
     let training = format!("({}) >training.log 2>&1 &", run("training", 6000));
     let is_there = "until [ -s training.log ]; do sleep 0.02; done";
     rig.program("start_training", &format!("{training}\n{is_there}"));
+    rig
+}
+
+/// The desktop of one page: two servers that unload when they are asked, and a game.
+fn desktop() -> Rig {
+    let rig = Rig::new();
+    rig.card.describe(&json!({"reclaim_delay_ms": 300}));
+    let servers = [
+        ("ollama", 12000, 10, "--api ollama --model qwen --unload-residual 500"),
+        ("comfyui", 14000, 20, "--api comfyui --idle-vram 600"),
+    ];
+    for (name, vram, priority, flags) in servers {
+        let draft = rig.native(name).vram(vram).priority(priority).set("evict", "unload");
+        let server = draft.set("idle", "30m").server(flags).add();
+        rig.set(&format!("services.{name}.api"), name);
+        rig.set(&format!("services.{name}.url"), server.url(""));
+    }
+    let game = format!("{} --name {} --vram 15000", rig.simserver(), rig.mark("game"));
+    rig.program("game", &format!("exec {game} --graphics --exit-after 900ms >/dev/null"));
     rig
 }
 
@@ -77,7 +96,7 @@ fn pattern(transcript: &str) -> Regex {
 }
 
 /// What is shown otherwise than it happens.
-fn play(section: &Section) -> Option<String> {
+fn play(section: &Section, machine: fn() -> Rig) -> Option<String> {
     let shown = section.text_of("console");
     if shown.is_empty() {
         return None;
@@ -92,7 +111,9 @@ fn play(section: &Section) -> Option<String> {
 
 #[track_caller]
 fn play_all(page: &str) {
-    let wrong: Vec<String> = Page::read(page).sections.iter().filter_map(play).collect();
+    let machine = if page == "desktop.md" { desktop } else { machine };
+    let sections = Page::read(page).sections;
+    let wrong: Vec<String> = sections.iter().filter_map(|section| play(section, machine)).collect();
     assert!(wrong.is_empty(), "{page} shows:\n{}", wrong.join("\n"));
 }
 
@@ -126,4 +147,9 @@ fn the_lock_is_taken_and_given_back_as_the_page_says() {
 #[test]
 fn the_history_tells_what_the_page_says() {
     play_all(PAGES[3]);
+}
+
+#[test]
+fn a_desktop_with_one_card_works_as_the_page_says() {
+    play_all(PAGES[4]);
 }
