@@ -467,7 +467,10 @@ pub struct HistoryArgs {
 pub enum ConfigCommand {
     /// Write a commented starting configuration
     ///
-    /// It has the four services of a video pipeline, with comments, for you to adapt to your own.
+    /// It looks at this machine: the card's processes, the ports that model servers use, containers,
+    /// units and compose projects, and writes a service for each server that it finds. What is a
+    /// guess is marked as one. It starts and stops nothing. Where nothing is found, the least that
+    /// a configuration may say is written.
     #[command(after_long_help = examples::CONFIG_INIT)]
     Init(ConfigInitArgs),
     /// Validate the configuration
@@ -492,4 +495,23 @@ pub struct ConfigInitArgs {
     /// Overwrite an existing file
     #[arg(long)]
     pub force: bool,
+    /// Write what is found on this machine; the default
+    #[arg(long, conflicts_with = "example")]
+    pub detect: bool,
+    /// Write an example instead
+    #[arg(long, value_name = "NAME")]
+    pub example: Option<ConfigExample>,
+}
+
+/// What `config init` writes instead of what it finds.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum ConfigExample {
+    /// The four services of a video pipeline
+    Pipeline,
+    /// A machine for language models
+    LlmBox,
+    /// A small card and two programs
+    SmallBox,
+    /// The least
+    Minimal,
 }

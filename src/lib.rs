@@ -12,6 +12,7 @@ mod execute;
 mod exit;
 mod history;
 mod http;
+mod inventory;
 mod lock;
 mod manual;
 mod model;

@@ -156,6 +156,7 @@ fn the_manual_knows_every_variable_that_the_program_names() {
         "PCI_BUS_ID",
         "SPT_NOENV",
         "XDG_RUNTIME_DIR",
+        "VIRTUAL_ENV",
         "CARGO_PKG_VERSION",
         "CARGO_MANIFEST_DIR",
     ];

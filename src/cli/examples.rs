@@ -156,7 +156,8 @@ Examples:
 
 pub const CONFIG_INIT: &str = "\
 Examples:
-  gpuctl config init
+  gpuctl config init                       # what is found on this machine
+  gpuctl config init --example pipeline
   gpuctl config init --output ./gpuctl.toml";
 
 pub const CONFIG_CHECK: &str = "\

@@ -3,11 +3,14 @@
 use super::load;
 use crate::cli::{self, ConfigInitArgs, Global};
 use crate::config::{
-    Config, Environment, Overlap, TEMPLATE, file::ConfigFile, is_json, masked, overlaps,
+    Config, Environment, Gpu, LLM_BOX, MINIMAL, Overlap, PIPELINE, SMALL_BOX, file::ConfigFile,
+    is_json, masked, overlaps,
 };
 use crate::error::{Failure, Result};
 use crate::exit::{Answer, Code};
+use crate::inventory;
 use crate::report::{CheckReport, Form, PathReport, print, print_json, print_text};
+use crate::world::wait::Stop;
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -45,19 +48,44 @@ fn init(arguments: &ConfigInitArgs, global: &Global, environment: &Environment) 
         );
         return Err(Failure::new(code, message).hint("name it .toml, with --output PATH"));
     }
-    write(&path, arguments.force)?;
+    refuse_existing(&path, arguments.force)?;
+    let text = match arguments.example {
+        Some(cli::ConfigExample::Pipeline) => PIPELINE.to_owned(),
+        Some(cli::ConfigExample::LlmBox) => LLM_BOX.to_owned(),
+        Some(cli::ConfigExample::SmallBox) => SMALL_BOX.to_owned(),
+        Some(cli::ConfigExample::Minimal) => MINIMAL.to_owned(),
+        None => {
+            let stop = Stop::on_signals()
+                .map_err(|e| Failure::bug(format!("cannot handle signals: {e}")))?;
+            // One that is to be overwritten still says which card and which engine are meant.
+            let before = load(global, environment).ok();
+            let gpu = before.as_ref().map(|config| config.gpu.clone());
+            let gpu = gpu.unwrap_or_else(|| Gpu::unconfigured(global.gpu.as_deref()));
+            let docker = before.as_ref().map_or("docker", |config| config.docker.as_str());
+            let found = inventory::gather(&gpu, docker, &stop);
+            stop.check()?;
+            inventory::draft(&found)
+        }
+    };
+    write(&path, &text)?;
     let report = PathReport { path: Some(path.display().to_string()) };
     print(&report, &Form::new(global.json, environment)).map(|()| Answer::Yes)
 }
 
-/// Writes the template as a new private file, which replaces an old one only as a whole.
-fn write(path: &Path, overwrite: bool) -> Result<()> {
+fn refuse_existing(path: &Path, overwrite: bool) -> Result<()> {
+    match path.symlink_metadata() {
+        Ok(_) if !overwrite => {
+            Err(Failure::new(Code::Io, format!("{} already exists", path.display()))
+                .hint("overwrite it with --force, or write elsewhere with --output PATH"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Writes the text as a new private file, which replaces an old one only as a whole.
+fn write(path: &Path, text: &str) -> Result<()> {
     let failed =
         |e: std::io::Error| Failure::new(Code::Io, format!("cannot write {}: {e}", path.display()));
-    if !overwrite && path.symlink_metadata().is_ok() {
-        return Err(Failure::new(Code::Io, format!("{} already exists", path.display()))
-            .hint("overwrite it with --force, or write elsewhere with --output PATH"));
-    }
     let folder =
         path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed)?;
@@ -69,7 +97,7 @@ fn write(path: &Path, overwrite: bool) -> Result<()> {
         .create_new(true)
         .mode(0o600)
         .open(&new)
-        .and_then(|mut file| file.write_all(TEMPLATE.as_bytes()).and_then(|()| file.sync_all()))
+        .and_then(|mut file| file.write_all(text.as_bytes()).and_then(|()| file.sync_all()))
         .and_then(|()| fs::rename(&new, path));
     written.map_err(|e| {
         // The failure to be told is the first one.

@@ -39,8 +39,14 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// The commented configuration that `config init` writes.
-pub const TEMPLATE: &str = include_str!("template.toml");
+/// A commented configuration to start from: the four services of a video pipeline.
+pub const PIPELINE: &str = include_str!("template.toml");
+/// The least that a configuration may say, with the rest as comments.
+pub const MINIMAL: &str = include_str!("../../examples/minimal.toml");
+/// A machine for language models.
+pub const LLM_BOX: &str = include_str!("../../examples/llm-box.toml");
+/// A small card.
+pub const SMALL_BOX: &str = include_str!("../../examples/small-box.toml");
 
 /// The other parts work with this: the configuration, validated.
 #[derive(Clone, Debug)]

@@ -148,6 +148,13 @@ impl<'a> Docker<'a> {
         }
     }
 
+    /// Asks for all containers that there are.
+    pub fn all(&self) -> Inspected {
+        let listed = self.ask(&["ps", "--all", "--quiet", "--no-trunc"]);
+        let answer = listed.and_then(|listed| self.told_of_listed(&[], listed));
+        answer.unwrap_or_else(|why| Inspected { trouble: Some(why), ..Inspected::default() })
+    }
+
     fn list(&self, filter: &str) -> Result<Begun> {
         self.ask(&["ps", "--all", "--quiet", "--no-trunc", "--filter", filter])
     }

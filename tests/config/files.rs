@@ -241,7 +241,11 @@ fn a_size_may_have_a_unit_wherever_one_is_configured() {
 #[test]
 fn what_show_prints_is_a_configuration_that_says_the_same() {
     let rig = Rig::new();
-    rig.gpuctl("config init --force --output").arg(rig.path("gpuctl.toml")).run().succeeds().text();
+    rig.gpuctl("config init --example pipeline --force --output")
+        .arg(rig.path("gpuctl.toml"))
+        .run()
+        .succeeds()
+        .text();
     let shown = rig.gpuctl("config show").run().succeeds().text();
     rig.write_config(&shown);
     rig.gpuctl("config check").run().succeeds().stdout_has("good: 4 services, 5 phases");
@@ -272,7 +276,7 @@ fn init_writes_the_services_of_the_requirements() {
     let rig = Rig::new();
     let path = rig.path("home/.config/gpuctl/config.toml");
     let run = |words: &str| rig.gpuctl(words).env_remove("GPUCTL_CONFIG").run();
-    run("config init").succeeds().stdout(&format!("{}\n", path.display()));
+    run("config init --example pipeline").succeeds().stdout(&format!("{}\n", path.display()));
     assert_eq!(mode(&path), 0o600);
     assert_eq!(mode(path.parent().unwrap()), 0o700);
     let text = fs::read_to_string(&path).unwrap();
@@ -397,7 +401,8 @@ fn the_schema_takes_every_example_and_refuses_what_gpuctl_refuses() {
     let schema = rig.gpuctl("config schema").run().succeeds().json();
     assert_eq!(schema["$schema"], "https://json-schema.org/draft/2020-12/schema");
     let takes = |value: &Value| complaint(&schema, &schema, value);
-    let init = rig.gpuctl("config init --output").arg(rig.path("template.toml")).run();
+    let init =
+        rig.gpuctl("config init --example pipeline --output").arg(rig.path("template.toml")).run();
     drop(init.succeeds().text());
     for example in examples().into_iter().chain([rig.path("template.toml")]) {
         let text = fs::read_to_string(&example).unwrap();

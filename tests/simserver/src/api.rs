@@ -31,6 +31,13 @@ pub fn understand(
         }
     };
     let understood = match (api, method, path) {
+        (Api::Comfyui, "GET", "/system_stats") => {
+            Asked::Tell(json!({"system": {"comfyui_version": "0.3"}, "devices": []}))
+        }
+        (Api::Vllm, "GET", "/v1/models") => {
+            Asked::Tell(json!({"object": "list", "data": [{"id": "m", "owned_by": "vllm"}]}))
+        }
+        (Api::Ollama, "GET", "/") => Asked::Tell(json!("Ollama is running")),
         (Api::Ollama, "GET", "/api/ps") => Asked::Tell(ollama_models(models)),
         (Api::Ollama, "POST", "/api/generate" | "/api/chat") => {
             let model = &body["model"];

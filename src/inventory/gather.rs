@@ -1,0 +1,226 @@
+//! Looks at the card, the processes, the ports, the engine and its containers; changes nothing.
+
+use super::{Home, Inventory, Sighting, Speech, speech};
+use crate::config::Gpu;
+use crate::model::{Container, GpuAccess, Mb, Pid, Presence};
+use crate::world::docker::Docker;
+use crate::world::nvml::Reader;
+use crate::world::ports::Listeners;
+use crate::world::process::{self, ProcessTable};
+use crate::world::wait::Stop;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs;
+use std::path::Path;
+use std::thread;
+
+/// The ports that model servers listen on unless they are told otherwise.
+const USUAL_PORTS: [u16; 16] = [
+    1234, 3000, 5000, 5001, 7860, 7861, 8000, 8001, 8080, 8099, 8188, 8888, 9000, 11434, 30000,
+    50000,
+];
+/// So many ports are asked at most.
+const MOST_PORTS: usize = 32;
+/// What a person's shell or a start script is, and no part of the server.
+const SHELLS: [&str; 12] =
+    ["sh", "bash", "dash", "zsh", "fish", "ksh", "busybox", "tmux", "screen", "sshd", "sudo", "su"];
+
+/// Who manages a process, before anything else is known of it.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Origin {
+    Leader(Pid),
+    Container(String),
+    Unit(String, bool),
+}
+
+/// It is what was found of the processes of one origin.
+#[derive(Default)]
+struct Finding {
+    pids: BTreeSet<Pid>,
+    ports: BTreeSet<u16>,
+    held: Mb,
+}
+
+/// Looks at all of it; `docker` is the engine's client.
+pub fn gather(gpu: &Gpu, docker: &str, stop: &Stop) -> Inventory {
+    let mut reader = Reader::open(gpu);
+    let (containers, table, holders) = thread::scope(|scope| {
+        let asked = scope.spawn(|| Docker::of(docker, stop).all().containers);
+        let table = ProcessTable::read();
+        let holders = Listeners::read().holders(&table);
+        (asked.join().unwrap_or_default(), table, holders)
+    });
+    let vram = reader.read().unwrap_or_default();
+    let on_card: HashMap<Pid, Mb> = vram
+        .processes
+        .iter()
+        .flatten()
+        .filter(|one| !one.is_ending)
+        .map(|one| (one.pid, one.memory.unwrap_or_default()))
+        .collect();
+
+    let mut findings: BTreeMap<Origin, Finding> = BTreeMap::new();
+    for (pid, held) in &on_card {
+        let finding = findings.entry(origin_of(*pid, &table)).or_default();
+        finding.pids.insert(*pid);
+        finding.held = finding.held + *held;
+    }
+    for (port, pids) in &holders {
+        for pid in pids {
+            let origin = origin_of(*pid, &table);
+            if USUAL_PORTS.contains(port) || findings.contains_key(&origin) {
+                let finding = findings.entry(origin).or_default();
+                finding.pids.insert(*pid);
+                finding.ports.insert(*port);
+            }
+        }
+    }
+    for container in &containers {
+        let finding = findings.entry(Origin::Container(container.id.clone())).or_default();
+        finding.ports.extend(published(container));
+    }
+    let asked: BTreeSet<u16> = findings
+        .values()
+        .flat_map(|finding| finding.ports.iter().copied())
+        .take(MOST_PORTS)
+        .collect();
+    let answers: HashMap<u16, Speech> = thread::scope(|scope| {
+        let begun: Vec<_> =
+            asked.iter().map(|port| (*port, scope.spawn(|| speech::ask(*port)))).collect();
+        begun
+            .into_iter()
+            .map(|(port, asked)| (port, asked.join().unwrap_or(Speech::Other)))
+            .collect()
+    });
+
+    let mut inventory = Inventory {
+        library: gpu.library.clone(),
+        device: vram.device.clone(),
+        total: vram.total,
+        commands: table
+            .command_lines()
+            .into_iter()
+            .map(|(pid, line)| (pid, line.to_string_lossy().into_owned()))
+            .collect(),
+        ..Inventory::default()
+    };
+    let mut taken = BTreeSet::new();
+    for (origin, finding) in &findings {
+        if let Some(sighting) = sighting(origin, finding, &answers, &containers, &table) {
+            taken.extend(finding.pids.iter().copied());
+            // Of the replicas of one service, each is a container of its own.
+            match inventory.sightings.iter_mut().find(|other| other.home == sighting.home) {
+                Some(other) => other.add(sighting),
+                None => inventory.sightings.push(sighting),
+            }
+        }
+    }
+    let others = vram.processes.iter().flatten().filter(|one| !taken.contains(&one.pid));
+    inventory.others = others.map(|one| (one.name.clone(), one.memory)).collect();
+    inventory
+}
+
+fn origin_of(pid: Pid, table: &ProcessTable) -> Origin {
+    let groups = process::control_groups(pid);
+    if let Some(container) = process::container_of(&groups) {
+        return Origin::Container(container.to_owned());
+    }
+    match process::unit_of(&groups) {
+        // A user's manager is a unit, too, and what it starts without one is nobody's.
+        Some(unit) if !unit.starts_with("user@") => {
+            Origin::Unit(unit.to_owned(), groups.contains("/user@"))
+        }
+        _ => Origin::Leader(leader_of(pid, table)),
+    }
+}
+
+/// The first process of what a person has started: no shell, and in the same session.
+fn leader_of(pid: Pid, table: &ProcessTable) -> Pid {
+    let Some(own) = table.get(pid) else { return pid };
+    let session = own.session;
+    let of_it = table.ancestors(pid).map_while(|above| {
+        let process = table.get(above)?;
+        let is_part = above > 1 && process.session == session && !is_shell(&process.name);
+        is_part.then_some(above)
+    });
+    of_it.last().unwrap_or(pid)
+}
+
+fn is_shell(name: &str) -> bool {
+    SHELLS.contains(&name) || name.starts_with("tmux")
+}
+
+/// The ports of this machine that lead to a container which runs.
+fn published(container: &Container) -> impl Iterator<Item = u16> {
+    let is_up = matches!(container.presence, Presence::Up(_));
+    let own = container.setup.bindings.iter().filter(move |one| is_up && one.is_on_loopback());
+    own.filter_map(|binding| binding.port)
+}
+
+fn sighting(
+    origin: &Origin,
+    finding: &Finding,
+    answers: &HashMap<u16, Speech>,
+    containers: &[Container],
+    table: &ProcessTable,
+) -> Option<Sighting> {
+    let known = |port: &&u16| matches!(answers.get(port), Some(Speech::Known(_)));
+    let http = |port: &&u16| matches!(answers.get(port), Some(Speech::Http(_)));
+    let port = finding.ports.iter().find(known).or_else(|| finding.ports.iter().find(http));
+    let port = port.or_else(|| finding.ports.first()).copied();
+    let speech = port.and_then(|port| answers.get(&port)).cloned().unwrap_or(Speech::Other);
+    let container = match origin {
+        Origin::Container(id) => containers.iter().find(|one| one.id == *id),
+        Origin::Leader(_) | Origin::Unit(..) => None,
+    };
+    let may_use_card = container.is_some_and(|container| container.setup.gpu != GpuAccess::None);
+    let home = match (origin, container) {
+        (Origin::Container(_), None) => return None,
+        (Origin::Container(_), Some(container)) => home_of(container),
+        (Origin::Unit(unit, user), _) => Home::Unit { unit: unit.clone(), user: *user },
+        (Origin::Leader(pid), _) => by_hand(*pid, table),
+    };
+    let is_server = match (&speech, &home) {
+        (Speech::Known(_), _) => true,
+        (_, Home::Container { .. } | Home::Compose { .. }) => may_use_card || finding.held > Mb(0),
+        (Speech::Http(_), _) => finding.held > Mb(0),
+        (Speech::Other, _) => false,
+    };
+    is_server.then_some(Sighting { home, port, speech, held: finding.held })
+}
+
+fn home_of(container: &Container) -> Home {
+    let has_healthcheck = container.setup.has_healthcheck;
+    match &container.setup.compose {
+        Some(labels) if !labels.is_one_off => Home::Compose {
+            project: labels.project.clone(),
+            service: labels.service.clone(),
+            has_healthcheck,
+        },
+        _ => Home::Container { name: container.name.clone(), has_healthcheck },
+    }
+}
+
+fn by_hand(leader: Pid, table: &ProcessTable) -> Home {
+    let mut words = process::arguments(leader);
+    let cwd = fs::read_link(format!("/proc/{leader}/cwd")).ok();
+    if let Some(program) = words.first_mut().filter(|program| !program.contains('/')) {
+        // A virtual environment that was activated is not, where gpuctl starts it.
+        let [environment, path] = process::variables(leader, ["VIRTUAL_ENV", "PATH"]);
+        let folders = environment.map(|folder| format!("{folder}/bin")).into_iter();
+        let folders =
+            folders.chain(path.iter().flat_map(|path| path.split(':').map(str::to_owned)));
+        let mut places = folders.map(|folder| format!("{folder}/{program}"));
+        if let Some(place) = places.find(|place| Path::new(place).is_file()) {
+            *program = place;
+        }
+    }
+    let mut family = vec![leader];
+    let mut next = 0;
+    while let Some(pid) = family.get(next).copied() {
+        family.extend(table.children(pid));
+        next += 1;
+    }
+    // A start script, or the shell that it was typed in with all its words.
+    family.extend(table.ancestors(leader).filter(|above| *above > 1));
+    Home::Hand { family, words, cwd: cwd.map(|cwd| cwd.display().to_string()) }
+}
