@@ -37,11 +37,12 @@ install: $(BUILT)/release/gpuctl ## binary, manuals, completions and examples be
 	install -d $(to)/share/man/man1 $(to)/share/man/man5 $(to)/share/doc/gpuctl
 	install -m 644 man/*.1 $(to)/share/man/man1
 	install -m 644 man/*.5 $(to)/share/man/man5
-	for folder in docs examples/ci examples/systemd; do install -d $(to)/share/doc/gpuctl/$$folder; done
+	for folder in docs examples/ci examples/slurm examples/systemd; do install -d $(to)/share/doc/gpuctl/$$folder; done
 	install -m 644 README.md CHANGELOG.md LICENSE-MIT LICENSE-APACHE $(to)/share/doc/gpuctl
 	install -m 644 docs/*.md $(to)/share/doc/gpuctl/docs
 	install -m 644 examples/*.toml $(to)/share/doc/gpuctl/examples
 	install -m 644 examples/ci/* $(to)/share/doc/gpuctl/examples/ci
+	install -m 755 examples/slurm/* $(to)/share/doc/gpuctl/examples/slurm
 	for unit in examples/systemd/*; do sed 's,/usr/bin/gpuctl,$(PREFIX)/bin/gpuctl,' $$unit >$(to)/share/doc/gpuctl/$$unit; done
 	chmod 644 $(to)/share/doc/gpuctl/examples/systemd/*
 

@@ -91,6 +91,7 @@ mod services {
     mod systemd;
     mod units;
 }
+mod slurm;
 mod start;
 mod status {
     mod fields;

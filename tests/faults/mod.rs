@@ -50,5 +50,6 @@ mod row_66_68_69_71_lock_in_redis;
 mod row_66_68_70_machines_lock;
 mod row_66_69_lock_elsewhere;
 mod row_72_canary_stuck;
+mod row_73_canary_systemd;
 mod row_75_docker;
 mod row_76_http;

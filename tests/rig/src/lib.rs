@@ -41,6 +41,7 @@ mod wait;
 pub use apart::apart;
 pub use bystander::Bystander;
 pub use canary::Trial;
+pub use card::Card;
 pub use display::{Display, lines as on_terminal};
 pub use gpuctl::{Invocation, Running, TIME_LIMIT};
 pub use http::{Served, answer};

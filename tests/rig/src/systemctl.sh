@@ -61,6 +61,8 @@ supervise() {
         since=$(awk '{ printf "%.0f", $1 * 1000000 }' /proc/uptime) # mawk's %d ends at 2^31
         env -i PATH="$PATH" SIMGPU_DIR="$SIMGPU_DIR" sh -c "$join exec $(cat "$folder/command")" >>"$folder/journal" 2>&1 &
         write_state active running $!
+        # It was stopped while it was to be started again.
+        if [ -e "$folder/stopping" ]; then signal_all "$unit" TERM; fi
         wait $!
         status=$?
         case $status in
