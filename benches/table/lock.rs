@@ -4,6 +4,7 @@
 use super::measure::{at, median};
 use super::report::{Row, Section, Target};
 use rig::{Redis, Rig, until};
+use std::cell::Cell;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -21,6 +22,7 @@ pub fn measure() -> Section {
     for waiters in [2, 10, 50] {
         let times = |kind| Some(hand_over(&Lock::new(kind)?, waiters));
         let flock = times(Kind::Flock).unwrap();
+        let raw = times(Kind::Raw).map(median);
         let seed = (waiters == 2).then(by_the_old_client).flatten();
         for kind in [Kind::Redis, Kind::File] {
             let what = format!("hand-over, {}, {waiters} waiting", kind.name());
@@ -35,6 +37,9 @@ pub fn measure() -> Section {
             beside(&what, ours, "flock(1)", median(flock.clone()));
             let worst = format!("{what}, 99th of 100");
             beside(&worst, at(times, 0.99), "flock(1)", at(flock.clone(), 0.99));
+            if let (Kind::Redis, Some(raw)) = (kind, raw) {
+                beside(&what, ours, "raw Redis, LPUSH to BLPOP", raw);
+            }
             if let Some(seed) = &seed {
                 beside(&what, ours, "the seeds' back-off", median(seed.clone()));
             }
@@ -43,12 +48,18 @@ pub fn measure() -> Section {
     for contenders in [2, 10, 50] {
         let rate = |kind| Lock::new(kind).map(|lock| entries_a_second(&lock, contenders));
         let flock = rate(Kind::Flock).unwrap();
+        let raw = rate(Kind::Raw);
         for kind in [Kind::Redis, Kind::File] {
             let what = format!("throughput, {}, {contenders} contend", kind.name());
-            rows.push(match rate(kind) {
+            let ours = rate(kind);
+            rows.push(match ours {
                 Some(rate) => Row::beside(&what, rate, "flock(1)", flock, "a second", Target::None),
                 None => Row::missing(&what, "flock(1)", "there is no Redis"),
             });
+            if let (Kind::Redis, Some(raw), Some(ours)) = (kind, raw, ours) {
+                let other = "raw Redis, BLPOP and LPUSH";
+                rows.push(Row::beside(&what, ours, other, raw, "a second", Target::None));
+            }
         }
     }
     Section {
@@ -64,6 +75,8 @@ enum Kind {
     Redis,
     File,
     Flock,
+    /// A list in Redis alone, by redis-cli.
+    Raw,
 }
 
 impl Kind {
@@ -72,6 +85,7 @@ impl Kind {
             Kind::Redis => "Redis",
             Kind::File => "file",
             Kind::Flock => "flock(1)",
+            Kind::Raw => "raw Redis",
         }
     }
 }
@@ -83,6 +97,8 @@ struct Lock {
     rig: Rig,
     /// In memory, as the place is where the file lies by default.
     folder: TempDir,
+    /// How many wait for a list in Redis alone.
+    waiting: Cell<usize>,
 }
 
 /// One that waits for the lock or has it; ends with this.
@@ -110,11 +126,15 @@ impl Lock {
     fn new(kind: Kind) -> Option<Lock> {
         let rig = Rig::new();
         let redis = match kind {
-            Kind::Redis => Some(rig.redis()?),
+            Kind::Redis | Kind::Raw => Some(rig.redis()?),
             Kind::File | Kind::Flock => None,
         };
         let folder = tempfile::tempdir_in("/dev/shm").unwrap();
-        Some(Lock { kind, redis, rig, folder })
+        let lock = Lock { kind, redis, rig, folder, waiting: Cell::new(0) };
+        if kind == Kind::Raw {
+            lock.redis.as_ref().unwrap().cli(&["LPUSH", "raw", "1"]);
+        }
+        Some(lock)
     }
 
     fn url(&self) -> String {
@@ -129,6 +149,12 @@ impl Lock {
         format!("{}/floor", self.folder.path().display())
     }
 
+    /// `redis-cli` with these words.
+    fn raw(&self, words: &str) -> String {
+        let port = self.redis.as_ref().map(Redis::port).unwrap_or_default();
+        format!("redis-cli -p {port} {words}")
+    }
+
     /// A program that sees only this lock, without the rig's shell around it.
     fn command(&self, program: &str, arguments: &[&str]) -> Command {
         let mut command = Command::new(program);
@@ -140,6 +166,7 @@ impl Lock {
             .env("GPUCTL_LOCK_URL", self.url())
             .env("GPUCTL_STATE_DIR", self.rig.state_dir())
             .current_dir(self.rig.path("home"));
+        self.rig.on_its_machine(&mut command);
         command
     }
 
@@ -152,6 +179,10 @@ impl Lock {
     fn queue_up(&self, number: usize, tell: &Sender<Taken>) -> Client {
         let mut command = match self.kind {
             Kind::Flock => self.command("flock", &[&self.floor(), "sh", "-c", "echo; read -r end"]),
+            Kind::Raw => {
+                let wait = format!("{} >/dev/null; echo; read -r end", self.raw("BLPOP raw 0"));
+                self.command("sh", &["-c", &wait])
+            }
             _ => self.gpuctl("lock acquire me --wait 1h --ttl 1h"),
         };
         let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -178,6 +209,10 @@ impl Lock {
                 let mut lines = locks.lines().filter(|line| line.contains(blocked));
                 lines.any(|line| line.split_whitespace().any(|word| word == pid))
             });
+        } else if let (Kind::Raw, Some(redis)) = (self.kind, &self.redis) {
+            let blocked = || redis.cli(&["CLIENT", "LIST"]).matches("cmd=blpop").count();
+            let before = self.waiting.replace(self.waiting.get() + 1);
+            until("redis-cli waits", || blocked() > before);
         } else {
             let mut line = String::new();
             BufReader::new(client.process.stderr.as_mut().unwrap()).read_line(&mut line).unwrap();
@@ -189,7 +224,13 @@ impl Lock {
     fn release(&self, holder: &mut Client, token: &str) -> Option<Child> {
         holder.input = None;
         (self.kind != Kind::Flock).then(|| {
-            let mut release = self.gpuctl(&format!("lock release --quiet --token {token}"));
+            let mut release = match self.kind {
+                Kind::Raw => {
+                    self.waiting.set(self.waiting.get() - 1);
+                    self.command("sh", &["-c", &format!("exec {}", self.raw("LPUSH raw 1"))])
+                }
+                _ => self.gpuctl(&format!("lock release --quiet --token {token}")),
+            };
             release.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap()
         })
     }
@@ -198,6 +239,7 @@ impl Lock {
     fn entry(&self) -> String {
         match self.kind {
             Kind::Flock => format!("flock {} true", self.floor()),
+            Kind::Raw => format!("{}; {}", self.raw("BLPOP raw 0"), self.raw("LPUSH raw 1")),
             _ => format!(
                 "export GPUCTL_LOCK_URL={}; t=$(gpuctl lock acquire me -q --wait 1h); \
                  gpuctl lock release --token $t",

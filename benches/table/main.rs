@@ -13,6 +13,7 @@ mod calls;
 mod change;
 mod growth;
 mod instructions;
+mod line;
 mod lock;
 mod measure;
 mod peers;
@@ -25,10 +26,11 @@ use std::thread;
 /// What a part is called by, and what measures it.
 type Part = (&'static str, fn() -> Section);
 
-const PARTS: [Part; 5] = [
+const PARTS: [Part; 6] = [
     ("calls", calls::measure),
     ("change", change::measure),
     ("lock", lock::measure),
+    ("line", line::measure),
     ("growth", growth::measure),
     ("instructions", instructions::measure),
 ];

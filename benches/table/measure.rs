@@ -80,6 +80,7 @@ pub fn command(rig: &Rig, program: &str, words: &str) -> Command {
     let mut command = Command::new(program);
     command.args(words.split_whitespace()).env_clear().envs(environment(rig));
     command.current_dir(rig.path("home"));
+    rig.on_its_machine(&mut command);
     command
 }
 

@@ -24,6 +24,8 @@ pub enum Target {
     Below(f64),
     /// At most so many times the other.
     Times(f64),
+    /// At most so many times the other, and so much more.
+    TimesAnd(f64, f64),
     /// At least so many times faster than the other.
     Faster(f64),
     /// At most 2 % or 100 ms above the other.
@@ -73,6 +75,10 @@ impl Row {
             Target::None => (String::new(), None),
             Target::Below(limit) => (format!("below {limit} {unit}"), Some(ours < limit)),
             Target::Times(most) => (format!("at most {most} times"), Some(ours <= most * theirs)),
+            Target::TimesAnd(most, more) => (
+                format!("at most {most} times and {more} {unit}"),
+                Some(ours <= most * theirs + more),
+            ),
             Target::Faster(least) => {
                 (format!("at least {least} times faster"), Some(faster >= least))
             }

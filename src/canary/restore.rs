@@ -137,7 +137,7 @@ impl Hands<'_> {
             command: "canary",
             services: &services,
             patience,
-            margin: Duration::ZERO,
+            margin: None,
         };
         Guard::take(self.config, &purpose, stop, self.progress)
     }

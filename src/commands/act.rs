@@ -44,7 +44,7 @@ pub fn act(
     let name = subject.name();
     let title = format!("{command} {name}");
     session.recorded(command, &name, |mut session| {
-        let guard = session.hold_lock(&subject, &title, patience, Duration::ZERO)?;
+        let guard = session.hold_lock(&subject, &title, patience, None)?;
         let reader = Mutex::new(reader);
         let (plan, outcome) = carry_out(&session, &reader, asks, plan, &|_| ())?;
         guard.release(&session.progress)?;
@@ -162,7 +162,7 @@ impl Session {
         subject: &Subject,
         command: &str,
         patience: Duration,
-        margin: Duration,
+        margin: Option<Duration>,
     ) -> Result<Guard> {
         let services = subject.services(&self.config);
         let holder = &holder(subject, &services);

@@ -9,7 +9,6 @@ use crate::observe::{adoptable, gpu_pids};
 use crate::report::{AdoptReport, Subject};
 use crate::world::nvml::Reader;
 use crate::world::starts;
-use std::time::Duration;
 
 pub fn run(arguments: &AdoptArgs, session: Session) -> Result<Answer> {
     let patience = arguments.waiting.patience(&session.config)?;
@@ -29,7 +28,7 @@ pub fn run(arguments: &AdoptArgs, session: Session) -> Result<Answer> {
     let what = format!("{} {}", service.name, listed.join(" "));
     session.recorded("adopt", &what, |mut session| {
         let title = format!("adopt {what}");
-        let guard = session.hold_lock(&subject, &title, patience, Duration::ZERO)?;
+        let guard = session.hold_lock(&subject, &title, patience, None)?;
         let config = &session.config;
         let on_card = gpu_pids(&reader.read().unwrap_or_default());
         let ids = adoptable(config, &service.name, &pids, on_card, &session.stop)?;

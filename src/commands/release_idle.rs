@@ -40,7 +40,7 @@ pub fn run(arguments: &ReleaseIdleArgs, session: Session) -> Result<Answer> {
         return Ok(Answer::Yes);
     }
     session.recorded("release-idle", "", |mut session| {
-        let guard = session.hold_lock(&subject, "release-idle", Duration::ZERO, Duration::ZERO)?;
+        let guard = session.hold_lock(&subject, "release-idle", Duration::ZERO, None)?;
         // One that has come to work in the meantime is idle no more.
         let now = look(&session, &reader)?;
         let due = plan::idle(&session.config, &now, &names, after);

@@ -7,8 +7,7 @@ use crate::config::Config;
 use crate::error::{Failure, Result};
 use crate::execute::{Evicting, NeedWatch, Restorer};
 use crate::exit::{Answer, Code};
-use crate::lock::Guard;
-use crate::lock::watchdog::end_command;
+use crate::lock::{Guard, end_command};
 use crate::model::{Evict, Pid, Service, Snapshot, variable};
 use crate::notes::Notes;
 use crate::plan::{self, Debt, Plan};
@@ -40,7 +39,7 @@ impl Task<'_> {
         let reader = Mutex::new(Reader::open(&session.config.gpu));
         // Its arguments may hold secrets.
         let title = format!("run {}", self.command[0].to_string_lossy());
-        let guard = session.hold_lock(&self.subject, &title, self.patience, self.grace)?;
+        let guard = session.hold_lock(&self.subject, &title, self.patience, Some(self.grace))?;
         if self.restores {
             guard.stand_by()?;
         }
@@ -55,7 +54,12 @@ impl Task<'_> {
         }
         // Where the lock is lost, nothing else that went wrong matters.
         let ending = ending?;
-        guard.release(&session.progress)?;
+        let token = guard.token().to_owned();
+        if let Err(lost) = guard.release(&session.progress) {
+            // What the command has left is not to work on beside the next one's.
+            end_command(None, &token, self.grace)?;
+            return Err(lost);
+        }
         match ending {
             Ending::Exited(0) => restored.map(|()| ending.answer()),
             _ => Ok(ending.answer()),
@@ -159,10 +163,14 @@ impl Task<'_> {
             over.set();
             (ending, watching.and_then(|watching| watching.join().ok()).unwrap_or_default())
         });
-        if let (Ok((ended @ None, job)), Some(group)) = (&mut ending, group) {
+        // Also what a command has left in the background that ended by itself.
+        if let (Ok((ended, job)), Some(group), Err(_)) = (&mut ending, group, guard.lease().check())
+        {
             session.progress.line("the GPU lock is lost; ending the command");
             end_command(Some(group), guard.token(), self.grace)?;
-            *ended = job.attend(&Stop::never());
+            if ended.is_none() {
+                *ended = job.attend(&Stop::never());
+            }
         }
         guard.command_ended();
         Notes::keep_run(&session.config, &needed, &seen);

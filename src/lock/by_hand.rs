@@ -1,11 +1,11 @@
 //! The lock by hand: taken, to be kept when gpuctl ends, and given back by its token.
 
-use super::claim::{Claim, TTL};
+use super::claim::{Claim, Releaser, Renewal, TTL};
 use super::entry::enter;
-use super::guard::give_back;
 use super::machine::Machine;
 use super::record::{Held, Record};
-use super::redis::{Redis, Releaser, Renewal};
+use super::redis::Redis;
+use super::watchdog::give_back;
 use super::{Patience, look, not_held, redis};
 use crate::config::Config;
 use crate::error::{Failure, Result};

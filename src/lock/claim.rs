@@ -13,6 +13,9 @@ pub const TTL: Duration = Duration::from_secs(30);
 /// Between two renewals.
 pub const RENEWAL: Duration = Duration::from_secs(10);
 
+/// Between two tries to renew at a server that cannot be reached.
+pub const RETRY: Duration = Duration::from_millis(500);
+
 /// A holder has given up so long before the end of its time.
 pub const MARGIN: Duration = Duration::from_secs(2);
 
@@ -35,6 +38,28 @@ impl Claim {
         let record = Record { place: machine.lock().place()?, ..record };
         Ok(Claim { holder: holder.to_owned(), record, ttl, since: Instant::now() })
     }
+}
+
+/// How a lock is renewed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Renewal {
+    InTime,
+    /// Its time may have run out: it is the token's again where nobody has come since.
+    Late,
+    /// Only where nobody waits for it.
+    Unwanted,
+    /// For the last time: nothing works under it any more, so that its second record ends.
+    Last,
+}
+
+/// Who gives a lock up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Releaser<'a> {
+    /// Who has ended all that worked under its token.
+    Holder(&'a str),
+    /// Who knows the token of a lock that was taken by hand.
+    Bearer(&'a str),
+    Anybody,
 }
 
 /// Refuses a grace that ends after a lock's time in Redis, if it begins when the lock is lost.

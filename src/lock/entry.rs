@@ -4,10 +4,10 @@
 //! Who waits has a place in the line, and nothing else that could hold up others while it is
 //! stopped: it goes through the door for a moment, looks, and comes back where it cannot stay.
 
-use super::claim::Claim;
+use super::claim::{Claim, Releaser};
 use super::line::WaitingLine;
 use super::machine::{InTheWay, Machine};
-use super::redis::{Redis, Releaser};
+use super::redis::Redis;
 use super::{Attempt, Busy, Patience, Teller};
 use crate::config::Config;
 use crate::error::{Failure, Result};

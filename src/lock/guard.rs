@@ -2,17 +2,16 @@
 //! descriptor. That of Redis is renewed by a thread at a third of its time, its loss calls off the
 //! work, and it is released whatever the work comes to.
 
-use super::claim::{Claim, MARGIN, RENEWAL, TTL};
+use super::claim::{Claim, MARGIN, RENEWAL, RETRY, Releaser, Renewal, TTL};
 use super::entry::enter;
 use super::keep::Kept;
 use super::line::WaitingLine;
 use super::machine::Machine;
-use super::redis::{Next, Redis, Releaser, Renewal};
-use super::watchdog::Watchdog;
-use super::{Ends, Held, Patience, Record, not_held, redis, shown};
+use super::redis::Redis;
+use super::watchdog::{Watchdog, give_back};
+use super::{Held, Patience, Record, not_held, redis, shown};
 use crate::config::{Config, Span};
-use crate::error::{Failure, Result};
-use crate::exit::Code;
+use crate::error::Result;
 use crate::progress::{Progress, Waiting};
 use crate::world::host::{random_hex, since_boot};
 use crate::world::process;
@@ -24,9 +23,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
-
-/// Between two tries to renew at a server that cannot be reached.
-const RETRY: Duration = Duration::from_millis(500);
 
 /// The lock, held. Dropping it releases it.
 pub struct Guard {
@@ -76,8 +72,8 @@ pub struct Purpose<'a> {
     pub services: &'a [String],
     /// How long to wait for it.
     pub patience: Duration,
-    /// What ending the work takes when the lock is lost.
-    pub margin: Duration,
+    /// What ending a command takes when the lock is lost; `None`: nothing but gpuctl works under it.
+    pub margin: Option<Duration>,
 }
 
 impl Guard {
@@ -107,15 +103,24 @@ impl Guard {
         tell: &mut dyn FnMut(&str),
     ) -> Result<Guard> {
         let holder = shown(purpose.holder);
-        let record = ours(random_hex::<16>()?, purpose.command, purpose.services)?;
+        let record = Record::ours(random_hex::<16>()?, purpose.command, purpose.services)?;
         let mut claim = Claim::new(&holder, record, TTL, &machine)?;
         let patience = Patience::new(purpose.patience);
         let mut redis = redis(config);
-        let valid_until =
-            enter(config, &mut machine, redis.as_mut(), &mut claim, &patience, stop, tell)?;
+        // It comes up while we wait.
+        let watchdog = purpose.margin.map(|_| Watchdog::start(machine.fd(), config)).transpose()?;
+        let place = machine.lock().place()?;
+        let entered =
+            enter(config, &mut machine, redis.as_mut(), &mut claim, &patience, stop, tell);
+        // The lock's file that it keeps may have been removed meanwhile.
+        let is_kept = entered.is_ok() && machine.lock().place()? == place;
+        let (watchdog, idle) = if is_kept { (watchdog, None) } else { (None, watchdog) };
+        idle.into_iter().for_each(Watchdog::dismiss);
+        let valid_until = entered?;
         let mut guard = Guard::of(config, machine, &claim.record)?;
+        *lock(&guard.watchdog) = watchdog;
         if let Some((redis, until)) = redis.zip(valid_until) {
-            guard.renew(redis, purpose.margin, until)?;
+            guard.renew(redis, purpose.margin.unwrap_or_default(), until)?;
         }
         Ok(guard)
     }
@@ -124,7 +129,7 @@ impl Guard {
     /// machine's we have inherited.
     pub fn adopt(config: &Config, heirloom: &Heirloom) -> Result<Option<Guard>> {
         let Some(mut redis) = redis(config) else { return Ok(None) };
-        let mut record = ours(heirloom.token.clone(), "guardian", &[])?;
+        let mut record = Record::ours(heirloom.token.clone(), "guardian", &[])?;
         record.fence = heirloom.fence;
         let asked = since_boot();
         if !redis.renew(&record.token, TTL, Renewal::InTime)? {
@@ -167,7 +172,7 @@ impl Guard {
         }
         let mut guard = Guard::of(config, machine, &held.record.ok_or_else(not_held)?)?;
         guard.has_company.store(true, Ordering::Relaxed);
-        guard.renew(redis, purpose.margin, asked + TTL)?;
+        guard.renew(redis, purpose.margin.unwrap_or_default(), asked + TTL)?;
         Ok(guard)
     }
 
@@ -234,17 +239,17 @@ impl Guard {
         self.lease.check()
     }
 
-    /// Has the watchdog be there, if it is not there yet.
+    /// Has the watchdog be there, if it is not there yet, and know of the lock.
     pub fn stand_by(&self) -> Result<()> {
+        self.has_company.store(true, Ordering::Relaxed);
         let mut place = lock(&self.watchdog);
-        if place.is_none() {
-            self.has_company.store(true, Ordering::Relaxed);
-            let mut watchdog = Watchdog::start(self.descriptor(), &self.config)?;
-            let kept = Kept::new(&self.config, &self.token);
-            self.lease.valid_until().into_iter().for_each(|until| watchdog.extend(until));
-            kept.into_iter().for_each(|kept| watchdog.keep_for(kept));
-            *place = Some(watchdog);
-        }
+        let watchdog = match &mut *place {
+            Some(watchdog) => watchdog,
+            None => place.insert(Watchdog::start(self.descriptor(), &self.config)?),
+        };
+        self.lease.valid_until().into_iter().for_each(|until| watchdog.extend(until));
+        let kept = Kept::new(&self.config, &self.token);
+        kept.into_iter().for_each(|kept| watchdog.keep_for(kept));
         Ok(())
     }
 
@@ -270,9 +275,7 @@ impl Guard {
 
     /// Dismisses the watchdog: the command has ended, and nothing is owed.
     pub fn forget_command(&self) {
-        if let Some(watchdog) = lock(&self.watchdog).take() {
-            watchdog.dismiss();
-        }
+        lock(&self.watchdog).take().into_iter().for_each(Watchdog::dismiss);
     }
 
     /// Gives the lock back; fails where it was lost before, so that others may have acted too.
@@ -298,6 +301,8 @@ impl Guard {
 
     /// Renews it no more, and gives it back; tells whether it was still ours.
     fn end(&mut self) -> Result<bool> {
+        // Of a command that never began.
+        self.forget_command();
         let Some(renewed) = self.renewed.take() else { return Ok(true) };
         renewed.quit.set();
         // It has nothing to tell, and a panic of it has told of itself.
@@ -307,7 +312,8 @@ impl Guard {
         let is_ours = !(has_company || hold.is_late()) || hold.confirm()?.is_some();
         let by = Releaser::Holder(&self.token);
         if !has_company {
-            let next = self.machine.as_ref().and_then(|machine| next(machine).ok().flatten());
+            let next = |machine: &Machine| WaitingLine::next(machine.lock()).ok().flatten();
+            let next = self.machine.as_ref().and_then(next);
             return Ok(hold.redis.release(by, next.as_ref())? && is_ours);
         }
         // Who is left there is not us; and who comes in there now takes the lock in Redis over.
@@ -322,46 +328,6 @@ impl Drop for Guard {
         // The work has failed already, and tells why; the lock ends by itself.
         let _ = self.end();
     }
-}
-
-/// Who has the machine's lock after us.
-fn next(machine: &Machine) -> Result<Option<Next>> {
-    let lock = machine.lock();
-    let waited = WaitingLine::longest_wait(&lock.file).map_err(|e| lock.failed(e))?;
-    waited.map(|waited| Ok(Next { place: lock.place()?, waited })).transpose()
-}
-
-/// Gives back the lock in Redis, by one who has not the machine's any more, or has it kept for those
-/// who have; tells whether it was the token's.
-pub fn give_back(config: &Config, redis: &mut Redis, by: Releaser) -> Result<bool> {
-    let (Releaser::Holder(token) | Releaser::Bearer(token)) = by else {
-        return redis.release(by, None);
-    };
-    let machine = Machine::find(&config.lock.place.file)?;
-    let left = machine.and_then(|machine| machine.held().ok().flatten());
-    match left.filter(|held| held.is_of(token)) {
-        None => redis.release(by, None),
-        Some(held) if held.ends == Ends::WithProcesses => {
-            // Nobody is there who could be told that it was lost: where nobody came, it is not.
-            let is_ours = redis.renew(token, TTL, Renewal::Late)?;
-            if let Some(kept) = Kept::new(config, token).filter(|_| is_ours) {
-                Watchdog::keep(kept)?;
-            }
-            Ok(is_ours)
-        }
-        // Taken by hand, and not over.
-        Some(_) => redis.renew(token, Duration::ZERO, Renewal::Last),
-    }
-}
-
-/// A record of what this process does.
-fn ours(token: String, command: &str, services: &[String]) -> Result<Record> {
-    let record = Record::new(token, command, Some(std::process::id() as i32), services);
-    let record = record.map(|record| Record { renewed: true, ..record });
-    record.ok_or_else(|| {
-        Failure::new(Code::Unavailable, "the process table in /proc cannot be read")
-            .hint("mount it: mount -t proc proc /proc")
-    })
 }
 
 fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -1,15 +1,20 @@
 //! Giving back the lock in Redis: not before the last process has ended that keeps the machine's,
 //! and was the holder's. A companion renews it until then.
 
-use super::claim::{RENEWAL, TTL};
+use super::claim::{MARGIN, RENEWAL, RETRY, Releaser, Renewal, TTL};
+use super::line::WaitingLine;
 use super::machine::Machine;
-use super::redis::{Redis, Releaser, Renewal};
+use super::redis::Redis;
+use super::rest::end_command;
 use crate::config::{Config, Lock, Place};
 use crate::error::Result;
 use crate::world::host::since_boot;
 use crate::world::wait::{Stop, wait};
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
+
+/// How long what a command has left in the background may take to end.
+const LEFT_GRACE: Duration = Duration::from_secs(10);
 
 /// A lock in Redis that is to be kept for as long as processes keep the machine's lock beside it.
 #[derive(Serialize, Deserialize)]
@@ -35,29 +40,43 @@ impl Kept {
         renewed.is_ok_and(|is_held| is_held).then_some(asked + TTL)
     }
 
-    /// Renews the lock until nobody else has the machine's, and gives it back then; or until it is
-    /// another's.
-    pub fn keep(&self) -> Result<()> {
-        let Some(mut redis) = Redis::at(&self.place, &self.key) else { return Ok(()) };
+    /// Renews the lock until nobody else has the machine's, and gives it back then. False where it is
+    /// lost before, so that who is left has to be ended.
+    pub fn keep(&self) -> Result<bool> {
+        let Some(mut redis) = Redis::at(&self.place, &self.key) else { return Ok(true) };
+        let mut next = None;
         if let Some(machine) = Machine::find(&self.place.file)? {
             machine.forget_inherited()?;
             let alone = machine.alone()?;
+            let (mut end, mut pause) = (since_boot() + TTL, Duration::ZERO);
             loop {
-                wait(&[alone.ended().fd()], &Stop::never(), Instant::now() + RENEWAL);
+                wait(&[alone.ended().fd()], &Stop::never(), Instant::now() + pause);
                 if alone.ended().happened() {
                     break;
                 }
-                // A server that cannot be reached may come back.
-                if let Ok(false) = redis.renew(&self.token, TTL, Renewal::Late) {
-                    return Ok(());
+                let asked = since_boot();
+                match redis.renew(&self.token, TTL, Renewal::Late) {
+                    Ok(true) => (end, pause) = (asked + TTL, RENEWAL),
+                    Ok(false) => return Ok(false),
+                    Err(_) if since_boot() + MARGIN + LEFT_GRACE >= end => return Ok(false),
+                    // It may come back.
+                    Err(_) => pause = RETRY,
                 }
             }
             // Of a lock by hand that is not over.
             let left = machine.held().ok().flatten();
             if left.is_some_and(|held| held.is_of(&self.token)) {
-                return redis.renew(&self.token, Duration::ZERO, Renewal::Last).map(drop);
+                redis.renew(&self.token, Duration::ZERO, Renewal::Last)?;
+                return Ok(true);
             }
+            next = WaitingLine::next(machine.lock()).ok().flatten();
         }
-        redis.release(Releaser::Holder(&self.token), None).map(drop)
+        redis.release(Releaser::Holder(&self.token), next.as_ref())?;
+        Ok(true)
+    }
+
+    /// Ends what works on under a lock that is lost.
+    pub fn end_the_rest(&self) -> Result<()> {
+        end_command(None, &self.token, LEFT_GRACE).map(drop)
     }
 }

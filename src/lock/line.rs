@@ -7,6 +7,7 @@
 //! left, in the kernel, so that each is woken once, when it may be its turn. A waiter that is
 //! stopped keeps its place and holds up nobody.
 
+use super::file::LockFile;
 use crate::error::Result;
 use crate::model::Pid;
 use crate::world::byte_locks::{self, LockMode, LockOwner};
@@ -40,13 +41,24 @@ pub struct Ahead {
     pub next: Option<u64>,
 }
 
+/// Who has the machine's lock next, and for how long it has waited.
+pub struct NextHere {
+    pub place: String,
+    pub waited: Duration,
+}
+
 impl WaitingLine {
     pub fn new(file: &Arc<File>) -> WaitingLine {
         WaitingLine { file: file.clone(), place: None, before: None }
     }
 
-    /// For how long the one has waited that is next, by one who has no place in it.
-    pub fn longest_wait(file: &File) -> std::io::Result<Option<Duration>> {
+    /// Who is next, for one who has no place in it.
+    pub fn next(lock: &LockFile) -> Result<Option<NextHere>> {
+        let waited = WaitingLine::longest_wait(&lock.file).map_err(|e| lock.failed(e))?;
+        waited.map(|waited| Ok(NextHere { place: lock.place()?, waited })).transpose()
+    }
+
+    fn longest_wait(file: &File) -> std::io::Result<Option<Duration>> {
         let mut from = FIRST;
         loop {
             let (mut first, mut end) = (None, i64::MAX as u64);

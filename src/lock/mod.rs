@@ -13,6 +13,7 @@ mod line;
 mod machine;
 mod record;
 mod redis;
+mod rest;
 pub mod watchdog;
 
 pub use by_hand::{Release, Wanted, acquire, joined, release};
@@ -22,6 +23,7 @@ pub use file::Written;
 pub use guard::{Guard, Heirloom, Purpose};
 pub use record::{Ends, Held, KeeperProcess, Record, name_of, shown};
 pub use redis::ServerFacts;
+pub use rest::end_command;
 
 use crate::config::{Config, Span};
 use crate::error::{Failure, Result};

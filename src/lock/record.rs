@@ -1,6 +1,8 @@
 //! What the lock says of its holder: for people, and of a lock in Redis or of one that was taken by
 //! hand also when it is over.
 
+use crate::error::{Failure, Result};
+use crate::exit::Code;
 use crate::model::Pid;
 use crate::world::wait::Handle;
 use crate::world::{host, process};
@@ -80,6 +82,15 @@ impl Record {
             until_since_boot_ms: None,
             place: String::new(),
             renewed: false,
+        })
+    }
+
+    /// One of what this process does, which renews it.
+    pub fn ours(token: String, command: &str, services: &[String]) -> Result<Record> {
+        let record = Record::new(token, command, Some(std::process::id() as i32), services);
+        record.map(|record| Record { renewed: true, ..record }).ok_or_else(|| {
+            Failure::new(Code::Unavailable, "the process table in /proc cannot be read")
+                .hint("mount it: mount -t proc proc /proc")
         })
     }
 

@@ -14,7 +14,8 @@ mod server;
 
 pub use server::ServerFacts;
 
-use super::claim::{Claim, TTL};
+use super::claim::{Claim, Releaser, Renewal, TTL};
+use super::line::NextHere;
 use super::record::Held;
 use super::{Attempt, Busy};
 use crate::config::{Place, UrlSource};
@@ -52,34 +53,6 @@ const LISTEN: Duration = Duration::from_secs(10);
 /// In a failure's details: the server's own code.
 const ERROR: &str = "redis_error";
 const LOADING: &str = "LOADING";
-
-/// How a lock is renewed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Renewal {
-    InTime,
-    /// Its time may have run out: it is the token's again where nobody has come since.
-    Late,
-    /// Only where nobody waits for it.
-    Unwanted,
-    /// For the last time: nothing works under it any more, so that its second record ends.
-    Last,
-}
-
-/// Who gives a lock up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Releaser<'a> {
-    /// Who has ended all that worked under its token.
-    Holder(&'a str),
-    /// Who knows the token of a lock that was taken by hand.
-    Bearer(&'a str),
-    Anybody,
-}
-
-/// Who has the machine's lock next, and for how long it has waited.
-pub struct Next {
-    pub place: String,
-    pub waited: Duration,
-}
 
 pub struct Redis {
     client: Client,
@@ -352,8 +325,8 @@ impl Redis {
     /// more, or not to be renewed in that way.
     pub fn renew(&mut self, token: &str, ttl: Duration, how: Renewal) -> Result<bool> {
         let key = self.key.clone();
-        let [second, queue, seen, called] =
-            ["second", "queue", "seen", "called"].map(|what| self.beside(what));
+        let [second, queue, seen, called, server] =
+            ["second", "queue", "seen", "called", "server"].map(|what| self.beside(what));
         let how = match how {
             Renewal::InTime => "in time",
             Renewal::Late => "late",
@@ -362,7 +335,7 @@ impl Redis {
         };
         Ok(self.script(
             script!("renew"),
-            [&key, &second, &queue, &seen, &called],
+            [&key, &second, &queue, &seen, &called, &server],
             [token, &ttl.as_millis().to_string(), how],
             (RENEWAL_LIMIT, &Stop::never()),
         )? == ["1"])
@@ -370,7 +343,7 @@ impl Redis {
 
     /// Gives up the lock or the place in the line; tells whether there was such a lock. `next`: who
     /// has the machine's lock after us.
-    pub fn release(&mut self, by: Releaser, next: Option<&Next>) -> Result<bool> {
+    pub fn release(&mut self, by: Releaser, next: Option<&NextHere>) -> Result<bool> {
         // Asked first, and as often as it takes: the answer to a release that was done and whose
         // reply was lost is the same as to one of a lock that was gone before.
         let (token, whose) = match by {

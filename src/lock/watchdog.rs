@@ -2,19 +2,21 @@
 //! gpuctl dies, or has stopped telling that the lock is still held; it does then what that gpuctl owed
 //! others; and it keeps the lock in Redis for what the command has left in the background.
 
-use super::claim::MARGIN;
+use super::claim::{MARGIN, Releaser, Renewal, TTL};
 use super::keep::Kept;
-use super::redis::RENEWAL_LIMIT;
+use super::line::WaitingLine;
+use super::machine::Machine;
+use super::record::Ends;
+use super::redis::{RENEWAL_LIMIT, Redis};
+use super::rest::end_command;
 use crate::config::Config;
 use crate::error::Result;
 use crate::exit::Answer;
 use crate::model::Pid;
 use crate::world::companion::{Companion, Heard, Listener};
-use crate::world::ending::{FirstMove, end};
-use crate::world::group;
 use crate::world::host::since_boot;
 use crate::world::process;
-use crate::world::wait::{LATE, Stop};
+use crate::world::wait::LATE;
 use rustix::fd::BorrowedFd;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -90,6 +92,32 @@ impl Watchdog {
     }
 }
 
+/// Gives back the lock in Redis, by one who has not the machine's any more, or has it kept for those
+/// who have; tells whether it was the token's.
+pub fn give_back(config: &Config, redis: &mut Redis, by: Releaser) -> Result<bool> {
+    let (Releaser::Holder(token) | Releaser::Bearer(token)) = by else {
+        return redis.release(by, None);
+    };
+    let machine = Machine::find(&config.lock.place.file)?;
+    let left = machine.as_ref().and_then(|machine| machine.held().ok().flatten());
+    match left.filter(|held| held.is_of(token)) {
+        None => {
+            let next = machine.and_then(|machine| WaitingLine::next(machine.lock()).ok().flatten());
+            redis.release(by, next.as_ref())
+        }
+        Some(held) if held.ends == Ends::WithProcesses => {
+            // Nobody is there who could be told that it was lost: where nobody came, it is not.
+            let is_ours = redis.renew(token, TTL, Renewal::Late)?;
+            if let Some(kept) = Kept::new(config, token).filter(|_| is_ours) {
+                Watchdog::keep(kept)?;
+            }
+            Ok(is_ours)
+        }
+        // Taken by hand, and not over.
+        Some(_) => redis.renew(token, Duration::ZERO, Renewal::Last),
+    }
+}
+
 /// The other side: listens until it has to act, or is dismissed. It ends the command, and has what
 /// is owed then paid.
 pub fn serve(of: Pid, pay: impl FnOnce(Value) -> Result<()>) -> Result<Answer> {
@@ -99,7 +127,9 @@ pub fn serve(of: Pid, pay: impl FnOnce(Value) -> Result<()>) -> Result<Answer> {
     let mut tried = None;
     loop {
         let is_tried = tried == valid;
-        let until = valid.map(|until: Duration| match is_tried {
+        // Where nothing works yet, nothing has to be ended.
+        let is_needed = command.is_some() || debt.is_some();
+        let until = valid.filter(|_| is_needed).map(|until: Duration| match is_tried {
             true => until,
             false => until.saturating_sub(ASKING),
         });
@@ -140,13 +170,8 @@ pub fn serve(of: Pid, pay: impl FnOnce(Value) -> Result<()>) -> Result<Answer> {
             let _ = kept.map(Watchdog::keep).transpose();
             pay(debt)?;
         }
-        (None, Some(kept)) => kept.keep()?,
-        (None, None) => {}
+        (None, Some(kept)) if !kept.keep()? => kept.end_the_rest()?,
+        (None, _) => {}
     }
     Ok(Answer::Yes)
-}
-
-/// Ends a command and all that works with its token.
-pub fn end_command(leader: Option<process::Id>, token: &str, grace: Duration) -> Result<bool> {
-    end("the command", || group::members(leader, token), FirstMove::Term, grace, &Stop::never())
 }

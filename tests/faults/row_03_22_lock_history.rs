@@ -1,15 +1,17 @@
-//! A long history of the lock: clients that come and go at random, and are killed and stopped; a lock that is deleted,
-//! and a Redis that is restarted with and without what it held. What they wrote down is judged by `history_check`.
+//! A long history of the lock: clients that come and go at random, and they, their watchdogs and their commands are
+//! killed and stopped; a lock that is deleted, and a Redis that is restarted with and without what it held; on one machine
+//! and on two. What they wrote down is judged by `history_check`.
 //!
 //! `GPUCTL_TEST_HISTORY_SECONDS=600` makes it longer, `GPUCTL_TEST_HISTORY_SEED` the same again, as far as the machine does.
 
 use super::history_check::check;
-use rig::{LOCK_KEY, Redis, Rig, Running, Signal, state, until};
+use rig::{LOCK_KEY, Redis, Rig, Running, Signal, parent, signal, state, until};
 use rustix::process::{Pid, PidfdFlags, pidfd_open, pidfd_send_signal};
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::hash::{BuildHasher, RandomState};
 use std::io::Write;
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 /// What all write with: a line with the time since boot, in one write. (`echo` is the shell's own.)
@@ -95,6 +97,8 @@ enum Place {
     Forgetful,
     /// It comes back with all that it held.
     Durable,
+    /// The same, for two machines.
+    TwoMachines,
 }
 
 struct History<'a> {
@@ -105,7 +109,7 @@ struct History<'a> {
     clients: Vec<Client>,
     turns: usize,
     /// To be continued then.
-    stopped: Vec<(Instant, i32)>,
+    stopped: Vec<(Instant, OwnedFd)>,
     longest_stop: u64,
     expected: HashSet<String>,
     /// No new turns.
@@ -128,7 +132,11 @@ impl History<'_> {
         let seconds = format!("{}.{:03}", millis / 1000, millis % 1000);
         let is_run = client < RUNNERS;
         let running = if is_run {
-            self.rig.gpuctl(&format!("run --wait 5m vidi -- work {name} {seconds}")).spawn()
+            let words = format!("run --wait 5m vidi -- work {name} {seconds}");
+            match self.place == Place::TwoMachines && client % 2 == 1 {
+                true => self.rig.elsewhere(&words).spawn(),
+                false => self.rig.gpuctl(&words).spawn(),
+            }
         } else {
             let lock = self.dice.one_of(&["--pid", "--ttl 1s", "--ttl 2s"]).unwrap();
             let end = self.dice.one_of(&["releases", "releases", "dies"]).unwrap();
@@ -155,19 +163,15 @@ impl History<'_> {
                 self.ended(*turn);
             }
         }
-        let is_due = |(due, _): &&(Instant, i32)| Instant::now() >= *due || self.is_closing;
-        self.stopped.iter().filter(is_due).for_each(|(_, pid)| self.signal(*pid, Signal::CONT));
         let is_closing = self.is_closing;
-        self.stopped.retain(|(due, _)| Instant::now() < *due && !is_closing);
-    }
-
-    /// One that is still ours to signal.
-    fn signal(&self, pid: i32, signal: Signal) {
-        let turns = self.clients.iter().filter_map(|client| match client {
-            Client::There(turn) => Some(turn),
-            Client::Away { .. } => None,
+        self.stopped.retain(|(due, handle)| {
+            let is_due = Instant::now() >= *due || is_closing;
+            if is_due {
+                // It may have been killed meanwhile.
+                pidfd_send_signal(handle, Signal::CONT).ok();
+            }
+            !is_due
         });
-        turns.filter(|turn| turn.running.pid() == pid).for_each(|turn| turn.running.signal(signal));
     }
 
     fn ended(&mut self, turn: Turn) {
@@ -193,19 +197,18 @@ impl History<'_> {
         let runs: Vec<usize> =
             (0..RUNNERS).filter(|index| matches!(self.clients[*index], Client::There(_))).collect();
         let Some(victim) = self.dice.one_of(&runs) else { return };
-        match self.dice.below(10) {
-            0..4 => self.turn(victim).is_killed = true,
-            4..6 => return self.kill_command(),
-            6..8 => {
-                let due = Instant::now() + self.dice.millis(self.longest_stop);
+        match self.dice.below(12) {
+            0..3 => self.turn(victim).is_killed = true,
+            3..5 => return self.kill_command(),
+            5..8 if self.dice.below(2) == 0 => return self.strike_watchdog(victim),
+            5..10 => {
                 let may_lose = self.longest_stop > 10_000;
                 let turn = self.turn(victim);
                 turn.is_disturbed |= may_lose;
                 let pid = turn.running.pid();
-                self.signal(pid, Signal::STOP);
-                return self.stopped.push((due, pid));
+                return self.stop(pid);
             }
-            8 => return self.forget(),
+            10 => return self.forget(),
             _ => return self.restart(),
         }
         self.turn(victim).running.signal(Signal::KILL);
@@ -223,6 +226,27 @@ impl History<'_> {
             Client::There(turn) => Some(&mut **turn),
             Client::Away { .. } => None,
         })
+    }
+
+    /// A gpuctl or its watchdog is stopped for a while.
+    fn stop(&mut self, pid: i32) {
+        let Ok(handle) = pidfd_open(Pid::from_raw(pid).unwrap(), PidfdFlags::empty()) else {
+            return;
+        };
+        pidfd_send_signal(&handle, Signal::STOP).ok();
+        let due = Instant::now() + self.dice.millis(self.longest_stop);
+        self.stopped.push((due, handle));
+    }
+
+    /// The watchdog alone is stopped or killed.
+    fn strike_watchdog(&mut self, victim: usize) {
+        let gpuctl = self.turn(victim).running.pid();
+        let is_its = |pid: &i32| parent(*pid) == Some(gpuctl);
+        let Some(watchdog) = self.rig.gpuctls().into_iter().find(is_its) else { return };
+        match self.dice.below(2) {
+            0 => signal(watchdog, Signal::KILL),
+            _ => self.stop(watchdog),
+        }
     }
 
     /// The command alone, without its gpuctl.
@@ -249,7 +273,9 @@ impl History<'_> {
         self.turns().for_each(|turn| turn.is_disturbed = true);
         self.stamp("forget -");
         match &self.redis {
-            Some(redis) if self.dice.below(2) == 0 => drop(redis.cli(&["DEL", LOCK_KEY])),
+            Some(redis) if self.place == Place::TwoMachines || self.dice.below(2) == 0 => {
+                drop(redis.cli(&["DEL", LOCK_KEY]))
+            }
             Some(redis) => drop(redis.cli(&["FLUSHALL"])),
             // There is nothing that the kernel could forget.
             None => {}
@@ -258,7 +284,9 @@ impl History<'_> {
     }
 
     fn restart(&mut self) {
-        if self.redis.is_none() {
+        // What comes back lets nobody in for a while.
+        let is_rare = self.place == Place::Durable && self.dice.below(4) > 0;
+        if self.redis.is_none() || self.place == Place::TwoMachines || is_rare {
             return;
         }
         self.turns().for_each(|turn| turn.is_disturbed = true);
@@ -278,7 +306,7 @@ fn unfold(place: Place) {
     let rig = Rig::new();
     let redis = match place {
         Place::File => None,
-        Place::Forgetful => Some(rig.redis()),
+        Place::Forgetful | Place::TwoMachines => Some(rig.redis()),
         Place::Durable => Some(rig.redis_with(&["--appendonly", "yes"])),
     };
     // It is to be had or not for all.
@@ -346,4 +374,9 @@ fn row_22_in_a_history_of_a_redis_that_forgets_nobody_works_beside_another_and_f
 #[test]
 fn row_03_in_a_history_of_a_redis_that_keeps_all_nobody_works_beside_another_and_fences_rise() {
     unfold(Place::Durable);
+}
+
+#[test]
+fn row_69_in_a_history_of_two_machines_nobody_works_beside_another_and_fences_rise() {
+    unfold(Place::TwoMachines);
 }

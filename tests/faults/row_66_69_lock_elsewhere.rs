@@ -258,3 +258,21 @@ fn who_has_waited_longest_on_any_machine_is_next() {
         release.run().succeeds().stdout("released\n");
     }
 }
+
+#[test]
+fn row_69_what_a_command_has_left_in_the_background_ends_with_a_lock_that_is_lost_in_the_end() {
+    let Some((rig, redis)) = rig_with_redis() else { return };
+    rig.native("vidi").add();
+    let script =
+        "setsid sh -c 'echo $$ >pid.new; mv pid.new pid; exec sleep 1000' >/dev/null 2>&1 &
+        until [ -e done ]; do sleep 0.02; done";
+    let run = rig.gpuctl("run --quiet vidi -- sh -c").arg(script).spawn();
+    let pid = || fs::read_to_string(rig.path("home/pid")).unwrap_or_default();
+    until("it works", || !pid().is_empty());
+    let child: i32 = pid().trim_end().parse().unwrap();
+    redis.cli(&["FLUSHALL"]);
+    assert!(redis.legacy_acquire("vidi_generate"));
+    rig.file("home/done", "");
+    run.wait().fails("lock_lost").stderr_has("the GPU lock is lost");
+    until("its child has ended", || rig::state(child).is_none());
+}

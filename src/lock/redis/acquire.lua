@@ -9,19 +9,17 @@ local is_renewed, waited = ARGV[10] == '1', ARGV[11]
 
 local kind = redis.call('TYPE', key).ok
 if kind ~= 'string' and kind ~= 'none' then return {'type', kind} end
--- A server that came after the one that gave the lock last, by a fail-over, does not know who has it since.
-local info, known = redis.pcall('INFO', 'replication'), redis.call('GET', server)
-if type(info) ~= 'string' then info = '' end
-local id, former = string.match(info, 'master_replid:(%x+)'), string.match(info, 'master_replid2:(%x*[1-9a-f]%x*)')
-if id and id ~= (known or not former and id) then
-    redis.call('SET', second, id .. ' somebody from before the fail-over', 'PX', wait)
-    redis.call('SET', server, id)
+local another, id = another_id(server)
+if another then
+    redis.call('SET', second, another .. ' somebody from before the fail-over', 'PX', wait)
+    redis.call('SET', server, another)
 end
 local value, left, last = redis.call('GET', key), redis.call('PTTL', key), redis.call('GET', second)
 
 -- The reply to an earlier try was lost.
 if value and string.find(value, '"token":"' .. token .. '"', 1, true) then
     redis.call('PEXPIRE', key, ttl)
+    if is_renewed then renew_second(second, last, value) end
     return {'taken', string.match(value, '|gpuctl1|{"fence":(%d+)')}
 end
 local function was_here(text) return string.find(text, '"place":"' .. place .. '"', 1, true) end
@@ -69,7 +67,7 @@ fence = string.format('%.0f', fence)
 value = before_fence .. fence .. after_fence
 redis.call('SET', counter, fence)
 if id then redis.call('SET', server, id) end
-if is_renewed then redis.call('SET', second, '0 ' .. value, 'PX', SECOND) end
+if is_renewed then renew_second(second, last, value) end
 redis.call('SET', key, value, 'PX', ttl)
 redis.call('ZREM', queue, token)
 redis.call('ZREM', seen, token)

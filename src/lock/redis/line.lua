@@ -9,11 +9,27 @@ local function now()
     return time[1] * 1000000 + time[2]
 end
 
+-- The server's replication ID, where that is known and another than that of the server which gave the lock last: by a
+-- fail-over, so that it does not know who has it since.
+local function another_id(server)
+    local info, known = redis.pcall('INFO', 'replication'), redis.call('GET', server)
+    if type(info) ~= 'string' then return end
+    local id, former = string.match(info, 'master_replid:(%x+)'), string.match(info, 'master_replid2:(%x*[1-9a-f]%x*)')
+    return id ~= (known or not former and id) and id or nil, id
+end
+
 local function drop_silent(queue, seen)
     for _, silent in ipairs(redis.call('ZRANGEBYSCORE', seen, '-inf', now() / 1000 - SILENCE)) do
         redis.call('ZREM', queue, silent)
         redis.call('ZREM', seen, silent)
     end
+end
+
+-- What others have seen of it is not what it is now. A server without memory takes no new one, and lets nobody take the
+-- lock either.
+local function renew_second(second, last, value)
+    local count = tonumber(last and string.match(last, '^%d+ ') or 0)
+    redis.pcall('SET', second, string.format('%d', count + 1) .. ' ' .. value, 'PX', SECOND)
 end
 
 -- Out of the line, and awake: nobody else may take the lock until it has, or has had its time. One who has waited longer

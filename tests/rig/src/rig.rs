@@ -321,10 +321,15 @@ impl Rig {
 
     fn command(&self, program: impl AsRef<Path>) -> Command {
         let mut command = self.bare_command(program);
-        if self.has_machine.load(Ordering::Relaxed) {
-            machine::on(&mut command, &self.path("machine"));
-        }
+        self.on_its_machine(&mut command);
         command
+    }
+
+    /// Runs a command on the rig's own machine, where it has one.
+    pub fn on_its_machine(&self, command: &mut Command) {
+        if self.has_machine.load(Ordering::Relaxed) {
+            machine::on(command, &self.path("machine"));
+        }
     }
 
     fn bare_command(&self, program: impl AsRef<Path>) -> Command {

@@ -1,0 +1,13 @@
+//! The rest of a command whose lock is lost, or whose gpuctl has died.
+
+use crate::error::Result;
+use crate::world::ending::{FirstMove, end};
+use crate::world::group;
+use crate::world::process;
+use crate::world::wait::Stop;
+use std::time::Duration;
+
+/// Ends a command and all that works with its token.
+pub fn end_command(leader: Option<process::Id>, token: &str, grace: Duration) -> Result<bool> {
+    end("the command", || group::members(leader, token), FirstMove::Term, grace, &Stop::never())
+}
