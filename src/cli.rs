@@ -254,9 +254,7 @@ pub struct PreparePhaseArgs {
     #[arg(long)]
     pub lazy: bool,
     #[command(flatten)]
-    pub waiting: WaitArgs,
-    #[command(flatten)]
-    pub dry_run: DryRun,
+    pub acting: ActArgs,
 }
 
 #[derive(Debug, Args)]
@@ -267,9 +265,7 @@ pub struct StartArgs {
     #[arg(long)]
     pub no_preempt: bool,
     #[command(flatten)]
-    pub waiting: WaitArgs,
-    #[command(flatten)]
-    pub dry_run: DryRun,
+    pub acting: ActArgs,
 }
 
 #[derive(Debug, Args)]
@@ -280,9 +276,7 @@ pub struct RestartArgs {
     #[command(flatten)]
     pub force: Force,
     #[command(flatten)]
-    pub waiting: WaitArgs,
-    #[command(flatten)]
-    pub dry_run: DryRun,
+    pub acting: ActArgs,
 }
 
 #[derive(Debug, Args)]
@@ -306,9 +300,7 @@ pub struct StopArgs {
     #[command(flatten)]
     pub force: Force,
     #[command(flatten)]
-    pub waiting: WaitArgs,
-    #[command(flatten)]
-    pub dry_run: DryRun,
+    pub acting: ActArgs,
 }
 
 #[derive(Debug, Args)]
@@ -316,9 +308,7 @@ pub struct ReleaseAllArgs {
     #[command(flatten)]
     pub force: Force,
     #[command(flatten)]
-    pub waiting: WaitArgs,
-    #[command(flatten)]
-    pub dry_run: DryRun,
+    pub acting: ActArgs,
 }
 
 #[derive(Debug, Args)]
@@ -361,6 +351,8 @@ pub struct RunArgs {
     #[arg(long)]
     pub restore: bool,
     #[command(flatten)]
+    pub drain: DrainArgs,
+    #[command(flatten)]
     pub waiting: WaitArgs,
     /// How long the command may take to end when the lock is lost, before it is killed
     #[arg(long, value_name = "DUR", default_value = "10s")]
@@ -382,6 +374,35 @@ pub struct Target {
     /// first
     #[arg(long, value_name = "SIZE")]
     pub vram: Option<String>,
+}
+
+/// The options of every command that stops something.
+#[derive(Debug, Args)]
+pub struct ActArgs {
+    #[command(flatten)]
+    pub drain: DrainArgs,
+    #[command(flatten)]
+    pub waiting: WaitArgs,
+    #[command(flatten)]
+    pub dry_run: DryRun,
+}
+
+#[derive(Debug, Args)]
+pub struct DryRun {
+    /// Print the plan and change nothing; exit with the code that the real run would be refused with
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct DrainArgs {
+    /// How long to wait for the work of a service before it is stopped or unloaded; exit 75 if it is
+    /// not done by then [default: the service's drain]
+    #[arg(long, value_name = "DUR", conflicts_with = "no_drain")]
+    pub drain: Option<String>,
+    /// Do not wait for the work of services: cut it off
+    #[arg(long)]
+    pub no_drain: bool,
 }
 
 #[derive(Debug, Args)]
@@ -440,16 +461,9 @@ pub struct LockReleaseArgs {
 }
 
 #[derive(Debug, Args)]
-pub struct DryRun {
-    /// Print the plan and change nothing; exit with the code that the real run would be refused with
-    #[arg(long)]
-    pub dry_run: bool,
-}
-
-#[derive(Debug, Args)]
 pub struct Force {
-    /// Kill at once (SIGKILL, `docker kill`)
-    #[arg(long)]
+    /// Kill at once (SIGKILL, `docker kill`), whatever it is working at
+    #[arg(long, conflicts_with = "drain")]
     pub force: bool,
 }
 

@@ -15,6 +15,7 @@ pub enum Code {
     Internal,
     Io,
     LockBusy,
+    ServiceBusy,
     /// It is refused by this limit of the canary.
     NotNow(&'static str),
     LockLost,
@@ -39,6 +40,7 @@ impl Code {
         Code::Internal,
         Code::Io,
         Code::LockBusy,
+        Code::ServiceBusy,
         Code::LockLost,
         Code::Permission,
         Code::Config,
@@ -75,6 +77,11 @@ impl Code {
             Code::LockBusy => {
                 (75, "lock_busy", "Somebody else holds the GPU lock, and the wait for it ran out.")
             }
+            Code::ServiceBusy => (
+                75,
+                "service_busy",
+                "A service that would have to stop is still working; nothing was stopped.",
+            ),
             Code::NotNow(limit) => {
                 (75, limit, "Not now, because of the limit that `error.code` names.")
             }

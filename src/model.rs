@@ -59,7 +59,6 @@ pub struct Service {
     pub headers: Headers,
     pub jobs: Option<JobProbe>,
     /// Its jobs may take this long to end before it is stopped or unloaded.
-    #[expect(dead_code, reason = "read by what comes next")]
     pub drain: Duration,
     /// After so long without work it may be given back.
     pub idle: Option<Duration>,

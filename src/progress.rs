@@ -80,10 +80,22 @@ impl Progress {
 
     /// A step begins, on a service or for `what`; it has `limit` to end.
     pub fn begin(&self, action: Action, what: &str, limit: Duration) -> Underway<'_> {
+        self.begin_with(action, what, "", limit)
+    }
+
+    /// A step begins of which there is more to tell while it goes on.
+    pub fn begin_with(
+        &self,
+        action: Action,
+        what: &str,
+        more: &str,
+        limit: Duration,
+    ) -> Underway<'_> {
         let mut step = Underway {
             progress: self,
             action,
             what: what.to_owned(),
+            more: more.to_owned(),
             limit,
             begun: Instant::now(),
             memory: None,
@@ -128,6 +140,8 @@ pub struct Underway<'a> {
     progress: &'a Progress,
     action: Action,
     what: String,
+    /// It changes while the step goes on, and nobody asks for it afterwards.
+    more: String,
     limit: Duration,
     begun: Instant,
     /// This much memory has come back.
@@ -138,7 +152,8 @@ pub struct Underway<'a> {
 
 impl Underway<'_> {
     fn words(&self) -> String {
-        format!("{} {}", self.action.doing(), on_one_line(&self.what))
+        let more = if self.more.is_empty() { "" } else { ", " };
+        format!("{} {}{more}{}", self.action.doing(), on_one_line(&self.what), self.more)
     }
 
     fn show(&mut self) {
@@ -157,6 +172,16 @@ impl Underway<'_> {
     /// Tells that the step now waits for something else.
     pub fn now_for(&mut self, what: &str) {
         self.what = what.to_owned();
+        self.show_again();
+    }
+
+    /// Tells more, or something else than before.
+    pub fn tell(&mut self, more: &str) {
+        self.more = more.to_owned();
+        self.show_again();
+    }
+
+    fn show_again(&self) {
         match &self.bar {
             Some(bar) => bar.set_message(format!("{:WORDS$}", self.words())),
             None => self.progress.print(&self.progress.clocked(&self.words())),

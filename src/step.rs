@@ -13,6 +13,8 @@ use std::time::Duration;
 pub enum Action {
     /// It waits for the lock.
     Wait,
+    /// The wait for the work of a service that is to make room.
+    Drain,
     Stop,
     Kill,
     Unload,
@@ -33,6 +35,7 @@ impl Action {
     fn forms(self) -> [&'static str; 3] {
         match self {
             Action::Wait => ["wait", "waiting for", "had to wait for"],
+            Action::Drain => ["drain", "draining", "drained"],
             Action::Stop => ["stop", "stopping", "stopped"],
             Action::Kill => ["kill", "killing", "killed"],
             Action::Unload => ["unload", "unloading", "unloaded"],

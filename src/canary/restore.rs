@@ -6,6 +6,7 @@ use super::maintenance;
 use super::server;
 use crate::config::{Canary, Config, Span};
 use crate::error::{Failure, Result};
+use crate::execute::drain::{Drain, DrainClock};
 use crate::execute::{Context, execute};
 use crate::exit::Code;
 use crate::lock::{Guard, Purpose};
@@ -65,6 +66,8 @@ impl Hands<'_> {
             progress: self.progress,
             before: &before,
             witness: &|_| (),
+            // It was looked for before production was touched; from then on production comes first.
+            drain: DrainClock::start(Drain::CutOff),
         };
         execute(&plan, &context).failure.map_or(Ok(()), Err)
     }

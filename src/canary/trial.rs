@@ -10,6 +10,7 @@ use super::restore::{Hands, Restored, milliseconds, restore};
 use super::server::{self, Server, Tested};
 use crate::config::Span;
 use crate::error::{Failure, Result};
+use crate::execute::drain;
 use crate::lock::Guard;
 use crate::model::Mb;
 use crate::step::Action;
@@ -74,6 +75,7 @@ impl Trial<'_> {
 
     /// Tries the candidate in production's place.
     fn quiesced(&self) -> Result<TrialOutcome> {
+        drain::refuse_busy(self.hands.config.service(&self.hands.canary.service)?, self.stop)?;
         let guardian = Guardian::start(self.hands.config, self.guard.descriptor())?;
         guardian.guard(self.guard.heirloom());
         let mut journal = self.journal(vec![guardian.group])?;

@@ -3,9 +3,10 @@
 
 use super::Session;
 use crate::canary::debt;
-use crate::cli::{DryRun, WaitArgs};
+use crate::cli::ActArgs;
 use crate::config::Config;
 use crate::error::Result;
+use crate::execute::drain::{self, Drain, DrainClock};
 use crate::execute::{Context, Evicting, Outcome, execute};
 use crate::exit::Answer;
 use crate::history::Recorder;
@@ -27,17 +28,19 @@ pub fn act(
     session: Session,
     command: &str,
     subject: Subject,
-    waiting: &WaitArgs,
-    dry_run: &DryRun,
+    acting: &ActArgs,
     asks: impl Fn(&Service) -> bool,
-    plan: impl FnOnce(&Config, &Snapshot) -> Result<Plan>,
+    plan: impl Fn(&Config, &Snapshot) -> Result<Plan>,
 ) -> Result<Answer> {
-    let patience = waiting.patience(&session.config)?;
+    let patience = acting.waiting.patience(&session.config)?;
+    let drain = acting.drain.drain()?;
     debt::tell(&session.config, &session.progress);
     // The driver is woken while the lock is waited for.
     let mut reader = Reader::open(&session.config.gpu);
-    if dry_run.dry_run {
-        let (before, plan) = decide(&session, &mut reader, asks, plan, false)?;
+    if acting.dry_run.dry_run {
+        let (mut before, plan) = decide(&session, &mut reader, &asks, &plan, false)?;
+        warn(&session, &plan);
+        drain::look(&plan, &session.config.services, &mut before, drain, &session.stop)?;
         print(&ActReport::planned(subject, &plan, &session.config, &before), &session.form)?;
         return Ok(Answer::Yes);
     }
@@ -46,51 +49,66 @@ pub fn act(
     session.recorded(command, &name, |mut session| {
         let guard = session.hold_lock(&subject, &title, patience, None)?;
         let reader = Mutex::new(reader);
-        let (plan, outcome) = carry_out(&session, &reader, asks, plan, &|_| ())?;
+        let (plan, outcome) = carry_out(&session, &reader, drain, asks, plan, &|_| ())?;
         guard.release(&session.progress)?;
         session.conclude(&ActReport::done(subject, &plan, &outcome))?;
         Ok(Answer::Yes)
     })
 }
 
-/// Observes, plans and carries out, under the lock; `witness` is told of each eviction.
+/// Observes, plans, waits for the work of those who have to go, and carries out, under the lock;
+/// `witness` is told of each eviction.
 pub fn carry_out(
     session: &Session,
     reader: &Mutex<Reader>,
+    drain: Drain,
     asks: impl Fn(&Service) -> bool,
-    plan: impl FnOnce(&Config, &Snapshot) -> Result<Plan>,
+    plan: impl Fn(&Config, &Snapshot) -> Result<Plan>,
     witness: &(dyn Fn(Evicting) + Sync),
 ) -> Result<(Plan, Outcome)> {
-    let (before, plan) = {
-        let mut reader = reader.lock().unwrap_or_else(PoisonError::into_inner);
-        decide(session, &mut reader, asks, plan, true)?
-    };
-    Notes::keep(&session.config, &before);
-    let context = Context {
-        config: &session.config,
-        stop: &session.stop,
-        reader,
-        progress: &session.progress,
-        before: &before,
-        witness,
-    };
-    let mut outcome = execute(&plan, &context);
-    match outcome.failure.take() {
-        None => Ok((plan, outcome)),
-        // What was done before it failed belongs to the failure.
-        Some(failure) => Err(failure
-            .detail("stopped", outcome.stopped)
-            .detail("unloaded", outcome.unloaded)
-            .detail("started", outcome.started)
-            .detail("elapsed_ms", outcome.elapsed.as_millis() as u64)),
+    let clock = DrainClock::start(drain);
+    let mut drained = Vec::new();
+    loop {
+        let (before, plan) = {
+            let mut reader = reader.lock().unwrap_or_else(PoisonError::into_inner);
+            decide(session, &mut reader, &asks, &plan, true)?
+        };
+        Notes::keep(&session.config, &before);
+        let context = Context {
+            config: &session.config,
+            stop: &session.stop,
+            reader,
+            progress: &session.progress,
+            before: &before,
+            witness,
+            drain: clock,
+        };
+        let waited = drain::drain(&plan, &context)?;
+        if !waited.is_empty() {
+            // Nothing is as it was when the plan was made.
+            drained.extend(waited);
+            continue;
+        }
+        warn(session, &plan);
+        let mut outcome = execute(&plan, &context);
+        outcome.steps.splice(..0, drained);
+        return match outcome.failure.take() {
+            None => Ok((plan, outcome)),
+            // What was done before it failed belongs to the failure.
+            Some(failure) => Err(failure
+                .detail("stopped", outcome.stopped)
+                .detail("unloaded", outcome.unloaded)
+                .detail("started", outcome.started)
+                .detail("elapsed_ms", outcome.elapsed.as_millis() as u64)),
+        };
     }
 }
 
 fn decide(
     session: &Session,
     reader: &mut Reader,
-    asks: impl Fn(&Service) -> bool,
-    plan: impl FnOnce(&Config, &Snapshot) -> Result<Plan>,
+    asks: &impl Fn(&Service) -> bool,
+    plan: &impl Fn(&Config, &Snapshot) -> Result<Plan>,
     is_real: bool,
 ) -> Result<(Snapshot, Plan)> {
     let before =
@@ -101,10 +119,13 @@ fn decide(
     let mut plan = plan(&session.config, &before)?;
     refuse_unstartable(&plan, session, &before, is_real)?;
     plan.warn_of_removal(&before);
+    Ok((before, plan))
+}
+
+fn warn(session: &Session, plan: &Plan) {
     for warning in &plan.warnings {
         session.progress.warning(warning);
     }
-    Ok((before, plan))
 }
 
 /// Refuses what cannot be started for want of a folder or a program before anything is stopped for it.

@@ -24,9 +24,10 @@ mod task;
 mod watch;
 
 use crate::canary::{debt, guardian};
-use crate::cli::{Cli, Command, Global, WaitArgs};
+use crate::cli::{Cli, Command, DrainArgs, Global, WaitArgs};
 use crate::config::{Config, Environment, Span};
 use crate::error::{Failure, Result};
+use crate::execute::drain::Drain;
 use crate::exit::{Answer, Code};
 use crate::lock::watchdog;
 use crate::model::Mb;
@@ -105,6 +106,17 @@ fn size(text: &str) -> crate::error::Result<Mb> {
         Failure::new(Code::Usage, format!("\"{text}\" is not a valid size"))
             .hint(format!("a size is {}", Mb::FORM))
     })
+}
+
+impl DrainArgs {
+    /// Returns how long to wait for work in flight.
+    fn drain(&self) -> Result<Drain> {
+        match &self.drain {
+            _ if self.no_drain => Ok(Drain::CutOff),
+            Some(text) => duration("--drain", text).map(Drain::Within),
+            None => Ok(Drain::Configured),
+        }
+    }
 }
 
 impl WaitArgs {

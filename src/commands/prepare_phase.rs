@@ -14,13 +14,7 @@ pub fn run(arguments: &PreparePhaseArgs, session: Session) -> Result<Answer> {
     // Of the others only those matter that have to be well to be asked to unload.
     let asks =
         |service: &Service| service.phases.contains(&phase) || service.evict == Evict::Unload;
-    act(
-        session,
-        "prepare-phase",
-        subject,
-        &arguments.waiting,
-        &arguments.dry_run,
-        asks,
-        |config, snapshot| plan::prepare_phase(config, snapshot, phase, arguments.lazy),
-    )
+    act(session, "prepare-phase", subject, &arguments.acting, asks, |config, snapshot| {
+        plan::prepare_phase(config, snapshot, phase, arguments.lazy)
+    })
 }

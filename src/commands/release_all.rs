@@ -13,8 +13,7 @@ pub fn run(arguments: &ReleaseAllArgs, session: Session) -> Result<Answer> {
         session,
         "release-all",
         Subject::All {},
-        &arguments.waiting,
-        &arguments.dry_run,
+        &arguments.acting,
         |_| false,
         |config, snapshot| plan::release_all(config, snapshot, arguments.force.force),
     )

@@ -7,6 +7,7 @@ use crate::cli::ReleaseIdleArgs;
 use crate::config::Config;
 use crate::error::{Failure, Result};
 use crate::execute::Outcome;
+use crate::execute::drain::Drain;
 use crate::exit::{Answer, Code};
 use crate::model::{Evict, Service, Snapshot};
 use crate::notes::Notes;
@@ -46,7 +47,9 @@ pub fn run(arguments: &ReleaseIdleArgs, session: Session) -> Result<Answer> {
         let due = plan::idle(&session.config, &now, &names, after);
         let unloads = |service: &Service| service.evict == Evict::Unload;
         let release = |config: &Config, snapshot: &Snapshot| plan::release(config, snapshot, &due);
-        let (plan, outcome) = carry_out(&session, &reader, unloads, release, &|_| ())?;
+        // Who has been given work since is not idle.
+        let drain = Drain::Within(Duration::ZERO);
+        let (plan, outcome) = carry_out(&session, &reader, drain, unloads, release, &|_| ())?;
         guard.release(&session.progress)?;
         session.conclude(&ActReport::done(subject, &plan, &outcome))?;
         Ok(Answer::Yes)

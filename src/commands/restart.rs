@@ -13,13 +13,7 @@ pub fn run(arguments: &RestartArgs, session: Session) -> Result<Answer> {
     let subject = Subject::Service { service: service.name.clone() };
     // Its own health is no matter: it is stopped in any case.
     let asks = |other: &Service| other.name != service.name && other.evict == Evict::Unload;
-    act(
-        session,
-        "restart",
-        subject,
-        &arguments.waiting,
-        &arguments.dry_run,
-        asks,
-        |config, snapshot| plan::restart(config, snapshot, &service, arguments.force.force),
-    )
+    act(session, "restart", subject, &arguments.acting, asks, |config, snapshot| {
+        plan::restart(config, snapshot, &service, arguments.force.force)
+    })
 }

@@ -27,6 +27,7 @@ pub fn run(arguments: &RunArgs, session: Session, environment: &Environment) -> 
         subject: subject(&arguments.target, &session.config)?,
         below: arguments.priority,
         restores: arguments.restore,
+        drain: arguments.drain.drain()?,
         patience: arguments.waiting.patience(&session.config)?,
         grace,
     };

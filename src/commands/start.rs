@@ -13,16 +13,8 @@ pub fn run(arguments: &StartArgs, session: Session) -> Result<Answer> {
     let subject = Subject::Service { service: service.name.clone() };
     // Of the others only those matter that have to be well to be asked to unload.
     let asks = |other: &Service| other.name == service.name || other.evict == Evict::Unload;
-    act(
-        session,
-        "start",
-        subject,
-        &arguments.waiting,
-        &arguments.dry_run,
-        asks,
-        |config, snapshot| {
-            plan::start(config, snapshot, &service, !arguments.no_preempt)
-                .map_err(|refusal| plan::name_phase(refusal, config, snapshot, &service))
-        },
-    )
+    act(session, "start", subject, &arguments.acting, asks, |config, snapshot| {
+        plan::start(config, snapshot, &service, !arguments.no_preempt)
+            .map_err(|refusal| plan::name_phase(refusal, config, snapshot, &service))
+    })
 }

@@ -19,8 +19,7 @@ pub fn run(arguments: &StopArgs, session: Session) -> Result<Answer> {
         session,
         "stop",
         subject,
-        &arguments.waiting,
-        &arguments.dry_run,
+        &arguments.acting,
         |_| false,
         |config, snapshot| plan::stop(config, snapshot, &arguments.services, arguments.force.force),
     )

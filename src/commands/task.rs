@@ -5,6 +5,7 @@ use super::Session;
 use super::act::carry_out;
 use crate::config::Config;
 use crate::error::{Failure, Result};
+use crate::execute::drain::Drain;
 use crate::execute::{Evicting, NeedWatch, Restorer};
 use crate::exit::{Answer, Code};
 use crate::lock::{Guard, end_command};
@@ -30,6 +31,7 @@ pub struct Task<'a> {
     pub below: Option<i64>,
     /// What was evicted is made ready again afterwards.
     pub restores: bool,
+    pub drain: Drain,
     pub patience: Duration,
     pub grace: Duration,
 }
@@ -90,7 +92,7 @@ impl Task<'_> {
                 guard.owe(&json!(*debt));
             }
         };
-        let (plan, outcome) = carry_out(session, reader, asks, decide, &witness)?;
+        let (plan, outcome) = carry_out(session, reader, self.drain, asks, decide, &witness)?;
         if !plan.is_empty() {
             let report = ActReport::done(self.subject.clone(), &plan, &outcome);
             session.progress.line(&report.summary());

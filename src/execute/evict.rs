@@ -1,8 +1,8 @@
 //! One eviction: the service is stopped by its manager, or asked to unload and stopped if its
 //! memory does not come back.
 
-use super::Context;
 use super::contained::{self, Batches};
+use super::{Context, drain};
 use crate::config::{Config, Span};
 use crate::error::{Failure, Result};
 use crate::exit::Code;
@@ -34,7 +34,7 @@ pub fn evict(
     let mut reason = None;
     if eviction.how == EvictHow::Unload {
         let step = context.progress.begin(Action::Unload, &service.name, UNLOAD_LIMIT);
-        match ask_to_unload(service, eviction.frees, required, context)? {
+        match ask_to_unload(service, eviction, required, context)? {
             None => return Ok(step.done(None)),
             Some(why) => reason = Some(format!("{why}; stopped instead")),
         }
@@ -43,36 +43,45 @@ pub fn evict(
     let action = if force { Action::Kill } else { Action::Stop };
     let limit = contained::stop_limit(service, context.before.managed(&service.name));
     let step = context.progress.begin(action, &service.name, limit);
-    let note = stop(service, force, batches, context)?;
-    Ok(step.done(note.or(reason)))
+    let note = stop(eviction, batches, context)?;
+    Ok(step.done(joined([reason, note])))
 }
 
-/// Stops it and says what was remarkable.
-fn stop(
-    service: &Service,
-    force: bool,
-    batches: &Batches<bool>,
-    context: &Context,
-) -> Result<Option<String>> {
+/// Remarks in one.
+fn joined(notes: impl IntoIterator<Item = Option<String>>) -> Option<String> {
+    notes.into_iter().flatten().reduce(|a, b| format!("{a}; {b}"))
+}
+
+/// Stops it and says what was remarkable. Whether it works is asked as late as it can be.
+fn stop(eviction: &Eviction, batches: &Batches<bool>, context: &Context) -> Result<Option<String>> {
     // An unload call that an interruption cut short has failed, too, and is no reason to stop it.
     context.stop.check()?;
+    let service = context.service(&eviction.service);
+    let force = eviction.how == EvictHow::Kill;
     let limit = service.stop_timeout;
     match &service.manager {
         Manager::Containers(_) => {
-            let stop = |services: &[&Service]| contained::stop(services, force, context);
+            let cut = drain::cut_off(eviction, context)?;
+            let stop = |services: &[&Service]| match drain::once_more(services, force, context) {
+                Ok(()) => contained::stop(services, force, context),
+                Err(failure) => services.iter().map(|_| Err(failure.clone())).collect(),
+            };
             let killed = match batches.get(service.name.as_str()) {
                 Some(batch) => batch.result(&service.name, stop)?,
                 None => stop(&[service]).remove(0)?,
             };
             let limit = contained::stop_limit(service, context.before.managed(&service.name));
-            Ok(killed.then(|| format!("not gone within {}, killed", Span(limit))))
+            let killing = killed.then(|| format!("not gone within {}, killed", Span(limit)));
+            Ok(joined([cut, killing]))
         }
         Manager::Systemd { unit, user } => {
+            let cut = drain::cut_off(eviction, context)?;
+            drain::once_more(&[service], force, context)?;
             if !force {
                 let stopped = systemd::stop(unit, *user, limit, context.stop);
                 context.stop.check()?;
                 match stopped {
-                    Ok(()) => return end_leftovers(service, context),
+                    Ok(()) => return Ok(joined([cut, end_leftovers(service, context)?])),
                     // Who may not stop it may not kill it either.
                     Err(failure) if failure.code == Code::Permission => return Err(failure),
                     Err(_) => {}
@@ -80,9 +89,10 @@ fn stop(
             }
             systemd::kill(unit, *user, KILLED_LIMIT, context.stop)?;
             end_leftovers(service, context)?;
-            Ok((!force).then(|| format!("not gone within {}, killed", Span(limit))))
+            let killing = (!force).then(|| format!("not gone within {}, killed", Span(limit)));
+            Ok(joined([cut, killing]))
         }
-        Manager::Native(native) => stop_native(service, native, force, context),
+        Manager::Native(native) => stop_native(eviction, native, context),
     }
 }
 
@@ -100,17 +110,16 @@ fn end_leftovers(service: &Service, context: &Context) -> Result<Option<String>>
     Ok(Some(format!("its unit had left {count} processes behind, {ended}")))
 }
 
-fn stop_native(
-    service: &Service,
-    native: &Native,
-    force: bool,
-    context: &Context,
-) -> Result<Option<String>> {
+fn stop_native(eviction: &Eviction, native: &Native, context: &Context) -> Result<Option<String>> {
+    let service = context.service(&eviction.service);
+    let force = eviction.how == EvictHow::Kill;
     let on_gpu = gpu_pids(&context.before.vram);
     let members = |known: &[process::Id]| {
         members(context.config, &context.before.managed, &service.name, known, &on_gpu)
     };
     let Members { proven: targets, unproven: bystanders, keeper } = members(&[]);
+    let cut = drain::cut_off(eviction, context)?;
+    drain::once_more(&[service], force, context)?;
     let begun = Instant::now();
     let mut note = None;
     if let (Some(command), false) = (&native.stop, force) {
@@ -136,7 +145,7 @@ fn stop_native(
         see_it_stay_gone(service, &keeper, &bystanders, || members(&[]), context)?;
     }
     let killing = killed.then(|| format!("not gone within {}, killed", Span(service.stop_timeout)));
-    Ok(note.into_iter().chain(killing).reduce(|a, b| format!("{a}; {b}")))
+    Ok(joined([cut, note, killing]))
 }
 
 /// Watches for a while whether a service that has a keeper comes back.
@@ -180,7 +189,7 @@ fn forget_starts(service: &Service, config: &Config) {
 /// Requests an unload and watches for it; `Some` tells why it came to nothing.
 fn ask_to_unload(
     service: &Service,
-    held: Option<Mb>,
+    eviction: &Eviction,
     required: Mb,
     context: &Context,
 ) -> Result<Option<String>> {
@@ -190,6 +199,11 @@ fn ask_to_unload(
     let Ok(before) = context.vram() else {
         return Ok(Some("without NVML gpuctl cannot see whether it unloads".to_owned()));
     };
+    let held = eviction.frees;
+    if let Some(cut) = drain::cut_off(eviction, context)? {
+        return Ok(Some(cut));
+    }
+    drain::once_more(&[service], false, context)?;
     if let Err(failed) = server::unload(call, &service.headers, UNLOAD_LIMIT) {
         return Ok(Some(format!("its unload call failed: {}", failed.why)));
     }

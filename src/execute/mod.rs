@@ -2,6 +2,7 @@
 //! side by side. What was done is reported also when it stops half-way.
 
 mod contained;
+pub mod drain;
 mod evict;
 mod last_look;
 mod need;
@@ -23,6 +24,7 @@ use crate::world::docker::Docker;
 use crate::world::nvml::Reader;
 use crate::world::wait::{Event, Stop, wait};
 use contained::Batch;
+use drain::DrainClock;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -45,6 +47,8 @@ pub struct Context<'a> {
     pub before: &'a Snapshot,
     /// Is told of each eviction, by the thread that carries it out.
     pub witness: &'a (dyn Fn(Evicting) + Sync),
+    /// How long work in flight is waited for.
+    pub drain: DrainClock,
 }
 
 /// A moment of an eviction.

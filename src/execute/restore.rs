@@ -1,5 +1,6 @@
 //! What a call has evicted is made ready again, the highest priority first.
 
+use super::drain::{Drain, DrainClock};
 use super::{Context, execute, reclaim};
 use crate::config::Config;
 use crate::error::{Failure, Result};
@@ -117,6 +118,8 @@ impl Restorer<'_> {
             progress: self.progress,
             before: &before,
             witness: &|_| (),
+            // Nobody makes room here who has not been asked to before.
+            drain: DrainClock::start(Drain::CutOff),
         };
         execute(&plan, &context).failure.map_or(Ok(()), Err)
     }

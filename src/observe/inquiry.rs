@@ -154,6 +154,23 @@ impl<'a> Inquiry<'a> {
     }
 }
 
+/// Asks several services for their jobs, side by side; `None` for one that cannot be asked.
+pub fn count_jobs(
+    services: &[&Service],
+    limit: Duration,
+    stop: &Stop,
+) -> Result<Vec<Option<Count>>> {
+    let asked: Vec<Option<Question>> = services.iter().map(|service| for_jobs(service)).collect();
+    let questions = Questions::begin(asked.iter().flatten().cloned(), limit, stop)?;
+    let deadline = Instant::now() + limit + GRACE;
+    let answers = asked
+        .iter()
+        .map(|it| Some(counted(questions.answer(it.as_ref()?, stop, deadline))))
+        .collect();
+    stop.check()?;
+    Ok(answers)
+}
+
 fn counted(answer: Option<(QuestionReply, Duration)>) -> Count {
     match answer {
         Some((QuestionReply::Jobs(count), _)) => count,

@@ -11,7 +11,7 @@ mod state;
 
 pub use adoption::adoptable;
 pub use containers::containers;
-pub use inquiry::Ask;
+pub use inquiry::{Ask, count_jobs};
 pub use keeper::{Keeper, started_by};
 pub use look::{Look, Members, look, members};
 

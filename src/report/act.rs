@@ -2,6 +2,7 @@
 
 use crate::config::Config;
 use crate::execute::Outcome;
+use crate::execute::drain::counted;
 use crate::model::{Mb, Snapshot, Unproven};
 use crate::plan::{EvictHow, Plan, StartHow};
 use crate::step::{Action, Step};
@@ -70,7 +71,11 @@ impl ActReport {
                 EvictHow::Unload => Action::Unload,
             };
             let mut report = step(action, &eviction.service, eviction.frees);
-            report.note = note_unproven(snapshot, &eviction.service);
+            let notes = [
+                note_work(snapshot, &eviction.service),
+                note_unproven(snapshot, &eviction.service),
+            ];
+            report.note = notes.into_iter().flatten().reduce(|a, b| format!("{a}; {b}"));
             steps.push(report);
         }
         if !plan.evict.is_empty() {
@@ -124,6 +129,17 @@ impl ActReport {
             steps: outcome.steps.clone(),
             warnings: plan.warnings.clone(),
         }
+    }
+}
+
+/// Tells what the service is at work at, or why that cannot be told.
+fn note_work(snapshot: &Snapshot, service: &str) -> Option<String> {
+    let observed = snapshot.service(service);
+    let unknown = observed.jobs_unknown.as_ref();
+    match observed.jobs {
+        Some(0) => None,
+        Some(jobs) => Some(format!("at work now, with {}", counted(jobs))),
+        None => unknown.map(|why| format!("cannot tell whether it is at work: {why}")),
     }
 }
 

@@ -73,7 +73,7 @@ fn what_may_come_next_is_offered() {
         ("gpuctl run --phase=v|", "values --phase=video"),
         ("gpuctl run --phase video |", "values --"),
         ("gpuctl run comfyui |", "values --"),
-        ("gpuctl run comfyui --p|", "values"),
+        ("gpuctl run comfyui --p|", "values --priority"),
         ("gpuctl run comfyui -- |", "command"),
         ("gpuctl run comfyui -- make -|", "command"),
         ("gpuctl start --w|", "values --wait"),
@@ -149,7 +149,7 @@ fn where_the_configuration_is_broken_the_rest_is_offered_in_silence() {
         rig.write_config(text);
         fs::set_permissions(rig.path("gpuctl.toml"), Permissions::from_mode(mode)).unwrap();
         assert_eq!(offered(&rig, "gpuctl st|"), ["values", "status", "start", "stop"], "{row}");
-        assert_eq!(offered(&rig, "gpuctl start --d|"), ["values", "--dry-run"], "{row}");
+        assert_eq!(offered(&rig, "gpuctl start --d|"), ["values", "--drain", "--dry-run"], "{row}");
         assert_eq!(offered(&rig, "gpuctl prepare-phase c|"), ["values"], "{row}");
     }
     fs::remove_file(rig.path("gpuctl.toml")).unwrap();

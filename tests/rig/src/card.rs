@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 use simgpu::Holder;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -56,6 +57,17 @@ impl Card {
             act();
         });
         peak.into_inner()
+    }
+
+    /// The jobs that servers have taken, and whether each was done.
+    pub fn jobs(&self) -> BTreeMap<String, bool> {
+        let log = std::fs::read_to_string(self.folder.join("jobs.jsonl")).unwrap_or_default();
+        let mut jobs = BTreeMap::new();
+        for line in log.lines() {
+            let line: Value = serde_json::from_str(line).unwrap();
+            jobs.insert(line["job"].as_str().unwrap().to_owned(), line["event"] == "done");
+        }
+        jobs
     }
 
     /// One line of JSON for each claim that was refused.

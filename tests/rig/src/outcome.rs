@@ -19,6 +19,7 @@ const CODES: &[(&str, i32)] = &[
     ("internal", 70),
     ("io", 74),
     ("lock_busy", 75),
+    ("service_busy", 75),
     ("lock_lost", 76),
     ("permission", 77),
     ("config", 78),

@@ -267,6 +267,14 @@ impl Rig {
         assert_eq!(self.card.out_of_memory(), "", "a service ran out of memory");
     }
 
+    /// Every job that a server has taken was done, and there were so many.
+    #[track_caller]
+    pub fn assert_jobs_done(&self, count: usize) {
+        let jobs = self.card.jobs();
+        assert!(jobs.values().all(|done| *done), "cut off: {jobs:?}");
+        assert_eq!(jobs.len(), count, "{jobs:?}");
+    }
+
     pub fn systemd(&self) -> &Systemd {
         self.systemd.get_or_init(|| Systemd::install(self, &self.token))
     }

@@ -3,6 +3,7 @@
 
 use crate::rig::Rig;
 use crate::{docker, programs};
+use std::thread::JoinHandle;
 use toml::{Table, Value};
 
 /// How start commands found in the wild go about it.
@@ -209,6 +210,14 @@ impl Service {
 
     pub fn is_healthy(&self) -> bool {
         ureq::get(self.url("/health")).call().is_ok()
+    }
+
+    /// Sends it a request on a thread; its whole answer, or nothing where that was cut off.
+    pub fn request(&self, path: &str, body: &serde_json::Value) -> JoinHandle<Option<String>> {
+        let (url, body) = (self.url(path), body.to_string());
+        std::thread::spawn(move || {
+            ureq::post(url).send(body).ok()?.into_body().read_to_string().ok()
+        })
     }
 
     /// Gives it a job, which takes all of its memory.

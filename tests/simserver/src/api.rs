@@ -1,72 +1,142 @@
-//! How the servers that this one stands in for are told to unload their models, as their documentation gives it.
-//! Only what is asked and what is answered; the doing is in `service`.
+//! How the servers that this one stands in for are asked for their jobs, given some, and told to unload their models, as
+//! their sources have it. Only what is asked and what is answered; the doing is in `service`.
 
 use serde_json::{Value, json};
 
-use crate::args::Api;
+use crate::args::{Api, Unload};
 use crate::models::Models;
+use crate::work::Work;
 
 pub enum Asked {
-    Tell(Value),
+    Tell(u16, Value),
+    /// A page that is no JSON.
+    Page(String),
     Load(Vec<String>, Value),
+    /// Unloads once the job that runs is done, and before the next.
     Unload(Vec<String>, Value),
-    NoSuchModel(String),
+    /// Unloads once there are no jobs any more, and is answered then.
+    UnloadWhenIdle(Vec<String>, Value),
+    /// Unloads now, and what runs fails.
+    UnloadAtOnce(Vec<String>, Value),
+    /// Work, answered when it is done; with these models.
+    Job(Vec<String>),
+    /// Work, answered at once.
+    Queued(Vec<String>),
 }
 
-/// What a request means to `api`; none if it has no such path.
+/// What a request means to its API; none if it has no such path.
 pub fn understand(
-    api: Api,
+    args: &Unload,
     method: &str,
-    path: &str,
+    url: &str,
     body: &Value,
     models: &Models,
+    work: &Work,
 ) -> Option<Asked> {
     let all = || models.all.clone();
+    let (path, query) = url.split_once('?').unwrap_or((url, ""));
     let named = |then: fn(Vec<String>, Value) -> Asked, answer: Value| {
         let model = body["model"].as_str().unwrap_or_default().to_owned();
-        if models.all.contains(&model) {
-            then(vec![model], answer)
-        } else {
-            Asked::NoSuchModel(model)
+        match models.all.contains(&model) {
+            true => then(vec![model], answer),
+            false => no_such_model(&model),
         }
     };
-    let understood = match (api, method, path) {
+    let for_models = || match body["model"].as_str() {
+        None => Asked::Job(all()),
+        Some(model) if models.all.iter().any(|one| one == model) => {
+            Asked::Job(vec![model.to_owned()])
+        }
+        Some(model) => no_such_model(model),
+    };
+    let understood = match (args.api, method, path) {
         (Api::Comfyui, "GET", "/system_stats") => {
-            Asked::Tell(json!({"system": {"comfyui_version": "0.3"}, "devices": []}))
+            Asked::Tell(200, json!({"system": {"comfyui_version": "0.3"}, "devices": []}))
         }
         (Api::Vllm, "GET", "/v1/models") => {
-            Asked::Tell(json!({"object": "list", "data": [{"id": "m", "owned_by": "vllm"}]}))
+            let models = json!({"object": "list", "data": [{"id": "m", "owned_by": "vllm"}]});
+            Asked::Tell(200, models)
         }
-        (Api::Ollama, "GET", "/") => Asked::Tell(json!("Ollama is running")),
-        (Api::Ollama, "GET", "/api/ps") => Asked::Tell(ollama_models(models)),
+        (Api::Ollama, "GET", "/") => Asked::Tell(200, json!("Ollama is running")),
+        (Api::Ollama, "GET", "/api/version") => Asked::Tell(200, json!({"version": "0.12.0"})),
+        (Api::Ollama, "GET", "/api/ps") => Asked::Tell(200, ollama_models(models)),
         (Api::Ollama, "POST", "/api/generate" | "/api/chat") => {
             let model = &body["model"];
             let reason = |reason| json!({"model": model, "response": "", "done": true, "done_reason": reason});
-            match body["keep_alive"] == 0 {
-                true => named(Asked::Unload, reason("unload")),
-                false => named(
-                    Asked::Load,
-                    reason(if body["prompt"].is_string() { "stop" } else { "load" }),
-                ),
+            match (body["keep_alive"] == 0, body["prompt"].is_string()) {
+                // Its scheduler expires the runner once its last request is done.
+                (true, _) => named(Asked::Unload, reason("unload")),
+                (false, true) => for_models(),
+                (false, false) => named(Asked::Load, reason("load")),
             }
         }
+        (Api::Comfyui, "GET", "/prompt") => {
+            let jobs = work.running() + work.waiting();
+            Asked::Tell(200, json!({"exec_info": {"queue_remaining": jobs}}))
+        }
+        (Api::Comfyui, "POST", "/prompt") => Asked::Queued(all()),
+        // Flags, which its worker looks at after each prompt, and at once where it has none.
         (Api::Comfyui, "POST", "/free")
             if body["unload_models"] == true || body["free_memory"] == true =>
         {
             Asked::Unload(all(), Value::Null)
         }
-        (Api::Comfyui, "POST", "/free") => Asked::Tell(Value::Null),
-        (Api::Vllm, "POST", "/sleep") => Asked::Unload(all(), Value::Null),
+        (Api::Comfyui, "POST", "/free") => Asked::Tell(200, Value::Null),
+        (Api::Vllm, "GET", "/metrics") => Asked::Page(vllm_metrics(work)),
+        (Api::Vllm, "POST", "/v1/chat/completions") => for_models(),
+        (Api::Vllm, "POST", "/v1/completions") if !body["ms"].is_null() => for_models(),
+        (Api::Vllm, "POST", "/sleep") if query.contains("mode=wait") => {
+            Asked::UnloadWhenIdle(all(), Value::Null)
+        }
+        (Api::Vllm, "POST", "/sleep") => Asked::UnloadAtOnce(all(), Value::Null),
         (Api::Vllm, "POST", "/wake_up") => Asked::Load(all(), Value::Null),
-        (Api::Vllm, "GET", "/is_sleeping") => Asked::Tell(json!({"is_sleeping": models.asleep})),
-        (Api::Llama, "GET", "/models" | "/v1/models") => Asked::Tell(llama_models(models)),
-        (Api::Llama, "POST", "/models/unload") => named(Asked::Unload, json!({"success": true})),
+        (Api::Vllm, "GET", "/is_sleeping") => {
+            Asked::Tell(200, json!({"is_sleeping": models.asleep}))
+        }
+        (Api::Llama, "GET", "/props") if args.router => {
+            Asked::Tell(200, json!({"role": "router", "model_path": "none"}))
+        }
+        (Api::Llama, "GET", "/props") => Asked::Tell(200, json!({"is_sleeping": false})),
+        (Api::Llama, "GET", "/slots") if args.router && !query.contains("model=") => {
+            let message = "model name is missing from the request";
+            Asked::Tell(400, json!({"error": {"message": message}}))
+        }
+        (Api::Llama, "GET", "/slots") => Asked::Tell(200, llama_slots(work, args.slots)),
+        (Api::Llama, "GET", "/models" | "/v1/models") => Asked::Tell(200, llama_models(models)),
+        (Api::Llama, "POST", "/models/unload") => {
+            let model = body["model"].as_str().unwrap_or_default();
+            match models.loaded.contains(model) || !models.all.iter().any(|one| one == model) {
+                true => named(Asked::UnloadAtOnce, json!({"success": true})),
+                false => Asked::Tell(400, json!({"error": {"message": "model is not running"}})),
+            }
+        }
         (Api::Llama, "POST", "/models/load") => named(Asked::Load, json!({"success": true})),
-        (Api::Sdwebui, "POST", "/sdapi/v1/unload-checkpoint") => Asked::Unload(all(), json!({})),
+        (Api::Llama, "POST", "/completion" | "/v1/chat/completions") => for_models(),
+        (Api::Sdwebui, "GET", "/sdapi/v1/progress") => {
+            let running = work.running();
+            let state = json!({"job_count": running, "job_no": 0});
+            Asked::Tell(200, json!({"progress": 0.01, "state": state}))
+        }
+        (Api::Sdwebui, "GET", "/internal/pending-tasks") => {
+            Asked::Tell(200, json!({"size": work.waiting(), "tasks": []}))
+        }
+        // What it computes with is on the CPU.
+        (Api::Sdwebui, "POST", "/sdapi/v1/txt2img") if models.asleep => {
+            let error = "Expected all tensors to be on the same device";
+            Asked::Tell(500, json!({"error": error}))
+        }
+        (Api::Sdwebui, "POST", "/sdapi/v1/txt2img") => for_models(),
+        (Api::Sdwebui, "POST", "/sdapi/v1/unload-checkpoint") => {
+            Asked::UnloadAtOnce(all(), json!({}))
+        }
         (Api::Sdwebui, "POST", "/sdapi/v1/reload-checkpoint") => Asked::Load(all(), json!({})),
         _ => return None,
     };
     Some(understood)
+}
+
+fn no_such_model(model: &str) -> Asked {
+    Asked::Tell(404, json!({"error": format!("model '{model}' not found")}))
 }
 
 fn ollama_models(models: &Models) -> Value {
@@ -81,4 +151,21 @@ fn llama_models(models: &Models) -> Value {
     };
     let entry = |model| json!({"id": model, "object": "model", "status": {"value": status(model)}});
     json!({"object": "list", "data": models.all.iter().map(entry).collect::<Vec<_>>()})
+}
+
+fn llama_slots(work: &Work, slots: usize) -> Value {
+    let running = work.running();
+    let slot = |id| json!({"id": id, "n_ctx": 4096, "is_processing": id < running});
+    (0..slots).map(slot).collect()
+}
+
+fn vllm_metrics(work: &Work) -> String {
+    let gauge = |name: &str, jobs: usize| {
+        format!(
+            "# HELP vllm:{name} Number of requests.\n# TYPE vllm:{name} gauge\n\
+             vllm:{name}{{engine=\"0\",model_name=\"m\"}} {jobs}.0\n"
+        )
+    };
+    let running = gauge("num_requests_running", work.running());
+    running + &gauge("num_requests_waiting", work.waiting())
 }

@@ -11,7 +11,8 @@ use clap::{Parser, ValueEnum};
 /// ends on SIGTERM; everything else is misbehaviour on request. Sizes are MB of 1,048,576 bytes, durations are such as
 /// 250ms, 2s or 1m. When warm it prints "NAME: ready" on standard output. It ends when $SIMGPU_DIR is removed.
 ///
-/// `POST /work` takes all of --vram, as a first job does; any GET is the health check, if the chosen API does not know
+/// `POST /work` takes all of --vram, as a first job does. Each API has requests that work for the `ms` of their body, with
+/// a `stream` of events where that is wanted; which jobs were taken and done is in $SIMGPU_DIR/jobs.jsonl. Any GET is the health check, if the chosen API does not know
 /// its path.
 #[derive(Clone, Debug, Parser)]
 #[command(version, max_term_width = 110)]
@@ -97,6 +98,18 @@ pub struct Unload {
     /// Answer that it was done, and free nothing
     #[arg(long)]
     pub unload_ignored: bool,
+
+    /// How many jobs it does at a time
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub slots: usize,
+
+    /// llama: forward each request to the model that it names
+    #[arg(long)]
+    pub router: bool,
+
+    /// Let each loaded model be held by a child process of its own
+    #[arg(long)]
+    pub child_per_model: bool,
 }
 
 #[derive(Clone, Debug, clap::Args)]
@@ -160,15 +173,15 @@ pub struct Misbehaviour {
 #[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
 pub enum Api {
     None,
-    /// GET /api/ps; POST /api/generate with keep_alive 0 unloads, any other loads
+    /// GET /api/ps; POST /api/generate with keep_alive 0 unloads, with a prompt works, else loads
     Ollama,
-    /// POST /free
+    /// GET and POST /prompt, POST /free
     Comfyui,
-    /// POST /sleep, POST /wake_up, GET /is_sleeping
+    /// POST /v1/completions, GET /metrics, POST /sleep, POST /wake_up, GET /is_sleeping
     Vllm,
-    /// GET /models, POST /models/unload, POST /models/load
+    /// POST /completion, GET /slots, GET /models, POST /models/unload, POST /models/load
     Llama,
-    /// POST /sdapi/v1/unload-checkpoint, POST /sdapi/v1/reload-checkpoint
+    /// POST /sdapi/v1/txt2img, GET /sdapi/v1/progress, POST /sdapi/v1/unload-checkpoint, POST /sdapi/v1/reload-checkpoint
     Sdwebui,
 }
 

@@ -7,6 +7,7 @@ mod health;
 mod life;
 mod models;
 mod service;
+mod work;
 mod workers;
 
 use std::error::Error;
@@ -49,6 +50,7 @@ fn run(args: &Args) -> io::Result<ExitCode> {
     if args.port != 0 && !args.late_listen {
         service.listen()?;
     }
+    let service_of_end = Arc::clone(&service);
     let (starting, its_service) = (args.clone(), Arc::clone(&service));
     thread::spawn(move || {
         if let Err(error) = warm_up(&starting, begin, &its_service, words) {
@@ -66,6 +68,7 @@ fn run(args: &Args) -> io::Result<ExitCode> {
         Ok(Ending::Asked) | Err(_) => {
             thread::sleep(args.term_delay);
             workers.terminate();
+            service_of_end.models().end_children();
             Ok(ExitCode::SUCCESS)
         }
     }

@@ -1,12 +1,14 @@
 //! The models that are loaded, and the memory they take on the card.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::process::Child;
 use std::time::Instant;
 use std::{env, io, thread};
 
 use simgpu::{Card, Claim, ClaimError, Kind};
 
 use crate::args::Args;
+use crate::workers;
 
 pub struct Models {
     pub all: Vec<String>,
@@ -18,6 +20,9 @@ pub struct Models {
     pub vram: u64,
     residual: u64,
     memory: Memory,
+    /// The processes that hold the loaded models, where each has one.
+    children: Option<BTreeMap<String, Child>>,
+    args: Args,
 }
 
 /// The claim of this process, if it has one; without one the card is not needed.
@@ -49,6 +54,8 @@ impl Models {
             vram,
             residual: args.unload.unload_residual.or(args.memory.idle_vram).unwrap_or(0),
             memory,
+            children: args.unload.child_per_model.then(BTreeMap::new),
+            args: args.clone(),
         }
     }
 
@@ -57,27 +64,53 @@ impl Models {
         let target = args.memory.idle_vram.unwrap_or(self.vram);
         let steps = args.memory.steps;
         for step in 1..=steps {
-            self.memory.hold(target * step / steps)?;
+            if self.children.is_none() {
+                self.memory.hold(target * step / steps)?;
+            }
             let left = warm.saturating_duration_since(Instant::now());
             thread::sleep(left / (steps - step + 1) as u32);
         }
         if args.memory.idle_vram.is_none() {
             self.loaded = self.all.iter().cloned().collect();
         }
-        Ok(())
+        self.hold()
     }
 
     pub fn load(&mut self, models: &[String]) -> Result<(), ClaimError> {
         self.loads += 1;
         self.asleep = false;
         self.loaded.extend(models.iter().cloned());
-        self.memory.hold(self.needed())?;
+        self.hold()?;
         self.memory.work()
     }
 
     pub fn unload(&mut self, models: &[String]) -> Result<(), ClaimError> {
         self.loaded.retain(|loaded| !models.contains(loaded));
-        self.memory.hold(self.needed())
+        self.hold()
+    }
+
+    pub fn end_children(&mut self) {
+        for (_, child) in std::mem::take(&mut self.children).into_iter().flatten() {
+            workers::end(child).ok();
+        }
+    }
+
+    /// Claims what the loaded models need, or has their children do so.
+    fn hold(&mut self) -> Result<(), ClaimError> {
+        let share = self.share();
+        let Some(children) = &mut self.children else { return self.memory.hold(self.needed()) };
+        self.memory.hold(self.residual)?;
+        let gone: Vec<String> =
+            children.keys().filter(|model| !self.loaded.contains(*model)).cloned().collect();
+        for model in gone {
+            children.remove(&model).map(workers::end).transpose()?;
+        }
+        for model in &self.loaded {
+            if !children.contains_key(model) {
+                children.insert(model.clone(), workers::hold(&self.args, model, share)?);
+            }
+        }
+        Ok(())
     }
 
     /// What a loaded model takes, in MB.

@@ -1,11 +1,11 @@
 //! What the server does when it is asked: health, work, loading and unloading.
 //! Each request is answered in a thread of its own, so that one that hangs does not keep the others waiting.
 
-use std::io;
+use std::io::{self, Write};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use simgpu::ClaimError;
@@ -16,10 +16,17 @@ use crate::args::{Args, Completion};
 use crate::health;
 use crate::life::Ending;
 use crate::models::Models;
+use crate::work::{Job, Work};
+
+const STREAM: &str =
+    "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
 
 pub struct Service {
     args: Args,
     models: Mutex<Models>,
+    work: Work,
+    /// Models to unload when the job that runs is done.
+    to_unload: Mutex<Vec<String>>,
     warm_since: OnceLock<Instant>,
     endings: Sender<Ending>,
 }
@@ -38,6 +45,8 @@ impl Service {
         Arc::new(Self {
             args: args.clone(),
             models: Mutex::new(models),
+            work: Work::new(&args.name, args.unload.slots),
+            to_unload: Mutex::default(),
             warm_since: OnceLock::new(),
             endings,
         })
@@ -67,28 +76,32 @@ impl Service {
         let mut text = String::new();
         request.as_reader().read_to_string(&mut text).ok();
         let body = serde_json::from_str(&text).unwrap_or_default();
-        let path = request.url().split('?').next().unwrap_or_default();
-        let is_completion = request.method().as_str() == "POST" && path == "/v1/completions";
-        let answer = match (self.warm_since.get(), request.method().as_str()) {
-            (Some(_), _) if is_completion => self.complete(),
-            (None, _) => Answer::new(503, json!({"status": "loading"})),
-            (Some(warm_since), method) => match (self.asked(method, path, &body), method) {
-                (Some(answer), _) => answer,
-                (None, "GET" | "HEAD") if self.is_well(*warm_since) => {
-                    return health::respond(self.args.misbehaviour.health, request);
-                }
-                (None, "GET" | "HEAD") => Answer::new(503, json!({"status": "unhealthy"})),
-                (None, _) => Answer::new(404, json!({"error": "not found"})),
-            },
+        let url = request.url().to_owned();
+        let path = url.split('?').next().unwrap_or_default();
+        let method = request.method().as_str().to_owned();
+        let Some(warm_since) = self.warm_since.get() else {
+            return respond(Answer::new(503, json!({"status": "loading"})), request);
         };
-        // A client that has gone away does not change what happened.
-        let body = match (answer.raw, answer.body.as_str()) {
-            (true, Some(text)) => text.to_owned(),
-            _ => answer.body.to_string(),
+        let answer = match (self.understood(&method, &url, &body), method.as_str()) {
+            (Some(Asked::Job(names)), _) if body["stream"] == true => {
+                return self.stream(&names, lasts(&body), request);
+            }
+            (Some(asked), _) => self.do_what_is(asked, &body),
+            (None, "POST") if path == "/work" => {
+                let mut models = self.models();
+                let all = models.all.clone();
+                Answer::to_load(models.load(&all), json!({"status": "done"}))
+            }
+            (None, "POST") if path == "/v1/completions" => self.complete(),
+            (None, "GET" | "HEAD") if self.is_well(*warm_since) => {
+                return health::respond(self.args.misbehaviour.health, request);
+            }
+            (None, "GET" | "HEAD") => Answer::new(503, json!({"status": "unhealthy"})),
+            (None, _) => Answer::new(404, json!({"error": "not found"})),
         };
-        let response = Response::from_string(body);
-        request.respond(response.with_status_code(answer.status)).ok();
-        if let Some(error) = answer.fatal {
+        let fatal = answer.fatal.clone();
+        respond(answer, request);
+        if let Some(error) = fatal {
             self.endings.send(Ending::Failed(error)).ok();
         }
     }
@@ -122,28 +135,100 @@ impl Service {
         }
     }
 
-    /// The work and the API; none if it is neither.
-    fn asked(self: &Arc<Self>, method: &str, path: &str, body: &Value) -> Option<Answer> {
-        let mut models = self.models();
-        if (method, path) == ("POST", "/work") {
-            let all = models.all.clone();
-            return Some(Answer::to_load(models.load(&all), json!({"status": "done"})));
-        }
-        Some(match api::understand(self.args.unload.api, method, path, body, &models)? {
-            Asked::Tell(answer) => Answer::new(200, answer),
-            Asked::NoSuchModel(model) => {
-                Answer::new(404, json!({"error": format!("model '{model}' not found")}))
+    fn understood(&self, method: &str, url: &str, body: &Value) -> Option<Asked> {
+        api::understand(&self.args.unload, method, url, body, &self.models(), &self.work)
+    }
+
+    fn do_what_is(self: &Arc<Self>, asked: Asked, body: &Value) -> Answer {
+        match asked {
+            Asked::Tell(status, answer) => Answer::new(status, answer),
+            Asked::Page(text) => Answer { raw: true, ..Answer::new(200, json!(text)) },
+            Asked::Load(names, answer) => Answer::to_load(self.models().load(&names), answer),
+            Asked::Job(names) => {
+                let job = self.work.take();
+                match self.work_at(&job, &names, lasts(body), || {}) {
+                    true => Answer::new(200, json!({"done": true, "response": "done"})),
+                    false => Answer::new(500, json!({"error": "aborted"})),
+                }
             }
-            Asked::Load(names, answer) => Answer::to_load(models.load(&names), answer),
+            Asked::Queued(names) => {
+                let (service, job, lasts) = (Arc::clone(self), self.work.take(), lasts(body));
+                thread::spawn(move || service.work_at(&job, &names, lasts, || {}));
+                Answer::new(200, json!({"prompt_id": "1", "number": 1, "node_errors": {}}))
+            }
             Asked::Unload(names, answer) => {
-                models.asleep = true;
-                let (service, loads) = (Arc::clone(self), models.loads);
-                if !self.args.unload.unload_ignored {
-                    thread::spawn(move || service.unload(&names, loads));
+                match self.work.running() {
+                    0 => self.unload_soon(names),
+                    _ => self.to_unload().extend(names),
                 }
                 Answer::new(200, answer)
             }
-        })
+            Asked::UnloadWhenIdle(names, answer) => {
+                self.work.wait_until_idle();
+                self.unload_soon(names);
+                Answer::new(200, answer)
+            }
+            Asked::UnloadAtOnce(names, answer) => {
+                self.work.abort();
+                self.unload_soon(names);
+                Answer::new(200, answer)
+            }
+        }
+    }
+
+    fn to_unload(&self) -> MutexGuard<'_, Vec<String>> {
+        self.to_unload.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does a job in its turn; whether it was done.
+    fn work_at(
+        self: &Arc<Self>,
+        job: &Job,
+        models: &[String],
+        lasts: Duration,
+        each: impl FnMut(),
+    ) -> bool {
+        let load = || match self.models().load(models) {
+            Ok(()) => true,
+            Err(error) => {
+                self.endings.send(Ending::Failed(error.to_string())).ok();
+                false
+            }
+        };
+        let unload = || {
+            let names = std::mem::take(&mut *self.to_unload());
+            if !names.is_empty() {
+                let loads = self.models().loads;
+                self.unload(&names, loads);
+            }
+        };
+        self.work.run(job, lasts, load, each, unload)
+    }
+
+    /// A job whose answer comes bit by bit; one that is cut off has no end.
+    fn stream(self: &Arc<Self>, models: &[String], lasts: Duration, request: Request) {
+        let mut connection = request.into_writer();
+        connection.write_all(STREAM.as_bytes()).ok();
+        let mut event = |text: &str| {
+            write!(connection, "{:x}\r\n{text}\r\n", text.len())?;
+            connection.flush()
+        };
+        let job = self.work.take();
+        let is_done = self.work_at(&job, models, lasts, || {
+            event("data: {\"text\": \"word\"}\n\n").ok();
+        });
+        if is_done {
+            event("data: [DONE]\n\n").and_then(|()| event("")).ok();
+        }
+    }
+
+    fn unload_soon(self: &Arc<Self>, names: Vec<String>) {
+        let mut models = self.models();
+        models.asleep = true;
+        let (service, loads) = (Arc::clone(self), models.loads);
+        if !self.args.unload.unload_ignored {
+            thread::spawn(move || service.unload(&names, loads));
+        }
     }
 
     /// Once the delay is over, unless something was loaded in between.
@@ -174,4 +259,19 @@ impl Answer {
             },
         }
     }
+}
+
+/// How long a job takes that a request brings.
+fn lasts(body: &Value) -> Duration {
+    Duration::from_millis(body["ms"].as_u64().unwrap_or(0))
+}
+
+/// A client that has gone away does not change what happened.
+fn respond(answer: Answer, request: Request) {
+    let body = match (answer.raw, answer.body.as_str()) {
+        (true, Some(text)) => text.to_owned(),
+        _ => answer.body.to_string(),
+    };
+    let response = Response::from_string(body);
+    request.respond(response.with_status_code(answer.status)).ok();
 }

@@ -43,6 +43,22 @@ impl Workers {
     }
 }
 
+/// A child that holds a model, once it does.
+pub fn hold(args: &Args, model: &str, mb: u64) -> io::Result<Child> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(["--name", &format!("{}-{model}", args.name), "--vram", &mb.to_string()]);
+    command.args(["--device", &args.memory.device.to_string()]);
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
+    let came = child.stdout.take().is_some_and(|word| Word(word).came());
+    came.then_some(child).ok_or_else(|| io::Error::other("a model could not be loaded"))
+}
+
+/// Asks a child to end, and waits for that.
+pub fn end(mut child: Child) -> io::Result<()> {
+    kill_process(Pid::from_child(&child), Signal::TERM)?;
+    child.wait().map(drop)
+}
+
 impl Word {
     /// Waits until the worker holds its memory; false if it ended instead.
     pub fn came(self) -> bool {
