@@ -487,6 +487,13 @@ pub enum ConfigCommand {
     /// a configuration may say is written.
     #[command(after_long_help = examples::CONFIG_INIT)]
     Init(ConfigInitArgs),
+    /// Write a configuration for the services of a compose project that use the card
+    ///
+    /// Those are taken that reserve a GPU or bear a label gpuctl.KEY, such as gpuctl.vram_mb. Ports,
+    /// stop_grace_period and start_period are taken over; guesses are told as such. It needs the compose
+    /// plugin of Docker's client, or the project as JSON (a file named .json).
+    #[command(after_long_help = examples::CONFIG_IMPORT)]
+    Import(ConfigImportArgs),
     /// Validate the configuration
     #[command(after_long_help = examples::CONFIG_CHECK)]
     Check,
@@ -502,13 +509,29 @@ pub enum ConfigCommand {
 }
 
 #[derive(Debug, Args)]
-pub struct ConfigInitArgs {
+pub struct ConfigImportArgs {
+    /// The project's compose file, or what `docker compose config --format json` prints
+    #[arg(value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    pub file: PathBuf,
+    #[command(flatten)]
+    pub target: ConfigTarget,
+}
+
+/// Where a first configuration is written.
+#[derive(Debug, Args)]
+pub struct ConfigTarget {
     /// Where to write [default: --config, $GPUCTL_CONFIG, or ~/.config/gpuctl/config.toml]
     #[arg(long, value_name = "PATH")]
     pub output: Option<PathBuf>,
     /// Overwrite an existing file
     #[arg(long)]
     pub force: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct ConfigInitArgs {
+    #[command(flatten)]
+    pub target: ConfigTarget,
     /// Write what is found on this machine; the default
     #[arg(long, conflicts_with = "example")]
     pub detect: bool,

@@ -27,6 +27,7 @@ mod completion {
 mod config {
     mod errors;
     mod files;
+    mod import;
     mod init;
     mod secrets;
     mod trust;

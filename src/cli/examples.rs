@@ -160,6 +160,11 @@ Examples:
   gpuctl config init --example pipeline
   gpuctl config init --output ./gpuctl.toml";
 
+pub const CONFIG_IMPORT: &str = "\
+Examples:
+  gpuctl config import compose.yaml
+  gpuctl config import compose.yaml --output ./gpuctl.toml";
+
 pub const CONFIG_CHECK: &str = "\
 Examples:
   gpuctl config check

@@ -1,15 +1,17 @@
 //! `gpuctl config init|check|show|path|schema`.
 
 use super::load;
-use crate::cli::{self, ConfigInitArgs, Global};
+use crate::cli::{self, ConfigImportArgs, ConfigInitArgs, ConfigTarget, Global};
 use crate::config::{
     Config, Environment, Gpu, LLM_BOX, MINIMAL, Overlap, PIPELINE, SMALL_BOX, file::ConfigFile,
-    is_json, masked, overlaps,
+    imported, is_json, masked, overlaps,
 };
 use crate::error::{Failure, Result};
 use crate::exit::{Answer, Code};
 use crate::inventory;
 use crate::report::{CheckReport, Form, PathReport, print, print_json, print_text};
+use crate::world::compose;
+use crate::world::docker::Docker;
 use crate::world::wait::Stop;
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::Write;
@@ -23,6 +25,7 @@ pub fn run(
 ) -> Result<Answer> {
     match command {
         cli::ConfigCommand::Init(arguments) => init(arguments, global, environment),
+        cli::ConfigCommand::Import(arguments) => import(arguments, global, environment),
         cli::ConfigCommand::Check => check(global, environment),
         cli::ConfigCommand::Show => show(global, environment),
         cli::ConfigCommand::Path => path(global, environment),
@@ -34,7 +37,62 @@ pub fn run(
 }
 
 fn init(arguments: &ConfigInitArgs, global: &Global, environment: &Environment) -> Result<Answer> {
-    let typed = arguments.output.as_deref().or(global.config.as_deref());
+    begin_with(&arguments.target, global, environment, || {
+        Ok(match arguments.example {
+            Some(cli::ConfigExample::Pipeline) => PIPELINE.to_owned(),
+            Some(cli::ConfigExample::LlmBox) => LLM_BOX.to_owned(),
+            Some(cli::ConfigExample::SmallBox) => SMALL_BOX.to_owned(),
+            Some(cli::ConfigExample::Minimal) => MINIMAL.to_owned(),
+            None => {
+                let stop = Stop::on_signals()
+                    .map_err(|e| Failure::bug(format!("cannot handle signals: {e}")))?;
+                // One that is to be overwritten still says which card and which engine are meant.
+                let before = load(global, environment).ok();
+                let gpu = before.as_ref().map(|config| config.gpu.clone());
+                let gpu = gpu.unwrap_or_else(|| Gpu::unconfigured(global.gpu.as_deref()));
+                let docker = before.as_ref().map_or("docker", |config| config.docker.as_str());
+                let found = inventory::gather(&gpu, docker, &stop);
+                stop.check()?;
+                inventory::draft(&found)
+            }
+        })
+    })
+}
+
+/// Writes what a compose project says of its services.
+fn import(
+    arguments: &ConfigImportArgs,
+    global: &Global,
+    environment: &Environment,
+) -> Result<Answer> {
+    begin_with(&arguments.target, global, environment, || {
+        let file = &arguments.file;
+        let unread = |e: std::io::Error| {
+            Failure::new(Code::Io, format!("cannot read {}: {e}", file.display()))
+        };
+        let file = file.canonicalize().map_err(unread)?;
+        let project = match is_json(&file) {
+            true => fs::read(&file).map_err(unread)?,
+            false => {
+                let stop = Stop::on_signals()
+                    .map_err(|e| Failure::bug(format!("cannot handle signals: {e}")))?;
+                let before = load(global, environment).ok();
+                let docker = before.as_ref().map_or("docker", |config| config.docker.as_str());
+                compose::resolved(&Docker::of(docker, &stop), &file)?
+            }
+        };
+        imported(&project, &file)
+    })
+}
+
+/// Writes a first configuration where nothing is in its way, and tells where.
+fn begin_with(
+    target: &ConfigTarget,
+    global: &Global,
+    environment: &Environment,
+    text: impl FnOnce() -> Result<String>,
+) -> Result<Answer> {
+    let typed = target.output.as_deref().or(global.config.as_deref());
     let path = environment.named_config(typed).or_else(|| environment.user_config());
     let path = path.ok_or_else(|| {
         Failure::new(Code::Config, "no place for a configuration: HOME is not set")
@@ -48,26 +106,8 @@ fn init(arguments: &ConfigInitArgs, global: &Global, environment: &Environment) 
         );
         return Err(Failure::new(code, message).hint("name it .toml, with --output PATH"));
     }
-    refuse_existing(&path, arguments.force)?;
-    let text = match arguments.example {
-        Some(cli::ConfigExample::Pipeline) => PIPELINE.to_owned(),
-        Some(cli::ConfigExample::LlmBox) => LLM_BOX.to_owned(),
-        Some(cli::ConfigExample::SmallBox) => SMALL_BOX.to_owned(),
-        Some(cli::ConfigExample::Minimal) => MINIMAL.to_owned(),
-        None => {
-            let stop = Stop::on_signals()
-                .map_err(|e| Failure::bug(format!("cannot handle signals: {e}")))?;
-            // One that is to be overwritten still says which card and which engine are meant.
-            let before = load(global, environment).ok();
-            let gpu = before.as_ref().map(|config| config.gpu.clone());
-            let gpu = gpu.unwrap_or_else(|| Gpu::unconfigured(global.gpu.as_deref()));
-            let docker = before.as_ref().map_or("docker", |config| config.docker.as_str());
-            let found = inventory::gather(&gpu, docker, &stop);
-            stop.check()?;
-            inventory::draft(&found)
-        }
-    };
-    write(&path, &text)?;
+    refuse_existing(&path, target.force)?;
+    write(&path, &text()?)?;
     let report = PathReport { path: Some(path.display().to_string()) };
     print(&report, &Form::new(global.json, environment)).map(|()| Answer::Yes)
 }

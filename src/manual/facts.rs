@@ -199,7 +199,7 @@ pub fn concern(path: &str) -> Concern {
         "canary recover" => (&[Config, Lock, State, Canary], &[ASK, TAKE, STOP, START]),
         path if path.starts_with("canary ") => (&[Config, Lock, State, Canary], &[ASK]),
         "config" | "config check" | "config show" | "doctor" => (&[Config, Lock, State], &[READ]),
-        "config init" | "config path" => (&[Config], &[&[Code::Config]]),
+        "config init" | "config import" | "config path" => (&[Config], &[&[Code::Config]]),
         "history" => (&[Config, State], &[READ]),
         "logs" => (&[Config, State], &[ASK]),
         "config schema" => (&[Config], &[]),

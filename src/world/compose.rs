@@ -4,7 +4,11 @@ use super::docker::Docker;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::model::{Compose, ComposeFiles};
+use std::path::Path;
 use std::time::Duration;
+
+/// A project is read within this time.
+const READ_LIMIT: Duration = Duration::from_secs(15);
 
 /// The words after the client's name that make the containers of a service, and start nothing: which
 /// are started when is gpuctl's to say.
@@ -42,6 +46,27 @@ pub fn could_create(engine: &Docker, compose: &Compose, files: &ComposeFiles) ->
         )
         .hint(format!("create it by hand: {}", command_line(engine, compose, files)))),
         Err(failure) => Err(failure),
+    }
+}
+
+/// Returns a project as compose understands it, in JSON.
+pub fn resolved(engine: &Docker, file: &Path) -> Result<Vec<u8>> {
+    let shown = file.to_string_lossy();
+    let words = ["compose", "--file", &shown, "config", "--format", "json"];
+    let output = engine.run(&words, Some(READ_LIMIT))?;
+    let can_compose =
+        || engine.run(&["compose", "version"], None).is_ok_and(|it| it.status.success());
+    match output.status.success() {
+        true => Ok(output.stdout),
+        false if can_compose() => Err(Failure::new(
+            Code::Config,
+            format!("compose cannot read {shown}: {}", output.reason()),
+        )),
+        false => Err(Failure::new(
+            Code::Unavailable,
+            format!("`{} compose`, which reads {shown}, is not installed", engine.program()),
+        )
+        .hint("install the compose plugin, or import what `docker compose config --format json` printed elsewhere, from a file named .json")),
     }
 }
 
