@@ -4,7 +4,7 @@ mod canary;
 mod examples;
 mod mistake;
 
-pub use canary::{CanaryCommand, CandidateArgs};
+pub use canary::{CanaryCheckArgs, CanaryCommand, CandidateArgs};
 pub use mistake::mistake;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};

@@ -86,6 +86,7 @@ mod services {
     mod compose_files;
     mod docker;
     mod docker_calls;
+    mod examples;
     mod native;
     mod podman;
     mod scopes;

@@ -3,7 +3,7 @@
 //! operator's emergencies are carried out.
 
 use super::admission::{admit, note_refusal, predict, route, take_lock_at_once};
-use super::candidate::Candidate;
+use super::candidate::{self, Candidate};
 use super::ledger::{Journal, Ledger, owed, refuse_unsettled};
 use super::limits::Route;
 use super::maintenance;
@@ -18,6 +18,7 @@ use crate::world::host;
 use crate::world::nvml::Reader;
 use crate::world::wait::Stop;
 use serde_json::{Map, Value};
+use std::path::Path;
 use std::sync::Mutex;
 
 /// A candidate is judged by these.
@@ -29,6 +30,27 @@ pub struct Candidacy {
     pub waived: bool,
     /// Only whether it would be tried, and where.
     pub is_question: bool,
+}
+
+impl Candidacy {
+    /// Reads a candidate from its file, or else as its parameters were assigned.
+    pub fn read(
+        file: Option<&Path>,
+        assigned: &[String],
+        mode: Mode,
+        config: &Config,
+    ) -> Result<Candidacy> {
+        let document = match file {
+            Some(file) => candidate::read(file),
+            None => candidate::assigned(assigned, &config.canary()?.bounds),
+        }?;
+        Ok(Candidacy { document, mode, waived: false, is_question: false })
+    }
+
+    /// Returns what the event log calls its trial: "vllm (canary: vllm_memory_util=0.75)".
+    pub fn title(&self, service: &str) -> String {
+        format!("{service} ({}: {})", self.mode.name(), candidate::told(&self.document))
+    }
 }
 
 /// A candidate has come so far.
