@@ -48,6 +48,14 @@ impl Task<'_> {
         let debt = Mutex::default();
         let made = self.make_ready(&session, &guard, &reader, &debt);
         let ending = made.and_then(|()| self.work(&session, &guard, &reader));
+        let guard = match guard.lease().check() {
+            Err(lost) if self.restores && !lock(&debt).evicted.is_empty() => {
+                guard.forget_command();
+                drop(guard);
+                self.hold_again(&mut session, &title, &lock(&debt)).ok_or(lost)?
+            }
+            _ => guard,
+        };
         let restored = self.restore(&session, &guard, &reader, &mut lock(&debt));
         guard.forget_command();
         if let (Err(failure), false) = (&restored, matches!(ending, Ok(Ending::Exited(0)))) {
@@ -66,6 +74,24 @@ impl Task<'_> {
             Ending::Exited(0) => restored.map(|()| ending.answer()),
             _ => Ok(ending.answer()),
         }
+    }
+
+    /// Takes a lock that was lost again, for what is owed: the card may be another's by now.
+    fn hold_again(&self, session: &mut Session, title: &str, debt: &Debt) -> Option<Guard> {
+        session.stop = Stop::never();
+        let patience = session.config.lock.wait;
+        let held = session.hold_lock(&self.subject, title, patience, None).and_then(|guard| {
+            guard.stand_by()?;
+            guard.owe(&json!(debt));
+            Ok(guard)
+        });
+        let owed = debt.services(&session.config);
+        let owed: Vec<&str> = owed.iter().map(|service| service.name.as_str()).collect();
+        let told = |failure: &Failure| {
+            let why = &failure.message;
+            session.progress.warning(&format!("not restored: {} ({why})", owed.join(", ")));
+        };
+        held.inspect_err(told).ok()
     }
 
     fn make_ready(

@@ -1,6 +1,6 @@
 //! `gpuctl run --restore`: what was stopped or unloaded is ready again afterwards, however it ended.
 
-use rig::{Rig, Running, Service, Signal, on_both, until};
+use rig::{LOCK_KEY, Rig, Running, Service, Signal, on_both, until};
 use serde_json::json;
 use std::time::{Duration, Instant};
 
@@ -136,6 +136,34 @@ fn the_lock_is_held_until_everything_is_back() {
     let script = format!("curl -sf {}", services[0].url("/health"));
     rig.gpuctl("run --quiet --vram 0 -- sh -c").arg(&script).run().succeeds().ignores_stdout();
     run.wait().succeeds().progress();
+}
+
+/// The card may be another's by then, so that the lock is taken again first.
+#[test]
+fn what_was_stopped_is_back_where_the_lock_was_lost() {
+    let rig = Rig::new();
+    let Some(redis) = rig.lock_in_redis() else { return };
+    rig.set("lock.wait", "1s");
+    let services = prepare(&rig);
+    let script = "touch there; exec sleep 1000";
+    let run = || rig.gpuctl("run --restore --vram 20GB -- sh -c").arg(script).spawn();
+    let lose = || {
+        until("the command runs", || rig.path("home/there").exists());
+        std::fs::remove_file(rig.path("home/there")).unwrap();
+        assert_eq!(redis.cli(&["DEL", LOCK_KEY]), "1");
+    };
+    let first = run();
+    lose();
+    drop(first.wait().fails("lock_lost").stderr_has("restored ollama, vidi"));
+    assert!(are_back(&services));
+    rig.assert_free_and_alone();
+
+    let second = run();
+    lose();
+    redis.cli(&["SET", LOCK_KEY, "another", "EX", "600"]);
+    let told = "warning: not restored: ollama, vidi (the GPU lock is held by another";
+    drop(second.wait().fails("lock_lost").stderr_has(told));
+    assert_eq!(rig.card.used_mb(), 0, "nothing is done beside another");
 }
 
 /// What is killed.
