@@ -63,10 +63,22 @@ pub struct Service {
     /// After so long without work it may be given back.
     pub idle: Option<Duration>,
     /// It is ready only when this call has been answered.
-    #[expect(dead_code, reason = "read by what comes next")]
     pub warm_up: Option<HttpCall>,
     pub evict: Evict,
     pub unload: Option<Unload>,
+}
+
+impl Service {
+    /// Returns the most that a service may still hold which has unloaded all its models: what its
+    /// context on the card keeps.
+    pub fn residue(&self) -> Mb {
+        Mb(1536).max(Mb(self.vram.0 / 4))
+    }
+
+    /// Whether it has unloaded, as far as one can tell from what it holds.
+    pub fn holds_residue(&self, held: Mb) -> bool {
+        held <= self.residue() && held < self.vram
+    }
 }
 
 /// Who starts and stops a service.

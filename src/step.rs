@@ -24,6 +24,8 @@ pub enum Action {
     /// The wait for a service that somebody else has started.
     Await,
     Wake,
+    /// The call that makes a service load its model.
+    WarmUp,
     /// The canary is asked for a completion.
     Test,
     /// `run`'s command.
@@ -43,6 +45,7 @@ impl Action {
             Action::Start => ["start", "starting", "started"],
             Action::Await => ["await", "waiting for", "saw come up"],
             Action::Wake => ["wake", "waking", "woke"],
+            Action::WarmUp => ["warmup", "warming up", "warmed up"],
             Action::Test => ["test", "testing", "tested"],
             Action::Run => ["run", "running", "ran"],
         }

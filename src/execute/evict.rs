@@ -6,12 +6,13 @@ use super::{Context, drain};
 use crate::config::{Config, Span};
 use crate::error::{Failure, Result};
 use crate::exit::Code;
-use crate::model::{Manager, Mb, Native, Pid, Service, Vram};
+use crate::model::{GpuProcess, Manager, Mb, Native, Pid, Service, Vram};
 use crate::observe::{Keeper, Members, gpu_pids, look, members};
 use crate::plan::{EvictHow, Eviction};
 use crate::step::{Action, Step};
 use crate::world::ending::{FirstMove, end};
 use crate::world::{group, native, process, server, starts, systemd};
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 /// An unload may take this long to show.
@@ -199,46 +200,55 @@ fn ask_to_unload(
     let Ok(before) = context.vram() else {
         return Ok(Some("without NVML gpuctl cannot see whether it unloads".to_owned()));
     };
-    let held = eviction.frees;
     if let Some(cut) = drain::cut_off(eviction, context)? {
         return Ok(Some(cut));
     }
-    drain::once_more(&[service], false, context)?;
-    if let Err(failed) = server::unload(call, &service.headers, UNLOAD_LIMIT) {
-        return Ok(Some(format!("its unload call failed: {}", failed.why)));
-    }
+    // Before it is asked: a process that ends by it has its memory on the way back.
     let look = look(context.config, &[service], &context.before.managed, context.stop, || {
         gpu_pids(&before)
     });
-    let deadline = Instant::now() + UNLOAD_LIMIT;
+    let own: HashSet<Pid> = gpu_pids(&before)
+        .into_iter()
+        .filter(|pid| look.service_of(*pid) == Some(&service.name))
+        .collect();
+    let holds = |vram: &Vram| -> Option<Mb> {
+        let is_own =
+            |process: &&GpuProcess| own.contains(&process.pid) && !process::is_ending(process.pid);
+        vram.processes.as_ref()?.iter().filter(is_own).map(|process| process.memory).sum()
+    };
+    let held = holds(&before);
+    if held.is_some_and(|held| service.holds_residue(held)) {
+        return Ok(None);
+    }
+    drain::once_more(&[service], false, context)?;
+    let begun = Instant::now();
+    let mut calls = 0;
     loop {
-        let freed = match context.vram() {
-            Ok(now) => {
-                let holds = |vram: &Vram| -> Option<Mb> {
-                    let processes = vram.processes.as_ref()?;
-                    processes
-                        .iter()
-                        .filter(|process| look.service_of(process.pid) == Some(&service.name))
-                        .map(|process| process.memory)
-                        .sum()
-                };
-                let freed = match (held, holds(&now)) {
-                    (Some(held), Some(holds)) => held.saturating_sub(holds),
-                    _ => {
-                        now.free.unwrap_or_default().saturating_sub(before.free.unwrap_or_default())
-                    }
-                };
-                let room = now.free.unwrap_or_default().saturating_sub(context.config.gpu.reserve);
-                // Three quarters, as Ollama's own scheduler counts a model as gone: a context stays.
-                let is_gone = held.is_some_and(|held| freed.0 * 4 >= held.0 * 3);
-                if is_gone || (freed > Mb(0) && room >= required) {
-                    return Ok(None);
-                }
-                freed
+        // One that has kept something is asked once more.
+        if calls == 0 || (calls == 1 && begun.elapsed() >= UNLOAD_LIMIT / 2) {
+            calls += 1;
+            if let Err(failed) = server::unload(call, &service.headers, UNLOAD_LIMIT) {
+                return Ok(Some(format!("its unload call failed: {}", failed.why)));
             }
+        }
+        let now = match context.vram() {
+            Ok(now) => now,
             Err(why) => return Ok(Some(why)),
         };
-        if Instant::now() >= deadline {
+        let (is_gone, freed) = match (held, holds(&now)) {
+            (Some(held), Some(holds)) => (holds <= service.residue(), held.saturating_sub(holds)),
+            // Where the driver does not tell who holds what, there is only the room.
+            _ => {
+                let free = |vram: &Vram| vram.free.unwrap_or_default();
+                let room = free(&now).saturating_sub(context.config.gpu.reserve);
+                let freed = free(&now).saturating_sub(free(&before));
+                (freed > Mb(0) && room >= required, freed)
+            }
+        };
+        if is_gone {
+            return Ok(None);
+        }
+        if begun.elapsed() >= UNLOAD_LIMIT {
             return Ok((freed == Mb(0))
                 .then(|| format!("its memory did not come back within {}", Span(UNLOAD_LIMIT))));
         }

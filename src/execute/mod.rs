@@ -166,7 +166,14 @@ fn reclaim(plan: &Plan, context: &Context, outcome: &mut Outcome) -> Result<()> 
         return Ok(());
     }
     let mut step = context.progress.begin(Action::Reclaim, "memory", reclaim::LIMIT);
-    let mut result = reclaim::wait_for_memory(plan, &outcome.stopped, before, &mut step, context);
+    let mut result = reclaim::wait_for_memory(
+        plan,
+        &outcome.stopped,
+        &outcome.unloaded,
+        before,
+        &mut step,
+        context,
+    );
     if matches!(&result, Err(failure) if failure.code == Code::InsufficientVram)
         && !outcome.unloaded.is_empty()
     {
@@ -180,7 +187,14 @@ fn reclaim(plan: &Plan, context: &Context, outcome: &mut Outcome) -> Result<()> 
         let stopping = evict_all(&stops, plan.required, context, outcome);
         outcome.unloaded.retain(|name| !outcome.stopped.contains(name));
         stopping?;
-        result = reclaim::wait_for_memory(plan, &outcome.stopped, before, &mut step, context);
+        result = reclaim::wait_for_memory(
+            plan,
+            &outcome.stopped,
+            &outcome.unloaded,
+            before,
+            &mut step,
+            context,
+        );
     }
     if matches!(&result, Err(failure) if failure.code == Code::InsufficientVram) {
         let mut made_anew = false;
@@ -188,7 +202,14 @@ fn reclaim(plan: &Plan, context: &Context, outcome: &mut Outcome) -> Result<()> 
             made_anew |= contained::stop_made_anew(context.service(name), context)?;
         }
         if made_anew {
-            result = reclaim::wait_for_memory(plan, &outcome.stopped, before, &mut step, context);
+            result = reclaim::wait_for_memory(
+                plan,
+                &outcome.stopped,
+                &outcome.unloaded,
+                before,
+                &mut step,
+                context,
+            );
         }
     }
     let after = result?;

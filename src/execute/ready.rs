@@ -7,7 +7,8 @@ use crate::config::Span;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::model::{
-    Container, Health, Healthy, Managed, Manager, Observed, Presence, Running, Service, Trouble,
+    Container, Health, Healthy, HttpCall, Managed, Manager, Observed, Presence, Running, Service,
+    Trouble,
 };
 use crate::observe::{Look, gpu_pids, look};
 use crate::plan::StartHow;
@@ -19,7 +20,7 @@ use crate::world::http::Fetcher;
 use crate::world::native::{self, Started};
 use crate::world::ports::local_port;
 use crate::world::process::mains_in;
-use crate::world::wait::{Event, Handle, Stop, Woken, wait};
+use crate::world::wait::{Aside, Event, Handle, Stop, Woken, wait};
 use crate::world::{logs, server, starts, systemd};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -69,6 +70,9 @@ pub fn make_ready(
     let slept = is_asleep(service)?;
     if slept {
         wake(service)?;
+    }
+    if let Some(call) = &service.warm_up {
+        watch.warm_up(call)?;
     }
     Ok(Some(step.done(slept.then(|| "woken from sleep".to_owned()))))
 }
@@ -194,6 +198,32 @@ impl<'a> Watch<'a> {
                 ..failure
             },
         })
+    }
+
+    /// Makes the call that loads its model, and waits for the answer as long as a start may take.
+    fn warm_up(&mut self, call: &HttpCall) -> Result<()> {
+        let (service, context) = (self.service, self.context);
+        let deadline = self.begun + service.start_timeout;
+        let step = context.progress.begin(Action::WarmUp, &service.name, service.start_timeout);
+        let left = deadline.saturating_duration_since(Instant::now());
+        let (call, headers) = (call.clone(), service.headers.clone());
+        let attempt = Aside::begin(move || server::call(&call, &headers, left))?;
+        let answer = loop {
+            if let Some(answer) = attempt.take() {
+                break answer;
+            }
+            if self.wait_for(Some(attempt.ended()), deadline)? == Woken::TimedOut {
+                return Err(self.timed_out("its warm-up call was not answered"));
+            }
+        };
+        match answer {
+            Ok(()) => {
+                step.done(None);
+                Ok(())
+            }
+            Err(failed) if failed.is_silence => Err(self.timed_out(&failed.why)),
+            Err(failed) => Err(self.died(&format!("its warm-up call failed: {}", failed.why))),
+        }
     }
 
     fn until_ready(&mut self) -> Result<()> {

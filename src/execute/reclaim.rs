@@ -8,6 +8,7 @@ use crate::exit::Code;
 use crate::model::{GpuProcess, Mb, Pid, Snapshot, Vram};
 use crate::plan::Plan;
 use crate::progress::Underway;
+use crate::world::process;
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
@@ -18,11 +19,12 @@ pub const LIMIT: Duration = Duration::from_secs(15);
 pub fn wait_for_memory(
     plan: &Plan,
     stopped: &[String],
+    unloaded: &[String],
     before: &Snapshot,
     step: &mut Underway,
     context: &Context,
 ) -> Result<Vram> {
-    let expected = Expectation::of(plan, stopped, before);
+    let expected = Expectation::of(plan, stopped, unloaded, before);
     let deadline = Instant::now() + LIMIT;
     loop {
         let now = context.vram().map_err(|why| {
@@ -50,6 +52,8 @@ struct Expectation<'a> {
     stopped: &'a [String],
     /// The stopped services' processes on the card.
     pids: HashSet<Pid>,
+    /// Those of them that may stay, with what they keep.
+    may_stay: HashSet<Pid>,
     /// They held this much together; `None` where the driver does not tell.
     held: Option<Mb>,
     /// Memory in use that is listed for no other process, before anything was stopped.
@@ -57,12 +61,23 @@ struct Expectation<'a> {
 }
 
 impl Expectation<'_> {
-    fn of<'a>(plan: &Plan, stopped: &'a [String], before: &Snapshot) -> Expectation<'a> {
+    fn of<'a>(
+        plan: &Plan,
+        stopped: &'a [String],
+        unloaded: &[String],
+        before: &Snapshot,
+    ) -> Expectation<'a> {
         let is_dead = |process: &GpuProcess| process.is_ending && process.service.is_none();
+        let is_of = |process: &GpuProcess, services: &[String]| {
+            process.service.as_ref().is_some_and(|name| services.contains(name))
+        };
         let owned = |process: &&GpuProcess| {
-            process.service.as_ref().is_some_and(|name| stopped.contains(name))
+            is_of(process, stopped)
+                || is_of(process, unloaded)
                 || (plan.awaits_dead && is_dead(process))
         };
+        let listed = || before.vram.processes.iter().flatten();
+        let may_stay = listed().filter(|process| is_of(process, unloaded)).map(|one| one.pid);
         let pids = before
             .vram
             .processes
@@ -71,7 +86,8 @@ impl Expectation<'_> {
             .filter(owned)
             .map(|process| process.pid)
             .collect();
-        let evictions = plan.evict.iter().filter(|eviction| stopped.contains(&eviction.service));
+        let is_done = |name| stopped.contains(name) || unloaded.contains(name);
+        let evictions = plan.evict.iter().filter(|eviction| is_done(&eviction.service));
         Expectation {
             stopped,
             held: evictions
@@ -79,17 +95,26 @@ impl Expectation<'_> {
                 .chain(plan.awaits_dead.then(|| Some(before.vram.dead())))
                 .sum(),
             unlisted: unlisted(&before.vram, &pids),
+            may_stay: may_stay.collect(),
             pids,
         }
+    }
+
+    /// A process of a service that has unloaded and lives keeps its context.
+    fn stays(&self, process: &GpuProcess) -> bool {
+        self.may_stay.contains(&process.pid) && !process::is_ending(process.pid)
     }
 
     /// Others come and go meanwhile, so theirs is taken out of the account. A tenth of the size
     /// may stay: the driver rounds, and the figures of processes do not add up to the total.
     fn is_met(&self, now: &Vram, has_room: bool) -> bool {
-        let still_there =
-            now.processes.iter().flatten().any(|process| self.pids.contains(&process.pid));
-        let is_back = match self.held {
-            Some(held) => self.back(now).0 * 10 >= held.0 * 9,
+        let own =
+            || now.processes.iter().flatten().filter(|process| self.pids.contains(&process.pid));
+        let still_there = own().any(|process| !self.stays(process));
+        let kept: Option<Mb> =
+            own().filter(|process| self.stays(process)).map(|process| process.memory).sum();
+        let is_back = match self.held.zip(kept) {
+            Some((held, kept)) => self.back(now).0 * 10 >= held.saturating_sub(kept).0 * 9,
             None => has_room,
         };
         !still_there && is_back

@@ -47,6 +47,7 @@ mod row_58_59_last_look;
 mod row_60_61_waiting;
 mod row_62_63_callers;
 mod row_64_work_in_flight;
+mod row_65_unload;
 mod row_66_68_69_71_lock_in_redis;
 mod row_66_68_70_machines_lock;
 mod row_66_69_lock_elsewhere;
