@@ -4,13 +4,14 @@ use super::measure::median;
 use super::report::{Row, Section, Target};
 use redis::{Client, Connection};
 use rig::{LOCK_KEY, Redis, Rig, until};
+use std::collections::HashMap;
 use std::fs;
 
 /// Commands in a line behind one another.
 const COMMANDS: usize = 40;
 
 /// Hand-overs in a line that stays as long.
-const HANDOVERS: usize = 200;
+const HANDOVERS: usize = 60;
 
 /// As gpuctl runs them: with what stands before each.
 const ACQUIRE: &str = concat!(
@@ -81,6 +82,8 @@ fn run_to_run(rig: &Rig, prefix: impl Fn(&str) -> String) -> f64 {
 /// What one client, each on a machine of its own, asks the server.
 struct Simulated {
     connection: Connection,
+    /// When each got in line, as the server told it.
+    arrivals: HashMap<usize, String>,
 }
 
 /// In microseconds of the server.
@@ -108,7 +111,7 @@ fn long_lines(rows: &mut Vec<Row>) {
 
 fn costs(redis: &Redis, waiters: usize) -> Costs {
     let connection = Client::open(redis.url()).unwrap().get_connection().unwrap();
-    let mut simulated = Simulated { connection };
+    let mut simulated = Simulated { connection, arrivals: HashMap::new() };
     assert!(simulated.acquire(0));
     let line = |simulated: &mut Simulated, from: usize| {
         (from..from + waiters).for_each(|one| assert!(!simulated.acquire(one)));
@@ -120,6 +123,8 @@ fn costs(redis: &Redis, waiters: usize) -> Costs {
     let mut hand_over = Vec::new();
     let mut woken = 0.0;
     for holder in 0..HANDOVERS {
+        // It may have been silent for as long as this takes with all the others.
+        assert!(!simulated.acquire(holder + 1));
         redis.cli(&["CONFIG", "RESETSTAT"]);
         simulated.release(holder);
         assert!(simulated.acquire(holder + 1), "the longest waiting is next");
@@ -127,7 +132,7 @@ fn costs(redis: &Redis, waiters: usize) -> Costs {
         woken += stat(redis, "lpush", "calls");
         // The line stays as long, and everybody looks once a second.
         assert!(!simulated.acquire(holder + waiters + 1));
-        if holder % 20 == 0 {
+        if holder % 5 == 0 {
             line(&mut simulated, holder + 2);
         }
     }
@@ -153,10 +158,17 @@ impl Simulated {
         let after = format!(",\"token\":\"{token}\",\"place\":\"{place}\"}}");
         let mut command = redis::cmd("EVAL");
         command.arg(ACQUIRE).arg(8).arg(LOCK_KEY).arg(&keys);
-        command.arg(token).arg(before).arg(after).arg(30_000).arg(1).arg("").arg(place);
+        command.arg(token).arg(before).arg(after).arg(30_000).arg(1);
+        command.arg(self.arrivals.get(&one).map_or("", String::as_str)).arg(place);
         command.arg("").arg(30_000).arg(1).arg(0);
         let answer: Vec<String> = command.query(&mut self.connection).unwrap();
-        answer[0] == "taken"
+        let arrival = match answer[0].as_str() {
+            "busy" => answer[4].clone(),
+            "turn" => answer[3].clone(),
+            _ => return true,
+        };
+        self.arrivals.insert(one, arrival);
+        false
     }
 
     fn release(&mut self, one: usize) {
