@@ -99,6 +99,19 @@ impl Manager {
             Manager::Systemd { .. } => "systemd",
         }
     }
+
+    /// Returns what its manager calls it: the container, the unit, or the project and its service.
+    pub fn place(&self) -> Option<String> {
+        match self {
+            Manager::Native(_) => None,
+            Manager::Containers(Containers::Named(container)) => Some(container.clone()),
+            Manager::Containers(Containers::Compose(compose)) => {
+                let service = compose.service.iter().map(|service| format!("/{service}"));
+                Some(std::iter::once(compose.project.clone()).chain(service).collect())
+            }
+            Manager::Systemd { unit, .. } => Some(unit.clone()),
+        }
+    }
 }
 
 #[derive(Clone, Debug)]

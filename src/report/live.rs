@@ -92,7 +92,8 @@ impl Display {
             heading.insert(1, Text::styled(WARNING, late));
         }
         let heading = flow(listed(heading), 1, HANGING, &screen);
-        draw(&format!("{heading}{}", seen.report.text(&screen)), &screen)
+        let room = screen.height.unwrap_or(usize::MAX).saturating_sub(heading.lines().count());
+        draw(&format!("{heading}{}", seen.report.fitted(&screen, room)), &screen)
     }
 
     /// Gives the terminal back while `stopped` lasts.

@@ -39,6 +39,9 @@ pub struct VramReport {
     pub available_mb: Option<Mb>,
     pub reserve_mb: Mb,
     pub committed_mb: Mb,
+    /// What running services have declared and not yet used.
+    #[serde(skip)]
+    pub promised: Mb,
     pub processes: Option<Vec<ProcessReport>>,
     pub temperature_c: Option<u32>,
     pub utilization_percent: Option<u32>,
@@ -89,6 +92,9 @@ pub struct ServiceReport {
     pub detail: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// Its container or unit, or whatever its manager calls it.
+    #[serde(skip)]
+    pub place: Option<String>,
     /// Its part of an estimate.
     #[serde(skip)]
     pub estimated_mb: Mb,
@@ -102,6 +108,7 @@ pub fn available(vram: &Vram, reserve: Mb) -> Option<Mb> {
 impl StatusReport {
     pub fn new(config: &Config, snapshot: &Snapshot, lock: &Result<Option<Held>>) -> StatusReport {
         let vram = &snapshot.vram;
+        let budget = CardBudget::of(config, snapshot);
         let device = vram.device.as_ref();
         let services = config.services.iter().zip(&snapshot.services).map(|(service, observed)| {
             let report = ServiceReport {
@@ -121,6 +128,7 @@ impl StatusReport {
                 error: (observed.state == State::Unknown)
                     .then(|| observed.detail.clone())
                     .flatten(),
+                place: service.manager.place(),
                 estimated_mb: if observed.may_run() { service.vram } else { Mb(0) },
             };
             (service.name.clone(), report)
@@ -140,7 +148,8 @@ impl StatusReport {
                 free_mb: vram.free,
                 available_mb: available(vram, config.gpu.reserve),
                 reserve_mb: config.gpu.reserve,
-                committed_mb: CardBudget::of(config, snapshot).committed(),
+                committed_mb: budget.committed(),
+                promised: budget.unused(),
                 processes: vram
                     .processes
                     .as_ref()

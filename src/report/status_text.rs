@@ -4,7 +4,7 @@ use super::status::ServiceReport;
 use super::{Report, StatusReport};
 use crate::config::Span;
 use crate::model::{Mb, Source, State};
-use crate::screen::bar::{AVAILABLE, DRIVER, Fill, OTHERS, Part, RESERVE, bar};
+use crate::screen::bar::{AVAILABLE, DRIVER, Fill, OTHERS, PROMISED, Part, RESERVE, bar};
 use crate::screen::layout::{HANGING, Text, flow, listed, words};
 use crate::screen::table::{Column, Table};
 use crate::screen::{BAD, FAINT, GOOD, STRONG, Screen, WARNING};
@@ -14,20 +14,32 @@ fn size(size: Option<Mb>) -> String {
     size.map_or_else(|| "?".to_owned(), |size| size.0.to_string())
 }
 
+/// The column of what a service's manager calls it.
+const MANAGER: &str = "MANAGED BY";
+
 impl Report for StatusReport {
     fn text(&self, screen: &Screen) -> String {
-        let parts = [
-            self.card(screen),
-            self.memory(screen),
-            self.lock(screen),
-            self.services(screen),
-            self.processes(screen),
-        ];
-        parts.concat()
+        let above = [self.card(screen), self.memory(screen), self.lock(screen)].concat();
+        above + &self.services(screen) + &self.processes(screen)
     }
 }
 
 impl StatusReport {
+    /// Returns as much as fits into so many lines: something of every service comes before who is on
+    /// the card, and that before the bar.
+    pub fn fitted(&self, screen: &Screen, lines: usize) -> String {
+        let (services, memory) = (self.services(screen), self.memory(screen));
+        let facts = memory.lines().next().map(|line| format!("{line}\n")).unwrap_or_default();
+        let lock = self.lock(screen);
+        let forms = [
+            self.text(screen),
+            [&self.card(screen), &memory, &lock, &services].map(String::as_str).concat(),
+            [&facts, &lock, &services].map(String::as_str).concat(),
+        ];
+        let fits = |text: &&String| text.lines().count() <= lines;
+        forms.iter().find(fits).cloned().unwrap_or(services)
+    }
+
     fn card(&self, screen: &Screen) -> String {
         let vram = &self.vram;
         let name = self.gpu.name.as_deref().unwrap_or("(name unknown)");
@@ -90,10 +102,12 @@ impl StatusReport {
             || self.services.values().all(|one| one.used_mb.is_some());
         let others = if is_told_apart { "others" } else { "unattributed" };
         let available = vram.available_mb.unwrap_or_default();
+        let promised = vram.promised.min(available);
         let rest = [
             (others, used.saturating_sub(by_services), OTHERS),
             ("driver", total.saturating_sub(used + free), DRIVER),
-            ("available", available, AVAILABLE),
+            ("promised", promised, PROMISED),
+            ("available", available.saturating_sub(promised), AVAILABLE),
             ("reserve", free.saturating_sub(available), RESERVE),
         ];
         parts.extend(rest.map(|(name, size, fill)| Part { name: name.to_owned(), size, fill }));
@@ -130,11 +144,17 @@ impl StatusReport {
                 figure("JOBS", 5),
                 figure("HEALTH", 3),
                 figure("UPTIME", 4),
+                Column { title: MANAGER, is_figure: false, rank: 1, at_least: None },
             ],
             rows: self.services.iter().map(|(name, service)| service.row(name, screen)).collect(),
         };
         let counts_jobs = self.services.values().any(|service| service.jobs.is_some());
         let table = if counts_jobs { table } else { table.without("JOBS") };
+        // Where gpuctl manages all of them itself there is nothing to tell.
+        let table = match self.services.values().any(|service| service.place.is_some()) {
+            true => table,
+            false => table.without(MANAGER),
+        };
         // It says more than what is held now.
         let has_held_more = |service: &ServiceReport| service.peak_mb > service.used_mb;
         let table = match self.services.values().any(has_held_more) {
@@ -198,6 +218,10 @@ impl ServiceReport {
             or_none(self.jobs.map(|jobs| jobs.to_string())),
             or_none(self.health_ms.map(latency)),
             or_none(self.uptime_s.map(age)),
+            Text::new(match &self.place {
+                Some(place) => format!("{} {place}", self.r#type),
+                None => self.r#type.to_owned(),
+            }),
         ]
     }
 }

@@ -22,6 +22,8 @@ const COLOURS: [AnsiColor; 4] =
 pub const OTHERS: Fill = Fill { style: Style::new(), unicode: "░", ascii: "o" };
 pub const DRIVER: Fill = Fill { style: Style::new(), unicode: "┼", ascii: "d" };
 pub const AVAILABLE: Fill = Fill { style: Style::new().dimmed(), unicode: "·", ascii: "." };
+/// Free, and promised to services that run.
+pub const PROMISED: Fill = Fill { style: Style::new().dimmed(), unicode: "▁", ascii: "_" };
 pub const RESERVE: Fill =
     Fill { style: AnsiColor::Yellow.on_default(), unicode: "╱", ascii: "/" };
 

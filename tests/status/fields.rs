@@ -203,11 +203,11 @@ fn the_text_has_what_matters() {
     for part in [
         "GPU 0 NVIDIA GeForce RTX 4090, 45 °C, 10 % busy",
         "VRAM 4000 of 24576 MB used, 20576 free, 19552 available, 7000 committed",
-        "█ vidi 4000 · available 19552 ╱ reserve 1024",
+        "█ vidi 4000 ▁ promised 3000 · available 16552 ╱ reserve 1024",
         "GPU lock free",
-        "SERVICE STATE USED MB DECLARED PRIO PHASES HEALTH UPTIME",
+        "SERVICE STATE USED MB DECLARED PRIO PHASES HEALTH UPTIME MANAGED BY",
         "vidi ● ready 4000 4000 40 2,7",
-        "voice ? unknown ? 3000 0 - - - Docker cannot be reached",
+        "voice ? unknown ? 3000 0 - - - docker voice",
         "PID USED MB SERVICE PROCESS",
         &format!("{} 4000 vidi simserver --name vidi", server.pid()),
     ] {

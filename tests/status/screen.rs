@@ -49,8 +49,8 @@ fn stable(lines: &[String]) -> String {
 const AT_80: &str = "
 GPU 0 NVIDIA GeForce RTX 4090, 45 °C, 10 % busy, driver 570.86.15
 VRAM 13700 of 24576 MB used, 10576 free, 9552 available, 24000 committed
-█████████████████████████████▒▒▒▒▒▒▒▒▒▒▒▒▒░░░┼·······························╱╱╱
-█ comfyui 9000  ▒ vidi 4000  ░ others 700  ┼ driver 300  · available 9552
+█████████████████████████████▒▒▒▒▒▒▒▒▒▒▒▒▒░░░┼▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁╱╱╱
+█ comfyui 9000  ▒ vidi 4000  ░ others 700  ┼ driver 300  ▁ promised 9552
   ╱ reserve 1024
 GPU lock free
 
@@ -63,8 +63,8 @@ ollama     ○ stopped         0      8000    10  1";
 const AT_160: &str = "
 GPU 0 NVIDIA GeForce RTX 4090, 45 °C, 10 % busy, driver 570.86.15
 VRAM 13700 of 24576 MB used, 10576 free, 9552 available, 24000 committed
-███████████████████████████████████████████████████████████▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒░░░░┼┼······························································╱╱╱╱╱╱╱
-█ comfyui 9000  ▒ vidi 4000  ░ others 700  ┼ driver 300  · available 9552  ╱ reserve 1024
+███████████████████████████████████████████████████████████▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒░░░░┼┼▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁╱╱╱╱╱╱╱
+█ comfyui 9000  ▒ vidi 4000  ░ others 700  ┼ driver 300  ▁ promised 9552  ╱ reserve 1024
 GPU lock free
 
 SERVICE    STATE       USED MB  DECLARED  PRIO  PHASES  HEALTH  UPTIME
@@ -77,10 +77,10 @@ GPU 0 NVIDIA GeForce RTX 4090, 45 °C,
   10 % busy, driver 570.86.15
 VRAM 13700 of 24576 MB used, 10576 free,
   9552 available, 24000 committed
-███████████████▒▒▒▒▒▒░┼···············╱╱
+███████████████▒▒▒▒▒▒░┼▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁╱╱
 █ comfyui 9000  ▒ vidi 4000
   ░ others 700  ┼ driver 300
-  · available 9552  ╱ reserve 1024
+  ▁ promised 9552  ╱ reserve 1024
 GPU lock free
 
 SERVICE    STATE       USED MB  DECLARED
@@ -92,8 +92,8 @@ ollama     ○ stopped         0      8000";
 const IN_ASCII: &str = "
 GPU 0 NVIDIA GeForce RTX 4090, 45 C, 10 % busy, driver 570.86.15
 VRAM 13700 of 24576 MB used, 10576 free, 9552 available, 24000 committed
-#############################+++++++++++++oood...............................///
-# comfyui 9000  + vidi 4000  o others 700  d driver 300  . available 9552
+#############################+++++++++++++oood_______________________________///
+# comfyui 9000  + vidi 4000  o others 700  d driver 300  _ promised 9552
   / reserve 1024
 GPU lock free
 
@@ -306,4 +306,22 @@ fn signs_that_combine_and_screens_of_a_few_columns_are_no_panic() {
     for columns in ["0", "1", "2", "3", "5", "30", "1000", "99999999999", "x"] {
         rig.gpuctl("status").env("COLUMNS", columns).run().succeeds().stdout_has("V");
     }
+}
+
+#[test]
+fn what_is_promised_is_told_apart_from_what_is_available() {
+    let rig = Rig::new();
+    rig.native("comfyui").vram(20000).server("--vram 600").add();
+    rig.gpuctl("start comfyui --quiet").run().succeeds();
+    let status = rig.gpuctl("status").run().succeeds();
+    status.stdout_has("promised 19400").stdout_has("available 3552");
+}
+
+#[test]
+fn who_manages_a_service_is_told_where_there_is_room() {
+    let rig = Rig::new();
+    let unit = rig.unit("vllm").add();
+    rig.native("vidi").add();
+    let wide = rig.gpuctl("status").env("COLUMNS", "160").run().succeeds();
+    wide.stdout_has("MANAGED BY").stdout_has(&format!("systemd {}", unit.mark()));
 }

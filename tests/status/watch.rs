@@ -77,12 +77,12 @@ fn it_takes_the_size_that_the_terminal_has() {
     let mut display = Display::start(&rig, SIZE, "", "status --watch 86400");
     display.shows("reserve 1024");
     let begin = display.terminal.text().len();
-    display.resize((8, 40));
+    display.resize((4, 40));
     let lines = || on_terminal(&display.emulated_from(begin));
     until("it is drawn anew at once", || {
         lines().last().is_some_and(|line| line.ends_with("more lines: the window is too small"))
     });
-    assert_eq!(lines().len(), 8, "{:?}", lines());
+    assert_eq!(lines().len(), 4, "{:?}", lines());
     assert!(lines().iter().all(|line| line.chars().count() < 40), "{:?}", lines());
 }
 
@@ -239,4 +239,27 @@ fn what_makes_no_sense_is_a_usage_error() {
             false => drop(outcome.fails("usage").stderr_has(problem)),
         }
     }
+}
+
+#[test]
+fn in_a_small_window_there_is_something_of_every_service() {
+    let rig = Rig::new();
+    for name in ["comfyui", "cosyvoice", "vidi", "ollama"] {
+        rig.native(name).vram(4000).add();
+    }
+    rig.gpuctl("start vidi --quiet").run().succeeds();
+    let display = Display::start(&rig, (12, 60), "", "status --watch 86400");
+    display.shows("vidi");
+    until("all are there", || {
+        let lines = display.lines();
+        let shows = |name: &str| lines.iter().any(|line| line.starts_with(name));
+        ["comfyui", "cosyvoice", "vidi", "ollama", "SERVICE"].into_iter().all(shows)
+    });
+    assert!(
+        !display.lines().iter().any(|line| line.contains("more lines")),
+        "{:?}",
+        display.lines()
+    );
+    display.terminal.presses("\x03");
+    display.terminal.shows("code=130.");
 }
