@@ -30,13 +30,21 @@ pub fn evict(
     required: Mb,
     batches: &Batches<bool>,
     context: &Context,
-) -> Result<Step> {
+) -> Result<Option<Step>> {
     let service = context.service(&eviction.service);
     let mut reason = None;
     if eviction.how == EvictHow::Unload {
+        let held = Held::of(service, context);
+        if matches!(&held, Ok(held) if held.memory.is_some_and(|it| service.holds_residue(it))) {
+            return Ok(None);
+        }
         let step = context.progress.begin(Action::Unload, &service.name, UNLOAD_LIMIT);
-        match ask_to_unload(service, eviction, required, context)? {
-            None => return Ok(step.done(None)),
+        let asked = match held {
+            Ok(held) => ask_to_unload(service, eviction, required, &held, context)?,
+            Err(why) => Some(why),
+        };
+        match asked {
+            None => return Ok(Some(step.done(None))),
             Some(why) => reason = Some(format!("{why}; stopped instead")),
         }
     }
@@ -45,7 +53,7 @@ pub fn evict(
     let limit = contained::stop_limit(service, context.before.managed(&service.name));
     let step = context.progress.begin(action, &service.name, limit);
     let note = stop(eviction, batches, context)?;
-    Ok(step.done(joined([reason, note])))
+    Ok(Some(step.done(joined([reason, note]))))
 }
 
 /// Remarks in one.
@@ -187,38 +195,53 @@ fn forget_starts(service: &Service, config: &Config) {
     }
 }
 
+/// The card before a service is asked to unload, and what is the service's on it.
+struct Held {
+    vram: Vram,
+    own: HashSet<Pid>,
+    /// `None` where the driver does not tell who holds what.
+    memory: Option<Mb>,
+}
+
+impl Held {
+    /// Looks before the service is asked: a process that ends by it has its memory on the way back.
+    fn of(service: &Service, context: &Context) -> std::result::Result<Held, String> {
+        let no_reading = |_| "without NVML gpuctl cannot see whether it unloads".to_owned();
+        let vram = context.vram().map_err(no_reading)?;
+        let look = look(context.config, &[service], &context.before.managed, context.stop, || {
+            gpu_pids(&vram)
+        });
+        let own: HashSet<Pid> = gpu_pids(&vram)
+            .into_iter()
+            .filter(|pid| look.service_of(*pid) == Some(&service.name))
+            .collect();
+        let mut held = Held { vram, own, memory: None };
+        held.memory = held.at(&held.vram);
+        Ok(held)
+    }
+
+    /// What the same processes hold in another reading, but for those that are ending.
+    fn at(&self, vram: &Vram) -> Option<Mb> {
+        let is_own = |process: &&GpuProcess| {
+            self.own.contains(&process.pid) && !process::is_ending(process.pid)
+        };
+        vram.processes.as_ref()?.iter().filter(is_own).map(|process| process.memory).sum()
+    }
+}
+
 /// Requests an unload and watches for it; `Some` tells why it came to nothing.
 fn ask_to_unload(
     service: &Service,
     eviction: &Eviction,
     required: Mb,
+    held: &Held,
     context: &Context,
 ) -> Result<Option<String>> {
     let Some(call) = &service.unload else {
         return Ok(Some("it has no unload call".to_owned()));
     };
-    let Ok(before) = context.vram() else {
-        return Ok(Some("without NVML gpuctl cannot see whether it unloads".to_owned()));
-    };
     if let Some(cut) = drain::cut_off(eviction, context)? {
         return Ok(Some(cut));
-    }
-    // Before it is asked: a process that ends by it has its memory on the way back.
-    let look = look(context.config, &[service], &context.before.managed, context.stop, || {
-        gpu_pids(&before)
-    });
-    let own: HashSet<Pid> = gpu_pids(&before)
-        .into_iter()
-        .filter(|pid| look.service_of(*pid) == Some(&service.name))
-        .collect();
-    let holds = |vram: &Vram| -> Option<Mb> {
-        let is_own =
-            |process: &&GpuProcess| own.contains(&process.pid) && !process::is_ending(process.pid);
-        vram.processes.as_ref()?.iter().filter(is_own).map(|process| process.memory).sum()
-    };
-    let held = holds(&before);
-    if held.is_some_and(|held| service.holds_residue(held)) {
-        return Ok(None);
     }
     drain::once_more(&[service], false, context)?;
     let begun = Instant::now();
@@ -235,13 +258,13 @@ fn ask_to_unload(
             Ok(now) => now,
             Err(why) => return Ok(Some(why)),
         };
-        let (is_gone, freed) = match (held, holds(&now)) {
+        let (is_gone, freed) = match (held.memory, held.at(&now)) {
             (Some(held), Some(holds)) => (holds <= service.residue(), held.saturating_sub(holds)),
             // Where the driver does not tell who holds what, there is only the room.
             _ => {
                 let free = |vram: &Vram| vram.free.unwrap_or_default();
                 let room = free(&now).saturating_sub(context.config.gpu.reserve);
-                let freed = free(&now).saturating_sub(free(&before));
+                let freed = free(&now).saturating_sub(free(&held.vram));
                 (freed > Mb(0) && room >= required, freed)
             }
         };

@@ -144,7 +144,9 @@ fn evict_all(
     let mut failure = None;
     for (eviction, result) in evictions.iter().zip(results) {
         match result {
-            Ok(done) => {
+            // It had unloaded before.
+            Ok(None) => outcome.kept.push(eviction.service.clone()),
+            Ok(Some(done)) => {
                 let list = match done.action {
                     Action::Unload => &mut outcome.unloaded,
                     _ => &mut outcome.stopped,
@@ -174,18 +176,17 @@ fn reclaim(plan: &Plan, context: &Context, outcome: &mut Outcome) -> Result<()> 
         &mut step,
         context,
     );
+    let unloaded = plan.evict.iter().filter(|it| !outcome.stopped.contains(&it.service));
+    let stops: Vec<Eviction> =
+        unloaded.map(|it| Eviction { how: EvictHow::Stop, ..it.clone() }).collect();
     if matches!(&result, Err(failure) if failure.code == Code::InsufficientVram)
-        && !outcome.unloaded.is_empty()
+        && !stops.is_empty()
     {
-        let stops: Vec<Eviction> = plan
-            .evict
-            .iter()
-            .filter(|eviction| outcome.unloaded.contains(&eviction.service))
-            .map(|eviction| Eviction { how: EvictHow::Stop, ..eviction.clone() })
-            .collect();
         context.progress.line("unloading gave back too little; stopping instead");
         let stopping = evict_all(&stops, plan.required, context, outcome);
-        outcome.unloaded.retain(|name| !outcome.stopped.contains(name));
+        for list in [&mut outcome.unloaded, &mut outcome.kept] {
+            list.retain(|name| !outcome.stopped.contains(name));
+        }
         stopping?;
         result = reclaim::wait_for_memory(
             plan,

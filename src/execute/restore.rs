@@ -1,6 +1,6 @@
 //! What a call has evicted is made ready again, the highest priority first.
 
-use super::drain::{Drain, DrainClock};
+use super::drain::{self, Drain, DrainClock};
 use super::{Context, execute, reclaim};
 use crate::config::Config;
 use crate::error::{Failure, Result};
@@ -102,25 +102,31 @@ impl Restorer<'_> {
     fn carry_out(
         &self,
         asks: impl Fn(&Service) -> bool,
-        plan: impl FnOnce(&Config, &Snapshot) -> Result<Plan>,
+        plan: impl Fn(&Config, &Snapshot) -> Result<Plan>,
     ) -> Result<()> {
-        let before = {
-            let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
-            let asks =
-                |service: &Service| Ask::state_if(asks(service) || service.evict == Evict::Unload);
-            observe(self.config, &mut reader, self.stop, &asks)?
-        };
-        let plan = plan(self.config, &before)?;
-        let context = Context {
-            config: self.config,
-            stop: self.stop,
-            reader: self.reader,
-            progress: self.progress,
-            before: &before,
-            witness: &|_| (),
-            // Nobody makes room here who has not been asked to before.
-            drain: DrainClock::start(Drain::CutOff),
-        };
-        execute(&plan, &context).failure.map_or(Ok(()), Err)
+        // Who makes room here may work for others than the command.
+        let clock = DrainClock::start(Drain::Configured);
+        loop {
+            let before = {
+                let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
+                let asks = |service: &Service| {
+                    Ask::state_if(asks(service) || service.evict == Evict::Unload)
+                };
+                observe(self.config, &mut reader, self.stop, &asks)?
+            };
+            let plan = plan(self.config, &before)?;
+            let context = Context {
+                config: self.config,
+                stop: self.stop,
+                reader: self.reader,
+                progress: self.progress,
+                before: &before,
+                witness: &|_| (),
+                drain: clock,
+            };
+            if drain::drain(&plan, &context)?.is_empty() {
+                return execute(&plan, &context).failure.map_or(Ok(()), Err);
+            }
+        }
     }
 }

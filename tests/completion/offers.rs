@@ -79,7 +79,7 @@ fn what_may_come_next_is_offered() {
         ("gpuctl start --w|", "values --wait"),
         ("gpuctl start --no-wait comfyui --w|", "values"),
         ("gpuctl start --wait |", "values"),
-        ("gpuctl start --wait 5m --no|", "values --no-preempt"),
+        ("gpuctl start --wait 5m --no|", "values --no-preempt --no-drain"),
         ("gpuctl -q st|", "values status start stop"),
         ("gpuctl -vq st|", "values status start stop"),
         ("gpuctl --quiet --ver|", "values --version"),

@@ -44,8 +44,11 @@ fn row_65_no_unload_becomes_a_stop_whatever_the_driver_takes_its_time_for() {
 fn row_65_repeated_there_is_nothing_to_stop_where_a_context_stays() {
     let (rig, model) = rig_with("vllm", "--api vllm --unload-residual 1500", 0);
     let process = rig.processes_of(&model);
+    assert_eq!(prepare(&rig)["unloaded"], json!(["model"]));
     for _ in 0..3 {
-        assert_eq!(prepare(&rig)["stopped"], json!([]));
+        let report = prepare(&rig);
+        assert_eq!((&report["unloaded"], &report["stopped"]), (&json!([]), &json!([])), "{report}");
+        assert_eq!(report["kept"], json!(["big", "model"]));
         assert_eq!(rig.processes_of(&model), process);
     }
 }
