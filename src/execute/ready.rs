@@ -191,7 +191,12 @@ impl<'a> Watch<'a> {
         }
         .map_err(|failure| match failure.code {
             // A manager that waits for the service itself, and was waited for long enough.
-            Code::Unavailable if self.begun.elapsed() >= limit => self.timed_out(&failure.message),
+            Code::Unavailable
+                if self.begun.elapsed() >= limit
+                    && matches!(self.service.manager, Manager::Systemd { .. }) =>
+            {
+                self.timed_out(&failure.message)
+            }
             Code::StartFailed => self.died(&failure.message),
             _ => Failure {
                 message: format!("{}: {}", self.service.name, failure.message),

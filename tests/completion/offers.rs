@@ -102,7 +102,7 @@ fn what_may_come_next_is_offered() {
     }
     // Where nothing else can come, the options are what there is.
     let options = offered(&rig, "gpuctl release-all |");
-    assert_eq!(options[..3], ["values", "--force", "--wait"], "{options:?}");
+    assert_eq!(options[..4], ["values", "--force", "--drain", "--no-drain"], "{options:?}");
     let ask = rig.gpuctl("complete -- gpuctl prepare-phase v");
     ask.run().succeeds().stdout("values\nvideo\tphase 4: comfyui\n");
     let ask = rig.gpuctl("complete -- gpuctl start v");

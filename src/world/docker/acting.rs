@@ -84,6 +84,7 @@ impl Docker<'_> {
         let arguments = [deed.words, &["--"], containers].concat();
         let deadline = Instant::now() + deed.limit;
         let mut absence = SHORTEST_ABSENCE;
+        let mut unreached = None;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let begun = command::begin(self.program, &arguments, &LEAN, left);
@@ -92,6 +93,10 @@ impl Docker<'_> {
                     return containers.iter().map(|_| Ok(())).collect();
                 }
                 Ok(output) => output,
+                // What is left of the time may be too short for an answer: that is no news.
+                Err(failure) if failure.code == Code::Unavailable => {
+                    return all(&unreached.unwrap_or(failure));
+                }
                 Err(failure) => return all(&failure),
             };
             let why = reason::reason(&output);
@@ -104,6 +109,7 @@ impl Docker<'_> {
                     return all(&stopped);
                 }
                 absence = (absence * 2).min(LONGEST_ABSENCE);
+                unreached = told.trouble.filter(|_| is_away).or(unreached);
                 continue;
             }
             let result = |reference: &&str| {

@@ -25,7 +25,8 @@ pub(crate) struct Record {
     /// As the last one to look saw it, because nobody can ask once the owner is dead.
     pub pid: u32,
     pub dead_since_ms: Option<u64>,
-    /// The most that it has been.
+    /// The most that it has been; 0 in the record of a program that keeps no account.
+    #[serde(default)]
     pub max_mb: u64,
     /// When it last worked, in µs since the epoch.
     pub worked_us: Option<u64>,
