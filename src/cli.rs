@@ -213,8 +213,8 @@ pub struct StatusArgs {
     /// Exit 0 only if this service is ready or busy, else 1 (repeatable)
     #[arg(long, value_name = "SERVICE")]
     pub check: Vec<String>,
-    /// Refresh it every SECS seconds (2 if no number is given), until Ctrl-C; with --json one
-    /// document per line
+    /// Refresh it every SECS seconds (2 if no number is given), until Ctrl-C, or q on a terminal;
+    /// with --json one document per line
     #[arg(long, value_name = "SECS", num_args = 0..=1, default_missing_value = "2", value_parser = interval, conflicts_with = "check")]
     pub watch: Option<Duration>,
     /// Print metrics for node_exporter's textfile collector

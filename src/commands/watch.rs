@@ -34,11 +34,15 @@ pub fn run(every: Duration, session: Session) -> Result<Answer> {
     loop {
         let ended = looking.as_ref().map(|look| look.ended().fd());
         let until = if ended.is_some() { Instant::now() + TICK } else { due };
-        let watched: Vec<_> = [terminal.fd()].into_iter().chain(ended).collect();
+        let watched: Vec<_> =
+            [terminal.fd()].into_iter().chain(ended).chain(display.keys()).collect();
         let woken = wait(&watched, &stop, until);
         if let Err(signal) = stop.check() {
             // How it ends, and no failure.
             return Ok(Answer::Passed(signal.code.status()));
+        }
+        if display.is_quit() {
+            return Ok(Answer::Yes);
         }
         if woken == Woken::TimedOut && looking.is_none() {
             (looking, due) = (Some(begin()?), Instant::now() + every);

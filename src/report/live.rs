@@ -7,8 +7,10 @@ use crate::config::Span;
 use crate::error::{Failure, Result};
 use crate::screen::layout::{HANGING, Text, flow, listed};
 use crate::screen::{FAINT, Screen, WARNING};
+use crate::world::terminal::Keys;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use rustix::fd::BorrowedFd;
 use serde::Serialize;
 use std::time::{Duration, Instant};
 
@@ -22,6 +24,9 @@ const CLEAR_REST: &str = "\x1b[K";
 
 /// The next look may be this much later than due before the age of the last one is told.
 const GRACE: Duration = Duration::from_secs(1);
+
+/// The key that ends it.
+const QUIT: u8 = b'q';
 
 pub struct Display {
     form: Form,
@@ -74,7 +79,7 @@ impl Display {
 
     /// The last one, where it is drawn: the terminal may have another size, and it has grown older.
     pub fn draw_again(&self) -> Result<bool> {
-        let (Form::Text(screen), Some(_)) = (&self.form, &self.page) else { return Ok(true) };
+        let (Form::Text(screen), Some(page)) = (&self.form, &self.page) else { return Ok(true) };
         let screen = screen.measured_again(rustix::stdio::stdout());
         // The last column stays empty: where a line reaches it, clearing the rest of the line would
         // take its last sign.
@@ -84,7 +89,7 @@ impl Display {
         let mut heading = vec![
             Text::styled(FAINT, time),
             Text::styled(FAINT, format!("every {}", Span(self.every))),
-            Text::styled(FAINT, "Ctrl-C ends"),
+            Text::styled(FAINT, if page.keys.is_some() { "q ends" } else { "Ctrl-C ends" }),
         ];
         let age = seen.since.elapsed();
         if age > self.every + GRACE {
@@ -94,6 +99,17 @@ impl Display {
         let heading = flow(listed(heading), 1, HANGING, &screen);
         let room = screen.height.unwrap_or(usize::MAX).saturating_sub(heading.lines().count());
         draw(&format!("{heading}{}", seen.report.fitted(&screen, room)), &screen)
+    }
+
+    /// Readable when a key was pressed; `None` where none is waited for.
+    pub fn keys(&self) -> Option<BorrowedFd<'static>> {
+        self.page.as_ref()?.keys.as_ref()?.fd()
+    }
+
+    /// Whether the key that ends it was pressed.
+    pub fn is_quit(&self) -> bool {
+        let keys = self.page.as_ref().and_then(|page| page.keys.as_ref());
+        keys.is_some_and(|keys| keys.have(QUIT))
     }
 
     /// Gives the terminal back while `stopped` lasts.
@@ -120,13 +136,15 @@ fn draw(text: &str, screen: &Screen) -> Result<bool> {
     print_part(&format!("{BEGIN}{}{END}", lines.join("\n")))
 }
 
-/// The terminal's second page, until it is dropped.
-struct AlternateScreen;
+/// The terminal's second page, and its keys where they are ours, until it is dropped.
+struct AlternateScreen {
+    keys: Option<Keys>,
+}
 
 impl AlternateScreen {
     fn enter() -> Result<AlternateScreen> {
         print_part(ENTER)?;
-        Ok(AlternateScreen)
+        Ok(AlternateScreen { keys: Keys::take() })
     }
 }
 

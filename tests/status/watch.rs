@@ -30,7 +30,7 @@ fn a_change_is_seen_in_place_and_ctrl_c_ends_it() {
     let rig = with_vidi();
     let display = Display::start(&rig, SIZE, "", "status --watch 0.1");
     display.shows("vidi     ○ stopped");
-    display.shows("every 100ms, Ctrl-C ends");
+    display.shows("every 100ms, q ends");
     rig.gpuctl("start vidi --quiet").run().succeeds();
     display.shows("vidi     ● ready");
     let lines = display.lines();
@@ -51,6 +51,43 @@ fn a_change_is_seen_in_place_and_ctrl_c_ends_it() {
         Some("code=130."),
         "no word of failure: {lines:?}"
     );
+}
+
+#[test]
+fn q_ends_it_and_leaves_the_terminal_as_it_was() {
+    let rig = with_vidi();
+    let words = "--version; export TERM=xterm; echo \"<$(stty -g)>\"; gpuctl status --watch 86400; \
+                 echo \"code=$? <$(stty -g)>\"; read line; echo \"read $line.\"";
+    let display = Display::start(&rig, SIZE, "", words);
+    display.shows("q ends");
+    // Other keys do nothing, Ctrl-\ neither, and what was typed ahead is the next one's.
+    display.terminal.presses("x\x1b[A\n\x1cqnext\n");
+    display.terminal.shows("code=0 ");
+    display.terminal.shows("read next.");
+    is_as_before(&display);
+    let text = display.terminal.text();
+    let modes: Vec<&str> =
+        text.split('<').skip(1).filter_map(|rest| Some(rest.split_once('>')?.0)).collect();
+    assert!(modes.len() == 2 && modes[0] == modes[1], "{modes:?}");
+    let (_, after) = text.split_once(ENTER).unwrap();
+    let (drawn, _) = after.split_once(LEAVE).unwrap();
+    assert!(!drawn.contains("^[") && !drawn.contains("next"), "no key is shown: {drawn:?}");
+}
+
+#[test]
+fn keys_that_are_anothers_do_not_end_it() {
+    let rig = with_vidi();
+    for words in ["status --watch 86400 </dev/null", "status --watch 86400 | cat"] {
+        let display = Display::start(&rig, SIZE, "", words);
+        display.shows("vidi");
+        assert!(!display.terminal.text().contains("q ends"), "{words}");
+        display.terminal.presses("q\n");
+        // It is shown, as without gpuctl.
+        display.terminal.shows("q\r\n");
+        assert_eq!(rig.gpuctls().len(), 1, "{words}");
+        display.terminal.presses("\x03");
+        display.terminal.shows("code=");
+    }
 }
 
 #[test]
@@ -77,12 +114,12 @@ fn it_takes_the_size_that_the_terminal_has() {
     let mut display = Display::start(&rig, SIZE, "", "status --watch 86400");
     display.shows("reserve 1024");
     let begin = display.terminal.text().len();
-    display.resize((4, 40));
+    display.resize((2, 40));
     let lines = || on_terminal(&display.emulated_from(begin));
     until("it is drawn anew at once", || {
         lines().last().is_some_and(|line| line.ends_with("more lines: the window is too small"))
     });
-    assert_eq!(lines().len(), 4, "{:?}", lines());
+    assert_eq!(lines().len(), 2, "{:?}", lines());
     assert!(lines().iter().all(|line| line.chars().count() < 40), "{:?}", lines());
 }
 
@@ -112,6 +149,8 @@ fn ctrl_z_gives_the_terminal_back_and_fg_takes_it_again() {
     // What has been written may not have been read yet.
     until("it is given back", || terminal.text().matches(LEAVE).count() == 1);
     terminal.types("fg");
+    // What is typed is shown again.
+    terminal.shows("fg\r\n");
     until("it is drawn anew", || terminal.text().matches(END).count() > 1);
     assert_eq!(terminal.text().matches(ENTER).count(), 2, "{:?}", terminal.text());
     terminal.presses("\x03");
