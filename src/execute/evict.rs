@@ -34,7 +34,7 @@ pub fn evict(
     let service = context.service(&eviction.service);
     let mut reason = None;
     if eviction.how == EvictHow::Unload {
-        let held = Held::of(service, context);
+        let held = Footprint::of(service, context);
         if matches!(&held, Ok(held) if held.memory.is_some_and(|it| service.holds_residue(it))) {
             return Ok(None);
         }
@@ -196,16 +196,16 @@ fn forget_starts(service: &Service, config: &Config) {
 }
 
 /// The card before a service is asked to unload, and what is the service's on it.
-struct Held {
+struct Footprint {
     vram: Vram,
     own: HashSet<Pid>,
     /// `None` where the driver does not tell who holds what.
     memory: Option<Mb>,
 }
 
-impl Held {
+impl Footprint {
     /// Looks before the service is asked: a process that ends by it has its memory on the way back.
-    fn of(service: &Service, context: &Context) -> std::result::Result<Held, String> {
+    fn of(service: &Service, context: &Context) -> std::result::Result<Footprint, String> {
         let no_reading = |_| "without NVML gpuctl cannot see whether it unloads".to_owned();
         let vram = context.vram().map_err(no_reading)?;
         let look = look(context.config, &[service], &context.before.managed, context.stop, || {
@@ -215,7 +215,7 @@ impl Held {
             .into_iter()
             .filter(|pid| look.service_of(*pid) == Some(&service.name))
             .collect();
-        let mut held = Held { vram, own, memory: None };
+        let mut held = Footprint { vram, own, memory: None };
         held.memory = held.at(&held.vram);
         Ok(held)
     }
@@ -234,7 +234,7 @@ fn ask_to_unload(
     service: &Service,
     eviction: &Eviction,
     required: Mb,
-    held: &Held,
+    held: &Footprint,
     context: &Context,
 ) -> Result<Option<String>> {
     let Some(call) = &service.unload else {
