@@ -7,8 +7,8 @@ use crate::config::Span;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::model::{
-    Container, Health, Healthy, HttpCall, Managed, Manager, Observed, Presence, Running, Service,
-    Trouble,
+    ApiServer, Container, Health, Healthy, HttpCall, Managed, Manager, Observed, Presence, Running,
+    Service, Trouble,
 };
 use crate::observe::{Look, gpu_pids, look};
 use crate::plan::StartHow;
@@ -53,7 +53,9 @@ pub fn make_ready(
     let mut watch = Watch::new(service, stop, context);
     let begin = |action| context.progress.begin(action, &service.name, service.start_timeout);
     let step = match how {
-        StartHow::Wake if !is_asleep(service)? => return Ok(None),
+        StartHow::Wake if !is_asleep(service)? && !has_put_aside(service, context) => {
+            return Ok(None);
+        }
         StartHow::Wake => begin(Action::Wake),
         StartHow::Await => begin(Action::Await),
         StartHow::Start => begin(Action::Start),
@@ -85,6 +87,13 @@ pub fn lost(service: &Service, observed: &Observed, context: &Context) -> Failur
         (None, false) => "it was ready and has ended since".to_owned(),
     };
     Watch::new(service, context.stop, context).died(&why)
+}
+
+/// Whether it has put its model aside by an unload, and does not take it back by itself.
+fn has_put_aside(service: &Service, context: &Context) -> bool {
+    let used = context.before.service(&service.name).used;
+    service.server.as_ref().is_some_and(ApiServer::puts_aside)
+        && used.is_some_and(|used| service.holds_residue(used))
 }
 
 /// Whether it was put to sleep by an unload.

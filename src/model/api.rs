@@ -33,6 +33,12 @@ impl ApiServer {
         self.api == Api::Vllm
     }
 
+    /// Whether an unload only moves its model off the card, where it stays until it is asked to take
+    /// it back.
+    pub fn puts_aside(&self) -> bool {
+        self.api == Api::Sdwebui
+    }
+
     pub fn at(&self, path: &str) -> String {
         format!("{}{path}", self.url)
     }

@@ -78,3 +78,14 @@ fn row_65_a_service_is_ready_when_its_warm_up_call_is_answered() {
     let start = rig.gpuctl("start comfyui --quiet").run().fails("start_failed");
     start.stderr_has("its warm-up call failed: ").ignores_stderr();
 }
+
+#[test]
+fn row_65_a_model_that_was_put_aside_is_brought_back_before_its_service_counts_as_ready() {
+    let (rig, model) = rig_with("sdwebui", "--api sdwebui --unload-residual 1000", 0);
+    prepare(&rig);
+    assert!(model.is_healthy());
+    rig.gpuctl("stop big --quiet").run().succeeds();
+    assert_eq!(rig.card.used_mb(), 1000);
+    rig.gpuctl("prepare-phase 1 --quiet").run().succeeds().ignores_stdout();
+    assert_eq!(rig.card.used_mb(), 12000);
+}
