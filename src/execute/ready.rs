@@ -416,6 +416,8 @@ impl<'a> Watch<'a> {
     /// Asks its manager whether it is still coming up, and fails with what it left behind if not.
     fn look_after_it(&mut self) -> Result<Look<'a>> {
         let (service, context) = (self.service, self.context);
+        // Asked before the look: what ends after it is judged by the next one.
+        let has_ended = self.started.as_mut().is_some_and(Started::has_ended);
         let on_gpu = || gpu_pids(&context.vram().unwrap_or_default());
         let look = look(context.config, &[service], &context.before.managed, self.stop, on_gpu);
         let presence = look.presence(&service.name);
@@ -427,7 +429,7 @@ impl<'a> Watch<'a> {
         if is_anothers {
             self.started = None;
         }
-        if let Some(started) = &mut self.started {
+        if let Some(started) = self.started.as_mut().filter(|_| has_ended) {
             let mut is_there = matches!(presence, Presence::Up(_));
             if !is_there && started.has_succeeded() {
                 let panes = look.panes_since(&service.name, started.since());

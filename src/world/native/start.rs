@@ -124,6 +124,11 @@ impl Started {
         self.record.write(&self.state_dir)
     }
 
+    /// Whether the start command has ended, in whatever way.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().is_ok_and(|status| status.is_some())
+    }
+
     /// Whether the start command has ended well.
     pub fn has_succeeded(&mut self) -> bool {
         self.child.try_wait().is_ok_and(|status| status.is_some_and(|status| status.success()))
