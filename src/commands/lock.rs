@@ -65,7 +65,7 @@ fn release(arguments: &LockReleaseArgs, session: &Session) -> Result<Answer> {
         )),
     };
     let released = lock::release(config, token)?;
-    print(&ReleasedReport::new(&released), &session.form)?;
+    print(&ReleasedReport::new(config, &released), &session.form)?;
     // That nobody holds it is what was asked for.
     Ok(Answer::from(!matches!(released, Release::Anothers(_) | Release::Kept(_))))
 }

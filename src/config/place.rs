@@ -55,6 +55,15 @@ impl fmt::Display for UrlSource {
 }
 
 impl Place {
+    /// ", in Redis (from $REDIS_URL)", to be put after whatever is told of the lock; empty where it
+    /// is in Redis because somebody has said so of gpuctl, or not at all.
+    pub fn by_chance(&self) -> String {
+        match (&self.redis, self.source) {
+            (Some(_), source @ UrlSource::RedisUrl) => format!(", in Redis (from {source})"),
+            _ => String::new(),
+        }
+    }
+
     /// Reads the place from its URL; without one it is the machine's lock alone.
     pub fn of(lock: &file::LockTable, source: UrlSource) -> std::result::Result<Place, String> {
         let file = machines(&lock.key);

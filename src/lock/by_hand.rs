@@ -54,7 +54,8 @@ pub fn acquire(
     if let Some(redis) = &mut redis
         && !redis.renew(&claim.record.token, claim.ttl, Renewal::Last)?
     {
-        let why = "the GPU lock was lost as soon as taken";
+        let by_chance = config.lock.place.by_chance();
+        let why = format!("the GPU lock was lost as soon as taken{by_chance}");
         return Err(Failure::new(Code::LockLost, why)
             .hint("somebody deletes it; look with `gpuctl lock status`"));
     }
@@ -80,7 +81,7 @@ impl ByHand {
 
 /// The lock that the caller holds, by the token that it has put into the environment.
 pub fn joined(config: &Config, token: &str) -> Result<Held> {
-    look(config)?.filter(|held| held.is_of(token)).ok_or_else(not_held)
+    look(config)?.filter(|held| held.is_of(token)).ok_or_else(|| not_held(&config.lock.place))
 }
 
 /// What came of a release.

@@ -79,7 +79,10 @@ impl Entry<'_> {
             let (obstacle, mut busy) = match ahead.next {
                 Some(place) => {
                     self.machine.step_back()?;
-                    (Obstacle::Waiter(place), Busy { held: self.machine.held()?, ahead: 0 })
+                    (
+                        Obstacle::Waiter(place),
+                        Busy { held: self.machine.held()?, ahead: 0, is_elsewhere: false },
+                    )
                 }
                 None => match self.machine.try_door()? {
                     Some(InTheWay::Removed) => {
@@ -89,7 +92,7 @@ impl Entry<'_> {
                     }
                     Some(obstacle) => {
                         let held = self.machine.held_beyond(&obstacle, ahead.count == 0)?;
-                        (Obstacle::Here(obstacle), Busy { held, ahead: 0 })
+                        (Obstacle::Here(obstacle), Busy { held, ahead: 0, is_elsewhere: false })
                     }
                     None => match self.try_redis()? {
                         Ok(valid_until) => {
@@ -107,7 +110,7 @@ impl Entry<'_> {
             if self.patience.is_over() {
                 return Err(match obstacle {
                     Obstacle::Unready(failure) => failure,
-                    _ => self.teller.named(busy).refusal(self.patience),
+                    _ => self.teller.refusal(busy, self.patience),
                 });
             }
             if !matches!(obstacle, Obstacle::Unready(_)) {
@@ -129,7 +132,7 @@ impl Entry<'_> {
             }
             Attempt::Busy(busy) => Err((Obstacle::Elsewhere, *busy)),
             Attempt::Unready(failure) => {
-                Err((Obstacle::Unready(failure), Busy { held: None, ahead: 0 }))
+                Err((Obstacle::Unready(failure), Busy { held: None, ahead: 0, is_elsewhere: true }))
             }
         })
     }

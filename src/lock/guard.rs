@@ -154,6 +154,7 @@ impl Guard {
         token: &str,
         stop: &Stop,
     ) -> Result<Guard> {
+        let not_held = || not_held(&config.lock.place);
         let Some(mut redis) = redis(config) else {
             let record = machine.join(token, stop)?.ok_or_else(not_held)?.record;
             return Guard::of(config, machine, &record);
@@ -193,7 +194,7 @@ impl Guard {
     fn renew(&mut self, redis: Redis, margin: Duration, until: Duration) -> Result<()> {
         let (token, watchdog) = (self.token.clone(), self.watchdog.clone());
         let hold = Hold { redis, token, margin: margin + MARGIN, until, watchdog };
-        let lease = Lease::until(hold.end())?;
+        let lease = Lease::until(hold.end(), self.config.lock.place.by_chance())?;
         let (quit, hold) = (Event::new()?, Arc::new(Mutex::new(hold)));
         lease.when_late({
             let hold = hold.clone();

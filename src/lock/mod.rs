@@ -25,7 +25,7 @@ pub use record::{Ends, Held, KeeperProcess, Record, name_of, shown};
 pub use redis::ServerFacts;
 pub use rest::end_command;
 
-use crate::config::{Config, Span};
+use crate::config::{Config, Place, Span};
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use file::LockFile;
@@ -48,6 +48,8 @@ pub struct Busy {
     pub held: Option<Held>,
     /// How many are before us in the line.
     pub ahead: usize,
+    /// Whether that is known from Redis, and not from this machine.
+    pub is_elsewhere: bool,
 }
 
 /// How long to wait for the lock.
@@ -65,7 +67,7 @@ pub struct Teller<'a> {
 
 impl Busy {
     /// "held by comfyui (nora:1234, 29 s left), 2 waiting before us".
-    pub fn describe(&self) -> String {
+    pub fn describe(&self, place: &Place) -> String {
         let mut text = match &self.held {
             Some(held) => format!("held by {}", held.describe()),
             None => "about to be taken by another".to_owned(),
@@ -73,16 +75,23 @@ impl Busy {
         if self.ahead > 0 {
             text.push_str(&format!(", {} waiting before us", self.ahead));
         }
-        text
+        let by_chance = place.by_chance();
+        if !by_chance.is_empty() && !self.is_elsewhere {
+            text.push_str(", on this machine; it is kept");
+            return text + by_chance.trim_start_matches(',');
+        }
+        text + &by_chance
     }
 
-    pub fn refusal(&self, patience: &Patience) -> Failure {
+    pub fn refusal(&self, place: &Place, patience: &Patience) -> Failure {
         let waited = match patience.total.is_zero() {
             true => String::new(),
             false => format!(", and the wait of {} is over", Span(patience.total)),
         };
-        let failure =
-            Failure::new(Code::LockBusy, format!("the GPU lock is {}{waited}", self.describe()));
+        let failure = Failure::new(
+            Code::LockBusy,
+            format!("the GPU lock is {}{waited}", self.describe(place)),
+        );
         let Some(held) = &self.held else {
             return failure.hint("try again, or wait in line with --wait");
         };
@@ -121,15 +130,22 @@ impl<'a> Teller<'a> {
         let who = busy.held.as_ref().map(|held| (held.holder.clone(), held.owner()));
         if self.told.as_ref() != Some(&who) {
             self.told = Some(who);
-            let text = self.named(busy).describe();
+            let text = self.named(busy).describe(&self.config.lock.place);
             (self.tell)(&text);
         }
     }
 
+    fn refusal(&self, busy: Busy, patience: &Patience) -> Failure {
+        self.named(busy).refusal(&self.config.lock.place, patience)
+    }
+
     /// Who is in the way of one who waits on this machine for another one that waits for Redis.
     fn named(&self, busy: Busy) -> Busy {
-        let held = busy.held.or_else(|| redis(self.config)?.look().ok().flatten());
-        Busy { held, ..busy }
+        if busy.held.is_some() {
+            return busy;
+        }
+        let held = redis(self.config).and_then(|mut redis| redis.look().ok().flatten());
+        Busy { is_elsewhere: busy.is_elsewhere || held.is_some(), held, ..busy }
     }
 }
 
@@ -168,10 +184,13 @@ pub fn server(config: &Config) -> Option<Result<ServerFacts>> {
 }
 
 /// That the lock which the caller holds, by the token that it has put into the environment, is over.
-fn not_held() -> Failure {
+fn not_held(place: &Place) -> Failure {
     Failure::new(
         Code::LockLost,
-        "the lock that GPUCTL_LOCK_TOKEN names is not held any more: it has ended or was released",
+        format!(
+            "the lock that GPUCTL_LOCK_TOKEN names is not held any more{}: it has ended or was released",
+            place.by_chance()
+        ),
     )
     .hint("unset GPUCTL_LOCK_TOKEN, or take the lock again")
 }

@@ -290,7 +290,11 @@ impl Redis {
                 let is_over = (self.second.1 + TTL).saturating_sub(since_boot());
                 self.pause = if is_over.is_zero() { LOOK } else { LOOK.min(is_over) };
                 let held = Some(Held::decode(value, left_of(left)));
-                Ok(Attempt::Busy(Box::new(Busy { held, ahead: ahead.parse().unwrap_or(0) })))
+                Ok(Attempt::Busy(Box::new(Busy {
+                    held,
+                    ahead: ahead.parse().unwrap_or(0),
+                    is_elsewhere: true,
+                })))
             }
             ["turn", left, ahead, arrival] => {
                 self.arrival = (*arrival).to_owned();
@@ -298,7 +302,7 @@ impl Redis {
                 let pause = left_of(left).map(|left| left + Duration::from_millis(1));
                 self.pause = pause.unwrap_or(LOOK);
                 let ahead = ahead.parse().unwrap_or(0);
-                Ok(Attempt::Busy(Box::new(Busy { held: None, ahead })))
+                Ok(Attempt::Busy(Box::new(Busy { held: None, ahead, is_elsewhere: true })))
             }
             _ => Err(self.unavailable("answers the lock's script with nonsense")),
         }

@@ -1,7 +1,7 @@
 //! The GPU lock: in `status`, and what the `lock` commands say.
 
 use super::Report;
-use crate::config::{Config, Place, UrlSource};
+use crate::config::Config;
 use crate::error::Result;
 use crate::lock::{Claim, Held, KeeperProcess, Release, name_of};
 use crate::screen::Screen;
@@ -43,13 +43,7 @@ pub struct LockReport {
 impl LockReport {
     pub fn new(config: &Config, found: &Result<Option<Held>>) -> LockReport {
         let backend = if config.lock.place.redis.is_some() { "redis" } else { "file" };
-        // Nobody may have thought of this lock when that variable was set.
-        let aside = match &config.lock.place {
-            Place { redis: Some(_), source: source @ UrlSource::RedisUrl, .. } => {
-                format!(", in Redis (from {source})")
-            }
-            _ => String::new(),
-        };
+        let aside = config.lock.place.by_chance();
         let held = found.as_ref().ok().and_then(Option::as_ref);
         let record = held.and_then(|held| Some((held.record.as_ref()?, held.is_stopped())));
         LockReport {
@@ -155,7 +149,7 @@ pub struct ReleasedReport {
 }
 
 impl ReleasedReport {
-    pub fn new(released: &Release) -> ReleasedReport {
+    pub fn new(config: &Config, released: &Release) -> ReleasedReport {
         let (holder, text) = match released {
             Release::Released => (None, "released".to_owned()),
             Release::Free => (None, "nothing to release: the lock is free".to_owned()),
@@ -183,7 +177,7 @@ impl ReleasedReport {
         ReleasedReport {
             released: matches!(released, Release::Released),
             holder: holder.map(|held| held.holder.clone()),
-            text,
+            text: text + &config.lock.place.by_chance(),
         }
     }
 }

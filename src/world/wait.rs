@@ -147,18 +147,21 @@ pub struct Lease {
     /// Milliseconds since boot.
     valid_until: AtomicU64,
     why: OnceLock<String>,
+    /// Where the lock is, as far as that is to be told.
+    place: String,
 }
 
 impl Lease {
-    pub fn until(valid_until: Duration) -> Result<Arc<Lease>> {
+    /// `place` is told after "the GPU lock is lost".
+    pub fn until(valid_until: Duration, place: String) -> Result<Arc<Lease>> {
         let valid_until = AtomicU64::new(valid_until.as_millis() as u64);
         let (late, why) = (OnceLock::new(), OnceLock::new());
-        Ok(Arc::new(Lease { lost: Event::new()?, late, valid_until, why }))
+        Ok(Arc::new(Lease { lost: Event::new()?, late, valid_until, why, place }))
     }
 
     /// One that needs no renewal.
     pub fn endless() -> Result<Arc<Lease>> {
-        Lease::until(Duration::from_millis(u64::MAX))
+        Lease::until(Duration::from_millis(u64::MAX), String::new())
     }
 
     /// Who was stopped beyond its end asks first.
@@ -199,10 +202,12 @@ impl Lease {
         }
         match self.why.get() {
             None => Ok(()),
-            Some(why) => Err(Failure::new(Code::LockLost, format!("the GPU lock is lost: {why}"))
-                .hint(
+            Some(why) => {
+                let text = format!("the GPU lock is lost{}: {why}", self.place);
+                Err(Failure::new(Code::LockLost, text).hint(
                     "nothing has been done since; check `gpuctl status`, then run the command again",
-                )),
+                ))
+            }
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Where the lock is kept: one file for everybody on the machine, or one of one's own; never through a link, and with
 //! nothing else in its place.
 
-use rig::{Rig, skip_or_fail, until};
+use rig::{Invocation, Rig, skip_or_fail, until};
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -239,4 +239,32 @@ fn a_lock_that_is_in_redis_by_chance_says_so() {
     let status = |variable: &str| rig.gpuctl("lock status").env(variable, redis.url()).run();
     status("REDIS_URL").succeeds().stdout("free, in Redis (from $REDIS_URL)\n");
     status("GPUCTL_LOCK_URL").succeeds().stdout("free\n");
+    let by_chance = |call: Invocation| call.env("REDIS_URL", redis.url());
+    by_chance(rig.gpuctl("lock release --force")).run().succeeds().stdout_has("(from $REDIS_URL)");
+    let token = by_chance(rig.gpuctl("lock acquire me --ttl 1h")).run().succeeds().text();
+    let here = by_chance(rig.gpuctl("lock acquire other --no-wait")).run().fails("lock_busy");
+    here.stderr_has(", on this machine; it is kept in Redis (from $REDIS_URL)\n");
+    let there = by_chance(rig.elsewhere("lock acquire other --wait 1")).run().fails("lock_busy");
+    let told = there.stderr_text();
+    assert!(
+        told.contains("left), in Redis (from $REDIS_URL), and the wait of 1s is over"),
+        "{told}"
+    );
+    assert!(told.contains("waiting for the GPU lock, held by me"), "{told}");
+    redis.cli(&["FLUSHALL"]);
+    let lost =
+        by_chance(rig.gpuctl("run --vram 10 -- true")).env("GPUCTL_LOCK_TOKEN", token.trim());
+    lost.run().fails("lock_lost").stderr_has(", in Redis (from $REDIS_URL): it has ended");
+}
+
+#[test]
+fn a_lock_that_is_lost_in_a_redis_by_chance_is_told_with_where_its_url_is_from() {
+    let rig = Rig::new();
+    let Some(redis) = rig.redis() else { return };
+    let run = rig.gpuctl("run --vram 10 -- sleep 1000").env("REDIS_URL", redis.url()).spawn();
+    until("it runs", || redis.holder().is_some());
+    redis.cli(&["FLUSHALL"]);
+    redis.legacy_acquire("other");
+    let lost = run.wait().fails("lock_lost");
+    lost.stderr_has("the GPU lock is lost, in Redis (from $REDIS_URL): it is held by other");
 }
