@@ -3,7 +3,7 @@
 
 use rig::page::{Page, repository};
 use rig::{Invocation, Rig, Served, Signal, signal, skip_or_fail, until, works};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// With two services, and both ways to them; None where there is no Python or no socket.
 fn rig() -> Option<(Rig, Served)> {
@@ -155,6 +155,56 @@ with gpuctl.lock("me"):
         script.run().succeeds().stdout("another\n");
     }
     rig.release(&token);
+}
+
+#[test]
+fn who_works_is_waited_for_as_long_as_is_said_and_then_raises_service_busy_or_is_cut_off() {
+    let script = r#"
+def hold(**given):
+    with gpuctl.use_service("comfyui", **given):
+        return gpuctl.status()["services"]["worker"]["state"]
+calls = (
+    lambda **given: gpuctl.prepare_phase("video", **given),
+    lambda **given: gpuctl.start("comfyui", **given),
+    lambda **given: gpuctl.stop("worker", **given),
+    lambda **given: gpuctl.restart("worker", **given),
+    lambda **given: gpuctl.release_all(**given),
+    hold,
+)
+for call in calls:
+    for drain in (0, 0.1, "0s"):
+        try:
+            print("never", call(drain=drain))
+        except gpuctl.ServiceBusy as error:
+            assert (error.code, error.exit_code) == ("service_busy", 75)
+            assert error.details["busy"] == [{"service": "worker", "jobs": 1}], error.details
+assert gpuctl.status()["services"]["worker"]["state"] == "ready"
+print(hold(no_drain=True))
+"#;
+    let Some((rig, http)) = rig() else { return };
+    let worker = rig.native("worker").vram(8000).priority(1).server("--api comfyui");
+    let worker = worker.set("api", "comfyui").set("url", "http://127.0.0.1:1").add();
+    rig.set("services.worker.url", worker.url(""));
+    for script in [rig.python(script), over(&http, rig.python(script))] {
+        rig.gpuctl("release-all --no-drain --quiet").run().succeeds();
+        rig.gpuctl("start worker --quiet").run().succeeds();
+        let work = worker.request("/prompt", &json!({"ms": 600_000}));
+        until("it works", || rig.card.jobs().values().any(|done| !done));
+        script.run().succeeds().stdout("stopped\n");
+        work.join().unwrap();
+    }
+}
+
+#[test]
+fn its_types_hold_in_strict_mode() {
+    if !works("mypy", &["--version"]) {
+        return skip_or_fail("mypy", "mypy");
+    }
+    let rig = Rig::new();
+    let package = repository().join("python/gpuctl").display().to_string();
+    let cache = rig.path("cache").display().to_string();
+    let check = rig.shell(&format!("mypy --strict --cache-dir {cache} {package}"));
+    check.run().succeeds().stdout_has("no issues found");
 }
 
 #[test]

@@ -79,16 +79,22 @@ __all__ = [
 
 
 def use_service(
-    service: str, timeout: Optional[Duration] = None, *, wait: Optional[Duration] = None
+    service: str,
+    timeout: Optional[Duration] = None,
+    *,
+    drain: Optional[Duration] = None,
+    no_drain: bool = False,
+    wait: Optional[Duration] = None,
 ) -> Hold:
     """Makes a service ready and holds the GPU for it, for a `with` or `async with` block.
 
     The service keeps running afterwards. `wait` is how long to wait while another holds the GPU
-    [lock.wait of the configuration]. On the machine itself the lock lasts as long as the block does,
-    and ends when this process dies. Over HTTP it ends after `timeout` [lock.ttl], and if that was
-    before the end of the block, leaving it raises LockLost.
+    [lock.wait of the configuration], `drain` how long to wait for the work of services that have to
+    go [the drain of each]. On the machine itself the lock lasts as long as the block does, and ends
+    when this process dies. Over HTTP it ends after `timeout` [lock.ttl], and if that was before the
+    end of the block, leaving it raises LockLost.
     """
-    return hold_service(service, timeout, wait)
+    return hold_service(service, timeout, _drain(drain, no_drain), wait)
 
 
 def lock(
@@ -110,57 +116,83 @@ def can_fit(
     return bool(Call().run("can-fit", str(what), {"margin": margin, "budget": budget})["fits"])
 
 
+def _drain(drain: Optional[Duration], no_drain: bool) -> Dict[str, Value]:
+    """How long the work of services that have to go is waited for."""
+    return {"drain": drain, "no_drain": no_drain}
+
+
+def _act(command: str, argument: Optional[str], **given: Value) -> Report:
+    return cast(Report, Call().run(command, argument, given))
+
+
 def prepare_phase(
     phase: Union[int, str],
     *,
     lazy: bool = False,
+    drain: Optional[Duration] = None,
+    no_drain: bool = False,
     dry_run: bool = False,
     wait: Optional[Duration] = None,
 ) -> Report:
-    """Stops what a phase does not need, starts what it needs, and returns when that is ready."""
-    given: Dict[str, Value] = {"lazy": lazy, "dry_run": dry_run, "wait": wait}
-    return cast(Report, Call().run("prepare-phase", str(phase), given))
+    """Stops what a phase does not need, starts what it needs, and returns when that is ready.
+
+    Here and below: the work of services that have to go is waited for, for `drain` [the drain of
+    each], and cut off with `no_drain`.
+    """
+    draining = _drain(drain, no_drain)
+    return _act("prepare-phase", str(phase), lazy=lazy, **draining, dry_run=dry_run, wait=wait)
 
 
 def start(
     service: str,
     *,
     no_preempt: bool = False,
+    drain: Optional[Duration] = None,
+    no_drain: bool = False,
     dry_run: bool = False,
     wait: Optional[Duration] = None,
 ) -> Report:
     """Makes a service ready, stopping lower priorities only as far as needed."""
-    given: Dict[str, Value] = {"no_preempt": no_preempt, "dry_run": dry_run, "wait": wait}
-    return cast(Report, Call().run("start", service, given))
+    draining = _drain(drain, no_drain)
+    return _act("start", service, no_preempt=no_preempt, **draining, dry_run=dry_run, wait=wait)
 
 
 def stop(
     service: str,
     *,
     force: bool = False,
+    drain: Optional[Duration] = None,
+    no_drain: bool = False,
     dry_run: bool = False,
     wait: Optional[Duration] = None,
 ) -> Report:
     """Stops a service and waits for its memory; `force` kills it at once."""
-    given: Dict[str, Value] = {"force": force, "dry_run": dry_run, "wait": wait}
-    return cast(Report, Call().run("stop", service, given))
+    draining = _drain(drain, no_drain)
+    return _act("stop", service, force=force, **draining, dry_run=dry_run, wait=wait)
 
 
 def restart(
     service: str,
     *,
     force: bool = False,
+    drain: Optional[Duration] = None,
+    no_drain: bool = False,
     dry_run: bool = False,
     wait: Optional[Duration] = None,
 ) -> Report:
     """Stops a service, and starts it as `start` does."""
-    given: Dict[str, Value] = {"force": force, "dry_run": dry_run, "wait": wait}
-    return cast(Report, Call().run("restart", service, given))
+    draining = _drain(drain, no_drain)
+    return _act("restart", service, force=force, **draining, dry_run=dry_run, wait=wait)
 
 
 def release_all(
-    *, force: bool = False, dry_run: bool = False, wait: Optional[Duration] = None
+    *,
+    force: bool = False,
+    drain: Optional[Duration] = None,
+    no_drain: bool = False,
+    dry_run: bool = False,
+    wait: Optional[Duration] = None,
 ) -> Report:
     """Stops every managed service."""
-    given: Dict[str, Value] = {"force": force, "dry_run": dry_run, "wait": wait}
-    return cast(Report, Call().run("release-all", None, given))
+    draining = _drain(drain, no_drain)
+    return _act("release-all", None, force=force, **draining, dry_run=dry_run, wait=wait)

@@ -145,10 +145,17 @@ class Run(Hold):
 class Lease(Hold):
     """Held by its token until its time is over, with the service made ready under it."""
 
-    def __init__(self, holder: str, service: Optional[str], given: Dict[str, Value]) -> None:
+    def __init__(
+        self,
+        holder: str,
+        service: Optional[str],
+        given: Dict[str, Value],
+        of_start: Optional[Dict[str, Value]] = None,
+    ) -> None:
         super().__init__(service)
         self._holder = holder
         self._given = given
+        self._of_start = of_start
         self._token = ""
         self._is_ours = False
         self._until = 0.0
@@ -162,7 +169,7 @@ class Lease(Hold):
         self._until = time.monotonic() + taken["ttl"]
         if self._service is not None:
             try:
-                self._call.run("start", self._service, token=self._token)
+                self._call.run("start", self._service, self._of_start, self._token)
             except BaseException:
                 with contextlib.suppress(Error):
                     self._give_back()
@@ -205,11 +212,16 @@ def _aside(work: Callable[[], _T]) -> asyncio.Future[_T]:
     return future
 
 
-def hold_service(service: str, timeout: Optional[Duration], wait: Optional[Duration]) -> Hold:
-    """The service, made ready and held."""
+def hold_service(
+    service: str,
+    timeout: Optional[Duration],
+    draining: Dict[str, Value],
+    wait: Optional[Duration],
+) -> Hold:
+    """The service, made ready and held; `draining` are options for its start."""
     if url() is None:
-        return Run(service, options({"wait": wait}))
-    return Lease(service, service, {"ttl": timeout, "wait": wait})
+        return Run(service, options({"wait": wait, **draining}))
+    return Lease(service, service, {"ttl": timeout, "wait": wait}, draining)
 
 
 def hold_lock(holder: str, ttl: Optional[Duration], wait: Optional[Duration]) -> Hold:
