@@ -8,6 +8,8 @@ use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::world::files;
 use crate::world::host::{boot_id, random_hex};
+use crate::world::wait::Aside;
+use crate::world::word::SharedWord;
 use rustix::fs::{Access, Mode, OFlags, access};
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use serde::{Deserialize, Serialize};
@@ -16,6 +18,7 @@ use std::io::{Error, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// No record is longer; bytes behind it are locked only.
 pub const RECORD_LIMIT: u64 = 1 << 16;
@@ -23,12 +26,24 @@ pub const RECORD_LIMIT: u64 = 1 << 16;
 /// Shells keep the first ten descriptors for their scripts, which would close ours by using it.
 const BEYOND_SHELLS: i32 = 10;
 
+/// A record begins with this, and its number.
+const SEQ: &str = "{\"seq\":\"";
+const SEQ_AT: usize = SEQ.len();
+
+/// Nobody sleeps longer without a look at the file: a change may be made by one that is killed
+/// before it tells of it.
+const LOOK: Duration = Duration::from_secs(1);
+
 /// A content that changes more often is no record of ours.
 const MOST_LOOKS: usize = 1000;
 
 /// The content of the lock's file: who has taken the lock last.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Written {
+    /// It stands where who sleeps on the file is told of a change: the digits of a number that
+    /// rises with every record.
+    #[serde(skip)]
+    pub seq: [u8; SharedWord::SIZE],
     pub holder: String,
     #[serde(flatten)]
     pub record: Record,
@@ -38,11 +53,15 @@ impl Written {
     /// From its first line; `None` for anything but a whole record. What stands behind it is left
     /// of a longer one, by a gpuctl that was killed.
     pub fn parse(text: &str) -> Option<Written> {
-        serde_json::from_str(text.split_once('\n')?.0).ok()
+        let line = text.split_once('\n')?.0;
+        let seq = line.as_bytes().get(SEQ_AT..SEQ_AT + SharedWord::SIZE)?.try_into().ok()?;
+        Some(Written { seq, ..serde_json::from_str(line).ok()? })
     }
 
-    pub fn text(&self) -> String {
-        format!("{}\n", serde_json::to_string(self).expect("a record of plain fields"))
+    /// Returns it as the file has it, with its number.
+    pub fn text(&self, seq: u16) -> String {
+        let record = serde_json::to_string(self).expect("a record of plain fields");
+        format!("{SEQ}{seq:04x}\",{}\n", &record[1..])
     }
 }
 
@@ -135,15 +154,30 @@ impl LockFile {
         Ok(bytes)
     }
 
-    /// Writes a record, by who has the door. In one go, so that the first line is the old one or
-    /// the new one, whenever we are killed.
-    pub fn write(&self, written: &Written) -> Result<()> {
-        let text = written.text();
+    /// Writes a record, by who has the door, and wakes who waits for that. In one go, so that the
+    /// first line is the old one or the new one, whenever we are killed.
+    pub fn write(&self, holder: &str, record: &Record) -> Result<()> {
         let put = || {
+            let mut last = [0; SharedWord::SIZE];
+            self.file.read_at(&mut last, SEQ_AT as u64)?;
+            let last = str::from_utf8(&last).ok().and_then(|seq| u16::from_str_radix(seq, 16).ok());
+            let written =
+                Written { seq: [0; 4], holder: holder.to_owned(), record: record.clone() };
+            let text = written.text(last.map_or(0, |last| last.wrapping_add(1)));
             self.file.write_all_at(text.as_bytes(), 0)?;
-            self.file.set_len(text.len() as u64)
+            self.file.set_len(text.len() as u64)?;
+            SharedWord::of(&self.file, SEQ_AT)?.wake();
+            Ok(())
         };
-        put().map_err(|e| self.failed(e))
+        put().map_err(|e: Error| self.failed(e))
+    }
+
+    /// Happens when another record than this one is written. It may happen without that: one that
+    /// was killed wakes nobody.
+    pub fn changed(&self, written: &Written) -> Result<Aside<()>> {
+        let word = SharedWord::of(&self.file, SEQ_AT).map_err(|e| self.failed(e))?;
+        let seq = written.seq;
+        Aside::begin(move || word.wait(seq, LOOK))
     }
 
     /// Empties it, where it holds what nobody can read.

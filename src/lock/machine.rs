@@ -19,7 +19,7 @@ use crate::world::byte_locks::{self, LockMode, LockOwner};
 use crate::world::host::{since_boot, since_epoch};
 use crate::world::wait::{Aside, Handle, Stop, Timer, wait};
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use rustix::fs::{FlockOperation, OFlags, flock, inotify};
+use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::{Errno, FdFlags, fcntl_setfd};
 use std::fs::File;
 use std::io::Error;
@@ -47,8 +47,6 @@ pub enum InTheWay {
 /// The machine's lock, as one who may take it or look at it has it open.
 pub struct Machine {
     lock: LockFile,
-    /// Tells of every change of the record. Kept, since the kernel takes 20 ms to close it.
-    changes: Option<OwnedFd>,
 }
 
 impl Machine {
@@ -68,7 +66,7 @@ impl Machine {
     }
 
     fn of(lock: LockFile) -> Machine {
-        Machine { lock, changes: None }
+        Machine { lock }
     }
 
     /// The descriptor that has the lock, and that whoever is to keep it inherits.
@@ -140,12 +138,12 @@ impl Machine {
     }
 
     /// Sleeps until that is not in the way any more, or may not be.
-    pub fn wait_for(&mut self, obstacle: InTheWay, stop: &Stop, deadline: Instant) -> Result<()> {
+    pub fn wait_for(&self, obstacle: InTheWay, stop: &Stop, deadline: Instant) -> Result<()> {
         let file = self.lock.file.clone();
         let ended = match obstacle {
             InTheWay::Removed => return Ok(()),
-            InTheWay::ByHand { left, process, .. } => {
-                return self.wait_for_hand(left, process.as_ref(), stop, deadline);
+            InTheWay::ByHand { written, left, process } => {
+                return self.wait_for_hand(&written, left, process.as_ref(), stop, deadline);
             }
             // One that is left behind ends with this process.
             InTheWay::Door => Aside::begin(move || {
@@ -158,23 +156,18 @@ impl Machine {
     }
 
     fn wait_for_hand(
-        &mut self,
+        &self,
+        written: &Written,
         left: Duration,
         process: Option<&Handle>,
         stop: &Stop,
         deadline: Instant,
     ) -> Result<()> {
-        let Some(changes) = &self.changes else {
-            // What has changed before it is watched is seen by one more look.
-            self.changes = Some(watch(&self.lock.path).map_err(|e| self.lock.failed(e))?);
-            return Ok(());
-        };
+        let changed = self.lock.changed(written)?;
         let end = Timer::at(since_boot() + left)?;
-        let mut watched = vec![changes.as_fd(), end.fd()];
+        let mut watched = vec![changed.ended().fd(), end.fd()];
         watched.extend(process.map(Handle::fd));
         wait(&watched, stop, deadline);
-        let mut events = [0; 4096];
-        while rustix::io::read(changes, &mut events).is_ok_and(|count| count > 0) {}
         Ok(())
     }
 
@@ -293,7 +286,7 @@ impl Machine {
     /// A lock that processes keep: those of the record, or what they have left.
     fn kept(&self, written: Option<Written>) -> Held {
         let (holder, record) = match written {
-            Some(Written { holder, record }) => (holder, Some(record)),
+            Some(Written { holder, record, .. }) => (holder, Some(record)),
             None => (String::new(), None),
         };
         let is_by_itself = record.as_ref().is_some_and(|record| {
@@ -306,7 +299,7 @@ impl Machine {
 
     /// Writes the record of the lock that we hold.
     pub fn put_down(&self, holder: &str, record: &Record) -> Result<()> {
-        self.lock.write(&Written { holder: holder.to_owned(), record: record.clone() })
+        self.lock.write(holder, record)
     }
 
     /// Ends a lock that was taken by hand: the one of that token, or whatever there is. Tells
@@ -333,7 +326,7 @@ impl Machine {
         let written = self.lock.read()?.filter(is_meant);
         if let Some(mut written) = written.clone() {
             written.record.until_since_boot_ms = Some(0);
-            self.lock.write(&written)?;
+            self.lock.write(&written.holder, &written.record)?;
         }
         self.step_back()?;
         Ok(written.is_some())
@@ -341,12 +334,6 @@ impl Machine {
 }
 
 fn held_by_hand(written: Written, left: Duration) -> Held {
-    let Written { holder, record } = written;
+    let Written { holder, record, .. } = written;
     Held { holder, record: Some(record), ends: Ends::In(left), keepers: Vec::new() }
-}
-
-fn watch(path: &Path) -> rustix::io::Result<OwnedFd> {
-    let fd = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
-    inotify::add_watch(&fd, path, inotify::WatchFlags::MODIFY)?;
-    Ok(fd)
 }

@@ -28,3 +28,4 @@ pub mod starts;
 pub mod systemd;
 pub mod terminal;
 pub mod wait;
+pub mod word;
