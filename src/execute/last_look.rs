@@ -1,12 +1,13 @@
 //! The last look: what was done is told as done only when it is seen. Every needed service has to
 //! be ready, and everything that was stopped has to be gone.
 
-use super::{Context, contained, ready, reclaim};
+use super::{Context, LONGEST, SHORTEST, contained, ready, reclaim};
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::model::{Container, Manager, Observed, Pid, Presence, Service, Snapshot, State};
 use crate::observe::{Ask, observe, started_by};
 use crate::plan::{Plan, StartHow};
+use crate::world::wait::wait;
 use std::collections::HashSet;
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
@@ -14,13 +15,27 @@ use std::time::{Duration, Instant};
 /// Looks until all needed services are well at once, as long as the slowest of them may take.
 pub fn look(plan: &Plan, stopped: &[String], context: &Context) -> Result<()> {
     let needed: Vec<&Service> = plan.needed.iter().map(|name| context.service(name)).collect();
-    let limit = needed.iter().map(|service| service.start_timeout).max();
-    let deadline = Instant::now() + limit.unwrap_or(Duration::ZERO);
+    let gone: Vec<&Service> = stopped
+        .iter()
+        .filter(|name| !plan.needed.contains(name))
+        .map(|name| context.service(name))
+        .collect();
+    let starts = needed.iter().map(|service| service.start_timeout);
+    let stops = gone.iter().map(|service| service.stop_timeout);
+    let begun = Instant::now();
+    let deadline = begun + starts.chain(stops).max().unwrap_or(Duration::ZERO);
     // Those that were stopped once more.
     let mut made_anew: HashSet<&str> = HashSet::new();
     loop {
         let after = see(plan, context)?;
-        for name in stopped.iter().filter(|name| !plan.needed.contains(name)) {
+        let mut concerned = needed.iter().chain(&gone);
+        if concerned.any(|service| is_away(service, &after)) && Instant::now() < deadline {
+            let pause = (begun.elapsed() / 20).clamp(SHORTEST, LONGEST);
+            wait(&[], context.stop, Instant::now() + pause);
+            context.stop.check()?;
+            continue;
+        }
+        for name in gone.iter().map(|service| &service.name) {
             if let Presence::Unknown(failure) = &after.service(name).presence {
                 let message =
                     format!("{name}: whether it is gone cannot be seen: {}", failure.message);
@@ -48,6 +63,14 @@ pub fn look(plan: &Plan, stopped: &[String], context: &Context) -> Result<()> {
         }
         ready::make_ready(service, StartHow::Await, None, context.stop, context)?;
     }
+}
+
+/// Whether its engine cannot be reached, which is no news of its containers and may be over in a
+/// moment.
+fn is_away(service: &Service, after: &Snapshot) -> bool {
+    matches!(service.manager, Manager::Containers(_))
+        && matches!(&after.service(&service.name).presence,
+            Presence::Unknown(failure) if failure.code == Code::Unavailable)
 }
 
 /// Room that was made for no service has to be there still.

@@ -96,17 +96,19 @@ fn row_75_a_restart_policy_that_brings_it_back_is_told_with_the_fix_where_it_bel
     }
 }
 
-/// The engine's socket is away for two seconds from the first call of that kind on.
-fn engine_leaves_at(rig: &Rig, verb: &str) -> String {
+/// The engine's socket is away for two seconds, from the first call of that kind on or from its end on.
+fn engine_leaves(rig: &Rig, when: &str, verb: &str) -> String {
     let real = rig.engine().host().trim_start_matches("unix://").to_owned();
     let socket = rig.path("engine.sock");
     symlink(&real, &socket).unwrap();
     let (link, once) = (socket.display(), rig.path("left"));
+    let leave = format!("rm {link}; (sleep 2; ln -s {real} {link}) >/dev/null 2>&1 &");
+    let (before, after) = if when == "at" { (&*leave, "") } else { ("", &*leave) };
     rig.program(
         "docker",
         &format!(
-            "if [ \"$1\" = {verb} ] && mkdir {} 2>/dev/null; then rm {link}; \
-            (sleep 2; ln -s {real} {link}) >/dev/null 2>&1 & fi\nPATH=${{PATH#*:}} exec docker \"$@\"",
+            "PATH=${{PATH#*:}}\nif [ \"$1\" = {verb} ] && mkdir {} 2>/dev/null; then\n\
+            {before}\ndocker \"$@\"; code=$?\n{after}\nexit $code\nfi\nexec docker \"$@\"",
             once.display()
         ),
     );
@@ -115,7 +117,7 @@ fn engine_leaves_at(rig: &Rig, verb: &str) -> String {
 
 #[test]
 fn row_75_an_engine_that_is_away_for_seconds_in_the_middle_is_waited_for() {
-    for verb in ["stop", "start"] {
+    for (when, verb) in [("at", "stop"), ("at", "start"), ("after", "start")] {
         let Some(rig) = Rig::with_docker() else { return };
         if !rig.engine().host().starts_with("unix://") {
             return rig::skip_or_fail("docker", "engine with a socket of its own");
@@ -124,10 +126,10 @@ fn row_75_an_engine_that_is_away_for_seconds_in_the_middle_is_waited_for() {
         let vidi = rig.container("vidi").phases([2]).add();
         rig.docker(&["start", &voice]);
         until("it is there", || rig.card.used_mb() == 1000);
-        let host = engine_leaves_at(&rig, verb);
+        let host = engine_leaves(&rig, when, verb);
         let prepare = rig.gpuctl("prepare-phase 2").env("DOCKER_HOST", host).run();
         prepare.succeeds().stdout_has("stopped voice").stdout_has("started vidi").progress();
-        assert!(rig.path("left").exists(), "the engine was never away");
+        assert!(rig.path("left").exists(), "the engine was never away {when} {verb}");
         assert_eq!(fact(&rig, vidi.mark(), ".State.Running"), "true");
         assert_eq!(fact(&rig, &voice, ".State.Running"), "false");
     }
