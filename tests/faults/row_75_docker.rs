@@ -135,6 +135,55 @@ fn row_75_an_engine_that_is_away_for_seconds_in_the_middle_is_waited_for() {
     }
 }
 
+/// The engine is restarted by the call of that kind, before or after it does what it is for.
+fn engine_restarts(rig: &Rig, when: &str, verb: &str) {
+    let restart = rig.engine().restarts();
+    let (before, after) = if when == "at" { (&*restart, "") } else { ("", &*restart) };
+    rig.program(
+        "docker",
+        &format!(
+            "PATH=${{PATH#*:}}\nif [ \"$1\" = {verb} ] && mkdir {} 2>/dev/null; then\n\
+            {before}\ndocker \"$@\"; code=$?\n{after}\nexit $code\nfi\nexec docker \"$@\"",
+            rig.path("left").display()
+        ),
+    );
+}
+
+/// With live-restore its containers outlive it.
+#[test]
+fn row_75_an_engine_that_restarts_in_the_middle_and_keeps_its_containers_is_waited_for() {
+    let engine = Rig::with_docker_of_its_own("{\"live-restore\": true}");
+    let Some(rig) = engine else { return };
+    let voice = create(&rig, "voice", &[], "--vram 1000");
+    let vidi = rig.container("vidi").phases([2]).add();
+    for (when, verb) in [("at", "stop"), ("at", "start"), ("after", "start")] {
+        rig.docker(&["stop", "--time", "0", vidi.mark()]);
+        rig.docker(&["start", &voice]);
+        until("it is there", || rig.card.used_mb() == 1000);
+        engine_restarts(&rig, when, verb);
+        let prepare = rig.gpuctl("prepare-phase 2").run();
+        prepare.succeeds().stdout_has("stopped voice").stdout_has("started vidi").progress();
+        fs::remove_dir(rig.path("left")).expect("it is restarted");
+        assert_eq!(fact(&rig, vidi.mark(), ".State.Running"), "true");
+        assert_eq!(fact(&rig, &voice, ".State.Running"), "false");
+    }
+}
+
+/// Without live-restore its containers end with it.
+#[test]
+fn row_75_what_an_engine_has_ended_that_restarts_in_the_middle_is_never_told_as_ready() {
+    let Some(rig) = Rig::with_docker_of_its_own("{}") else { return };
+    let vidi = rig.container("vidi").phases([2]).add();
+    engine_restarts(&rig, "after", "start");
+    let prepare = rig.gpuctl("prepare-phase 2").run();
+    prepare.fails("start_failed").stderr_has("vidi: exited before it was ready");
+    assert!(rig.path("left").exists(), "the engine was never restarted");
+    assert_eq!(fact(&rig, vidi.mark(), ".State.Running"), "false");
+    // The same command again is all that it takes.
+    rig.gpuctl("prepare-phase 2").run().succeeds().stdout_has("started vidi").progress();
+    assert_eq!(fact(&rig, vidi.mark(), ".State.Running"), "true");
+}
+
 #[test]
 fn row_75_an_engine_that_stays_away_is_unavailable_when_the_time_of_the_step_is_over() {
     let Some(rig) = Rig::with_docker() else { return };

@@ -17,6 +17,8 @@ use std::process::{ChildStdin, Output, Stdio};
 use std::sync::OnceLock;
 
 pub struct Engine {
+    /// None for one that somebody else has started.
+    folder: Option<PathBuf>,
     host: String,
     image: String,
     /// None for an engine of the machine's network.
@@ -25,22 +27,22 @@ pub struct Engine {
     _leash: Option<ChildStdin>,
 }
 
-/// Starts `dockerd` in its own folder $0, waits for the leash to be closed, ends it and removes the folder. Its network is
+/// Starts `dockerd` in its own folder $0, and again when it has ended and there is the file `again`; waits for the leash to
+/// be closed, ends it and removes the folder. Its network is
 /// its own, because an engine without a bridge deletes the `docker0` that it finds; so are its mounts, with no containerd
 /// in them that it could share, and its configuration. It has no networks or overlays, so that it also runs inside a
 /// container.
 const WATCHDOG: &str = r#"
-echo '{}' >"$0/daemon.json"
 unshare --net --mount sh -c '
     ip link set lo up || exit 1
     if [ -d /run/containerd ]; then mount -t tmpfs none /run/containerd || exit 1; fi
-    exec dockerd "$@"
-' sh --config-file "$0/daemon.json" --data-root "$0/data" --exec-root "$0/exec" --pidfile "$0/pid" \
+    until dockerd "$@"; [ ! -e "$0/again" ]; do rm "$0/again"; done
+' "$0" --config-file "$0/daemon.json" --data-root "$0/data" --exec-root "$0/exec" --pidfile "$0/pid" \
     -H "unix://$0/docker.sock" --iptables=false --ip6tables=false --bridge=none --storage-driver=vfs >"$0/log" 2>&1 &
 echo $! >"$0/engine.new"
 mv "$0/engine.new" "$0/engine"
 cat >/dev/null
-kill $!
+kill $(cat "$0/pid")
 wait $!
 rm -rf "$0"
 "#;
@@ -50,12 +52,33 @@ rm -rf "$0"
 #[track_caller]
 pub fn enter_engine_or_skip() -> Option<&'static Engine> {
     static ENGINE: OnceLock<Result<Engine, String>> = OnceLock::new();
-    match ENGINE.get_or_init(find) {
+    match ENGINE.get_or_init(|| find("{}")) {
         Ok(engine) => {
-            if let Some(network) = &engine.network {
-                let kind = Some(LinkNameSpaceType::Network);
-                move_into_link_name_space(network.as_fd(), kind).unwrap();
-            }
+            engine.enter();
+            Some(engine)
+        }
+        Err(why) => {
+            skip_or_fail("docker", &format!("Docker engine: {why}"));
+            None
+        }
+    }
+}
+
+/// Starts one for a single test, which may restart it, with a configuration of its own; the thread is in its network from
+/// now on. None, loudly, where there is none.
+#[track_caller]
+pub fn start_or_skip(configuration: &str) -> Option<&'static Engine> {
+    if std::env::var_os("GPUCTL_TEST_DOCKER_HOST").is_some() {
+        skip_or_fail(
+            "docker",
+            "engine that may be restarted: GPUCTL_TEST_DOCKER_HOST names another",
+        );
+        return None;
+    }
+    match find(configuration) {
+        Ok(engine) => {
+            let engine = Box::leak(Box::new(engine));
+            engine.enter();
             Some(engine)
         }
         Err(why) => {
@@ -79,13 +102,13 @@ pub fn create(rig: &Rig, name: &str, restarts: bool, flags: &str) {
     rig.docker(&arguments);
 }
 
-fn find() -> Result<Engine, String> {
+fn find(configuration: &str) -> Result<Engine, String> {
     if !programs::works("docker", &["--version"]) {
         return Err("`docker` is missing".to_owned());
     }
     if let Ok(host) = std::env::var("GPUCTL_TEST_DOCKER_HOST") {
         docker(&host, &["version"]).map_err(|why| format!("GPUCTL_TEST_DOCKER_HOST: {why}"))?;
-        return Ok(Engine::at(host, None, None));
+        return Ok(Engine::at(None, host, None, None));
     }
     if !rustix::process::geteuid().is_root() {
         return Err("only root can start one; GPUCTL_TEST_DOCKER_HOST may name another".to_owned());
@@ -95,14 +118,15 @@ fn find() -> Result<Engine, String> {
         .find(|(program, argument)| !programs::works(program, &[*argument]));
     match missing {
         Some((program, _)) => Err(format!("`{program}` is missing")),
-        None => private(),
+        None => private(configuration),
     }
 }
 
 #[expect(clippy::zombie_processes, reason = "the watchdog outlives this process")]
-fn private() -> Result<Engine, String> {
+fn private(configuration: &str) -> Result<Engine, String> {
     // Short, because a socket's path may not be long.
     let folder = tempfile::Builder::new().prefix("gpuctl-dockerd-").tempdir().unwrap().keep();
+    fs::write(folder.join("daemon.json"), configuration).unwrap();
     let mut watchdog = command("sh")
         .args(["-c", WATCHDOG])
         .arg(&folder)
@@ -120,7 +144,7 @@ fn private() -> Result<Engine, String> {
     let has_ended = || pid().is_some_and(|pid| processes::state(pid).is_none());
     if wait::comes(|| answers() || has_ended()) && answers() {
         let network = File::open(format!("/proc/{}/ns/net", pid().unwrap())).unwrap();
-        return Ok(Engine::at(host, Some(network), leash));
+        return Ok(Engine::at(Some(folder), host, Some(network), leash));
     }
     let log = fs::read_to_string(folder.join("log")).unwrap_or_default();
     Err(format!("dockerd does not start here:\n{log}"))
@@ -136,15 +160,34 @@ fn docker(host: &str, arguments: &[&str]) -> Result<String, String> {
 }
 
 impl Engine {
-    fn at(host: String, network: Option<File>, leash: Option<ChildStdin>) -> Engine {
+    fn at(
+        folder: Option<PathBuf>,
+        host: String,
+        network: Option<File>,
+        leash: Option<ChildStdin>,
+    ) -> Engine {
         let mut hasher = DefaultHasher::new();
         fs::read(programs::simserver()).unwrap().hash(&mut hasher);
         let image = format!("gpuctl-simserver:{:016x}", hasher.finish());
-        let engine = Engine { host, image, network, _leash: leash };
+        let engine = Engine { folder, host, image, network, _leash: leash };
         if docker(&engine.host, &["image", "inspect", &engine.image]).is_err() {
             engine.import_image();
         }
         engine
+    }
+
+    fn enter(&self) {
+        if let Some(network) = &self.network {
+            let kind = Some(LinkNameSpaceType::Network);
+            move_into_link_name_space(network.as_fd(), kind).unwrap();
+        }
+    }
+
+    /// A shell command that restarts it, as `systemctl restart docker` does, and returns when it has ended.
+    pub fn restarts(&self) -> String {
+        let folder = self.folder.as_ref().expect("an engine of the test's own").display();
+        let gone = "while kill -0 $pid 2>/dev/null; do sleep 0.01; done";
+        format!("touch {folder}/again; pid=$(cat {folder}/pid); kill $pid; {gone}")
     }
 
     pub fn host(&self) -> &str {

@@ -56,6 +56,12 @@ impl Rig {
         docker::enter_engine_or_skip().map(|engine| Rig::with(Some(engine)))
     }
 
+    /// As `with_docker`, with an engine for this test alone, which may restart it.
+    #[track_caller]
+    pub fn with_docker_of_its_own(configuration: &str) -> Option<Rig> {
+        docker::start_or_skip(configuration).map(|engine| Rig::with(Some(engine)))
+    }
+
     fn with(engine: Option<&'static Engine>) -> Rig {
         surroundings::leave();
         let token = format!("rig{:016x}", RandomState::new().hash_one("token"));
