@@ -51,7 +51,8 @@ fn init(arguments: &ConfigInitArgs, global: &Global, environment: &Environment) 
                 let gpu = before.as_ref().map(|config| config.gpu.clone());
                 let gpu = gpu.unwrap_or_else(|| Gpu::unconfigured(global.gpu.as_deref()));
                 let docker = before.as_ref().map_or("docker", |config| config.docker.as_str());
-                let found = inventory::gather(&gpu, docker, &stop);
+                let mut found = inventory::gather(&gpu, docker, &stop);
+                before.as_ref().inspect(|config| found.recall(config));
                 stop.check()?;
                 inventory::draft(&found)
             }

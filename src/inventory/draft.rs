@@ -1,7 +1,7 @@
 //! Writes what was found as a configuration. Pure: the same inventory is always the same text. Every
 //! figure and pattern that is a guess is said to be one, and no secret of a command line is copied.
 
-use super::{Home, Inventory, Sighting, Speech};
+use super::{Clue, Home, Inventory, Sighting, Speech};
 use crate::config::MINIMAL;
 use crate::model::{Api, Mb};
 use crate::pattern::Pattern;
@@ -13,6 +13,10 @@ use std::fmt::Write;
 const RESERVE: Mb = Mb(1024);
 /// What something is taken to need of which nothing is on the card.
 const GUESS: Mb = Mb(4096);
+
+/// What `gpuctl http` may want.
+const HTTP: &str = "# [http]\n\
+    # token_file = \"~/.config/gpuctl/http-token\"   # whoever shows this token may ask `gpuctl http` from elsewhere, too";
 
 /// Where the example of a service begins in the least configuration.
 const EXAMPLE: &str = "# A service for each program";
@@ -60,7 +64,8 @@ fn card(text: &mut String, inventory: &Inventory) {
     if let Some(library) = &inventory.library {
         line!(text, "nvml_library = {}", quoted(&doubled(&library.display().to_string())));
     }
-    let largest = inventory.sightings.iter().map(|one| one.held).max().unwrap_or_default();
+    let largest =
+        inventory.sightings.iter().map(|one| one.peak.max(one.held)).max().unwrap_or_default();
     let room = inventory.total.map_or(RESERVE, |total| total.saturating_sub(rounded(largest)));
     line!(
         text,
@@ -87,7 +92,7 @@ fn card(text: &mut String, inventory: &Inventory) {
             named.collect::<Vec<_>>().join(", ")
         );
     }
-    line!(text, "");
+    line!(text, "\n{HTTP}\n");
 }
 
 fn service(
@@ -98,6 +103,23 @@ fn service(
 ) {
     let name = name_of(sighting, names);
     line!(text, "\n[services.{}]", quoted_key(&name));
+    let state = if sighting.is_up() { "shows nothing of itself" } else { "is stopped" };
+    match &sighting.clue {
+        Clue::Seen => {}
+        Clue::Card { .. } => {
+            line!(text, "# A guess: it {state}, and its container may use the card.");
+        }
+        Clue::Image { name, .. } => {
+            line!(
+                text,
+                "# A guess: it {state}, and its image ({}) is a model server's.",
+                plain(name)
+            );
+        }
+        Clue::Unit => {
+            line!(text, "# A guess: it does not run, and has the name of a model server.");
+        }
+    }
     match &sighting.home {
         Home::Hand { family, words, cwd } => {
             by_hand(text, family, words, cwd.as_deref(), sighting, inventory)
@@ -119,13 +141,16 @@ fn service(
             }
         }
     }
-    match sighting.held {
+    match sighting.peak.max(sighting.held) {
         Mb(0) => {
             line!(
                 text,
                 "vram_mb = {:<17} # a guess: it holds nothing now; write what it needs at most",
                 GUESS.0
             );
+        }
+        most if most > sighting.held => {
+            line!(text, "vram_mb = {:<17} # the most that was seen of it", rounded(most).0);
         }
         held => {
             line!(text, "vram_mb = {:<17} # seen; correct it to its peak", rounded(held).0);

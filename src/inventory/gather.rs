@@ -1,8 +1,8 @@
 //! Looks at the card, the processes, the ports, the engine and its containers; changes nothing.
 
-use super::{Home, Inventory, Sighting, Speech, speech};
+use super::{Clue, Home, Inventory, Sighting, Speech, at_rest, speech};
 use crate::config::Gpu;
-use crate::model::{Container, GpuAccess, Mb, Pid, Presence};
+use crate::model::{Container, GpuAccess, Mb, Pid};
 use crate::world::docker::Docker;
 use crate::world::nvml::Reader;
 use crate::world::ports::Listeners;
@@ -38,31 +38,30 @@ struct Finding {
     pids: BTreeSet<Pid>,
     ports: BTreeSet<u16>,
     held: Mb,
+    peak: Mb,
 }
 
 /// Looks at all of it; `docker` is the engine's client.
 pub fn gather(gpu: &Gpu, docker: &str, stop: &Stop) -> Inventory {
     let mut reader = Reader::open(gpu);
-    let (containers, table, holders) = thread::scope(|scope| {
+    let (containers, units, table, holders) = thread::scope(|scope| {
         let asked = scope.spawn(|| Docker::of(docker, stop).all().containers);
+        let units = [false, true].map(|user| scope.spawn(move || at_rest::units(user, stop)));
         let table = ProcessTable::read();
         let holders = Listeners::read().holders(&table);
-        (asked.join().unwrap_or_default(), table, holders)
+        let units = units.map(|units| units.join().unwrap_or_default());
+        (asked.join().unwrap_or_default(), units.concat(), table, holders)
     });
     let vram = reader.read().unwrap_or_default();
-    let on_card: HashMap<Pid, Mb> = vram
-        .processes
-        .iter()
-        .flatten()
-        .filter(|one| !one.is_ending)
-        .map(|one| (one.pid, one.memory.unwrap_or_default()))
-        .collect();
+    let on_card = vram.processes.iter().flatten().filter(|one| !one.is_ending);
 
     let mut findings: BTreeMap<Origin, Finding> = BTreeMap::new();
-    for (pid, held) in &on_card {
-        let finding = findings.entry(origin_of(*pid, &table)).or_default();
-        finding.pids.insert(*pid);
-        finding.held = finding.held + *held;
+    for process in on_card {
+        let finding = findings.entry(origin_of(process.pid, &table)).or_default();
+        let held = process.memory.unwrap_or_default();
+        finding.pids.insert(process.pid);
+        finding.held = finding.held + held;
+        finding.peak = finding.peak + process.peak.map_or(held, |peak| peak.max(held));
     }
     for (port, pids) in &holders {
         for pid in pids {
@@ -104,8 +103,11 @@ pub fn gather(gpu: &Gpu, docker: &str, stop: &Stop) -> Inventory {
         ..Inventory::default()
     };
     let mut taken = BTreeSet::new();
+    // What is at rest cannot have the port that another listens on now.
+    let is_free = |port: &u16| !holders.contains_key(port);
     for (origin, finding) in &findings {
-        if let Some(sighting) = sighting(origin, finding, &answers, &containers, &table) {
+        if let Some(mut sighting) = sighting(origin, finding, &answers, &containers, &table) {
+            sighting.port = sighting.port.filter(|port| sighting.is_up() || is_free(port));
             taken.extend(finding.pids.iter().copied());
             // Of the replicas of one service, each is a container of its own.
             match inventory.sightings.iter_mut().find(|other| other.home == sighting.home) {
@@ -113,6 +115,13 @@ pub fn gather(gpu: &Gpu, docker: &str, stop: &Stop) -> Inventory {
                 None => inventory.sightings.push(sighting),
             }
         }
+    }
+    for unit in units {
+        let is_nobodys = |port: &u16| {
+            is_free(port) && inventory.sightings.iter().all(|other| other.port != Some(*port))
+        };
+        let port = unit.port.filter(is_nobodys);
+        inventory.sightings.push(Sighting { port, ..unit });
     }
     let others = vram.processes.iter().flatten().filter(|one| !taken.contains(&one.pid));
     inventory.others = others.map(|one| (one.name.clone(), one.memory)).collect();
@@ -151,7 +160,7 @@ fn is_shell(name: &str) -> bool {
 
 /// The ports of this machine that lead to a container which runs.
 fn published(container: &Container) -> impl Iterator<Item = u16> {
-    let is_up = matches!(container.presence, Presence::Up(_));
+    let is_up = container.is_up();
     let own = container.setup.bindings.iter().filter(move |one| is_up && one.is_on_loopback());
     own.filter_map(|binding| binding.port)
 }
@@ -168,24 +177,47 @@ fn sighting(
     let port = finding.ports.iter().find(known).or_else(|| finding.ports.iter().find(http));
     let port = port.or_else(|| finding.ports.first()).copied();
     let speech = port.and_then(|port| answers.get(&port)).cloned().unwrap_or(Speech::Other);
-    let container = match origin {
-        Origin::Container(id) => containers.iter().find(|one| one.id == *id),
-        Origin::Leader(_) | Origin::Unit(..) => None,
+    let is_seen = finding.held > Mb(0) && speech != Speech::Other;
+    let seen = |home| Sighting {
+        home,
+        port,
+        speech: speech.clone(),
+        held: finding.held,
+        peak: finding.peak,
+        clue: Clue::Seen,
     };
-    let may_use_card = container.is_some_and(|container| container.setup.gpu != GpuAccess::None);
-    let home = match (origin, container) {
-        (Origin::Container(_), None) => return None,
-        (Origin::Container(_), Some(container)) => home_of(container),
-        (Origin::Unit(unit, user), _) => Home::Unit { unit: unit.clone(), user: *user },
-        (Origin::Leader(pid), _) => by_hand(*pid, table),
-    };
-    let is_server = match (&speech, &home) {
-        (Speech::Known(_), _) => true,
-        (_, Home::Container { .. } | Home::Compose { .. }) => may_use_card || finding.held > Mb(0),
-        (Speech::Http(_), _) => finding.held > Mb(0),
-        (Speech::Other, _) => false,
-    };
-    is_server.then_some(Sighting { home, port, speech, held: finding.held })
+    let is_known = matches!(speech, Speech::Known(_));
+    match origin {
+        Origin::Container(id) => {
+            let container = containers.iter().find(|one| one.id == *id)?;
+            let sighting = seen(home_of(container));
+            match is_known || finding.held > Mb(0) {
+                true => Some(sighting),
+                false => by_its_making(sighting, container),
+            }
+        }
+        _ if !is_known && !is_seen => None,
+        Origin::Unit(unit, user) => Some(seen(Home::Unit { unit: unit.clone(), user: *user })),
+        Origin::Leader(pid) => Some(seen(by_hand(*pid, table))),
+    }
+}
+
+/// A container that shows nothing of what it is, where its image or its access to the card does.
+fn by_its_making(sighting: Sighting, container: &Container) -> Option<Sighting> {
+    let (setup, is_up) = (&container.setup, container.is_up());
+    if !is_up && setup.compose.as_ref().is_some_and(|labels| labels.is_one_off) {
+        return None;
+    }
+    match at_rest::by_image(container) {
+        Some((api, port)) => Some(Sighting {
+            port,
+            speech: Speech::Known(api),
+            clue: Clue::Image { name: setup.image.clone(), is_up },
+            ..sighting
+        }),
+        None if setup.gpu == GpuAccess::None => None,
+        None => Some(Sighting { clue: Clue::Card { is_up }, ..sighting }),
+    }
 }
 
 fn home_of(container: &Container) -> Home {

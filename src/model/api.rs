@@ -18,6 +18,42 @@ pub enum Api {
     Sdwebui,
 }
 
+impl Api {
+    /// Returns the kind of server that an image, a unit or a program of this name is, by the name alone.
+    pub fn of_name(name: &str) -> Option<Api> {
+        let name = name.to_ascii_lowercase();
+        let begins = |with: &[&str]| {
+            let rest = with.iter().find_map(|with| name.strip_prefix(with));
+            rest.is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_alphanumeric()))
+        };
+        // Others are often named after it: ollama-webui, ollama-exporter.
+        if name == "ollama" {
+            Some(Api::Ollama)
+        } else if begins(&["comfyui"]) {
+            Some(Api::Comfyui)
+        } else if begins(&["vllm"]) {
+            Some(Api::Vllm)
+        } else if begins(&["llama-server", "llama.cpp", "llama-cpp"]) {
+            Some(Api::LlamaServer)
+        } else if begins(&["stable-diffusion-webui", "sdwebui", "sd-webui"]) {
+            Some(Api::Sdwebui)
+        } else {
+            None
+        }
+    }
+
+    /// Returns the port that it listens on unless it is told otherwise.
+    pub fn usual_port(self) -> u16 {
+        match self {
+            Api::Comfyui => 8188,
+            Api::Ollama => 11434,
+            Api::Vllm => 8000,
+            Api::LlamaServer => 8080,
+            Api::Sdwebui => 7860,
+        }
+    }
+}
+
 /// A server whose interface is known, and where it is.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ApiServer {

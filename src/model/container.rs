@@ -93,6 +93,8 @@ impl Container {
 /// How a container was made.
 #[derive(Clone, Debug, Default)]
 pub struct Setup {
+    /// What it was made from, as that was named: "ollama/ollama:0.9".
+    pub image: String,
     /// The engine's restart policy: "no", "always", …
     pub restart: String,
     /// The engine removes it when it ends (`--rm`).

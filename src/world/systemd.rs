@@ -59,6 +59,14 @@ pub fn installed(units: &[&str], user: bool, stop: &Stop) -> Result<HashMap<Stri
     Ok(each(units, &text(ask(units, user, "Id,LoadState,UnitFileState")?, user, stop)?, read))
 }
 
+/// The services that have a unit file, whether they run or not, without templates.
+pub fn unit_files(user: bool, stop: &Stop) -> Result<Vec<String>> {
+    let list = ["list-unit-files", "--type=service", "--plain", "--no-legend"];
+    let listed = text(systemctl(&list, user, SHOW_LIMIT)?, user, stop)?;
+    let units = listed.lines().filter_map(|line| line.split_whitespace().next());
+    Ok(units.filter(|unit| !unit.contains("@.")).map(str::to_owned).collect())
+}
+
 fn ask(units: &[&str], user: bool, properties: &str) -> Result<Begun> {
     let mut arguments = vec!["show", "--property", properties, "--"];
     arguments.extend(units);

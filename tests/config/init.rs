@@ -1,8 +1,10 @@
 //! `gpuctl config init`: what it finds on a machine, and that what it writes is valid, finds nothing else, and leaves
 //! doctor nothing to say against it. Other tests' processes are on this machine too, so each looks for its own.
 
-use rig::{Rig, apart, until};
+use rig::{Rig, apart, until, with_room};
+use serde_json::Value;
 use std::fs;
+use std::time::Instant;
 use toml::Table;
 
 /// What init writes of this machine, and the services in it.
@@ -31,17 +33,23 @@ fn found(services: &Table, key: &str, text: &str) -> (String, Table) {
     (name.clone(), service.as_table().unwrap().clone())
 }
 
-/// Nothing that doctor finds fault with among what init has written of these services.
+/// Doctor looks at each of these services that init has written, and fails none of them, nor anything of the machine.
 #[track_caller]
 fn doctor_has_nothing_red(rig: &Rig, names: &[&str]) {
     let path = rig.path("found.toml");
     let (_, told) = rig.gpuctl("doctor --json --config").arg(&path).run().ended();
-    let report: serde_json::Value = serde_json::from_str(&told).unwrap_or_default();
-    for check in report["checks"].as_array().into_iter().flatten() {
-        let subject = check["subject"].as_str().unwrap_or_default();
-        let is_ours = names.contains(&subject) || subject.is_empty();
-        assert!(!is_ours || check["verdict"] != "fail", "{check:#}");
-    }
+    let report: Value = serde_json::from_str(&told).unwrap();
+    let checks = report["checks"].as_array().unwrap();
+    let text = |check: &Value, key: &str| check[key].as_str().unwrap_or_default().to_owned();
+    let subjects: Vec<String> = checks.iter().map(|check| text(check, "subject")).collect();
+    assert!(names.iter().all(|name| subjects.iter().any(|one| one == name)), "{report:#}");
+    let is_ours = |check: &&Value| {
+        let subject = text(check, "subject");
+        subject.is_empty() || names.contains(&subject.as_str())
+    };
+    let failed = checks.iter().filter(is_ours).filter(|check| check["verdict"] == "fail");
+    let failed: Vec<&Value> = failed.collect();
+    assert!(failed.is_empty(), "{failed:#?}");
 }
 
 #[test]
@@ -110,7 +118,9 @@ fn what_is_on_the_card_and_serves_nobody_is_named_and_no_service() {
 #[test]
 fn on_a_bare_machine_the_least_is_written_and_doctor_has_nothing_red() {
     apart(|rig| {
+        let begun = Instant::now();
         let (text, services) = init(rig);
+        assert!(begun.elapsed() < with_room(1), "{:?}", begun.elapsed());
         assert!(services.is_empty(), "{text}");
         assert!(text.contains("# [services.comfyui]"), "{text}");
         doctor_has_nothing_red(rig, &[]);
@@ -159,12 +169,80 @@ fn containers_and_a_compose_project_are_found_by_the_engine() {
     words.extend([image.as_str(), "/bin/simserver"]);
     rig.docker(&words);
     let (_, services) = init(&rig);
-    let (_, found_voice) = found(&services, "container", voice.mark());
+    let (voice_name, found_voice) = found(&services, "container", voice.mark());
     assert_eq!(found_voice["type"].as_str(), Some("docker"));
     assert_eq!(found_voice["vram_mb"].as_integer(), Some(3000));
+    doctor_has_nothing_red(&rig, &[&voice_name]);
     let (name, tts) = found(&services, "project", &project);
     assert_eq!((tts["type"].as_str(), tts["service"].as_str()), (Some("compose"), Some("tts")));
     assert!(name.starts_with("tts"), "{name}");
+}
+
+#[test]
+fn containers_that_are_stopped_are_found_by_their_image_or_their_card_and_told_as_guesses() {
+    let Some(rig) = Rig::with_docker() else { return };
+    let image = rig.engine().image().to_owned();
+    let named = format!("{}/ollama:1", rig.token());
+    rig.docker(&["tag", &image, &named]);
+    let [llm, tts, web, taken] = ["llm", "tts", "web", "taken"].map(|name| rig.mark(name));
+    let port = rig.port();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let busy = listener.local_addr().unwrap().port();
+    let create = |name: &str, more: &[&str]| {
+        rig.owns_container(name);
+        rig.docker(&[&["create", "--name", name], more, &["/bin/simserver"]].concat());
+    };
+    create(&llm, &["--publish", &format!("127.0.0.1:{port}:11434"), &named]);
+    create(&taken, &["--publish", &format!("127.0.0.1:{busy}:11434"), &named]);
+    create(&tts, &["--gpus", "all", &image]);
+    create(&web, &[&image]);
+    let (text, services) = init(&rig);
+    rig.docker(&["rmi", &named]);
+    let (name, found_llm) = found(&services, "container", &llm);
+    assert_eq!(found_llm["api"].as_str(), Some("ollama"));
+    assert_eq!(found_llm["url"].as_str(), Some(format!("http://localhost:{port}").as_str()));
+    let guess = format!(
+        "[services.{name}]\n# A guess: it is stopped, and its image ({named}) is a model server's."
+    );
+    assert!(text.contains(&guess), "{text}");
+    let (name_of_tts, _) = found(&services, "container", &tts);
+    let guess = format!(
+        "[services.{name_of_tts}]\n# A guess: it is stopped, and its container may use the card."
+    );
+    assert!(text.contains(&guess), "{text}");
+    // Another has its port now, so it is not told to be found there.
+    let (name_of_taken, found_taken) = found(&services, "container", &taken);
+    assert!(found_taken.get("url").is_none(), "{found_taken:?}");
+    assert!(!text.contains(&web), "{text}");
+    doctor_has_nothing_red(&rig, &[&name, &name_of_tts, &name_of_taken]);
+}
+
+#[test]
+fn a_unit_that_does_not_run_is_found_by_its_name_and_by_the_most_that_was_seen_of_it() {
+    let rig = Rig::new();
+    let server = format!("{} --name {} --vram 6000", rig.simserver(), rig.mark("llm"));
+    let port = rig.port();
+    let command = format!("{server} --api ollama --port {port}");
+    for unit in ["ollama.service", "ollama-exporter.service", "nginx.service"] {
+        rig.systemd().install_unit(unit, false, &command);
+    }
+    let (text, services) = init(&rig);
+    let (name, found_one) = found(&services, "unit", "ollama");
+    assert_eq!((name.as_str(), found_one["unit"].as_str()), ("ollama", Some("ollama.service")));
+    let guess =
+        "[services.ollama]\n# A guess: it does not run, and has the name of a model server.";
+    assert!(text.contains(guess), "{text}");
+    assert!(text.contains("vram_mb = 4096"), "{text}");
+    doctor_has_nothing_red(&rig, &["ollama"]);
+
+    rig.set("services.llm.type", "systemd");
+    rig.set("services.llm.unit", "ollama.service");
+    rig.set("services.llm.vram_mb", 7000);
+    rig.set("services.llm.health", format!("http://127.0.0.1:{port}/api/version"));
+    rig.gpuctl("start llm --quiet").run().succeeds();
+    rig.gpuctl("stop llm --quiet").run().succeeds();
+    let (text, _) = init(&rig);
+    assert!(text.contains("vram_mb = 6000              # the most that was seen of it"), "{text}");
 }
 
 #[test]

@@ -119,6 +119,7 @@ struct DeviceRequest {
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 struct OwnConfig {
+    image: String,
     /// In seconds.
     stop_timeout: Option<u64>,
     healthcheck: Option<Healthcheck>,
@@ -228,6 +229,7 @@ impl InspectedContainer {
         let host = &self.host_config;
         let test = self.config.healthcheck.as_ref().and_then(|check| check.test.as_deref());
         Setup {
+            image: self.config.image.clone(),
             restart: host.restart_policy.name.clone(),
             is_removed_at_its_end: host.auto_remove,
             stop_timeout: self

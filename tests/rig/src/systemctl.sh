@@ -4,14 +4,16 @@
 # format and order of `show` are those of systemd 252.
 
 units=${0%/bin/*}/systemd
-verb='' signal=TERM properties='' waits=yes
+verb='' signal=TERM properties='' waits=yes files=yes
 while [ $# -gt 0 ]; do
     case $1 in
         --unit | --user-unit) exec cat "$units/$2/journal" ;;
         --property) shift; properties=$1 ;;
         --signal=*) signal=${1#*=} ;;
         --no-block) waits='' ;;
-        --no-pager | --no-ask-password | --user) ;;
+        --type=* | --plain | --no-legend) ;;
+        --user) files='' ;; # their files are those of the system
+        --no-pager | --no-ask-password) ;;
         --) shift; break ;;
         -*) echo "systemctl: unrecognized option '$1'" >&2; exit 1 ;;
         *) verb=$1 ;;
@@ -95,6 +97,12 @@ case $verb in
         for unit in "$@"; do
             if [ "$unit" != "$first" ]; then echo; fi
             show "$unit"
+        done
+        exit 0
+        ;;
+    list-unit-files)
+        for unit in "$units"/*.service; do
+            if [ -n "$files" ] && [ -d "$unit" ]; then echo "${unit##*/} disabled enabled"; fi
         done
         exit 0
         ;;
