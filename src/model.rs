@@ -77,7 +77,7 @@ impl Service {
 
     /// Whether it has unloaded, as far as one can tell from what it holds.
     pub fn holds_residue(&self, held: Mb) -> bool {
-        held <= self.residue() && held < self.vram
+        held == Mb(0) || (held <= self.residue() && held < self.vram)
     }
 }
 

@@ -70,7 +70,7 @@ fn what_cannot_be_told_is_not_idle() {
     let film = with_jobs(&rig, "film");
     let plain = rig.native("plain").add();
     rig.gpuctl("start plain").run().succeeds().ignores_stdout().progress();
-    wait_until_idle(&rig, "film", 1);
+    wait_until_idle(&rig, "plain", 1);
     // A probe that fails, and a card that does not tell who works.
     fs::remove_file(rig.path("home/film-jobs")).unwrap();
     rig.card.describe(&json!({"devices": [{"process_utilization": false}]}));

@@ -255,22 +255,15 @@ impl Plan {
         self.awaits_dead = vram.dead() > Mb(0) && self.required > Mb(0) && !has_room;
     }
 
-    /// Evicts a service in the way it is configured for.
+    /// Evicts a service in the way it is configured for. One that has unloaded already and still has
+    /// to go can only be stopped.
     fn evict(&mut self, service: &Service, observed: &Observed) {
-        let can_unload = service.evict == Evict::Unload
-            && matches!(observed.state, State::Ready | State::Asleep);
-        if can_unload && observed.used == Some(Mb(0)) {
-            self.kept.push(service.name.clone());
-        } else if can_unload {
-            let frees = observed.used;
-            self.evict.push(Eviction {
-                service: service.name.clone(),
-                how: EvictHow::Unload,
-                frees,
-            });
-        } else {
-            self.evict.push(Eviction::stop(observed, false));
-        }
+        let stop = Eviction::stop(observed, false);
+        let how = match can_unload(service, observed) && !has_unloaded(service, observed) {
+            true => EvictHow::Unload,
+            false => EvictHow::Stop,
+        };
+        self.evict.push(Eviction { how, ..stop });
     }
 }
 
@@ -281,11 +274,16 @@ impl Eviction {
     }
 }
 
-/// Whether its memory has been given to others, and will be wanted back when it is woken or used.
-/// A quarter may stay, as when it was asked to unload.
+/// Whether it can be asked to unload, instead of being stopped.
+fn can_unload(service: &Service, observed: &Observed) -> bool {
+    service.evict == Evict::Unload && matches!(observed.state, State::Ready | State::Asleep)
+}
+
+/// Whether it has nothing left to give but what its context keeps, and will want its memory back when
+/// it is woken or used.
 fn has_unloaded(service: &Service, observed: &Observed) -> bool {
-    let held = observed.used.unwrap_or(service.vram);
-    service.evict == Evict::Unload && held.0 * 4 <= service.vram.0
+    let holds_residue = observed.used.is_some_and(|held| service.holds_residue(held));
+    can_unload(service, observed) && holds_residue
 }
 
 /// The manager's failure, told of a service.

@@ -1,8 +1,8 @@
 //! `prepare-phase`: what a phase needs, and what has to make room for it.
 
-use super::fit::{CardBudget, ensure_fits};
+use super::fit::CardBudget;
 use super::preempt::make_room;
-use super::{Plan, refuse_unknown, refuse_unproven, warn_of_estimate};
+use super::{Plan, has_unloaded, refuse_unknown, refuse_unproven, warn_of_estimate};
 use crate::config::Config;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
@@ -23,6 +23,9 @@ pub fn prepare_phase(config: &Config, snapshot: &Snapshot, phase: u32, lazy: boo
     if lazy {
         make_room(config, snapshot, &budget, &names, &others, &mut plan)?;
     } else {
+        let is_empty = |service: &&Service| has_unloaded(service, snapshot.service(&service.name));
+        let (empty, others): (Vec<&Service>, Vec<&Service>) =
+            others.into_iter().partition(is_empty);
         for service in &others {
             let observed = snapshot.service(&service.name);
             refuse_unknown(service, observed)?;
@@ -34,9 +37,8 @@ pub fn prepare_phase(config: &Config, snapshot: &Snapshot, phase: u32, lazy: boo
                 plan.evict(service, observed);
             }
         }
-        if !needed.is_empty() {
-            ensure_fits(config, snapshot, &budget, &names, &mut plan)?;
-        }
+        // Who has unloaded has to go only where the phase does not fit beside what it keeps.
+        make_room(config, snapshot, &budget, &names, &empty, &mut plan)?;
     }
     plan.clear_ports(&needed, snapshot)?;
     plan.wait_for_the_dead(config, snapshot);

@@ -79,7 +79,8 @@ pub fn start_again(snapshot: &Snapshot, service: &Service) -> Result<Plan> {
     Ok(plan)
 }
 
-/// Evicts as few of the candidates as the needed services require, or refuses.
+/// Evicts as few of the candidates as the needed services require beside those that the plan evicts
+/// already, or refuses.
 pub fn make_room(
     config: &Config,
     snapshot: &Snapshot,
@@ -101,9 +102,11 @@ pub fn make_room(
         (stays, service.priority, Reverse(budget.commitment_of(&service.name)))
     });
 
+    let gone: Vec<String> = plan.evict.iter().map(|eviction| eviction.service.clone()).collect();
     let mut victims: Vec<&Service> = Vec::new();
     let fits_without = |victims: &[&Service]| {
-        let evicted = victims.iter().map(|service| service.name.as_str()).collect();
+        let victims = victims.iter().map(|service| &service.name);
+        let evicted = gone.iter().chain(victims).map(String::as_str).collect();
         budget.fits(needed, &evicted) == Some(true)
     };
     for candidate in &candidates {
@@ -121,7 +124,8 @@ pub fn make_room(
         {
             refuse_unknown(service, snapshot.service(&service.name))?;
         }
-        let evicted = victims.iter().map(|service| service.name.as_str()).collect();
+        let victims = victims.iter().map(|service| &service.name);
+        let evicted = gone.iter().chain(victims).map(String::as_str).collect();
         return Err(insufficient(config, snapshot, budget, needed, &evicted));
     }
     for index in (0..victims.len()).rev() {
@@ -135,7 +139,7 @@ pub fn make_room(
         let observed = snapshot.service(&service.name);
         if victims.iter().any(|victim| victim.name == service.name) {
             plan.evict(service, observed);
-        } else if !needed.contains(service.name.as_str()) {
+        } else if !needed.contains(service.name.as_str()) && !gone.contains(&service.name) {
             plan.keep_if_alive(observed);
             if let Presence::Unknown(failure) = &observed.presence {
                 plan.warnings.push(format!(

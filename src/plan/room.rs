@@ -2,7 +2,7 @@
 
 use super::fit::{COMMAND, CardBudget};
 use super::preempt::{make_ready, make_room, start_again};
-use super::{EvictHow, Eviction, Plan, warn_of_estimate};
+use super::{EvictHow, Eviction, Plan, has_unloaded, warn_of_estimate};
 use crate::config::Config;
 use crate::error::Result;
 use crate::exit::Code;
@@ -125,8 +125,9 @@ impl Debt {
             let mut plan = start_again(snapshot, service)?;
             for other in config.services.iter().filter(|other| may_go(other)) {
                 let observed = snapshot.service(&other.name);
-                if observed.can_be_stopped() {
-                    plan.evict(other, observed);
+                match observed.can_be_stopped() && !has_unloaded(other, observed) {
+                    true => plan.evict(other, observed),
+                    false => plan.keep_if_alive(observed),
                 }
             }
             Ok(plan)

@@ -238,6 +238,11 @@ fn a_service_that_unloads_commits_what_it_holds_and_is_asked_instead_of_stopped(
     assert_eq!(short(world(&soft).ready("ollama", 9000).start("comfyui")), "~ollama +comfyui");
     assert_eq!(short(world(&soft).ready("ollama", 9000).prepare(4)), "~ollama +comfyui");
     assert_eq!(short(world(&soft).ready("ollama", 0).prepare(4)), "+comfyui =ollama");
+    // What its context keeps is left to it, where it fits.
+    assert_eq!(short(world(&soft).ready("ollama", 1536).prepare(4)), "+comfyui =ollama");
+    let large = soft.replace("20000", "22500");
+    assert_eq!(short(world(&large).ready("ollama", 1536).prepare(4)), "-ollama +comfyui");
+    assert_eq!(short(world(&large).ready("ollama", 1536).start("comfyui")), "-ollama +comfyui");
     // One that is not ready cannot be asked.
     let starting = world(&soft).with("ollama", State::Starting, 9000);
     assert_eq!(short(starting.prepare(4)), "-ollama +comfyui");

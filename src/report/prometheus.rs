@@ -131,13 +131,19 @@ fn services(page: &mut Exposition, report: &StatusReport) {
     });
     page.gauge("gpuctl_service_state", "Whether the service is in this state.", states);
     type Figure = fn(&super::status::ServiceReport) -> Option<f64>;
-    let figures: [(&str, &str, Figure); 6] = [
+    let figures: [(&str, &str, Figure); 8] = [
         ("memory_bytes", "Memory that the service holds.", |service| service.used_mb.map(bytes)),
         ("declared_bytes", "The most memory that the service needs, as configured.", |service| {
             Some(bytes(service.vram_mb))
         }),
+        ("peak_bytes", "The most memory that the service was seen to hold.", |service| {
+            service.peak_mb.map(bytes)
+        }),
         ("jobs", "Jobs that the service has, running or waiting.", |service| {
             service.jobs.map(|jobs| jobs as f64)
+        }),
+        ("idle_seconds", "Time for which the service has not worked.", |service| {
+            service.idle_s.map(|seconds| seconds as f64)
         }),
         ("priority", "Higher is kept longer.", |service| Some(service.priority as f64)),
         (

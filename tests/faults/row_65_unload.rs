@@ -46,11 +46,28 @@ fn row_65_repeated_there_is_nothing_to_stop_where_a_context_stays() {
     let process = rig.processes_of(&model);
     assert_eq!(prepare(&rig)["unloaded"], json!(["model"]));
     for _ in 0..3 {
+        let shown = rig.gpuctl("prepare-phase 2 --dry-run --json").run().succeeds().json();
+        assert_eq!((&shown["unloaded"], &shown["stopped"]), (&json!([]), &json!([])), "{shown}");
+        assert_eq!(shown["kept"], json!(["big", "model"]));
         let report = prepare(&rig);
         assert_eq!((&report["unloaded"], &report["stopped"]), (&json!([]), &json!([])), "{report}");
         assert_eq!(report["kept"], json!(["big", "model"]));
         assert_eq!(rig.processes_of(&model), process);
     }
+}
+
+#[test]
+fn row_65_what_keeps_a_context_is_stopped_only_where_there_is_no_room_beside_it() {
+    let (rig, model) = rig_with("vllm", "--api vllm --unload-residual 1500", 0);
+    prepare(&rig);
+    rig.gpuctl("stop big --quiet").run().succeeds();
+    let shown = rig.gpuctl("prepare-phase 2 --dry-run --json").run().succeeds().json();
+    assert_eq!((&shown["started"], &shown["kept"]), (&json!(["big"]), &json!(["model"])));
+    rig.set("services.big.vram_mb", 22500);
+    rig.gpuctl("prepare-phase 2 --dry-run").run().succeeds().stdout_has("would stop model");
+    let report = prepare(&rig);
+    assert_eq!((&report["unloaded"], &report["stopped"]), (&json!([]), &json!(["model"])));
+    rig.assert_no_process_of(&model);
 }
 
 #[test]

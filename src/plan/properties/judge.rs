@@ -58,15 +58,13 @@ impl<'a> Judge<'a> {
                 alive.map(|one| one.name.clone()).filter(|name| services.contains(name)).collect()
             }
             Call::ReleaseAll { .. } => alive.map(|one| one.name.clone()).collect(),
-            // Who is known to have unloaded has nothing to give.
-            Call::Prepare { lazy: false, .. } => alive
-                .filter(|one| {
-                    let unloads = one.unloads && one.shape == Shape::Ready;
-                    !(unloads && self.machine.is_measured() && self.machine.held(one) == 0)
-                })
-                .map(|one| one.name.clone())
-                .collect(),
-            Call::Prepare { .. } | Call::Start { .. } => self.by_the_rule(),
+            Call::Prepare { lazy: false, .. } => {
+                let (empty, rest): (Vec<&Tenant>, Vec<&Tenant>) =
+                    alive.partition(|one| self.has_unloaded(one));
+                let rest = rest.iter().map(|one| one.name.clone()).collect();
+                self.by_the_rule(rest, |one| empty.iter().any(|it| it.name == one.name))
+            }
+            Call::Prepare { .. } | Call::Start { .. } => self.by_the_rule(Vec::new(), |_| true),
         };
         victims.sort();
         victims
@@ -107,9 +105,19 @@ impl<'a> Judge<'a> {
     /// Whether all that is needed runs already, with its memory: such a plan is never refused.
     fn is_there(&self) -> bool {
         self.needed.iter().all(|one| {
-            let asleep = one.unloads && self.machine.held(one) * 4 <= one.vram;
-            one.shape == Shape::Ready && !(asleep && self.machine.held(one) < one.vram)
+            let is_away = self.has_unloaded(one) && self.machine.held(one) < one.vram;
+            one.shape == Shape::Ready && !is_away
         })
+    }
+
+    /// Whether it is known to hold no more than its context keeps.
+    fn has_unloaded(&self, one: &Tenant) -> bool {
+        let held = self.machine.held(one);
+        let is_little = held <= 1536 || held * 4 <= one.vram;
+        one.unloads
+            && one.shape == Shape::Ready
+            && (held == 0 || is_little && held < one.vram)
+            && self.machine.is_told(one)
     }
 
     /// Who may be stopped: who is being stopped already, then lowest priority and largest
@@ -132,21 +140,25 @@ impl<'a> Judge<'a> {
     }
 
     /// Takes as few as possible from the front of the line, and of these the set that spares the
-    /// last in the line, then the one before it, and so on.
-    fn by_the_rule(&self) -> Vec<String> {
+    /// last in the line, then the one before it, and so on; beside those who are `gone` anyhow.
+    fn by_the_rule(&self, gone: Vec<String>, may_go: impl Fn(&Tenant) -> bool) -> Vec<String> {
         // What else is on the card is not the business of one that runs already.
         if matches!(self.command, Call::Start { .. }) && self.is_there() {
-            return Vec::new();
+            return gone;
         }
-        let line = self.stoppable();
+        let line: Vec<&Tenant> = self.stoppable().into_iter().filter(|one| may_go(one)).collect();
         let names = |members: &[&Tenant]| -> Vec<String> {
-            members.iter().map(|one| one.name.clone()).collect()
+            members.iter().map(|one| one.name.clone()).chain(gone.iter().cloned()).collect()
         };
         let fronts = (0..=line.len()).map(|length| &line[..length]);
         let Some(front) = fronts.into_iter().find(|front| self.fits_without(&names(front))) else {
-            return Vec::new();
+            return gone;
         };
-        let enough = subsets(front).into_iter().filter(|set| self.fits_without(set));
+        let beside = |set: Vec<String>| set.into_iter().chain(gone.iter().cloned()).collect();
+        let enough = subsets(front)
+            .into_iter()
+            .map(beside)
+            .filter(|set: &Vec<String>| self.fits_without(set));
         let stops = |set: &Vec<String>| -> Vec<bool> {
             front.iter().rev().map(|one| set.contains(&one.name)).collect()
         };

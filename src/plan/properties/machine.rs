@@ -13,7 +13,11 @@ use proptest::prelude::*;
 use std::fmt;
 use std::sync::Arc;
 
-/// All sizes in MB; as small as they are, ties and exact fits are common.
+/// All sizes are whole numbers of these MB: as few as they are, ties and exact fits are common, and
+/// what a context keeps is a part of a service.
+const UNIT: u64 = 512;
+
+/// All sizes in MB.
 #[derive(Clone)]
 pub struct Computer {
     total: u64,
@@ -78,6 +82,7 @@ pub fn machines() -> impl Strategy<Value = Computer> {
     ];
     (8_u64..=24, 0_u64..=3, 0_u64..=6, reading, vec(members(), 2..=7)).prop_map(
         |(total, reserve, desktop, reading, mut members)| {
+            let [total, reserve, desktop] = [total, reserve, desktop].map(|size| size * UNIT);
             // What is held is on the card.
             let mut room = total - desktop;
             for (member, name) in members.iter_mut().zip('a'..) {
@@ -105,14 +110,14 @@ fn members() -> impl Strategy<Value = Tenant> {
     (0_u64..=12, 0_i64..=3, phases, odds(0.25), shape, held, odds(0.1)).prop_map(
         |(vram, priority, phases, unloads, shape, held, hidden)| Tenant {
             name: String::new(),
-            vram,
+            vram: vram * UNIT,
             priority,
             phases,
             unloads,
             shape,
             used: match shape {
                 Down | Missing | Dead => 0,
-                _ => held.unwrap_or(vram),
+                _ => held.unwrap_or(vram) * UNIT,
             },
             hidden: hidden && matches!(shape, Ready | Starting | Failing),
         },
@@ -269,6 +274,11 @@ impl Computer {
     pub fn held(&self, member: &Tenant) -> u64 {
         let presumed = if member.may_run() { member.vram } else { 0 };
         member.known_use(self.reading).map_or(presumed, |used| used.0)
+    }
+
+    /// Whether it is known what it holds.
+    pub fn is_told(&self, member: &Tenant) -> bool {
+        member.known_use(self.reading).is_some()
     }
 
     /// Really free, beside the reserve.
