@@ -1,6 +1,6 @@
 //! `gpuctl history`: every acting command leaves its start, its steps, its result and its duration.
 
-use rig::{Rig, Signal, Trial, until};
+use rig::{Display, Rig, Signal, Trial, until};
 use serde_json::Value;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -261,4 +261,23 @@ fn a_link_in_the_logs_place_is_not_followed() {
     release.stderr_has("warning: cannot write the event log");
     assert_eq!(fs::read_to_string(precious).unwrap(), "precious");
     rig.gpuctl("history").run().fails("io").stderr_has("history.jsonl");
+}
+
+#[test]
+fn it_fits_a_narrow_terminal_without_a_word_in_two() {
+    let rig = Rig::new();
+    rig.native("comfyui").phases([4]).priority(100).vram(20000).add();
+    rig.native("vidi").vram(8000).priority(50).add();
+    rig.gpuctl("run --phase 4 --quiet -- sleep 1").run().succeeds();
+    rig.gpuctl("start vidi").run().fails("insufficient_vram").ignores_stderr();
+    for columns in [40, 60, 80] {
+        let display = Display::finished(&rig, (50, columns), "", "history");
+        let lines = display.lines();
+        let told = lines.join("\n");
+        assert!(!(0..50).any(|row| display.emulated().screen().row_wrapped(row)), "{told}");
+        let words: Vec<&str> = told.split_whitespace().collect();
+        let refusal = "exit 3 after 0.0s: vidi needs 8000 MB, but at most 3552 MB can be freed";
+        assert!(words.join(" ").contains(refusal), "{told}");
+        assert!(words.join(" ").contains("(comfyui held 20000 MB at most)"), "{told}");
+    }
 }

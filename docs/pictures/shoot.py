@@ -6,7 +6,6 @@ import fcntl
 import html
 import os
 import pty
-import re
 import select
 import struct
 import termios
@@ -22,21 +21,24 @@ THEMES = {
     "light": ("#ffffff", "#1f2328", ["#24292f", "#cf222e", "#116329", "#7d4e00", "#0969da", "#8250df", "#1b7c83", "#6e7781"]),
 }
 LIMIT = 60
+# Seconds of a moving picture: what is typed stands alone, what is printed is read, and between two pictures.
+TYPED, READ, LEAST = 0.8, 2.5, 0.1
 # pyte knows no faint text; nothing of ours blinks.
 pyte.graphics.TEXT[2] = "+blink"
 
 
-def run(command, screen, until):
-    """Feeds the screen with what the command shows; with `until`, only as far as the picture that has all of it."""
+def run(command, screen):
+    """Feeds the screen with what the command shows; gives its cells after each piece of it."""
     stream = pyte.ByteStream(screen)
     stream.feed(f"\x1b[1m$ {command}\x1b[0m\r\n".encode())
+    yield cells(screen)
     child, terminal = pty.fork()
     if child == 0:
         os.environ["TERM"] = "xterm-256color"
         os.environ.pop("NO_COLOR", None)
         os.execvp("sh", ["sh", "-c", command])
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", screen.lines, screen.columns, 0, 0))
-    kept, deadline = None, time.monotonic() + LIMIT
+    deadline = time.monotonic() + LIMIT
     while time.monotonic() < deadline and select.select([terminal], [], [], LIMIT)[0]:
         try:
             data = os.read(terminal, 65536)
@@ -45,12 +47,26 @@ def run(command, screen, until):
         if not data:
             break
         stream.feed(data)
-        if until and kept is None and all(re.search(text, "\n".join(screen.display)) for text in until):
-            kept = cells(screen)
+        yield cells(screen)
     os.waitpid(child, 0)
-    if until and kept is None:
-        raise SystemExit(f"`{command}` never showed {until}")
-    return kept or cells(screen)
+
+
+def film(commands, screen):
+    """What commands show one after another, each picture with the second at which it appears, and the end."""
+    frames, now = [], 0.0
+    for command in commands:
+        shots = run(command, screen)
+        frames.append((now, next(shots)))
+        typed, begun = now + TYPED, time.monotonic()
+        for shown in shots:
+            now = typed + time.monotonic() - begun
+            if now - frames[-1][0] < LEAST:
+                frames[-1] = (frames[-1][0], shown)
+            else:
+                frames.append((now, shown))
+        now += READ
+        pyte.ByteStream(screen).feed(b"\r\n")
+    return frames, now
 
 
 def cells(screen):
@@ -60,40 +76,69 @@ def cells(screen):
     return rows
 
 
-def svg(rows, columns, theme):
+def colour(name, default, palette):
+    name = name.removeprefix("bright")
+    return palette[NAMES.index(name)] if name in NAMES else f"#{name}" if len(name) == 6 else default
+
+
+def line(y, row, theme):
+    """One line of the screen."""
     background, foreground, palette = THEMES[theme]
+    x, parts = 0, []
+    while x < len(row):
+        end, look = x, look_of(row[x])
+        while end < len(row) and look_of(row[end]) == look:
+            end += 1
+        text, (fg, bg, bold, dim, reverse) = "".join(cell.data for cell in row[x:end]), look
+        front, back = colour(fg, foreground, palette), colour(bg, background, palette)
+        if reverse:
+            front, back = back, front
+        left, top, span = EDGE + x * WIDTH, EDGE + y * HEIGHT, (end - x) * WIDTH
+        if back != background:
+            parts.append(f'<rect x="{left:.1f}" y="{top}" width="{span:.1f}" height="{HEIGHT}" fill="{back}"/>')
+        if text.strip():
+            style = (' font-weight="bold"' if bold else "") + (' opacity="0.6"' if dim else "")
+            parts.append(
+                f'<text x="{left:.1f}" y="{top + 13.5:.1f}" fill="{front}" textLength="{span:.1f}" xml:space="preserve"{style}>'
+                f"{html.escape(text)}</text>"
+            )
+        x = end
+    return parts
 
-    def colour(name, default):
-        name = name.removeprefix("bright")
-        return palette[NAMES.index(name)] if name in NAMES else f"#{name}" if len(name) == 6 else default
 
-    width, height = columns * WIDTH + 2 * EDGE, len(rows) * HEIGHT + 2 * EDGE
-    parts = [
+def svg(body, columns, lines, theme):
+    width, height = columns * WIDTH + 2 * EDGE, lines * HEIGHT + 2 * EDGE
+    head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height}" width="{width:.0f}" height="{height}"'
-        ' font-family="ui-monospace, SFMono-Regular, Menlo, \'DejaVu Sans Mono\', monospace" font-size="14">',
-        f'<rect width="100%" height="100%" rx="8" fill="{background}"/>',
+        ' font-family="ui-monospace, SFMono-Regular, Menlo, \'DejaVu Sans Mono\', monospace" font-size="14">'
+    )
+    return "\n".join([head, f'<rect width="100%" height="100%" rx="8" fill="{THEMES[theme][0]}"/>', *body, "</svg>", ""])
+
+
+def moving(frames, end, lines, theme):
+    """Each line is there for as long as it stays the same; who wants no motion sees the last picture."""
+    body, styles = [], {}
+    for y in range(lines):
+        row_of = [line(y, frame[y], theme) if y < len(frame) else [] for _, frame in frames]
+        first = 0
+        while first < len(frames):
+            last = first
+            while last + 1 < len(frames) and row_of[last + 1] == row_of[first]:
+                last += 1
+            if row_of[first]:
+                begin = 100 * frames[first][0] / end
+                over = 100 * frames[last + 1][0] / end if last + 1 < len(frames) else 100
+                name = styles.setdefault((f"{begin:.2f}", f"{over:.2f}"), f"t{len(styles)}")
+                rest = "" if over == 100 else ' visibility="hidden"'
+                body.append(f'<g class="{name}"{rest}>{"".join(row_of[first])}</g>')
+            first = last + 1
+    rules = [
+        f".{name}{{animation:{name} {end:.1f}s step-end infinite}}"
+        f"@keyframes {name}{{0%{{visibility:hidden}}{begin}%{{visibility:visible}}{over}%{{visibility:hidden}}}}"
+        for (begin, over), name in styles.items()
     ]
-    for y, row in enumerate(rows):
-        x = 0
-        while x < len(row):
-            end, look = x, look_of(row[x])
-            while end < len(row) and look_of(row[end]) == look:
-                end += 1
-            text, (fg, bg, bold, dim, reverse) = "".join(cell.data for cell in row[x:end]), look
-            front, back = colour(fg, foreground), colour(bg, background)
-            if reverse:
-                front, back = back, front
-            left, top, span = EDGE + x * WIDTH, EDGE + y * HEIGHT, (end - x) * WIDTH
-            if back != background:
-                parts.append(f'<rect x="{left:.1f}" y="{top}" width="{span:.1f}" height="{HEIGHT}" fill="{back}"/>')
-            if text.strip():
-                style = (' font-weight="bold"' if bold else "") + (' opacity="0.6"' if dim else "")
-                parts.append(
-                    f'<text x="{left:.1f}" y="{top + 13.5:.1f}" fill="{front}" textLength="{span:.1f}" xml:space="preserve"{style}>'
-                    f"{html.escape(text)}</text>"
-                )
-            x = end
-    return "\n".join([*parts, "</svg>", ""])
+    style = f"<style>@media (prefers-reduced-motion: no-preference) {{{''.join(rules)}}}</style>"
+    return [style, *body]
 
 
 def look_of(cell):
@@ -103,14 +148,18 @@ def look_of(cell):
 def main():
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--columns", type=int, default=80)
-    arguments.add_argument("--until", action="append", help="the picture that shows this expression (repeatable)")
+    arguments.add_argument("--moving", type=int, metavar="LINES", help="a picture that moves, of so many lines")
     arguments.add_argument("out", help="file name without -dark.svg and -light.svg")
-    arguments.add_argument("command")
+    arguments.add_argument("command", nargs="+")
     given = arguments.parse_args()
-    rows = run(given.command, pyte.Screen(given.columns, 60), given.until)
+    screen = pyte.Screen(given.columns, given.moving or 60)
+    frames, end = film(given.command, screen) if given.moving else ([], 0)
+    rows = [] if given.moving else list(run(*given.command, screen))[-1]
     for theme in THEMES:
+        body = [part for y, row in enumerate(rows) for part in line(y, row, theme)]
+        body = moving(frames, end, given.moving, theme) if given.moving else body
         with open(f"{given.out}-{theme}.svg", "w", encoding="utf-8") as file:
-            file.write(svg(rows, given.columns, theme))
+            file.write(svg(body, given.columns, given.moving or len(rows), theme))
 
 
 if __name__ == "__main__":

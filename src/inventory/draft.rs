@@ -156,7 +156,7 @@ fn service(
             line!(text, "vram_mb = {:<17} # seen; correct it to its peak", rounded(held).0);
         }
     }
-    line!(text, "priority = 50              # a guess: higher is kept longer");
+    line!(text, "priority = 50               # a guess: higher is kept longer");
     answers(text, sighting);
 }
 
@@ -176,7 +176,7 @@ fn answers(text: &mut String, sighting: &Sighting) {
             if matches!(api, Api::Ollama | Api::Comfyui) {
                 line!(
                     text,
-                    "# evict = \"unload\"         # give memory back and keep running, instead of being stopped"
+                    "# evict = \"unload\"          # give memory back and keep running, instead of being stopped"
                 );
             }
         }

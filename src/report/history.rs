@@ -2,7 +2,7 @@
 
 use super::Report;
 use crate::history::{Run, RunState};
-use crate::screen::layout::{Text, flow, listed};
+use crate::screen::layout::{Text, flow, listed, words};
 use crate::screen::text::{on_one_line, span};
 use crate::screen::{BAD, FAINT, GOOD, STRONG, Screen, WARNING};
 use crate::step::{Action, Step};
@@ -38,8 +38,10 @@ impl Report for HistoryReport {
             }
             let time = began.strftime("%H:%M:%S");
             let what = format!("{} {}", run.command, run.subject);
-            let what = on_one_line(what.trim_end());
-            let _ = writeln!(text, "{time}  {what}  {}", ending(run, screen));
+            let (how, told) = ending(run);
+            let head = [Text::new(format!("{time} ")), Text::new(format!("{} ", what.trim_end()))];
+            let pieces = head.into_iter().chain([how]).chain(words(&told));
+            text.push_str(&flow(pieces, 1, [0, INDENT], screen));
             let steps: Vec<Text> = run.steps.iter().map(|s| Text::styled(FAINT, step(s))).collect();
             if !steps.is_empty() {
                 text.push_str(&flow(listed(steps), 1, [INDENT, INDENT], screen));
@@ -55,16 +57,19 @@ impl Report for HistoryReport {
     }
 }
 
-fn ending(run: &Run, screen: &Screen) -> String {
+/// How a call has ended, and what is told of that.
+fn ending(run: &Run) -> (Text, String) {
     let took = run.elapsed_ms.map(|ms| span(Duration::from_millis(ms))).unwrap_or_default();
     match (run.state, run.exit_code, &run.error) {
-        (RunState::Running, ..) => screen.paint(WARNING, "in progress"),
-        (RunState::Lost, ..) => screen.paint(BAD, "never finished: gpuctl was killed"),
-        (RunState::Ended, Some(0), _) => format!("{} {took}", screen.paint(GOOD, "done in")),
+        (RunState::Running, ..) => (Text::styled(WARNING, "in progress"), String::new()),
+        (RunState::Lost, ..) => {
+            (Text::styled(BAD, "never finished: gpuctl was killed"), String::new())
+        }
+        (RunState::Ended, Some(0), _) => (Text::styled(GOOD, "done in"), took),
         (RunState::Ended, code, error) => {
             let code = format!("exit {} after", code.unwrap_or_default());
             let why = error.as_deref().map(|why| format!(": {}", on_one_line(why)));
-            format!("{} {took}{}", screen.paint(BAD, code), why.unwrap_or_default())
+            (Text::styled(BAD, code), format!("{took}{}", why.unwrap_or_default()))
         }
     }
 }

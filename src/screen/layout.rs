@@ -62,6 +62,24 @@ impl Text {
         (head, tail)
     }
 
+    /// The same, without a word in two if there is a space before it.
+    fn split_at_word(&self, left: usize) -> (Text, Text) {
+        let mut column = 0;
+        let columns = self.spans.iter().flat_map(|(_, text)| text.chars()).map(|c| {
+            let before = column;
+            column += columns(c);
+            (before, c)
+        });
+        let space = columns.filter(|(at, c)| *c == ' ' && (1..=left).contains(at)).last();
+        match space {
+            Some((at, _)) => {
+                let (head, tail) = self.split(at);
+                (head, tail.split(1).1)
+            }
+            None => self.split(left),
+        }
+    }
+
     /// Cuts the text where it does not fit, with a sign at its end that there was more.
     pub fn cut(&self, columns: usize, screen: &Screen) -> Text {
         if self.width() <= columns {
@@ -112,7 +130,7 @@ pub fn flow(
             column += gap;
         }
         while column + piece.width() > limit {
-            let (head, tail) = piece.split(limit - column);
+            let (head, tail) = piece.split_at_word(limit - column);
             text.push_str(&format!("{}\n{}", head.on(screen), " ".repeat(rest)));
             (column, piece) = (rest, tail);
         }
