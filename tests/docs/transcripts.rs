@@ -2,9 +2,9 @@
 //! of its own, and the whole transcript compared.
 
 use regex_lite::Regex;
-use rig::Rig;
 use rig::page::{Page, Section};
-use serde_json::json;
+use rig::{Rig, skip_or_fail, works};
+use serde_json::{Value as Json, json};
 use toml::{Table, Value};
 
 /// Pages with transcripts, each with a test of its own.
@@ -152,4 +152,32 @@ fn the_history_tells_what_the_page_says() {
 #[test]
 fn a_desktop_with_one_card_works_as_the_page_says() {
     play_all(PAGES[4]);
+}
+
+/// Each call of curl on the page, as it is written but for the port: `curl … | jq 'FILTER'   # STATUS VALUE`.
+#[test]
+fn what_the_checklist_asks_by_curl_is_answered_as_it_says() {
+    if !works("curl", &["--version"]) {
+        return skip_or_fail("curl", "curl");
+    }
+    let rig = machine();
+    let Some(http) = rig.http("127.0.0.1") else { return };
+    let sections = Page::read("checklist.md").sections;
+    let calls: String = sections.iter().map(|section| section.text_of("sh")).collect();
+    assert!(calls.lines().count() > 10, "{calls}");
+    for call in calls.lines() {
+        let (typed, wanted) = call.split_once(" # ").unwrap();
+        let (curl, filter) = typed.split_once("| jq").unwrap_or((typed, ""));
+        let curl = curl.replace("localhost:8000", &format!("localhost:{}", http.port));
+        let told = rig.shell(&format!("{curl} -s -w '%{{http_code}}'")).run().succeeds().text();
+        let (document, status) = told.split_at(told.len() - 3);
+        let document: Json = serde_json::from_str(document).unwrap();
+        let filter = filter.trim().trim_matches('\'').replace('.', "/");
+        let answer = document.pointer(&filter).unwrap();
+        let told = match filter.is_empty() {
+            true => status.to_owned(),
+            false => format!("{status} {answer}"),
+        };
+        assert_eq!(told, wanted, "{call}\n{document:#}");
+    }
 }
