@@ -182,6 +182,9 @@ fn the_units_serve_two_hundred_at_once_on_a_machine_that_systemd_runs_and_none_o
     // What a request has started outlives it.
     let count = format!("pgrep -cfx 'sleep {seconds}'");
     assert_eq!(machine.try_sh(&count).0, "1\n");
+    // So the limits of a request are not its own.
+    let group = format!("cat /proc/$(pgrep -fx 'sleep {seconds}')/cgroup");
+    assert!(machine.sh(&group).contains("/gpuctl-one-"), "{}", machine.sh(&group));
     assert_eq!(machine.sh(&format!("{curl} -X POST {service}/stop")), "200\n");
     assert_eq!(machine.try_sh(&count).0, "0\n");
     machine.sh("systemctl stop gpuctl-http.socket");

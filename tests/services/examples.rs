@@ -37,6 +37,11 @@ fn a_phase_is_a_unit_and_a_timer_writes_the_figures() {
     assert_eq!(status, "ExecMainStatus=4\n");
     machine.sh("systemctl start gpuctl-metrics.timer");
     until("the timer writes them", || corner.text("gpuctl.prom").contains("gpuctl_"));
+    // Shut in as the unit is, it sees the card, the processes, the lock and the state.
+    let figures = corner.text("gpuctl.prom");
+    for figure in ["gpuctl_lock_up 1", "service=\"vidi\",state=\"ready\"} 1"] {
+        assert!(figures.contains(figure), "{figures}");
+    }
     machine.sh("systemctl stop gpuctl-metrics.timer");
     corner.sh("gpuctl stop vidi");
 }
