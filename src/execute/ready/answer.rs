@@ -1,0 +1,123 @@
+//! What a service answers while it comes up: to its health check, by its container's own, and whether
+//! it is the service that answers.
+
+use super::Watch;
+use crate::error::Result;
+use crate::model::{Container, Health, Healthy, Presence, Running};
+use crate::world::docker::Events;
+use crate::world::health;
+use crate::world::ports::local_port;
+use crate::world::wait::{Handle, Woken, wait};
+use std::time::{Duration, Instant};
+
+/// What a container is heard to do is looked at all the same after this time: not all that happens may
+/// be heard.
+const UNHEARD: Duration = Duration::from_secs(10);
+
+impl Watch<'_> {
+    /// Asks it, and each of its containers where it is asked by their own addresses; the first answer
+    /// that is not good counts.
+    pub(super) fn ask(&mut self, check: &Health, deadline: Instant) -> Result<Option<Healthy>> {
+        if !check.is_by_address() {
+            return self.ask_at(check, deadline);
+        }
+        if self.addresses.is_empty() {
+            let look = self.look_after_it()?;
+            self.addresses = look.addresses(&self.service.name);
+        }
+        let mut answer = Some(Healthy::No(Health::NO_ADDRESS.to_owned()));
+        for address in self.addresses.clone() {
+            answer = self.ask_at(&check.at(address), deadline)?;
+            if answer != Some(Healthy::Yes) {
+                // It may have another when it is started again.
+                self.addresses.clear();
+                break;
+            }
+        }
+        Ok(answer)
+    }
+
+    /// One health check, abandoned at the deadline (`None`) and cut short by a death.
+    fn ask_at(&mut self, check: &Health, deadline: Instant) -> Result<Option<Healthy>> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let limit = left.min(health::TRY_LIMIT);
+        let attempt = health::begin(check, &self.service.headers, limit)?;
+        loop {
+            match self.wait_for(Some(attempt.ended()), deadline)? {
+                Woken::TimedOut => return Ok(None),
+                _ => {
+                    if let Some(healthy) = attempt.take() {
+                        return Ok(Some(healthy));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Waits for what a container's own HEALTHCHECK says, as the engine tells it when it changes; `None`
+    /// where there is none.
+    pub(super) fn hear(&mut self) -> Result<Option<Healthy>> {
+        let Some(managed) = &self.managed else { return Ok(None) };
+        let checked: Vec<&Container> =
+            managed.containers.iter().filter(|one| one.setup.has_healthcheck).collect();
+        // Of several the engine says which; one look at all is as good.
+        let [only] = checked.as_slice() else { return Ok(None) };
+        let is_alone = managed.containers.len() == 1;
+        let id = only.id.clone();
+        if self.events.as_ref().is_none_or(Events::are_over) {
+            let past = self.begun.elapsed();
+            self.events = Some(self.context.engine(self.stop).events(&[&id], past)?);
+        }
+        if self.deaths.is_empty() && !self.sees_containers() {
+            self.look_after_it()?;
+        }
+        let until = (Instant::now() + UNHEARD).min(self.begun + self.service.start_timeout);
+        loop {
+            let events = self.events.as_mut().expect("begun above");
+            let mut watched = events.fds();
+            watched.extend(self.deaths.iter().map(Handle::fd));
+            let woken = wait(&watched, self.stop, until);
+            let has_died = self.deaths.iter().any(Handle::has_ended);
+            let heard = events.read();
+            self.stop.check()?;
+            if is_alone && says_healthy(&heard) {
+                return Ok(Some(Healthy::Yes));
+            }
+            if has_died || !heard.is_empty() || woken != Woken::Event || events.are_over() {
+                let look = self.look_after_it()?;
+                return Ok(match look.presence(&self.service.name) {
+                    Presence::Up(Running { own_health, .. }) => own_health,
+                    _ => Some(Healthy::No("it is not there".to_owned())),
+                });
+            }
+        }
+    }
+
+    /// Tells, after a good answer, whether it was the service that gave it.
+    pub(super) fn answers_itself(&mut self) -> Result<bool> {
+        // That its containers live is seen, and whose the answer is the last look tells.
+        let is_http = matches!(self.service.health, Some(Health::Http(_)) | None);
+        if is_http && self.managed.is_some() && self.service.unload.is_none() {
+            let is_watched = !self.deaths.is_empty() || self.sees_containers();
+            if is_watched && self.deaths.iter().all(|handle| !handle.has_ended()) {
+                return Ok(true);
+            }
+        }
+        let look = self.look_after_it()?;
+        let service = self.service;
+        let is_up = matches!(look.presence(&service.name), Presence::Up(_));
+        match service.health.as_ref().and_then(|check| look.answered_by(service, local_port(check)))
+        {
+            Some(other) => Err(self.name_container(other.in_the_way_of(service), &look)),
+            None => Ok(is_up && look.heard(Healthy::Yes, service) == Healthy::Yes),
+        }
+    }
+}
+
+/// Whether the engine has told that a container's HEALTHCHECK passes: docker as the event
+/// "health_status: healthy", podman as a status beside it.
+fn says_healthy(events: &str) -> bool {
+    events.lines().last().is_some_and(|last| {
+        last.contains("health_status") && last.contains("healthy\"") && !last.contains("unhealthy")
+    })
+}

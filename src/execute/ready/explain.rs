@@ -1,0 +1,89 @@
+//! Why a service did not become ready, with the end of its log.
+
+use super::Watch;
+use crate::config::Span;
+use crate::error::Failure;
+use crate::exit::Code;
+use crate::model::{Container, Manager, Service};
+use crate::observe::Look;
+use crate::redact::mask;
+use crate::world::docker::Docker;
+use crate::world::native::Started;
+use crate::world::{logs, starts, systemd};
+
+impl Watch<'_> {
+    /// Adds which container a native service's start command has started instead of a process.
+    pub(super) fn name_container(&self, failure: Failure, look: &Look) -> Failure {
+        let since = self.started.as_ref().map(Started::since);
+        match since.and_then(|since| look.container_since(since)) {
+            Some(id) => of_a_container(failure, self.service, &id, &self.context.engine(self.stop)),
+            None => failure,
+        }
+    }
+
+    pub(super) fn died(&self, how: &str) -> Failure {
+        self.explain(Failure::new(Code::StartFailed, format!("{}: {how}", self.service.name)))
+    }
+
+    pub(super) fn timed_out(&self, why: &str) -> Failure {
+        if let Some(away) = &self.away {
+            return Failure {
+                message: format!("{}: {}", self.service.name, away.message),
+                ..away.clone()
+            };
+        }
+        let limit = self.service.start_timeout;
+        let message =
+            format!("{}: not ready within {}: {}", self.service.name, Span(limit), mask(why));
+        self.explain(Failure::new(Code::Timeout, message)).hint(format!(
+            "it was left running; `gpuctl restart {0}` starts it again, `gpuctl stop {0}` stops it, and a larger start_timeout gives it more time",
+            self.service.name
+        ))
+    }
+
+    /// Adds the end of its log, wherever its manager keeps that.
+    fn explain(&self, failure: Failure) -> Failure {
+        let name = &self.service.name;
+        match (&self.service.manager, &self.started) {
+            (Manager::Native(_), Some(started)) => started.explain(failure),
+            (Manager::Native(_), None) => match self.context.config.state_dir() {
+                Ok(state_dir) => {
+                    let config = self.context.config.path.as_deref();
+                    let from = starts::log_from(state_dir, self.service, config);
+                    logs::attach_file(failure, &logs::path_of(state_dir, name), from)
+                }
+                Err(_) => failure,
+            },
+            (Manager::Containers(_), _) => {
+                let managed = self.managed.as_ref();
+                let managed = managed.unwrap_or_else(|| self.context.before.managed(name));
+                let engine = self.context.engine(self.stop);
+                let tail = |one: &Container| engine.log_tail(&one.id, self.begun.elapsed());
+                let lines: Vec<String> = match managed.containers.as_slice() {
+                    [only] => tail(only),
+                    several => several
+                        .iter()
+                        .flat_map(|one| {
+                            tail(one).into_iter().map(|line| format!("{} | {line}", one.name))
+                        })
+                        .collect(),
+                };
+                logs::attach(failure, lines).hint(format!("its log: gpuctl logs {name}"))
+            }
+            (Manager::Systemd { unit, user }, _) => {
+                logs::attach(failure, systemd::log_tail(unit, *user, self.stop))
+                    .hint(format!("its log: gpuctl logs {name}"))
+            }
+        }
+    }
+}
+
+/// The failure of a start command that has started a container, which is no process of its own.
+fn of_a_container(failure: Failure, service: &Service, id: &str, engine: &Docker) -> Failure {
+    let name = engine.name_of(id).unwrap_or_else(|| id[..12].to_owned());
+    let message = format!("{}; it started the container {name}", failure.message);
+    Failure { message, ..failure }.hint(format!(
+        "a container is managed by its engine: in services.{}, set type = \"docker\" and container = \"{name}\"",
+        service.name
+    ))
+}
