@@ -83,17 +83,17 @@ pub fn drain(plan: &Plan, context: &Context) -> Result<Vec<Step>> {
 }
 
 /// Looks once more whether services work, just before they are stopped or unloaded, and waits for
-/// what they have taken on since; `force` does not wait.
-pub fn once_more(services: &[&Service], force: bool, context: &Context) -> Result<()> {
+/// what they have taken on since; `force` does not wait. Tells whether there was anything.
+pub fn once_more(services: &[&Service], force: bool, context: &Context) -> Result<bool> {
     if force || context.drain.drain == Drain::CutOff {
-        return Ok(());
+        return Ok(false);
     }
     let is_askable =
         |service: &&&Service| can_be_asked(service, context.before.service(&service.name));
     let services: Vec<&Service> = services.iter().filter(is_askable).copied().collect();
     let names: Vec<&str> = services.iter().map(|service| service.name.as_str()).collect();
     let outcome = format!("not stopped: {}", names.join(", "));
-    until_idle(&services, &outcome, false, context).map(drop)
+    until_idle(&services, &outcome, false, context).map(|waited| !waited.is_empty())
 }
 
 /// Tells what is cut off, where nobody waits for it.

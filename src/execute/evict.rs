@@ -23,14 +23,20 @@ const KEEPER_LIMIT: Duration = Duration::from_secs(4);
 /// systemd may take this long to notice that a unit was killed.
 const KILLED_LIMIT: Duration = Duration::from_secs(10);
 
-/// Evicts a service; `required` is what the plan will start. What was done at last is a stop or an
-/// unload.
+/// What was done at last, a stop or an unload.
+pub struct EvictedBy {
+    pub step: Step,
+    /// What a service that has unloaded still holds, where the driver tells.
+    pub keeps: Option<Mb>,
+}
+
+/// Evicts a service; `required` is what the plan will start. `None` where it had unloaded before.
 pub fn evict(
     eviction: &Eviction,
     required: Mb,
     batches: &Batches<bool>,
     context: &Context,
-) -> Result<Option<Step>> {
+) -> Result<Option<EvictedBy>> {
     let service = context.service(&eviction.service);
     let mut reason = None;
     if eviction.how == EvictHow::Unload {
@@ -41,11 +47,11 @@ pub fn evict(
         let step = context.progress.begin(Action::Unload, &service.name, UNLOAD_LIMIT);
         let asked = match held {
             Ok(held) => ask_to_unload(service, eviction, required, &held, context)?,
-            Err(why) => Some(why),
+            Err(why) => Err(why),
         };
         match asked {
-            None => return Ok(Some(step.done(None))),
-            Some(why) => reason = Some(format!("{why}; stopped instead")),
+            Ok(keeps) => return Ok(Some(EvictedBy { step: step.done(None), keeps })),
+            Err(why) => reason = Some(format!("{why}; stopped instead")),
         }
     }
     let force = eviction.how == EvictHow::Kill;
@@ -53,7 +59,7 @@ pub fn evict(
     let limit = contained::stop_limit(service, context.before.managed(&service.name));
     let step = context.progress.begin(action, &service.name, limit);
     let note = stop(eviction, batches, context)?;
-    Ok(Some(step.done(joined([reason, note]))))
+    Ok(Some(EvictedBy { step: step.done(joined([reason, note])), keeps: None }))
 }
 
 /// Remarks in one.
@@ -72,7 +78,7 @@ fn stop(eviction: &Eviction, batches: &Batches<bool>, context: &Context) -> Resu
         Manager::Containers(_) => {
             let cut = drain::cut_off(eviction, context)?;
             let stop = |services: &[&Service]| match drain::once_more(services, force, context) {
-                Ok(()) => contained::stop(services, force, context),
+                Ok(_) => contained::stop(services, force, context),
                 Err(failure) => services.iter().map(|_| Err(failure.clone())).collect(),
             };
             let killed = match batches.get(service.name.as_str()) {
@@ -229,34 +235,40 @@ impl Footprint {
     }
 }
 
-/// Requests an unload and watches for it; `Some` tells why it came to nothing.
+/// Requests an unload and watches for it. Returns what it keeps, as far as the driver tells, or why
+/// the unload came to nothing. What has come to it meanwhile is waited for before it is asked again.
 fn ask_to_unload(
     service: &Service,
     eviction: &Eviction,
     required: Mb,
     held: &Footprint,
     context: &Context,
-) -> Result<Option<String>> {
+) -> Result<std::result::Result<Option<Mb>, String>> {
     let Some(call) = &service.unload else {
-        return Ok(Some("it has no unload call".to_owned()));
+        return Ok(Err("it has no unload call".to_owned()));
     };
     if let Some(cut) = drain::cut_off(eviction, context)? {
-        return Ok(Some(cut));
+        return Ok(Err(cut));
     }
-    drain::once_more(&[service], false, context)?;
-    let begun = Instant::now();
+    let mut begun = Instant::now();
     let mut calls = 0;
     loop {
+        let is_over = begun.elapsed() >= UNLOAD_LIMIT;
         // One that has kept something is asked once more.
-        if calls == 0 || (calls == 1 && begun.elapsed() >= UNLOAD_LIMIT / 2) {
+        let is_due = calls == 0 || (calls == 1 && begun.elapsed() >= UNLOAD_LIMIT / 2);
+        if (is_due || is_over) && drain::once_more(&[service], false, context)? {
+            (begun, calls) = (Instant::now(), 0);
+            continue;
+        }
+        if is_due {
             calls += 1;
             if let Err(failed) = server::unload(call, &service.headers, UNLOAD_LIMIT) {
-                return Ok(Some(format!("its unload call failed: {}", failed.why)));
+                return Ok(Err(format!("its unload call failed: {}", failed.why)));
             }
         }
         let now = match context.vram() {
             Ok(now) => now,
-            Err(why) => return Ok(Some(why)),
+            Err(why) => return Ok(Err(why)),
         };
         let (is_gone, freed) = match (held.memory, held.at(&now)) {
             (Some(held), Some(holds)) => (holds <= service.residue(), held.saturating_sub(holds)),
@@ -268,12 +280,12 @@ fn ask_to_unload(
                 (freed > Mb(0) && room >= required, freed)
             }
         };
-        if is_gone {
-            return Ok(None);
+        if is_gone || (is_over && freed > Mb(0)) {
+            return Ok(Ok(held.at(&now)));
         }
-        if begun.elapsed() >= UNLOAD_LIMIT {
-            return Ok((freed == Mb(0))
-                .then(|| format!("its memory did not come back within {}", Span(UNLOAD_LIMIT))));
+        if is_over {
+            let limit = Span(UNLOAD_LIMIT);
+            return Ok(Err(format!("its memory did not come back within {limit}")));
         }
         context.pause()?;
     }

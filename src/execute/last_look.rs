@@ -4,16 +4,17 @@
 use super::{Context, LONGEST, SHORTEST, contained, ready, reclaim};
 use crate::error::{Failure, Result};
 use crate::exit::Code;
-use crate::model::{Container, Manager, Observed, Pid, Presence, Service, Snapshot, State};
+use crate::model::{Container, Manager, Mb, Observed, Pid, Presence, Service, Snapshot, State};
 use crate::observe::{Ask, observe, started_by};
 use crate::plan::{Plan, StartHow};
 use crate::world::wait::wait;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
-/// Looks until all needed services are well at once, as long as the slowest of them may take.
-pub fn look(plan: &Plan, stopped: &[String], context: &Context) -> Result<()> {
+/// Looks until all needed services are well at once, as long as the slowest of them may take. Returns
+/// what it saw then.
+pub fn look(plan: &Plan, stopped: &[String], context: &Context) -> Result<Snapshot> {
     let needed: Vec<&Service> = plan.needed.iter().map(|name| context.service(name)).collect();
     let gone: Vec<&Service> = stopped
         .iter()
@@ -54,7 +55,7 @@ pub fn look(plan: &Plan, stopped: &[String], context: &Context) -> Result<()> {
             .map(|service| (service, after.service(&service.name)))
             .find(|(_, observed)| !matches!(observed.state, State::Ready | State::Busy))
         else {
-            return has_room(plan, &after, context);
+            return Ok(after);
         };
         // It is there and does not answer now, or its manager is bringing it back.
         let is_coming = matches!(observed.state, State::Starting | State::Unresponsive);
@@ -73,8 +74,22 @@ fn is_away(service: &Service, after: &Snapshot) -> bool {
             Presence::Unknown(failure) if failure.code == Code::Unavailable)
 }
 
+/// Returns who has unloaded, and holds more than it kept then by now.
+pub fn loaded_again<'a>(
+    keeps: &HashMap<String, Mb>,
+    after: &Snapshot,
+    context: &'a Context,
+) -> Vec<&'a Service> {
+    let has_loaded = |service: &&Service| {
+        let most = |kept: &Mb| service.residue().max(Mb(kept.0 + kept.0 / 4));
+        let held = after.service(&service.name).used;
+        keeps.get(&service.name).is_some_and(|kept| held.is_some_and(|held| held > most(kept)))
+    };
+    context.config.services.iter().filter(has_loaded).collect()
+}
+
 /// Room that was made for no service has to be there still.
-fn has_room(plan: &Plan, after: &Snapshot, context: &Context) -> Result<()> {
+pub fn has_room(plan: &Plan, after: &Snapshot, context: &Context) -> Result<()> {
     let vram = &after.vram;
     match vram.free.map(|free| free.saturating_sub(context.config.gpu.reserve)) {
         Some(room) if plan.start.is_empty() && room < plan.required => {
@@ -85,7 +100,7 @@ fn has_room(plan: &Plan, after: &Snapshot, context: &Context) -> Result<()> {
 }
 
 /// All services and the card as they are now; the health of the needed ones.
-fn see(plan: &Plan, context: &Context) -> Result<Snapshot> {
+pub fn see(plan: &Plan, context: &Context) -> Result<Snapshot> {
     let mut reader = context.reader.lock().unwrap_or_else(PoisonError::into_inner);
     let asks = |service: &Service| Ask::state_if(plan.needed.contains(&service.name));
     observe(context.config, &mut reader, context.stop, &asks)

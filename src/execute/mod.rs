@@ -25,6 +25,8 @@ use crate::world::nvml::Reader;
 use crate::world::wait::{Event, Stop, wait};
 use contained::Batch;
 use drain::DrainClock;
+use evict::EvictedBy;
+use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -92,6 +94,8 @@ pub struct Outcome {
     pub elapsed: Duration,
     pub steps: Vec<Step>,
     pub failure: Option<Failure>,
+    /// What those that have unloaded held then, as far as the driver tells.
+    pub keeps: HashMap<String, Mb>,
 }
 
 /// Carries the plan out.
@@ -117,8 +121,51 @@ fn carry_out(plan: &Plan, context: &Context, outcome: &mut Outcome) -> Result<()
     match plan.is_empty() {
         // The look that the plan was made from has seen it all.
         true => Ok(()),
-        false => last_look::look(plan, &outcome.stopped, context),
+        false => see_done(plan, context, outcome),
     }
+}
+
+/// Looks until what was done is seen. Who has loaded again since its unload is evicted once more, and
+/// stopped where that does not last either.
+fn see_done(plan: &Plan, context: &Context, outcome: &mut Outcome) -> Result<()> {
+    let mut how = EvictHow::Unload;
+    loop {
+        let after = last_look::look(plan, &outcome.stopped, context)?;
+        let freed = outcome.freed;
+        let evict = evict_again(&after, how, context, outcome)?;
+        if evict.is_empty() {
+            return last_look::has_room(plan, &after, context);
+        }
+        let context = Context { before: &after, ..*context };
+        reclaim(&Plan { evict, ..Plan::default() }, &context, outcome)?;
+        outcome.freed = freed;
+        how = EvictHow::Stop;
+    }
+}
+
+/// Evicts who has loaded again since its unload, for a job that came in between, which is waited for.
+fn evict_again(
+    now: &Snapshot,
+    how: EvictHow,
+    context: &Context,
+    outcome: &mut Outcome,
+) -> Result<Vec<Eviction>> {
+    let back = last_look::loaded_again(&outcome.keeps, now, context);
+    let evict: Vec<Eviction> = back
+        .into_iter()
+        .map(|service| Eviction {
+            service: service.name.clone(),
+            how,
+            frees: now.service(&service.name).used,
+        })
+        .collect();
+    for Eviction { service, .. } in &evict {
+        context.progress.line(&format!("{service} has loaded again since it was unloaded"));
+        outcome.unloaded.retain(|name| name != service);
+        outcome.keeps.remove(service);
+    }
+    evict_all(&evict, Mb(0), &Context { before: now, ..*context }, outcome)?;
+    Ok(evict)
 }
 
 fn evict_all(
@@ -146,13 +193,14 @@ fn evict_all(
         match result {
             // It had unloaded before.
             Ok(None) => outcome.kept.push(eviction.service.clone()),
-            Ok(Some(done)) => {
-                let list = match done.action {
+            Ok(Some(EvictedBy { step, keeps })) => {
+                let list = match step.action {
                     Action::Unload => &mut outcome.unloaded,
                     _ => &mut outcome.stopped,
                 };
                 list.push(eviction.service.clone());
-                outcome.steps.push(done);
+                outcome.steps.push(step);
+                outcome.keeps.extend(keeps.map(|keeps| (eviction.service.clone(), keeps)));
             }
             Err(error) => failure = failure.or(Some(error)),
         }
@@ -160,57 +208,45 @@ fn evict_all(
     failure.map_or(Ok(()), Err)
 }
 
-/// Waits for the memory of what was evicted. Where an unload gave back too little, the service is
-/// stopped after all: once, and then it is known.
+/// Waits for the memory of what was evicted. Who has loaded again meanwhile is unloaded once more;
+/// where an unload gave back too little, the service is stopped after all: once, and then it is known.
 fn reclaim(plan: &Plan, context: &Context, outcome: &mut Outcome) -> Result<()> {
     let before = context.before;
     if before.vram.source == Source::Estimate {
         return Ok(());
     }
     let mut step = context.progress.begin(Action::Reclaim, "memory", reclaim::LIMIT);
-    let mut result = reclaim::wait_for_memory(
-        plan,
-        &outcome.stopped,
-        &outcome.unloaded,
-        before,
-        &mut step,
-        context,
-    );
+    let mut wait = |outcome: &Outcome| {
+        let Outcome { stopped, unloaded, .. } = outcome;
+        reclaim::wait_for_memory(plan, stopped, unloaded, before, &mut step, context)
+    };
+    let is_tight = |result: &Result<Vram>| matches!(result, Err(failure) if failure.code == Code::InsufficientVram);
+    let mut result = wait(outcome);
+    if is_tight(&result) && !outcome.keeps.is_empty() {
+        let now = last_look::see(plan, context)?;
+        if !evict_again(&now, EvictHow::Unload, context, outcome)?.is_empty() {
+            result = wait(outcome);
+        }
+    }
     let unloaded = plan.evict.iter().filter(|it| !outcome.stopped.contains(&it.service));
     let stops: Vec<Eviction> =
         unloaded.map(|it| Eviction { how: EvictHow::Stop, ..it.clone() }).collect();
-    if matches!(&result, Err(failure) if failure.code == Code::InsufficientVram)
-        && !stops.is_empty()
-    {
+    if is_tight(&result) && !stops.is_empty() {
         context.progress.line("unloading gave back too little; stopping instead");
         let stopping = evict_all(&stops, plan.required, context, outcome);
         for list in [&mut outcome.unloaded, &mut outcome.kept] {
             list.retain(|name| !outcome.stopped.contains(name));
         }
         stopping?;
-        result = reclaim::wait_for_memory(
-            plan,
-            &outcome.stopped,
-            &outcome.unloaded,
-            before,
-            &mut step,
-            context,
-        );
+        result = wait(outcome);
     }
-    if matches!(&result, Err(failure) if failure.code == Code::InsufficientVram) {
+    if is_tight(&result) {
         let mut made_anew = false;
         for name in &outcome.stopped {
             made_anew |= contained::stop_made_anew(context.service(name), context)?;
         }
         if made_anew {
-            result = reclaim::wait_for_memory(
-                plan,
-                &outcome.stopped,
-                &outcome.unloaded,
-                before,
-                &mut step,
-                context,
-            );
+            result = wait(outcome);
         }
     }
     let after = result?;

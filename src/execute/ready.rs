@@ -20,7 +20,7 @@ use crate::world::systemd;
 use crate::world::wait::{Event, Handle, Stop, Woken, wait};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
-use wake::{has_put_aside, is_asleep, wake};
+use wake::has_put_aside;
 
 /// A service without a health check counts as ready once it has lived this long.
 const SETTLING: Duration = Duration::from_millis(500);
@@ -43,7 +43,7 @@ pub fn make_ready(
     let mut watch = Watch::new(service, stop, context);
     let begin = |action| context.progress.begin(action, &service.name, service.start_timeout);
     let step = match how {
-        StartHow::Wake if !is_asleep(service)? && !has_put_aside(service, context) => {
+        StartHow::Wake if !watch.is_asleep()? && !has_put_aside(service, context) => {
             return Ok(None);
         }
         StartHow::Wake => begin(Action::Wake),
@@ -51,7 +51,10 @@ pub fn make_ready(
         StartHow::Start => begin(Action::Start),
     };
     match how {
-        StartHow::Wake => return wake(service).map(|()| Some(step.done(None))),
+        StartHow::Wake => {
+            watch.look_after_it()?;
+            return watch.wake().map(|()| Some(step.done(None)));
+        }
         StartHow::Await => {}
         StartHow::Start => watch.start(batches)?,
     }
@@ -59,9 +62,9 @@ pub fn make_ready(
     if let Some(started) = &mut watch.started {
         started.record_ready()?;
     }
-    let slept = is_asleep(service)?;
+    let slept = watch.is_asleep()?;
     if slept {
-        wake(service)?;
+        watch.wake()?;
     }
     if let Some(call) = &service.warm_up {
         watch.warm_up(call)?;

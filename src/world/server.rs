@@ -7,7 +7,8 @@ use crate::model::{Api, ApiServer, Headers, HttpCall, Unload};
 use serde_json::{Value, json};
 use std::time::Duration;
 
-type Called<T> = Result<T, NoAnswer>;
+/// What a call has brought, or why it has brought nothing.
+pub type Called<T> = Result<T, NoAnswer>;
 
 /// Requests the unloading of everything that the server has loaded; each call may take so long.
 pub fn unload(unload: &Unload, headers: &Headers, limit: Duration) -> Called<()> {

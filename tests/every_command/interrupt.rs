@@ -43,6 +43,34 @@ fn interrupted_while_a_service_ends_the_next_run_ends_it() {
 }
 
 #[test]
+fn interrupted_while_a_service_wakes_or_warms_up_nobody_waits_for_its_answer() {
+    for (signal, code) in SIGNALS {
+        let rig = Rig::new();
+        let server = "--api vllm --unload-residual 700 --load-delay 1h --completion-delay 1h";
+        let model = rig.native("model").vram(12000).phases([1]).server(server);
+        let model =
+            model.set("evict", "unload").set("api", "vllm").set("url", "http://localhost:1");
+        let model = model.set("start_timeout", "1h").add();
+        rig.set("services.model.url", model.url(""));
+        rig.gpuctl("start model --quiet").run().succeeds();
+        model.request("/sleep", &json!({})).join().unwrap().unwrap();
+        until("it sleeps", || rig.card.used_mb() == 700);
+        let wakes = rig.gpuctl("start model").spawn();
+        until("it is woken", || wakes.stderr().contains("waking model"));
+        wakes.signal(signal);
+        wakes.wait().exits(code).stderr_has("interrupted by signal").ignores_stderr();
+
+        let warm = rig.native("warm").vram(1000).server(server).set("start_timeout", "1h").add();
+        rig.set("services.warm.warm_up.url", warm.url("/v1/completions"));
+        let starts = rig.gpuctl("start warm").spawn();
+        until("it is warmed up", || starts.stderr().contains("warming up warm"));
+        starts.signal(signal);
+        starts.wait().exits(code).stderr_has("interrupted by signal").ignores_stderr();
+        assert!(warm.is_healthy() && model.is_healthy());
+    }
+}
+
+#[test]
 fn interrupted_while_the_memory_comes_back_nothing_is_started() {
     for (signal, code) in SIGNALS {
         let rig = Rig::new();

@@ -1,7 +1,8 @@
 //! Unloading that can be trusted (row 65): with a child a model, with work in line, repeated, and with a context that stays.
 
-use rig::{Rig, Service};
+use rig::{Rig, Service, until};
 use serde_json::{Value, json};
+use std::thread;
 
 /// A server that unloads, in phase 1, and what needs its memory, in phase 2.
 fn rig_with(api: &str, server: &str, reclaim_ms: u64) -> (Rig, Service) {
@@ -81,6 +82,90 @@ fn row_65_work_in_line_is_done_before_the_memory_is_asked_for() {
     rig.assert_jobs_done(3);
 }
 
+/// Gives a service a job as soon as it has unloaded and `is_time`; what became of it.
+fn work_in_between(
+    rig: &Rig,
+    model: &Service,
+    used_mb: u64,
+    is_time: impl Fn() -> bool + Sync,
+    act: impl FnOnce() -> Value,
+) -> Value {
+    thread::scope(|scope| {
+        let works = scope.spawn(|| {
+            until("it has unloaded", || rig.card.used_mb() <= used_mb && is_time());
+            model.request("/prompt", &json!({"ms": 700})).join().unwrap().unwrap();
+        });
+        let report = act();
+        works.join().unwrap();
+        report
+    })
+}
+
+#[test]
+fn row_65_a_job_that_comes_to_a_service_that_has_just_unloaded_is_done_and_its_memory_is_given_back()
+ {
+    let (rig, model) = rig_with("comfyui", "--api comfyui --unload-residual 600", 0);
+    // Whose end takes longer than the unload beside it.
+    let slow = rig.native("slow").vram(9000).priority(10).server("--term-delay 1500ms").add();
+    rig.gpuctl("start slow --quiet").run().succeeds();
+    let run = "run --vram 20000 -- sh -c";
+    let held = rig.path("held");
+    let script = format!("gpuctl status --json >{}", held.display());
+    work_in_between(
+        &rig,
+        &model,
+        9600,
+        || true,
+        || {
+            rig.gpuctl(run).arg(&script).run().succeeds().ignores_stdout().progress();
+            Value::Null
+        },
+    );
+    let seen: Value = serde_json::from_str(&std::fs::read_to_string(held).unwrap()).unwrap();
+    assert_eq!(seen["services"]["model"]["used_mb"], 600, "while the command ran: {seen}");
+    rig.assert_jobs_done(1);
+    rig.assert_no_out_of_memory();
+    assert!(model.is_healthy());
+    rig.assert_no_process_of(&slow);
+}
+
+#[test]
+fn row_65_a_job_that_comes_while_the_next_service_starts_is_done_before_it_counts_as_ready() {
+    let (rig, model) = rig_with("comfyui", "--api comfyui --unload-residual 600", 300);
+    // It takes its memory only at its first job, as ComfyUI does.
+    let lazy = rig.native("lazy").vram(20000).priority(100).phases([3]);
+    let lazy = lazy.server("--idle-vram 600 --warmup 1500ms").add();
+    let starts = || !rig.processes_of(&lazy).is_empty();
+    let report = work_in_between(&rig, &model, 1200, starts, || {
+        rig.gpuctl("prepare-phase 3 --json --quiet").run().succeeds().json()
+    });
+    assert_eq!((&report["unloaded"], &report["stopped"]), (&json!(["model"]), &json!([])));
+    assert_eq!(report["started"], json!(["lazy"]), "{report}");
+    assert_eq!(rig.card.used_mb(), 1200, "{report}");
+    rig.assert_jobs_done(1);
+    lazy.work();
+    rig.assert_no_out_of_memory();
+}
+
+#[test]
+fn row_65_what_loads_again_and_does_not_end_its_work_is_told_and_not_cut_off() {
+    let (rig, model) = rig_with("comfyui", "--api comfyui --unload-residual 600", 0);
+    let lazy = rig.native("lazy").vram(20000).priority(100).phases([3]);
+    let lazy = lazy.server("--idle-vram 600 --warmup 1500ms").add();
+    rig.set("services.model.drain", "1s");
+    let starts = || !rig.processes_of(&lazy).is_empty();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            until("it has unloaded", || rig.card.used_mb() < 1500 && starts());
+            model.request("/prompt", &json!({"ms": 60_000})).join().unwrap().unwrap();
+        });
+        let prepare = rig.gpuctl("prepare-phase 3 --quiet").run().fails("service_busy");
+        prepare.stderr_has("model (1 job) is still working").ignores_stderr();
+    });
+    assert!(model.is_healthy());
+    assert_eq!(rig.card.jobs().values().copied().collect::<Vec<_>>(), [false], "it works on");
+}
+
 #[test]
 fn row_65_a_service_is_ready_when_its_warm_up_call_is_answered() {
     let rig = Rig::new();
@@ -94,6 +179,23 @@ fn row_65_a_service_is_ready_when_its_warm_up_call_is_answered() {
     rig.set("services.comfyui.warm_up.url", comfyui.url("/nowhere"));
     let start = rig.gpuctl("start comfyui --quiet").run().fails("start_failed");
     start.stderr_has("its warm-up call failed: ").ignores_stderr();
+}
+
+#[test]
+fn row_65_a_call_that_warms_up_or_wakes_and_is_not_answered_in_time_is_a_timeout() {
+    let slow = "--api vllm --unload-residual 700 --load-delay 1h --completion-delay 1h";
+    let (rig, model) = rig_with("vllm", slow, 0);
+    prepare(&rig);
+    rig.gpuctl("stop big --quiet").run().succeeds();
+    rig.set("services.model.start_timeout", "1s");
+    let wake = rig.gpuctl("start model --quiet").run().fails("timeout");
+    wake.stderr_has("model: not ready within 1s: ").ignores_stderr();
+    assert!(model.is_healthy(), "it was left running");
+    let warm = rig.native("warm").vram(1000).server(slow).set("start_timeout", "2s").add();
+    rig.set("services.warm.warm_up.url", warm.url("/v1/completions"));
+    let start = rig.gpuctl("start warm --quiet").run().fails("timeout");
+    start.stderr_has("warm: not ready within 2s: ").ignores_stderr();
+    assert!(warm.is_healthy(), "it was left running");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use crate::exit::Code;
 use crate::model::{ApiServer, HttpCall, Service};
 use crate::step::Action;
 use crate::world::http::Fetcher;
-use crate::world::server;
+use crate::world::server::{self, Called};
 use crate::world::wait::{Aside, Woken};
 use std::time::{Duration, Instant};
 
@@ -20,47 +20,72 @@ pub(super) fn has_put_aside(service: &Service, context: &Context) -> bool {
         && used.is_some_and(|used| service.holds_residue(used))
 }
 
-/// Whether it was put to sleep by an unload.
-pub(super) fn is_asleep(service: &Service) -> Result<bool> {
-    let fetcher = Fetcher::new(CALL_LIMIT);
-    let ask = |server| server::is_asleep(server, &service.headers, &fetcher);
-    service.server.as_ref().map_or(Ok(false), ask).map_err(|failed| not_woken(service, &failed.why))
-}
+impl Watch<'_> {
+    /// Makes the call that loads its model, and waits for the answer as long as a start may take.
+    pub(super) fn warm_up(&mut self, call: &HttpCall) -> Result<()> {
+        let (service, context) = (self.service, self.context);
+        let step = context.progress.begin(Action::WarmUp, &service.name, service.start_timeout);
+        let (call, headers) = (call.clone(), service.headers.clone());
+        let call = move |limit| server::call(&call, &headers, limit);
+        match self.answer(service.start_timeout, call)? {
+            Some(Ok(())) => {
+                step.done(None);
+                Ok(())
+            }
+            None => Err(self.timed_out("its warm-up call was not answered")),
+            Some(Err(failed)) if failed.is_silence => Err(self.timed_out(&failed.why)),
+            Some(Err(failed)) => {
+                Err(self.died(&format!("its warm-up call failed: {}", failed.why)))
+            }
+        }
+    }
 
-pub(super) fn wake(service: &Service) -> Result<()> {
-    let wake = |server| server::wake(server, &service.headers, service.start_timeout);
-    service.server.as_ref().map_or(Ok(()), wake).map_err(|failed| not_woken(service, &failed.why))
+    /// Whether it was put to sleep by an unload.
+    pub(super) fn is_asleep(&mut self) -> Result<bool> {
+        let sleeper = self.service.server.clone().filter(ApiServer::can_sleep);
+        let Some(server) = sleeper else { return Ok(false) };
+        let headers = self.service.headers.clone();
+        let ask = move |limit| server::is_asleep(&server, &headers, &Fetcher::new(limit));
+        Ok(self.answer(CALL_LIMIT, ask)?.is_some_and(|answer| answer.unwrap_or(false)))
+    }
+
+    /// Wakes it, or brings its model back, and waits for the answer as long as a start may take.
+    pub(super) fn wake(&mut self) -> Result<()> {
+        let service = self.service;
+        let Some(server) = service.server.clone() else { return Ok(()) };
+        let headers = service.headers.clone();
+        let call = move |limit| server::wake(&server, &headers, limit);
+        match self.answer(service.start_timeout, call)? {
+            Some(Ok(())) => Ok(()),
+            None => Err(self.timed_out("the call that wakes it was not answered")),
+            Some(Err(failed)) if failed.is_silence => Err(self.timed_out(&failed.why)),
+            Some(Err(failed)) => Err(not_woken(service, &failed.why)),
+        }
+    }
+
+    /// Makes a call to it that may take `longest`, and no longer than is left of its time, and waits for
+    /// the answer; `None` where none came in time. Its death and an interruption end the wait.
+    fn answer<T: Send + 'static>(
+        &mut self,
+        longest: Duration,
+        call: impl FnOnce(Duration) -> Called<T> + Send + 'static,
+    ) -> Result<Option<Called<T>>> {
+        let end = self.begun + self.service.start_timeout;
+        let limit = end.saturating_duration_since(Instant::now()).min(longest);
+        let deadline = Instant::now() + limit;
+        let attempt = Aside::begin(move || call(limit))?;
+        loop {
+            if let Some(answer) = attempt.take() {
+                return Ok(Some(answer));
+            }
+            if self.wait_for(Some(attempt.ended()), deadline)? == Woken::TimedOut {
+                return Ok(None);
+            }
+        }
+    }
 }
 
 fn not_woken(service: &Service, why: &str) -> Failure {
     Failure::new(Code::StartFailed, format!("{}: cannot be woken: {why}", service.name))
         .hint("vLLM sleeps and wakes only in development mode (VLLM_SERVER_DEV_MODE=1, --enable-sleep-mode)")
-}
-
-impl Watch<'_> {
-    /// Makes the call that loads its model, and waits for the answer as long as a start may take.
-    pub(super) fn warm_up(&mut self, call: &HttpCall) -> Result<()> {
-        let (service, context) = (self.service, self.context);
-        let deadline = self.begun + service.start_timeout;
-        let step = context.progress.begin(Action::WarmUp, &service.name, service.start_timeout);
-        let left = deadline.saturating_duration_since(Instant::now());
-        let (call, headers) = (call.clone(), service.headers.clone());
-        let attempt = Aside::begin(move || server::call(&call, &headers, left))?;
-        let answer = loop {
-            if let Some(answer) = attempt.take() {
-                break answer;
-            }
-            if self.wait_for(Some(attempt.ended()), deadline)? == Woken::TimedOut {
-                return Err(self.timed_out("its warm-up call was not answered"));
-            }
-        };
-        match answer {
-            Ok(()) => {
-                step.done(None);
-                Ok(())
-            }
-            Err(failed) if failed.is_silence => Err(self.timed_out(&failed.why)),
-            Err(failed) => Err(self.died(&format!("its warm-up call failed: {}", failed.why))),
-        }
-    }
 }

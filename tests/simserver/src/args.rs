@@ -95,6 +95,10 @@ pub struct Unload {
     #[arg(long, value_name = "DUR", default_value = "0s", value_parser = humantime::parse_duration)]
     pub unload_delay: Duration,
 
+    /// Time that a load takes which is asked for, as by a call that wakes it
+    #[arg(long, value_name = "DUR", default_value = "0s", value_parser = humantime::parse_duration)]
+    pub load_delay: Duration,
+
     /// Answer that it was done, and free nothing
     #[arg(long)]
     pub unload_ignored: bool,

@@ -143,7 +143,10 @@ impl Service {
         match asked {
             Asked::Tell(status, answer) => Answer::new(status, answer),
             Asked::Page(text) => Answer { raw: true, ..Answer::new(200, json!(text)) },
-            Asked::Load(names, answer) => Answer::to_load(self.models().load(&names), answer),
+            Asked::Load(names, answer) => {
+                thread::sleep(self.args.unload.load_delay);
+                Answer::to_load(self.models().load(&names), answer)
+            }
             Asked::Job(names) => {
                 let job = self.work.take();
                 match self.work_at(&job, &names, lasts(body), || {}) {
