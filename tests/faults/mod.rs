@@ -46,6 +46,7 @@ mod row_57_out_of_sight;
 mod row_58_59_last_look;
 mod row_60_61_waiting;
 mod row_62_63_callers;
+mod row_64_65_history;
 mod row_64_work_in_flight;
 mod row_65_unload;
 mod row_66_68_69_71_lock_in_redis;

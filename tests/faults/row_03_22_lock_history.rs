@@ -5,11 +5,10 @@
 //! `GPUCTL_TEST_HISTORY_SECONDS=600` makes it longer, `GPUCTL_TEST_HISTORY_SEED` the same again, as far as the machine does.
 
 use super::history_check::check;
-use rig::{LOCK_KEY, Redis, Rig, Running, Signal, parent, signal, state, until};
+use rig::{Dice, LOCK_KEY, Redis, Rig, Running, Signal, number, parent, signal, state, until};
 use rustix::process::{Pid, PidfdFlags, pidfd_open, pidfd_send_signal};
 use std::collections::HashSet;
 use std::fs::{self, File};
-use std::hash::{BuildHasher, RandomState};
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
@@ -51,26 +50,6 @@ gpuctl lock release --quiet --token "$token" >/dev/null
 /// Of those that work under `gpuctl run`, and of those that take the lock by hand.
 const RUNNERS: usize = 6;
 const BORROWERS: usize = 2;
-
-/// SplitMix64.
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        (mixed ^ (mixed >> 31)) % limit
-    }
-
-    fn one_of<T: Copy>(&mut self, these: &[T]) -> Option<T> {
-        (!these.is_empty()).then(|| these[self.below(these.len() as u64) as usize])
-    }
-
-    fn millis(&mut self, limit: u64) -> Duration {
-        Duration::from_millis(self.below(limit))
-    }
-}
 
 /// One who wants the lock once.
 struct Turn {
@@ -320,16 +299,12 @@ fn unfold(place: Place) {
     rig.program("work", &format!("{STAMP}\n{WORK}"));
     rig.program("borrow", &format!("{STAMP}\n{BORROW}"));
 
-    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
-    let seed = number("GPUCTL_TEST_HISTORY_SEED");
-    let seed = seed.unwrap_or_else(|| RandomState::new().hash_one("seed"));
     let seconds = number("GPUCTL_TEST_HISTORY_SECONDS").unwrap_or(12);
-    eprintln!("GPUCTL_TEST_HISTORY_SEED={seed}");
     let mut history = History {
         rig: &rig,
         redis,
         place,
-        dice: Dice(seed),
+        dice: Dice::new(),
         clients: (0..RUNNERS + BORROWERS).map(|_| Client::Away { until: Instant::now() }).collect(),
         turns: 0,
         stopped: Vec::new(),

@@ -1,6 +1,6 @@
 //! Unloading that can be trusted (row 65): with a child a model, with work in line, repeated, and with a context that stays.
 
-use rig::{Rig, Service, until};
+use rig::{Rig, Service, number, until};
 use serde_json::{Value, json};
 use std::thread;
 
@@ -9,8 +9,20 @@ fn rig_with(api: &str, server: &str, reclaim_ms: u64) -> (Rig, Service) {
     let rig = Rig::new();
     rig.card.describe(&json!({"reclaim_delay_ms": reclaim_ms}));
     let model = rig.native("model").vram(12000).priority(10).phases([1]).server(server);
-    let model = model.set("evict", "unload").set("api", api).set("url", "http://127.0.0.1:1").add();
-    rig.set("services.model.url", model.url(""));
+    let model = model.set("evict", "unload");
+    let model = match api {
+        "" => {
+            let model = model.set("unload", toml::toml! { url = "http://127.0.0.1:1" }).add();
+            rig.set("services.model.unload.url", model.url("/free"));
+            rig.set("services.model.unload.body", r#"{"unload_models": true}"#);
+            model
+        }
+        api => {
+            let model = model.set("api", api).set("url", "http://127.0.0.1:1").add();
+            rig.set("services.model.url", model.url(""));
+            model
+        }
+    };
     rig.native("big").vram(20000).priority(100).phases([2]).add();
     rig.gpuctl("start model --quiet").run().succeeds();
     (rig, model)
@@ -22,22 +34,40 @@ fn prepare(rig: &Rig) -> Value {
     report
 }
 
+/// `GPUCTL_TEST_UNLOADS=50` does each so often.
 #[test]
 fn row_65_no_unload_becomes_a_stop_whatever_the_driver_takes_its_time_for() {
-    for (api, server) in [
+    let kinds = [
         ("comfyui", "--api comfyui --unload-residual 600 --unload-delay 200ms"),
         ("ollama", "--api ollama --model a --model b --child-per-model"),
         ("vllm", "--api vllm --unload-residual 1500"),
         ("llama-server", "--api llama --router --model a --model b --child-per-model"),
         ("sdwebui", "--api sdwebui --unload-residual 1000"),
-    ] {
-        for reclaim_ms in [0, 300, 2000] {
-            let (rig, model) = rig_with(api, server, reclaim_ms);
-            let report = prepare(&rig);
-            assert_eq!(report["unloaded"], json!(["model"]), "{server}, {reclaim_ms} ms: {report}");
-            assert_eq!(report["stopped"], json!([]), "{server}, {reclaim_ms} ms: {report}");
-            assert!(model.is_healthy());
+        // By a call of its own.
+        ("", "--api comfyui --unload-residual 1500"),
+    ];
+    thread::scope(|scope| {
+        for (api, server) in kinds {
+            scope.spawn(move || {
+                for reclaim_ms in [0, 300, 600, 2000] {
+                    unload_again_and_again(api, server, reclaim_ms);
+                }
+            });
         }
+    });
+}
+
+fn unload_again_and_again(api: &str, server: &str, reclaim_ms: u64) {
+    let (rig, model) = rig_with(api, server, reclaim_ms);
+    let process = rig.processes_of(&model)[0];
+    for time in 0..number("GPUCTL_TEST_UNLOADS").unwrap_or(1) {
+        let told = format!("{server}, {reclaim_ms} ms, {time}");
+        let report = prepare(&rig);
+        assert_eq!(report["unloaded"], json!(["model"]), "{told}: {report}");
+        assert_eq!(report["stopped"], json!([]), "{told}: {report}");
+        rig.gpuctl("prepare-phase 1 --quiet").run().succeeds().ignores_stdout();
+        model.work();
+        assert!(rig.processes_of(&model).contains(&process), "{told}: it was stopped");
     }
 }
 
