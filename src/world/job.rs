@@ -3,6 +3,7 @@
 
 use super::command;
 use super::program;
+use super::terminal::{is_foreground, own_group};
 use super::wait::{Aside, Stop, Woken, is_ignored, wait};
 use crate::error::{Failure, Result};
 use crate::exit::{Answer, Code};
@@ -94,7 +95,7 @@ impl Job {
             .map(|terminal| terminal.device.try_clone())
             .transpose()
             .map_err(|e| internal("share the terminal", &e))?;
-        let (parents_end, callers) = (permit.as_raw_fd(), process::getpgrp());
+        let (parents_end, callers) = (permit.as_raw_fd(), own_group());
         let ours = FORWARDED.map(|signal| (!is_ignored(signal)).then_some(signal));
         let become_the_job = move || {
             // What is sent to it is its own from the start; our handlers would swallow it.
@@ -118,7 +119,7 @@ impl Job {
                 };
             }
             // Not before: until then Ctrl-C and Ctrl-Z are for gpuctl. Without it, it runs too.
-            if let Some(terminal) = shown.as_ref().filter(|at| tcgetpgrp(at) == Ok(callers)) {
+            if let Some(terminal) = shown.as_ref().filter(|at| is_foreground(callers, at)) {
                 let _ = tcsetpgrp(terminal, process::getpid());
             }
             set_action(SIGTTOU, libc::SIG_DFL);
@@ -275,7 +276,9 @@ impl Job {
         match &self.terminal {
             Some(terminal) if tcgetpgrp(&terminal.device) == Ok(self.group) => {
                 // Without it, whoever called us takes it anyway.
-                let _ = tcsetpgrp(&terminal.device, process::getpgrp());
+                if let Some(own) = own_group() {
+                    let _ = tcsetpgrp(&terminal.device, own);
+                }
                 true
             }
             _ => false,
@@ -308,7 +311,7 @@ impl ControllingTerminal {
 
     /// Whether we are in its foreground.
     fn is_ours(&self) -> bool {
-        tcgetpgrp(&self.device) == Ok(process::getpgrp())
+        is_foreground(own_group(), &self.device)
     }
 
     /// Makes the command's group its foreground, where that was ours; tells whether it was.

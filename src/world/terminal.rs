@@ -3,7 +3,7 @@
 
 use super::wait::is_ignored;
 use rustix::fd::{AsFd, BorrowedFd};
-use rustix::process::getpgrp;
+use rustix::process::Pid;
 use rustix::stdio::stdin;
 use rustix::termios::{
     LocalModes, OptionalActions, SpecialCodeIndex, Termios, tcgetattr, tcgetpgrp, tcsetattr,
@@ -100,5 +100,19 @@ impl Drop for Keys {
 
 /// Whether the input is the terminal that we are called from, and ours for now.
 fn is_in_foreground() -> bool {
-    tcgetpgrp(stdin()) == Ok(getpgrp())
+    is_foreground(own_group(), stdin())
+}
+
+/// Returns our process group; `None` where who leads it is in another PID namespace, as after
+/// `nsenter --pid` or `unshare --pid`, and so has no number here.
+pub fn own_group() -> Option<Pid> {
+    // SAFETY: a plain system call.
+    #[expect(unsafe_code, reason = "rustix takes for granted that there is a number")]
+    let group = unsafe { libc::getpgrp() };
+    Pid::from_raw(group)
+}
+
+/// Whether a group is in the foreground of a terminal.
+pub fn is_foreground(group: Option<Pid>, terminal: impl AsFd) -> bool {
+    group.is_some_and(|group| tcgetpgrp(terminal) == Ok(group))
 }

@@ -1,6 +1,6 @@
 //! `gpuctl run`: a service made ready, a command under the lock, and its exit code.
 
-use rig::{Rig, Service, Signal, until};
+use rig::{Rig, Service, Signal, skip_or_fail, until, works};
 use std::fs;
 
 fn with_comfyui() -> (Rig, Service) {
@@ -245,4 +245,15 @@ fn the_lock_shows_the_service_and_the_service_is_busy_while_the_command_runs() {
     rig.file("home/done", "");
     run.wait().succeeds().stdout("working\n");
     rig.assert_free_and_alone();
+}
+
+#[test]
+fn a_command_is_run_where_the_callers_process_group_is_in_another_pid_namespace() {
+    let rig = Rig::new();
+    let apart = "unshare --user --map-root-user --pid --fork --mount-proc";
+    if !works("unshare", &apart.split(' ').skip(1).chain(["true"]).collect::<Vec<_>>()) {
+        return skip_or_fail("namespaces", "PID namespace");
+    }
+    let run = rig.shell(&format!("{apart} gpuctl run --vram 1 --quiet -- sh -c 'exit 7'"));
+    run.run().exits(7);
 }
