@@ -54,7 +54,7 @@ uninstall: ## remove what `make install` left
 .PHONY: $(BUILT)/release/gpuctl
 $(BUILT)/release/gpuctl:
 	@if command -v $(CARGO) >/dev/null; then $(MAKE) --no-print-directory build; else \
-		test -f $@ || { echo "$@ is missing, and so is $(CARGO): run \`make build\` first" >&2; exit 1; }; fi
+		test -f $@ || { echo "$@ is missing, and so is $(CARGO), which builds it: https://www.rust-lang.org/tools/install; or run \`make build\` as who has it" >&2; exit 1; }; fi
 
 pictures: ## draw the pictures of the README anew (needs python3-pyte)
 	@docs/pictures/render

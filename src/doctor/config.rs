@@ -3,6 +3,7 @@
 use super::check::{Check, CheckId};
 use crate::config::{Config, Environment, trust, writes_secrets};
 use crate::error::Result;
+use crate::screen::text::counted;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -15,8 +16,9 @@ pub fn examine(
 ) -> Vec<Check> {
     let valid = || match loaded {
         Ok(config) => {
-            let (services, phases) = (config.services.len(), config.phases.len());
-            Check::pass(CheckId::ConfigValid, format!("{services} services, {phases} phases"))
+            let services = counted(config.services.len() as u64, "service");
+            let phases = counted(config.phases.len() as u64, "phase");
+            Check::pass(CheckId::ConfigValid, format!("{services}, {phases}"))
         }
         Err(failure) => Check::failure(CheckId::ConfigValid, failure, MEND),
     };

@@ -9,6 +9,7 @@ use crate::model::{Observed, Presence, Running, Service, Snapshot};
 use crate::observe::count_jobs;
 use crate::plan::{EvictHow, Eviction, Plan};
 use crate::progress::Underway;
+use crate::screen::text::counted;
 use crate::step::{Action, Step};
 use crate::world::health::TRY_LIMIT;
 use crate::world::wait::{Stop, wait};
@@ -105,7 +106,7 @@ pub fn cut_off(eviction: &Eviction, context: &Context) -> Result<Option<String>>
     }
     let count = count_jobs(&[service], GLANCE, context.stop)?;
     let cut = count.into_iter().flatten().find_map(|count| count.ok()).filter(|jobs| *jobs > 0);
-    Ok(cut.map(|jobs| format!("{} cut off", counted(jobs))))
+    Ok(cut.map(|jobs| format!("{} cut off", counted(jobs, "job"))))
 }
 
 /// Refuses to touch a service that works now.
@@ -221,16 +222,11 @@ fn until_idle(
 
 /// "1 job left"
 fn left(jobs: u64) -> String {
-    format!("{} left", counted(jobs))
-}
-
-/// "2 jobs"
-pub fn counted(jobs: u64) -> String {
-    format!("{jobs} job{}", if jobs == 1 { "" } else { "s" })
+    format!("{} left", counted(jobs, "job"))
 }
 
 fn still_busy(busy: &[AtWork], clock: &DrainClock, outcome: &str) -> Failure {
-    let named = |one: &AtWork| format!("{} ({})", one.service.name, counted(one.jobs));
+    let named = |one: &AtWork| format!("{} ({})", one.service.name, counted(one.jobs, "job"));
     let names: Vec<String> = busy.iter().map(named).collect();
     let longest = busy.iter().map(|one| clock.limit(one.service)).max().unwrap_or_default();
     let details: Vec<_> =

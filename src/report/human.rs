@@ -5,7 +5,7 @@ use super::{
 };
 use crate::model::{Mb, Source};
 use crate::screen::Screen;
-use crate::screen::text::span;
+use crate::screen::text::{counted, span};
 use std::fmt::Write;
 use std::time::Duration;
 
@@ -115,8 +115,9 @@ impl Report for LogReport {
 
 impl Report for CheckReport {
     fn text(&self, _: &Screen) -> String {
-        let (services, phases) = (self.services.len(), self.phases.len());
-        let mut text = format!("{}: good: {services} services, {phases} phases\n", self.path);
+        let services = counted(self.services.len() as u64, "service");
+        let phases = counted(self.phases.len() as u64, "phase");
+        let mut text = format!("{}: good: {services}, {phases}\n", self.path);
         for warning in &self.warnings {
             line!(text, "warning: {warning}");
         }

@@ -13,6 +13,11 @@ pub fn span(span: Duration) -> String {
     }
 }
 
+/// "1 job", "2 jobs": of a noun whose plural has an s.
+pub fn counted(number: u64, noun: &str) -> String {
+    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
+}
+
 /// Names come from the command line, the configuration and other programs, and may hold line
 /// breaks and escape sequences of a terminal, and what has a line read in another order.
 pub fn on_one_line(text: &str) -> String {

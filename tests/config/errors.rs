@@ -253,7 +253,7 @@ fn a_name_that_is_no_plain_word_is_refused() {
     ]);
     let rig = Rig::new();
     rig.write_config(&named("\"a-B_9.c\""));
-    rig.gpuctl("config check").run().succeeds().stdout_has("good: 1 services");
+    rig.gpuctl("config check").run().succeeds().stdout_has("good: 1 service,");
 }
 
 #[test]

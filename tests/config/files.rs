@@ -263,7 +263,7 @@ fn check_tells_what_it_found() {
         checked,
         json!({"valid": true, "path": path, "services": ["vidi"], "phases": [2, 5]})
     );
-    rig.gpuctl("config check").run().succeeds().stdout_has("good: 1 services, 2 phases");
+    rig.gpuctl("config check").run().succeeds().stdout_has("good: 1 service, 2 phases");
     let path = rig.gpuctl("config path --json").run().succeeds().json();
     assert_eq!(path, json!({"path": rig.path("gpuctl.toml")}));
 }
