@@ -75,6 +75,15 @@ impl Service {
         Mb(1536).max(Mb(self.vram.0 / 4))
     }
 
+    /// Returns the base URL of a vLLM that its unload puts to sleep, where nobody would wake it: gpuctl is
+    /// not told that it is one.
+    pub fn sleeps_for_good(&self) -> Option<&str> {
+        let Some(Unload::Call(call)) = &self.unload else { return None };
+        let path = call.url.split('?').next().unwrap_or_default();
+        let base = path.trim_end_matches('/').strip_suffix("/sleep")?;
+        (!self.server.as_ref().is_some_and(ApiServer::can_sleep)).then_some(base)
+    }
+
     /// Whether it has unloaded, as far as one can tell from what it holds.
     pub fn holds_residue(&self, held: Mb) -> bool {
         held == Mb(0) || (held <= self.residue() && held < self.vram)

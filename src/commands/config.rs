@@ -9,6 +9,8 @@ use crate::config::{
 use crate::error::{Failure, Result};
 use crate::exit::{Answer, Code};
 use crate::inventory;
+use crate::model::Service;
+use crate::redact::mask;
 use crate::report::{CheckReport, Form, PathReport, print, print_json, print_text};
 use crate::world::compose;
 use crate::world::docker::Docker;
@@ -162,11 +164,23 @@ fn check(global: &Global, environment: &Environment) -> Result<Answer> {
     let report = CheckReport {
         valid: true,
         path: path_of(&config),
-        warnings: overlaps.iter().map(warning).collect(),
+        warnings: overlaps
+            .iter()
+            .map(warning)
+            .chain(config.services.iter().filter_map(of_sleep))
+            .collect(),
         services: config.services.into_iter().map(|service| service.name).collect(),
         phases: config.phases.into_keys().collect(),
     };
     print(&report, &Form::new(global.json, environment)).map(|()| Answer::Yes)
+}
+
+/// Warns of a server that its unload puts to sleep and no plan would wake.
+fn of_sleep(service: &Service) -> Option<String> {
+    let (name, base) = (&service.name, mask(service.sleeps_for_good()?));
+    Some(format!(
+        "services.{name}.unload puts the server to sleep, and no plan wakes it: set services.{name}.api = \"vllm\" and services.{name}.url = \"{base}\""
+    ))
 }
 
 fn path_of(config: &Config) -> String {

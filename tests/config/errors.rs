@@ -475,3 +475,22 @@ fn a_phase_has_a_name_and_a_number_in_either_order_and_services_list_either() {
         (&native("phases = \"video\""), "5: services.a.phases", "write [\"video\"]"),
     ]);
 }
+
+#[test]
+fn who_is_put_to_sleep_and_woken_by_nobody_is_warned_of() {
+    let rig = Rig::new();
+    let service = |keys: &str| {
+        let unload =
+            "evict = \"unload\"\nunload = { url = \"http://localhost:8000/sleep?level=1\" }";
+        rig.write_config(&format!(
+            "[services.vllm]\ntype = \"native\"\nstart = \"x\"\nvram_mb = 1\n{unload}\n{keys}"
+        ));
+        rig.gpuctl("config check --json").run().succeeds().json()
+    };
+    let warnings = service("")["warnings"].to_string();
+    for part in ["services.vllm.unload", "no plan wakes it", "api = ", "http://localhost:8000"] {
+        assert!(warnings.contains(part), "{part}: {warnings}");
+    }
+    let named = service("api = \"vllm\"\nurl = \"http://localhost:8000\"");
+    assert!(named.get("warnings").is_none(), "{named}");
+}

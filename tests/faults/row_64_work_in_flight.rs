@@ -151,6 +151,54 @@ fn row_64_who_works_for_longer_is_not_stopped_and_is_named_with_its_jobs() {
     }
 }
 
+/// Refused while it works, and its manager not asked; drained then. `calls` tells what its manager was asked.
+fn drained_by_its_manager(draft: Draft, calls: impl Fn(&Rig, &dyn Fn()) -> Vec<String>) {
+    let (rig, kind) = (draft.rig(), &kinds()[1]);
+    let worker = worker(draft, kind).set("evict", "stop").add();
+    complete(rig, kind, &worker);
+    rig.native("big").vram(20000).priority(100).phases([2]).add();
+    rig.gpuctl("start worker --quiet").run().succeeds();
+    let jobs = give(rig, &worker, kind, 2500);
+    let stops = |calls: &[String]| {
+        calls.iter().filter(|call| call.split(' ').any(|word| word == "stop")).count()
+    };
+    let refused = calls(rig, &|| {
+        let refused = rig.gpuctl("prepare-phase 2 --drain 200ms").run().fails("service_busy");
+        refused.stderr_has("worker (2 jobs) is still working after 200ms").ignores_stderr();
+    });
+    assert_eq!(stops(&refused), 0, "{refused:?}");
+    assert!(worker.is_healthy());
+    let drained = calls(rig, &|| {
+        let prepare = rig.gpuctl("prepare-phase 2").run().succeeds().stdout_has("stopped worker");
+        prepare.stderr_has("draining worker").ignores_stderr();
+    });
+    assert_eq!(stops(&drained), 1, "{drained:?}");
+    assert_answered(kind, jobs);
+    rig.assert_jobs_done(2);
+    rig.gpuctl("prepare-phase 1 --quiet").run().succeeds().ignores_stdout();
+    let body = json!({"ms": 60_000, "stream": true});
+    let _cut_off = [(); 2].map(|()| worker.request(kind.path, &body));
+    until("it has two jobs again", || {
+        let status = rig.gpuctl("status --json").run().succeeds().json();
+        status["services"]["worker"]["jobs"] == 2
+    });
+    let stop = rig.gpuctl("stop worker --force --json --quiet").run().succeeds().json();
+    let note = stop["steps"][0]["note"].as_str().unwrap_or_default();
+    assert!(note.contains("2 jobs cut off"), "{stop}");
+}
+
+#[test]
+fn row_64_a_container_is_drained_before_the_engine_is_asked_to_stop_it() {
+    let Some(rig) = Rig::with_docker() else { return };
+    drained_by_its_manager(rig.container("worker"), |rig, act| rig.docker_calls(act));
+}
+
+#[test]
+fn row_64_a_unit_is_drained_before_systemd_is_asked_to_stop_it() {
+    let rig = Rig::new();
+    drained_by_its_manager(rig.unit("worker"), |rig, act| rig.systemctl_calls(act));
+}
+
 #[test]
 fn row_64_nobody_is_stopped_while_one_of_several_still_works() {
     let kind = &kinds()[1];

@@ -24,20 +24,6 @@ fn without_health(rig: &Rig, service: &str, unit: &str) {
     rig.set(&format!("services.{service}"), settings.parse::<Table>().unwrap());
 }
 
-/// Writes down each call of the rig's `systemctl` made while `act` runs.
-fn calls_during(rig: &Rig, act: impl FnOnce()) -> Vec<String> {
-    let (log, bin) = (rig.file("systemctl-calls", ""), rig.path("bin"));
-    fs::rename(bin.join("systemctl"), bin.join("systemctl.real")).unwrap();
-    let (log_name, real) = (log.display(), bin.join("systemctl.real"));
-    rig.program(
-        "systemctl",
-        &format!("echo \"$*\" >>'{log_name}'\nexec '{}' \"$@\"", real.display()),
-    );
-    act();
-    fs::rename(real, bin.join("systemctl")).unwrap();
-    fs::read_to_string(log).unwrap().lines().map(str::to_owned).collect()
-}
-
 /// What systemd 252 printed for these units, and what it means.
 const REAL: &[(&str, &str, &str, Option<&str>)] = &[
     (
@@ -305,7 +291,7 @@ fn systemd_is_asked_once_for_all_units_and_the_users_systemd_for_the_users() {
     rig.unit("absent").not_installed().add();
     rig.unit("mine").set("user", true).add();
     let name = |unit| format!("{}.service", rig.mark(unit));
-    let mut calls = calls_during(&rig, || drop(service(&rig, "one")));
+    let mut calls = rig.systemctl_calls(|| drop(service(&rig, "one")));
     calls.sort();
     let [users, systems] = &calls[..] else { panic!("{calls:?}") };
     assert!(users.contains("--user show"), "{users}");
@@ -314,7 +300,7 @@ fn systemd_is_asked_once_for_all_units_and_the_users_systemd_for_the_users() {
     let units = format!("-- {} {} {}", name("one"), name("two"), name("absent"));
     assert!(systems.ends_with(&units), "{systems}");
 
-    let acts = calls_during(&rig, || {
+    let acts = rig.systemctl_calls(|| {
         rig.gpuctl("start mine").run().succeeds().stdout_has("mine").progress();
         rig.gpuctl("stop mine").run().succeeds().stdout_has("mine").progress();
     });

@@ -301,6 +301,18 @@ impl Rig {
         fs::read_to_string(log).unwrap().lines().map(str::to_owned).collect()
     }
 
+    /// Writes down each call of the rig's `systemctl` made while `act` runs.
+    pub fn systemctl_calls(&self, act: impl FnOnce()) -> Vec<String> {
+        let (log, program) = (self.file("systemctl-calls", ""), self.path("bin/systemctl"));
+        let real = self.path("bin/systemctl.real");
+        fs::rename(&program, &real).unwrap();
+        let script = format!("echo \"$*\" >>'{}'\nexec '{}' \"$@\"", log.display(), real.display());
+        self.program("systemctl", &script);
+        act();
+        fs::rename(real, program).unwrap();
+        fs::read_to_string(log).unwrap().lines().map(str::to_owned).collect()
+    }
+
     #[track_caller]
     pub fn engine(&self) -> &'static Engine {
         self.engine.expect("a rig made by Rig::with_docker()")
