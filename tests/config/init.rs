@@ -246,6 +246,48 @@ fn a_unit_that_does_not_run_is_found_by_its_name_and_by_the_most_that_was_seen_o
 }
 
 #[test]
+fn the_box_of_the_seeds_is_found_as_a_whole() {
+    let Some(rig) = Rig::with_docker() else { return };
+    if !rig.has_python() || !rig.systemd().has_control_groups() {
+        return;
+    }
+    // ComfyUI by hand in an environment of Python's, a container that runs, one that is stopped, a unit.
+    let port = rig.port();
+    let server = format!("{} --name {} --vram 9000", rig.simserver(), rig.mark("comfy"));
+    let words = format!("{server} --api comfyui --port {port}");
+    let launch = format!("import subprocess\nsubprocess.run({words:?}.split())\n");
+    let main = rig.file("main.py", &launch);
+    let python = rig.path("venv/bin/python").display().to_string();
+    let _comfy = rig.by_hand(&format!("{python} {} --listen --port {port}", main.display()));
+    let voice = rig.container("cosyvoice").vram(4000).add();
+    let unit = rig.unit("vidi").vram(3000).add();
+    rig.gpuctl("start cosyvoice --quiet").run().succeeds();
+    rig.gpuctl("start vidi --quiet").run().succeeds();
+    let ollama = rig.mark("ollama");
+    rig.owns_container(&ollama);
+    let image = rig.engine().image().to_owned();
+    rig.docker(&["create", "--name", &ollama, "--gpus", "all", &image, "/bin/simserver"]);
+    until("all are there", || rig.card.used_mb() == 16000);
+    let (_, services) = init(&rig);
+    let (comfyui, found_comfyui) = found(&services, "start", rig.token());
+    let (cosyvoice, found_cosyvoice) = found(&services, "container", voice.mark());
+    let (vidi, found_vidi) = found(&services, "unit", unit.mark());
+    let (ollama, _) = found(&services, "container", &ollama);
+    assert!(found_comfyui["start"].as_str().unwrap().starts_with(&python), "{found_comfyui:?}");
+    for (service, held) in [(&found_comfyui, 9000), (&found_cosyvoice, 4000), (&found_vidi, 3000)] {
+        assert_eq!(service["vram_mb"].as_integer(), Some(held));
+    }
+    doctor_has_nothing_red(&rig, &[&comfyui, &cosyvoice, &vidi, &ollama]);
+    let status = rig.gpuctl("status --json --config").arg(rig.path("found.toml")).run();
+    let status = status.succeeds().json();
+    for (name, state) in
+        [(comfyui, "ready"), (cosyvoice, "ready"), (vidi, "ready"), (ollama, "stopped")]
+    {
+        assert_eq!(status["services"][&name]["state"], state, "{name}: {status:#}");
+    }
+}
+
+#[test]
 fn a_unit_is_found_by_its_control_group() {
     let rig = Rig::new();
     let unit = rig.unit("ollama").vram(6000).server("--api ollama").add();
