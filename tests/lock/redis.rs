@@ -118,10 +118,9 @@ fn the_lock_works_over_tls_where_the_servers_certificate_can_be_trusted() {
 
 #[test]
 fn two_keys_in_one_redis_are_two_locks() {
-    let (rig, other) = (Rig::new(), Rig::new());
-    let Some(redis) = rig.redis() else { return };
-    for (rig, key) in [(&rig, "gpu0"), (&other, "gpu1")] {
-        rig.set("lock.url", redis.url());
+    let rig = Rig::new();
+    let Some(redis) = rig.lock_in_redis() else { return };
+    for key in ["gpu0", "gpu1"] {
         rig.set("lock.key", key);
         rig.gpuctl("lock acquire --no-wait").run().succeeds().stdout_has("\n");
         rig.gpuctl("lock acquire --no-wait").run().fails("lock_busy").stderr_has("held by manual");
