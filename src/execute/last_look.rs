@@ -36,10 +36,11 @@ pub fn look(plan: &Plan, stopped: &[String], context: &Context) -> Result<Snapsh
             context.stop.check()?;
             continue;
         }
-        for name in gone.iter().map(|service| &service.name) {
+        let hopes = gone.iter().map(|it| (it, "gone")).chain(needed.iter().map(|it| (it, "ready")));
+        for (Service { name, .. }, hope) in hopes {
             if let Presence::Unknown(failure) = &after.service(name).presence {
-                let message =
-                    format!("{name}: whether it is gone cannot be seen: {}", failure.message);
+                let why = &failure.message;
+                let message = format!("{name}: whether it is {hope} cannot be seen: {why}");
                 return Err(Failure { message, ..failure.clone() });
             }
         }

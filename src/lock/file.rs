@@ -18,6 +18,7 @@ use std::io::{Error, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 /// No record is longer; bytes behind it are locked only.
@@ -161,23 +162,31 @@ impl LockFile {
             let mut last = [0; SharedWord::SIZE];
             self.file.read_at(&mut last, SEQ_AT as u64)?;
             let last = str::from_utf8(&last).ok().and_then(|seq| u16::from_str_radix(seq, 16).ok());
-            let written =
-                Written { seq: [0; 4], holder: holder.to_owned(), record: record.clone() };
+            let written = Written {
+                seq: [0; SharedWord::SIZE],
+                holder: holder.to_owned(),
+                record: record.clone(),
+            };
             let text = written.text(last.map_or(0, |last| last.wrapping_add(1)));
             self.file.write_all_at(text.as_bytes(), 0)?;
-            self.file.set_len(text.len() as u64)?;
-            SharedWord::of(&self.file, SEQ_AT)?.wake();
-            Ok(())
+            self.file.set_len(text.len() as u64)
         };
-        put().map_err(|e: Error| self.failed(e))
+        put().map_err(|e| self.failed(e))?;
+        // It is written. Where files cannot be mapped, who waits looks by itself.
+        if let Ok(word) = SharedWord::of(&self.file, SEQ_AT) {
+            word.wake();
+        }
+        Ok(())
     }
 
     /// Happens when another record than this one is written. It may happen without that: one that
-    /// was killed wakes nobody.
+    /// was killed wakes nobody, nor can anybody where files cannot be mapped.
     pub fn changed(&self, written: &Written) -> Result<Aside<()>> {
-        let word = SharedWord::of(&self.file, SEQ_AT).map_err(|e| self.failed(e))?;
-        let seq = written.seq;
-        Aside::begin(move || word.wait(seq, LOOK))
+        let (word, seq) = (SharedWord::of(&self.file, SEQ_AT), written.seq);
+        Aside::begin(move || match word {
+            Ok(word) => word.wait(seq, LOOK),
+            Err(_) => thread::sleep(LOOK),
+        })
     }
 
     /// Empties it, where it holds what nobody can read.

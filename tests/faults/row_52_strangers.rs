@@ -22,7 +22,9 @@ fn strangers(rig: &Rig) -> Vec<Bystander> {
     until("all of them are what they are", || {
         let is_there = |stranger: &Bystander| {
             let line = std::fs::read(format!("/proc/{}/cmdline", stranger.pid())).unwrap();
-            line.starts_with(b"python") || line.starts_with(b"/") && !line.starts_with(b"/bin/")
+            // Not what a shim starts on the way, whose children are found by the patterns, too.
+            let program = line.split(|byte| matches!(byte, 0 | b' ')).next().unwrap_or_default();
+            program.rsplit(|byte| *byte == b'/').next().unwrap_or_default().starts_with(b"python")
         };
         strangers.iter().all(is_there) && rig.card.used_mb() >= 3000
     });

@@ -75,7 +75,7 @@ fn one_at_a_time(rig: &Rig, start_timeout: &str) -> Option<(Service, i32)> {
 /// It works for so many seconds, and answers nobody else.
 fn work(service: &Service, seconds: u32) -> TcpStream {
     let mut client = TcpStream::connect(("127.0.0.1", service.port())).unwrap();
-    write!(client, "GET /work/{seconds} HTTP/1.0\r\n\r\n").unwrap();
+    write!(client, "GET /takes/{seconds} HTTP/1.0\r\n\r\n").unwrap();
     client
 }
 

@@ -96,22 +96,27 @@ fn row_75_a_restart_policy_that_brings_it_back_is_told_with_the_fix_where_it_bel
     }
 }
 
-/// The engine's socket is away for two seconds, from the first call of that kind on or from its end on.
-fn engine_leaves(rig: &Rig, when: &str, verb: &str) -> String {
-    let real = rig.engine().host().trim_start_matches("unix://").to_owned();
-    let socket = rig.path("engine.sock");
-    symlink(&real, &socket).unwrap();
-    let (link, once) = (socket.display(), rig.path("left"));
-    let leave = format!("rm {link}; (sleep 2; ln -s {real} {link}) >/dev/null 2>&1 &");
-    let (before, after) = if when == "at" { (&*leave, "") } else { ("", &*leave) };
+/// The first call of docker of that kind also does something else, before or after what it is for.
+fn with_the_first(rig: &Rig, when: &str, verb: &str, deed: &str) {
+    let (before, after) = if when == "at" { (deed, "") } else { ("", deed) };
     rig.program(
         "docker",
         &format!(
             "PATH=${{PATH#*:}}\nif [ \"$1\" = {verb} ] && mkdir {} 2>/dev/null; then\n\
             {before}\ndocker \"$@\"; code=$?\n{after}\nexit $code\nfi\nexec docker \"$@\"",
-            once.display()
+            rig.path("left").display()
         ),
     );
+}
+
+/// The engine's socket is away for two seconds, from the first call of that kind on or from its end on.
+fn engine_leaves(rig: &Rig, when: &str, verb: &str) -> String {
+    let real = rig.engine().host().trim_start_matches("unix://").to_owned();
+    let socket = rig.path("engine.sock");
+    symlink(&real, &socket).unwrap();
+    let link = socket.display();
+    let leave = format!("rm {link}; (sleep 2; ln -s {real} {link}) >/dev/null 2>&1 &");
+    with_the_first(rig, when, verb, &leave);
     format!("unix://{link}")
 }
 
@@ -135,20 +140,6 @@ fn row_75_an_engine_that_is_away_for_seconds_in_the_middle_is_waited_for() {
     }
 }
 
-/// The engine is restarted by the call of that kind, before or after it does what it is for.
-fn engine_restarts(rig: &Rig, when: &str, verb: &str) {
-    let restart = rig.engine().restarts();
-    let (before, after) = if when == "at" { (&*restart, "") } else { ("", &*restart) };
-    rig.program(
-        "docker",
-        &format!(
-            "PATH=${{PATH#*:}}\nif [ \"$1\" = {verb} ] && mkdir {} 2>/dev/null; then\n\
-            {before}\ndocker \"$@\"; code=$?\n{after}\nexit $code\nfi\nexec docker \"$@\"",
-            rig.path("left").display()
-        ),
-    );
-}
-
 /// With live-restore its containers outlive it.
 #[test]
 fn row_75_an_engine_that_restarts_in_the_middle_and_keeps_its_containers_is_waited_for() {
@@ -160,7 +151,7 @@ fn row_75_an_engine_that_restarts_in_the_middle_and_keeps_its_containers_is_wait
         rig.docker(&["stop", "--time", "0", vidi.mark()]);
         rig.docker(&["start", &voice]);
         until("it is there", || rig.card.used_mb() == 1000);
-        engine_restarts(&rig, when, verb);
+        with_the_first(&rig, when, verb, &rig.engine().restarts());
         let prepare = rig.gpuctl("prepare-phase 2").run();
         prepare.succeeds().stdout_has("stopped voice").stdout_has("started vidi").progress();
         fs::remove_dir(rig.path("left")).expect("it is restarted");
@@ -174,7 +165,7 @@ fn row_75_an_engine_that_restarts_in_the_middle_and_keeps_its_containers_is_wait
 fn row_75_what_an_engine_has_ended_that_restarts_in_the_middle_is_never_told_as_ready() {
     let Some(rig) = Rig::with_docker_of_its_own("{}") else { return };
     let vidi = rig.container("vidi").phases([2]).add();
-    engine_restarts(&rig, "after", "start");
+    with_the_first(&rig, "after", "start", &rig.engine().restarts());
     let prepare = rig.gpuctl("prepare-phase 2").run();
     prepare.fails("start_failed").stderr_has("vidi: exited before it was ready");
     assert!(rig.path("left").exists(), "the engine was never restarted");
@@ -190,15 +181,21 @@ fn row_75_an_engine_that_stays_away_is_unavailable_when_the_time_of_the_step_is_
     if !rig.engine().host().starts_with("unix://") {
         return rig::skip_or_fail("docker", "engine with a socket of its own");
     }
-    create(&rig, "voice", &[], "");
+    let voice = create(&rig, "voice", &[], "");
     rig.set("services.voice.start_timeout", "1s");
+    let real = rig.engine().host().trim_start_matches("unix://");
     let socket = rig.path("engine.sock");
-    symlink(rig.engine().host().trim_start_matches("unix://"), &socket).unwrap();
+    symlink(real, &socket).unwrap();
     let link = socket.display();
-    let leave = format!("if [ \"$1\" = start ]; then rm -f {link}; fi");
-    rig.program("docker", &format!("{leave}\nPATH=${{PATH#*:}} exec docker \"$@\""));
-    let start = rig.gpuctl("start voice --quiet").env("DOCKER_HOST", format!("unix://{link}"));
-    start.run().fails("unavailable").stderr_has("Docker cannot be reached");
+    for when in ["at", "after"] {
+        with_the_first(&rig, when, "start", &format!("rm -f {link}"));
+        let start = rig.gpuctl("start voice --quiet").env("DOCKER_HOST", format!("unix://{link}"));
+        start.run().fails("unavailable").stderr_has("Docker cannot be reached");
+        fs::remove_dir(rig.path("left")).expect("it left");
+        let _ = fs::remove_file(&socket);
+        symlink(real, &socket).unwrap();
+        rig.docker(&["stop", "--time", "0", &voice]);
+    }
 }
 
 /// By its labels; a test of `services::compose_files` has compose itself do it.

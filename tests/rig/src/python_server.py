@@ -61,8 +61,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if options.count:
             with open(options.count, "a") as count:
                 count.write(f"{self.path}\n")
-        if self.path.startswith("/work/"):
-            time.sleep(float(self.path.removeprefix("/work/")))
+        if self.path.startswith("/takes/"):
+            time.sleep(float(self.path.removeprefix("/takes/")))
         time.sleep(options.slow)
         self.send_response(200)
         self.send_header("Content-Length", "2")
