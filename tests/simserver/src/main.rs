@@ -26,7 +26,11 @@ use service::Service;
 use workers::{Word, Workers};
 
 fn main() -> ExitCode {
-    let args = Args::parse();
+    // Told in one piece, as servers do: podman puts the pieces of a line in any order that come apart.
+    let args = Args::try_parse().unwrap_or_else(|refused| {
+        io::stderr().write_all(refused.to_string().as_bytes()).ok();
+        std::process::exit(refused.exit_code())
+    });
     run(&args).unwrap_or_else(|error| {
         eprintln!("{}: {error}", args.name);
         ExitCode::FAILURE
