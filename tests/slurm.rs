@@ -4,6 +4,9 @@ use rig::page::repository;
 use rig::{Card, Corner, Machine, skip_or_fail, until, works};
 use std::fs;
 
+/// Of the machine, for both nodes and their controller.
+const ADDRESS: &str = "10.77.0.1";
+
 /// A node's name, its first port, and its card.
 struct Node<'a> {
     name: &'static str,
@@ -43,7 +46,6 @@ impl Node<'_> {
 }
 
 #[test]
-#[ignore = "needs Slurm, and a machine whose network it finds names on; run it by hand"]
 fn jobs_on_two_nodes_get_their_cards_or_their_phase_and_everything_is_back_afterwards() {
     for program in ["slurmctld", "slurmd", "sbatch"] {
         // Asked for its version, sbatch looks for a configuration.
@@ -102,15 +104,21 @@ fn jobs_on_two_nodes_get_their_cards_or_their_phase_and_everything_is_back_after
 
 /// Slurm on one machine with a slurmd for each node, whose prolog and epilog are those of the examples.
 fn install(shared: &Corner, nodes: &[Node; 2]) {
+    // Names are looked up for the kinds of address that the machine has beside its loopback, so it needs one.
+    shared.sh(&format!(
+        "ip link add net0 type veth peer name net1 && ip address add {ADDRESS}/24 dev net0 && \
+         ip link set net0 up && ip link set net1 up && echo \"{ADDRESS} $(uname -n) n1 n2\" >>/etc/hosts"
+    ));
+    let host = shared.sh("uname -n").trim().to_owned();
     let mut lines = String::new();
     for (node, port) in nodes.iter().zip([17001, 17002]) {
         lines += &format!(
-            "NodeName={} NodeHostname=localhost Port={port} CPUs=1 Gres=gpu:1 State=UNKNOWN\n",
+            "NodeName={} NodeHostname={host} NodeAddr={ADDRESS} Port={port} CPUs=1 Gres=gpu:1 State=UNKNOWN\n",
             node.name
         );
     }
     let conf = format!(
-        "ClusterName=test\nSlurmctldHost=localhost\nSlurmUser=root\nSlurmdUser=root\nAuthType=auth/munge\n\
+        "ClusterName=test\nSlurmctldHost={host}({ADDRESS})\nSlurmUser=root\nSlurmdUser=root\nAuthType=auth/munge\n\
          StateSaveLocation=/var/spool/slurm-test\nSlurmdSpoolDir=/var/spool/slurmd-%n\nSlurmctldPidFile=/run/slurmctld.pid\n\
          SlurmdPidFile=/run/slurmd-%n.pid\nSlurmctldLogFile={0}\nSlurmdLogFile={1}\n\
          ProctrackType=proctrack/linuxproc\nTaskPlugin=task/none\nSelectType=select/cons_tres\nSelectTypeParameters=CR_CPU\n\
@@ -146,7 +154,7 @@ fn install(shared: &Corner, nodes: &[Node; 2]) {
     }
     shared.sh(&format!(
         "cd {0} && chmod +x prolog epilog prolog-here epilog-here && mkdir -p /etc/slurm /var/spool/slurm-test && \
-         cp slurm.conf gres.conf /etc/slurm/ && echo 'CgroupAutomount=no' >/etc/slurm/cgroup.conf && \
+         cp slurm.conf gres.conf /etc/slurm/ && echo 'CgroupPlugin=cgroup/v1' >/etc/slurm/cgroup.conf && \
          systemctl start munge && systemd-run --quiet --unit=test-slurmctld slurmctld -D && \
          for n in n1 n2; do systemd-run --quiet --unit=test-slurmd-$n slurmd -D -N $n; done",
         shared.path("")

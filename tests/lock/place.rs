@@ -204,7 +204,11 @@ fn a_file_that_is_removed_while_one_waits_for_it_is_waited_for_anew() {
     let rig = Rig::new();
     let lock = fresh_lock(&rig);
     rig.acquire("me --ttl 1h");
-    let holder = rig.by_hand(&format!("flock --no-fork {} sleep 1000", lock.display()));
+    let has_it = rig.path("has-it");
+    let work = format!("sh -c \"touch {}; exec sleep 1000\"", has_it.display());
+    let holder = rig.by_hand(&format!("flock --no-fork {} {work}", lock.display()));
+    // Before the file is removed: it would make and lock another.
+    until("it is locked", || has_it.exists());
     let waiter = rig.gpuctl("lock acquire next --wait 50").spawn();
     until("it waits", || waiter.stderr().contains("waiting for the GPU lock"));
     fs::remove_file(&lock).unwrap();
