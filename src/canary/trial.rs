@@ -142,7 +142,6 @@ impl Trial<'_> {
     /// Returns what a test came to, and why it was broken off if it was.
     fn judge(&self, result: Result<Tested>, deadline: &Event) -> (Tested, Option<Failure>) {
         let timed_out = deadline.happened() && self.stop.check().is_ok();
-        deadline.set();
         let rejected = |why: String| Tested { rejection: Some(why), ..Tested::default() };
         match result {
             Ok(tested) => (tested, None),

@@ -15,7 +15,7 @@ use crate::error::Result;
 use crate::progress::{Progress, Waiting};
 use crate::world::host::{random_hex, since_boot};
 use crate::world::process;
-use crate::world::wait::{Event, Lease, Stop, Timer, wait};
+use crate::world::wait::{Event, Lease, Stop, wait};
 use rustix::fd::BorrowedFd;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -340,9 +340,9 @@ fn keep(shared: &Mutex<Hold>, lease: &Lease, quit: &Event) {
     let mut pause = RENEWAL;
     loop {
         // Also where no timer can be had, the work asks the lease before every step.
-        let end = lease.valid_until().and_then(|until| Timer::at(until).ok());
+        let end = lease.valid_until().and_then(|until| Event::at_since_boot(until).ok());
         let mut watched = vec![quit.fd()];
-        watched.extend(end.iter().map(Timer::fd));
+        watched.extend(end.iter().map(|end| end.fd()));
         wait(&watched, &Stop::never(), Instant::now() + pause);
         if quit.happened() || lease.check().is_err() {
             return;

@@ -17,7 +17,7 @@ use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::world::byte_locks::{self, LockMode, LockOwner};
 use crate::world::host::{since_boot, since_epoch};
-use crate::world::wait::{Aside, Handle, Stop, Timer, wait};
+use crate::world::wait::{Aside, Event, Handle, Stop, wait};
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::{Errno, FdFlags, fcntl_setfd};
@@ -164,7 +164,7 @@ impl Machine {
         deadline: Instant,
     ) -> Result<()> {
         let changed = self.lock.changed(written)?;
-        let end = Timer::at(since_boot() + left)?;
+        let end = Event::at_since_boot(since_boot() + left)?;
         let mut watched = vec![changed.ended().fd(), end.fd()];
         watched.extend(process.map(Handle::fd));
         wait(&watched, stop, deadline);

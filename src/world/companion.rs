@@ -3,7 +3,7 @@
 
 use super::command::{close_on_exec, start_companion};
 use super::host::since_boot;
-use super::wait::{Handle, Stop, Timer, Woken, wait};
+use super::wait::{Event, Handle, Stop, Woken, wait};
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::model::Pid;
@@ -107,9 +107,9 @@ impl Listener {
                 })?;
                 return Ok(Heard::Message(message));
             }
-            let timer = until.map(Timer::at).transpose()?;
+            let timer = until.map(Event::at_since_boot).transpose()?;
             let mut watched = vec![self.input.as_fd()];
-            watched.extend(timer.iter().map(Timer::fd));
+            watched.extend(timer.iter().map(|timer| timer.fd()));
             let far = Instant::now() + Duration::from_secs(24 * 60 * 60);
             wait(&watched, &Stop::never(), far);
             // What was told in time counts, though it is read too late.

@@ -2,7 +2,7 @@
 //! have, whether they sleep.
 
 use super::http::Fetcher;
-use super::wait::{Bell, Stop, Woken, wait};
+use super::wait::{Event, Stop, Woken, wait};
 use super::{health, jobs, server};
 use crate::error::Result;
 use crate::model::{ApiServer, Headers, Health, Healthy, JobProbe};
@@ -59,7 +59,7 @@ struct Asking {
     /// The first lane that nobody has begun.
     next: AtomicUsize,
     answers: Vec<QuestionAnswer>,
-    answered: Bell,
+    answered: Arc<Event>,
 }
 
 /// It holds what came of a question and how long that took, or its panic; `None` while it is under way.
@@ -90,7 +90,7 @@ impl Questions {
             stop: stop.clone(),
             lanes,
             next: AtomicUsize::new(0),
-            answered: Bell::new()?,
+            answered: Event::new()?,
         });
         shared.clone().work(count.min(AT_ONCE));
         if count > AT_ONCE {
@@ -121,7 +121,7 @@ impl Questions {
             if wait(&[shared.answered.fd()], stop, deadline) != Woken::Event {
                 return None;
             }
-            shared.answered.hush();
+            shared.answered.clear();
         }
     }
 }
@@ -176,7 +176,7 @@ impl Asking {
         let heard = catch_unwind(AssertUnwindSafe(|| self.ask(&self.questions[number])));
         let answer = heard.map(|heard| (heard, begun.elapsed()));
         *self.answers[number].lock().unwrap_or_else(PoisonError::into_inner) = Some(answer);
-        self.answered.ring();
+        self.answered.set();
     }
 
     fn ask(&self, question: &Question) -> QuestionReply {

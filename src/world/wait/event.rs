@@ -1,0 +1,107 @@
+//! What happens and wakes whoever waits for it: because it is told, or because its time has come.
+
+use crate::error::{Failure, Result};
+use crate::exit::Code;
+use rustix::event::{EventfdFlags, Timespec, eventfd};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime,
+};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Something that happens and wakes whoever waits for it. It stays happened, unless it is taken back.
+pub struct Event {
+    /// Readable once it has happened.
+    fd: OwnedFd,
+}
+
+impl Event {
+    /// Makes one that happens when it is told to.
+    pub fn new() -> Result<Arc<Event>> {
+        let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
+        Event::of(fd)
+    }
+
+    /// Makes one that happens at a moment, whatever else does; a machine that sleeps postpones it.
+    pub fn at(deadline: Instant) -> Result<Arc<Event>> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        Event::of(timer(TimerfdClockId::Monotonic, TimerfdTimerFlags::empty(), left))
+    }
+
+    /// Makes one that happens at a time since boot, also when the machine has slept past it.
+    pub fn at_since_boot(since_boot: Duration) -> Result<Arc<Event>> {
+        Event::of(timer(TimerfdClockId::Boottime, TimerfdTimerFlags::ABSTIME, since_boot))
+    }
+
+    fn of(fd: rustix::io::Result<OwnedFd>) -> Result<Arc<Event>> {
+        let failed = |e| Failure::new(Code::Internal, format!("cannot make an event: {e}"));
+        Ok(Arc::new(Event { fd: fd.map_err(failed)? }))
+    }
+
+    /// Makes it happen, where it is not a time that does.
+    pub fn set(&self) {
+        // It fails where it has happened already, more often than a number can count.
+        let _ = rustix::io::write(&self.fd, &1_u64.to_ne_bytes());
+    }
+
+    /// Takes it back, until it happens again.
+    pub fn clear(&self) {
+        // It fails where it has not happened.
+        let _ = rustix::io::read(&self.fd, &mut [0; 8]);
+    }
+
+    /// Tells whether it has happened.
+    pub fn happened(&self) -> bool {
+        super::is_readable(self.fd())
+    }
+
+    /// Readable once it has happened.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+fn timer(
+    clock: TimerfdClockId,
+    flags: TimerfdTimerFlags,
+    at: Duration,
+) -> rustix::io::Result<OwnedFd> {
+    let fd = timerfd_create(clock, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?;
+    // Zero would disarm it.
+    let at = at.max(Duration::from_nanos(1));
+    // One that is farther away than can be told never comes.
+    let at = Timespec::try_from(at).unwrap_or(Timespec { tv_sec: i64::MAX, tv_nsec: 0 });
+    let never = Timespec { tv_sec: 0, tv_nsec: 0 };
+    timerfd_settime(&fd, flags, &Itimerspec { it_interval: never, it_value: at })?;
+    Ok(fd)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::world::host::since_boot;
+    use crate::world::wait::{Stop, Woken, wait};
+
+    #[test]
+    fn an_event_has_happened_once_it_is_told_or_its_time_has_come_and_not_before() {
+        let told = Event::new().expect("an event");
+        assert!(!told.happened());
+        told.set();
+        told.set();
+        assert!(told.happened() && told.happened());
+        told.clear();
+        assert!(!told.happened());
+        let far = Duration::from_secs(3600);
+        let later = [Event::at(Instant::now() + far), Event::at_since_boot(since_boot() + far)];
+        assert!(later.map(|event| event.expect("a timer")).iter().all(|it| !it.happened()));
+        let never = Event::at_since_boot(Duration::MAX).expect("a timer");
+        assert!(!never.happened());
+        let now = [Event::at(Instant::now()), Event::at_since_boot(Duration::ZERO)];
+        for event in now.map(|event| event.expect("a timer")) {
+            let woken = wait(&[event.fd()], &Stop::never(), Instant::now() + far);
+            assert_eq!(woken, Woken::Event);
+            assert!(event.happened());
+        }
+    }
+}
