@@ -2,12 +2,16 @@
 //! of the process table and of the evidence that was gathered; nothing else decides whom gpuctl may
 //! signal.
 
+mod by_match;
+mod panes;
 #[cfg(test)]
 mod properties;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
 mod worlds;
+
+pub use panes::{Panes, is_multiplexer, panes_since};
 
 use crate::model::{Managed, Pid, Proof};
 use crate::world::process::{Id, Process, ProcessTable};
@@ -315,84 +319,6 @@ impl Court<'_> {
         }
         family
     }
-
-    /// A match proves a family in which somebody listens on the service's port, or, where it has none
-    /// on this machine, the only one that holds memory on the card.
-    fn prove_by_match(&mut self) {
-        let mut proven: HashMap<Pid, BTreeSet<usize>> = HashMap::new();
-        for service in 0..self.claims.len() {
-            let heads = self.proven_heads(service);
-            for pid in heads.into_iter().flat_map(|head| self.family(head)) {
-                if self.is_free(pid) && !self.shows(pid).is_contained {
-                    proven.entry(pid).or_default().insert(service);
-                }
-            }
-        }
-        for (pid, services) in proven {
-            self.give(pid, services, Proof::Match);
-        }
-    }
-
-    /// The processes from which the proven families of a service come.
-    fn proven_heads(&self, service: usize) -> BTreeSet<Pid> {
-        let claim = &self.claims[service];
-        let matching: HashSet<Pid> = self.matching(service).collect();
-        let serves = |pid: &Pid| match claim.port {
-            Some(port) => (self.listens)(*pid, port),
-            None => self.shows(*pid).is_on_card,
-        };
-        let families = matching.iter().flat_map(|pid| self.family(*pid));
-        let serving: BTreeSet<Pid> = families
-            .filter(|pid| self.is_free(*pid) && !self.shows(*pid).is_contained)
-            .filter(serves)
-            .collect();
-        let heads: BTreeSet<Pid> =
-            serving.iter().filter_map(|pid| self.head(*pid, &matching)).collect();
-        match claim.port {
-            None if heads.len() > 1 => BTreeSet::new(),
-            _ => heads,
-        }
-    }
-
-    /// The matching process that a serving one comes from: the nearest, and from there up as long as
-    /// the parent matches too and belongs to the same job, as a shell around the server does. A
-    /// careless pattern matches the session's shell and the login's server as well.
-    fn head(&self, serving: Pid, matching: &HashSet<Pid>) -> Option<Pid> {
-        let process = self.table.get(serving)?;
-        let line = [vec![serving], self.ancestors(serving)].concat();
-        let nearest = line.iter().position(|pid| matching.contains(pid));
-        let Some(nearest) = nearest else {
-            let mut makers = self.makers(process).into_iter().flatten();
-            return makers.find(|pid| matching.contains(pid));
-        };
-        let group = self.table.get(line[nearest])?.group;
-        let is_same_job = |pid: &&Pid| {
-            matching.contains(pid) && self.table.get(**pid).is_some_and(|p| p.group == group)
-        };
-        line[nearest..].iter().take_while(is_same_job).last().copied()
-    }
-
-    /// The free processes that a service's `match` finds.
-    fn matching(&self, service: usize) -> impl Iterator<Item = Pid> {
-        let matched = self.matched.get(&service).into_iter().flatten().copied();
-        matched.filter(|pid| self.is_free(*pid) && !self.shows(*pid).is_contained)
-    }
-
-    fn name_unproven(&mut self) {
-        let owned: HashSet<usize> =
-            self.ownership.owners.values().map(|owner| owner.service).collect();
-        for (service, claim) in self.claims.iter().enumerate().filter(|(_, claim)| claim.is_native)
-        {
-            let mut unproven: BTreeSet<Pid> = self.matching(service).collect();
-            let is_missed = claim.is_port_taken && !owned.contains(&service);
-            if let Some(port) = claim.port.filter(|_| is_missed) {
-                let listens =
-                    |pid: &Pid| !self.shows(*pid).is_contained && (self.listens)(*pid, port);
-                unproven.extend(self.free().into_iter().filter(listens));
-            }
-            self.ownership.unproven.extend(unproven.into_iter().map(|pid| (service, pid)));
-        }
-    }
 }
 
 /// The containers, by their ids, that several services name: by name and by id, for example. None of
@@ -405,43 +331,4 @@ pub fn containers_of_several(managed: &[Managed]) -> Vec<(&str, BTreeSet<usize>)
         }
     }
     services.into_iter().filter(|(_, services)| services.len() > 1).collect()
-}
-
-/// Processes in the panes of terminal multiplexers that are younger than a start.
-#[derive(Debug, Default)]
-pub struct Panes {
-    /// The first processes of panes that were made with the mark of the service: its start made them.
-    pub marked: Vec<Id>,
-    /// Somebody works there that nobody has proven to be a service's, and that may become one.
-    pub may_come: bool,
-}
-
-/// Looks through the panes for what a start, in clock ticks since boot, may have left there.
-pub fn panes_since(
-    table: &ProcessTable,
-    evidence: &HashMap<Pid, Evidence>,
-    ownership: &Ownership,
-    service: usize,
-    since: u64,
-) -> Panes {
-    let is_shared = |pid: Pid| table.get(pid).is_some_and(is_multiplexer);
-    let is_in_pane = |process: &&Process| table.ancestors(process.pid).any(is_shared);
-    let young = table.iter().filter(|process| process.ticks >= since && !is_multiplexer(process));
-    let mut panes = Panes::default();
-    for process in young.filter(is_in_pane).filter(|it| ownership.of(it.pid).is_none()) {
-        panes.may_come = true;
-        let is_marked = evidence.get(&process.pid).is_some_and(|it| it.mark == Some(service));
-        if is_marked && is_shared(process.parent) {
-            panes.marked.push(process.id());
-        }
-    }
-    panes
-}
-
-/// Whether it is the server of a terminal multiplexer, by the name that the kernel keeps of it.
-pub fn is_multiplexer(process: &Process) -> bool {
-    const MULTIPLEXERS: [&str; 7] =
-        ["tmux", "screen", "SCREEN", "zellij", "dtach", "abduco", "dvtm"];
-    let name = process.name.split([':', ' ']).next().unwrap_or_default();
-    MULTIPLEXERS.contains(&name)
 }

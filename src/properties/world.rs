@@ -48,8 +48,8 @@ pub fn proc(input: &[u8]) {
     let environment = [input, b"\0GPUCTL_SERVICE=vidi=2\0"].concat();
     let [service, _] = process::values(&environment, ["GPUCTL_SERVICE", "GPUCTL_CONFIG"]);
     assert_eq!(service.as_deref(), Some("vidi=2"));
-    assert!(process::depth_in(&format!("Name:\tx\nNSpid:\t7\t1\n{text}")) == 2);
-    process::depth_in(text);
+    assert!(process::place::depth_in(&format!("Name:\tx\nNSpid:\t7\t1\n{text}")) == 2);
+    process::place::depth_in(text);
     process::is_within(text, "/system.slice/vllm.service");
     if let Some(path) = text.lines().next().filter(|path| path.starts_with('/') && path.len() > 1) {
         let within = |group: &str| process::is_within(&format!("1:cpu:/\n0::{group}"), path);

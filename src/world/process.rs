@@ -1,23 +1,22 @@
-//! A process for good, and the process table as /proc shows it, read once per look: parents, groups, sessions, ages, and
-//! on demand command lines, environments and control groups.
+//! One process: what names it for good, whether it lives, and what /proc shows of it on demand, as its
+//! arguments and its environment.
 
-use super::host;
+pub mod place;
+mod table;
+
+pub use place::{
+    container_of, control_groups, depth, has_address, is_in_container, is_within,
+    listens_in_network, unit_of,
+};
+pub use table::{ProcessTable, mains_in};
+
 use crate::model::Pid;
 use serde::{Deserialize, Serialize};
-use std::collections::{HashMap, HashSet};
-use std::ffi::CString;
 use std::fs;
-use std::net::Ipv4Addr;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
-use std::panic::resume_unwind;
 use std::path::PathBuf;
-use std::sync::LazyLock;
-use std::thread;
 use std::time::Duration;
-
-/// It takes longer to look at this many processes than to begin a thread.
-const MANY: usize = 64;
 
 /// One process and no other: its number is given to a later one, but not with the same start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -108,131 +107,6 @@ impl Process {
             threads: number(17)?,
         })
     }
-}
-
-/// Every process but zombies and threads of the kernel, which are nobody's and cannot be ended.
-pub struct ProcessTable {
-    processes: HashMap<Pid, Process>,
-    children: HashMap<Pid, Vec<Pid>>,
-    /// Who is in the group or the session that a process made.
-    made: HashMap<Pid, Vec<Pid>>,
-    /// The time since boot.
-    now: Duration,
-    me: Pid,
-}
-
-impl ProcessTable {
-    pub fn read() -> ProcessTable {
-        let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-        let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-        let processes = each(pids.collect(), read_stat);
-        ProcessTable::of(processes, host::since_boot(), std::process::id() as Pid)
-    }
-
-    /// A table of these processes at a time since boot, as `me` sees it.
-    pub fn of(
-        processes: impl IntoIterator<Item = Process>,
-        now: Duration,
-        me: Pid,
-    ) -> ProcessTable {
-        let mut table = ProcessTable {
-            processes: HashMap::new(),
-            children: HashMap::new(),
-            made: HashMap::new(),
-            now,
-            me,
-        };
-        for process in processes.into_iter().filter(|one| !one.is_dead() && !one.is_kernel) {
-            let pid = process.pid;
-            table.children.entry(process.parent).or_default().push(pid);
-            table.made.entry(process.group).or_default().push(pid);
-            if process.session != process.group {
-                table.made.entry(process.session).or_default().push(pid);
-            }
-            table.processes.insert(pid, process);
-        }
-        table
-    }
-
-    /// gpuctl's own process; `None` where /proc shows nothing of it.
-    pub fn me(&self) -> Option<&Process> {
-        self.get(self.me)
-    }
-
-    /// The children of a process.
-    pub fn children(&self, pid: Pid) -> &[Pid] {
-        self.children.get(&pid).map_or(&[], Vec::as_slice)
-    }
-
-    /// Who is in the group or the session that a process made, itself among them.
-    pub fn made_by(&self, pid: Pid) -> impl Iterator<Item = Pid> {
-        self.made.get(&pid).into_iter().flatten().copied()
-    }
-
-    pub fn get(&self, pid: Pid) -> Option<&Process> {
-        self.processes.get(&pid)
-    }
-
-    pub fn iter(&self) -> impl Iterator<Item = &Process> {
-        self.processes.values()
-    }
-
-    /// Returns what each process was called with, as pgrep sees it: the arguments with spaces
-    /// between them.
-    pub fn command_lines(&self) -> Vec<(Pid, CString)> {
-        let line = |pid: Pid| {
-            let mut line = read(pid, "cmdline").ok()?;
-            line.truncate(line.iter().rposition(|byte| *byte != 0)? + 1);
-            line.iter_mut().filter(|byte| **byte == 0).for_each(|byte| *byte = b' ');
-            Some((pid, CString::new(line).ok()?))
-        };
-        self.each(line)
-    }
-
-    /// Returns what is to be told of each process, where there is something.
-    pub fn each<T: Send>(&self, tell: impl Fn(Pid) -> Option<T> + Sync) -> Vec<T> {
-        each(self.processes.keys().copied().collect(), tell)
-    }
-
-    pub fn age(&self, process: &Process) -> Duration {
-        self.now.saturating_sub(process.started)
-    }
-
-    /// gpuctl itself and all that it was called from.
-    pub fn callers(&self) -> HashSet<Pid> {
-        self.ancestors(self.me).chain([self.me]).collect()
-    }
-
-    /// Parents of a process, nearest first.
-    pub fn ancestors(&self, pid: Pid) -> impl Iterator<Item = Pid> {
-        let mut seen = HashSet::from([pid]);
-        std::iter::successors(self.get(pid).map(|p| p.parent), |pid| {
-            self.get(*pid).map(|p| p.parent)
-        })
-        // The table is no atomic picture; a reused PID could close a ring.
-        .take_while(move |pid| *pid > 0 && seen.insert(*pid))
-    }
-}
-
-/// Returns what is to be told of each of these processes, on all processors where there are many of
-/// them.
-fn each<T: Send>(pids: Vec<Pid>, tell: impl Fn(Pid) -> Option<T> + Sync) -> Vec<T> {
-    // To ask for it takes the reading of several files.
-    static THREADS: LazyLock<usize> =
-        LazyLock::new(|| thread::available_parallelism().map_or(1, usize::from));
-    let part = pids.len().div_ceil(*THREADS).max(MANY);
-    let part_of = |pids: &[Pid]| pids.iter().filter_map(|pid| tell(*pid)).collect::<Vec<T>>();
-    thread::scope(|scope| {
-        let mut parts = pids.chunks(part);
-        let own = parts.next_back();
-        let others: Vec<_> = parts.map(|part| scope.spawn(|| part_of(part))).collect();
-        let mut told = own.map(part_of).unwrap_or_default();
-        for other in others {
-            // Without its part, what runs would be taken for stopped.
-            told.extend(other.join().unwrap_or_else(|panic| resume_unwind(panic)));
-        }
-        told
-    })
 }
 
 /// Whether a process is stopped by a signal.
@@ -367,89 +241,6 @@ pub fn values<const N: usize>(environment: &[u8], names: [&str; N]) -> [Option<S
     values
 }
 
-/// The control groups of a process, one path per line; empty where we may not look.
-pub fn control_groups(pid: Pid) -> String {
-    text_of(pid, "cgroup").unwrap_or_default()
-}
-
-/// Whether one of these control groups is a group of that path, or one below it.
-pub fn is_within(control_groups: &str, path: &str) -> bool {
-    let paths = control_groups.lines().filter_map(|line| line.splitn(3, ':').nth(2));
-    paths
-        .filter_map(|own| own.strip_prefix(path))
-        .any(|rest| rest.is_empty() || rest.starts_with('/'))
-}
-
-/// Whether the network that a process is in has this address as its own.
-pub fn has_address(pid: Pid, address: Ipv4Addr) -> bool {
-    let routes = text_of(pid, "net/fib_trie").unwrap_or_default();
-    let address = format!("|-- {address}");
-    let mut lines = routes.lines().map(str::trim);
-    while let Some(line) = lines.next() {
-        if line == address && lines.next().is_some_and(|kind| kind.ends_with("host LOCAL")) {
-            return true;
-        }
-    }
-    false
-}
-
-/// Whether anybody listens on a TCP port in the network that a process is in; `None` where we may not
-/// look.
-pub fn listens_in_network(pid: Pid, port: u16) -> Option<bool> {
-    let sockets = [text_of(pid, "net/tcp"), text_of(pid, "net/tcp6")];
-    if sockets.iter().all(Option::is_none) {
-        return None;
-    }
-    // "0: 0100007F:1F90 00000000:0000 0A …": the local address, the remote one, and the state LISTEN.
-    let address = format!(":{port:04X}");
-    let listens = |line: &str| {
-        let mut words = line.split_whitespace().skip(1);
-        words.next().is_some_and(|local| local.ends_with(&address)) && words.nth(1) == Some("0A")
-    };
-    Some(sockets.iter().flatten().flat_map(|text| text.lines()).any(listens))
-}
-
-/// The systemd service in whose control group a process is. A scope below one is none of its: a user's
-/// manager is a service, too, and its scopes hold what nobody looks after.
-pub fn unit_of(control_groups: &str) -> Option<&str> {
-    let is_unit = |word: &&str| word.ends_with(".service") || word.ends_with(".scope");
-    let mut units = control_groups.lines().filter_map(|line| line.trim().rsplit('/').find(is_unit));
-    units.find(|unit| unit.ends_with(".service"))
-}
-
-/// The id of the container that a control group's path names, as every engine puts it there.
-pub fn container_of(control_groups: &str) -> Option<&str> {
-    let is_id = |word: &&str| word.len() == 64 && word.bytes().all(|byte| byte.is_ascii_hexdigit());
-    control_groups.split(|c: char| !c.is_ascii_alphanumeric()).find(is_id)
-}
-
-/// Whether a process lives in a PID namespace below ours (a container's).
-pub fn is_in_container(pid: Pid) -> bool {
-    static OURS: LazyLock<(Option<PathBuf>, usize)> = LazyLock::new(|| {
-        let me = std::process::id() as Pid;
-        (namespace(me), depth(me))
-    });
-    // To tell the depth takes the kernel much longer, and is seldom needed.
-    let is_ours = || namespace(pid).is_some_and(|theirs| OURS.0.as_ref() == Some(&theirs));
-    !is_ours() && depth(pid) > OURS.1
-}
-
-/// The PID namespace that a process is in; `None` where we may not look.
-fn namespace(pid: Pid) -> Option<PathBuf> {
-    fs::read_link(format!("/proc/{pid}/ns/pid")).ok()
-}
-
-/// Returns how many PID namespaces, of those that we see, a process is in.
-pub fn depth(pid: Pid) -> usize {
-    depth_in(&text_of(pid, "status").unwrap_or_default())
-}
-
-/// Parses the depth of its PID namespace from the text of /proc/PID/status.
-pub fn depth_in(status: &str) -> usize {
-    let line = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
-    line.map_or(1, |pids| pids.split_whitespace().count())
-}
-
 /// Whether two processes run the same program file.
 pub fn is_same_program(pid: Pid) -> bool {
     let identity = |pid: &str| {
@@ -457,20 +248,4 @@ pub fn is_same_program(pid: Pid) -> bool {
         Some(link.as_os_str().as_bytes().to_owned())
     };
     identity(&pid.to_string()).is_some_and(|theirs| Some(theirs) == identity("self"))
-}
-
-/// The main processes of containers that are seen here, by their control groups: those whose parents are
-/// outside.
-pub fn mains_in(containers: &[&str]) -> Vec<Pid> {
-    let table = ProcessTable::read();
-    let of = |pid: Pid| {
-        let groups = control_groups(pid);
-        containers.iter().position(|id| groups.contains(id)).map(|at| (pid, at))
-    };
-    let inside: HashMap<Pid, usize> = table.each(of).into_iter().collect();
-    let is_main = |(pid, at): &(&Pid, &usize)| {
-        let parent = table.get(**pid).map(|process| process.parent);
-        parent.and_then(|parent| inside.get(&parent)) != Some(*at)
-    };
-    inside.iter().filter(is_main).map(|(pid, _)| *pid).collect()
 }
