@@ -3,6 +3,7 @@
 
 use crate::config::Config;
 use crate::model::{Mb, Observed, Service, Snapshot, State, Vram};
+use crate::world::clock::SinceBoot;
 use crate::world::wait::Stop;
 use crate::world::{files, host};
 use serde::{Deserialize, Serialize};
@@ -34,8 +35,8 @@ struct Note {
     peak_mb: Option<Mb>,
     /// The calls of `run` that needed it and watched it.
     runs: u64,
-    /// When it last worked, since boot.
-    worked: Option<Duration>,
+    /// When it last worked.
+    worked: Option<SinceBoot>,
 }
 
 /// What a call of `run` has seen while its command ran.
@@ -45,8 +46,8 @@ pub struct RunSeen {
     pub command: Option<Mb>,
     /// The most that each service held.
     pub peaks: BTreeMap<String, Mb>,
-    /// When each service was last seen at work, since boot.
-    pub worked: BTreeMap<String, Duration>,
+    /// When each service was last seen at work.
+    pub worked: BTreeMap<String, SinceBoot>,
     /// The time of the driver's latest sample, in µs since the epoch.
     pub sampled: u64,
 }
@@ -113,7 +114,7 @@ impl Notes {
 
     /// Adds what is seen now.
     pub fn add(&mut self, vram: &Vram, services: &[Observed]) {
-        let now = host::since_boot();
+        let now = SinceBoot::now();
         let mut has_worked = false;
         for observed in services.iter().filter(|observed| observed.is_alive()) {
             let own = || {
@@ -165,7 +166,7 @@ impl Notes {
         }
         let up = observed.uptime()?;
         let worked = self.services.get(&service.name).and_then(|note| note.worked);
-        let since = worked.map(|at| host::since_boot().saturating_sub(at));
+        let since = worked.map(|at| at.elapsed());
         Some(match on_card == Some(true) || by_jobs == Some(true) {
             true => Duration::ZERO,
             false => since.map_or(up, |since| since.min(up)),

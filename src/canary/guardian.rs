@@ -10,8 +10,8 @@ use crate::exit::{Answer, Code};
 use crate::lock::{Guard, Heirloom};
 use crate::model::Pid;
 use crate::progress::Progress;
+use crate::world::clock::SinceBoot;
 use crate::world::companion::{Companion, Heard, Listener};
-use crate::world::host::since_boot;
 use crate::world::nvml::Reader;
 use crate::world::process;
 use crate::world::wait::{Handle, LATE};
@@ -33,7 +33,7 @@ enum Notice {
     /// It is needed from now on, and goes on with this lock.
     Lock(Option<Heirloom>),
     /// Who is still silent then, in time since boot, is stuck.
-    Until(Duration),
+    Until(SinceBoot),
 }
 
 /// Our side of it.
@@ -61,7 +61,7 @@ impl Guardian {
 
     /// Tells the guardian to act unless it hears more within that time.
     pub fn expect(&self, within: Duration) {
-        self.tell(&Notice::Until(since_boot() + within + LITTLE));
+        self.tell(&Notice::Until(SinceBoot::now() + within + LITTLE));
     }
 
     fn tell(&self, notice: &Notice) {
@@ -83,8 +83,8 @@ pub fn serve(config: &Config, of: Pid) -> Result<Answer> {
             Heard::Message(Notice::Lock(lock)) => heirloom = lock,
             Heard::Message(Notice::Until(time)) => until = Some(time),
             // The machine slept: who was stopped together with us has not had its time yet.
-            Heard::TimedOut if until.is_some_and(|until| since_boot() >= until + LATE) => {
-                until = Some(since_boot() + LITTLE);
+            Heard::TimedOut if until.is_some_and(|until| (until + LATE).has_come()) => {
+                until = Some(SinceBoot::now() + LITTLE);
             }
             Heard::Gone => break "gpuctl ended in the middle of the trial",
             Heard::TimedOut => {

@@ -7,6 +7,7 @@ use crate::config::{Canary, Config, MACHINES_FOLDER, Span};
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::model::Mb;
+use crate::world::clock::SinceBoot;
 use crate::world::wait::Stop;
 use crate::world::{files, group, host, process};
 use jiff::civil::Date;
@@ -106,18 +107,18 @@ pub enum Stage {
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Moment {
     pub at: Timestamp,
-    pub since_boot: Duration,
+    pub since_boot: SinceBoot,
 }
 
 impl Moment {
     pub fn now() -> Moment {
-        Moment { at: host::now(), since_boot: host::since_boot() }
+        Moment { at: host::now(), since_boot: SinceBoot::now() }
     }
 
     /// Returns how long ago it was; `boot`: in which it was.
     pub fn elapsed(&self, boot: &str) -> Duration {
         match boot == host::boot_id() {
-            true => host::since_boot().saturating_sub(self.since_boot),
+            true => self.since_boot.elapsed(),
             false => Duration::try_from(host::now().duration_since(self.at)).unwrap_or_default(),
         }
     }

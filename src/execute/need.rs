@@ -4,9 +4,10 @@ use crate::config::Config;
 use crate::model::{Mb, Pid, Vram};
 use crate::notes::{Notes, RunSeen};
 use crate::observe::{Ask, gpu_pids, observe};
+use crate::world::clock::SinceBoot;
 use crate::world::nvml::Reader;
+use crate::world::process;
 use crate::world::wait::{Event, Stop, wait};
-use crate::world::{host, process};
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -87,7 +88,7 @@ fn add(seen: &mut RunSeen, vram: &Vram, holdings: &HashMap<Pid, Holding>) {
                 *sum = *sum + held;
                 seen.hold(name, process.peak);
                 if process.works == Some(true) {
-                    seen.worked.insert(name.clone(), host::since_boot());
+                    seen.worked.insert(name.clone(), SinceBoot::now());
                 }
             }
             None => {}

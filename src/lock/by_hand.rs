@@ -11,7 +11,8 @@ use crate::config::Config;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::model::Pid;
-use crate::world::host::{random_hex, since_boot};
+use crate::world::clock::SinceBoot;
+use crate::world::host::random_hex;
 use crate::world::wait::Stop;
 use std::time::Duration;
 
@@ -66,7 +67,7 @@ impl ByHand {
     /// Leaves it to whoever has its token.
     pub fn leave(mut self) -> Result<()> {
         let Claim { holder, record, ttl, .. } = &mut self.claim;
-        record.until_since_boot_ms = Some((since_boot() + *ttl).as_millis() as u64);
+        record.until_since_boot_ms = Some((SinceBoot::now() + *ttl).time().as_millis() as u64);
         self.machine.put_down(holder, record)
     }
 

@@ -12,7 +12,7 @@ use super::{Attempt, Busy, Patience, Teller};
 use crate::config::Config;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
-use crate::world::host::since_boot;
+use crate::world::clock::SinceBoot;
 use crate::world::wait::{Stop, wait};
 use std::time::{Duration, Instant};
 
@@ -40,7 +40,7 @@ pub fn enter(
     patience: &Patience,
     stop: &Stop,
     tell: &mut dyn FnMut(&str),
-) -> Result<Option<Duration>> {
+) -> Result<Option<SinceBoot>> {
     let teller = Teller::new(config, tell);
     let mut entry = Entry { machine, redis, claim, patience, stop, teller };
     let entered = entry.enter();
@@ -67,7 +67,7 @@ struct Entry<'a> {
 }
 
 impl Entry<'_> {
-    fn enter(&mut self) -> Result<Option<Duration>> {
+    fn enter(&mut self) -> Result<Option<SinceBoot>> {
         let mut line = WaitingLine::new(&self.machine.lock().file);
         loop {
             self.stop.check()?;
@@ -121,10 +121,10 @@ impl Entry<'_> {
     }
 
     /// One try to take the lock in Redis, where there is one.
-    fn try_redis(&mut self) -> Result<std::result::Result<Option<Duration>, (Obstacle, Busy)>> {
+    fn try_redis(&mut self) -> Result<std::result::Result<Option<SinceBoot>, (Obstacle, Busy)>> {
         let Some(redis) = &mut self.redis else { return Ok(Ok(None)) };
         // The lock's time began at the latest when the server did as it was asked.
-        let asked = since_boot();
+        let asked = SinceBoot::now();
         Ok(match redis.attempt(self.claim, !self.patience.total.is_zero(), self.stop)? {
             Attempt::Taken(fence) => {
                 self.claim.record.fence = fence;

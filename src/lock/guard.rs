@@ -13,7 +13,8 @@ use super::{Held, Patience, Record, not_held, redis, shown};
 use crate::config::{Config, Span};
 use crate::error::Result;
 use crate::progress::{Progress, Waiting};
-use crate::world::host::{random_hex, since_boot};
+use crate::world::clock::SinceBoot;
+use crate::world::host::random_hex;
 use crate::world::process;
 use crate::world::wait::{Event, Lease, Stop, wait};
 use rustix::fd::BorrowedFd;
@@ -51,8 +52,8 @@ struct Hold {
     token: String,
     /// So much before the end of its time the lock counts as lost, for what has to be ended first.
     margin: Duration,
-    /// The end of its time, since boot.
-    until: Duration,
+    /// The end of its time.
+    until: SinceBoot,
     watchdog: Arc<Mutex<Option<Watchdog>>>,
 }
 
@@ -131,7 +132,7 @@ impl Guard {
         let Some(mut redis) = redis(config) else { return Ok(None) };
         let mut record = Record::ours(heirloom.token.clone(), "guardian", &[])?;
         record.fence = heirloom.fence;
-        let asked = since_boot();
+        let asked = SinceBoot::now();
         if !redis.renew(&record.token, TTL, Renewal::InTime)? {
             return Ok(None);
         }
@@ -167,7 +168,7 @@ impl Guard {
         let place = machine.lock().place()?;
         let is_held = |held: &Held| held.is_of(token) && (is_here || !held.was_in(&place));
         let held = redis.look()?.filter(is_held).ok_or_else(not_held)?;
-        let asked = since_boot();
+        let asked = SinceBoot::now();
         if !redis.renew(token, TTL, Renewal::InTime)? {
             return Err(not_held());
         }
@@ -191,7 +192,7 @@ impl Guard {
     }
 
     /// Has the lock in Redis renewed from now on.
-    fn renew(&mut self, redis: Redis, margin: Duration, until: Duration) -> Result<()> {
+    fn renew(&mut self, redis: Redis, margin: Duration, until: SinceBoot) -> Result<()> {
         let (token, watchdog) = (self.token.clone(), self.watchdog.clone());
         let hold = Hold { redis, token, margin: margin + MARGIN, until, watchdog };
         let lease = Lease::until(hold.end(), self.config.lock.place.by_chance())?;
@@ -373,17 +374,17 @@ fn keep(shared: &Mutex<Hold>, lease: &Lease, quit: &Event) {
 
 impl Hold {
     /// When it counts as lost, since boot.
-    fn end(&self) -> Duration {
-        self.until.saturating_sub(self.margin)
+    fn end(&self) -> SinceBoot {
+        self.until.earlier(self.margin)
     }
 
     fn is_late(&self) -> bool {
-        since_boot() >= self.until
+        self.until.has_come()
     }
 
-    /// Renews it: until when it is ours now, since boot; `None` where it is not any more.
-    fn confirm(&mut self) -> Result<Option<Duration>> {
-        let asked = since_boot();
+    /// Renews it: until when it is ours now; `None` where it is not any more.
+    fn confirm(&mut self) -> Result<Option<SinceBoot>> {
+        let asked = SinceBoot::now();
         let how = if self.is_late() { Renewal::Late } else { Renewal::InTime };
         if !self.redis.renew(&self.token, TTL, how)? {
             return Ok(None);

@@ -8,7 +8,7 @@ use super::redis::Redis;
 use super::rest::end_command;
 use crate::config::{Config, Lock, Place};
 use crate::error::Result;
-use crate::world::host::since_boot;
+use crate::world::clock::SinceBoot;
 use crate::world::wait::{Stop, wait};
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
@@ -31,10 +31,10 @@ impl Kept {
         place.redis.is_some().then(|| Kept { place, key, token: token.to_owned() })
     }
 
-    /// Renews the lock for a gpuctl that does not; until when it lasts now, in time since boot. `None`
+    /// Renews the lock for a gpuctl that does not; until when it lasts now. `None`
     /// where that cannot be done, or where others want it and it has its time still.
-    pub fn hold_on(&self, is_late: bool) -> Option<Duration> {
-        let asked = since_boot();
+    pub fn hold_on(&self, is_late: bool) -> Option<SinceBoot> {
+        let asked = SinceBoot::now();
         let how = if is_late { Renewal::Late } else { Renewal::Unwanted };
         let renewed = Redis::at(&self.place, &self.key)?.renew(&self.token, TTL, how);
         renewed.is_ok_and(|is_held| is_held).then_some(asked + TTL)
@@ -48,17 +48,17 @@ impl Kept {
         if let Some(machine) = Machine::find(&self.place.file)? {
             machine.forget_inherited()?;
             let alone = machine.alone()?;
-            let (mut end, mut pause) = (since_boot() + TTL, Duration::ZERO);
+            let (mut end, mut pause) = (SinceBoot::now() + TTL, Duration::ZERO);
             loop {
                 wait(&[alone.ended().fd()], &Stop::never(), Instant::now() + pause);
                 if alone.ended().happened() {
                     break;
                 }
-                let asked = since_boot();
+                let asked = SinceBoot::now();
                 match redis.renew(&self.token, TTL, Renewal::Late) {
                     Ok(true) => (end, pause) = (asked + TTL, RENEWAL),
                     Ok(false) => return Ok(false),
-                    Err(_) if since_boot() + MARGIN + LEFT_GRACE >= end => return Ok(false),
+                    Err(_) if SinceBoot::now() + MARGIN + LEFT_GRACE >= end => return Ok(false),
                     // It may come back.
                     Err(_) => pause = RETRY,
                 }

@@ -11,7 +11,7 @@ use super::file::LockFile;
 use crate::error::Result;
 use crate::model::Pid;
 use crate::world::byte_locks::{self, LockMode, LockOwner};
-use crate::world::host::since_boot;
+use crate::world::clock::SinceBoot;
 use crate::world::process;
 use crate::world::wait::{Aside, Stop, wait};
 use std::fs::File;
@@ -71,7 +71,7 @@ impl WaitingLine {
                 Some(stopped) if process::is_suspended(stopped.pid) => from = stopped.bytes.end,
                 Some(next) => {
                     let came = Duration::from_nanos(next.bytes.start - FIRST);
-                    return Ok(Some(since_boot().saturating_sub(came)));
+                    return Ok(Some(SinceBoot::after_boot(came).elapsed()));
                 }
             }
         }
@@ -82,7 +82,7 @@ impl WaitingLine {
         if self.place.is_some() {
             return Ok(false);
         }
-        let mut place = FIRST + since_boot().as_nanos() as u64;
+        let mut place = FIRST + SinceBoot::now().time().as_nanos() as u64;
         while !byte_locks::try_lock(&self.file, LockOwner::Process, LockMode::Exclusive, place)? {
             place += 1;
         }

@@ -16,7 +16,8 @@ use super::record::{Ends, Held, Record};
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::world::byte_locks::{self, LockMode, LockOwner};
-use crate::world::host::{since_boot, since_epoch};
+use crate::world::clock::SinceBoot;
+use crate::world::host::since_epoch;
 use crate::world::wait::{Aside, Event, Handle, Stop, wait};
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use rustix::fs::{FlockOperation, OFlags, flock};
@@ -164,7 +165,7 @@ impl Machine {
         deadline: Instant,
     ) -> Result<()> {
         let changed = self.lock.changed(written)?;
-        let end = Event::at_since_boot(since_boot() + left)?;
+        let end = Event::at_since_boot(SinceBoot::now() + left)?;
         let mut watched = vec![changed.ended().fd(), end.fd()];
         watched.extend(process.map(Handle::fd));
         wait(&watched, stop, deadline);

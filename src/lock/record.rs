@@ -4,6 +4,7 @@
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::model::Pid;
+use crate::world::clock::SinceBoot;
 use crate::world::wait::Handle;
 use crate::world::{host, process};
 use jiff::Timestamp;
@@ -130,7 +131,7 @@ impl Record {
     /// What is left of a lock that was taken by hand; `None`: it is over, or is none.
     pub fn left(&self) -> Option<Duration> {
         let until = Duration::from_millis(self.until_since_boot_ms?);
-        let left = until.saturating_sub(host::since_boot());
+        let left = SinceBoot::after_boot(until).left();
         let is_over = left.is_zero() || self.boot != host::boot_id() || self.process_has_ended();
         (!is_over).then_some(left)
     }

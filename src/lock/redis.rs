@@ -22,7 +22,7 @@ use crate::config::{Place, UrlSource};
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::redact::mask;
-use crate::world::host::since_boot;
+use crate::world::clock::SinceBoot;
 use crate::world::wait::{Aside, Stop, wait};
 use redis::{Client, Cmd, Connection, RedisError, Value};
 use std::time::{Duration, Instant};
@@ -71,7 +71,7 @@ pub struct Redis {
     /// It has told who holds the lock: its absence is waited out from then on.
     has_answered: bool,
     /// The second record of the lock's holder, and since when (since boot) it is the same.
-    second: (String, Duration),
+    second: (String, SinceBoot),
     /// Until the next look.
     pause: Duration,
 }
@@ -93,7 +93,7 @@ impl Redis {
             arrival: String::new(),
             call: None,
             has_answered: false,
-            second: (String::new(), Duration::ZERO),
+            second: (String::new(), SinceBoot::default()),
             pause: LOOK,
         })
     }
@@ -259,7 +259,7 @@ impl Redis {
                 .map(|what| self.beside(what));
         let (key, arrival) = (self.key.clone(), self.arrival.clone());
         let (watched, since) = self.second.clone();
-        let over = if since + TTL <= since_boot() { watched.as_str() } else { "" };
+        let over = if (since + TTL).has_come() { watched.as_str() } else { "" };
         let flag = |is_set| if is_set { "1" } else { "0" };
         let answer = self.script(
             script!("acquire"),
@@ -285,9 +285,9 @@ impl Redis {
             ["busy", value, left, ahead, arrival, second] => {
                 self.arrival = (*arrival).to_owned();
                 if self.second.0 != *second {
-                    self.second = ((*second).to_owned(), since_boot());
+                    self.second = ((*second).to_owned(), SinceBoot::now());
                 }
-                let is_over = (self.second.1 + TTL).saturating_sub(since_boot());
+                let is_over = (self.second.1 + TTL).left();
                 self.pause = if is_over.is_zero() { LOOK } else { LOOK.min(is_over) };
                 let held = Some(Held::decode(value, left_of(left)));
                 Ok(Attempt::Busy(Box::new(Busy {

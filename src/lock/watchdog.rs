@@ -13,8 +13,8 @@ use crate::config::Config;
 use crate::error::Result;
 use crate::exit::Answer;
 use crate::model::Pid;
+use crate::world::clock::SinceBoot;
 use crate::world::companion::{Companion, Heard, Listener};
-use crate::world::host::since_boot;
 use crate::world::process;
 use crate::world::wait::LATE;
 use rustix::fd::BorrowedFd;
@@ -39,8 +39,8 @@ enum Message {
     Debt(Value),
     /// The lock in Redis, to be given back when the last process has ended that keeps the machine's.
     Keep(Kept),
-    /// The lock is held until then, since boot.
-    Valid(Duration),
+    /// The lock is held until then.
+    Valid(SinceBoot),
 }
 
 /// Our side of it.
@@ -82,7 +82,7 @@ impl Watchdog {
         self.companion.tell(&Message::Debt(debt));
     }
 
-    pub fn extend(&mut self, valid_until: Duration) {
+    pub fn extend(&mut self, valid_until: SinceBoot) {
         self.companion.tell(&Message::Valid(valid_until));
     }
 
@@ -129,9 +129,9 @@ pub fn serve(of: Pid, pay: impl FnOnce(Value) -> Result<()>) -> Result<Answer> {
         let is_tried = tried == valid;
         // Where nothing works yet, nothing has to be ended.
         let is_needed = command.is_some() || debt.is_some();
-        let until = valid.filter(|_| is_needed).map(|until: Duration| match is_tried {
+        let until = valid.filter(|_| is_needed).map(|until: SinceBoot| match is_tried {
             true => until,
-            false => until.saturating_sub(ASKING),
+            false => until.earlier(ASKING),
         });
         match listener.next(until)? {
             Heard::Message(Message::Command { group, token, grace }) => {
@@ -145,12 +145,12 @@ pub fn serve(of: Pid, pay: impl FnOnce(Value) -> Result<()>) -> Result<Answer> {
             // A gpuctl that is only stopped keeps the machine's lock, and that in Redis for as long
             // as nobody wants it. One that was suspended with us has been kept from renewing it.
             Heard::TimedOut => {
-                let is_late = valid.is_some_and(|until| since_boot() >= until + LATE);
+                let is_late = valid.is_some_and(|until| (until + LATE).has_come());
                 let ask = || kept.as_ref()?.hold_on(is_late);
                 let held = if is_tried && !is_late { None } else { ask() };
                 let grace = command.as_ref().map(|(.., grace)| *grace);
                 match held.zip(grace.or(debt.as_ref().map(|_| Duration::ZERO))) {
-                    Some((until, grace)) => valid = Some(until.saturating_sub(grace + MARGIN)),
+                    Some((until, grace)) => valid = Some(until.earlier(grace + MARGIN)),
                     None if is_tried || is_late => {
                         // What is owed cannot be paid where the card may be another's.
                         (kept, debt) = (None, None);

@@ -60,7 +60,7 @@ pub fn proc(input: &[u8]) {
 
 fn stat(text: &str) {
     if let Some(process) = Process::parse(1, text, 100) {
-        assert_eq!(process.started.as_secs(), process.ticks / 100);
+        assert_eq!(process.started.time().as_secs(), process.ticks / 100);
     }
     // The kernel writes a name as it is.
     let rest = "S 17 42 43 34816 42 4194304 200 0 0 0 1 2 3 4 20 0 1 0 56789 9 8 7";

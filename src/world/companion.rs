@@ -1,8 +1,8 @@
 //! A gpuctl beside a gpuctl, in a session of its own, that goes on when the first one dies. The
 //! two talk over a pipe, one line of JSON a message; the kernel tells the companion of the end.
 
+use super::clock::SinceBoot;
 use super::command::{close_on_exec, start_companion};
-use super::host::since_boot;
 use super::wait::{Event, Handle, Stop, Woken, wait};
 use crate::error::{Failure, Result};
 use crate::exit::Code;
@@ -97,8 +97,8 @@ impl Listener {
         Heard::Gone
     }
 
-    /// The next message, waited for until a time since boot.
-    pub fn next<M: DeserializeOwned>(&mut self, until: Option<Duration>) -> Result<Heard<M>> {
+    /// The next message, waited for until that moment.
+    pub fn next<M: DeserializeOwned>(&mut self, until: Option<SinceBoot>) -> Result<Heard<M>> {
         loop {
             if let Some(end) = self.heard.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<u8> = self.heard.drain(..=end).collect();
@@ -120,7 +120,7 @@ impl Listener {
                     Err(rustix::io::Errno::INTR) => {}
                     Ok(0) | Err(_) => return Ok(self.gone()),
                 }
-            } else if until.is_some_and(|until| since_boot() >= until) {
+            } else if until.is_some_and(SinceBoot::has_come) {
                 return Ok(Heard::TimedOut);
             }
         }

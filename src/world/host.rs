@@ -1,6 +1,7 @@
 //! This machine and its clocks: what a lock's record says of its holder, so that others can tell
-//! whether the holder is theirs to judge, and time that neither a suspend nor a clock step bends.
+//! whether the holder is theirs to judge.
 
+use super::clock::SinceBoot;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use jiff::Timestamp;
@@ -44,17 +45,11 @@ pub fn allow_open_files(count: u64) {
     }
 }
 
-/// Time since boot, a suspend included; nobody can set it.
-pub fn since_boot() -> Duration {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
-}
-
 /// Returns the time since boot in clock ticks, by which the kernel tells when a process was
 /// started.
 pub fn ticks() -> u64 {
     let per_second = u128::from(rustix::param::clock_ticks_per_second().max(1));
-    (since_boot().as_nanos() * per_second / 1_000_000_000) as u64
+    (SinceBoot::now().time().as_nanos() * per_second / 1_000_000_000) as u64
 }
 
 /// The date and time.

@@ -3,6 +3,7 @@
 pub mod byte_locks;
 pub mod caller;
 pub mod client;
+pub mod clock;
 pub mod command;
 pub mod companion;
 pub mod compose;

@@ -10,6 +10,7 @@ pub use place::{
 };
 pub use table::{ProcessTable, mains_in};
 
+use super::clock::SinceBoot;
 use crate::model::Pid;
 use serde::{Deserialize, Serialize};
 use std::fs;
@@ -50,8 +51,7 @@ pub struct Process {
     pub session: Pid,
     /// The kernel's letter: R, S, D, T (stopped), Z (zombie), …
     pub state: char,
-    /// The time since boot.
-    pub started: Duration,
+    pub started: SinceBoot,
     /// Its start as the kernel counts it: with the PID, it names a process for good.
     pub ticks: u64,
     /// The program's name, of which the kernel keeps 15 bytes.
@@ -99,8 +99,10 @@ impl Process {
             group: number(2)? as Pid,
             session: number(3)? as Pid,
             state: fields.first()?.chars().next()?,
-            started: Duration::from_secs(ticks / ticks_per_second)
-                + Duration::from_millis(ticks % ticks_per_second * 1000 / ticks_per_second),
+            started: SinceBoot::after_boot(
+                Duration::from_secs(ticks / ticks_per_second)
+                    + Duration::from_millis(ticks % ticks_per_second * 1000 / ticks_per_second),
+            ),
             ticks,
             name: before.split_once('(')?.1.to_owned(),
             is_kernel: number(6)? & KERNEL_THREAD != 0,

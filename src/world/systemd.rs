@@ -111,7 +111,7 @@ fn shown(unit: &str, properties: &HashMap<&str, &str>) -> UnitView {
     let running = |trouble| {
         Presence::Up(Running {
             pids: Some(number("MainPID") as i32).filter(|pid| *pid > 0).into_iter().collect(),
-            age: since_boot(number("InactiveExitTimestampMonotonic")),
+            age: age(number("InactiveExitTimestampMonotonic")),
             restarts: number("NRestarts"),
             trouble,
             // A unit that tells systemd when it is ready (Type=notify) has not done so yet.
@@ -148,7 +148,8 @@ fn shown(unit: &str, properties: &HashMap<&str, &str>) -> UnitView {
     }
 }
 
-fn since_boot(microseconds: u64) -> Option<Duration> {
+/// Returns how long ago a time of the monotonic clock was, which stands still in a suspend; `None` of none.
+fn age(microseconds: u64) -> Option<Duration> {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     let now = Duration::new(now.tv_sec as u64, now.tv_nsec as u32);
     (microseconds > 0).then(|| now.saturating_sub(Duration::from_micros(microseconds)))

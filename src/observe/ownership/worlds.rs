@@ -1,6 +1,7 @@
 //! Small worlds for the tests: processes, and what they and the services have to show.
 
 use super::*;
+use crate::world::clock::SinceBoot;
 use std::time::Duration;
 
 pub const SYSTEMD: Pid = 1;
@@ -40,7 +41,7 @@ impl World {
             group,
             session,
             state: 'S',
-            started: Duration::from_secs(pid as u64),
+            started: SinceBoot::after_boot(Duration::from_secs(pid as u64)),
             ticks: start_of(pid),
             name: name.to_owned(),
             is_kernel: false,
@@ -114,7 +115,11 @@ impl World {
     }
 
     pub fn table(&self, me: Pid) -> ProcessTable {
-        ProcessTable::of(self.processes.clone(), Duration::from_secs(1_000_000), me)
+        ProcessTable::of(
+            self.processes.clone(),
+            SinceBoot::after_boot(Duration::from_secs(1_000_000)),
+            me,
+        )
     }
 
     pub fn decide(&self, me: Pid) -> Ownership {

@@ -2,7 +2,7 @@
 
 use super::{Process, control_groups, read, read_stat};
 use crate::model::Pid;
-use crate::world::host;
+use crate::world::clock::SinceBoot;
 use std::collections::{HashMap, HashSet};
 use std::ffi::CString;
 use std::fs;
@@ -20,8 +20,8 @@ pub struct ProcessTable {
     children: HashMap<Pid, Vec<Pid>>,
     /// Who is in the group or the session that a process made.
     made: HashMap<Pid, Vec<Pid>>,
-    /// The time since boot.
-    now: Duration,
+    /// When it was read.
+    now: SinceBoot,
     me: Pid,
 }
 
@@ -30,13 +30,13 @@ impl ProcessTable {
         let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
         let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
         let processes = each(pids.collect(), read_stat);
-        ProcessTable::of(processes, host::since_boot(), std::process::id() as Pid)
+        ProcessTable::of(processes, SinceBoot::now(), std::process::id() as Pid)
     }
 
-    /// A table of these processes at a time since boot, as `me` sees it.
+    /// A table of these processes at that moment, as `me` sees it.
     pub fn of(
         processes: impl IntoIterator<Item = Process>,
-        now: Duration,
+        now: SinceBoot,
         me: Pid,
     ) -> ProcessTable {
         let mut table = ProcessTable {
@@ -99,7 +99,7 @@ impl ProcessTable {
     }
 
     pub fn age(&self, process: &Process) -> Duration {
-        self.now.saturating_sub(process.started)
+        self.now.since(process.started)
     }
 
     /// gpuctl itself and all that it was called from.

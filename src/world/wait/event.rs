@@ -2,6 +2,7 @@
 
 use crate::error::{Failure, Result};
 use crate::exit::Code;
+use crate::world::clock::SinceBoot;
 use rustix::event::{EventfdFlags, Timespec, eventfd};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::time::{
@@ -30,8 +31,8 @@ impl Event {
     }
 
     /// Makes one that happens at a time since boot, also when the machine has slept past it.
-    pub fn at_since_boot(since_boot: Duration) -> Result<Arc<Event>> {
-        Event::of(timer(TimerfdClockId::Boottime, TimerfdTimerFlags::ABSTIME, since_boot))
+    pub fn at_since_boot(moment: SinceBoot) -> Result<Arc<Event>> {
+        Event::of(timer(TimerfdClockId::Boottime, TimerfdTimerFlags::ABSTIME, moment.time()))
     }
 
     fn of(fd: rustix::io::Result<OwnedFd>) -> Result<Arc<Event>> {
@@ -80,7 +81,6 @@ fn timer(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::world::host::since_boot;
     use crate::world::wait::{Stop, Woken, wait};
 
     #[test]
@@ -93,11 +93,11 @@ mod tests {
         told.clear();
         assert!(!told.happened());
         let far = Duration::from_secs(3600);
-        let later = [Event::at(Instant::now() + far), Event::at_since_boot(since_boot() + far)];
+        let later = [Event::at(Instant::now() + far), Event::at_since_boot(SinceBoot::now() + far)];
         assert!(later.map(|event| event.expect("a timer")).iter().all(|it| !it.happened()));
-        let never = Event::at_since_boot(Duration::MAX).expect("a timer");
+        let never = Event::at_since_boot(SinceBoot::after_boot(Duration::MAX)).expect("a timer");
         assert!(!never.happened());
-        let now = [Event::at(Instant::now()), Event::at_since_boot(Duration::ZERO)];
+        let now = [Event::at(Instant::now()), Event::at_since_boot(SinceBoot::default())];
         for event in now.map(|event| event.expect("a timer")) {
             let woken = wait(&[event.fd()], &Stop::never(), Instant::now() + far);
             assert_eq!(woken, Woken::Event);

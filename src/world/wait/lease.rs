@@ -3,7 +3,7 @@
 use super::event::Event;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
-use crate::world::host::since_boot;
+use crate::world::clock::SinceBoot;
 use rustix::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -13,7 +13,7 @@ use std::time::Duration;
 pub const LATE: Duration = Duration::from_secs(1);
 
 /// Asks whether a lock whose time may be over is still ours, and until when.
-type Late = Box<dyn Fn() -> Option<Duration> + Send + Sync>;
+type Late = Box<dyn Fn() -> Option<SinceBoot> + Send + Sync>;
 
 /// How long a lock is ours: until a time that only a renewal moves, or until it is seen to be
 /// another's. It is told by the clock since boot, which also runs while gpuctl is stopped or the
@@ -30,31 +30,31 @@ pub struct Lease {
 
 impl Lease {
     /// `place` is told after "the GPU lock is lost".
-    pub fn until(valid_until: Duration, place: String) -> Result<Arc<Lease>> {
-        let valid_until = AtomicU64::new(valid_until.as_millis() as u64);
+    pub fn until(valid_until: SinceBoot, place: String) -> Result<Arc<Lease>> {
+        let valid_until = AtomicU64::new(milliseconds(valid_until));
         let (late, why) = (OnceLock::new(), OnceLock::new());
         Ok(Arc::new(Lease { lost: Event::new()?, late, valid_until, why, place }))
     }
 
     /// One that needs no renewal.
     pub fn endless() -> Result<Arc<Lease>> {
-        Lease::until(Duration::from_millis(u64::MAX), String::new())
+        Lease::until(SinceBoot::after_boot(Duration::from_millis(u64::MAX)), String::new())
     }
 
     /// Who was stopped beyond its end asks first.
-    pub fn when_late(&self, ask: impl Fn() -> Option<Duration> + Send + Sync + 'static) {
+    pub fn when_late(&self, ask: impl Fn() -> Option<SinceBoot> + Send + Sync + 'static) {
         let _ = self.late.set(Box::new(ask));
     }
 
     /// A renewal has moved its end.
-    pub fn extend(&self, valid_until: Duration) {
-        self.valid_until.store(valid_until.as_millis() as u64, Ordering::SeqCst);
+    pub fn extend(&self, valid_until: SinceBoot) {
+        self.valid_until.store(milliseconds(valid_until), Ordering::SeqCst);
     }
 
-    /// Tells until when it is valid, in time since boot; `None` if it needs no renewal.
-    pub fn valid_until(&self) -> Option<Duration> {
+    /// Tells until when it is valid; `None` if it needs no renewal.
+    pub fn valid_until(&self) -> Option<SinceBoot> {
         let until = self.valid_until.load(Ordering::SeqCst);
-        (until != u64::MAX).then(|| Duration::from_millis(until))
+        (until != u64::MAX).then(|| SinceBoot::after_boot(Duration::from_millis(until)))
     }
 
     /// It is another's now, or nobody's.
@@ -73,7 +73,7 @@ impl Lease {
     pub fn check(&self) -> Result<()> {
         let is_past = |by: Duration| {
             let until = self.valid_until().filter(|_| !self.lost.happened());
-            until.is_some_and(|until| since_boot() >= until + by)
+            until.is_some_and(|until| (until + by).has_come())
         };
         if is_past(LATE)
             && let Some(end) = self.late.get().and_then(|ask| ask())
@@ -93,4 +93,8 @@ impl Lease {
             }
         }
     }
+}
+
+fn milliseconds(moment: SinceBoot) -> u64 {
+    moment.time().as_millis() as u64
 }
