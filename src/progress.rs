@@ -64,7 +64,7 @@ impl Progress {
         Progress { recorder: Some(recorder.clone()), ..self.clone() }
     }
 
-    /// The same, and before each line how much of that time is over, from now on.
+    /// Returns it so that it tells before each line how much of that time is over, from now on.
     pub fn timed(&self, limit: Duration) -> Progress {
         Progress { clock: Some((Instant::now(), limit)), ..self.clone() }
     }

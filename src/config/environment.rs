@@ -28,7 +28,7 @@ impl Environment {
         Environment { variables }
     }
 
-    /// The same for a caller of another machine or process, who holds this lock or none.
+    /// Returns it as it is for a caller of another machine or process, who holds this lock or none.
     pub fn under(&self, token: Option<String>) -> Environment {
         let mut variables = self.variables.clone();
         variables.remove(variable::LOCK_TOKEN);

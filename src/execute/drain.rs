@@ -17,7 +17,7 @@ use serde_json::json;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-/// Between two questions for the jobs: a twentieth of the time waited so far.
+/// Two questions for the jobs are a twentieth of the time waited so far apart, within these bounds.
 const SHORTEST: Duration = Duration::from_millis(100);
 const LONGEST: Duration = Duration::from_secs(1);
 
@@ -27,7 +27,7 @@ const GLANCE: Duration = Duration::from_secs(2);
 /// How long work in flight is waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Drain {
-    /// As long as each service is configured to have.
+    /// Each service has as long as it is configured to have.
     Configured,
     /// This long, whoever works.
     Within(Duration),

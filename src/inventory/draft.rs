@@ -352,7 +352,7 @@ fn name_of(sighting: &Sighting, names: &mut BTreeSet<String>) -> String {
     free.unwrap_or(name)
 }
 
-/// As TOML has a text.
+/// Writes a text as TOML has it.
 fn quoted(text: &str) -> String {
     toml::Value::from(text).to_string()
 }
@@ -361,7 +361,7 @@ fn quoted_key(name: &str) -> String {
     if name.contains('.') { quoted(name) } else { name.to_owned() }
 }
 
-/// As the shell has a word.
+/// Writes a word as the shell has it.
 fn shell_word(word: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,@%+".contains(c);
     match !word.is_empty() && word.chars().all(is_plain) {
@@ -377,7 +377,7 @@ fn doubled(text: &str) -> String {
     if text.starts_with('~') { format!("./{text}") } else { text }
 }
 
-/// In a comment, where nothing may end the line.
+/// Writes a text for a comment, where nothing may end the line.
 fn plain(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).collect()
 }

@@ -6,7 +6,7 @@ use crate::world::http::{Fetcher, ServiceReply};
 use serde_json::Value;
 use std::time::Duration;
 
-/// For one answer; what takes longer is not recognised.
+/// An answer may take this long; what takes longer is not recognised.
 const LIMIT: Duration = Duration::from_millis(300);
 
 /// Where servers of no known kind tell that they are well.

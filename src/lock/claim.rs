@@ -7,19 +7,20 @@ use crate::error::{Failure, Result};
 use crate::exit::Code;
 use std::time::{Duration, Instant};
 
-/// Of a lock that is renewed: how long a holder that has vanished may hold up others elsewhere.
+/// A lock that is renewed lasts this long: so long a holder that has vanished may hold up others elsewhere.
 pub const TTL: Duration = Duration::from_secs(30);
 
-/// Between two renewals.
+/// Two renewals are this far apart.
 pub const RENEWAL: Duration = Duration::from_secs(10);
 
-/// Between two tries to renew at a server that cannot be reached.
+/// Two tries to renew are this far apart where the server cannot be reached.
 pub const RETRY: Duration = Duration::from_millis(500);
 
 /// A holder has given up so long before the end of its time.
 pub const MARGIN: Duration = Duration::from_secs(2);
 
-/// Of the time that is left after a renewal, what the next one and ending the work leave for it.
+/// A grace may be this long: what is left of a lock's time after a renewal, less the next one and what
+/// it takes to end the work.
 const MOST_GRACE: Duration = Duration::from_secs(15);
 
 /// Who wants the lock, for what, and for how long.
@@ -48,7 +49,7 @@ pub enum Renewal {
     Late,
     /// Only where nobody waits for it.
     Unwanted,
-    /// For the last time: nothing works under it any more, so that its second record ends.
+    /// It is the last one: nothing works under the lock any more, so that its second record ends.
     Last,
 }
 

@@ -16,7 +16,7 @@ use crate::world::clock::SinceBoot;
 use crate::world::wait::{Stop, wait};
 use std::time::{Duration, Instant};
 
-/// Between two tries at a server that will be ready in a moment.
+/// Two tries are this far apart at a server that will be ready in a moment.
 const UNREADY_PAUSE: Duration = Duration::from_millis(100);
 
 /// What has to change before another try may have another result.
@@ -24,7 +24,7 @@ enum Obstacle {
     /// The place of one who waits before us.
     Waiter(u64),
     Here(InTheWay),
-    /// In Redis.
+    /// The lock in Redis is in the way.
     Elsewhere,
     /// The server will be ready soon.
     Unready(Failure),

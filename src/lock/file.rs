@@ -51,7 +51,7 @@ pub struct Written {
 }
 
 impl Written {
-    /// From its first line; `None` for anything but a whole record. What stands behind it is left
+    /// Parses the first line; `None` for anything but a whole record. What stands behind it is left
     /// of a longer one, by a gpuctl that was killed.
     pub fn parse(text: &str) -> Option<Written> {
         let line = text.split_once('\n')?.0;
@@ -195,7 +195,7 @@ impl LockFile {
     }
 }
 
-/// Without following links, and without waiting for what is no file. Not to be made if need be:
+/// Opens a file that is there, without following links or waiting for what is no file. It does not make one:
 /// where others may write too, the kernel lets nobody open the file of another in that way
 /// (fs.protected_regular).
 fn existing(path: &Path, flags: OFlags) -> std::io::Result<File> {

@@ -34,7 +34,7 @@ pub struct Guard {
     /// What it has started, or found, may keep the machine's lock beside it.
     has_company: AtomicBool,
     lease: Arc<Lease>,
-    /// Beside a command that works under the lock.
+    /// It stands beside a command that works under the lock.
     watchdog: Arc<Mutex<Option<Watchdog>>>,
     fence: u64,
     token: String,

@@ -30,7 +30,7 @@ use std::time::{Duration, Instant};
 /// The byte of the file that is locked by who is inside; nothing is ever written for it.
 const INSIDE: u64 = RECORD_LIMIT;
 
-/// For what others keep locked for microseconds.
+/// What others keep locked for microseconds is waited for this long.
 const MOMENT: Duration = Duration::from_secs(5);
 
 /// What keeps one from going in that is first in the line.

@@ -35,7 +35,7 @@ use std::time::{Duration, Instant};
 
 /// What came of a try.
 pub enum Attempt {
-    /// With its fence.
+    /// The lock was taken, with this fence.
     Taken(u64),
     Busy(Box<Busy>),
     /// The server is there and will be ready soon.

@@ -13,7 +13,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
-/// Between the holder's name and the record, so that a client that deletes the key where it finds
+/// It stands between the holder's name and the record, so that a client that deletes the key where it finds
 /// its own name there leaves ours alone.
 const MARK: &str = "|gpuctl1|";
 
@@ -25,19 +25,20 @@ pub struct Record {
     /// Known to the holder alone.
     pub token: String,
     pub host: String,
-    /// With `pid_ns`: whose process table `pid` is an entry of.
+    /// It tells, with `pid_ns`, whose process table `pid` is an entry of.
     pub boot: String,
     /// The machine's lock that the holder has: whoever has it later knows that this one is over.
     #[serde(default)]
     pub place: String,
-    /// In Redis: what is left of its time is no end, for as long as its holder lives.
+    /// Its holder renews it in Redis: what is left of its time is no end, for as long as that lives.
     #[serde(default)]
     pub renewed: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pid_ns: Option<u64>,
     /// The lock ends with this process; `None`: with its time only.
     pub pid: Option<Pid>,
-    /// In clock ticks since boot, as /proc has it: tells the process from a later one of its number.
+    /// The start of the process in clock ticks since boot, as /proc has it, which tells it from a later
+    /// one of its number.
     pub pid_start: Option<u64>,
     /// Seconds since 1970.
     pub since: u64,
@@ -142,7 +143,7 @@ impl Record {
 pub enum Ends {
     /// After so long, unless it is renewed.
     In(Duration),
-    /// With the processes that hold it.
+    /// It ends with the processes that hold it.
     WithProcesses,
     /// Never by itself.
     Never,
@@ -167,7 +168,7 @@ pub struct Held {
 }
 
 impl Held {
-    /// From a value in Redis. `left`: `None` of one without an end.
+    /// Reads it from a value in Redis; `left` is `None` of one without an end.
     pub fn decode(value: &str, left: Option<Duration>) -> Held {
         let split = value.split_once(MARK);
         let parsed =
@@ -215,7 +216,7 @@ impl Held {
         self.record.as_ref().is_some_and(Record::is_stopped)
     }
 
-    /// As Redis tells it: whole seconds, -1 for no end that is known before.
+    /// Returns the rest of its time as Redis tells it: whole seconds, -1 for no end that is known before.
     pub fn ttl(&self) -> i64 {
         match self.ends {
             Ends::In(left) => (left.as_millis() as i64 + 500) / 1000,

@@ -34,23 +34,24 @@ macro_rules! script {
     };
 }
 
-/// For one question; a server that takes longer hangs.
+/// A question may take this long; a server that takes longer hangs.
 const CALL_LIMIT: Duration = Duration::from_secs(3);
 
-/// For a renewal, so that there is time for another one.
+/// A renewal may take this long, so that there is time for another one.
 pub const RENEWAL_LIMIT: Duration = Duration::from_secs(2);
 
-/// Between two tries to reach a server that was there.
+/// Two tries to reach a server that was there are this far apart.
 const RECONNECT: Duration = Duration::from_millis(50);
 
 /// A client of the older kind wakes nobody when it deletes the key, nor does a key that expires.
 /// Shorter than the silence that `line.lua` takes for a waiter's end.
 const LOOK: Duration = Duration::from_millis(800);
 
-/// For one question to be woken: so long it outlives a waiter that has found the lock free itself.
+/// A question to be woken may take this long: so long it outlives a waiter that has found the lock
+/// free itself.
 const LISTEN: Duration = Duration::from_secs(10);
 
-/// In a failure's details: the server's own code.
+/// A failure's details hold the server's own code by this name.
 const ERROR: &str = "redis_error";
 const LOADING: &str = "LOADING";
 

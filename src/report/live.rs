@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 /// The second page, without a cursor, and lines that are too long cut instead of wrapped.
 const ENTER: &str = "\x1b[?1049h\x1b[?25l\x1b[?7l\x1b[H\x1b[2J";
 const LEAVE: &str = "\x1b[?7h\x1b[?25h\x1b[?1049l";
-/// Between these the terminal shows nothing, if it knows how to.
+/// The terminal shows nothing between these, if it knows how to.
 const BEGIN: &str = "\x1b[?2026h\x1b[H";
 const END: &str = "\x1b[J\x1b[?2026l";
 const CLEAR_REST: &str = "\x1b[K";

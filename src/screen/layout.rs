@@ -62,7 +62,7 @@ impl Text {
         (head, tail)
     }
 
-    /// The same, without a word in two if there is a space before it.
+    /// Splits it so that no word is in two, if there is a space before it.
     fn split_at_word(&self, left: usize) -> (Text, Text) {
         let mut column = 0;
         let columns = self.spans.iter().flat_map(|(_, text)| text.chars()).map(|c| {

@@ -21,7 +21,7 @@ pub struct Table {
 }
 
 impl Table {
-    /// The same without the column of that title.
+    /// Returns it without the column of that title.
     pub fn without(mut self, title: &str) -> Table {
         if let Some(at) = self.columns.iter().position(|column| column.title == title) {
             self.columns.remove(at);

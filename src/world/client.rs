@@ -22,7 +22,7 @@ const REST: usize = 1024 * 1024;
 /// Where the client is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Peer {
-    /// On this machine: on the loopback, at a Unix socket, or whoever called us with no socket at all.
+    /// It is on this machine: on the loopback, at a Unix socket, or whoever called us with no socket at all.
     Local,
     Remote,
 }

@@ -26,7 +26,7 @@ pub struct SharedWord {
 unsafe impl Send for SharedWord {}
 
 impl SharedWord {
-    /// In bytes.
+    /// Its size in bytes.
     pub const SIZE: usize = size_of::<u32>();
 
     /// Those at a multiple of four on the file's first page, which has to be open for reading.

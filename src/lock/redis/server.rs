@@ -5,7 +5,7 @@ use crate::error::Result;
 use crate::world::wait::Stop;
 use std::time::{Duration, Instant};
 
-/// Of so many questions the fastest counts: one may be held up by anything.
+/// So many questions are asked, of which the fastest counts: one may be held up by anything.
 const QUESTIONS: usize = 3;
 
 /// What is not told (a user of the server may not be permitted to ask) is `None`.

@@ -120,7 +120,7 @@ struct DeviceRequest {
 #[serde(rename_all = "PascalCase", default)]
 struct OwnConfig {
     image: String,
-    /// In seconds.
+    /// The seconds that it is given to end.
     stop_timeout: Option<u64>,
     healthcheck: Option<Healthcheck>,
     #[serde(deserialize_with = "or_default")]
