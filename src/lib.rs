@@ -26,6 +26,7 @@ pub mod properties;
 mod redact;
 mod report;
 mod screen;
+mod session;
 mod step;
 mod world;
 

@@ -1,12 +1,12 @@
 //! `gpuctl adopt`.
 
-use super::Session;
 use crate::cli::AdoptArgs;
 use crate::error::{Failure, Result};
 use crate::exit::{Answer, Code};
 use crate::model::Manager;
 use crate::observe::{adoptable, gpu_pids};
 use crate::report::{AdoptReport, Subject};
+use crate::session::Session;
 use crate::world::nvml::Reader;
 use crate::world::starts;
 

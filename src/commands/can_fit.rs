@@ -1,6 +1,5 @@
 //! `gpuctl can-fit`: answers for this moment, or with `--budget` for what is promised.
 
-use super::{Session, size};
 use crate::cli::CanFitArgs;
 use crate::error::Result;
 use crate::exit::Answer;
@@ -8,6 +7,7 @@ use crate::model::{Mb, Source};
 use crate::observe::{Ask, observe};
 use crate::plan::{CardBudget, reading_required};
 use crate::report::CanFitReport;
+use crate::session::{Session, size};
 use crate::world::nvml::Reader;
 
 pub fn run(arguments: &CanFitArgs, session: Session) -> Result<Answer> {

@@ -1,6 +1,5 @@
 //! `gpuctl canary`: a changed configuration of production, judged and tried.
 
-use super::Session;
 use crate::canary::conduct::{Candidacy, Course, conduct, put_right, reset_budget, unlock};
 use crate::cli::{CanaryCheckArgs, CanaryCommand, CandidateArgs};
 use crate::config::Mode;
@@ -8,6 +7,7 @@ use crate::error::{Failure, Result};
 use crate::exit::Answer;
 use crate::lock;
 use crate::report::{CanaryRunReport, CanaryStatusReport, DoneReport, VerdictReport, print};
+use crate::session::Session;
 use crate::world::host;
 
 pub fn run(command: &CanaryCommand, session: Session) -> Result<Answer> {

@@ -1,12 +1,12 @@
 //! `gpuctl history`: what earlier calls did.
 
-use super::{Session, no_duration};
 use crate::cli::HistoryArgs;
 use crate::config::Span;
 use crate::error::Result;
 use crate::exit::Answer;
 use crate::history::read;
 use crate::report::{HistoryReport, print};
+use crate::session::{Session, no_duration};
 use crate::world::host;
 
 pub fn run(arguments: &HistoryArgs, session: &Session) -> Result<Answer> {

@@ -1,6 +1,6 @@
 //! `gpuctl http`: one request from stdin, the command that it stands for, one answer on stdout.
 
-use super::{dispatch, load};
+use super::dispatch;
 use crate::cli::{Cli, Global};
 use crate::config::Environment;
 use crate::error::Result;
@@ -9,6 +9,7 @@ use crate::http::{Rejection, admit, command, document, receive};
 use crate::progress::Progress;
 use crate::report::{Form, Reply, failure_document, unprinted};
 use crate::screen::Screen;
+use crate::session::load;
 use crate::world::{client, host};
 
 pub fn run(global: &Global, environment: &Environment) -> Result<Answer> {

@@ -1,12 +1,12 @@
 //! `gpuctl lock`: the GPU lock by hand.
 
-use super::{Session, duration};
 use crate::cli::{LockAcquireArgs, LockCommand, LockReleaseArgs};
 use crate::error::{Failure, Result};
 use crate::exit::{Answer, Code};
 use crate::lock::{self, Release, Wanted};
 use crate::progress::Waiting;
 use crate::report::{AcquiredReport, LockStatusReport, ReleasedReport, deliver, print};
+use crate::session::{Session, duration};
 
 pub fn run(command: &LockCommand, session: Session) -> Result<Answer> {
     match command {
@@ -18,18 +18,8 @@ pub fn run(command: &LockCommand, session: Session) -> Result<Answer> {
 
 fn acquire(arguments: &LockAcquireArgs, session: &Session) -> Result<Answer> {
     let config = &session.config;
-    let holder = &arguments.holder;
-    if holder.is_empty() || *holder != lock::shown(holder) {
-        return Err(Failure::new(Code::Usage, format!("\"{holder}\" cannot be shown as a holder"))
-            .hint("a name without |, quotes and control characters"));
-    }
-    let ttl = match &arguments.ttl {
-        Some(text) => duration("--ttl", text)?,
-        None => config.lock.ttl,
-    };
-    if ttl.is_zero() {
-        return Err(Failure::new(Code::Usage, "--ttl: a lock without time is no lock"));
-    }
+    let ttl = arguments.ttl.as_deref().map(|text| duration("--ttl", text)).transpose()?;
+    let wanted = Wanted::new(&arguments.holder, ttl.unwrap_or(config.lock.ttl), arguments.pid)?;
     let patience = arguments.waiting.patience(config)?;
     if let Some(token) = &config.lock.token {
         let held = lock::joined(config, token)?;
@@ -37,9 +27,8 @@ fn acquire(arguments: &LockAcquireArgs, session: &Session) -> Result<Answer> {
         return Ok(Answer::Yes);
     }
     let mut waiting = Waiting::new(&session.progress, patience);
-    let wanted = Wanted { holder, ttl, pid: arguments.pid, patience };
-    let mut taken =
-        lock::acquire(config, &wanted, &session.patient, &mut |busy| waiting.tell(busy))?;
+    let mut tell = |busy: &str| waiting.tell(busy);
+    let mut taken = lock::acquire(config, &wanted, patience, &session.patient, &mut tell)?;
     waiting.done();
     match deliver(&AcquiredReport::new(&taken.claim), &session.form) {
         Ok(()) => taken.leave()?,

@@ -1,12 +1,12 @@
 //! `gpuctl logs`: hands over to the program that shows the log, wherever its manager keeps it.
 
-use super::Session;
 use crate::cli::LogsArgs;
 use crate::error::{Failure, Result};
 use crate::exit::{Answer, Code};
 use crate::model::{Manager, Presence};
 use crate::observe::containers;
 use crate::report::{Form, LogReport, print};
+use crate::session::Session;
 use crate::world::docker::Docker;
 use crate::world::logs::{self, LogPart};
 use crate::world::systemd;

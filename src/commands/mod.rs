@@ -1,6 +1,5 @@
-//! One file a subcommand: each names, in order, the steps that it consists of.
+//! One file for each subcommand, which names, in order, the steps that it consists of.
 
-mod act;
 mod adopt;
 mod can_fit;
 mod canary;
@@ -20,119 +19,17 @@ mod run;
 mod start;
 mod status;
 mod stop;
-mod task;
 mod watch;
 
-use crate::canary::{debt, guardian};
-use crate::cli::{Cli, Command, DrainArgs, Global, WaitArgs};
-use crate::config::{Config, Environment, Span};
+use crate::canary::guardian;
+use crate::cli::{Cli, Command};
+use crate::config::Environment;
 use crate::error::{Failure, Result};
-use crate::execute::drain::Drain;
-use crate::exit::{Answer, Code};
+use crate::exit::Answer;
 use crate::lock::watchdog;
-use crate::model::Mb;
-use crate::progress::Progress;
-use crate::report::{Form, Report, print};
-use crate::screen::Screen;
-use crate::world::wait::Stop;
-use crate::world::{caller, client};
+use crate::report::Form;
+use crate::session::{Session, load};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::Duration;
-
-/// Every command that looks at the world works with this.
-struct Session {
-    config: Config,
-    stop: Stop,
-    /// The same while the lock is waited for, which ends when nobody waits for the answer any more.
-    patient: Stop,
-    progress: Progress,
-    form: Form,
-    /// Nothing but errors, and what is asked for as such.
-    quiet: bool,
-}
-
-impl Session {
-    fn open(global: &Global, environment: &Environment, form: Form) -> Result<Session> {
-        caller::lift_limits()?;
-        let stop =
-            Stop::on_signals().map_err(|e| Failure::bug(format!("cannot handle signals: {e}")))?;
-        Ok(Session {
-            config: load(global, environment)?,
-            patient: match &form {
-                Form::Http(_) => client::watch()?.map_or(stop.clone(), |gone| stop.or_gone(&gone)),
-                _ => stop.clone(),
-            },
-            stop,
-            progress: Progress::new(
-                global.quiet,
-                Screen::of(rustix::stdio::stderr(), environment),
-                log::max_level() > log::LevelFilter::Off,
-            ),
-            form,
-            quiet: global.quiet,
-        })
-    }
-}
-
-impl Session {
-    /// The same, once production that is back has settled the trial that was interrupted.
-    fn settled(self) -> Session {
-        debt::settle_by_itself(&self.config, &self.stop, &self.progress);
-        self
-    }
-
-    /// Prints what was done or found, unless the exit code is all that is wanted.
-    fn conclude(&self, report: &impl Report) -> Result<()> {
-        match (self.quiet, &self.form) {
-            (true, Form::Text(_)) => Ok(()),
-            (_, form) => print(report, form),
-        }
-    }
-}
-
-/// A duration as it was typed.
-fn duration(flag: &str, text: &str) -> crate::error::Result<Duration> {
-    Span::parse(text).map(|span| span.0).ok_or_else(|| no_duration(flag, text, ", 7 days at most"))
-}
-
-fn no_duration(flag: &str, text: &str, limit: &str) -> Failure {
-    Failure::new(Code::Usage, format!("{flag}: \"{text}\" is not a duration"))
-        .hint(format!("90s, 10m, 1h30m or a number of seconds{limit}"))
-}
-
-/// Reads a size as it was typed.
-fn size(text: &str) -> crate::error::Result<Mb> {
-    Mb::parse(text).ok_or_else(|| {
-        Failure::new(Code::Usage, format!("\"{text}\" is not a valid size"))
-            .hint(format!("a size is {}", Mb::FORM))
-    })
-}
-
-impl DrainArgs {
-    /// Returns how long to wait for work in flight.
-    fn drain(&self) -> Result<Drain> {
-        match &self.drain {
-            _ if self.no_drain => Ok(Drain::CutOff),
-            Some(text) => duration("--drain", text).map(Drain::Within),
-            None => Ok(Drain::Configured),
-        }
-    }
-}
-
-impl WaitArgs {
-    /// Returns how long to wait for the lock.
-    fn patience(&self, config: &Config) -> crate::error::Result<Duration> {
-        match &self.wait {
-            _ if self.no_wait => Ok(Duration::ZERO),
-            Some(text) => duration("--wait", text),
-            None => Ok(config.lock.wait),
-        }
-    }
-}
-
-fn load(global: &Global, environment: &Environment) -> Result<Config> {
-    Config::load(global.config.as_deref(), global.gpu.as_deref(), environment)
-}
 
 /// Carries out what was typed, and prints what came of it.
 pub fn run(cli: &Cli, environment: &Environment) -> Result<Answer> {

@@ -1,12 +1,12 @@
 //! `gpuctl prepare-phase`.
 
-use super::{Session, act::act};
 use crate::cli::PreparePhaseArgs;
 use crate::error::Result;
 use crate::exit::Answer;
 use crate::model::{Evict, Service};
 use crate::plan;
 use crate::report::Subject;
+use crate::session::{Session, act::act};
 
 pub fn run(arguments: &PreparePhaseArgs, session: Session) -> Result<Answer> {
     let phase = session.config.phase(&arguments.phase)?;

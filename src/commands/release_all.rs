@@ -1,11 +1,11 @@
 //! `gpuctl release-all`.
 
-use super::{Session, act::act};
 use crate::cli::ReleaseAllArgs;
 use crate::error::Result;
 use crate::exit::Answer;
 use crate::plan;
 use crate::report::Subject;
+use crate::session::{Session, act::act};
 
 pub fn run(arguments: &ReleaseAllArgs, session: Session) -> Result<Answer> {
     session.config.require_file()?;

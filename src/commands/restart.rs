@@ -1,12 +1,12 @@
 //! `gpuctl restart`.
 
-use super::{Session, act::act};
 use crate::cli::RestartArgs;
 use crate::error::Result;
 use crate::exit::Answer;
 use crate::model::{Evict, Service};
 use crate::plan;
 use crate::report::Subject;
+use crate::session::{Session, act::act};
 
 pub fn run(arguments: &RestartArgs, session: Session) -> Result<Answer> {
     let service = session.config.service(&arguments.service)?.clone();

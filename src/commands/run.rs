@@ -1,7 +1,5 @@
 //! `gpuctl run`: the lock, a service, a phase or room made ready, and a command under the lock.
 
-use super::task::Task;
-use super::{Session, duration, size};
 use crate::canary::debt;
 use crate::cli::{RunArgs, Target};
 use crate::config::{Config, Environment};
@@ -10,6 +8,8 @@ use crate::execute::restore_for_another;
 use crate::exit::{Answer, Code};
 use crate::lock::check_grace;
 use crate::report::Subject;
+use crate::session::task::Task;
+use crate::session::{Session, duration, size};
 use crate::world::job::could_start;
 use serde_json::Value;
 

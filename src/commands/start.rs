@@ -1,12 +1,12 @@
 //! `gpuctl start`.
 
-use super::{Session, act::act};
 use crate::cli::StartArgs;
 use crate::error::Result;
 use crate::exit::Answer;
 use crate::model::{Evict, Service};
 use crate::plan;
 use crate::report::Subject;
+use crate::session::{Session, act::act};
 
 pub fn run(arguments: &StartArgs, session: Session) -> Result<Answer> {
     let service = session.config.service(&arguments.service)?.clone();

@@ -1,11 +1,11 @@
 //! `gpuctl stop`.
 
-use super::{Session, act::act};
 use crate::cli::StopArgs;
 use crate::error::Result;
 use crate::exit::Answer;
 use crate::plan;
 use crate::report::Subject;
+use crate::session::{Session, act::act};
 
 pub fn run(arguments: &StopArgs, session: Session) -> Result<Answer> {
     for name in &arguments.services {

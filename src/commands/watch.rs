@@ -1,10 +1,10 @@
 //! `gpuctl status --watch`: looks again and again. A look that takes long leaves the one before it
 //! on the screen, with its age.
 
-use super::{Session, status};
 use crate::error::{Failure, Result};
 use crate::exit::Answer;
 use crate::report::Display;
+use crate::session::{Session, sight};
 use crate::world::host;
 use crate::world::job::stop_own_group;
 use crate::world::nvml::Reader;
@@ -24,7 +24,7 @@ pub fn run(every: Duration, session: Session) -> Result<Answer> {
         let (config, reader, stop) = (config.clone(), reader.clone(), stop.clone());
         Aside::begin(move || {
             let mut reader = reader.lock().unwrap_or_else(PoisonError::into_inner);
-            status::look(&config, &mut reader, &stop)
+            sight(&config, &mut reader, &stop)
         })
     };
     let terminal =

@@ -6,7 +6,7 @@ use super::machine::Machine;
 use super::record::{Held, Record};
 use super::redis::Redis;
 use super::watchdog::give_back;
-use super::{Patience, look, not_held, redis};
+use super::{Patience, look, not_held, redis, shown};
 use crate::config::Config;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
@@ -22,7 +22,21 @@ pub struct Wanted<'a> {
     pub ttl: Duration,
     /// The process that it ends with as well.
     pub pid: Option<Pid>,
-    pub patience: Duration,
+}
+
+impl Wanted<'_> {
+    /// Refuses a holder that could not be shown, and a lock that lasts no time.
+    pub fn new(holder: &str, ttl: Duration, pid: Option<Pid>) -> Result<Wanted<'_>> {
+        let refused = |message: String| Failure::new(Code::Usage, message);
+        if holder.is_empty() || holder != shown(holder) {
+            return Err(refused(format!("\"{holder}\" cannot be shown as a holder"))
+                .hint("a name without |, quotes and control characters"));
+        }
+        match ttl.is_zero() {
+            true => Err(refused("--ttl: a lock without time is no lock".to_owned())),
+            false => Ok(Wanted { holder, ttl, pid }),
+        }
+    }
 }
 
 /// A lock that is ours for now, and that nobody else knows the token of.
@@ -38,6 +52,7 @@ pub struct ByHand {
 pub fn acquire(
     config: &Config,
     wanted: &Wanted,
+    patience: Duration,
     stop: &Stop,
     tell: &mut dyn FnMut(&str),
 ) -> Result<ByHand> {
@@ -49,7 +64,7 @@ pub fn acquire(
     let mut machine = Machine::open(&config.lock.place.file)?;
     let mut claim = Claim::new(wanted.holder, record, wanted.ttl.min(TTL), &machine)?;
     let mut redis = redis(config);
-    let patience = Patience::new(wanted.patience);
+    let patience = Patience::new(patience);
     enter(config, &mut machine, redis.as_mut(), &mut claim, &patience, stop, tell)?;
     claim.ttl = wanted.ttl;
     if let Some(redis) = &mut redis

@@ -109,6 +109,29 @@ fn put(path: &Path, content: &[u8], finish: impl FnOnce(&File) -> Result<()>) ->
     written
 }
 
+/// Gives a file of a person's its content, private as a new one, in folders that are made if need be:
+/// also where others may make files of any name beside it.
+pub fn put_in_place(path: &Path, content: &[u8]) -> Result<()> {
+    let folder =
+        path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    let new = draft(&path.with_extension(std::process::id().to_string()));
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    let written = rustix::fs::open(&new, flags, Mode::RUSR | Mode::WUSR)
+        .map_err(Error::from)
+        .and_then(|file| {
+            let mut file = File::from(file);
+            file.write_all(content)?;
+            file.sync_all()?;
+            fs::rename(&new, path)
+        });
+    if written.is_err() {
+        // The first error is the one to tell.
+        let _ = fs::remove_file(&new);
+    }
+    written
+}
+
 /// Makes a file with its content, or fails where there is one (`AlreadyExists`): nobody sees it
 /// without.
 pub fn create(path: &Path, content: &[u8]) -> Result<()> {

@@ -1,0 +1,76 @@
+//! What every command that looks at the world works with, and what the acting ones have in common:
+//! the lock, a look, a plan, its steps, the last look, the report.
+
+pub mod act;
+mod held;
+mod sight;
+pub mod task;
+mod typed;
+
+pub use sight::sight;
+pub use typed::{duration, no_duration, size};
+
+use crate::canary::debt;
+use crate::cli::Global;
+use crate::config::{Config, Environment};
+use crate::error::{Failure, Result};
+use crate::progress::Progress;
+use crate::report::{Form, Report, print};
+use crate::screen::Screen;
+use crate::world::wait::Stop;
+use crate::world::{caller, client};
+
+/// Every command that looks at the world works with this.
+pub struct Session {
+    pub config: Config,
+    pub stop: Stop,
+    /// The same while the lock is waited for, which ends when nobody waits for the answer any more.
+    pub patient: Stop,
+    pub progress: Progress,
+    pub form: Form,
+    /// Nothing but errors, and what is asked for as such.
+    pub quiet: bool,
+}
+
+impl Session {
+    pub fn open(global: &Global, environment: &Environment, form: Form) -> Result<Session> {
+        caller::lift_limits()?;
+        let stop =
+            Stop::on_signals().map_err(|e| Failure::bug(format!("cannot handle signals: {e}")))?;
+        Ok(Session {
+            config: load(global, environment)?,
+            patient: match &form {
+                Form::Http(_) => client::watch()?.map_or(stop.clone(), |gone| stop.or_gone(&gone)),
+                _ => stop.clone(),
+            },
+            stop,
+            progress: Progress::new(
+                global.quiet,
+                Screen::of(rustix::stdio::stderr(), environment),
+                log::max_level() > log::LevelFilter::Off,
+            ),
+            form,
+            quiet: global.quiet,
+        })
+    }
+}
+
+impl Session {
+    /// The same, once production that is back has settled the trial that was interrupted.
+    pub fn settled(self) -> Session {
+        debt::settle_by_itself(&self.config, &self.stop, &self.progress);
+        self
+    }
+
+    /// Prints what was done or found, unless the exit code is all that is wanted.
+    pub fn conclude(&self, report: &impl Report) -> Result<()> {
+        match (self.quiet, &self.form) {
+            (true, Form::Text(_)) => Ok(()),
+            (_, form) => print(report, form),
+        }
+    }
+}
+
+pub fn load(global: &Global, environment: &Environment) -> Result<Config> {
+    Config::load(global.config.as_deref(), global.gpu.as_deref(), environment)
+}

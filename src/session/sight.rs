@@ -1,0 +1,38 @@
+//! All that there is to see.
+
+use crate::config::Config;
+use crate::error::{Failure, Result};
+use crate::exit::Code;
+use crate::lock::{self, Held};
+use crate::notes::Notes;
+use crate::observe::{Ask, observe};
+use crate::report::StatusReport;
+use crate::world::nvml::Reader;
+use crate::world::wait::{Aside, Stop, wait};
+use std::time::{Duration, Instant};
+
+/// Beyond the limits that looking at the lock has itself.
+const LOCK_LIMIT: Duration = Duration::from_secs(5);
+
+/// All that there is to see, the lock beside everything else: a server that hangs costs no more
+/// than a health check that does.
+pub fn sight(config: &Config, reader: &mut Reader, stop: &Stop) -> Result<StatusReport> {
+    let looking = Aside::begin({
+        let config = config.clone();
+        move || lock::look(&config)
+    })?;
+    let mut snapshot = observe(config, reader, stop, &|_| Ask::StateAndJobs)?;
+    Notes::keep(config, &snapshot);
+    let held = found(&looking, stop);
+    if let Ok(Some(held)) = &held {
+        snapshot.mark_busy(|service| held.is_for(service));
+    }
+    Ok(StatusReport::new(config, &snapshot, &held))
+}
+
+/// Who holds the lock, as far as its place answers in time.
+fn found(looking: &Aside<Result<Option<Held>>>, stop: &Stop) -> Result<Option<Held>> {
+    wait(&[looking.ended().fd()], stop, Instant::now() + LOCK_LIMIT);
+    let silent = || Err(Failure::new(Code::Unavailable, "the lock is not answering"));
+    looking.take().unwrap_or_else(silent)
+}
