@@ -58,7 +58,7 @@ pub fn route(hands: &Hands, candidate: &Candidate, verdict: &Prediction) -> Resu
     let command = candidate
         .command(&canary.start, canary.port, &canary.model)
         .map_err(|problem| Failure::new(Code::Config, problem))?;
-    refuse_homeless(&command, hands.config.service(&canary.service)?, canary)?;
+    refuse_homeless(&command, hands.executor.config.service(&canary.service)?, canary)?;
     let spare = canary.spare_gpu.filter(|device| has_room(*device, candidate, verdict, hands));
     Ok(spare.map_or(Route::Quiesced, Route::Spare))
 }
@@ -81,19 +81,19 @@ fn refuse_homeless(command: &str, production: &Service, canary: &Canary) -> Resu
 }
 
 /// Whether a trial may begin there; `waived`: the window and the cooldown, by an operator's word.
-pub fn admit(hands: &Hands, route: Route, waived: bool, stop: &Stop) -> Result<()> {
+pub fn admit(hands: &Hands, route: Route, waived: bool) -> Result<()> {
     refuse_unsettled(hands.ledger, hands.canary)?;
     maintenance::refuse_held(hands.canary)?;
     hands.permit(route, waived)?;
-    refuse_unready(hands, stop, route)
+    refuse_unready(hands, route)
 }
 
 /// Whether that card is another than production's, and has room for the candidate: for what it
 /// takes of production's card, and for the share that it takes of this one.
 fn has_room(device: u32, candidate: &Candidate, verdict: &Prediction, hands: &Hands) -> bool {
-    let mut own = hands.reader.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut own = hands.executor.reader.lock().unwrap_or_else(PoisonError::into_inner);
     let own = own.read().ok().and_then(|vram| vram.device);
-    let other = Gpu { selector: Selector::Index(device), ..hands.config.gpu.clone() };
+    let other = Gpu { selector: Selector::Index(device), ..hands.executor.config.gpu.clone() };
     let other = Reader::open(&other).read().ok();
     let (Some(own), Some(Vram { total: Some(total), used: Some(used), free: Some(free), .. })) =
         (own, other)
@@ -106,7 +106,7 @@ fn has_room(device: u32, candidate: &Candidate, verdict: &Prediction, hands: &Ha
 }
 
 /// A trial needs production to be well, and its own port to be free.
-fn refuse_unready(hands: &Hands, stop: &Stop, route: Route) -> Result<()> {
+fn refuse_unready(hands: &Hands, route: Route) -> Result<()> {
     let canary = hands.canary;
     let listeners = Listeners::read();
     if listeners.is_taken(canary.port) {
@@ -118,7 +118,7 @@ fn refuse_unready(hands: &Hands, stop: &Stop, route: Route) -> Result<()> {
     if matches!(route, Route::Spare(_)) {
         return Ok(());
     }
-    let snapshot = hands.observe(stop)?;
+    let snapshot = hands.observe()?;
     match snapshot.service(&canary.service).state {
         State::Ready => Ok(()),
         state => Err(Failure::new(
@@ -175,8 +175,8 @@ impl Hands<'_> {
 
 /// Takes the GPU lock for a trial, which does not wait for it: the refusal says when the lock ends
 /// by itself.
-pub fn take_lock_at_once(hands: &Hands, stop: &Stop) -> Result<Guard> {
-    hands.take_lock(stop, Duration::ZERO).map_err(|refusal| {
+pub fn take_lock_at_once(hands: &Hands) -> Result<Guard> {
+    hands.take_lock(Duration::ZERO).map_err(|refusal| {
         let left = refusal.details.get("ttl").and_then(Value::as_u64).map(Duration::from_secs);
         let Some(left) = left.filter(|_| refusal.code == Code::LockBusy) else { return refusal };
         let hints = vec!["try again when it is free; `gpuctl lock status` tells you".to_owned()];
@@ -195,6 +195,9 @@ pub fn note_refusal(hands: &Hands, document: &Map<String, Value>, refusal: &Fail
     });
     let facts = facts.as_object().cloned().unwrap_or_default();
     if let Err(failure) = hands.ledger.audit(night, "refused", facts) {
-        hands.progress.warning(&format!("the refusal is missing from the audit: {failure}"));
+        hands
+            .executor
+            .progress
+            .warning(&format!("the refusal is missing from the audit: {failure}"));
     }
 }

@@ -12,6 +12,7 @@ use super::trial::{Trial, TrialOutcome};
 use super::verdict::Prediction;
 use crate::config::{Config, Mode};
 use crate::error::Result;
+use crate::execute::Executor;
 use crate::progress::Progress;
 use crate::screen::text::span;
 use crate::world::host;
@@ -81,19 +82,20 @@ pub fn conduct(
     let (Ok(candidate), true, Mode::Canary) = (candidate, prediction.passed, asked.mode) else {
         return Ok((prediction, Course::Predicted));
     };
-    let hands = Hands { config, canary, ledger: &ledger, reader: &Mutex::new(reader), progress };
+    let executor = Executor { config, stop, reader: &Mutex::new(reader), progress };
+    let hands = Hands { executor, canary, ledger: &ledger };
     let route = route(&hands, &candidate, &prediction)?;
-    let admitted = admit(&hands, route, asked.waived, stop);
+    let admitted = admit(&hands, route, asked.waived);
     if asked.is_question {
         return admitted.map(|()| (prediction, Course::Permitted(route)));
     }
-    let guard = admitted.and_then(|()| take_lock_at_once(&hands, stop));
+    let guard = admitted.and_then(|()| take_lock_at_once(&hands));
     let guard = guard.inspect_err(|refusal| note_refusal(&hands, &asked.document, refusal))?;
+    let executor = Executor { stop: &stop.under(guard.lease()), ..executor };
     let trial = Trial {
-        hands,
+        hands: Hands { executor, ..hands },
         candidate: &candidate,
         guard: &guard,
-        stop: &stop.under(guard.lease()),
         waived: asked.waived,
         others: prediction.persistent,
         state_dir: config.state_dir()?,
@@ -114,8 +116,9 @@ pub fn put_right(config: &Config, stop: &Stop, progress: &Progress) -> Result<St
     let canary = config.canary()?;
     let ledger = Ledger::open(config)?;
     let reader = Mutex::new(Reader::open(&config.gpu));
-    let hands = Hands { config, canary, ledger: &ledger, reader: &reader, progress };
-    let Some(restored) = recover(&hands, stop)? else { return Ok("nothing to recover".to_owned()) };
+    let executor = Executor { config, stop, reader: &reader, progress };
+    let hands = Hands { executor, canary, ledger: &ledger };
+    let Some(restored) = recover(&hands)? else { return Ok("nothing to recover".to_owned()) };
     let told = format!("{} is back; it was away for {}", canary.service, span(restored.downtime));
     restored.failure.map_or(Ok(told), Err)
 }

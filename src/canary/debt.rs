@@ -6,6 +6,7 @@ use super::maintenance;
 use super::restore::{Hands, seconds};
 use crate::config::Config;
 use crate::error::Result;
+use crate::execute::Executor;
 use crate::progress::Progress;
 use crate::screen::text::span;
 use crate::world::nvml::Reader;
@@ -37,8 +38,9 @@ fn settle(config: &Config, stop: &Stop, progress: &Progress) -> Result<()> {
     let is_left = |journal: &Journal| journal.is_orphaned() && !journal.is_being_put_right();
     let Some(journal) = ledger.journal()?.filter(is_left) else { return Ok(()) };
     let reader = Mutex::new(Reader::open(&config.gpu));
-    let hands = Hands { config, canary, ledger: &ledger, reader: &reader, progress };
-    let Some(away) = hands.came_back_after(&journal, stop) else { return Ok(()) };
+    let executor = Executor { config, stop, reader: &reader, progress };
+    let hands = Hands { executor, canary, ledger: &ledger };
+    let Some(away) = hands.came_back_after(&journal) else { return Ok(()) };
     // Its canary is ended by who recovers.
     if !journal.canary_processes().is_empty() {
         return Ok(());

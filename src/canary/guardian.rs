@@ -6,6 +6,7 @@ use super::maintenance;
 use super::restore::{Hands, restore};
 use crate::config::{Canary, Config};
 use crate::error::{Failure, Result};
+use crate::execute::Executor;
 use crate::exit::{Answer, Code};
 use crate::lock::{Guard, Heirloom};
 use crate::model::Pid;
@@ -14,7 +15,7 @@ use crate::world::clock::SinceBoot;
 use crate::world::companion::{Companion, Heard, Listener};
 use crate::world::nvml::Reader;
 use crate::world::process;
-use crate::world::wait::{Handle, LATE};
+use crate::world::wait::{Handle, LATE, Stop};
 use rustix::fd::BorrowedFd;
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
@@ -130,7 +131,8 @@ fn bring_back(
     progress: &Progress,
 ) -> Result<bool> {
     let reader = Mutex::new(Reader::open(&config.gpu));
-    let hands = Hands { config, canary, ledger, reader: &reader, progress };
+    let executor = Executor { config, stop: &Stop::never(), reader: &reader, progress };
+    let hands = Hands { executor, canary, ledger };
     let told = hands.audit(journal, "guardian_acts", json!({"reason": why}));
     let restored = restore(&hands, journal, None, &|_| {})?;
     told.map(|()| restored.failure.is_none())

@@ -6,21 +6,19 @@ use super::maintenance;
 use super::server;
 use crate::config::{Canary, Config, Span};
 use crate::error::{Failure, Result};
-use crate::execute::drain::{Drain, DrainClock};
-use crate::execute::{Context, execute};
+use crate::execute::Executor;
+use crate::execute::drain::Drain;
 use crate::exit::Code;
 use crate::lock::{Guard, Purpose};
 use crate::model::{Pid, Presence, Running, Service, Snapshot, State};
-use crate::observe::{Ask, observe};
+use crate::observe::Ask;
 use crate::plan::{self, Plan};
-use crate::progress::Progress;
 use crate::step::Action;
-use crate::world::nvml::Reader;
 use crate::world::wait::{Event, Stop, Woken, wait};
 use crate::world::{host, process, systemd};
 use serde_json::{Map, Value, json};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -43,39 +41,27 @@ pub struct Restored {
 /// Production is stopped and restored with these.
 #[derive(Clone, Copy)]
 pub struct Hands<'a> {
-    pub config: &'a Config,
+    pub executor: Executor<'a>,
     pub canary: &'a Canary,
     pub ledger: &'a Ledger,
-    pub reader: &'a Mutex<Reader>,
-    pub progress: &'a Progress,
 }
 
 impl Hands<'_> {
-    /// Observes, plans and carries out.
-    pub fn carry_out(
+    /// Observes, plans and carries out. Whether production worked was looked for before it was
+    /// touched; from then on it comes first.
+    fn carry_out(
         &self,
         stop: &Stop,
-        plan: impl FnOnce(&Config, &Snapshot) -> Result<Plan>,
+        plan: impl Fn(&Config, &Snapshot) -> Result<Plan>,
     ) -> Result<()> {
-        let before = self.observe(stop)?;
-        let plan = plan(self.config, &before)?;
-        let context = Context {
-            config: self.config,
-            stop,
-            reader: self.reader,
-            progress: self.progress,
-            before: &before,
-            witness: &|_| (),
-            // It was looked for before production was touched; from then on production comes first.
-            drain: DrainClock::start(Drain::CutOff),
-        };
-        execute(&plan, &context).failure.map_or(Ok(()), Err)
+        let executor = Executor { stop, ..self.executor };
+        let asks = |service: &Service| service.name == self.canary.service;
+        let (_, outcome) = executor.carry_out(Drain::CutOff, asks, plan, &|_| ())?;
+        outcome.failure.map_or(Ok(()), Err)
     }
 
-    pub fn observe(&self, stop: &Stop) -> Result<Snapshot> {
-        let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
-        let asks = |service: &Service| Ask::state_if(service.name == self.canary.service);
-        observe(self.config, &mut reader, stop, &asks)
+    pub fn observe(&self) -> Result<Snapshot> {
+        self.executor.look(&|service| Ask::state_if(service.name == self.canary.service))
     }
 
     pub fn stop_production(&self, stop: &Stop, force: bool) -> Result<()> {
@@ -96,7 +82,7 @@ impl Hands<'_> {
     /// Starts production as it was: once its memory is back it is not refused for what others
     /// declare, beside whom it ran, nor after a while for what they have taken since.
     fn start_production(&self, journal: &Journal, waited: Duration, stop: &Stop) -> Result<()> {
-        let service = self.config.service(&journal.service)?;
+        let service = self.executor.config.service(&journal.service)?;
         self.carry_out(stop, |config, snapshot| {
             let used = snapshot.vram.used.zip(journal.others);
             let is_cleared = used.is_some_and(|(used, others)| used <= others);
@@ -111,8 +97,8 @@ impl Hands<'_> {
 
     /// Tells for how long production was away, where it is ready without our doing: somebody has
     /// started it again since, or it was never stopped, and what would have stopped it is long over.
-    pub fn came_back_after(&self, journal: &Journal, stop: &Stop) -> Option<Duration> {
-        let snapshot = self.observe(stop).ok()?;
+    pub fn came_back_after(&self, journal: &Journal) -> Option<Duration> {
+        let snapshot = self.observe().ok()?;
         let production = snapshot.services.iter().find(|one| one.name == journal.service)?;
         let Presence::Up(Running { age: Some(age), .. }) = &production.presence else {
             return None;
@@ -122,7 +108,7 @@ impl Hands<'_> {
             return is_ready.then_some(Duration::ZERO);
         };
         let since = away.elapsed(&journal.boot);
-        let stopping = self.config.service(&journal.service).ok()?.stop_timeout * 2;
+        let stopping = self.executor.config.service(&journal.service).ok()?.stop_timeout * 2;
         let is_over = since > stopping.max(self.canary.limits.reserve);
         since.checked_sub(*age).or_else(|| is_over.then_some(Duration::ZERO))
     }
@@ -133,7 +119,7 @@ impl Hands<'_> {
     }
 
     /// Takes the GPU lock for the canary.
-    pub fn take_lock(&self, stop: &Stop, patience: Duration) -> Result<Guard> {
+    pub fn take_lock(&self, patience: Duration) -> Result<Guard> {
         let services = [self.canary.service.clone()];
         let purpose = Purpose {
             holder: "canary",
@@ -142,7 +128,8 @@ impl Hands<'_> {
             patience,
             margin: None,
         };
-        Guard::take(self.config, &purpose, stop, self.progress)
+        let Executor { config, stop, progress, .. } = self.executor;
+        Guard::take(config, &purpose, stop, progress)
     }
 
     /// Writes an event of a trial into the audit.
@@ -170,7 +157,7 @@ pub fn restore(
     let (service, sla) = (journal.service.clone(), hands.canary.restore_sla);
     let (over, going_down) = (Event::new()?, Event::new()?);
     let tell_late = || {
-        hands.progress.warning(&format!("{service} was not back within {}", Span(sla)));
+        hands.executor.progress.warning(&format!("{service} was not back within {}", Span(sla)));
     };
     let is_told = AtomicBool::new(false);
     at_work(HEARTBEAT);
@@ -233,7 +220,7 @@ fn bring_back(
     going_down: &Arc<Event>,
 ) -> Result<()> {
     if !journal.canary_processes().is_empty() {
-        let step = hands.progress.begin(Action::Stop, server::NAME, server::GRACE);
+        let step = hands.executor.progress.begin(Action::Stop, server::NAME, server::GRACE);
         let ended = server::stop(journal);
         if ended.is_ok() {
             step.done(None);
@@ -251,7 +238,7 @@ fn bring_back(
         // Without it the worst is that production is stopped and started once more.
         let _ = hands.ledger.write_journal(journal);
     }
-    let service = hands.config.service(&journal.service)?;
+    let service = hands.executor.config.service(&journal.service)?;
     let limit = service.start_timeout.max(hands.canary.restore_sla);
     let starting = Instant::now();
     let (mut pause, mut last) = (FIRST_PAUSE, None);
@@ -293,7 +280,7 @@ fn machine_ends(journal: &Journal) -> Failure {
 }
 
 /// Puts right what a trial that was interrupted has left; `None`: there is nothing to put right.
-pub fn recover(hands: &Hands, stop: &Stop) -> Result<Option<Restored>> {
+pub fn recover(hands: &Hands) -> Result<Option<Restored>> {
     match hands.ledger.journal()? {
         None => {
             maintenance::clear_stale(hands.canary)?;
@@ -302,13 +289,13 @@ pub fn recover(hands: &Hands, stop: &Stop) -> Result<Option<Restored>> {
         Some(journal) if !journal.is_orphaned() => refuse_unsettled(hands.ledger, hands.canary)?,
         Some(_) => {}
     }
-    let guard = hands.take_lock(stop, hands.config.lock.wait)?;
+    let guard = hands.take_lock(hands.executor.config.lock.wait)?;
     // Who had the lock before us may have done it.
     let restored = match hands.ledger.journal()? {
         None => None,
         Some(mut journal) => {
             hands.audit(&journal, "recover", json!({}))?;
-            let came_back = hands.came_back_after(&journal, stop);
+            let came_back = hands.came_back_after(&journal);
             // Nobody else settles it meanwhile.
             let me = process::Id::of(std::process::id() as Pid);
             journal.recovers = me.map(|me| (host::boot_id(), me));
@@ -317,7 +304,7 @@ pub fn recover(hands: &Hands, stop: &Stop) -> Result<Option<Restored>> {
         }
     };
     maintenance::clear_stale(hands.canary)?;
-    guard.release(hands.progress)?;
+    guard.release(hands.executor.progress)?;
     Ok(restored)
 }
 
@@ -330,7 +317,7 @@ fn settle(hands: &Hands, journal: &Journal, downtime: Duration) -> Result<()> {
 /// An event that must not keep production away where it cannot be written.
 fn note(hands: &Hands, journal: &Journal, event: &str, details: Value) {
     if let Err(failure) = hands.audit(journal, event, details) {
-        hands.progress.warning(&format!("{event} is missing from the audit: {failure}"));
+        hands.executor.progress.warning(&format!("{event} is missing from the audit: {failure}"));
     }
 }
 

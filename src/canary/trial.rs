@@ -10,7 +10,7 @@ use super::restore::{Hands, Restored, milliseconds, restore};
 use super::server::{self, Server, Tested};
 use crate::config::Span;
 use crate::error::{Failure, Result};
-use crate::execute::drain;
+use crate::execute::{Executor, drain};
 use crate::lock::Guard;
 use crate::model::Mb;
 use crate::step::Action;
@@ -48,7 +48,6 @@ pub struct Trial<'a> {
     pub hands: Hands<'a>,
     pub candidate: &'a Candidate,
     pub guard: &'a Guard,
-    pub stop: &'a Stop,
     /// The window and the cooldown are waived.
     pub waived: bool,
     /// Every process but production's holds this much.
@@ -64,9 +63,10 @@ impl Trial<'_> {
             Route::Spare(device) => format!("beside {service}, on GPU {device}"),
             Route::Quiesced => format!("in the place of {service}, for {} at most", Span(limit)),
         };
-        self.hands.progress.line(&format!("trying {candidate} {place}"));
-        let progress = &self.hands.progress.timed(limit);
-        let timed = Trial { hands: Hands { progress, ..self.hands }, ..*self };
+        self.hands.executor.progress.line(&format!("trying {candidate} {place}"));
+        let progress = &self.hands.executor.progress.timed(limit);
+        let executor = Executor { progress, ..self.hands.executor };
+        let timed = Trial { hands: Hands { executor, ..self.hands }, ..*self };
         match route {
             Route::Spare(device) => timed.spare(device),
             Route::Quiesced => timed.quiesced(),
@@ -75,8 +75,11 @@ impl Trial<'_> {
 
     /// Tries the candidate in production's place.
     fn quiesced(&self) -> Result<TrialOutcome> {
-        drain::refuse_busy(self.hands.config.service(&self.hands.canary.service)?, self.stop)?;
-        let guardian = Guardian::start(self.hands.config, self.guard.descriptor())?;
+        drain::refuse_busy(
+            self.hands.executor.config.service(&self.hands.canary.service)?,
+            self.hands.executor.stop,
+        )?;
+        let guardian = Guardian::start(self.hands.executor.config, self.guard.descriptor())?;
         guardian.guard(self.guard.heirloom());
         let mut journal = self.journal(vec![guardian.group])?;
         let maintenance = match self.begin(&journal) {
@@ -91,7 +94,7 @@ impl Trial<'_> {
         };
         guardian.expect(self.hands.canary.timeout);
         let deadline = Event::at(Instant::now() + self.hands.canary.timeout)?;
-        let result = self.try_in_place(&mut journal, &self.stop.or(&deadline));
+        let result = self.try_in_place(&mut journal, &self.hands.executor.stop.or(&deadline));
         let (mut tested, broken_off) = self.judge(result, &deadline);
         let restored = restore(&self.hands, &mut journal, None, &|within| guardian.expect(within))?;
         drop(maintenance);
@@ -105,7 +108,7 @@ impl Trial<'_> {
     /// Writes down what is about to be done, and books what it may cost.
     fn begin(&self, journal: &Journal) -> Result<Option<Maintenance>> {
         let maintenance = maintenance::begin(self.hands.canary)?;
-        let _locked = self.hands.ledger.lock(self.stop)?;
+        let _locked = self.hands.ledger.lock(self.hands.executor.stop)?;
         refuse_unsettled(self.hands.ledger, self.hands.canary)?;
         self.hands.permit(Route::Quiesced, self.waived)?;
         self.hands.ledger.write_journal(journal)?;
@@ -118,20 +121,20 @@ impl Trial<'_> {
     fn spare(&self, device: u32) -> Result<TrialOutcome> {
         let mut journal = self.journal(Vec::new())?;
         {
-            let _locked = self.hands.ledger.lock(self.stop)?;
+            let _locked = self.hands.ledger.lock(self.hands.executor.stop)?;
             self.hands.permit(Route::Spare(device), self.waived)?;
             self.audit(&journal, "canary_start", json!({"path": "spare"}))?;
         }
         self.audit(&journal, "spare_path_selected", json!({"gpu": device}))?;
         let deadline = Event::at(Instant::now() + self.hands.canary.timeout)?;
-        let stop = self.stop.or(&deadline);
+        let stop = self.hands.executor.stop.or(&deadline);
         // Before the canary is there: it ends with us, whenever that is.
         self.guard.watch_over(None, &journal.token, server::GRACE)?;
         let mut server = self.start(&mut journal, Some(device))?;
         self.audit(&journal, "canary_started", json!({}))?;
         let result = self.examine(&journal, &mut server, &stop);
         let (tested, broken_off) = self.judge(result, &deadline);
-        let step = self.hands.progress.begin(Action::Stop, server::NAME, server::GRACE);
+        let step = self.hands.executor.progress.begin(Action::Stop, server::NAME, server::GRACE);
         server::stop(&journal)?;
         step.done(None);
         self.guard.forget_command();
@@ -141,7 +144,7 @@ impl Trial<'_> {
 
     /// Returns what a test came to, and why it was broken off if it was.
     fn judge(&self, result: Result<Tested>, deadline: &Event) -> (Tested, Option<Failure>) {
-        let timed_out = deadline.happened() && self.stop.check().is_ok();
+        let timed_out = deadline.happened() && self.hands.executor.stop.check().is_ok();
         let rejected = |why: String| Tested { rejection: Some(why), ..Tested::default() };
         match result {
             Ok(tested) => (tested, None),
@@ -186,7 +189,7 @@ impl Trial<'_> {
     }
 
     fn start(&self, journal: &mut Journal, device: Option<u32>) -> Result<Server> {
-        let production = self.hands.config.service(&journal.service)?;
+        let production = self.hands.executor.config.service(&journal.service)?;
         let (canary, token) = (self.hands.canary, &journal.token);
         let server =
             server::start(canary, production, self.candidate, device, token, self.state_dir)?;
@@ -200,7 +203,9 @@ impl Trial<'_> {
         let oom_events = server.oom_events(self.hands.canary);
         let mut tested = match result {
             // What keeps it from answering in time.
-            Err(_) if oom_events > 0 && self.stop.check().is_ok() => Tested::default(),
+            Err(_) if oom_events > 0 && self.hands.executor.stop.check().is_ok() => {
+                Tested::default()
+            }
             result => result?,
         };
         tested.oom_events = oom_events;
@@ -213,7 +218,7 @@ impl Trial<'_> {
     }
 
     fn ask(&self, journal: &Journal, server: &mut Server, stop: &Stop) -> Result<Tested> {
-        let Hands { canary, progress, .. } = self.hands;
+        let Hands { canary, executor: Executor { progress, .. }, .. } = self.hands;
         let step = progress.begin(Action::Start, server::NAME, canary.timeout);
         if let Some(why) = server.until_healthy(canary, stop)? {
             return Ok(Tested { rejection: Some(why), ..Tested::default() });

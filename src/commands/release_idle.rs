@@ -12,7 +12,7 @@ use crate::notes::Notes;
 use crate::observe::Ask;
 use crate::plan;
 use crate::report::{ActReport, Subject, print};
-use crate::session::act::{carry_out, look};
+use crate::session::act::{carry_out, require_card};
 use crate::session::{Session, duration};
 use crate::world::nvml::Reader;
 use std::sync::Mutex;
@@ -23,7 +23,8 @@ pub fn run(arguments: &ReleaseIdleArgs, session: Session) -> Result<Answer> {
     let names = arguments.names(after, &session.config)?;
     debt::tell(&session.config, &session.progress);
     let reader = Mutex::new(Reader::open(&session.config.gpu));
-    let before = look(&session, &reader, &|_| Ask::StateAndJobs)?;
+    let before = session.executor(&reader).look(&|_| Ask::StateAndJobs)?;
+    require_card(&before)?;
     let plan_of = |config: &Config, snapshot: &Snapshot| {
         plan::release(config, snapshot, &plan::idle(config, snapshot, &names, after))
     };
@@ -43,7 +44,8 @@ pub fn run(arguments: &ReleaseIdleArgs, session: Session) -> Result<Answer> {
     session.recorded("release-idle", "", |mut session| {
         let guard = session.hold_lock(&subject, "release-idle", Duration::ZERO, None)?;
         // One that has come to work in the meantime is idle no more.
-        let now = look(&session, &reader, &|_| Ask::StateAndJobs)?;
+        let now = session.executor(&reader).look(&|_| Ask::StateAndJobs)?;
+        require_card(&now)?;
         let due = plan::idle(&session.config, &now, &names, after);
         let unloads = |service: &Service| service.evict == Evict::Unload;
         let release = |config: &Config, snapshot: &Snapshot| plan::release(config, snapshot, &due);

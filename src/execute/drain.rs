@@ -68,7 +68,7 @@ struct AtWork<'a> {
 
 /// Waits until nobody whom the plan evicts has jobs; the steps tell of those who had. Fails with
 /// `service_busy` when the time is over.
-pub fn drain(plan: &Plan, context: &Context) -> Result<Vec<Step>> {
+pub(super) fn drain(plan: &Plan, context: &Context) -> Result<Vec<Step>> {
     let is_waited_for = |eviction: &&Eviction| eviction.how != EvictHow::Kill;
     let victims: Vec<&Service> = plan
         .evict
@@ -85,7 +85,7 @@ pub fn drain(plan: &Plan, context: &Context) -> Result<Vec<Step>> {
 
 /// Looks once more whether services work, just before they are stopped or unloaded, and waits for
 /// what they have taken on since; `force` does not wait. Tells whether there was anything.
-pub fn once_more(services: &[&Service], force: bool, context: &Context) -> Result<bool> {
+pub(super) fn once_more(services: &[&Service], force: bool, context: &Context) -> Result<bool> {
     if force || context.drain.drain == Drain::CutOff {
         return Ok(false);
     }
@@ -98,7 +98,7 @@ pub fn once_more(services: &[&Service], force: bool, context: &Context) -> Resul
 }
 
 /// Tells what is cut off, where nobody waits for it.
-pub fn cut_off(eviction: &Eviction, context: &Context) -> Result<Option<String>> {
+pub(super) fn cut_off(eviction: &Eviction, context: &Context) -> Result<Option<String>> {
     let service = context.service(&eviction.service);
     let cuts = eviction.how == EvictHow::Kill || context.drain.drain == Drain::CutOff;
     if !cuts || !can_be_asked(service, context.before.service(&service.name)) {

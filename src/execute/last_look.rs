@@ -5,11 +5,10 @@ use super::{Context, LONGEST, SHORTEST, contained, ready, reclaim};
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::model::{Container, Manager, Mb, Observed, Pid, Presence, Service, Snapshot, State};
-use crate::observe::{Ask, observe, started_by};
+use crate::observe::{Ask, started_by};
 use crate::plan::{Plan, StartHow};
 use crate::world::wait::wait;
 use std::collections::{HashMap, HashSet};
-use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 /// Looks until all needed services are well at once, as long as the slowest of them may take. Returns
@@ -102,9 +101,7 @@ pub fn has_room(plan: &Plan, after: &Snapshot, context: &Context) -> Result<()> 
 
 /// All services and the card as they are now; the health of the needed ones.
 pub fn see(plan: &Plan, context: &Context) -> Result<Snapshot> {
-    let mut reader = context.reader.lock().unwrap_or_else(PoisonError::into_inner);
-    let asks = |service: &Service| Ask::state_if(plan.needed.contains(&service.name));
-    observe(context.config, &mut reader, context.stop, &asks)
+    context.look(&|service| Ask::state_if(plan.needed.contains(&service.name)))
 }
 
 /// A service that was stopped and not started since, and is there again, or may be.

@@ -4,30 +4,30 @@
 mod contained;
 pub mod drain;
 mod evict;
+mod executor;
 mod last_look;
 mod need;
 mod ready;
 mod reclaim;
 mod restore;
 
+pub use executor::Executor;
 pub use need::NeedWatch;
-pub use restore::{Restorer, restore_for_another};
+pub use restore::restore_for_another;
 
-use crate::config::Config;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::model::{Manager, Mb, Service, Snapshot, Source, Vram};
 use crate::plan::{EvictHow, Eviction, Plan, Start, StartHow};
-use crate::progress::Progress;
 use crate::step::{Action, Step};
 use crate::world::docker::Docker;
-use crate::world::nvml::Reader;
 use crate::world::wait::{Event, Stop, wait};
 use contained::Batch;
 use drain::DrainClock;
 use evict::EvictedBy;
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::ops::Deref;
+use std::sync::PoisonError;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -39,18 +39,23 @@ const LONGEST: Duration = Duration::from_secs(1);
 /// The card is read again after this time.
 const POLL: Duration = Duration::from_millis(50);
 
-/// The steps work with this.
-pub struct Context<'a> {
-    pub config: &'a Config,
-    pub stop: &'a Stop,
-    pub reader: &'a Mutex<Reader>,
-    pub progress: &'a Progress,
+/// The steps of one plan work with this, and with all that their executor has.
+struct Context<'a> {
+    executor: Executor<'a>,
     /// The world that the plan was made from.
-    pub before: &'a Snapshot,
+    before: &'a Snapshot,
     /// Is told of each eviction, by the thread that carries it out.
-    pub witness: &'a (dyn Fn(Evicting) + Sync),
+    witness: &'a (dyn Fn(Evicting) + Sync),
     /// How long work in flight is waited for.
-    pub drain: DrainClock,
+    drain: DrainClock,
+}
+
+impl<'a> Deref for Context<'a> {
+    type Target = Executor<'a>;
+
+    fn deref(&self) -> &Executor<'a> {
+        &self.executor
+    }
 }
 
 /// A moment of an eviction.
@@ -99,7 +104,7 @@ pub struct Outcome {
 }
 
 /// Carries the plan out.
-pub fn execute(plan: &Plan, context: &Context) -> Outcome {
+fn execute(plan: &Plan, context: &Context) -> Outcome {
     let begun = Instant::now();
     let mut outcome = Outcome { kept: plan.kept.clone(), ..Outcome::default() };
     let result = carry_out(plan, context, &mut outcome);

@@ -1,15 +1,14 @@
 //! While a command runs: what it and the services hold at most, looked at every second.
 
-use crate::config::Config;
+use super::Executor;
 use crate::model::{Mb, Pid, Vram};
 use crate::notes::{Notes, RunSeen};
-use crate::observe::{Ask, gpu_pids, observe};
+use crate::observe::{Ask, gpu_pids};
 use crate::world::clock::SinceBoot;
-use crate::world::nvml::Reader;
 use crate::world::process;
 use crate::world::wait::{Event, Stop, wait};
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 /// A command takes its memory within this time, if it wants to be seen.
@@ -24,8 +23,7 @@ enum Holding {
 
 /// This is what is watched with.
 pub struct NeedWatch<'a> {
-    pub config: &'a Config,
-    pub reader: &'a Mutex<Reader>,
+    pub executor: Executor<'a>,
     /// The processes that the command consists of.
     pub command: &'a (dyn Fn() -> Vec<process::Id> + Sync),
 }
@@ -35,7 +33,7 @@ impl NeedWatch<'_> {
     pub fn watch(&self, over: &Arc<Event>) -> RunSeen {
         let stop = Stop::never().or(over);
         let mut seen =
-            RunSeen { sampled: Notes::read(self.config).sampled(), ..RunSeen::default() };
+            RunSeen { sampled: Notes::read(self.executor.config).sampled(), ..RunSeen::default() };
         let (mut known, mut holdings) = (HashSet::new(), HashMap::new());
         let mut due = Instant::now() + FIRST;
         loop {
@@ -56,14 +54,12 @@ impl NeedWatch<'_> {
     }
 
     fn read(&self, since: u64) -> std::result::Result<Vram, String> {
-        self.reader.lock().unwrap_or_else(PoisonError::into_inner).read_use(since)
+        self.executor.reader.lock().unwrap_or_else(PoisonError::into_inner).read_use(since)
     }
 
     fn look(&self, stop: &Stop) -> Option<HashMap<Pid, Holding>> {
-        let snapshot = {
-            let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
-            observe(self.config, &mut reader, stop, &|_| Ask::Nothing).ok()?
-        };
+        let executor = Executor { stop, ..self.executor };
+        let snapshot = executor.look(&|_| Ask::Nothing).ok()?;
         let command: HashSet<Pid> = (self.command)().iter().map(|id| id.pid).collect();
         let processes = snapshot.vram.processes.into_iter().flatten();
         let held = processes.filter_map(|process| {

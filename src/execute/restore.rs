@@ -1,19 +1,18 @@
 //! What a call has evicted is made ready again, the highest priority first.
 
-use super::drain::{self, Drain, DrainClock};
-use super::{Context, execute, reclaim};
+use super::drain::Drain;
+use super::{Executor, reclaim};
 use crate::config::Config;
 use crate::error::{Failure, Result};
 use crate::exit::{Answer, Code};
 use crate::history::Recorder;
 use crate::model::{Evict, Service, Snapshot};
-use crate::observe::{Ask, observe};
 use crate::plan::{Debt, Plan};
 use crate::progress::Progress;
 use crate::screen::text::span;
 use crate::world::nvml::Reader;
 use crate::world::wait::{Stop, wait};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// Memory that is not back yet is looked for again after this time.
@@ -30,21 +29,13 @@ pub fn restore_for_another(config: &Config, mut debt: Debt) -> Result<()> {
     };
     let reader = Mutex::new(Reader::open(&config.gpu));
     let stop = Stop::never();
-    let restorer = Restorer { config, reader: &reader, stop: &stop, progress: &progress };
-    let result = restorer.restore(&mut debt, &|_| ()).map(|()| Answer::Yes);
+    let executor = Executor { config, reader: &reader, stop: &stop, progress: &progress };
+    let result = executor.restore(&mut debt, &|_| ()).map(|()| Answer::Yes);
     recorder.iter().for_each(|recorder| recorder.end(&result));
     result.map(drop)
 }
 
-/// This is what it is done with.
-pub struct Restorer<'a> {
-    pub config: &'a Config,
-    pub reader: &'a Mutex<Reader>,
-    pub stop: &'a Stop,
-    pub progress: &'a Progress,
-}
-
-impl Restorer<'_> {
+impl Executor<'_> {
     /// Pays a debt as far as that can be done, and tells after each service what is left of it. The
     /// failure names those that are not ready.
     pub fn restore(&self, debt: &mut Debt, tell: &dyn Fn(&Debt)) -> Result<()> {
@@ -56,7 +47,7 @@ impl Restorer<'_> {
         self.progress.line(&format!("restoring {}", names.join(", ")));
         // What does not end is up, as it is to be.
         if debt.is_underway() {
-            let finished = self.carry_out(|_| false, |_, snapshot| Ok(debt.finish(snapshot)));
+            let finished = self.carry_out_owed(|_| false, |_, snapshot| Ok(debt.finish(snapshot)));
             finished.unwrap_or_else(|failure| log::warn!("what was begun is not over: {failure}"));
         }
         let begun = Instant::now();
@@ -89,7 +80,7 @@ impl Restorer<'_> {
         loop {
             let is_it = |other: &Service| other.name == service.name;
             let pay = |config: &Config, snapshot: &Snapshot| debt.pay(config, snapshot, service);
-            let result = self.carry_out(is_it, pay);
+            let result = self.carry_out_owed(is_it, pay);
             let is_tight = |failure: &Failure| failure.code == Code::InsufficientVram;
             if !result.as_ref().is_err_and(is_tight) || Instant::now() >= deadline {
                 return result;
@@ -99,34 +90,14 @@ impl Restorer<'_> {
         }
     }
 
-    fn carry_out(
+    /// Who makes room here may work for others than the command, and is waited for.
+    fn carry_out_owed(
         &self,
         asks: impl Fn(&Service) -> bool,
         plan: impl Fn(&Config, &Snapshot) -> Result<Plan>,
     ) -> Result<()> {
-        // Who makes room here may work for others than the command.
-        let clock = DrainClock::start(Drain::Configured);
-        loop {
-            let before = {
-                let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
-                let asks = |service: &Service| {
-                    Ask::state_if(asks(service) || service.evict == Evict::Unload)
-                };
-                observe(self.config, &mut reader, self.stop, &asks)?
-            };
-            let plan = plan(self.config, &before)?;
-            let context = Context {
-                config: self.config,
-                stop: self.stop,
-                reader: self.reader,
-                progress: self.progress,
-                before: &before,
-                witness: &|_| (),
-                drain: clock,
-            };
-            if drain::drain(&plan, &context)?.is_empty() {
-                return execute(&plan, &context).failure.map_or(Ok(()), Err);
-            }
-        }
+        let asks = |service: &Service| asks(service) || service.evict == Evict::Unload;
+        let (_, outcome) = self.carry_out(Drain::Configured, asks, plan, &|_| ())?;
+        outcome.failure.map_or(Ok(()), Err)
     }
 }

@@ -6,18 +6,18 @@ use crate::canary::debt;
 use crate::cli::ActArgs;
 use crate::config::Config;
 use crate::error::Result;
-use crate::execute::drain::{self, Drain, DrainClock};
-use crate::execute::{Context, Evicting, Outcome, execute};
+use crate::execute::drain::{self, Drain};
+use crate::execute::{Evicting, Outcome};
 use crate::exit::Answer;
 use crate::model::{Containers, Manager, Service, Snapshot};
 use crate::notes::Notes;
-use crate::observe::{Ask, observe};
+use crate::observe::Ask;
 use crate::plan::{Plan, StartHow, reading_required};
 use crate::report::{ActReport, Subject, print};
 use crate::world::docker::Docker;
 use crate::world::nvml::Reader;
 use crate::world::{compose, native};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 /// Observes (the health only of services that `asks` for), plans, carries out; `command` is what
 /// the event log calls it.
@@ -35,8 +35,9 @@ pub fn act(
     // The driver is woken while the lock is waited for.
     let reader = Mutex::new(Reader::open(&session.config.gpu));
     if acting.dry_run.dry_run {
-        let (mut before, plan) = decide(&session, &reader, &asks, &plan, false)?;
-        warn(&session, &plan);
+        let mut before = session.executor(&reader).look(&|it| Ask::state_if(asks(it)))?;
+        let plan = decide(&session, &before, &plan, false)?;
+        plan.warnings.iter().for_each(|warning| session.progress.warning(warning));
         drain::look(&plan, &session.config.services, &mut before, drain, &session.stop)?;
         print(&ActReport::planned(subject, &plan, &session.config, &before), &session.form)?;
         return Ok(Answer::Yes);
@@ -52,8 +53,8 @@ pub fn act(
     })
 }
 
-/// Observes, plans, waits for the work of those who have to go, and carries out, under the lock;
-/// `witness` is told of each eviction.
+/// Carries out, under the lock, what can be started; `witness` is told of each eviction. What was
+/// done before a step failed belongs to the failure.
 pub fn carry_out(
     session: &Session,
     reader: &Mutex<Reader>,
@@ -62,72 +63,41 @@ pub fn carry_out(
     plan: impl Fn(&Config, &Snapshot) -> Result<Plan>,
     witness: &(dyn Fn(Evicting) + Sync),
 ) -> Result<(Plan, Outcome)> {
-    let clock = DrainClock::start(drain);
-    let mut drained = Vec::new();
-    loop {
-        let (before, plan) = decide(session, reader, &asks, &plan, true)?;
-        Notes::keep(&session.config, &before);
-        let context = Context {
-            config: &session.config,
-            stop: &session.stop,
-            reader,
-            progress: &session.progress,
-            before: &before,
-            witness,
-            drain: clock,
-        };
-        let waited = drain::drain(&plan, &context)?;
-        if !waited.is_empty() {
-            // Nothing is as it was when the plan was made.
-            drained.extend(waited);
-            continue;
-        }
-        warn(session, &plan);
-        let mut outcome = execute(&plan, &context);
-        outcome.steps.splice(..0, drained);
-        return match outcome.failure.take() {
-            None => Ok((plan, outcome)),
-            // What was done before it failed belongs to the failure.
-            Some(failure) => Err(failure
-                .detail("stopped", outcome.stopped)
-                .detail("unloaded", outcome.unloaded)
-                .detail("started", outcome.started)
-                .detail("elapsed_ms", outcome.elapsed.as_millis() as u64)),
-        };
+    let decide = |_: &Config, before: &Snapshot| {
+        let plan = decide(session, before, &plan, true)?;
+        Notes::keep(&session.config, before);
+        Ok(plan)
+    };
+    let (plan, mut outcome) = session.executor(reader).carry_out(drain, asks, decide, witness)?;
+    match outcome.failure.take() {
+        None => Ok((plan, outcome)),
+        Some(failure) => Err(failure
+            .detail("stopped", outcome.stopped)
+            .detail("unloaded", outcome.unloaded)
+            .detail("started", outcome.started)
+            .detail("elapsed_ms", outcome.elapsed.as_millis() as u64)),
     }
 }
 
-/// Looks at everything; fails where the card that is meant is not there.
-pub fn look(
-    session: &Session,
-    reader: &Mutex<Reader>,
-    asks: &dyn Fn(&Service) -> Ask,
-) -> Result<Snapshot> {
-    let mut reader = reader.lock().unwrap_or_else(PoisonError::into_inner);
-    let seen = observe(&session.config, &mut reader, &session.stop, asks)?;
-    match seen.vram.no_such_gpu {
-        true => Err(reading_required(&seen.vram)),
-        false => Ok(seen),
-    }
-}
-
+/// Plans for the card that is meant, and only what can be done.
 fn decide(
     session: &Session,
-    reader: &Mutex<Reader>,
-    asks: &impl Fn(&Service) -> bool,
+    before: &Snapshot,
     plan: &impl Fn(&Config, &Snapshot) -> Result<Plan>,
     is_real: bool,
-) -> Result<(Snapshot, Plan)> {
-    let before = look(session, reader, &|service| Ask::state_if(asks(service)))?;
-    let mut plan = plan(&session.config, &before)?;
-    refuse_unstartable(&plan, session, &before, is_real)?;
-    plan.warn_of_removal(&before);
-    Ok((before, plan))
+) -> Result<Plan> {
+    require_card(before)?;
+    let mut plan = plan(&session.config, before)?;
+    refuse_unstartable(&plan, session, before, is_real)?;
+    plan.warn_of_removal(before);
+    Ok(plan)
 }
 
-fn warn(session: &Session, plan: &Plan) {
-    for warning in &plan.warnings {
-        session.progress.warning(warning);
+/// Fails where the card that is meant is not there.
+pub fn require_card(seen: &Snapshot) -> Result<()> {
+    match seen.vram.no_such_gpu {
+        true => Err(reading_required(&seen.vram)),
+        false => Ok(()),
     }
 }
 

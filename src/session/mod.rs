@@ -14,11 +14,14 @@ use crate::canary::debt;
 use crate::cli::Global;
 use crate::config::{Config, Environment};
 use crate::error::{Failure, Result};
+use crate::execute::Executor;
 use crate::progress::Progress;
 use crate::report::{Form, Report, print};
 use crate::screen::Screen;
+use crate::world::nvml::Reader;
 use crate::world::wait::Stop;
 use crate::world::{caller, client};
+use std::sync::Mutex;
 
 /// Every command that looks at the world works with this.
 pub struct Session {
@@ -60,6 +63,11 @@ impl Session {
     pub fn settled(self) -> Session {
         debt::settle_by_itself(&self.config, &self.stop, &self.progress);
         self
+    }
+
+    /// Returns what carries plans out for it.
+    pub fn executor<'a>(&'a self, reader: &'a Mutex<Reader>) -> Executor<'a> {
+        Executor { config: &self.config, stop: &self.stop, reader, progress: &self.progress }
     }
 
     /// Prints what was done or found, unless the exit code is all that is wanted.

@@ -6,7 +6,7 @@ use super::act::carry_out;
 use crate::config::Config;
 use crate::error::{Failure, Result};
 use crate::execute::drain::Drain;
-use crate::execute::{Evicting, NeedWatch, Restorer};
+use crate::execute::{Evicting, Executor, NeedWatch};
 use crate::exit::{Answer, Code};
 use crate::lock::{Guard, end_command};
 use crate::model::{Evict, Pid, Service, Snapshot, variable};
@@ -149,13 +149,9 @@ impl Task<'_> {
         if !self.restores {
             return Ok(());
         }
-        let restorer = Restorer {
-            config: &session.config,
-            reader,
-            stop: &Stop::never().under(guard.lease()),
-            progress: &session.progress,
-        };
-        restorer.restore(debt, &|debt| guard.owe(&json!(debt)))
+        let stop = &Stop::never().under(guard.lease());
+        let executor = Executor { stop, ..session.executor(reader) };
+        executor.restore(debt, &|debt| guard.owe(&json!(debt)))
     }
 
     /// Runs the command to its end; where the lock is lost, to the end that we make of it.
@@ -184,7 +180,7 @@ impl Task<'_> {
         });
         let (over, token) = (Event::new()?, guard.token());
         let command = || group::members(group, token);
-        let watch = NeedWatch { config: &session.config, reader, command: &command };
+        let watch = NeedWatch { executor: session.executor(reader), command: &command };
         let (mut ending, seen) = thread::scope(|scope| {
             let watching = started.is_ok().then(|| scope.spawn(|| watch.watch(&over)));
             let ending = started.map(|mut job| (job.attend(&until_lost), job));

@@ -1,0 +1,61 @@
+//! A plan from the look that it is made from to its last step.
+
+use super::drain::{self, Drain, DrainClock};
+use super::{Context, Evicting, Outcome, execute};
+use crate::config::Config;
+use crate::error::Result;
+use crate::model::{Service, Snapshot};
+use crate::observe::{Ask, observe};
+use crate::plan::Plan;
+use crate::progress::Progress;
+use crate::world::nvml::Reader;
+use crate::world::wait::Stop;
+use std::sync::{Mutex, PoisonError};
+
+/// Whoever has a plan carried out does it with this: a command, the one who restores after it, the canary.
+#[derive(Clone, Copy)]
+pub struct Executor<'a> {
+    pub config: &'a Config,
+    pub stop: &'a Stop,
+    pub reader: &'a Mutex<Reader>,
+    pub progress: &'a Progress,
+}
+
+impl Executor<'_> {
+    /// Looks at everything.
+    pub fn look(&self, asks: &dyn Fn(&Service) -> Ask) -> Result<Snapshot> {
+        let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
+        observe(self.config, &mut reader, self.stop, asks)
+    }
+
+    /// Looks, at the health only of services that `asks` for, plans, waits for the work of those who
+    /// have to go, and carries out; `witness` is told of each eviction. That a step failed stands in
+    /// the outcome.
+    pub fn carry_out(
+        &self,
+        drain: Drain,
+        asks: impl Fn(&Service) -> bool,
+        plan: impl Fn(&Config, &Snapshot) -> Result<Plan>,
+        witness: &(dyn Fn(Evicting) + Sync),
+    ) -> Result<(Plan, Outcome)> {
+        let clock = DrainClock::start(drain);
+        let mut drained = Vec::new();
+        loop {
+            let before = self.look(&|service| Ask::state_if(asks(service)))?;
+            let plan = plan(self.config, &before)?;
+            let context = Context { executor: *self, before: &before, witness, drain: clock };
+            let waited = drain::drain(&plan, &context)?;
+            if !waited.is_empty() {
+                // Nothing is as it was when the plan was made.
+                drained.extend(waited);
+                continue;
+            }
+            for warning in &plan.warnings {
+                self.progress.warning(warning);
+            }
+            let mut outcome = execute(&plan, &context);
+            outcome.steps.splice(..0, drained);
+            return Ok((plan, outcome));
+        }
+    }
+}
