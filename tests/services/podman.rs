@@ -1,18 +1,31 @@
 //! podman in Docker's place: its own answers, and what it leaves out.
 
-use rig::{Rig, root_or_skip, skip_or_fail, until, works};
+use rig::{Invocation, Rig, root_or_skip, skip_or_fail, until, works};
 use serde_json::{Value, json};
 use toml::Table;
 
 /// A podman with folders of its own, which are removed with the rig.
 struct Podman {
     rig: Rig,
+    /// Makes a command that of the user whose podman it is; empty for root's.
+    user: String,
 }
 
 impl Podman {
     /// None, loudly, where there is none or it cannot run containers.
     #[track_caller]
     fn find() -> Option<Podman> {
+        Podman::of(|_| Some(String::new()))
+    }
+
+    /// That of a user, who has one ID and nothing of root's.
+    #[track_caller]
+    fn rootless() -> Option<Podman> {
+        Podman::of(Rig::as_a_user)
+    }
+
+    #[track_caller]
+    fn of(user: impl Fn(&Rig) -> Option<String>) -> Option<Podman> {
         if !works("podman", &["--version"]) {
             skip_or_fail("podman", "podman");
             return None;
@@ -20,39 +33,56 @@ impl Podman {
         if !root_or_skip() {
             return None;
         }
-        let podman = Podman { rig: Rig::new() };
+        let rig = Rig::new();
+        let user = user(&rig)?;
+        let podman = Podman { rig, user };
         let rig = &podman.rig;
         let folder = rig.path("pod").display().to_string();
+        let options =
+            if podman.user.is_empty() { "" } else { "--storage-opt vfs.ignore_chown_errors=true" };
         // crun refuses control groups of two kinds beside each other.
         let runtime = if works("runc", &["--version"]) { "--runtime runc" } else { "" };
         rig.program(
             "podman",
             &format!(
                 "PATH=${{PATH#*:}} exec podman --root {folder}/root --runroot {folder}/run --tmpdir {folder}/tmp \
-                --storage-driver vfs --cgroup-manager cgroupfs --events-backend file {runtime} \"$@\""
+                --storage-driver vfs {options} --cgroup-manager cgroupfs --events-backend file {runtime} \"$@\""
             ),
         );
         let image = format!(
             "mkdir -p {folder}/image/bin && cd {folder}/image && cp {simserver} bin/simserver && \
             for library in $(ldd bin/simserver | grep -o '/[^ ]*'); do \
                 mkdir -p .$(dirname $library) && cp -L $library .$library; done && \
-            tar --create --file ../image.tar . && podman import ../image.tar localhost/simserver:1",
+            tar --create --owner 0 --group 0 --file ../image.tar . && podman import ../image.tar localhost/simserver:1",
             simserver = rig.simserver()
         );
-        podman.shell(&image);
         let try_out = format!("{} localhost/simserver:1 /bin/simserver --help", create_words(rig));
-        let (code, told) = rig.shell(&format!("podman run --rm {try_out}")).run().ended();
+        let (code, told) =
+            podman.script(&format!("{image} && podman run --rm {try_out}")).run().ended();
         if code != Some(0) {
-            skip_or_fail("podman", &format!("podman that runs containers here ({})", told.trim()));
+            let wanted = if podman.user.is_empty() { "podman" } else { "rootless podman" };
+            skip_or_fail(wanted, &format!("podman that runs containers here ({})", told.trim()));
             return None;
         }
         rig.set("docker", "podman");
         Some(podman)
     }
 
+    /// A shell script of whose podman it is.
+    fn script(&self, script: &str) -> Invocation {
+        let file = self.rig.file("script", script);
+        self.rig.shell(&format!("{} sh {}", self.user, file.display()))
+    }
+
     #[track_caller]
     fn shell(&self, script: &str) {
-        self.rig.shell(script).run().succeeds().ignores_stdout().ignores_stderr();
+        self.script(script).run().succeeds().ignores_stdout().ignores_stderr();
+    }
+
+    /// gpuctl of whose podman it is.
+    #[track_caller]
+    fn gpuctl(&self, words: &str) -> Invocation {
+        self.script(&format!("exec gpuctl {words}"))
     }
 
     /// Makes a container of a service, which it writes into the configuration by its name; gives its name.
@@ -69,18 +99,18 @@ impl Podman {
 
     fn fact(&self, container: &str, field: &str) -> String {
         let words = format!("podman container inspect --format '{{{{{field}}}}}' {container}");
-        self.rig.shell(&words).run().succeeds().text().trim().to_owned()
+        self.script(&words).run().succeeds().text().trim().to_owned()
     }
 
     fn service(&self, name: &str) -> Value {
-        self.rig.gpuctl("status --json").run().succeeds().json()["services"][name].clone()
+        self.gpuctl("status --json").run().succeeds().json()["services"][name].clone()
     }
 }
 
 impl Drop for Podman {
     fn drop(&mut self) {
         // It ends its containers and lets go of what it has mounted.
-        self.rig.shell("podman rm --all --force --time 0").run().ended();
+        self.script("podman rm --all --force --time 0").run().ended();
     }
 }
 
@@ -94,23 +124,37 @@ fn create_words(rig: &Rig) -> String {
 #[test]
 fn podman_starts_stops_and_owns_what_dockers_client_would() {
     let Some(podman) = Podman::find() else { return };
+    starts_stops_and_owns(&podman);
+}
+
+#[test]
+fn podman_of_a_user_does_so_without_root() {
+    let Some(podman) = Podman::rootless() else { return };
+    starts_stops_and_owns(&podman);
+}
+
+fn starts_stops_and_owns(podman: &Podman) {
     let rig = &podman.rig;
     let voice = podman.container("voice", "", "--vram 1000 --fork 2 --ignore-term");
-    rig.gpuctl("start voice").run().succeeds().stdout_has("started voice").progress();
+    podman.gpuctl("start voice").run().succeeds().stdout_has("started voice").progress();
     until("it holds its memory", || rig.card.used_mb() == 1000);
     let told = podman.service("voice");
     assert_eq!((&told["state"], &told["used_mb"]), (&json!("ready"), &json!(1000)));
     assert_eq!(told["pids"][0].to_string(), podman.fact(&voice, ".State.Pid"));
 
-    podman.shell(&format!("podman pause {voice}"));
-    assert_eq!(podman.service("voice")["detail"], "the container is paused");
-    rig.gpuctl("start voice").run().succeeds().stdout_has("started voice").progress();
+    // What has no control group of its own cannot be paused.
+    let halt = if podman.user.is_empty() { "pause" } else { "stop --time 0" };
+    podman.shell(&format!("podman {halt} {voice}"));
+    if podman.user.is_empty() {
+        assert_eq!(podman.service("voice")["detail"], "the container is paused");
+    }
+    podman.gpuctl("start voice").run().succeeds().stdout_has("started voice").progress();
     // Ten seconds are podman's default, and not this container's own.
-    let stop = rig.gpuctl("stop voice --json --quiet").run().succeeds().json();
+    let stop = podman.gpuctl("stop voice --json --quiet").run().succeeds().json();
     assert_eq!(stop["steps"][0]["note"], "not gone within 1s, killed");
     assert_eq!(podman.fact(&voice, ".State.Status"), "exited");
-    rig.gpuctl("start voice --quiet").run().succeeds();
-    rig.gpuctl("stop voice --force").run().succeeds().stdout_has("stopped voice").progress();
+    podman.gpuctl("start voice --quiet").run().succeeds();
+    podman.gpuctl("stop voice --force").run().succeeds().stdout_has("stopped voice").progress();
     assert_eq!(rig.card.used_mb(), 0);
 }
 
