@@ -12,7 +12,8 @@ pub use container::{
 };
 pub use size::Mb;
 pub use snapshot::{
-    AnsweredBy, Device, GpuProcess, Managed, Observed, Proof, Snapshot, Source, Unproven, Vram,
+    AnsweredBy, Device, GpuProcess, InFlight, Managed, Observed, Proof, Snapshot, Source, Unproven,
+    Vram,
 };
 
 use crate::error::Failure;

@@ -117,13 +117,10 @@ impl Notes {
         let now = SinceBoot::now();
         let mut has_worked = false;
         for observed in services.iter().filter(|observed| observed.is_alive()) {
-            let own = || {
-                let processes = vram.processes.iter().flatten();
-                processes.filter(|process| process.service.as_ref() == Some(&observed.name))
-            };
-            let works = own().any(|process| process.works == Some(true));
+            let works = vram.shows_at_work(&observed.name);
             has_worked |= works;
-            let peak = own().filter_map(|process| process.peak).chain(observed.used).max();
+            let own = vram.of_service(&observed.name);
+            let peak = own.filter_map(|process| process.peak).chain(observed.used).max();
             let peak = peak.filter(|peak| *peak > Mb(0));
             if works || observed.jobs > Some(0) || peak.is_some() {
                 let note = self.services.entry(observed.name.clone()).or_default();
@@ -154,11 +151,7 @@ impl Notes {
         if !matches!(observed.state, State::Ready | State::Busy | State::Asleep) {
             return None;
         }
-        let own = |name: &Option<String>| name.as_ref() == Some(&service.name);
-        let on_card = vram.sampled.and(observed.used).map(|_| {
-            let mut processes = vram.processes.iter().flatten();
-            processes.any(|process| own(&process.service) && process.works == Some(true))
-        });
+        let on_card = vram.sampled.and(observed.used).map(|_| vram.shows_at_work(&service.name));
         let by_jobs = observed.jobs.map(|jobs| jobs > 0);
         let is_untold = service.jobs.is_some() && by_jobs.is_none();
         if is_untold || (on_card.is_none() && by_jobs.is_none()) {

@@ -10,7 +10,8 @@ use super::restore::{Hands, Restored, milliseconds, restore};
 use super::server::{self, Server, Tested};
 use crate::config::Span;
 use crate::error::{Failure, Result};
-use crate::execute::{Executor, drain};
+use crate::execute::Executor;
+use crate::execute::drain::{self, Survey};
 use crate::lock::Guard;
 use crate::model::Mb;
 use crate::step::Action;
@@ -75,11 +76,10 @@ impl Trial<'_> {
 
     /// Tries the candidate in production's place.
     fn quiesced(&self) -> Result<TrialOutcome> {
-        drain::refuse_busy(
-            self.hands.executor.config.service(&self.hands.canary.service)?,
-            self.hands.executor.stop,
-        )?;
-        let guardian = Guardian::start(self.hands.executor.config, self.guard.descriptor())?;
+        let Executor { config, reader, stop, .. } = self.hands.executor;
+        let survey = Survey { config, reader, stop, managed: &[] };
+        drain::refuse_busy(config.service(&self.hands.canary.service)?, &survey)?;
+        let guardian = Guardian::start(config, self.guard.descriptor())?;
         guardian.guard(self.guard.heirloom());
         let mut journal = self.journal(vec![guardian.group])?;
         let maintenance = match self.begin(&journal) {

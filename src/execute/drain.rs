@@ -1,21 +1,24 @@
 //! The work in flight of those who have to make room: waited for before anything is stopped or
 //! unloaded, looked for again just before each one's own stop, or cut off where that is wanted.
 
+mod survey;
+
+pub use survey::Survey;
+
 use super::Context;
 use crate::config::Span;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
-use crate::model::{Observed, Presence, Running, Service, Snapshot};
-use crate::observe::count_jobs;
+use crate::model::{InFlight, Observed, Service, Snapshot};
 use crate::plan::{EvictHow, Eviction, Plan};
 use crate::progress::Underway;
-use crate::screen::text::counted;
 use crate::step::{Action, Step};
 use crate::world::health::TRY_LIMIT;
-use crate::world::wait::{Stop, wait};
+use crate::world::wait::wait;
 use serde_json::json;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
+use survey::can_work;
 
 /// Two questions for the jobs are a twentieth of the time waited so far apart, within these bounds.
 const SHORTEST: Duration = Duration::from_millis(100);
@@ -23,6 +26,9 @@ const LONGEST: Duration = Duration::from_secs(1);
 
 /// Who cuts work off asks only for so long whether there is any.
 const GLANCE: Duration = Duration::from_secs(2);
+
+/// Told of who has worked on the card without an answer, and does so no more.
+const SILENT_STILL: &str = "it still does not answer, and no longer works on the card";
 
 /// How long work in flight is waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,13 +66,24 @@ impl DrainClock {
     }
 }
 
-/// A service that works: its jobs, as far as it has told of them.
+/// A service that works, and what on.
 struct AtWork<'a> {
     service: &'a Service,
-    jobs: u64,
+    on: InFlight,
 }
 
-/// Waits until nobody whom the plan evicts has jobs; the steps tell of those who had. Fails with
+impl<'a> Survey<'a> {
+    fn of(context: &'a Context) -> Survey<'a> {
+        Survey {
+            config: context.config,
+            reader: context.reader,
+            stop: context.stop,
+            managed: &context.before.managed,
+        }
+    }
+}
+
+/// Waits until nobody whom the plan evicts is at work; the steps tell of those who were. Fails with
 /// `service_busy` when the time is over.
 pub(super) fn drain(plan: &Plan, context: &Context) -> Result<Vec<Step>> {
     let is_waited_for = |eviction: &&Eviction| eviction.how != EvictHow::Kill;
@@ -104,48 +121,47 @@ pub(super) fn cut_off(eviction: &Eviction, context: &Context) -> Result<Option<S
     if !cuts || !can_be_asked(service, context.before.service(&service.name)) {
         return Ok(None);
     }
-    let count = count_jobs(&[service], GLANCE, context.stop)?;
-    let cut = count.into_iter().flatten().find_map(|count| count.ok()).filter(|jobs| *jobs > 0);
-    Ok(cut.map(|jobs| format!("{} cut off", counted(jobs, "job"))))
+    let found = Survey::of(context).ask(&[service], GLANCE)?;
+    Ok(found.into_iter().find_map(|found| found.ok().flatten()).map(|on| match on {
+        InFlight::Jobs(_) => format!("{on} cut off"),
+        InFlight::OnCard => "work cut off: it did not answer, and worked on the card".to_owned(),
+    }))
 }
 
 /// Refuses to touch a service that works now.
-pub fn refuse_busy(service: &Service, stop: &Stop) -> Result<()> {
-    let count = count_jobs(&[service], TRY_LIMIT, stop)?;
-    match count.into_iter().flatten().find_map(|count| count.ok()) {
-        None | Some(0) => Ok(()),
-        Some(jobs) => {
+pub fn refuse_busy(service: &Service, survey: &Survey) -> Result<()> {
+    let found = survey.ask(&[service], TRY_LIMIT)?;
+    match found.into_iter().find_map(|found| found.ok().flatten()) {
+        None => Ok(()),
+        Some(on) => {
             let clock = DrainClock::start(Drain::Within(Duration::ZERO));
-            Err(still_busy(&[AtWork { service, jobs }], &clock, "it was not touched"))
+            Err(still_busy(&[AtWork { service, on }], &clock, "it was not touched"))
         }
     }
 }
 
-/// Fills in, for a plan that is only shown, the jobs of those whom it would evict. Fails where they
-/// would not be waited for.
-pub fn look(
-    plan: &Plan,
-    services: &[Service],
-    snapshot: &mut Snapshot,
-    drain: Drain,
-    stop: &Stop,
-) -> Result<()> {
+/// Fills in, for a plan that is only shown, what those are at work on whom it would evict. Fails where
+/// they would not be waited for.
+pub fn look(plan: &Plan, snapshot: &mut Snapshot, drain: Drain, survey: &Survey) -> Result<()> {
     let is_victim = |service: &&Service| {
         plan.evict.iter().any(|eviction| eviction.service == service.name)
             && can_be_asked(service, snapshot.service(&service.name))
     };
-    let victims: Vec<&Service> = services.iter().filter(is_victim).collect();
-    let counts = count_jobs(&victims, TRY_LIMIT, stop)?;
+    let victims: Vec<&Service> = survey.config.services.iter().filter(is_victim).collect();
+    let found = survey.ask(&victims, TRY_LIMIT)?;
     let mut busy = Vec::new();
-    for (service, count) in victims.into_iter().zip(counts) {
+    for (service, found) in victims.into_iter().zip(found) {
         let observed = snapshot.services.iter_mut().find(|one| one.name == service.name);
-        let (Some(observed), Some(count)) = (observed, count) else { continue };
-        match count {
-            Ok(jobs) => observed.jobs = Some(jobs),
+        let Some(observed) = observed else { continue };
+        match found {
+            Ok(None) => observed.jobs = Some(0),
+            Ok(Some(on)) => {
+                observed.jobs = on.jobs();
+                observed.works_silently = on == InFlight::OnCard;
+                busy.push(AtWork { service, on });
+            }
             Err(failed) => observed.jobs_unknown = Some(failed.why),
         }
-        let jobs = observed.jobs.unwrap_or(0);
-        busy.extend((jobs > 0).then_some(AtWork { service, jobs }));
     }
     match drain == Drain::Within(Duration::ZERO) && !busy.is_empty() {
         true => Err(still_busy(&busy, &DrainClock::start(drain), "nothing would be stopped")),
@@ -155,56 +171,63 @@ pub fn look(
 
 /// Whether there may be work: it runs, is given time to, and says how many jobs it has.
 fn can_be_asked(service: &Service, observed: &Observed) -> bool {
-    let runs = matches!(&observed.presence, Presence::Up(Running { trouble: None, .. }));
-    runs && service.jobs.is_some()
+    can_work(&observed.presence) && service.jobs.is_some()
 }
 
+/// Waits until none of the services is at work. A failure to tell is told of, unless it is a later look
+/// than the first.
 fn until_idle(
     services: &[&Service],
     outcome: &str,
     is_first: bool,
     context: &Context,
 ) -> Result<Vec<Step>> {
-    let mut told = !is_first;
+    let survey = Survey::of(context);
+    let mut untold: HashSet<&str> = HashSet::new();
     let mut steps = Vec::new();
-    let mut working: HashMap<&str, (u64, Underway)> = HashMap::new();
+    let mut working: HashMap<&str, (InFlight, Underway)> = HashMap::new();
     loop {
-        let counts = count_jobs(services, TRY_LIMIT, context.stop)?;
+        let found = survey.ask(services, TRY_LIMIT)?;
         let mut busy = Vec::new();
-        for (service, count) in services.iter().zip(counts) {
+        for (service, found) in services.iter().zip(found) {
             let name = service.name.as_str();
-            let known = working.get(name).map_or(0, |(jobs, _)| *jobs);
-            let jobs = match count {
-                Some(Ok(jobs)) => jobs,
-                // One that works may not come to answer; one that is gone does not work.
-                Some(Err(failed)) if failed.is_silence && known > 0 => known,
-                Some(Err(failed)) => {
-                    if !told {
+            let known = working.get(name).map(|(on, _)| *on);
+            // Who has told of jobs has them until it tells otherwise, or is gone.
+            let known_jobs = known.filter(|on| on.jobs().is_some());
+            let is_silent_still = found.is_err() && known == Some(InFlight::OnCard);
+            let on = match (found, known_jobs) {
+                (Ok(Some(InFlight::OnCard)), Some(jobs)) => Some(jobs),
+                (Ok(on), _) => on,
+                (Err(failed), Some(jobs)) if failed.is_silence => Some(jobs),
+                (Err(_), Some(jobs)) => survey.is_there(service).then_some(jobs),
+                (Err(failed), None) => {
+                    if untold.insert(name) && is_first {
                         context.progress.warning(&format!(
                             "{name}: cannot tell whether it is at work: {failed}; it is not waited for"
                         ));
                     }
-                    0
+                    None
                 }
-                None => 0,
             };
-            match jobs {
-                0 => steps.extend(working.remove(name).map(|(_, step)| step.done(None))),
-                jobs => {
-                    busy.push(AtWork { service, jobs });
-                    let begin = || {
-                        let limit = context.drain.limit(service);
-                        (0, context.progress.begin_with(Action::Drain, name, &left(jobs), limit))
-                    };
-                    let (before, step) = working.entry(name).or_insert_with(begin);
-                    if *before != 0 && *before != jobs {
-                        step.tell(&left(jobs));
-                    }
-                    *before = jobs;
+            let Some(on) = on else {
+                let note = is_silent_still.then(|| SILENT_STILL.to_owned());
+                steps.extend(working.remove(name).map(|(_, step)| step.done(note)));
+                continue;
+            };
+            busy.push(AtWork { service, on });
+            match working.get_mut(name) {
+                Some((before, step)) if *before != on => {
+                    step.tell(&left(on));
+                    *before = on;
+                }
+                Some(_) => {}
+                None => {
+                    let limit = context.drain.limit(service);
+                    let step = context.progress.begin_with(Action::Drain, name, &left(on), limit);
+                    working.insert(name, (on, step));
                 }
             }
         }
-        told = true;
         if busy.is_empty() {
             return Ok(steps);
         }
@@ -221,16 +244,19 @@ fn until_idle(
 }
 
 /// "1 job left"
-fn left(jobs: u64) -> String {
-    format!("{} left", counted(jobs, "job"))
+fn left(on: InFlight) -> String {
+    match on {
+        InFlight::Jobs(_) => format!("{on} left"),
+        InFlight::OnCard => on.to_string(),
+    }
 }
 
 fn still_busy(busy: &[AtWork], clock: &DrainClock, outcome: &str) -> Failure {
-    let named = |one: &AtWork| format!("{} ({})", one.service.name, counted(one.jobs, "job"));
+    let named = |one: &AtWork| format!("{} ({})", one.service.name, one.on);
     let names: Vec<String> = busy.iter().map(named).collect();
     let longest = busy.iter().map(|one| clock.limit(one.service)).max().unwrap_or_default();
-    let details: Vec<_> =
-        busy.iter().map(|one| json!({"service": one.service.name, "jobs": one.jobs})).collect();
+    let detail = |one: &AtWork| json!({"service": one.service.name, "jobs": one.on.jobs()});
+    let details: Vec<_> = busy.iter().map(detail).collect();
     let verb = if busy.len() == 1 { "is" } else { "are" };
     let waited = match longest.is_zero() {
         true => String::new(),

@@ -7,7 +7,7 @@ use crate::config::{Config, Span};
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::model::{GpuProcess, Manager, Mb, Native, Pid, Service, Vram};
-use crate::observe::{Keeper, Members, gpu_pids, look, members};
+use crate::observe::{Keeper, Members, attributed, gpu_pids, members};
 use crate::plan::{EvictHow, Eviction};
 use crate::step::{Action, Step};
 use crate::world::ending::{FirstMove, end};
@@ -214,13 +214,9 @@ impl Footprint {
     fn of(service: &Service, context: &Context) -> std::result::Result<Footprint, String> {
         let no_reading = |_| "without NVML gpuctl cannot see whether it unloads".to_owned();
         let vram = context.vram().map_err(no_reading)?;
-        let look = look(context.config, &[service], &context.before.managed, context.stop, || {
-            gpu_pids(&vram)
-        });
-        let own: HashSet<Pid> = gpu_pids(&vram)
-            .into_iter()
-            .filter(|pid| look.service_of(*pid) == Some(&service.name))
-            .collect();
+        let known = &context.before.managed;
+        let vram = attributed(vram, context.config, &[service], known, context.stop);
+        let own = vram.of_service(&service.name).map(|process| process.pid).collect();
         let mut held = Footprint { vram, own, memory: None };
         held.memory = held.at(&held.vram);
         Ok(held)

@@ -60,6 +60,8 @@ pub struct Observed {
     pub jobs: Option<u64>,
     /// Why its jobs cannot be told, where they were asked for.
     pub jobs_unknown: Option<String>,
+    /// It was asked for its jobs and gave no answer, and its processes work on the card.
+    pub works_silently: bool,
     /// The most that its processes have held, as far as gpuctl has seen.
     pub peak: Option<Mb>,
     /// The time for which it has not worked; `None` where that cannot be told.
@@ -99,6 +101,36 @@ impl Observed {
         match &self.presence {
             Presence::Up(running) => running.age,
             _ => None,
+        }
+    }
+}
+
+/// A service is at work on this.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InFlight {
+    /// So many jobs, running or waiting, as it tells itself; at least one.
+    Jobs(u64),
+    /// It gives no answer, and the driver tells that its processes work.
+    OnCard,
+}
+
+impl InFlight {
+    /// Returns the number of its jobs, where that is known.
+    pub fn jobs(self) -> Option<u64> {
+        match self {
+            InFlight::Jobs(jobs) => Some(jobs),
+            InFlight::OnCard => None,
+        }
+    }
+}
+
+impl fmt::Display for InFlight {
+    /// "1 job", "2 jobs"
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            InFlight::Jobs(1) => f.write_str("1 job"),
+            InFlight::Jobs(jobs) => write!(f, "{jobs} jobs"),
+            InFlight::OnCard => f.write_str("does not answer, and works on the card"),
         }
     }
 }
@@ -205,6 +237,17 @@ pub struct Vram {
 }
 
 impl Vram {
+    /// Returns the processes of a service that are listed.
+    pub fn of_service(&self, name: &str) -> impl Iterator<Item = &GpuProcess> {
+        let processes = self.processes.iter().flatten();
+        processes.filter(move |process| process.service.as_deref() == Some(name))
+    }
+
+    /// Whether the driver tells that processes of a service have worked lately.
+    pub fn shows_at_work(&self, name: &str) -> bool {
+        self.of_service(name).any(|process| process.works == Some(true))
+    }
+
     /// Returns what processes hold that are nobody's and have died: memory on its way back.
     pub fn dead(&self) -> Mb {
         let dead =

@@ -174,6 +174,6 @@ pub fn count_jobs(
 fn counted(answer: Option<(QuestionReply, Duration)>) -> Count {
     match answer {
         Some((QuestionReply::Jobs(count), _)) => count,
-        _ => Err(NoAnswer { why: "no answer came in time".to_owned(), is_silence: true }),
+        _ => Err(NoAnswer::silence("no answer came in time")),
     }
 }

@@ -18,8 +18,8 @@ pub use look::{Look, Members, look, members};
 use crate::config::Config;
 use crate::error::Result;
 use crate::model::{
-    GpuProcess, Healthy, Manager, Mb, Observed, Pid, Presence, Running, Service, Snapshot, Source,
-    State, Trouble, Vram,
+    GpuProcess, Healthy, InFlight, Managed, Manager, Mb, Observed, Pid, Presence, Running, Service,
+    Snapshot, Source, State, Trouble, Vram,
 };
 use crate::notes::Notes;
 use crate::redact::mask;
@@ -62,11 +62,8 @@ pub fn observe(
     };
     let mut inquiry = inquiry.unwrap_or_else(|| Inquiry::begin(config, &asks, begun, stop))?;
     inquiry.ask_by_address(|at| look.addresses(&config.services[at].name))?;
+    attribute(&mut vram, &look);
     for process in vram.processes.iter_mut().flatten() {
-        process.is_ending = process::is_ending(process.pid);
-        // What is dying is nobody's any more: its memory is on its way back.
-        let service = look.service_of(process.pid).filter(|_| !process.is_ending);
-        process.service = service.map(str::to_owned);
         process.command = command_of(process);
     }
     let mut services: Vec<Observed> = services
@@ -97,13 +94,19 @@ pub fn observe(
             let sleeps = state == State::Ready && inquiry.sleeps(at);
             let is_itself = answered_by.is_none()
                 && matches!(&presence, Presence::Up(running) if !is_frozen(running));
-            let (jobs, jobs_unknown) = match is_itself.then(|| inquiry.jobs(at)).flatten() {
+            let count = is_itself.then(|| inquiry.jobs(at)).flatten();
+            let is_silent = matches!(&count, Some(Err(failed)) if failed.is_silence);
+            let works_silently = is_silent && vram.shows_at_work(&service.name);
+            let (jobs, jobs_unknown) = match count {
                 Some(Ok(jobs)) => (Some(jobs), None),
                 Some(Err(failed)) => (None, Some(failed.why)),
                 None => (None, None),
             };
             let state = if sleeps { State::Asleep } else { state };
-            let untold = |why: &String| format!("cannot tell whether it is at work: {why}");
+            let untold = |why: &String| match works_silently {
+                true => format!("{}: {why}", InFlight::OnCard),
+                false => format!("cannot tell whether it is at work: {why}"),
+            };
             let detail = match (sleeps, detail) {
                 (true, _) => Some("it was put to sleep by an unload".to_owned()),
                 (false, detail) => detail.or_else(|| jobs_unknown.as_ref().map(untold)),
@@ -112,6 +115,7 @@ pub fn observe(
                 used: used(&vram, service, &presence),
                 jobs,
                 jobs_unknown,
+                works_silently,
                 peak: None,
                 idle: None,
                 name: service.name.clone(),
@@ -139,6 +143,30 @@ pub fn observe(
 /// The processes that hold GPU memory.
 pub fn gpu_pids(vram: &Vram) -> HashSet<Pid> {
     vram.processes.iter().flatten().map(|process| process.pid).collect()
+}
+
+/// Looks at services through their managers, and tells of the processes of a reading which are theirs.
+/// `known` is what the managers of the others have said before.
+pub fn attributed(
+    mut vram: Vram,
+    config: &Config,
+    services: &[&Service],
+    known: &[Managed],
+    stop: &Stop,
+) -> Vram {
+    let look = look(config, services, known, stop, || gpu_pids(&vram));
+    attribute(&mut vram, &look);
+    vram
+}
+
+/// Tells whose the processes on the card are.
+fn attribute(vram: &mut Vram, look: &Look) {
+    for process in vram.processes.iter_mut().flatten() {
+        process.is_ending = process::is_ending(process.pid);
+        // What is dying is nobody's any more: its memory is on its way back.
+        let service = look.service_of(process.pid).filter(|_| !process.is_ending);
+        process.service = service.map(str::to_owned);
+    }
 }
 
 /// The command line of a process that NVML names by the first word of it. In a PID namespace of

@@ -51,6 +51,7 @@ fn world(config: &str) -> Scenario {
         used: Some(Mb(0)),
         jobs: None,
         jobs_unknown: None,
+        works_silently: false,
         peak: None,
         idle: None,
         unproven: Vec::new(),

@@ -2,9 +2,8 @@
 
 use crate::config::Config;
 use crate::execute::Outcome;
-use crate::model::{Mb, Snapshot, Unproven};
+use crate::model::{InFlight, Mb, Snapshot, Unproven};
 use crate::plan::{EvictHow, Plan, StartHow};
-use crate::screen::text::counted;
 use crate::step::{Action, Step};
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -138,7 +137,8 @@ fn note_work(snapshot: &Snapshot, service: &str) -> Option<String> {
     let unknown = observed.jobs_unknown.as_ref();
     match observed.jobs {
         Some(0) => None,
-        Some(jobs) => Some(format!("at work now, with {}", counted(jobs, "job"))),
+        Some(jobs) => Some(format!("at work now, with {}", InFlight::Jobs(jobs))),
+        None if observed.works_silently => Some(format!("at work now: {}", InFlight::OnCard)),
         None => unknown.map(|why| format!("cannot tell whether it is at work: {why}")),
     }
 }

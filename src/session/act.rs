@@ -6,7 +6,7 @@ use crate::canary::debt;
 use crate::cli::ActArgs;
 use crate::config::Config;
 use crate::error::Result;
-use crate::execute::drain::{self, Drain};
+use crate::execute::drain::{self, Drain, Survey};
 use crate::execute::{Evicting, Outcome};
 use crate::exit::Answer;
 use crate::model::{Containers, Manager, Service, Snapshot};
@@ -38,7 +38,10 @@ pub fn act(
         let mut before = session.executor(&reader).look(&|it| Ask::state_if(asks(it)))?;
         let plan = decide(&session, &before, &plan, false)?;
         plan.warnings.iter().for_each(|warning| session.progress.warning(warning));
-        drain::look(&plan, &session.config.services, &mut before, drain, &session.stop)?;
+        let managed = before.managed.clone();
+        let (config, stop) = (&session.config, &session.stop);
+        let survey = Survey { config, reader: &reader, stop, managed: &managed };
+        drain::look(&plan, &mut before, drain, &survey)?;
         print(&ActReport::planned(subject, &plan, &session.config, &before), &session.form)?;
         return Ok(Answer::Yes);
     }

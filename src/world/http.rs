@@ -45,7 +45,7 @@ impl ServiceReply {
             ServiceReply::Answer { url, status, .. } => {
                 Err(NoAnswer::other(format!("{url} answers {}", named(status))))
             }
-            ServiceReply::Silent(why) => Err(NoAnswer { why, is_silence: true }),
+            ServiceReply::Silent(why) => Err(NoAnswer::silence(why)),
             ServiceReply::Failed(why) => Err(NoAnswer::other(why)),
         }
     }
@@ -73,6 +73,10 @@ impl NoAnswer {
     pub fn other(why: impl Into<String>) -> NoAnswer {
         NoAnswer { why: why.into(), is_silence: false }
     }
+
+    pub fn silence(why: impl Into<String>) -> NoAnswer {
+        NoAnswer { why: why.into(), is_silence: true }
+    }
 }
 
 impl fmt::Display for NoAnswer {
@@ -96,6 +100,7 @@ pub fn call(
     body: Option<&str>,
 ) -> ServiceReply {
     let failed = |why: &dyn fmt::Display| ServiceReply::Failed(format!("{}: {why}", mask(url)));
+    let silent = || ServiceReply::Silent(format!("{} did not answer in time", mask(url)));
     let mut request = Request::builder().method(method).uri(url);
     for (name, value) in &headers.0 {
         request = request.header(name, value);
@@ -110,9 +115,7 @@ pub fn call(
     };
     let response = match sent {
         Ok(response) => response,
-        Err(ureq::Error::Timeout(_)) => {
-            return ServiceReply::Silent(format!("{} did not answer in time", mask(url)));
-        }
+        Err(ureq::Error::Timeout(_)) => return silent(),
         Err(error) => return failed(&error),
     };
     let status = response.status().as_u16();
@@ -123,8 +126,15 @@ pub fn call(
             ServiceReply::Failed(format!("{} sends an endless answer", mask(url)))
         }
         Ok(_) => ServiceReply::Answer { url: mask(url), status, body: text.into() },
+        Err(error) if is_timeout(&error) => silent(),
         Err(error) => failed(&format!("its answer broke off: {error}")),
     }
+}
+
+/// Whether the time was over before an answer that had begun was whole.
+fn is_timeout(error: &std::io::Error) -> bool {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<ureq::Error>());
+    matches!(inner, Some(ureq::Error::Timeout(_)))
 }
 
 /// All that is fetched in one look: a URL is asked once, whoever names it.

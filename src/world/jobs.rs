@@ -7,7 +7,7 @@ use super::wait::Stop;
 use crate::model::{Api, ApiServer, Headers, JobProbe};
 use crate::redact::mask;
 use serde_json::Value;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The number of jobs, or why it cannot be told.
 pub type Count = Result<u64, NoAnswer>;
@@ -29,8 +29,10 @@ pub fn count(
                 .map_err(|why| NoAnswer::other(format!("{}: {why}", mask(url))))
         }
         JobProbe::Command { text, env, cwd } => {
-            let output = run_shell(text, env, cwd.as_deref(), limit, stop)
-                .map_err(|failure| NoAnswer::other(failure.message))?;
+            let begun = Instant::now();
+            let output = run_shell(text, env, cwd.as_deref(), limit, stop).map_err(|failure| {
+                NoAnswer { why: failure.message, is_silence: begun.elapsed() >= limit }
+            })?;
             match output.status.success() {
                 true => printed(&String::from_utf8_lossy(&output.stdout)).map_err(NoAnswer::other),
                 false => {
@@ -63,8 +65,10 @@ fn of_server(server: &ApiServer, headers: &Headers, fetcher: &Fetcher) -> Count 
             let progress = get(path).json()?;
             // -1 while a job begins; who waits for the next turn is told of where the pages are served.
             let runs = progress["state"]["job_count"].as_i64().map(|count| u64::from(count != 0));
-            let waiting = get("/internal/pending-tasks").json().ok();
-            let waiting = waiting.and_then(|tasks| tasks["size"].as_u64()).unwrap_or(0);
+            let waiting = match get("/internal/pending-tasks").json() {
+                Err(failed) if failed.is_silence => return Err(failed),
+                waiting => waiting.ok().and_then(|tasks| tasks["size"].as_u64()).unwrap_or(0),
+            };
             told(path, runs.map(|runs| runs + waiting).ok_or("tells of no jobs".to_owned()))
         }
         Api::Ollama => Err(NoAnswer::other("Ollama tells nobody of its jobs")),

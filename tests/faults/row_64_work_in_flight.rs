@@ -285,3 +285,92 @@ fn row_64_a_question_that_fails_is_told_and_is_not_idle() {
     let prepare = rig.gpuctl("prepare-phase 2").run().succeeds().stdout_has("stopped worker");
     prepare.stderr_has("warning: worker: cannot tell whether it is at work").ignores_stderr();
 }
+
+/// A server whose one thread works and answers nobody meanwhile, at a job of that long.
+fn rig_at_silent_work(evict: &str, ms: u64, off_card: bool) -> (Rig, Service, Service) {
+    let kind = Kind { server: "--api comfyui --mute-at-work", ..kinds().swap_remove(0) };
+    let (rig, worker, big) = rig_with(&kind, evict);
+    let body = json!({"prompt": {}, "ms": ms, "off_card": off_card});
+    worker.request("/prompt", &body).join().unwrap().unwrap();
+    (rig, worker, big)
+}
+
+#[test]
+fn row_64_who_does_not_answer_and_works_on_the_card_is_waited_for() {
+    // Of one that unloads its health is asked before, too.
+    for (evict, ms, list) in [("stop", 14_000, "stopped"), ("unload", 25_000, "unloaded")] {
+        let (rig, ..) = rig_at_silent_work(evict, ms, false);
+        let prepare = rig.gpuctl("prepare-phase 2 --json").run().succeeds();
+        let told = "draining worker, does not answer, and works on the card";
+        let prepare = prepare.stderr_has(told).progress().json();
+        let step = &prepare["steps"][0];
+        assert_eq!((&step["action"], &step["service"]), (&json!("drain"), &json!("worker")));
+        assert_eq!(prepare[list], json!(["worker"]), "{prepare}");
+        rig.assert_jobs_done(1);
+        rig.assert_no_out_of_memory();
+    }
+}
+
+#[test]
+fn row_64_who_does_not_answer_and_works_on_the_card_for_longer_is_not_stopped_and_is_named() {
+    for evict in ["stop", "unload"] {
+        let (rig, worker, big) = rig_at_silent_work(evict, 60_000, false);
+        let process = rig.processes_of(&worker);
+        let status = rig.gpuctl("status --json").run().succeeds().json();
+        let service = &status["services"]["worker"];
+        assert_eq!(service["jobs"], Value::Null, "{status}");
+        let plan = rig.gpuctl("prepare-phase 2 --dry-run").run().succeeds();
+        plan.stdout_has("at work now: does not answer, and works on the card");
+        let refused = rig.gpuctl("prepare-phase 2 --drain 3s --json").run().fails("service_busy");
+        let error = refused.progress().json()["error"].clone();
+        assert_eq!(error["details"]["busy"], json!([{"service": "worker", "jobs": null}]));
+        let message = error["message"].as_str().unwrap();
+        let named = "worker (does not answer, and works on the card) is still working after 3s";
+        assert!(message.contains(named), "{message}");
+        assert!(message.contains("nothing was stopped"), "{message}");
+        assert_eq!(rig.processes_of(&worker), process);
+        rig.assert_no_process_of(&big);
+        let stop = rig.gpuctl("stop worker --no-drain --json --quiet").run().succeeds().json();
+        let note = stop["steps"][0]["note"].as_str().unwrap_or_default();
+        assert!(note.contains("work cut off: it did not answer, and worked on the card"), "{stop}");
+    }
+}
+
+#[test]
+fn row_64_who_does_not_answer_and_does_not_work_on_the_card_is_told_and_not_waited_for() {
+    let (rig, worker, _big) = rig_at_silent_work("stop", 600_000, true);
+    let status = rig.gpuctl("status --json").run().succeeds().json();
+    let service = &status["services"]["worker"];
+    assert_eq!((&service["jobs"], &service["idle_s"]), (&Value::Null, &Value::Null), "{status}");
+    let told = "warning: worker: cannot tell whether it is at work: ";
+    let prepare = rig.gpuctl("prepare-phase 2 --drain 1h").run().succeeds();
+    prepare.stdout_has("stopped worker").stderr_has(told).ignores_stderr();
+    rig.assert_no_process_of(&worker);
+}
+
+#[test]
+fn row_64_who_has_told_of_jobs_and_then_fails_to_tell_still_has_them() {
+    let kind = &kinds()[0];
+    let (rig, worker, _big) = rig_with(kind, "stop");
+    let (answer, asked) = (rig.file("home/answer", "echo 2"), rig.file("home/asked", ""));
+    let command = format!("echo >>{}; . {}", asked.display(), answer.display());
+    rig.set("services.worker.busy.command", command);
+    let prepare = rig.gpuctl("prepare-phase 2 --drain 25s").spawn();
+    until("it waits for the jobs", || prepare.stderr().contains("draining worker, 2 jobs left"));
+    // Silence, a failure, and no number.
+    for failure in ["sleep 1000", "exit 1", "echo some"] {
+        rig.file("home/answer", failure);
+        rig.file("home/asked", "");
+        until("it was asked and went on", || std::fs::read(&asked).unwrap().len() > 1);
+    }
+    let refused = prepare.wait().fails("service_busy");
+    refused.stderr_has("worker (2 jobs) is still working after 25s").ignores_stderr();
+    assert!(worker.is_healthy());
+    rig.file("home/answer", "echo 2");
+    let prepare = rig.gpuctl("prepare-phase 2").spawn();
+    until("it waits for the jobs", || prepare.stderr().contains("draining worker, 2 jobs left"));
+    // One that is gone has none.
+    rig.file("home/answer", "exit 1");
+    rig.processes_of(&worker).into_iter().for_each(|pid| rig::signal(pid, rig::Signal::KILL));
+    prepare.wait().succeeds().stdout_has("started big").ignores_stderr();
+}

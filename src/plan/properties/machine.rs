@@ -179,6 +179,7 @@ impl Tenant {
             used: self.known_use(reading),
             jobs: None,
             jobs_unknown: None,
+            works_silently: false,
             peak: None,
             idle: None,
             unproven: Vec::new(),

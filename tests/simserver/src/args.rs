@@ -12,7 +12,7 @@ use clap::{Parser, ValueEnum};
 /// 250ms, 2s or 1m. When warm it prints "NAME: ready" on standard output. It ends when $SIMGPU_DIR is removed.
 ///
 /// `POST /work` takes all of --vram, as a first job does. Each API has requests that work for the `ms` of their body, with
-/// a `stream` of events where that is wanted; which jobs were taken and done is in $SIMGPU_DIR/jobs.jsonl. Any GET is the health check, if the chosen API does not know
+/// a `stream` of events where that is wanted, on the card unless `off_card` is set; which jobs were taken and done is in $SIMGPU_DIR/jobs.jsonl. Any GET is the health check, if the chosen API does not know
 /// its path.
 #[derive(Clone, Debug, Parser)]
 #[command(version, max_term_width = 110)]
@@ -152,6 +152,10 @@ pub struct Misbehaviour {
     /// Time that a completion takes
     #[arg(long, value_name = "DUR", default_value = "0s", value_parser = humantime::parse_duration)]
     pub completion_delay: Duration,
+
+    /// Answer no GET while a job runs, as a program whose one thread is at work
+    #[arg(long)]
+    pub mute_at_work: bool,
 
     /// Answer 503 again this long after it became healthy
     #[arg(long, value_name = "DUR", value_parser = humantime::parse_duration)]

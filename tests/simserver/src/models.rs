@@ -84,6 +84,11 @@ impl Models {
         self.memory.work()
     }
 
+    /// It is at work on the card now.
+    pub fn work(&mut self) -> Result<(), ClaimError> {
+        self.memory.work()
+    }
+
     pub fn unload(&mut self, models: &[String]) -> Result<(), ClaimError> {
         self.loaded.retain(|loaded| !models.contains(loaded));
         self.hold()

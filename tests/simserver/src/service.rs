@@ -82,9 +82,12 @@ impl Service {
         let Some(warm_since) = self.warm_since.get() else {
             return respond(Answer::new(503, json!({"status": "loading"})), request);
         };
+        if method == "GET" && self.args.misbehaviour.mute_at_work {
+            self.work.wait_until_idle();
+        }
         let answer = match (self.understood(&method, &url, &body), method.as_str()) {
             (Some(Asked::Job(names)), _) if body["stream"] == true => {
-                return self.stream(&names, lasts(&body), request);
+                return self.stream(&names, &body, request);
             }
             (Some(asked), _) => self.do_what_is(asked, &body),
             (None, "POST") if path == "/work" => {
@@ -149,14 +152,14 @@ impl Service {
             }
             Asked::Job(names) => {
                 let job = self.work.take();
-                match self.work_at(&job, &names, lasts(body), || {}) {
+                match self.work_at(&job, &names, body, || {}) {
                     true => Answer::new(200, json!({"done": true, "response": "done"})),
                     false => Answer::new(500, json!({"error": "aborted"})),
                 }
             }
             Asked::Queued(names) => {
-                let (service, job, lasts) = (Arc::clone(self), self.work.take(), lasts(body));
-                thread::spawn(move || service.work_at(&job, &names, lasts, || {}));
+                let (service, job, body) = (Arc::clone(self), self.work.take(), body.clone());
+                thread::spawn(move || service.work_at(&job, &names, &body, || {}));
                 Answer::new(200, json!({"prompt_id": "1", "number": 1, "node_errors": {}}))
             }
             Asked::Unload(names, answer) => {
@@ -188,8 +191,8 @@ impl Service {
         self: &Arc<Self>,
         job: &Job,
         models: &[String],
-        lasts: Duration,
-        each: impl FnMut(),
+        body: &Value,
+        mut each: impl FnMut(),
     ) -> bool {
         let load = || match self.models().load(models) {
             Ok(()) => true,
@@ -205,11 +208,18 @@ impl Service {
                 self.unload(&names, loads);
             }
         };
-        self.work.run(job, lasts, load, each, unload)
+        let each = || {
+            if body["off_card"] != true {
+                // A card that is gone is the end of the test.
+                self.models().work().ok();
+            }
+            each();
+        };
+        self.work.run(job, lasts(body), load, each, unload)
     }
 
     /// A job whose answer comes bit by bit; one that is cut off has no end.
-    fn stream(self: &Arc<Self>, models: &[String], lasts: Duration, request: Request) {
+    fn stream(self: &Arc<Self>, models: &[String], body: &Value, request: Request) {
         let mut connection = request.into_writer();
         connection.write_all(STREAM.as_bytes()).ok();
         let mut event = |text: &str| {
@@ -217,7 +227,7 @@ impl Service {
             connection.flush()
         };
         let job = self.work.take();
-        let is_done = self.work_at(&job, models, lasts, || {
+        let is_done = self.work_at(&job, models, body, || {
             event("data: {\"text\": \"word\"}\n\n").ok();
         });
         if is_done {
