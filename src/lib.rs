@@ -43,7 +43,7 @@ pub fn main() -> ExitCode {
     let environment = Environment::of_process();
     let cli = match cli::Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => return explain_usage(&error),
+        Err(error) => return explain_usage(&error, &environment),
     };
     start_logging(&cli.global, &environment);
     let status = match commands::run(&cli, &environment) {
@@ -55,7 +55,7 @@ pub fn main() -> ExitCode {
             answer.status()
         }
         Err(failure) => {
-            report::print_failure(&failure, cli.global.json);
+            report::print_failure(&failure, cli.global.json, &environment);
             failure.code.status()
         }
     };
@@ -65,7 +65,7 @@ pub fn main() -> ExitCode {
 
 /// Help and version are answers, and who calls gpuctl without a command is shown the help;
 /// everything else is a bad command line.
-fn explain_usage(error: &clap::Error) -> ExitCode {
+fn explain_usage(error: &clap::Error, environment: &Environment) -> ExitCode {
     let is_answer = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
     let is_help = error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
     let words: Vec<String> =
@@ -83,7 +83,7 @@ fn explain_usage(error: &clap::Error) -> ExitCode {
         return ExitCode::from(code);
     }
     let failure = cli::mistake(error, &words);
-    report::print_failure(&failure, as_json);
+    report::print_failure(&failure, as_json, environment);
     ExitCode::from(failure.code.status())
 }
 

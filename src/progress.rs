@@ -5,6 +5,7 @@
 use crate::config::Span;
 use crate::history::Recorder;
 use crate::model::Mb;
+use crate::screen::layout::{HANGING, Text, flow, prose};
 use crate::screen::text::{on_one_line, span};
 use crate::screen::{BAD, FAINT, GOOD, Screen};
 use crate::step::{Action, Step};
@@ -28,7 +29,7 @@ const WORDS: usize = 28;
 #[derive(Clone)]
 enum Face {
     Silent,
-    Lines,
+    Lines(Screen),
     Live(MultiProgress, Screen),
 }
 
@@ -49,7 +50,7 @@ impl Progress {
             (false, true) => {
                 Face::Live(MultiProgress::with_draw_target(ProgressDrawTarget::stderr()), screen)
             }
-            (false, false) => Face::Lines,
+            (false, false) => Face::Lines(screen),
         };
         Progress { face, recorder: None, clock: None }
     }
@@ -116,7 +117,7 @@ impl Progress {
     /// The line with the clock before it, where none is drawn.
     fn clocked(&self, line: &str) -> String {
         match (&self.face, self.clock) {
-            (Face::Lines, Some((since, limit))) => {
+            (Face::Lines(_), Some((since, limit))) => {
                 format!("[{} of {}] {line}", span(since.elapsed()), Span(limit))
             }
             _ => line.to_owned(),
@@ -124,15 +125,24 @@ impl Progress {
     }
 
     /// Prints a line; a stderr that is closed is no reason to stop working.
-    #[expect(clippy::disallowed_methods, reason = "the one place that prints progress")]
     fn print(&self, line: &str) {
-        let _ = match &self.face {
-            Face::Silent => Ok(()),
-            Face::Lines => writeln!(std::io::stderr(), "{line}"),
+        match &self.face {
+            Face::Silent => {}
+            Face::Lines(screen) => write(&prose(line, &current(*screen))),
             // Above the steps that are drawn just now.
-            Face::Live(bars, _) => bars.suspend(|| writeln!(std::io::stderr(), "{line}")),
-        };
+            Face::Live(bars, screen) => bars.suspend(|| write(&prose(line, &current(*screen)))),
+        }
     }
+}
+
+/// The terminal may have been resized since the call began.
+fn current(screen: Screen) -> Screen {
+    screen.measured_again(rustix::stdio::stderr())
+}
+
+#[expect(clippy::disallowed_methods, reason = "the one place that prints progress")]
+fn write(text: &str) {
+    let _ = std::io::stderr().write_all(text.as_bytes());
 }
 
 /// A step under way. One that is dropped before it was `done` has failed.
@@ -159,7 +169,7 @@ impl Underway<'_> {
     fn show(&mut self) {
         match &self.progress.face {
             Face::Silent => {}
-            Face::Lines => self.progress.print(&self.progress.clocked(&self.words())),
+            Face::Lines(_) => self.progress.print(&self.progress.clocked(&self.words())),
             Face::Live(bars, screen) => {
                 let bar = bars.add(ProgressBar::no_length().with_style(style(*screen, self.limit)));
                 bar.set_message(format!("{:WORDS$}", self.words()));
@@ -207,7 +217,7 @@ impl Underway<'_> {
             &words,
             &[memory, remark].map(Option::unwrap_or_default).concat(),
         );
-        if let (Face::Lines, Some(note)) = (&self.progress.face, &note) {
+        if let (Face::Lines(_), Some(note)) = (&self.progress.face, &note) {
             self.progress.line(&format!("{}: {note}", self.what));
         }
         let is_about_service = !matches!(self.action, Action::Wait | Action::Reclaim);
@@ -226,11 +236,11 @@ impl Underway<'_> {
         self.is_over = true;
         let Some(bar) = &self.bar else { return };
         bar.finish_and_clear();
-        if let Face::Live(_, screen) = &self.progress.face {
+        if let Face::Live(bars, screen) = &self.progress.face {
+            let sign = Text::styled(style, signs[usize::from(!screen.has_unicode)]);
             let took = format!("{:>8}{rest}", span(self.begun.elapsed()));
-            let sign = signs[usize::from(!screen.has_unicode)];
-            let (sign, took) = (screen.paint(style, sign), screen.paint(FAINT, took));
-            self.progress.print(&format!("{sign} {words:WORDS$} {took}"));
+            let line = sign.then(format!(" {words:WORDS$} ")).then_styled(FAINT, took);
+            bars.suspend(|| write(&flow([line], 1, HANGING, &current(*screen))));
         }
     }
 }

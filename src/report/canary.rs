@@ -12,6 +12,7 @@ use crate::config::{Config, Mode, Span};
 use crate::error::Result;
 use crate::lock::Held;
 use crate::screen::Screen;
+use crate::screen::layout::prose;
 use crate::screen::text::span;
 use jiff::Timestamp;
 use serde::Serialize;
@@ -48,7 +49,7 @@ impl VerdictReport {
 }
 
 impl Report for VerdictReport {
-    fn text(&self, _: &Screen) -> String {
+    fn text(&self, screen: &Screen) -> String {
         let path = self.path.map(|path| format!("; would be tried {path}")).unwrap_or_default();
         let what = match (self.mode, self.verdict.status) {
             (Mode::Predictive, Status::Pass) => {
@@ -56,7 +57,8 @@ impl Report for VerdictReport {
             }
             _ => "",
         };
-        format!("{}: {}{path}\n{what}", word(self.verdict.status), self.verdict.reason)
+        let text = format!("{}: {}{path}\n{what}", word(self.verdict.status), self.verdict.reason);
+        prose(&text, screen)
     }
 }
 
@@ -111,7 +113,7 @@ impl CanaryRunReport {
 }
 
 impl Report for CanaryRunReport {
-    fn text(&self, _: &Screen) -> String {
+    fn text(&self, screen: &Screen) -> String {
         let away = match self.restored {
             Some(_) => format!(
                 ", production away for {}",
@@ -119,14 +121,15 @@ impl Report for CanaryRunReport {
             ),
             None => String::new(),
         };
-        match (&self.rejection, &self.promotion) {
-            (Some(why), _) => format!("rejected: {why}{away}\n"),
+        let text = match (&self.rejection, &self.promotion) {
+            (Some(why), _) => format!("rejected: {why}{away}"),
             (None, Some(file)) => {
                 let latency = self.llm_latency_ms.unwrap_or_default();
-                format!("passed: completion in {latency:.0} ms{away}; {file}\n")
+                format!("passed: completion in {latency:.0} ms{away}; {file}")
             }
-            (None, None) => format!("passed{away}\n"),
-        }
+            (None, None) => format!("passed{away}"),
+        };
+        prose(&text, screen)
     }
 }
 
@@ -200,7 +203,7 @@ impl CanaryStatusReport {
 }
 
 impl Report for CanaryStatusReport {
-    fn text(&self, _: &Screen) -> String {
+    fn text(&self, screen: &Screen) -> String {
         let figure = |value: Option<f64>| {
             value.map_or("?".to_owned(), |value| span(Duration::from_secs_f64(value)))
         };
@@ -226,7 +229,7 @@ impl Report for CanaryStatusReport {
         } else if let Some(run_id) = &self.run_id {
             text.push_str(&format!("run {run_id} is under way\n"));
         }
-        text
+        prose(&text, screen)
     }
 }
 
@@ -244,7 +247,7 @@ impl DoneReport {
 }
 
 impl Report for DoneReport {
-    fn text(&self, _: &Screen) -> String {
-        format!("{}\n", self.message)
+    fn text(&self, screen: &Screen) -> String {
+        prose(&self.message, screen)
     }
 }

@@ -5,6 +5,7 @@ use super::{
 };
 use crate::model::{Mb, Source};
 use crate::screen::Screen;
+use crate::screen::layout::prose;
 use crate::screen::text::{counted, span};
 use std::fmt::Write;
 use std::time::Duration;
@@ -15,24 +16,25 @@ macro_rules! line {
 }
 
 impl Report for CanFitReport {
-    fn text(&self, _: &Screen) -> String {
+    fn text(&self, screen: &Screen) -> String {
         let estimate = if self.source == Source::Estimate { " (estimate)" } else { "" };
         let promised =
             self.promised_mb.map(|size| format!(", {size} promised to running services"));
-        format!(
-            "{}: {} needed, {} available ({} free, margin {}{}){estimate}\n",
+        let text = format!(
+            "{}: {} needed, {} available ({} free, margin {}{}){estimate}",
             if self.fits { "fits" } else { "does not fit" },
             self.required_mb,
             self.available_mb,
             self.free_mb,
             self.margin_mb,
             promised.unwrap_or_default()
-        )
+        );
+        prose(&text, screen)
     }
 }
 
 impl Report for ActReport {
-    fn text(&self, _: &Screen) -> String {
+    fn text(&self, screen: &Screen) -> String {
         let mut text = String::new();
         if self.dry_run {
             for step in &self.steps {
@@ -47,9 +49,9 @@ impl Report for ActReport {
             if self.steps.is_empty() {
                 line!(text, "nothing to do");
             }
-            return text;
+            return prose(&text, screen);
         }
-        format!("{}\n", self.summary())
+        prose(&self.summary(), screen)
     }
 }
 
@@ -101,9 +103,9 @@ impl Subject {
 }
 
 impl Report for AdoptReport {
-    fn text(&self, _: &Screen) -> String {
+    fn text(&self, screen: &Screen) -> String {
         let pids: Vec<String> = self.adopted.iter().map(ToString::to_string).collect();
-        format!("{}: adopted {}\n", self.service, pids.join(", "))
+        prose(&format!("{}: adopted {}", self.service, pids.join(", ")), screen)
     }
 }
 
@@ -114,14 +116,14 @@ impl Report for LogReport {
 }
 
 impl Report for CheckReport {
-    fn text(&self, _: &Screen) -> String {
+    fn text(&self, screen: &Screen) -> String {
         let services = counted(self.services.len() as u64, "service");
         let phases = counted(self.phases.len() as u64, "phase");
         let mut text = format!("{}: good: {services}, {phases}\n", self.path);
         for warning in &self.warnings {
             line!(text, "warning: {warning}");
         }
-        text
+        prose(&text, screen)
     }
 }
 

@@ -5,6 +5,7 @@ use crate::config::Config;
 use crate::error::Result;
 use crate::lock::{Claim, Held, KeeperProcess, Release, name_of};
 use crate::screen::Screen;
+use crate::screen::layout::prose;
 use crate::screen::text::on_one_line;
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -94,9 +95,9 @@ impl LockStatusReport {
 }
 
 impl Report for LockStatusReport {
-    fn text(&self, _: &Screen) -> String {
+    fn text(&self, screen: &Screen) -> String {
         let fence = self.fence.map(|fence| format!(", fence {fence}")).unwrap_or_default();
-        format!("{}{fence}\n", on_one_line(self.lock.describe()))
+        prose(&format!("{}{fence}", on_one_line(self.lock.describe())), screen)
     }
 }
 
@@ -183,7 +184,7 @@ impl ReleasedReport {
 }
 
 impl Report for ReleasedReport {
-    fn text(&self, _: &Screen) -> String {
-        format!("{}\n", self.text)
+    fn text(&self, screen: &Screen) -> String {
+        prose(&self.text, screen)
     }
 }

@@ -27,6 +27,7 @@ use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::model::{Mb, Pid, Source};
 use crate::screen::Screen;
+use crate::screen::layout::prose;
 use crate::screen::text::on_one_line;
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -140,18 +141,19 @@ pub fn failure_document(failure: &Failure) -> Value {
 /// A failure, on stdout as JSON or on stderr as lines; on stderr too where stdout takes nothing.
 /// Whether that succeeds changes nothing.
 #[expect(clippy::disallowed_methods, reason = "the one place that prints errors")]
-pub fn print_failure(failure: &Failure, as_json: bool) {
+pub fn print_failure(failure: &Failure, as_json: bool, environment: &Environment) {
     if as_json {
         let document = failure_document(failure);
         if write(&format!("{document:#}\n")).is_ok() {
             return;
         }
     }
-    let mut stderr = std::io::stderr().lock();
-    let _ = writeln!(stderr, "gpuctl: {}", on_one_line(&failure.message));
+    let mut text = format!("gpuctl: {}\n", on_one_line(&failure.message));
     for hint in &failure.hints {
-        let _ = writeln!(stderr, "hint: {}", on_one_line(hint));
+        text.push_str(&format!("hint: {}\n", on_one_line(hint)));
     }
+    let mut stderr = std::io::stderr().lock();
+    let _ = stderr.write_all(prose(&text, &Screen::of(&stderr, environment)).as_bytes());
 }
 
 #[derive(Serialize, JsonSchema)]

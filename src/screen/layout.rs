@@ -27,8 +27,12 @@ impl Text {
         Text { spans: vec![(style, on_one_line(text.as_ref()))] }
     }
 
-    pub fn then(mut self, text: impl AsRef<str>) -> Text {
-        self.spans.push((Style::new(), on_one_line(text.as_ref())));
+    pub fn then(self, text: impl AsRef<str>) -> Text {
+        self.then_styled(Style::new(), text)
+    }
+
+    pub fn then_styled(mut self, style: Style, text: impl AsRef<str>) -> Text {
+        self.spans.push((style, on_one_line(text.as_ref())));
         self
     }
 
@@ -108,6 +112,18 @@ pub fn listed(mut facts: Vec<Text>) -> Vec<Text> {
         facts.push(last);
     }
     facts
+}
+
+/// Lines of sentences, each wrapped between its words where a person reads them on a terminal. In
+/// a file or a pipe they stay as they are, whatever `COLUMNS` says: scripts count on their lines.
+pub fn prose(text: &str, screen: &Screen) -> String {
+    let wrapped = |line: &str| {
+        let words = line.trim_start_matches(' ');
+        let indent = line.len() - words.len();
+        flow([Text::new(words)], 1, HANGING.map(|column| column + indent), screen)
+    };
+    let plain = |line: &str| format!("{line}\n");
+    text.lines().map(|line| if screen.is_terminal { wrapped(line) } else { plain(line) }).collect()
 }
 
 /// Pieces with a gap between them, on as many lines as they need.

@@ -25,6 +25,7 @@ pub struct Screen {
     pub width: usize,
     /// The height in lines, where a terminal tells it.
     pub height: Option<usize>,
+    pub is_terminal: bool,
     /// Whether a line has to fit into the width; in a file or a pipe it may be longer.
     pub is_bounded: bool,
     pub has_colour: bool,
@@ -49,6 +50,7 @@ impl Screen {
         Screen {
             width: width.unwrap_or(PLAIN_WIDTH),
             height: lines,
+            is_terminal,
             is_bounded: is_terminal || width.is_some(),
             has_colour: environment.get("NO_COLOR").is_none()
                 && (suits || is_set("CLICOLOR_FORCE")),

@@ -1,7 +1,7 @@
 //! What is told while work goes on: bars on a terminal, plain lines in a pipe, nothing with `-q`, every external command
 //! with `-v`.
 
-use rig::{Rig, Terminal, until};
+use rig::{Display, Rig, Terminal, until};
 use serde_json::json;
 
 /// ComfyUI runs; phase 3 wants CosyVoice in its place.
@@ -200,4 +200,46 @@ fn a_command_is_told_with_the_time_that_it_took_and_not_with_the_wait_for_anothe
     };
     assert!(time("`systemctl").starts_with("3s"), "{told}");
     assert!(time("`docker container inspect").ends_with("ms"), "{told}");
+}
+
+/// What a command shows on a terminal of 60 columns; no line is broken by the terminal.
+#[track_caller]
+fn at_60_columns(rig: &Rig, variables: &str, words: &str, exit: &str) -> String {
+    let display = Display::start(rig, (40, 60), variables, words);
+    display.terminal.shows(&format!("code={exit}."));
+    let told = display.lines().join("\n");
+    assert!(!(0..40).any(|row| display.emulated().screen().row_wrapped(row)), "{words}:\n{told}");
+    told
+}
+
+#[test]
+fn on_a_narrow_terminal_messages_break_between_words_and_in_a_pipe_nowhere() {
+    let rig = before_phase_3();
+    rig.native("another").add();
+    rig.native("third").add();
+    let refused = "\
+gpuctl: no service named \"nobody-of-this-name\" is configured
+hint: configured services: comfyui, cosyvoice, another,
+  third
+code=4.";
+    // With a cursor, and on a terminal that has none.
+    for variables in ["", "TERM=dumb"] {
+        let told = at_60_columns(&rig, variables, "start nobody-of-this-name", "4");
+        assert_eq!(told, refused);
+    }
+    let told = at_60_columns(&rig, "", "start comfyui --gpu 0 --no-preemptt", "2");
+    assert!(told.contains("hint: usage: gpuctl start") && told.contains("\n  "), "{told}");
+    let told = at_60_columns(&rig, "", "can-fit 90000", "1");
+    assert!(told.starts_with("does not fit: 90000 MB needed, "), "{told}");
+    assert!(told.contains("\n  "), "{told}");
+    let told = at_60_columns(&rig, "", "prepare-phase 3", "0");
+    assert!(
+        told.contains("phase 3 (speech): stopped comfyui; freed 20000 MB; started\n  cosyvoice ("),
+        "{told}"
+    );
+    // Scripts count on one line, also where the shell that they come from has told its width.
+    let piped =
+        rig.gpuctl("start nobody-of-this-name").env("COLUMNS", "60").run().fails("not_found");
+    let expected = refused.replace("\n  ", " ").replace("code=4.", "");
+    assert_eq!(piped.stderr_text(), expected);
 }
