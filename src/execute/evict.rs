@@ -6,43 +6,50 @@ use super::{Context, drain};
 use crate::config::{Config, Span};
 use crate::error::{Failure, Result};
 use crate::exit::Code;
-use crate::model::{GpuProcess, Manager, Mb, Native, Pid, Service, Vram};
+use crate::model::{GpuProcess, Manager, Mb, Native, Pid, Service, Unload, Vram};
 use crate::observe::{Keeper, Members, attributed, gpu_pids, members};
 use crate::plan::{EvictHow, Eviction};
 use crate::step::{Action, Step};
 use crate::world::ending::{FirstMove, end};
+use crate::world::http::NoAnswer;
+use crate::world::server::Called;
+use crate::world::wait::Aside;
 use crate::world::{group, native, process, server, starts, systemd};
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 /// An unload may take this long to show.
 const UNLOAD_LIMIT: Duration = Duration::from_secs(10);
+/// Who calls may tell so much later that the time of a call is over.
+const GRACE: Duration = Duration::from_secs(1);
 /// A service that somebody looks after is watched this long for its return. Most supervisors
 /// wait a second or three.
 const KEEPER_LIMIT: Duration = Duration::from_secs(4);
 /// systemd may take this long to notice that a unit was killed.
 const KILLED_LIMIT: Duration = Duration::from_secs(10);
 
-/// What was done at last, a stop or an unload.
+/// What came of an eviction.
 pub struct EvictedBy {
-    pub step: Step,
+    /// What was done at last, a stop or an unload; `None` where it had unloaded before.
+    pub step: Option<Step>,
     /// What a service that has unloaded still holds, where the driver tells.
     pub keeps: Option<Mb>,
 }
 
-/// Evicts a service; `required` is what the plan will start. `None` where it had unloaded before.
+/// Evicts a service; `required` is what the plan will start.
 pub fn evict(
     eviction: &Eviction,
     required: Mb,
     batches: &Batches<bool>,
     context: &Context,
-) -> Result<Option<EvictedBy>> {
+) -> Result<EvictedBy> {
     let service = context.service(&eviction.service);
     let mut reason = None;
     if eviction.how == EvictHow::Unload {
         let held = Footprint::of(service, context);
-        if matches!(&held, Ok(held) if held.memory.is_some_and(|it| service.holds_residue(it))) {
-            return Ok(None);
+        let memory = held.as_ref().ok().and_then(|held| held.memory);
+        if let Some(residue) = memory.filter(|memory| service.holds_residue(*memory)) {
+            return Ok(EvictedBy { step: None, keeps: Some(residue) });
         }
         let step = context.progress.begin(Action::Unload, &service.name, UNLOAD_LIMIT);
         let asked = match held {
@@ -50,7 +57,7 @@ pub fn evict(
             Err(why) => Err(why),
         };
         match asked {
-            Ok(keeps) => return Ok(Some(EvictedBy { step: step.done(None), keeps })),
+            Ok(keeps) => return Ok(EvictedBy { step: Some(step.done(None)), keeps }),
             Err(why) => reason = Some(format!("{why}; stopped instead")),
         }
     }
@@ -59,7 +66,7 @@ pub fn evict(
     let limit = contained::stop_limit(service, context.before.managed(&service.name));
     let step = context.progress.begin(action, &service.name, limit);
     let note = stop(eviction, batches, context)?;
-    Ok(Some(EvictedBy { step: step.done(joined([reason, note])), keeps: None }))
+    Ok(EvictedBy { step: Some(step.done(joined([reason, note]))), keeps: None })
 }
 
 /// Remarks in one.
@@ -258,7 +265,7 @@ fn ask_to_unload(
         }
         if is_due {
             calls += 1;
-            if let Err(failed) = server::unload(call, &service.headers, UNLOAD_LIMIT) {
+            if let Err(failed) = request_unload(service, call, context)? {
                 return Ok(Err(format!("its unload call failed: {}", failed.why)));
             }
         }
@@ -285,4 +292,14 @@ fn ask_to_unload(
         }
         context.pause()?;
     }
+}
+
+/// Makes the calls that request an unload, which are waited for no longer than one may take; an
+/// interruption ends the wait.
+fn request_unload(service: &Service, call: &Unload, context: &Context) -> Result<Called<()>> {
+    let (call, headers) = (call.clone(), service.headers.clone());
+    let requesting = Aside::begin(move || server::unload(&call, &headers, UNLOAD_LIMIT))?;
+    let answer = requesting.result_by(context.stop, Instant::now() + UNLOAD_LIMIT + GRACE);
+    context.stop.check()?;
+    Ok(answer.unwrap_or_else(|| Err(NoAnswer::silence("it is not answered in time"))))
 }

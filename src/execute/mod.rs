@@ -99,14 +99,16 @@ pub struct Outcome {
     pub elapsed: Duration,
     pub steps: Vec<Step>,
     pub failure: Option<Failure>,
-    /// What those that have unloaded held then, as far as the driver tells.
+    /// What those that have unloaded held then, as far as the driver tells; also those that had before.
     pub keeps: HashMap<String, Mb>,
 }
 
 /// Carries the plan out.
 fn execute(plan: &Plan, context: &Context) -> Outcome {
     let begun = Instant::now();
-    let mut outcome = Outcome { kept: plan.kept.clone(), ..Outcome::default() };
+    let keep = |name: &String| Some((name.clone(), context.before.service(name).used?));
+    let keeps = plan.unloaded.iter().filter_map(keep).collect();
+    let mut outcome = Outcome { kept: plan.kept.clone(), keeps, ..Outcome::default() };
     let result = carry_out(plan, context, &mut outcome);
     outcome.elapsed = begun.elapsed();
     outcome.failure = result.err();
@@ -166,7 +168,9 @@ fn evict_again(
         .collect();
     for Eviction { service, .. } in &evict {
         context.progress.line(&format!("{service} has loaded again since it was unloaded"));
-        outcome.unloaded.retain(|name| name != service);
+        for list in [&mut outcome.unloaded, &mut outcome.kept] {
+            list.retain(|name| name != service);
+        }
         outcome.keeps.remove(service);
     }
     evict_all(&evict, Mb(0), &Context { before: now, ..*context }, outcome)?;
@@ -196,15 +200,14 @@ fn evict_all(
     let mut failure = None;
     for (eviction, result) in evictions.iter().zip(results) {
         match result {
-            // It had unloaded before.
-            Ok(None) => outcome.kept.push(eviction.service.clone()),
-            Ok(Some(EvictedBy { step, keeps })) => {
-                let list = match step.action {
-                    Action::Unload => &mut outcome.unloaded,
-                    _ => &mut outcome.stopped,
+            Ok(EvictedBy { step, keeps }) => {
+                let list = match step.as_ref().map(|step| step.action) {
+                    Some(Action::Unload) => &mut outcome.unloaded,
+                    Some(_) => &mut outcome.stopped,
+                    None => &mut outcome.kept,
                 };
                 list.push(eviction.service.clone());
-                outcome.steps.push(step);
+                outcome.steps.extend(step);
                 outcome.keeps.extend(keeps.map(|keeps| (eviction.service.clone(), keeps)));
             }
             Err(error) => failure = failure.or(Some(error)),

@@ -40,6 +40,8 @@ pub struct Plan {
     pub awaits_dead: bool,
     /// Services that run and are left running.
     pub kept: Vec<String>,
+    /// Those of them that have unloaded, and would have had to if they had not.
+    pub unloaded: Vec<String>,
     pub warnings: Vec<String>,
 }
 

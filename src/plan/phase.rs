@@ -39,6 +39,8 @@ pub fn prepare_phase(config: &Config, snapshot: &Snapshot, phase: u32, lazy: boo
         }
         // Who has unloaded has to go only where the phase does not fit beside what it keeps.
         make_room(config, snapshot, &budget, &names, &empty, &mut plan)?;
+        let stays = |name: &String| plan.kept.contains(name);
+        plan.unloaded = empty.iter().map(|service| service.name.clone()).filter(stays).collect();
     }
     plan.clear_ports(&needed, snapshot)?;
     plan.wait_for_the_dead(config, snapshot);

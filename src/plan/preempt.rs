@@ -2,7 +2,7 @@
 //! Kubernetes' preemption: each victim, highest priority first, is spared again if it fits after all.
 
 use super::fit::{CardBudget, ensure_fits, insufficient};
-use super::{Eviction, Plan, refuse_unknown, refuse_unproven, warn_of_estimate};
+use super::{Eviction, Plan, has_unloaded, refuse_unknown, refuse_unproven, warn_of_estimate};
 use crate::config::Config;
 use crate::error::Result;
 use crate::model::{Mb, Presence, Service, Snapshot};
@@ -89,6 +89,9 @@ pub fn make_room(
     candidates: &[&Service],
     plan: &mut Plan,
 ) -> Result<()> {
+    let has_unloaded = |service: &&&Service| has_unloaded(service, snapshot.service(&service.name));
+    let empty: Vec<&str> =
+        candidates.iter().filter(has_unloaded).map(|service| service.name.as_str()).collect();
     let mut candidates: Vec<&Service> = candidates
         .iter()
         .copied()
@@ -134,6 +137,14 @@ pub fn make_room(
         if fits_without(&fewer) {
             victims = fewer;
         }
+    }
+    let stays = |name: &str| victims.iter().all(|victim| victim.name != name);
+    let empty: Vec<&str> = empty.into_iter().filter(|name| stays(name)).collect();
+    let loaded = needed.iter().chain(&empty).copied().collect();
+    let victim_names = victims.iter().map(|service| &service.name);
+    let evicted = gone.iter().chain(victim_names).map(String::as_str).collect();
+    if budget.fits(&loaded, &evicted) != Some(true) {
+        plan.unloaded = empty.into_iter().map(str::to_owned).collect();
     }
     for service in &config.services {
         let observed = snapshot.service(&service.name);

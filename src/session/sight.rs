@@ -8,7 +8,7 @@ use crate::notes::Notes;
 use crate::observe::{Ask, observe};
 use crate::report::StatusReport;
 use crate::world::nvml::Reader;
-use crate::world::wait::{Aside, Stop, wait};
+use crate::world::wait::{Aside, Stop};
 use std::time::{Duration, Instant};
 
 /// Beyond the limits that looking at the lock has itself.
@@ -32,7 +32,6 @@ pub fn sight(config: &Config, reader: &mut Reader, stop: &Stop) -> Result<Status
 
 /// Who holds the lock, as far as its place answers in time.
 fn found(looking: &Aside<Result<Option<Held>>>, stop: &Stop) -> Result<Option<Held>> {
-    wait(&[looking.ended().fd()], stop, Instant::now() + LOCK_LIMIT);
     let silent = || Err(Failure::new(Code::Unavailable, "the lock is not answering"));
-    looking.take().unwrap_or_else(silent)
+    looking.result_by(stop, Instant::now() + LOCK_LIMIT).unwrap_or_else(silent)
 }

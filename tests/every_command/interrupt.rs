@@ -128,3 +128,29 @@ fn interrupted_while_memory_is_unloaded_the_next_run_goes_on() {
     assert!(model.is_healthy());
     rig.assert_no_out_of_memory();
 }
+
+#[test]
+fn interrupted_while_an_unload_call_is_not_answered_nobody_waits_for_its_answer() {
+    for (signal, code) in SIGNALS {
+        let rig = Rig::new();
+        let requests = rig.path("requests");
+        // It sleeps, and answers, once its job is done.
+        let server = format!("--api vllm --requests {}", requests.display());
+        let model = rig.native("model").vram(12000).set("evict", "unload").server(&server);
+        let model = model.set("api", "vllm").set("url", "http://127.0.0.1:1").add();
+        rig.set("services.model.url", model.url(""));
+        rig.set("services.model.busy.command", "echo 0");
+        rig.native("big").vram(20000).priority(100).phases([4]).add();
+        rig.gpuctl("start model --quiet").run().succeeds();
+        let job = model.request("/v1/completions", &json!({"ms": 8000, "stream": true}));
+        until("it works", || rig.card.jobs().len() == 1);
+        let prepare = rig.gpuctl("prepare-phase 4").spawn();
+        until("it is asked to unload", || {
+            std::fs::read_to_string(&requests).is_ok_and(|text| text.contains("POST /sleep"))
+        });
+        prepare.signal(signal);
+        prepare.wait().exits(code).stderr_has("interrupted by signal").ignores_stderr();
+        assert_eq!(rig.card.jobs().into_values().collect::<Vec<_>>(), [false], "it works still");
+        assert!(job.join().unwrap().unwrap().ends_with("data: [DONE]\n\n"));
+    }
+}

@@ -49,6 +49,28 @@ fn row_11_a_lock_that_was_deleted_since_the_last_renewal_is_noticed_in_the_end()
 }
 
 #[test]
+fn row_11_a_lock_that_is_lost_while_a_service_wakes_ends_the_wait_for_its_answer() {
+    in_redis([|place| {
+        let rig = &place.rig;
+        let server = "--api vllm --unload-residual 700 --load-delay 1h";
+        let model = rig.native("model").vram(12000).phases([1]).server(server);
+        let model = model.set("evict", "unload").set("api", "vllm").set("url", "http://[::1]");
+        let model = model.set("start_timeout", "1h").add();
+        rig.set("services.model.url", model.url(""));
+        rig.gpuctl("start model --quiet").run().succeeds();
+        ureq::post(model.url("/sleep")).send_empty().unwrap();
+        until("it sleeps", || rig.card.used_mb() == 700);
+        let wakes = rig.gpuctl("start model").spawn();
+        until("it is woken", || wakes.stderr().contains("waking model"));
+        place.vanishes();
+        wakes.wait().fails("lock_lost").stderr_has("the GPU lock is lost").ignores_stderr();
+        assert_eq!(place.holder(), None);
+        assert!(model.is_healthy(), "it was left as it was");
+        assert_eq!(rig.card.used_mb(), 700);
+    }]);
+}
+
+#[test]
 fn row_22_a_server_that_comes_back_empty_is_noticed_at_the_next_renewal() {
     let rig = Rig::new();
     let Some(mut redis) = rig.redis() else { return };

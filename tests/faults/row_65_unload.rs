@@ -196,6 +196,62 @@ fn row_65_what_loads_again_and_does_not_end_its_work_is_told_and_not_cut_off() {
     assert_eq!(rig.card.jobs().values().copied().collect::<Vec<_>>(), [false], "it works on");
 }
 
+/// A service that has unloaded and runs on, and one in phase 3 that takes its memory only at its first job, as ComfyUI does.
+fn rig_with_one_that_has_unloaded(vram_mb: u32) -> (Rig, Service, Service) {
+    let (rig, model) = rig_with("comfyui", "--api comfyui --unload-residual 600", 0);
+    prepare(&rig);
+    rig.gpuctl("stop big --quiet").run().succeeds();
+    assert_eq!(rig.card.used_mb(), 600);
+    let lazy = rig.native("lazy").vram(vram_mb).priority(100).phases([3]);
+    let lazy = lazy.server("--idle-vram 600 --warmup 1500ms").add();
+    (rig, model, lazy)
+}
+
+#[test]
+fn row_65_a_job_that_comes_to_a_service_that_had_unloaded_before_is_done_and_its_memory_is_given_back()
+ {
+    for command in ["prepare-phase 3", "prepare-phase 3 --lazy", "start lazy"] {
+        let (rig, model, lazy) = rig_with_one_that_has_unloaded(20000);
+        let process = rig.processes_of(&model);
+        let starts = || !rig.processes_of(&lazy).is_empty();
+        let report = work_in_between(&rig, &model, 1200, starts, || {
+            rig.gpuctl(&format!("{command} --json --quiet")).run().succeeds().json()
+        });
+        assert_eq!(report["unloaded"], json!(["model"]), "{command}: {report}");
+        assert_eq!((&report["stopped"], &report["kept"]), (&json!([]), &json!([])), "{report}");
+        assert_eq!(rig.card.used_mb(), 1200, "{command}: {report}");
+        assert_eq!(rig.processes_of(&model), process);
+        rig.assert_jobs_done(1);
+        lazy.work();
+        rig.assert_no_out_of_memory();
+    }
+}
+
+#[test]
+fn row_65_a_service_that_had_unloaded_before_may_load_again_where_there_is_room_for_it() {
+    let (rig, model, lazy) = rig_with_one_that_has_unloaded(5000);
+    let starts = || !rig.processes_of(&lazy).is_empty();
+    let report = work_in_between(&rig, &model, 1200, starts, || {
+        rig.gpuctl("start lazy --json --quiet").run().succeeds().json()
+    });
+    assert_eq!((&report["unloaded"], &report["stopped"]), (&json!([]), &json!([])), "{report}");
+    assert_eq!(report["kept"], json!(["model"]), "{report}");
+    assert_eq!(rig.card.used_mb(), 12600, "{report}");
+}
+
+#[test]
+fn row_65_who_had_unloaded_before_and_works_again_without_an_end_is_told_and_not_cut_off() {
+    let (rig, model, lazy) = rig_with_one_that_has_unloaded(20000);
+    rig.set("services.model.drain", "1s");
+    let prepare = rig.gpuctl("prepare-phase 3 --quiet").spawn();
+    until("the next service starts", || !rig.processes_of(&lazy).is_empty());
+    model.request("/prompt", &json!({"ms": 60_000})).join().unwrap().unwrap();
+    let refused = prepare.wait().fails("service_busy");
+    refused.stderr_has("model (1 job) is still working").ignores_stderr();
+    assert!(model.is_healthy());
+    assert_eq!(rig.card.jobs().values().copied().collect::<Vec<_>>(), [false], "it works on");
+}
+
 #[test]
 fn row_65_a_service_is_ready_when_its_warm_up_call_is_answered() {
     let rig = Rig::new();

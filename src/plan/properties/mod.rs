@@ -101,6 +101,8 @@ proptest! {
     fn every_service_that_runs_is_evicted_kept_or_made_ready(machine in machines()) {
         for command in machine.commands() {
             let Ok(plan) = machine.plan(&command) else { continue };
+            let is_kept = |name: &String| plan.kept.contains(name);
+            prop_assert!(plan.unloaded.iter().all(is_kept), "{:?}: {:?}", command, plan);
             for service in machine.names() {
                 let times = |names: &mut dyn Iterator<Item = &String>| {
                     names.filter(|name| **name == service).count()

@@ -1,10 +1,12 @@
 //! Work on a thread of its own, which can be waited for and left behind.
 
 use super::event::Event;
+use super::{Stop, wait};
 use crate::error::Result;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
+use std::time::Instant;
 
 /// Work on a thread of its own, for calls that have no deadline themselves: whoever waits for it
 /// can be called off, and leaves it behind then.
@@ -29,6 +31,12 @@ impl<T: Send + 'static> Aside<T> {
     /// Happens when the work has ended.
     pub fn ended(&self) -> &Event {
         &self.ended
+    }
+
+    /// Waits for what comes of it; `None` where the deadline passes before, or the work is called off.
+    pub fn result_by(&self, stop: &Stop, deadline: Instant) -> Option<T> {
+        wait(&[self.ended.fd()], stop, deadline);
+        self.take()
     }
 
     /// Returns what came of it; `None` while it is under way, and once it has been taken. Panics

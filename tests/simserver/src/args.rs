@@ -1,6 +1,7 @@
 //! What was typed: types only.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
@@ -40,6 +41,10 @@ pub struct Args {
     /// Exit code 0 this long after SIGTERM or SIGINT, the memory being held until then
     #[arg(long, value_name = "DUR", default_value = "0s", value_parser = humantime::parse_duration)]
     pub term_delay: Duration,
+
+    /// Write each request into this file, a line each: "GET /health"
+    #[arg(long, value_name = "FILE")]
+    pub requests: Option<PathBuf>,
 
     #[command(flatten, next_help_heading = "Memory")]
     pub memory: Memory,

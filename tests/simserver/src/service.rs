@@ -1,6 +1,7 @@
 //! What the server does when it is asked: health, work, loading and unloading.
 //! Each request is answered in a thread of its own, so that one that hangs does not keep the others waiting.
 
+use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -79,6 +80,7 @@ impl Service {
         let url = request.url().to_owned();
         let path = url.split('?').next().unwrap_or_default();
         let method = request.method().as_str().to_owned();
+        self.note(&format!("{method} {url}\n"));
         let Some(warm_since) = self.warm_since.get() else {
             return respond(Answer::new(503, json!({"status": "loading"})), request);
         };
@@ -106,6 +108,13 @@ impl Service {
         respond(answer, request);
         if let Some(error) = fatal {
             self.endings.send(Ending::Failed(error)).ok();
+        }
+    }
+
+    fn note(&self, line: &str) {
+        let Some(path) = &self.args.requests else { return };
+        if let Ok(mut log) = OpenOptions::new().create(true).append(true).open(path) {
+            log.write_all(line.as_bytes()).ok();
         }
     }
 
