@@ -108,7 +108,7 @@ impl Notes {
     /// Tells up to when the driver's samples have been looked at, in µs since the epoch.
     pub fn sampled(&self) -> u64 {
         // A calendar that was set back since would hide all samples to come.
-        let now = host::since_epoch().as_micros() as u64;
+        let now = host::now().as_microsecond() as u64;
         if self.sampled > now { 0 } else { self.sampled }
     }
 

@@ -17,7 +17,7 @@ use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::world::byte_locks::{self, LockMode, LockOwner};
 use crate::world::clock::SinceBoot;
-use crate::world::host::since_epoch;
+use crate::world::host;
 use crate::world::wait::{Aside, Event, Handle, Stop, wait};
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use rustix::fs::{FlockOperation, OFlags, flock};
@@ -176,7 +176,7 @@ impl Machine {
     pub fn go_in(&self, holder: &str, record: &mut Record) -> Result<()> {
         if record.fence == 0 {
             let last = self.lock.read()?.map_or(0, |last| last.record.fence);
-            record.fence = (since_epoch().as_micros() as u64).max(last + 1);
+            record.fence = (host::now().as_microsecond() as u64).max(last + 1);
         }
         self.put_down(holder, record)?;
         self.try_inside(LockMode::Shared).map(drop)

@@ -8,6 +8,7 @@ use crate::world::clock::SinceBoot;
 use crate::world::wait::Handle;
 use crate::world::{host, process};
 use jiff::Timestamp;
+use jiff::fmt::serde::timestamp;
 use jiff::tz::TimeZone;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -40,8 +41,9 @@ pub struct Record {
     /// The start of the process in clock ticks since boot, as /proc has it, which tells it from a later
     /// one of its number.
     pub pid_start: Option<u64>,
-    /// Seconds since 1970.
-    pub since: u64,
+    /// The time at which the holder took it, in whole seconds where it is written down.
+    #[serde(with = "timestamp::second::required")]
+    pub since: Timestamp,
     /// Who has called gpuctl.
     #[serde(default)]
     pub user: String,
@@ -77,7 +79,7 @@ impl Record {
             pid_ns: host::pid_namespace(),
             pid,
             pid_start,
-            since: host::since_epoch().as_secs(),
+            since: host::now(),
             user: host::user(),
             command: shown(command),
             services: services.to_vec(),
@@ -229,12 +231,11 @@ impl Held {
         let mut facts: Vec<String> = self.owner().into_iter().collect();
         if let Some(record) = &self.record {
             facts.extend(Some(record.command.clone()).filter(|command| !command.is_empty()));
-            let since = Timestamp::from_second(record.since as i64).ok().map(|since| {
-                since.to_zoned(TimeZone::system()).strftime("since %F %T").to_string()
+            let since = record.since.to_zoned(TimeZone::system()).strftime("since %F %T");
+            facts.push(match record.user.as_str() {
+                "" => since.to_string(),
+                user => format!("by {user} {since}"),
             });
-            let by = (!record.user.is_empty()).then(|| format!("by {}", record.user));
-            let by_and_since: Vec<String> = by.into_iter().chain(since).collect();
-            facts.push(by_and_since.join(" "));
         }
         facts.extend(self.is_stopped().then(|| "stopped".to_owned()));
         match self.ends {

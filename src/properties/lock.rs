@@ -1,6 +1,7 @@
 //! A lock's record is read as it was written, and nothing else is taken for one.
 
 use crate::lock::{Ends, Held, Record, Written, shown};
+use jiff::Timestamp;
 use std::time::Duration;
 
 pub fn lock(input: &[u8]) {
@@ -55,7 +56,7 @@ fn record() -> Record {
         pid_ns: Some(4026531836),
         pid: Some(1234),
         pid_start: Some(56789),
-        since: 1_700_000_000,
+        since: Timestamp::UNIX_EPOCH,
         user: "root".to_owned(),
         command: "run render.sh".to_owned(),
         services: vec!["comfyui".to_owned()],

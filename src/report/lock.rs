@@ -15,7 +15,7 @@ use serde::Serialize;
 pub struct Details {
     pub command: String,
     pub user: String,
-    pub since: u64,
+    pub since: i64,
     pub stopped: bool,
 }
 
@@ -58,7 +58,7 @@ impl LockReport {
             details: record.map(|(record, stopped)| Details {
                 command: record.command.clone(),
                 user: record.user.clone(),
-                since: record.since,
+                since: record.since.as_second(),
                 stopped,
             }),
             keepers: held.map(|held| held.keepers.clone()).unwrap_or_default(),

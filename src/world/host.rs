@@ -8,7 +8,6 @@ use jiff::Timestamp;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::rand::GetRandomFlags;
 use std::fs;
-use std::time::Duration;
 
 /// Which boot of which kernel this is; two processes with the same one share a process table.
 pub fn boot_id() -> String {
@@ -56,11 +55,6 @@ pub fn ticks() -> u64 {
 #[expect(clippy::disallowed_methods, reason = "the one place that reads the calendar's clock")]
 pub fn now() -> Timestamp {
     Timestamp::now()
-}
-
-/// The time since 1970, by the calendar's clock.
-pub fn since_epoch() -> Duration {
-    Duration::try_from(now().as_duration()).unwrap_or_default()
 }
 
 /// So many random bytes, as lower-case hexadecimal digits.
