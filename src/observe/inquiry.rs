@@ -7,6 +7,7 @@ use crate::world::health::TRY_LIMIT;
 use crate::world::http::NoAnswer;
 use crate::world::jobs::Count;
 use crate::world::questions::{Question, QuestionReply, Questions};
+use crate::world::server::Called;
 use crate::world::wait::Stop;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -139,11 +140,13 @@ impl<'a> Inquiry<'a> {
         answers.reduce(|first, next| if first.0 == Healthy::Yes { next } else { first })
     }
 
-    /// Whether a service says that it was put to sleep.
-    pub fn sleeps(&self, at: usize) -> bool {
-        let question = self.of[at].sleep.as_ref();
-        let answer = question.and_then(|question| self.answer(question, TRY_LIMIT + GRACE));
-        matches!(answer, Some((QuestionReply::Sleep(true), _)))
+    /// Whether a service was put to sleep, or why that cannot be told.
+    pub fn sleeps(&self, at: usize) -> Called<bool> {
+        let Some(question) = &self.of[at].sleep else { return Ok(false) };
+        match self.answer(question, TRY_LIMIT + GRACE) {
+            Some((QuestionReply::Sleep(sleeps), _)) => sleeps,
+            _ => Err(NoAnswer::silence("no answer came in time")),
+        }
     }
 
     /// Returns the jobs of a service, or why they cannot be told; `None` where they were not asked

@@ -88,12 +88,23 @@ pub fn observe(
                 (Some(Healthy::Yes), Some(check)) => look.answered_by(service, local_port(check)),
                 _ => None,
             };
+            let is_itself = answered_by.is_none()
+                && matches!(&presence, Presence::Up(running) if !is_frozen(running));
+            let sleeps = match is_itself && healthy == Some(Healthy::Yes) {
+                true => inquiry.sleeps(at),
+                false => Ok(false),
+            };
+            // One that may be asleep is not known to be ready.
+            let healthy = match &sleeps {
+                Ok(_) => healthy,
+                Err(failed) => {
+                    Some(Healthy::Silent(format!("cannot tell whether it sleeps: {failed}")))
+                }
+            };
             let unproven = look.unproven(&service.name);
             let (state, detail) =
                 state::judge(service, &presence, healthy.as_ref(), answered_by.as_ref(), &unproven);
-            let sleeps = state == State::Ready && inquiry.sleeps(at);
-            let is_itself = answered_by.is_none()
-                && matches!(&presence, Presence::Up(running) if !is_frozen(running));
+            let sleeps = state == State::Ready && sleeps.is_ok_and(|sleeps| sleeps);
             let count = is_itself.then(|| inquiry.jobs(at)).flatten();
             let is_silent = matches!(&count, Some(Err(failed)) if failed.is_silence);
             let works_silently = is_silent && vram.shows_at_work(&service.name);

@@ -38,7 +38,7 @@ pub enum Question {
 pub enum QuestionReply {
     Health(Healthy),
     Jobs(jobs::Count),
-    Sleep(bool),
+    Sleep(server::Called<bool>),
 }
 
 /// Questions under way: those that are answered at once by few threads, since a thread takes longer
@@ -192,7 +192,7 @@ impl Asking {
                 QuestionReply::Jobs(jobs::count(probe, headers, fetcher, *limit, stop))
             }
             Question::Sleep(server, headers) => {
-                QuestionReply::Sleep(server::is_asleep(server, headers, fetcher).unwrap_or(false))
+                QuestionReply::Sleep(server::is_asleep(server, headers, fetcher))
             }
         }
     }

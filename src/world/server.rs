@@ -55,15 +55,17 @@ pub fn call(call: &HttpCall, headers: &Headers, limit: Duration) -> Called<()> {
 }
 
 /// Whether a server was put to sleep. Only vLLM tells; the others load again when they are asked
-/// for something, or stay as they are.
+/// for something, or stay as they are. That it does not tell is no sign that it is awake.
 pub fn is_asleep(server: &ApiServer, headers: &Headers, fetcher: &Fetcher) -> Called<bool> {
     if !server.can_sleep() {
         return Ok(false);
     }
     match fetcher.get(&server.at("/is_sleeping"), headers) {
         // One that does not know the question cannot have been put to sleep.
-        ServiceReply::Answer { status, .. } if !(200..300).contains(&status) => Ok(false),
-        reply => Ok(reply.json().is_ok_and(|answer| answer["is_sleeping"] == true)),
+        reply @ ServiceReply::Answer { .. } => {
+            Ok(reply.json().is_ok_and(|answer| answer["is_sleeping"] == true))
+        }
+        reply => reply.success().map(|_| false),
     }
 }
 

@@ -90,6 +90,46 @@ fn vllm_sleeps_and_is_woken_by_its_next_start() {
 }
 
 #[test]
+fn a_sleeper_that_does_not_tell_whether_it_sleeps_is_not_ready_and_is_waited_for() {
+    let rig = Rig::new();
+    let muted = rig.file("home/muted", "");
+    let server = format!("--api vllm --unload-residual 700 --mute-paths {}", muted.display());
+    let model = rig.native("model").vram(HELD).phases([1]).set("evict", "unload").server(&server);
+    let model = model.set("api", "vllm").set("url", "http://127.0.0.1:1");
+    let model = model.set("start_timeout", "2s").add();
+    rig.set("services.model.url", model.url(""));
+    rig.gpuctl("start model --quiet").run().succeeds();
+    model.request("/sleep", &json!({})).join().unwrap().unwrap();
+    until("it sleeps", || rig.card.used_mb() == 700);
+    let process = rig.processes_of(&model);
+
+    let status_of = |rig: &Rig| rig.gpuctl("status --json").run().succeeds().json();
+    until("its start is over", || {
+        status_of(&rig)["services"]["model"]["uptime_s"].as_u64() > Some(2)
+    });
+    rig.file("home/muted", "/is_sleeping");
+    let status = status_of(&rig);
+    let service = &status["services"]["model"];
+    assert_eq!(service["state"], "unresponsive", "{status}");
+    let detail = service["detail"].as_str().unwrap();
+    assert!(detail.contains("cannot tell whether it sleeps: "), "{detail}");
+    rig.gpuctl("status --check model --quiet").run().fails("no").ignores_stdout();
+    for command in ["start model", "run --phase 1 -- true"] {
+        let refused = rig.gpuctl(command).run().fails("timeout");
+        let told = "model: not ready within 2s: cannot tell whether it sleeps: ";
+        refused.stderr_has(told).ignores_stderr();
+    }
+    assert_eq!((rig.card.used_mb(), rig.processes_of(&model)), (700, process.clone()));
+
+    rig.set("services.model.start_timeout", "2m");
+    let start = rig.gpuctl("start model --json").spawn();
+    until("it is waited for", || start.stderr().contains("waiting for model"));
+    rig.file("home/muted", "");
+    assert_eq!(start.wait().succeeds().progress().json()["started"], json!(["model"]));
+    assert_eq!((rig.card.used_mb(), rig.processes_of(&model)), (u64::from(HELD), process));
+}
+
+#[test]
 fn a_sleeper_is_not_woken_where_there_is_no_room_for_it() {
     let (rig, model, big) = assert_unloads("vllm", "--api vllm --unload-residual 700");
     let wake = rig.gpuctl("start model --quiet").run().fails("insufficient_vram");

@@ -1,6 +1,6 @@
 //! Waking a service that was put to sleep, and having it load its model.
 
-use super::{Context, Watch};
+use super::{Context, LONGEST, SHORTEST, Watch};
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::model::{ApiServer, HttpCall, Service};
@@ -40,13 +40,27 @@ impl Watch<'_> {
         }
     }
 
-    /// Whether it was put to sleep by an unload.
+    /// Whether it was put to sleep by an unload. It is asked until it answers, as long as a start may
+    /// take: one that gives no answer is not known to be awake.
     pub(super) fn is_asleep(&mut self) -> Result<bool> {
         let sleeper = self.service.server.clone().filter(ApiServer::can_sleep);
         let Some(server) = sleeper else { return Ok(false) };
-        let headers = self.service.headers.clone();
-        let ask = move |limit| server::is_asleep(&server, &headers, &Fetcher::new(limit));
-        Ok(self.answer(CALL_LIMIT, ask)?.is_some_and(|answer| answer.unwrap_or(false)))
+        let end = self.begun + self.service.start_timeout;
+        loop {
+            let (server, headers) = (server.clone(), self.service.headers.clone());
+            let ask = move |limit| server::is_asleep(&server, &headers, &Fetcher::new(limit));
+            let why = match self.answer(CALL_LIMIT, ask)? {
+                Some(Ok(sleeps)) => return Ok(sleeps),
+                Some(Err(failed)) => failed.why,
+                None => "no answer came in time".to_owned(),
+            };
+            if Instant::now() >= end {
+                return Err(self.timed_out(&format!("cannot tell whether it sleeps: {why}")));
+            }
+            self.look_after_it()?;
+            let pause = (self.begun.elapsed() / 20).clamp(SHORTEST, LONGEST);
+            self.sleep((Instant::now() + pause).min(end))?;
+        }
     }
 
     /// Wakes it, or brings its model back, and waits for the answer as long as a start may take.

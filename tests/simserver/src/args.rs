@@ -162,6 +162,10 @@ pub struct Misbehaviour {
     #[arg(long)]
     pub mute_at_work: bool,
 
+    /// Give no answer to a GET while its path stands in this file
+    #[arg(long, value_name = "FILE")]
+    pub mute_paths: Option<PathBuf>,
+
     /// Answer 503 again this long after it became healthy
     #[arg(long, value_name = "DUR", value_parser = humantime::parse_duration)]
     pub unhealthy_after: Option<Duration>,

@@ -84,6 +84,9 @@ impl Service {
         let Some(warm_since) = self.warm_since.get() else {
             return respond(Answer::new(503, json!({"status": "loading"})), request);
         };
+        while method == "GET" && self.is_muted(path) {
+            thread::sleep(Duration::from_millis(20));
+        }
         if method == "GET" && self.args.misbehaviour.mute_at_work {
             self.work.wait_until_idle();
         }
@@ -109,6 +112,12 @@ impl Service {
         if let Some(error) = fatal {
             self.endings.send(Ending::Failed(error)).ok();
         }
+    }
+
+    fn is_muted(&self, path: &str) -> bool {
+        let paths = self.args.misbehaviour.mute_paths.as_ref();
+        let paths = paths.and_then(|file| std::fs::read_to_string(file).ok()).unwrap_or_default();
+        paths.lines().any(|muted| muted == path)
     }
 
     fn note(&self, line: &str) {
