@@ -10,6 +10,7 @@ use crate::world::http::NoAnswer;
 use crate::world::jobs::Count;
 use crate::world::nvml::Reader;
 use crate::world::wait::Stop;
+use jiff::Timestamp;
 use std::collections::HashSet;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -34,14 +35,14 @@ impl Survey<'_> {
     /// Asks services for their jobs, side by side; each may take so long to answer. The driver is asked
     /// for those that do not.
     pub fn ask(&self, services: &[&Service], limit: Duration) -> Result<Vec<Found>> {
-        let begun = host::since_epoch();
+        let begun = host::now();
         let counts = count_jobs(services, limit, self.stop)?;
         let is_silent =
             |count: &Option<Count>| matches!(count, Some(Err(failed)) if failed.is_silence);
         let silent = services.iter().zip(&counts).filter(|(_, count)| is_silent(count));
         let silent: Vec<&Service> = silent.map(|(service, _)| *service).collect();
         // The calendar may have been set back meanwhile.
-        let since = begun.min(host::since_epoch()).saturating_sub(SAMPLE_LAG);
+        let since = begun.min(host::now()) - SAMPLE_LAG;
         let on_card = match silent.is_empty() {
             true => HashSet::new(),
             false => self.on_card(&silent, since),
@@ -58,11 +59,11 @@ impl Survey<'_> {
         Ok(services.iter().zip(counts).map(found).collect())
     }
 
-    /// Those of the services whose processes have worked since that time after the epoch.
-    fn on_card<'a>(&self, services: &[&'a Service], since: Duration) -> HashSet<&'a str> {
+    /// Those of the services whose processes have worked since that time.
+    fn on_card<'a>(&self, services: &[&'a Service], since: Timestamp) -> HashSet<&'a str> {
         let reading = {
             let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
-            reader.read_use(since.as_micros() as u64)
+            reader.read_use(u64::try_from(since.as_microsecond()).unwrap_or(0))
         };
         let Ok(vram) = reading else { return HashSet::new() };
         let vram = attributed(vram, self.config, services, self.managed, self.stop);
