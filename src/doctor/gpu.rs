@@ -78,7 +78,7 @@ fn judge(case: &Examined, vram: &Vram, fault: Option<&Fault>) -> Vec<Check> {
 fn remedy(fault: &Fault) -> String {
     let more = match fault.layer {
         Layer::Library => {
-            "; where it is installed and not found, add its folder to LD_LIBRARY_PATH (Debian, Ubuntu: package nvidia-utils)"
+            "; where it is installed and not found, add its folder to LD_LIBRARY_PATH (Debian: package libnvidia-ml1; Ubuntu: libnvidia-compute-…)"
         }
         _ if fault.is_denied => ": sudo usermod -aG video $USER",
         _ => "",
