@@ -6,6 +6,8 @@ use crate::model::{Mb, Observed, Service, Snapshot, State, Vram};
 use crate::world::clock::SinceBoot;
 use crate::world::wait::Stop;
 use crate::world::{files, host};
+use jiff::Timestamp;
+use jiff::fmt::serde::timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read, Result};
@@ -23,8 +25,9 @@ const FILE_LIMIT: u64 = 4 * 1024 * 1024;
 pub struct Notes {
     /// The boot that times are told since.
     boot: String,
-    /// The time of the driver's latest sample that has been looked at, in µs since the epoch.
-    sampled: u64,
+    /// The time of the driver's latest sample that has been looked at, in µs where it is written down.
+    #[serde(with = "timestamp::microsecond::required")]
+    sampled: Timestamp,
     services: BTreeMap<String, Note>,
 }
 
@@ -48,8 +51,8 @@ pub struct RunSeen {
     pub peaks: BTreeMap<String, Mb>,
     /// When each service was last seen at work.
     pub worked: BTreeMap<String, SinceBoot>,
-    /// The time of the driver's latest sample, in µs since the epoch.
-    pub sampled: u64,
+    /// The time of the driver's latest sample.
+    pub sampled: Timestamp,
 }
 
 impl RunSeen {
@@ -105,11 +108,10 @@ impl Notes {
         }
     }
 
-    /// Tells up to when the driver's samples have been looked at, in µs since the epoch.
-    pub fn sampled(&self) -> u64 {
+    /// Tells up to when the driver's samples have been looked at.
+    pub fn sampled(&self) -> Timestamp {
         // A calendar that was set back since would hide all samples to come.
-        let now = host::now().as_microsecond() as u64;
-        if self.sampled > now { 0 } else { self.sampled }
+        if self.sampled > host::now() { Timestamp::UNIX_EPOCH } else { self.sampled }
     }
 
     /// Adds what is seen now.

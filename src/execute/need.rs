@@ -7,6 +7,7 @@ use crate::observe::{Ask, gpu_pids};
 use crate::world::clock::SinceBoot;
 use crate::world::process;
 use crate::world::wait::{Event, Stop, wait};
+use jiff::Timestamp;
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -53,7 +54,7 @@ impl NeedWatch<'_> {
         }
     }
 
-    fn read(&self, since: u64) -> std::result::Result<Vram, String> {
+    fn read(&self, since: Timestamp) -> std::result::Result<Vram, String> {
         self.executor.reader.lock().unwrap_or_else(PoisonError::into_inner).read_use(since)
     }
 

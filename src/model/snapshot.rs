@@ -3,6 +3,7 @@
 use super::{ComposeFiles, Container, Manager, Mb, Pid, Presence, Service, State};
 use crate::error::Failure;
 use crate::exit::Code;
+use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -226,9 +227,9 @@ pub struct Vram {
     pub processes: Option<Vec<GpuProcess>>,
     pub temperature_c: Option<u32>,
     pub utilization_percent: Option<u32>,
-    /// The time of the driver's latest sample of who works, in µs; `None` where it tells of none, or
-    /// was not asked.
-    pub sampled: Option<u64>,
+    /// The time of the driver's latest sample of who works, `None` where it tells of none, or was not
+    /// asked.
+    pub sampled: Option<Timestamp>,
     /// Why it was not measured, or not fully.
     pub error: Option<String>,
     /// The driver is well and knows other cards than the one that was asked for: an estimate would

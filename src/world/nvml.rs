@@ -3,6 +3,7 @@
 
 use crate::config::{Gpu, Selector, Span};
 use crate::model::{Device, GpuProcess, Mb, Pid, Source, Vram};
+use jiff::Timestamp;
 use nvml_wrapper::Nvml;
 use nvml_wrapper::enum_wrappers::device::TemperatureSensor;
 use nvml_wrapper::enums::device::UsedGpuMemory;
@@ -32,7 +33,7 @@ pub struct Reader {
 
 /// What is read of the card: its memory, and where a time in µs is given also who has worked since
 /// then, and what each process has held at most.
-type UseSince = Option<u64>;
+type UseSince = Option<Timestamp>;
 
 type VramAnswer = std::result::Result<Vram, Fault>;
 
@@ -80,9 +81,9 @@ impl Reader {
         self.read_as(None)
     }
 
-    /// One reading that also tells who has worked since the driver's sample of that time, in µs since
-    /// the epoch, and what each process has held at most, as far as the driver knows.
-    pub fn read_use(&mut self, since: u64) -> std::result::Result<Vram, String> {
+    /// One reading that also tells who has worked since the driver's sample of that time, and
+    /// what each process has held at most, as far as the driver knows.
+    pub fn read_use(&mut self, since: Timestamp) -> std::result::Result<Vram, String> {
         self.read_as(Some(since))
     }
 
@@ -198,25 +199,29 @@ fn read(nvml: &Nvml, selector: &Selector, wanted: UseSince) -> VramAnswer {
 fn note_work(
     device: &nvml_wrapper::Device,
     processes: &mut [GpuProcess],
-    since: u64,
-) -> Option<u64> {
-    let samples = match device.process_utilization_stats(since) {
+    since: Timestamp,
+) -> Option<Timestamp> {
+    let samples = match device.process_utilization_stats(since.as_microsecond() as u64) {
         Ok(samples) => samples,
         // Nobody has worked.
         Err(NvmlError::NotFound) => Vec::new(),
         Err(_) => return None,
     };
+    // The driver tells µs since the epoch; what is no time counts as long ago.
+    let at = |sample: &ProcessUtilizationSample| {
+        Timestamp::from_microsecond(sample.timestamp as i64).unwrap_or_default()
+    };
     // Around processes that have died, drivers give figures that cannot be.
     let is_sound = |sample: &&ProcessUtilizationSample| {
         let shares = [sample.sm_util, sample.mem_util, sample.enc_util, sample.dec_util];
         let worked = shares.iter().any(|share| *share > 0);
-        sample.timestamp > since && worked && shares.iter().all(|share| *share <= 100)
+        at(sample) > since && worked && shares.iter().all(|share| *share <= 100)
     };
     let samples: Vec<_> = samples.iter().filter(is_sound).collect();
     for process in processes {
         process.works = Some(samples.iter().any(|sample| sample.pid as Pid == process.pid));
     }
-    Some(samples.iter().map(|sample| sample.timestamp).max().unwrap_or(since))
+    Some(samples.iter().map(|sample| at(sample)).max().unwrap_or(since))
 }
 
 /// Notes what each process has held at most, where accounting mode is on.

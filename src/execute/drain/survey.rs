@@ -59,11 +59,11 @@ impl Survey<'_> {
         Ok(services.iter().zip(counts).map(found).collect())
     }
 
-    /// Those of the services whose processes have worked since that time.
+    /// Those of the services whose processes have worked since then.
     fn on_card<'a>(&self, services: &[&'a Service], since: Timestamp) -> HashSet<&'a str> {
         let reading = {
             let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
-            reader.read_use(u64::try_from(since.as_microsecond()).unwrap_or(0))
+            reader.read_use(since)
         };
         let Ok(vram) = reading else { return HashSet::new() };
         let vram = attributed(vram, self.config, services, self.managed, self.stop);
