@@ -152,7 +152,7 @@ pub enum Command {
     Canary(CanaryCommand),
     /// Check every precondition, and say how to fix what fails
     ///
-    /// Exit code 1 if anything fails. It changes nothing, takes no lock, and works without a
+    /// Exit code 1 if anything fails. It changes no service, takes no lock, and works without a
     /// configuration too. The ids of the checks never change.
     #[command(after_long_help = examples::DOCTOR)]
     Doctor,

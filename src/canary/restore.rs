@@ -97,9 +97,8 @@ impl Hands<'_> {
 
     /// Tells for how long production was away, where it is ready without our doing: somebody has
     /// started it again since, or it was never stopped, and what would have stopped it is long over.
-    pub fn came_back_after(&self, journal: &Journal) -> Option<Duration> {
-        let snapshot = self.observe().ok()?;
-        let production = snapshot.services.iter().find(|one| one.name == journal.service)?;
+    pub fn came_back_after(&self, journal: &Journal, seen: &Snapshot) -> Option<Duration> {
+        let production = seen.services.iter().find(|one| one.name == journal.service)?;
         let Presence::Up(Running { age: Some(age), .. }) = &production.presence else {
             return None;
         };
@@ -295,7 +294,8 @@ pub fn recover(hands: &Hands) -> Result<Option<Restored>> {
         None => None,
         Some(mut journal) => {
             hands.audit(&journal, "recover", json!({}))?;
-            let came_back = hands.came_back_after(&journal);
+            let seen = hands.observe().ok();
+            let came_back = seen.and_then(|seen| hands.came_back_after(&journal, &seen));
             // Nobody else settles it meanwhile.
             let me = process::Id::of(std::process::id() as Pid);
             journal.recovers = me.map(|me| (host::boot_id(), me));

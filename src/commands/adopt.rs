@@ -1,5 +1,6 @@
 //! `gpuctl adopt`.
 
+use crate::canary::debt;
 use crate::cli::AdoptArgs;
 use crate::error::{Failure, Result};
 use crate::exit::{Answer, Code};
@@ -24,6 +25,7 @@ pub fn run(arguments: &AdoptArgs, session: Session) -> Result<Answer> {
     pids.dedup();
     let listed: Vec<String> = pids.iter().map(ToString::to_string).collect();
     let subject = Subject::Service { service: service.name.clone() };
+    debt::tell(&session.config, &session.progress);
     let mut reader = Reader::open(&session.config.gpu);
     let what = format!("{} {}", service.name, listed.join(" "));
     session.recorded("adopt", &what, |mut session| {

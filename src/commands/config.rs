@@ -9,18 +9,19 @@ use crate::exit::{Answer, Code};
 use crate::model::Service;
 use crate::redact::mask;
 use crate::report::{CheckReport, Form, PathReport, print, print_json, print_text};
-use crate::session::load;
+use crate::session::Session;
 
 pub fn run(
     command: &cli::ConfigCommand,
     global: &Global,
     environment: &Environment,
+    session: impl FnOnce() -> Result<Session>,
 ) -> Result<Answer> {
     match command {
         cli::ConfigCommand::Init(arguments) => first::init(arguments, global, environment),
         cli::ConfigCommand::Import(arguments) => first::import(arguments, global, environment),
-        cli::ConfigCommand::Check => check(global, environment),
-        cli::ConfigCommand::Show => show(global, environment),
+        cli::ConfigCommand::Check => check(session()?),
+        cli::ConfigCommand::Show => show(session()?),
         cli::ConfigCommand::Path => path(global, environment),
         cli::ConfigCommand::Schema => {
             let schema = schemars::schema_for!(ConfigFile);
@@ -29,8 +30,8 @@ pub fn run(
     }
 }
 
-fn check(global: &Global, environment: &Environment) -> Result<Answer> {
-    let config = load(global, environment)?;
+fn check(session: Session) -> Result<Answer> {
+    let Session { config, form, .. } = session;
     config.require_file()?;
     let overlaps = overlaps(&config);
     if let Some(overlap) = overlaps.iter().find(|overlap| overlap.is_certain) {
@@ -52,7 +53,7 @@ fn check(global: &Global, environment: &Environment) -> Result<Answer> {
         services: config.services.into_iter().map(|service| service.name).collect(),
         phases: config.phases.into_keys().collect(),
     };
-    print(&report, &Form::new(global.json, environment)).map(|()| Answer::Yes)
+    print(&report, &form).map(|()| Answer::Yes)
 }
 
 /// Warns of a server that its unload puts to sleep and no plan would wake.
@@ -67,10 +68,9 @@ fn path_of(config: &Config) -> String {
     config.path.as_ref().map(|path| path.display().to_string()).unwrap_or_default()
 }
 
-fn show(global: &Global, environment: &Environment) -> Result<Answer> {
-    let config = load(global, environment)?;
-    let document = masked(&config.file).map_err(Failure::bug)?;
-    match global.json {
+fn show(session: Session) -> Result<Answer> {
+    let document = masked(&session.config.file).map_err(Failure::bug)?;
+    match matches!(session.form, Form::Json) {
         true => print_json(&document)?,
         false => print_text(&toml::to_string(&document).map_err(Failure::bug)?)?,
     }

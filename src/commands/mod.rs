@@ -44,11 +44,13 @@ fn dispatch(cli: &Cli, environment: &Environment, form: &Form) -> Result<Answer>
 }
 
 fn choose(cli: &Cli, environment: &Environment, form: &Form) -> Result<Answer> {
-    let session = || Session::open(&cli.global, environment, form.clone()).map(Session::settled);
+    let open = || Session::open(&cli.global, environment, form.clone());
+    let session = || open().map(Session::settled);
     match &cli.command {
         Command::Status(arguments) => match arguments.watch {
             Some(every) => watch::run(every, session()?),
-            None => status::run(arguments, session()?),
+            // It settles by the look that it takes anyway: two might take too long.
+            None => status::run(arguments, open()?),
         },
         Command::CanFit(arguments) => can_fit::run(arguments, session()?),
         Command::PreparePhase(arguments) => prepare_phase::run(arguments, session()?),
@@ -62,9 +64,7 @@ fn choose(cli: &Cli, environment: &Environment, form: &Form) -> Result<Answer> {
         Command::Logs(arguments) => logs::run(arguments, session()?),
         Command::Lock(command) => lock::run(command, session()?),
         Command::Http => http::run(&cli.global, environment),
-        Command::Canary(command) => {
-            canary::run(command, Session::open(&cli.global, environment, form.clone())?)
-        }
+        Command::Canary(command) => canary::run(command, open()?),
         Command::History(arguments) => history::run(arguments, &session()?),
         Command::Guardian(companion) => {
             Ok(guardian::serve(&load(&cli.global, environment)?, companion.of)?)
@@ -74,7 +74,7 @@ fn choose(cli: &Cli, environment: &Environment, form: &Form) -> Result<Answer> {
             watchdog::serve(companion.of, pay)
         }
         Command::Doctor => doctor::run(&cli.global, environment),
-        Command::Config(command) => config::run(command, &cli.global, environment),
+        Command::Config(command) => config::run(command, &cli.global, environment, session),
         Command::Completions(arguments) => completions::run(arguments),
         Command::Complete(arguments) => completions::complete(arguments, environment),
         Command::Man(arguments) => man::run(arguments),

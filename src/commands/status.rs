@@ -19,7 +19,8 @@ pub fn run(arguments: &StatusArgs, session: Session) -> Result<Answer> {
         let message = "--prometheus and --json cannot be used together";
         return Err(Failure::new(Code::Usage, message).hint("use one or the other"));
     }
-    let mut report = sight(config, &mut Reader::open(&config.gpu), &session.stop)?;
+    let mut report =
+        sight(config, &mut Reader::open(&config.gpu), &session.stop, &session.progress)?;
     let is_ready =
         |name: &String| matches!(report.services[name].state, State::Ready | State::Busy);
     let checked = arguments.check.iter().all(is_ready);

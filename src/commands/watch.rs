@@ -3,6 +3,7 @@
 
 use crate::error::{Failure, Result};
 use crate::exit::Answer;
+use crate::progress::Progress;
 use crate::report::Display;
 use crate::session::{Session, sight};
 use crate::world::host;
@@ -24,7 +25,8 @@ pub fn run(every: Duration, session: Session) -> Result<Answer> {
         let (config, reader, stop) = (config.clone(), reader.clone(), stop.clone());
         Aside::begin(move || {
             let mut reader = reader.lock().unwrap_or_else(PoisonError::into_inner);
-            sight(&config, &mut reader, &stop)
+            // The screen is the looks'.
+            sight(&config, &mut reader, &stop, &Progress::silent())
         })
     };
     let terminal =

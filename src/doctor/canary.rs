@@ -3,6 +3,7 @@
 use super::check::{Check, CheckId};
 use super::state::folder;
 use super::{Examined, native};
+use crate::canary::debt;
 use crate::canary::ledger::{Ledger, owed};
 use crate::config::{Canary, Config, Gpu, Mode, Selector, Span};
 use crate::world::host;
@@ -15,7 +16,9 @@ pub fn examine(case: &Examined) -> Vec<Check> {
     else {
         return vec![Check::skip(CheckId::CanaryRestore, "no [canary] section")];
     };
-    let mut checks = ledger(config, canary);
+    let seen = || case.looked().expect("there is a configuration").snapshot.clone();
+    let settled = debt::settle_by(config, &case.stop, seen);
+    let mut checks = ledger(config, canary, settled);
     checks.push(budget(canary));
     let path = case.path.as_deref();
     checks.push(native::command(CheckId::CanaryStart, "canary.start", &canary.start, None, path));
@@ -35,7 +38,8 @@ pub fn examine(case: &Examined) -> Vec<Check> {
     checks
 }
 
-fn ledger(config: &Config, canary: &Canary) -> Vec<Check> {
+/// `settled`: what was owed until just now.
+fn ledger(config: &Config, canary: &Canary, settled: Option<String>) -> Vec<Check> {
     let ledger = match Ledger::open(config) {
         Ok(ledger) => ledger,
         Err(failure) => {
@@ -49,7 +53,10 @@ fn ledger(config: &Config, canary: &Canary) -> Vec<Check> {
         return vec![Check::skip(CheckId::CanaryRestore, "the ledger cannot be read"), kept];
     }
     let restore = match ledger.journal() {
-        Ok(None) => Check::pass(CheckId::CanaryRestore, "none is owed"),
+        Ok(None) => {
+            let told = settled.unwrap_or_else(|| "none is owed".to_owned());
+            Check::pass(CheckId::CanaryRestore, told)
+        }
         Ok(Some(journal)) if journal.is_orphaned() => {
             Check::failure(CheckId::CanaryRestore, &owed(&journal), "`gpuctl canary recover`")
         }

@@ -1,6 +1,7 @@
 //! `doctor`: every precondition of the other commands, each with what was found and what to do.
-//! Each area gathers its facts on a thread of its own and judges them; nothing is changed, no lock
-//! is taken, and what does not answer by the deadline is told as such.
+//! Each area gathers its facts on a thread of its own and judges them; nothing of the services
+//! is changed, no lock is taken, and what does not answer by the deadline is told as such. Production
+//! that is back settles a trial that was interrupted, as at any call.
 
 mod canary;
 mod check;

@@ -1,11 +1,13 @@
 //! All that there is to see.
 
+use crate::canary::debt;
 use crate::config::Config;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::lock::{self, Held};
 use crate::notes::Notes;
 use crate::observe::{Ask, observe};
+use crate::progress::Progress;
 use crate::report::StatusReport;
 use crate::world::nvml::Reader;
 use crate::world::wait::{Aside, Stop};
@@ -15,14 +17,21 @@ use std::time::{Duration, Instant};
 const LOCK_LIMIT: Duration = Duration::from_secs(5);
 
 /// All that there is to see, the lock beside everything else: a server that hangs costs no more
-/// than a health check that does.
-pub fn sight(config: &Config, reader: &mut Reader, stop: &Stop) -> Result<StatusReport> {
+/// than a health check that does. Production that is back settles its trial.
+pub fn sight(
+    config: &Config,
+    reader: &mut Reader,
+    stop: &Stop,
+    progress: &Progress,
+) -> Result<StatusReport> {
     let looking = Aside::begin({
         let config = config.clone();
         move || lock::look(&config)
     })?;
     let mut snapshot = observe(config, reader, stop, &|_| Ask::StateAndJobs)?;
     Notes::keep(config, &snapshot);
+    let settled = debt::settle_by(config, stop, || Ok(snapshot.clone()));
+    settled.iter().for_each(|told| progress.line(told));
     let held = found(&looking, stop);
     if let Ok(Some(held)) = &held {
         snapshot.mark_busy(|service| held.is_for(service));

@@ -270,14 +270,24 @@ fn production_that_comes_back_late_is_told_and_the_verdict_stands() {
 
 #[test]
 fn row_50_production_that_is_ready_settles_the_debt_at_the_next_call_of_any_kind() {
+    // Each settles it alone: what it says of that, it says on stderr, and `doctor` in its report.
     let calls = [
-        "status",
-        "history",
-        "lock status",
-        "canary status",
-        "canary check --set vllm_memory_util=0.75",
+        ("status", 0),
+        ("history", 0),
+        ("lock status", 0),
+        ("can-fit 99999", 1),
+        ("config check", 0),
+        ("config show", 0),
+        ("logs vllm", 0),
+        ("start vllm", 0),
+        ("canary status", 0),
+        ("canary check --set vllm_memory_util=0.75", 0),
+        ("canary reset-budget", 0),
+        ("canary unlock --force", 0),
+        ("canary recover", 0),
+        ("doctor", 0),
     ];
-    for call in calls {
+    for (call, code) in calls {
         let begun = Instant::now();
         let (trial, run) = in_the_middle();
         run.signal(Signal::STOP);
@@ -285,12 +295,23 @@ fn row_50_production_that_is_ready_settles_the_debt_at_the_next_call_of_any_kind
         let mut server = trial.rig.by_hand(trial.vllm.command());
         until("somebody has started it", || trial.vllm.is_healthy());
         let back = begun.elapsed().as_secs_f64();
-        let told = trial.rig.gpuctl(call).run().succeeds().ignores_stdout();
-        drop(told.stderr_has("vllm is back after the trial that was interrupted"));
+        let told = trial.rig.gpuctl(call).run().exits(code);
+        match call {
+            "canary recover" => drop(told.progress().stdout_has("vllm is back; it was away for")),
+            "doctor" => drop(told.stdout_has("vllm is back after the trial that was interrupted")),
+            _ => {
+                let said = "vllm is back after the trial that was interrupted";
+                drop(told.ignores_stdout().stderr_has(said).ignores_stderr());
+            }
+        }
         assert_eq!(trial.journal(), None, "{call}");
         let used = trial.booked().0;
-        assert!(0.0 < used && used < back, "{call}: booked {used} s of {back} s");
-        trial.rig.gpuctl(call).run().succeeds().ignores_stdout();
+        if call != "canary reset-budget" {
+            assert!(0.0 < used && used < back, "{call}: booked {used} s of {back} s");
+        }
+        assert!(trial.has_told("prod_restored"), "{call}");
+        let again = trial.rig.gpuctl(call).run().exits(code).ignores_stdout().stderr_text();
+        assert!(!again.contains("is back"), "{call}: {again}");
         assert!(server.is_alive());
         trial.run().arg("--dry-run").run().succeeds().stdout_has("pass");
     }
@@ -314,4 +335,23 @@ fn row_50_a_journal_of_an_earlier_boot_stops_nothing() {
     assert_recovers(&trial, "an earlier boot");
     assert_eq!(trial.rig.processes_of(&trial.vllm), servers, "it was stopped");
     start.wait().succeeds().ignores_stderr();
+}
+
+#[test]
+fn row_50_what_is_owed_holds_up_no_status_whatever_hangs() {
+    let (trial, run) = in_the_middle();
+    run.signal(Signal::STOP);
+    lose_power(&trial, run);
+    let _server = trial.rig.by_hand(&format!("{} --health hang", trial.vllm.command()));
+    let port = ("127.0.0.1", trial.vllm.port());
+    until("it listens", || std::net::TcpStream::connect(port).is_ok());
+    for call in ["status", "doctor"] {
+        let begun = Instant::now();
+        let (_, told) = trial.rig.gpuctl(call).run().ended();
+        let took = begun.elapsed();
+        assert!(told.contains("vllm"), "{call}: {told}");
+        // A second look would take as long again.
+        assert!(took < Duration::from_secs(12 + 6), "{call} took {took:?}");
+        assert!(trial.journal().is_some(), "{call}: it is not ready");
+    }
 }
