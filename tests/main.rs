@@ -19,6 +19,7 @@ mod canary {
     mod refusals;
     mod run;
     mod spare;
+    mod told;
 }
 mod completion {
     mod offers;

@@ -257,7 +257,9 @@ fn bring_back(
             break Err(failure);
         }
         // Memory that is not back yet, a port that is still taken: another try is all there is.
-        log::warn!("production does not start: {failure}");
+        let (name, why) = (&service.name, &failure.message);
+        let told = format!("{name} does not start ({why}); the next try is in {}", Span(pause));
+        hands.executor.progress.line(&told);
         last = Some(failure);
         wait(&[due.fd()], &Stop::never().or(going_down), Instant::now() + pause);
         pause *= 2;

@@ -53,8 +53,9 @@ impl Report for VerdictReport {
         let path = self.path.map(|path| format!("; would be tried {path}")).unwrap_or_default();
         let what = match (self.mode, self.verdict.status) {
             (Mode::Predictive, Status::Pass) => {
-                "predictive: nothing was started; `gpuctl canary run --mode canary` for a trial\n"
+                "predictive: nothing was started; --mode canary for a trial (`gpuctl canary run --mode canary`)\n"
             }
+            (Mode::Predictive, Status::Fail) => "predictive: nothing was started\n",
             _ => "",
         };
         let text = format!("{}: {}{path}\n{what}", word(self.verdict.status), self.verdict.reason);

@@ -30,7 +30,7 @@ fn a_verdict_has_every_field_of_the_contract() {
             "persistent_mb": 0, "available_mb": 24576})
     );
     let text = rig.gpuctl(&format!("canary check {CANDIDATE}")).run().succeeds().text();
-    let told = "predictive: nothing was started; `gpuctl canary run --mode canary` for a trial\n";
+    let told = "predictive: nothing was started; --mode canary for a trial (`gpuctl canary run --mode canary`)\n";
     assert_eq!(text, format!("pass: an allocation of 18432 MB fits into 24576 MB\n{told}"));
 }
 

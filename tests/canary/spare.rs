@@ -1,9 +1,10 @@
 //! `gpuctl canary run` beside production, on another card: no downtime, no budget, no window.
 
 use crate::canary::bench::{Bench, CANDIDATE, closed_window};
-use rig::until;
+use rig::{Signal, until, with_room};
 use serde_json::{Value, json};
 use std::fs;
+use std::time::{Duration, Instant};
 
 /// Two cards, of which the second may be used; it is not the night. The canary notes which one it was given.
 fn two_cards() -> Bench {
@@ -128,4 +129,53 @@ fn a_larger_spare_card_needs_room_for_the_same_share_of_it() {
     let _other = bench.rig.by_hand(&format!("{server} --name {name} --device 1 --vram 12289"));
     until("it holds its memory", || bench.rig.card.claims().len() == 2);
     assert_eq!(path(), "quiesced");
+}
+
+/// The canary's processes on the second card.
+fn canaries(bench: &Bench) -> Vec<i32> {
+    let mark = bench.rig.mark("canary");
+    let claims = bench.rig.card.claims();
+    let of_canary = claims.iter().filter(|claim| claim.name == mark);
+    of_canary.filter_map(|claim| i32::try_from(claim.pid?).ok()).collect()
+}
+
+#[test]
+fn a_canary_on_the_spare_card_that_is_stopped_is_rejected_at_its_deadline_and_ended() {
+    let bench = two_cards();
+    bench.rig.set("canary.timeout", "3s");
+    let production = bench.production();
+    let run = bench.rig.gpuctl(&format!("canary run {CANDIDATE} --json --quiet")).spawn();
+    until("the canary holds its memory", || !canaries(&bench).is_empty());
+    let begun = Instant::now();
+    canaries(&bench).into_iter().for_each(|pid| rig::signal(pid, Signal::STOP));
+    let report = run.wait().fails("no").json();
+    assert!(begun.elapsed() < with_room(5), "{:?}", begun.elapsed());
+    assert_eq!((&report["path"], &report["promotion"]), (&json!("spare"), &Value::Null));
+    let why = report["rejection"].as_str().unwrap();
+    assert!(why.contains("not done within 3s"), "{why}");
+    assert_eq!(bench.production(), production);
+    assert_eq!(bench.events().last().unwrap(), "rejected");
+    bench.assert_no_canary();
+    bench.rig.assert_lock_was_given_back();
+    assert_eq!(bench.status()["budget_used"], 0.0);
+}
+
+#[test]
+fn a_run_beside_production_that_is_stopped_harms_nobody_and_ends_its_canary_when_it_goes_on() {
+    let bench = two_cards();
+    bench.rig.set("canary.timeout", "3s");
+    let production = bench.production();
+    let run = bench.rig.gpuctl(&format!("canary run {CANDIDATE} --json --quiet")).spawn();
+    until("the canary holds its memory", || !canaries(&bench).is_empty());
+    run.signal(Signal::STOP);
+    until("it is stopped", || rig::state(run.pid()) == Some('T'));
+    let since = Instant::now();
+    until("its time is over", || since.elapsed() > Duration::from_secs(4));
+    assert_eq!(bench.production(), production);
+    run.signal(Signal::CONT);
+    let (code, told) = run.wait().ended();
+    assert!(matches!(code, Some(0 | 1)), "{code:?}: {told}");
+    assert_eq!(bench.production(), production);
+    bench.assert_no_canary();
+    bench.rig.assert_lock_was_given_back();
 }

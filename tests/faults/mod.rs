@@ -33,6 +33,7 @@ mod row_46_two_at_once;
 mod row_47_50_canary_owed;
 mod row_47_canary_downtime;
 mod row_47_canary_killed;
+mod row_47_canary_login;
 mod row_47_canary_stopped;
 mod row_48_canary_rejected;
 mod row_49_canary_limits;

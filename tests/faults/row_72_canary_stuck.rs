@@ -1,7 +1,8 @@
-//! `canary run` is stopped in the middle of a trial, by SIGSTOP or Ctrl-Z (row 72): its guardian ends it at its deadline,
-//! and production is back in time.
+//! `canary run` is stopped in the middle of a trial, by SIGSTOP or Ctrl-Z, or its driver hangs (row 72): its guardian ends it
+//! at its deadline where it does not come back by itself, and production is back in time.
 
 use rig::{Rig, Signal, Trial, until, with_room};
+use serde_json::json;
 use std::time::{Duration, Instant};
 
 const TIMEOUT: u64 = 4;
@@ -97,4 +98,39 @@ fn row_72_production_that_comes_back_slowly_is_not_taken_for_a_trial_that_is_stu
     drop(run.stderr_has("warning: vllm was not back within 1s"));
     assert!(!trial.has_told("guardian_acts"));
     trial.assert_all_is_well("slow");
+}
+
+#[test]
+fn row_72_a_driver_that_hangs_from_any_stage_of_a_trial_on_keeps_production_away_for_no_longer() {
+    let points: [Point; 5] = [
+        ("there is a journal", |trial| trial.journal().is_some()),
+        ("production is gone", |trial| trial.rig.processes_of(&trial.vllm).is_empty()),
+        ("the canary runs", |trial| !trial.canary_processes().is_empty()),
+        ("the canary is healthy", |trial| trial.has_told("health_ok")),
+        ("production is being brought back", |trial| trial.stage().as_deref() == Some("restoring")),
+    ];
+    std::thread::scope(|scope| {
+        for (point, is_reached) in points {
+            scope.spawn(move || {
+                let trial = slow_trial();
+                let prober = trial.probe();
+                let run = trial.run().spawn();
+                until(point, || is_reached(&trial));
+                let begun = Instant::now();
+                trial.rig.card.describe(&json!({"faults": {"nvml*": "hang"}}));
+                let (code, told) = run.wait().ended();
+                // Passed, or rejected for its time; or nothing was stopped, because the card could not be read.
+                assert!(matches!(code, Some(0 | 1 | 69)), "{point}: {code:?}: {told}");
+                until("its guardian has ended", || trial.guardians().is_empty());
+                let took = begun.elapsed();
+                assert!(took < LIMIT, "{point}: production was back after {took:?}: {told}");
+                let away = prober.absences().iter().sum::<Duration>().as_secs_f64();
+                let used = trial.booked().0;
+                assert!(away <= used + 0.1, "{point}: away for {away} s, booked {used} s: {told}");
+                trial.rig.card.describe(&json!({}));
+                trial.assert_all_is_well(point);
+                trial.rig.assert_lock_was_given_back();
+            });
+        }
+    });
 }
