@@ -1,10 +1,12 @@
 //! The words of the domain: sizes, services, phases, states, and the snapshot of the world.
 
+mod address;
 mod api;
 mod container;
 mod size;
 mod snapshot;
 
+pub use address::{CONTAINER, NO_ADDRESS};
 pub use api::{Api, ApiServer, Headers, HttpCall, JobProbe, Unload};
 pub use container::{
     Compose, ComposeFiles, ComposeLabels, Condition, Container, ContainerNetwork, Containers,
@@ -21,7 +23,6 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -142,35 +143,6 @@ pub enum Health {
     Http(String),
     /// Healthy when it accepts a connection.
     Tcp { host: String, port: u16 },
-}
-
-impl Health {
-    /// Stands in a URL for the address of the service's container.
-    pub const CONTAINER: &'static str = "{container}";
-    /// Why nobody can be asked there.
-    pub const NO_ADDRESS: &'static str = "its container has no address of its own";
-
-    /// Whether it asks a container by its own address, which is known when that runs.
-    pub fn is_by_address(&self) -> bool {
-        match self {
-            Health::Http(url) => url.contains(Health::CONTAINER),
-            Health::Tcp { host, .. } => host == Health::CONTAINER,
-        }
-    }
-
-    /// Returns the check of a container that has this address.
-    pub fn at(&self, address: IpAddr) -> Health {
-        match self {
-            Health::Http(url) => {
-                let host = match address {
-                    IpAddr::V4(address) => address.to_string(),
-                    IpAddr::V6(address) => format!("[{address}]"),
-                };
-                Health::Http(url.replace(Health::CONTAINER, &host))
-            }
-            Health::Tcp { port, .. } => Health::Tcp { host: address.to_string(), port: *port },
-        }
-    }
 }
 
 /// A service gives its memory back in one of these ways when another needs it.

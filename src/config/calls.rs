@@ -2,7 +2,9 @@
 
 use super::complaint::Complaint;
 use super::file::{BusyTable, CallTable, ServiceTable};
-use crate::model::{Api, ApiServer, Headers, Health, HttpCall, JobProbe, Manager, Unload};
+use crate::model::{
+    Api, ApiServer, CONTAINER, Headers, Health, HttpCall, JobProbe, Manager, Unload,
+};
 use ureq::http::{HeaderName, HeaderValue, Method};
 
 type Resolved<T> = std::result::Result<T, Complaint<&'static str>>;
@@ -19,17 +21,12 @@ pub struct Calls {
 
 impl Calls {
     pub fn of(entry: &ServiceTable, manager: &Manager) -> Resolved<Calls> {
-        let server = server(entry)?;
+        let server = server(entry, manager)?;
         let health = match (&entry.health, &server) {
-            (Some(url), _) => Some(health(url).map_err(|problem| ("health", problem))?),
+            (Some(url), _) => Some(health(url, manager).map_err(|problem| ("health", problem))?),
             (None, Some(server)) => Some(Health::Http(server.health_url())),
             (None, None) => None,
         };
-        let is_contained = matches!(manager, Manager::Containers(_));
-        if !is_contained && health.as_ref().is_some_and(Health::is_by_address) {
-            let problem = "{container} stands for the address of a container, which it is not";
-            return Err(("health", problem.to_owned()));
-        }
         let jobs = match (&entry.busy, &server) {
             (Some(busy), _) => Some(probe(busy, manager).map_err(|problem| ("busy", problem))?),
             // It tells nobody.
@@ -38,11 +35,13 @@ impl Calls {
             (None, None) => None,
         };
         let unload = match (&entry.unload, &server) {
-            (Some(own), _) => Some(Unload::Call(call(own).map_err(|problem| ("unload", problem))?)),
+            (Some(own), _) => {
+                Some(Unload::Call(call(own, manager).map_err(|problem| ("unload", problem))?))
+            }
             (None, Some(server)) => Some(Unload::Server(server.clone())),
             (None, None) => None,
         };
-        let warm_up = entry.warm_up.as_ref().map(call).transpose();
+        let warm_up = entry.warm_up.as_ref().map(|own| call(own, manager)).transpose();
         Ok(Calls {
             headers: headers(entry)?,
             warm_up: warm_up.map_err(|problem| ("warm_up", problem))?,
@@ -54,10 +53,10 @@ impl Calls {
     }
 }
 
-fn server(entry: &ServiceTable) -> Resolved<Option<ApiServer>> {
+fn server(entry: &ServiceTable, manager: &Manager) -> Resolved<Option<ApiServer>> {
     match (entry.api, &entry.url) {
         (Some(api), Some(url)) => {
-            http_url(url).map_err(|problem| ("url", problem))?;
+            http_url(url, manager).map_err(|problem| ("url", problem))?;
             Ok(Some(ApiServer { api, url: url.trim_end_matches('/').to_owned() }))
         }
         (Some(_), None) => Err(("api", "needs url, the server's base URL".to_owned())),
@@ -83,14 +82,14 @@ fn probe(busy: &BusyTable, manager: &Manager) -> std::result::Result<JobProbe, S
     let BusyTable { url, json, metric, command } = busy;
     match (url, json, metric, command) {
         (Some(url), Some(pointer), None, None) => {
-            http_url(url)?;
+            http_url(url, manager)?;
             match pointer.is_empty() || pointer.starts_with('/') {
                 true => Ok(JobProbe::Json { url: url.clone(), pointer: pointer.clone() }),
                 false => Err("json must be a JSON pointer, such as \"/queue/length\"".to_owned()),
             }
         }
         (Some(url), None, Some(name), None) => {
-            http_url(url)?;
+            http_url(url, manager)?;
             let plain = |c: char| c.is_ascii_alphanumeric() || "_:".contains(c);
             match !name.is_empty() && name.chars().all(plain) {
                 true => Ok(JobProbe::Metric { url: url.clone(), name: name.clone() }),
@@ -111,40 +110,60 @@ fn probe(busy: &BusyTable, manager: &Manager) -> std::result::Result<JobProbe, S
     }
 }
 
-fn health(url: &str) -> std::result::Result<Health, String> {
+fn health(url: &str, manager: &Manager) -> std::result::Result<Health, String> {
     let form = || "not a http://, https:// or tcp://host:port URL".to_owned();
     if let Some(address) = url.strip_prefix("tcp://") {
         let (host, port) = address.trim_end_matches('/').rsplit_once(':').ok_or_else(form)?;
         let host = host.trim_start_matches('[').trim_end_matches(']');
+        refuse_address(host, manager)?;
         let port = port.parse().ok().filter(|port| *port != 0).ok_or_else(form)?;
         return match host.is_empty() {
             true => Err(form()),
             false => Ok(Health::Tcp { host: host.to_owned(), port }),
         };
     }
-    http_url(&url.replacen(Health::CONTAINER, "localhost", 1)).map_err(|_| form())?;
-    Ok(Health::Http(url.to_owned()))
+    match is_http(url) {
+        true => http_url(url, manager).map(|()| Health::Http(url.to_owned())),
+        false => Err(form()),
+    }
 }
 
-fn http_url(url: &str) -> std::result::Result<(), String> {
-    let form = || "not a http:// or https:// URL".to_owned();
-    let uri: ureq::http::Uri = url.parse().map_err(|_| form())?;
+/// Refuses what is no URL that the service could be asked at.
+fn http_url(url: &str, manager: &Manager) -> std::result::Result<(), String> {
+    refuse_address(url, manager)?;
+    match is_http(url) {
+        true => Ok(()),
+        false => Err("not a http:// or https:// URL".to_owned()),
+    }
+}
+
+/// Refuses the address of a container for what is none.
+fn refuse_address(place: &str, manager: &Manager) -> std::result::Result<(), String> {
+    match place.contains(CONTAINER) && !matches!(manager, Manager::Containers(_)) {
+        true => Err(format!("{CONTAINER} stands for the address of a container, which it is not")),
+        false => Ok(()),
+    }
+}
+
+fn is_http(url: &str) -> bool {
+    let Ok(uri) = url.replacen(CONTAINER, "localhost", 1).parse::<ureq::http::Uri>() else {
+        return false;
+    };
     match (uri.scheme_str(), uri.authority()) {
         (Some("http" | "https"), Some(authority)) if !authority.host().is_empty() => {
             // The parser takes any number for a port, and then says that there is none.
             let address = authority.as_str().rsplit('@').next().unwrap_or_default();
             match address[authority.host().len()..].strip_prefix(':') {
-                Some(port) if port.parse().is_ok_and(|port: u16| port != 0) => Ok(()),
-                None => Ok(()),
-                Some(_) => Err(form()),
+                Some(port) => port.parse().is_ok_and(|port: u16| port != 0),
+                None => true,
             }
         }
-        _ => Err(form()),
+        _ => false,
     }
 }
 
-fn call(entry: &CallTable) -> std::result::Result<HttpCall, String> {
-    http_url(&entry.url)?;
+fn call(entry: &CallTable, manager: &Manager) -> std::result::Result<HttpCall, String> {
+    http_url(&entry.url, manager)?;
     let method = entry.method.clone().unwrap_or_else(|| "POST".to_owned());
     match Method::from_bytes(method.as_bytes()) {
         Ok(_) => Ok(HttpCall { url: entry.url.clone(), method, body: entry.body.clone() }),

@@ -6,7 +6,7 @@ use super::{Context, drain};
 use crate::config::{Config, Span};
 use crate::error::{Failure, Result};
 use crate::exit::Code;
-use crate::model::{GpuProcess, Manager, Mb, Native, Pid, Service, Unload, Vram};
+use crate::model::{GpuProcess, Manager, Mb, NO_ADDRESS, Native, Pid, Service, Vram};
 use crate::observe::{Keeper, Members, attributed, gpu_pids, members};
 use crate::plan::{EvictHow, Eviction};
 use crate::step::{Action, Step};
@@ -247,9 +247,6 @@ fn ask_to_unload(
     held: &Footprint,
     context: &Context,
 ) -> Result<std::result::Result<Option<Mb>, String>> {
-    let Some(call) = &service.unload else {
-        return Ok(Err("it has no unload call".to_owned()));
-    };
     if let Some(cut) = drain::cut_off(eviction, context)? {
         return Ok(Err(cut));
     }
@@ -265,7 +262,7 @@ fn ask_to_unload(
         }
         if is_due {
             calls += 1;
-            if let Err(failed) = request_unload(service, call, context)? {
+            if let Err(failed) = request_unload(service, context)? {
                 return Ok(Err(format!("its unload call failed: {}", failed.why)));
             }
         }
@@ -296,9 +293,17 @@ fn ask_to_unload(
 
 /// Makes the calls that request an unload, which are waited for no longer than one may take; an
 /// interruption ends the wait.
-fn request_unload(service: &Service, call: &Unload, context: &Context) -> Result<Called<()>> {
-    let (call, headers) = (call.clone(), service.headers.clone());
-    let requesting = Aside::begin(move || server::unload(&call, &headers, UNLOAD_LIMIT))?;
+fn request_unload(service: &Service, context: &Context) -> Result<Called<()>> {
+    let located = service.at(&context.before.managed(&service.name).addresses());
+    if located.is_empty() {
+        return Ok(Err(NoAnswer::other(NO_ADDRESS)));
+    }
+    let requesting = Aside::begin(move || {
+        let calls = located.iter().filter_map(|it| Some((it.unload.as_ref()?, &it.headers)));
+        calls
+            .into_iter()
+            .try_for_each(|(call, headers)| server::unload(call, headers, UNLOAD_LIMIT))
+    })?;
     let answer = requesting.result_by(context.stop, Instant::now() + UNLOAD_LIMIT + GRACE);
     context.stop.check()?;
     Ok(answer.unwrap_or_else(|| Err(NoAnswer::silence("it is not answered in time"))))

@@ -18,7 +18,6 @@ use crate::world::native::{self, Started};
 use crate::world::process::mains_in;
 use crate::world::systemd;
 use crate::world::wait::{Event, Handle, Stop, Woken, wait};
-use std::net::IpAddr;
 use std::time::{Duration, Instant};
 use wake::has_put_aside;
 
@@ -66,8 +65,8 @@ pub fn make_ready(
     if slept {
         watch.wake()?;
     }
-    if let Some(call) = &service.warm_up {
-        watch.warm_up(call)?;
+    if service.warm_up.is_some() {
+        watch.warm_up()?;
     }
     Ok(Some(step.done(slept.then(|| "woken from sleep".to_owned()))))
 }
@@ -90,8 +89,8 @@ struct Watch<'a> {
     started: Option<Started>,
     /// Its containers, as they were when they were started.
     managed: Option<Managed>,
-    /// Where these are asked, where that is by their own addresses.
-    addresses: Vec<IpAddr>,
+    /// The service as it is spoken to, at each of its places; empty where that is to be found out.
+    located: Vec<Service>,
     /// What happens to them; begun where their own HEALTHCHECK is waited for.
     events: Option<Events>,
     /// Why its manager could not be asked at last.
@@ -111,7 +110,7 @@ impl<'a> Watch<'a> {
             context,
             started: None,
             managed: None,
-            addresses: Vec::new(),
+            located: Vec::new(),
             events: None,
             away: None,
             restarts: None,
@@ -170,7 +169,7 @@ impl<'a> Watch<'a> {
         let mut why = "its health check has not finished".to_owned();
         loop {
             let healthy = match &self.service.health {
-                Some(check) => self.ask(check, deadline)?,
+                Some(_) => self.ask(deadline)?,
                 None => self.settle()?,
             };
             match healthy {

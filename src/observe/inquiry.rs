@@ -2,14 +2,13 @@
 
 use crate::config::Config;
 use crate::error::Result;
-use crate::model::{Headers, Health, Healthy, Service};
+use crate::model::{Healthy, Service};
 use crate::world::health::TRY_LIMIT;
 use crate::world::http::NoAnswer;
 use crate::world::jobs::Count;
 use crate::world::questions::{Question, QuestionReply, Questions};
 use crate::world::server::Called;
 use crate::world::wait::Stop;
-use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 /// An answer may take this much beyond its own limit, for names that do not resolve.
@@ -38,7 +37,10 @@ impl Ask {
 
 /// The questions to the services in a look, under way.
 pub struct Inquiry<'a> {
-    of: Vec<Questionnaire>,
+    /// For each service by its place one for each of the places that it is asked at.
+    of: Vec<Vec<Questionnaire>>,
+    /// The places of the services that are asked by their containers' own addresses, and for what.
+    by_address: Vec<(usize, Ask)>,
     questions: Questions,
     /// Those that could only be asked when the managers had answered.
     later: Option<Questions>,
@@ -49,11 +51,6 @@ pub struct Inquiry<'a> {
 /// The questions that a look has for a service.
 struct Questionnaire {
     health: Option<Question>,
-    /// The health check that asks its containers by their own addresses.
-    by_address: Option<Health>,
-    /// That of each container, once their addresses are known.
-    addressed: Vec<Question>,
-    headers: Headers,
     sleep: Option<Question>,
     jobs: Option<Question>,
 }
@@ -63,14 +60,7 @@ impl Questionnaire {
         let headers = || service.headers.clone();
         let health = service.health.clone().filter(|_| ask != Ask::Nothing);
         let server = service.server.clone().filter(|it| it.can_sleep() && ask != Ask::Nothing);
-        let (by_address, health) = match health {
-            Some(health) if health.is_by_address() => (Some(health), None),
-            health => (None, health),
-        };
         Questionnaire {
-            by_address,
-            addressed: Vec::new(),
-            headers: headers(),
             health: health.map(|check| Question::Health(check, headers())),
             sleep: server.map(|server| Question::Sleep(server, headers())),
             jobs: for_jobs(service).filter(|_| ask == Ask::StateAndJobs),
@@ -93,22 +83,31 @@ impl<'a> Inquiry<'a> {
         begun: Instant,
         stop: &'a Stop,
     ) -> Result<Inquiry<'a>> {
-        let of = |service: &Service| Questionnaire::of(service, asks(service));
-        let of: Vec<Questionnaire> = config.services.iter().map(of).collect();
-        let asked = of.iter().flat_map(Questionnaire::questions);
+        let (mut of, mut by_address) = (Vec::new(), Vec::new());
+        for (at, service) in config.services.iter().enumerate() {
+            let ask = asks(service);
+            match service.is_by_address() {
+                true => {
+                    by_address.push((at, ask));
+                    of.push(Vec::new());
+                }
+                false => of.push(vec![Questionnaire::of(service, ask)]),
+            }
+        }
+        let asked = of.iter().flatten().flat_map(Questionnaire::questions);
         let questions = Questions::begin(asked, TRY_LIMIT, stop)?;
-        Ok(Inquiry { of, questions, later: None, begun, stop })
+        Ok(Inquiry { of, by_address, questions, later: None, begun, stop })
     }
 
-    /// Asks containers by their own addresses, which their engine has told of each service.
-    pub fn ask_by_address(&mut self, addresses: impl Fn(usize) -> Vec<IpAddr>) -> Result<()> {
-        for (at, of) in self.of.iter_mut().enumerate() {
-            let Some(check) = &of.by_address else { continue };
-            let question = |address| Question::Health(check.at(address), of.headers.clone());
-            of.addressed = addresses(at).into_iter().map(question).collect();
+    /// Asks containers by their own addresses, which their engine has told; `located` gives the service
+    /// of a place as each of its containers is spoken to.
+    pub fn ask_by_address(&mut self, located: impl Fn(usize) -> Vec<Service>) -> Result<()> {
+        let mut questions = Vec::new();
+        for (at, ask) in &self.by_address {
+            self.of[*at] =
+                located(*at).iter().map(|service| Questionnaire::of(service, *ask)).collect();
+            questions.extend(self.of[*at].iter().flat_map(Questionnaire::questions));
         }
-        let questions: Vec<Question> =
-            self.of.iter().flat_map(|of| of.addressed.iter().cloned()).collect();
         if !questions.is_empty() {
             self.later = Some(Questions::begin(questions, TRY_LIMIT, self.stop)?);
         }
@@ -116,7 +115,9 @@ impl<'a> Inquiry<'a> {
     }
 
     fn answer(&self, question: &Question, patience: Duration) -> Option<(QuestionReply, Duration)> {
-        self.questions.answer(question, self.stop, self.begun + patience)
+        let deadline = self.begun + patience;
+        let answer = |questions: &Questions| questions.answer(question, self.stop, deadline);
+        answer(&self.questions).or_else(|| self.later.as_ref().and_then(answer))
     }
 
     /// Returns what the health check of a service found, by its place, and how long it took; `None`
@@ -127,51 +128,51 @@ impl<'a> Inquiry<'a> {
             Some((QuestionReply::Health(healthy), took)) => (healthy, took),
             _ => (Healthy::Silent("its health check has not finished".to_owned()), TRY_LIMIT),
         };
-        let of = &self.of[at];
-        if let Some(question) = &of.health {
-            return Some(told(self.answer(question, patience)));
-        }
+        let questions = self.of[at].iter().filter_map(|of| of.health.as_ref());
+        let answers = questions.map(|question| told(self.answer(question, patience)));
         // Of several containers the first whose answer is not good counts.
-        let deadline = self.begun + patience;
-        let later = self.later.as_ref();
-        let answers = of.addressed.iter().filter_map(|question| {
-            later.map(|later| told(later.answer(question, self.stop, deadline)))
-        });
         answers.reduce(|first, next| if first.0 == Healthy::Yes { next } else { first })
     }
 
     /// Whether a service was put to sleep, or why that cannot be told.
     pub fn sleeps(&self, at: usize) -> Called<bool> {
-        let Some(question) = &self.of[at].sleep else { return Ok(false) };
-        match self.answer(question, TRY_LIMIT + GRACE) {
-            Some((QuestionReply::Sleep(sleeps), _)) => sleeps,
-            _ => Err(NoAnswer::silence("no answer came in time")),
-        }
+        let questions = self.of[at].iter().filter_map(|of| of.sleep.as_ref());
+        let mut answers =
+            questions.map(|question| match self.answer(question, TRY_LIMIT + GRACE) {
+                Some((QuestionReply::Sleep(sleeps), _)) => sleeps,
+                _ => Err(NoAnswer::silence("no answer came in time")),
+            });
+        answers.try_fold(false, |any, sleeps| Ok(any || sleeps?))
     }
 
     /// Returns the jobs of a service, or why they cannot be told; `None` where they were not asked
     /// for.
     pub fn jobs(&self, at: usize) -> Option<Count> {
-        let question = self.of[at].jobs.as_ref()?;
-        Some(counted(self.answer(question, TRY_LIMIT + GRACE)))
+        let questions = self.of[at].iter().filter_map(|of| of.jobs.as_ref());
+        total(questions.map(|question| counted(self.answer(question, TRY_LIMIT + GRACE))))
     }
 }
 
-/// Asks several services for their jobs, side by side; `None` for one that cannot be asked.
+/// Asks several services for their jobs, side by side, each as all its places are spoken to; `None` for
+/// one that cannot be asked.
 pub fn count_jobs(
-    services: &[&Service],
+    services: &[Vec<Service>],
     limit: Duration,
     stop: &Stop,
 ) -> Result<Vec<Option<Count>>> {
-    let asked: Vec<Option<Question>> = services.iter().map(|service| for_jobs(service)).collect();
+    let asked: Vec<Vec<Question>> =
+        services.iter().map(|places| places.iter().filter_map(for_jobs).collect()).collect();
     let questions = Questions::begin(asked.iter().flatten().cloned(), limit, stop)?;
     let deadline = Instant::now() + limit + GRACE;
-    let answers = asked
-        .iter()
-        .map(|it| Some(counted(questions.answer(it.as_ref()?, stop, deadline))))
-        .collect();
+    let answer = |question| counted(questions.answer(question, stop, deadline));
+    let answers = asked.iter().map(|of| total(of.iter().map(answer))).collect();
     stop.check()?;
     Ok(answers)
+}
+
+/// Adds up what was counted at several places; `None` where there was nothing to ask.
+fn total(counts: impl Iterator<Item = Count>) -> Option<Count> {
+    counts.reduce(|sum, next| Ok(sum? + next?))
 }
 
 fn counted(answer: Option<(QuestionReply, Duration)>) -> Count {

@@ -22,7 +22,6 @@ use crate::world::systemd::{self, UnitView};
 use crate::world::wait::Stop;
 use std::cell::OnceCell;
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::net::IpAddr;
 use std::thread::{self, ScopedJoinHandle};
 
 /// It puts together what the managers said.
@@ -279,10 +278,9 @@ impl Look<'_> {
         self.managed[self.places[service]].socket.is_some()
     }
 
-    /// Returns where the containers of a service are asked by their own addresses, one of each.
-    pub fn addresses(&self, service: &str) -> Vec<IpAddr> {
-        let containers = &self.managed[self.places[service]].containers;
-        containers.iter().filter_map(|one| one.addresses.first().copied()).collect()
+    /// Returns a service as it is spoken to now, at each of its places.
+    pub fn located(&self, service: &Service) -> Vec<Service> {
+        service.at(&self.managed[self.places[&*service.name]].addresses())
     }
 
     pub fn presence(&self, service: &str) -> Presence {

@@ -61,7 +61,7 @@ pub fn observe(
         false => asks(service),
     };
     let mut inquiry = inquiry.unwrap_or_else(|| Inquiry::begin(config, &asks, begun, stop))?;
-    inquiry.ask_by_address(|at| look.addresses(&config.services[at].name))?;
+    inquiry.ask_by_address(|at| look.located(&config.services[at]))?;
     attribute(&mut vram, &look);
     for process in vram.processes.iter_mut().flatten() {
         process.command = command_of(process);

@@ -196,6 +196,16 @@ fn keys_that_contradict_each_other_are_refused() {
         (&native("api = \"vllm\""), "5: services.a.api", "needs url"),
         (&native("url = \"http://h\""), "5: services.a.url", "needs api"),
         (
+            &native("health = \"http://{container}:1\""),
+            "5: services.a.health",
+            "the address of a container, which it is not",
+        ),
+        (
+            &native("api = \"vllm\"\nurl = \"http://{container}:1\""),
+            "6: services.a.url",
+            "the address of a container, which it is not",
+        ),
+        (
             &native("unload = { method = \"PUT\" }"),
             "5: services.a.unload",
             "the key `url` is missing",

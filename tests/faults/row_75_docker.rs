@@ -7,6 +7,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixListener;
 use std::thread;
+use toml::Table;
 
 fn fact(rig: &Rig, container: &str, field: &str) -> String {
     let format = format!("{{{{{field}}}}}");
@@ -331,4 +332,51 @@ fn row_75_a_container_that_publishes_nothing_is_asked_by_its_own_address() {
     assert_eq!(told["state"], "ready", "{told}");
     assert_ne!(told["health_ms"], json!(null), "{told}");
     rig.gpuctl("stop voice").run().succeeds().stdout_has("stopped voice").progress();
+}
+
+#[test]
+fn row_75_all_that_a_server_is_asked_goes_to_its_containers_own_address() {
+    let Some(rig) = Rig::with_docker() else { return };
+    let network = rig.network();
+    let chat = rig.container("chat").not_installed().add();
+    let card = rig.card.folder().display().to_string();
+    let (variable, mount) = (format!("SIMGPU_DIR={card}"), format!("{card}:{card}"));
+    rig.owns_container(chat.mark());
+    let server = "/bin/simserver --host 0.0.0.0 --port 8000 --api vllm --vram 12000 --unload-residual 1500 --name";
+    let mut words = vec!["create", "--name", chat.mark(), "--network", &network];
+    words.extend(["--env", &variable, "--volume", &mount, rig.engine().image()]);
+    words.extend(server.split(' '));
+    words.push(chat.mark());
+    rig.docker(&words);
+    let settings = format!(
+        "type = 'docker'\ncontainer = '{}'\nvram_mb = 12000\npriority = 10\napi = 'vllm'\nurl = 'http://{{container}}:8000'\n\
+         evict = 'unload'\n[warm_up]\nurl = 'http://{{container}}:8000/version'\nmethod = 'GET'",
+        chat.mark()
+    );
+    rig.set("services.chat", settings.parse::<Table>().unwrap());
+    let render = rig.native("render").vram(18000).set("priority", 90).add();
+    rig.gpuctl("start chat").run().succeeds().stdout_has("started chat").progress();
+
+    let networks = fact(&rig, chat.mark(), "json .NetworkSettings.Networks");
+    let networks: Value = serde_json::from_str(&networks).unwrap();
+    let address = networks[&network]["IPAddress"].as_str().unwrap();
+    let job = rig.by_hand(&format!(
+        "curl --silent --max-time 60 --json '{{\"ms\": 2000}}' http://{address}:8000/v1/completions"
+    ));
+    let chat_now =
+        || rig.gpuctl("status --json").run().succeeds().json()["services"]["chat"].clone();
+    until("it works", || chat_now()["jobs"] == 1);
+    let start = rig.gpuctl("start render").run().succeeds().stdout_has("unloaded chat");
+    start.stderr_has("draining chat, 1 job left");
+    assert!(rig.card.jobs().values().all(|is_done| *is_done), "its job was cut off");
+    let asleep = chat_now();
+    assert_eq!(
+        (&asleep["state"], &asleep["used_mb"]),
+        (&json!("asleep"), &json!(1500)),
+        "{asleep}"
+    );
+    rig.gpuctl("stop render").run().succeeds().stdout_has("stopped render").progress();
+    rig.gpuctl("start chat").run().succeeds().stdout_has("started chat").progress();
+    assert_eq!(chat_now()["state"], "ready");
+    drop((job, render));
 }

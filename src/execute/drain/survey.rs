@@ -3,7 +3,7 @@
 
 use crate::config::Config;
 use crate::error::Result;
-use crate::model::{InFlight, Managed, Presence, Running, Service};
+use crate::model::{InFlight, Managed, NO_ADDRESS, Presence, Running, Service};
 use crate::observe::{attributed, count_jobs, gpu_pids, look};
 use crate::world::host;
 use crate::world::http::NoAnswer;
@@ -36,7 +36,8 @@ impl Survey<'_> {
     /// for those that do not.
     pub fn ask(&self, services: &[&Service], limit: Duration) -> Result<Vec<Found>> {
         let begun = host::now();
-        let counts = count_jobs(services, limit, self.stop)?;
+        let located: Vec<Vec<Service>> = services.iter().map(|one| self.located(one)).collect();
+        let counts = count_jobs(&located, limit, self.stop)?;
         let is_silent =
             |count: &Option<Count>| matches!(count, Some(Err(failed)) if failed.is_silence);
         let silent = services.iter().zip(&counts).filter(|(_, count)| is_silent(count));
@@ -49,6 +50,7 @@ impl Survey<'_> {
         };
         self.stop.check()?;
         let found = |(service, count): (&&Service, Option<Count>)| match count {
+            None if service.is_by_address() => Err(NoAnswer::other(NO_ADDRESS)),
             None | Some(Ok(0)) => Ok(None),
             Some(Ok(jobs)) => Ok(Some(InFlight::Jobs(jobs))),
             Some(Err(failed)) => match failed.is_silence && on_card.contains(&*service.name) {
@@ -57,6 +59,12 @@ impl Survey<'_> {
             },
         };
         Ok(services.iter().zip(counts).map(found).collect())
+    }
+
+    /// Returns a service as it is spoken to, at each of its places.
+    fn located(&self, service: &Service) -> Vec<Service> {
+        let at = self.config.place_of(&service.name);
+        service.at(&at.map(|at| self.managed[at].addresses()).unwrap_or_default())
     }
 
     /// Those of the services whose processes have worked since then.

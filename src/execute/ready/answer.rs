@@ -3,7 +3,7 @@
 
 use super::Watch;
 use crate::error::Result;
-use crate::model::{Container, Health, Healthy, Presence, Running};
+use crate::model::{Container, Health, Healthy, NO_ADDRESS, Presence, Running, Service};
 use crate::world::docker::Events;
 use crate::world::health;
 use crate::world::ports::local_port;
@@ -17,24 +17,28 @@ const UNHEARD: Duration = Duration::from_secs(10);
 impl Watch<'_> {
     /// Asks it, and each of its containers where it is asked by their own addresses; the first answer
     /// that is not good counts.
-    pub(super) fn ask(&mut self, check: &Health, deadline: Instant) -> Result<Option<Healthy>> {
-        if !check.is_by_address() {
-            return self.ask_at(check, deadline);
-        }
-        if self.addresses.is_empty() {
-            let look = self.look_after_it()?;
-            self.addresses = look.addresses(&self.service.name);
-        }
-        let mut answer = Some(Healthy::No(Health::NO_ADDRESS.to_owned()));
-        for address in self.addresses.clone() {
-            answer = self.ask_at(&check.at(address), deadline)?;
+    pub(super) fn ask(&mut self, deadline: Instant) -> Result<Option<Healthy>> {
+        let mut answer = Some(Healthy::No(NO_ADDRESS.to_owned()));
+        for check in self.located()?.into_iter().filter_map(|service| service.health) {
+            answer = self.ask_at(&check, deadline)?;
             if answer != Some(Healthy::Yes) {
-                // It may have another when it is started again.
-                self.addresses.clear();
+                // It may have another address when it is started again.
+                self.located.clear();
                 break;
             }
         }
         Ok(answer)
+    }
+
+    /// Returns the service as it is spoken to, at each of its places.
+    pub(super) fn located(&mut self) -> Result<Vec<Service>> {
+        if self.located.is_empty() {
+            self.located = match self.service.is_by_address() {
+                true => self.look_after_it()?.located(self.service),
+                false => vec![self.service.clone()],
+            };
+        }
+        Ok(self.located.clone())
     }
 
     /// One health check, abandoned at the deadline (`None`) and cut short by a death.

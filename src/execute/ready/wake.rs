@@ -3,7 +3,7 @@
 use super::{Context, LONGEST, SHORTEST, Watch};
 use crate::error::{Failure, Result};
 use crate::exit::Code;
-use crate::model::{ApiServer, HttpCall, Service};
+use crate::model::{ApiServer, Headers, Service};
 use crate::step::Action;
 use crate::world::http::Fetcher;
 use crate::world::server::{self, Called};
@@ -22,11 +22,14 @@ pub(super) fn has_put_aside(service: &Service, context: &Context) -> bool {
 
 impl Watch<'_> {
     /// Makes the call that loads its model, and waits for the answer as long as a start may take.
-    pub(super) fn warm_up(&mut self, call: &HttpCall) -> Result<()> {
+    pub(super) fn warm_up(&mut self) -> Result<()> {
         let (service, context) = (self.service, self.context);
         let step = context.progress.begin(Action::WarmUp, &service.name, service.start_timeout);
-        let (call, headers) = (call.clone(), service.headers.clone());
-        let call = move |limit| server::call(&call, &headers, limit);
+        let located = self.located()?;
+        let call = move |limit| {
+            let calls = located.iter().filter_map(|it| Some((it.warm_up.as_ref()?, &it.headers)));
+            calls.into_iter().try_for_each(|(call, headers)| server::call(call, headers, limit))
+        };
         match self.answer(service.start_timeout, call)? {
             Some(Ok(())) => {
                 step.done(None);
@@ -43,12 +46,18 @@ impl Watch<'_> {
     /// Whether it was put to sleep by an unload. It is asked until it answers, as long as a start may
     /// take: one that gives no answer is not known to be awake.
     pub(super) fn is_asleep(&mut self) -> Result<bool> {
-        let sleeper = self.service.server.clone().filter(ApiServer::can_sleep);
-        let Some(server) = sleeper else { return Ok(false) };
+        if !self.service.server.as_ref().is_some_and(ApiServer::can_sleep) {
+            return Ok(false);
+        }
         let end = self.begun + self.service.start_timeout;
         loop {
-            let (server, headers) = (server.clone(), self.service.headers.clone());
-            let ask = move |limit| server::is_asleep(&server, &headers, &Fetcher::new(limit));
+            let servers = self.servers()?;
+            let ask = move |limit| {
+                let fetcher = Fetcher::new(limit);
+                servers.iter().try_fold(false, |any, (server, headers)| {
+                    Ok(server::is_asleep(server, headers, &fetcher)? || any)
+                })
+            };
             let why = match self.answer(CALL_LIMIT, ask)? {
                 Some(Ok(sleeps)) => return Ok(sleeps),
                 Some(Err(failed)) => failed.why,
@@ -66,15 +75,22 @@ impl Watch<'_> {
     /// Wakes it, or brings its model back, and waits for the answer as long as a start may take.
     pub(super) fn wake(&mut self) -> Result<()> {
         let service = self.service;
-        let Some(server) = service.server.clone() else { return Ok(()) };
-        let headers = service.headers.clone();
-        let call = move |limit| server::wake(&server, &headers, limit);
+        let servers = self.servers()?;
+        let call = move |limit| {
+            servers.iter().try_for_each(|(server, headers)| server::wake(server, headers, limit))
+        };
         match self.answer(service.start_timeout, call)? {
             Some(Ok(())) => Ok(()),
             None => Err(self.timed_out("the call that wakes it was not answered")),
             Some(Err(failed)) if failed.is_silence => Err(self.timed_out(&failed.why)),
             Some(Err(failed)) => Err(not_woken(service, &failed.why)),
         }
+    }
+
+    /// Returns the servers that it consists of, with what is sent along.
+    fn servers(&mut self) -> Result<Vec<(ApiServer, Headers)>> {
+        let located = self.located()?.into_iter();
+        Ok(located.filter_map(|service| Some((service.server?, service.headers))).collect())
     }
 
     /// Makes a call to it that may take `longest`, and no longer than is left of its time, and waits for
