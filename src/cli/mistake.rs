@@ -1,9 +1,11 @@
 //! A bad command line, told as every other failure is: what is wrong with it, and what to write.
 
+use super::Cli;
 use crate::error::Failure;
 use crate::exit::Code;
 use crate::model::nearest;
 use crate::redact::mask;
+use clap::CommandFactory;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use std::num::ParseIntError;
 
@@ -18,20 +20,22 @@ struct Misuse<'a> {
 
 /// Tells what is wrong with the words that gpuctl was called with.
 pub fn mistake(error: &clap::Error, words: &[String]) -> Failure {
-    let misuse = Misuse::of(error);
+    let misuse = Misuse::of(error, words);
     let (problem, hints) = misuse.told(words);
     let failure = Failure::new(Code::Usage, mask(&problem));
     let hints = hints.into_iter().chain([misuse.advice()]);
     hints.fold(failure, |failure, hint| failure.hint(mask(&hint)))
 }
 
-impl Misuse<'_> {
-    fn of(error: &clap::Error) -> Misuse<'_> {
+impl<'a> Misuse<'a> {
+    fn of(error: &'a clap::Error, words: &[String]) -> Misuse<'a> {
         let usage = error.get(ContextKind::Usage).map(ToString::to_string).unwrap_or_default();
         let usage = usage.trim().trim_start_matches("Usage: ").lines().next().unwrap_or_default();
         let is_plain = |word: &&str| word.starts_with(|c: char| c.is_ascii_lowercase());
         let command: Vec<&str> = usage.split_whitespace().skip(1).take_while(is_plain).collect();
-        Misuse { error, command: command.join(" "), usage: usage.to_owned() }
+        // Of a value that is wrong clap does not say whose it was.
+        let command = if usage.is_empty() { called(words) } else { command.join(" ") };
+        Misuse { error, command, usage: usage.to_owned() }
     }
 
     /// The texts that clap gives for this kind.
@@ -159,4 +163,15 @@ impl Misuse<'_> {
             _ => (format!("{name} takes no more words; \"{word}\" is one too many"), Vec::new()),
         }
     }
+}
+
+/// The command that these words call, as far as they name one: "config init".
+fn called(words: &[String]) -> String {
+    let (mut command, mut names) = (Cli::command(), Vec::new());
+    for word in words.iter().skip(1).take_while(|word| *word != "--") {
+        if let Some(below) = command.find_subcommand(word).cloned() {
+            (command, names) = (below, [names, vec![word.as_str()]].concat());
+        }
+    }
+    names.join(" ")
 }

@@ -50,7 +50,7 @@ fn release(arguments: &LockReleaseArgs, session: &Session) -> Result<Answer> {
             "no token: whose lock is to be released?",
         )
         .hint(
-            "--token TOKEN, or GPUCTL_LOCK_TOKEN in the environment; --force releases anybody's",
+            "--token TOKEN, or GPUCTL_LOCK_TOKEN in the environment, or over HTTP the header Gpuctl-Lock-Token; --force releases anybody's",
         )),
     };
     let released = lock::release(config, token)?;

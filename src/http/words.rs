@@ -82,7 +82,7 @@ fn unknown(key: &str, known: &[Arg]) -> Rejection {
     match nearest(key, names.iter().map(String::as_str)) {
         Some(nearest) => rejection.hint(format!("did you mean \"{nearest}\"?")),
         None if names.is_empty() => rejection.hint("there is none at all"),
-        None => rejection.hint(format!("there are {}", names.join(", "))),
+        None => rejection.hint(format!("its parameters: {}", names.join(", "))),
     }
 }
 

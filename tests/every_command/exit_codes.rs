@@ -107,9 +107,18 @@ fn what_people_type_is_answered_with_what_to_write() {
         ),
         ("statsu", "there is no command \"statsu\"", "did you mean \"status\"?"),
         ("start vidi other", "`start` takes no more words", "usage: gpuctl start"),
-        ("history -n few", "--lines <N>: \"few\" is not a whole number", "gpuctl --help"),
-        ("status --watch soon", "\"soon\" is not a number of seconds", "gpuctl --help"),
-        ("adopt vidi 0", "\"0\" is not the number of a process", "gpuctl --help"),
+        (
+            "history -n few",
+            "--lines <N>: \"few\" is not a whole number",
+            "see `gpuctl history --help`",
+        ),
+        (
+            "status --watch soon",
+            "\"soon\" is not a number of seconds",
+            "see `gpuctl status --help`",
+        ),
+        ("adopt vidi 0", "\"0\" is not the number of a process", "see `gpuctl adopt --help`"),
+        ("config init --example few", "is none of pipeline", "see `gpuctl config init --help`"),
         ("completions fsh", "\"fsh\" is none of bash, zsh, fish", "did you mean \"fish\"?"),
         (
             "start --wait 5 --no-wait vidi",
