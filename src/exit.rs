@@ -65,7 +65,8 @@ impl Code {
             Code::StopFailed => (
                 6,
                 "stop_failed",
-                "A service is still alive after SIGKILL, or its VRAM did not come back.",
+                "A service is still alive after SIGKILL, its VRAM did not come back, or something \
+                 starts it again.",
             ),
             Code::Unavailable => (
                 69,
@@ -94,7 +95,12 @@ impl Code {
                 "Docker, Redis or a process is closed to this user, or others may write the \
                  configuration or the lock.",
             ),
-            Code::Config => (78, "config", "The configuration is missing or wrong."),
+            Code::Config => (
+                78,
+                "config",
+                "The configuration is missing or wrong, or two services claim one process, container \
+                 or unit.",
+            ),
             Code::Timeout => (124, "timeout", "A service did not become ready in time."),
             Code::NotExecutable => (126, "not_executable", "The command is not executable."),
             Code::CommandNotFound => (127, "command_not_found", "The command is not found."),

@@ -126,6 +126,9 @@ fn the_manual_knows_every_exit_code_of_the_contract() {
     for code in [0, 1, 2, 3, 4, 5, 6, 69, 70, 74, 75, 76, 77, 78, 124, 126, 127] {
         assert!(statuses.contains(&format!("\n\\fB{code}\\fP\n")), "{code}");
     }
+    for page in ["gpuctl.1", "gpuctl-prepare-phase.1", "gpuctl-run.1", "gpuctl-stop.1"] {
+        assert!(pages()[page].contains("would have to stop is still working"), "{page}");
+    }
 }
 
 /// Every Rust file below a folder, in one text.

@@ -168,7 +168,7 @@ pub fn concern(path: &str) -> Concern {
     const ASK: &[Code] = &[Code::NotFound, Code::Unavailable, Code::Permission, Code::Config];
     const TAKE: &[Code] = &[Code::LockBusy, Code::LockLost];
     const START: &[Code] = &[Code::InsufficientVram, Code::StartFailed, Code::Timeout];
-    const STOP: &[Code] = &[Code::StopFailed];
+    const STOP: &[Code] = &[Code::ServiceBusy, Code::StopFailed];
     const CMD: &[Code] = &[Code::NotExecutable, Code::CommandNotFound];
     const NOT_NOW: &[Code] = &[Code::NotNow("")];
 
@@ -196,7 +196,10 @@ pub fn concern(path: &str) -> Concern {
         "canary" | "canary run" => {
             (&[Config, Lock, State, Canary], &[ASK, TAKE, STOP, START, NOT_NOW])
         }
-        "canary recover" => (&[Config, Lock, State, Canary], &[ASK, TAKE, STOP, START]),
+        // It cuts off no work: production is not there.
+        "canary recover" => {
+            (&[Config, Lock, State, Canary], &[ASK, TAKE, &[Code::StopFailed], START])
+        }
         path if path.starts_with("canary ") => (&[Config, Lock, State, Canary], &[ASK]),
         "config" | "config check" | "config show" | "doctor" => (&[Config, Lock, State], &[READ]),
         "config init" | "config import" | "config path" => (&[Config], &[&[Code::Config]]),
