@@ -88,6 +88,7 @@ mod services {
     mod docker;
     mod docker_calls;
     mod examples;
+    mod logins;
     mod native;
     mod podman;
     mod scopes;

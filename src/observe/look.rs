@@ -163,13 +163,20 @@ fn in_unit(unit: &str, asked: &Result<HashMap<String, UnitView>>) -> (Presence, 
         Err(failure) => (Presence::Unknown(failure.clone()), Managed::default()),
         Ok(None) => (nothing(), Managed::default()),
         Ok(Some(UnitView { control_group, presence, socket })) => {
-            let left = || control_group.as_deref().map_or_else(Vec::new, group::in_control_group);
+            let living = || -> Vec<Pid> {
+                let group = control_group.as_deref();
+                let ids = group.map_or_else(Vec::new, group::in_control_group);
+                ids.iter().map(|id| id.pid).collect()
+            };
             let presence = match presence {
                 // It has ended, and left processes behind: KillMode=process, or a stop that failed.
-                Presence::Down(_) | Presence::Missing(_) if !left().is_empty() => {
-                    let pids = left().iter().map(|id| id.pid).collect();
+                Presence::Down(_) | Presence::Missing(_) if !living().is_empty() => {
                     let trouble = Some(Trouble::Orphaned);
-                    Presence::Up(Running { pids, trouble, ..Running::default() })
+                    Presence::Up(Running { pids: living(), trouble, ..Running::default() })
+                }
+                // One without a main process: a slice, or a command that has left a server behind.
+                Presence::Up(running) if running.pids.is_empty() => {
+                    Presence::Up(Running { pids: living(), ..running.clone() })
                 }
                 presence => presence.clone(),
             };

@@ -1,7 +1,8 @@
 //! The units in `examples/systemd` beside those of HTTP and the canary, on a machine that systemd runs.
 
+use crate::canary::bench::Calendar;
 use rig::page::repository;
-use rig::{Machine, until};
+use rig::{Machine, Rig, until};
 use std::fs;
 
 #[test]
@@ -44,4 +45,49 @@ fn a_phase_is_a_unit_and_a_timer_writes_the_figures() {
     }
     machine.sh("systemctl stop gpuctl-metrics.timer");
     corner.sh("gpuctl stop vidi");
+}
+
+/// The values of a key in the timers of the examples.
+fn timers(key: &str) -> Vec<String> {
+    let entries = fs::read_dir(repository().join("examples/systemd")).unwrap().flatten();
+    let timers = entries.filter(|entry| entry.path().extension().is_some_and(|it| it == "timer"));
+    let texts = timers.map(|timer| fs::read_to_string(timer.path()).unwrap());
+    let lines: Vec<String> =
+        texts.flat_map(|text| text.lines().map(str::to_owned).collect::<Vec<_>>()).collect();
+    lines.iter().filter_map(|line| line.strip_prefix(key)).map(str::to_owned).collect()
+}
+
+#[test]
+fn the_timers_times_are_such_as_systemd_knows_and_the_canarys_are_in_the_default_window() {
+    if !rig::works("systemd-analyze", &["--version"]) {
+        return rig::skip_or_fail("systemd-analyze", "systemd-analyze");
+    }
+    let rig = Rig::new();
+    rig.native("vllm").add();
+    rig.set("canary.service", "vllm");
+    let calendar = Calendar::new(&rig);
+    let (times, delays) = (timers("OnCalendar="), timers("RandomizedDelaySec="));
+    assert_eq!((times.len(), delays.len()), (1, 1), "{times:?} {delays:?}");
+    let analyze = |words: &str| {
+        rig.shell(&format!("TZ=UTC LC_ALL=C systemd-analyze {words}")).run().succeeds().text()
+    };
+    let spans = ["OnBootSec=", "OnUnitActiveSec=", "AccuracySec="].map(timers).concat();
+    assert!(spans.len() >= 6, "{spans:?}");
+    for span in spans.iter().chain(&delays) {
+        analyze(&format!("timespan '{span}'"));
+    }
+    let delay = analyze(&format!("timespan '{}'", delays[0]));
+    let delay = delay.lines().find_map(|line| line.trim().strip_prefix("us: ")).unwrap();
+    let delay = delay.parse::<u64>().unwrap() / 1_000_000;
+    // In winter and in summer, and on the days on which the clocks change.
+    for day in ["2026-01-10", "2026-07-10", "2026-03-08", "2026-11-01"] {
+        let told = analyze(&format!("calendar --base-time='{day} 00:00:00 UTC' '{}'", times[0]));
+        let next = told.lines().find_map(|line| line.trim().strip_prefix("Next elapse: "));
+        let next = next.unwrap_or_else(|| panic!("{told}"));
+        for time in [next.to_owned(), format!("{next} + {delay} seconds")] {
+            let status =
+                calendar.at(rig.gpuctl("canary status --json"), &time).run().succeeds().json();
+            assert_eq!(status["in_window"], true, "{time}: {status:#}");
+        }
+    }
 }

@@ -76,6 +76,30 @@ fn units_of_every_type_come_and_go() {
 }
 
 #[test]
+fn a_slice_is_a_unit_with_all_that_runs_in_it() {
+    let Some(machine) = Machine::shared() else { return };
+    let corner = machine.corner();
+    let slice = format!("{}.slice", corner.mark("models"));
+    let members = ["server", "worker"].map(|name| format!("{}.service", corner.mark(name)));
+    let [server, worker] = &members;
+    corner.unit(&slice, &format!("[Unit]\nWants={server} {worker}\n"));
+    let own = format!("[Service]\n{}Slice={slice}\nExecStart=", corner.environment());
+    corner.unit(server, &format!("{own}{}\n", corner.server("vllm", 0, "--vram 3000")));
+    corner.unit(worker, &format!("{own}{}\n", corner.server("worker", 1, "--vram 1000")));
+    corner.config(&service(&corner, &slice, ""));
+    comes_and_goes(&corner, "a slice");
+    succeeds(&corner, "start vllm");
+    let status = corner.sh("gpuctl status --json 2>/dev/null");
+    let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+    assert_eq!(status["services"]["vllm"]["used_mb"], 4000, "{status:#}");
+    assert_eq!(status["services"]["vllm"]["pids"].as_array().unwrap().len(), 2, "{status:#}");
+    succeeds(&corner, "restart vllm");
+    succeeds(&corner, "stop vllm --force");
+    assert_eq!(corner.card.used_mb(), 0);
+    assert_eq!(corner.state("vllm").0, "stopped");
+}
+
+#[test]
 fn instances_of_templates_and_escaped_names_are_units_like_others() {
     let Some(machine) = Machine::shared() else { return };
     let corner = machine.corner();

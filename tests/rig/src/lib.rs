@@ -34,6 +34,7 @@ mod redis_tls;
 mod rig;
 mod services;
 mod skip;
+mod ssh;
 mod surroundings;
 mod systemd;
 mod terminal;
@@ -62,6 +63,7 @@ pub use skip::{
     compose_or_skip, docker_client_or_skip, python_or_skip, root_or_skip, skip_or_fail,
     unconfigured_or_skip,
 };
+pub use ssh::Ssh;
 pub use systemd::Fault;
 pub use terminal::Terminal;
 pub use wait::{until, with_room};

@@ -1,0 +1,69 @@
+//! Logins over ssh in a machine that systemd runs, as people have them: sshd, PAM, logind, a terminal where one is wanted.
+
+use crate::nspawn::Corner;
+use crate::programs::works;
+use crate::skip::skip_or_fail;
+use crate::wait::until;
+
+/// An sshd of one corner, for root and the machine's users.
+pub struct Ssh<'a> {
+    corner: &'a Corner<'a>,
+    port: u16,
+}
+
+impl<'a> Ssh<'a> {
+    /// None, loudly, where there is no sshd.
+    #[track_caller]
+    pub fn new(corner: &'a Corner<'a>) -> Option<Ssh<'a>> {
+        // Without a host key it says so and ends; it has no option that only tells its version.
+        if !works("sh", &["-c", "PATH=$PATH:/usr/sbin:/sbin; command -v sshd"])
+            || !works("ssh", &["-V"])
+        {
+            skip_or_fail("sshd", "sshd and ssh");
+            return None;
+        }
+        let port = corner.port + 9;
+        let (machine, key, host) = (corner.machine, corner.path("key"), corner.path("host"));
+        for file in [&key, &host] {
+            machine.sh(&format!("ssh-keygen -q -t ed25519 -N '' -f {file}"));
+        }
+        let options = [
+            format!("Port={port}"),
+            "ListenAddress=127.0.0.1".to_owned(),
+            format!("HostKey={host}"),
+            format!("AuthorizedKeysFile={key}.pub"),
+            "StrictModes=no".to_owned(),
+            "PermitRootLogin=yes".to_owned(),
+            "UsePAM=yes".to_owned(),
+            "PidFile=none".to_owned(),
+        ];
+        let options: Vec<String> = options.iter().map(|option| format!("-o {option}")).collect();
+        machine.sh(&format!(
+            "mkdir -p /run/sshd && systemd-run --quiet --unit={} $(command -v sshd) -D -e -f /dev/null {}",
+            corner.mark("sshd"),
+            options.join(" ")
+        ));
+        let ssh = Ssh { corner, port };
+        until("sshd lets in", || machine.try_sh(&ssh.login("root", "", "true")).1);
+        Some(ssh)
+    }
+
+    /// The words with which a shell of the machine has the user log in and do that; `flags` are more of ssh's.
+    pub fn login(&self, user: &str, flags: &str, script: &str) -> String {
+        format!(
+            "ssh {flags} -n -p {} -i {} -o BatchMode=yes -o LogLevel=ERROR -o StrictHostKeyChecking=no \
+             -o UserKnownHostsFile=/dev/null {user}@127.0.0.1 '{script}'",
+            self.port,
+            self.corner.path("key")
+        )
+    }
+
+    /// What is said in a login, which has to succeed; it is over on return, but for what logind keeps of it.
+    #[track_caller]
+    pub fn sh(&self, user: &str, script: &str) -> String {
+        let said = self.corner.machine.sh(&self.login(user, "", script));
+        let process = format!("pgrep -u {user} -f '[s]shd: {user}'");
+        until("the login is over", || !self.corner.machine.try_sh(&process).1);
+        said
+    }
+}

@@ -1,0 +1,79 @@
+//! Native services that are started in a login over ssh, on a machine that systemd runs: they outlive the login, with and
+//! without linger, and the next login finds and ends them.
+
+use rig::{Corner, Machine, Ssh, until};
+
+/// What a user types, in a configuration and a state folder of the corner's and the user's.
+fn gpuctl(corner: &Corner, user: &str, words: &str) -> String {
+    let home = if user == "root" { corner.path("") } else { format!("/home/{user}/") };
+    let config = corner.path("gpuctl.toml");
+    format!("GPUCTL_STATE_DIR={home}state /io/bin/gpuctl --config {config} {words}")
+}
+
+/// The user starts a service in one login, and it is still there when that is over; gives its control group.
+#[track_caller]
+fn outlives_the_login(corner: &Corner, ssh: &Ssh, user: &str, flags: &str) -> String {
+    let (one, port) = (corner.mark("one"), corner.port);
+    let start = gpuctl(corner, user, &format!("start {one}"));
+    corner.machine.sh(&ssh.login(user, flags, &start));
+    until(&format!("{user}: the login is over"), || {
+        !corner.machine.try_sh(&format!("pgrep -u {user} -f '[s]shd: {user}'")).1
+    });
+    let group = corner.machine.sh(&format!("tail -n 1 /proc/$(pgrep -fx 'sleep {port}0')/cgroup"));
+    let state = ssh.sh(user, &gpuctl(corner, user, "status --json"));
+    let state: serde_json::Value = serde_json::from_str(&state).unwrap();
+    assert_eq!(state["services"][&one]["state"], "ready", "{user}: {state:#}");
+    group.trim().to_owned()
+}
+
+/// The user ends it in another login.
+#[track_caller]
+fn ends(corner: &Corner, ssh: &Ssh, user: &str) {
+    let (one, port) = (corner.mark("one"), corner.port);
+    ssh.sh(user, &gpuctl(corner, user, &format!("stop {one}")));
+    assert_eq!(corner.machine.try_sh(&format!("pgrep -fx 'sleep {port}0'")).0, "", "{user}");
+}
+
+#[test]
+fn a_service_that_is_started_over_ssh_outlives_the_login_with_and_without_linger() {
+    let Some(machine) = Machine::own() else { return };
+    let corner = machine.corner();
+    let Some(ssh) = Ssh::new(&corner) else { return };
+    let (one, port) = (corner.mark("one"), corner.port);
+    corner.config(&format!(
+        "[services.{one}]\ntype = \"native\"\nvram_mb = 100\nstart = \"exec sleep {port}0\"\n"
+    ));
+    until("the lingering user's systemd is up", || {
+        machine.try_sh("test -S /run/user/1991/systemd/private").1
+    });
+    // With a terminal, whose end is told to all that is in its session, and without.
+    for flags in ["", "-tt"] {
+        let group = outlives_the_login(&corner, &ssh, "root", flags);
+        assert!(group.starts_with(&format!("0::/system.slice/gpuctl-{one}-")), "{group}");
+        ends(&corner, &ssh, "root");
+        let group = outlives_the_login(&corner, &ssh, "lingerer", flags);
+        let is_users = group.contains("/user@1991.service/");
+        assert!(is_users && group.contains(&format!("/gpuctl-{one}-")), "{group}");
+        ends(&corner, &ssh, "lingerer");
+        // A scope of this user's own manager would end with the login: it stays in the session's.
+        let group = outlives_the_login(&corner, &ssh, "tester", flags);
+        assert!(group.contains("/user-1990.slice/session-"), "{group}");
+        ends(&corner, &ssh, "tester");
+    }
+    // Where logind ends what a login leaves, a scope is what it does not leave.
+    machine.sh(
+        "mkdir -p /etc/systemd/logind.conf.d && \
+         printf '[Login]\\nKillUserProcesses=yes\\nKillExcludeUsers=\\n' >/etc/systemd/logind.conf.d/kill.conf && \
+         systemctl restart systemd-logind",
+    );
+    for user in ["root", "lingerer"] {
+        outlives_the_login(&corner, &ssh, user, "-tt");
+        ends(&corner, &ssh, user);
+    }
+    // Without either it ends, and nobody is told that it runs.
+    machine.sh(&ssh.login("tester", "", &gpuctl(&corner, "tester", &format!("start {one}"))));
+    until("it has ended", || !machine.try_sh(&format!("pgrep -fx 'sleep {port}0'")).1);
+    let state = ssh.sh("tester", &gpuctl(&corner, "tester", "status --json"));
+    let state: serde_json::Value = serde_json::from_str(&state).unwrap();
+    assert_eq!(state["services"][&one]["state"], "stopped", "{state:#}");
+}
