@@ -77,7 +77,9 @@ impl Trial<'_> {
     /// Tries the candidate in production's place.
     fn quiesced(&self) -> Result<TrialOutcome> {
         let Executor { config, reader, stop, .. } = self.hands.executor;
-        let survey = Survey { config, reader, stop, managed: &[] };
+        // It may be one that is spoken to at an address that its engine knows.
+        let seen = self.hands.observe()?;
+        let survey = Survey { config, reader, stop, managed: &seen.managed };
         drain::refuse_busy(config.service(&self.hands.canary.service)?, &survey)?;
         let guardian = Guardian::start(config, self.guard.descriptor())?;
         guardian.guard(self.guard.heirloom());
