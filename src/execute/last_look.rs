@@ -11,6 +11,10 @@ use crate::world::wait::wait;
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
+/// A process that only mentions a service which was stopped may be there for so long: somebody's `ps`
+/// or `pgrep`.
+const PASSING: Duration = Duration::from_secs(2);
+
 /// Looks until all needed services are well at once, as long as the slowest of them may take. Returns
 /// what it saw then.
 pub fn look(plan: &Plan, stopped: &[String], context: &Context) -> Result<Snapshot> {
@@ -44,6 +48,11 @@ pub fn look(plan: &Plan, stopped: &[String], context: &Context) -> Result<Snapsh
             }
         }
         if let Some(back) = came_back(plan, stopped, context.before, &after) {
+            if !back.is_alive() && begun.elapsed() < PASSING {
+                wait(&[], context.stop, Instant::now() + SHORTEST);
+                context.stop.check()?;
+                continue;
+            }
             let service = context.service(&back.name);
             if made_anew.insert(&service.name) && contained::stop_made_anew(service, context)? {
                 continue;

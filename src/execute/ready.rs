@@ -57,7 +57,15 @@ pub fn make_ready(
         StartHow::Await => {}
         StartHow::Start => watch.start(batches)?,
     }
-    watch.until_ready()?;
+    let mut ready = watch.until_ready();
+    // What was awaited only for being like it is over, and was not it, or has left nothing of it.
+    let was_there = context.before.service(&service.name).is_alive();
+    if how == StartHow::Await && !was_there && ready.as_ref().is_err_and(is_death) {
+        watch = Watch::new(service, stop, context);
+        watch.start(batches)?;
+        ready = watch.until_ready();
+    }
+    ready?;
     if let Some(started) = &mut watch.started {
         started.record_ready()?;
     }
@@ -69,6 +77,10 @@ pub fn make_ready(
         watch.warm_up()?;
     }
     Ok(Some(step.done(slept.then(|| "woken from sleep".to_owned()))))
+}
+
+fn is_death(failure: &Failure) -> bool {
+    failure.code == Code::StartFailed
 }
 
 /// The failure of a service that was ready and is not any more.

@@ -98,6 +98,25 @@ fn a_return_is_told(pause: &str, command: &str) {
 }
 
 #[test]
+fn row_59_who_only_mentions_a_stopped_service_for_a_moment_has_not_brought_it_back() {
+    let rig = Rig::new();
+    let voice = rig.native("voice").add();
+    // As monitoring does that looks for it by its command line.
+    let lookers = rig.file(
+        "lookers",
+        &format!(
+            "while :; do sh -c 'sleep 0.3; : simserver --name {}'; sleep 0.3; done",
+            voice.mark()
+        ),
+    );
+    let _lookers = rig.by_hand(&format!("sh {}", lookers.display()));
+    for _ in 0..6 {
+        rig.gpuctl("start voice --quiet").run().succeeds();
+        rig.gpuctl("stop voice --quiet").run().succeeds();
+    }
+}
+
+#[test]
 fn row_59_a_supervisor_that_brings_a_service_back_after_20_ms_is_told_and_fails_the_stop() {
     a_return_is_told("0.02", "stop vidi");
 }
