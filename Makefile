@@ -80,7 +80,7 @@ deb: ## a Debian package, in target/debian (needs cargo-deb)
 # One that is installed, or else one of our own.
 MATURIN ?= $(shell command -v maturin || echo $(BUILT)/tools/maturin/bin/maturin)
 
-wheel: $(MATURIN) ## the program and its client for Python in one wheel, in target/wheels (needs maturin, or Python and pip)
+wheel: $(MATURIN) ## the program and its client for Python in one wheel, in target/wheels (needs maturin, or Python with venv)
 	$(MATURIN) build --release --out $(BUILT)/wheels
 
 $(BUILT)/tools/maturin/bin/maturin:
