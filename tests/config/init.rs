@@ -235,6 +235,10 @@ fn a_unit_that_does_not_run_is_found_by_its_name_and_by_the_most_that_was_seen_o
     assert!(text.contains("vram_mb = 4096"), "{text}");
     doctor_has_nothing_red(&rig, &["ollama"]);
 
+    // What a unit holds is told by its control group.
+    if !rig.systemd().has_control_groups() {
+        return;
+    }
     rig.set("services.llm.type", "systemd");
     rig.set("services.llm.unit", "ollama.service");
     rig.set("services.llm.vram_mb", 7000);
