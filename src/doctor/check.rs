@@ -69,6 +69,7 @@ ids! {
     }
     "systemd" {
         SystemdManager = "systemd.manager",
+        SystemdPermission = "systemd.permission",
         SystemdUnit = "systemd.unit",
         SystemdBoot = "systemd.boot",
     }

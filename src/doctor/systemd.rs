@@ -1,9 +1,13 @@
-//! systemd: whether it can be asked, and how the services' units are installed.
+//! systemd: whether it can be asked and told, and how the services' units are installed.
 
 use super::check::{Check, CheckId};
 use super::{Examined, UNCONFIGURED};
 use crate::model::Manager;
+use crate::world::program;
 use crate::world::systemd::{self, Installed};
+use rustix::process::geteuid;
+use std::ffi::OsStr;
+use std::path::Path;
 
 pub fn examine(case: &Examined) -> Vec<Check> {
     let Some(config) = &case.config else {
@@ -31,6 +35,9 @@ pub fn examine(case: &Examined) -> Vec<Check> {
                     CheckId::SystemdManager,
                     format!("the {whose}'s manager answers"),
                 ));
+                if !is_user {
+                    checks.push(permission(case));
+                }
                 for (service, unit) in units {
                     let of_unit = judge(unit, is_user, installed.get(unit));
                     checks.extend(of_unit.into_iter().map(|check| check.of(service)));
@@ -50,6 +57,26 @@ pub fn examine(case: &Examined) -> Vec<Check> {
         checks.push(Check::skip(CheckId::SystemdManager, "no service is a unit"));
     }
     checks
+}
+
+/// Whether this user may start and stop the system's units, as far as that can be known beforehand:
+/// for a single unit polkit tells it only when that is to be started or stopped.
+fn permission(case: &Examined) -> Check {
+    let id = CheckId::SystemdPermission;
+    if geteuid().is_root() {
+        return Check::pass(id, "root may start and stop units");
+    }
+    if program::find(OsStr::new(systemd::PKCHECK), Path::new(""), case.path.as_deref()).is_err() {
+        return Check::warn(
+            id,
+            "only root may start and stop units, since there is no polkit that could let you",
+            "run gpuctl as root, or install polkit and let a rule allow it (docs/operations.md)",
+        );
+    }
+    match systemd::lets_act(&case.stop) {
+        true => Check::pass(id, "polkit lets you start and stop units"),
+        false => Check::skip(id, "polkit decides when a unit is to be started or stopped"),
+    }
 }
 
 fn judge(unit: &str, is_user: bool, installed: Option<&Installed>) -> Vec<Check> {

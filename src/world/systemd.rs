@@ -59,6 +59,17 @@ pub fn installed(units: &[&str], user: bool, stop: &Stop) -> Result<HashMap<Stri
     Ok(each(units, &text(ask(units, user, "Id,LoadState,UnitFileState")?, user, stop)?, read))
 }
 
+/// What asks polkit; it comes with it.
+pub const PKCHECK: &str = "pkcheck";
+
+/// Whether polkit lets this user start and stop every unit. Where it does not, a rule may let them do
+/// so with single ones, which only root may ask.
+pub fn lets_act(stop: &Stop) -> bool {
+    let me = std::process::id().to_string();
+    let words = ["--action-id", "org.freedesktop.systemd1.manage-units", "--process", &me];
+    command::run(PKCHECK, &words, SHOW_LIMIT, stop).is_ok_and(|output| output.status.success())
+}
+
 /// The services that have a unit file, whether they run or not, without templates.
 pub fn unit_files(user: bool, stop: &Stop) -> Result<Vec<String>> {
     let list = ["list-unit-files", "--type=service", "--plain", "--no-legend"];
