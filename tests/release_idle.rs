@@ -65,6 +65,20 @@ fn a_service_with_jobs_is_not_idle_though_nothing_of_it_shows_on_the_card() {
 }
 
 #[test]
+fn a_service_is_idle_since_a_call_that_was_refused_saw_it_with_jobs() {
+    let rig = Rig::new();
+    let film = with_jobs(&rig, "film");
+    wait_until_idle(&rig, "film", 3);
+    fs::write(rig.path("home/film-jobs"), "2").unwrap();
+    rig.gpuctl("stop film --drain 0").run().fails("service_busy").ignores_stderr();
+    fs::write(rig.path("home/film-jobs"), "0").unwrap();
+    let status = rig.gpuctl("status --json").run().succeeds().json();
+    let seconds = |name: &str| status["services"]["film"][name].as_u64().unwrap();
+    assert!(seconds("idle_s") + 3 <= seconds("uptime_s"), "{status}");
+    assert!(film.is_healthy());
+}
+
+#[test]
 fn what_cannot_be_told_is_not_idle() {
     let rig = Rig::new();
     let film = with_jobs(&rig, "film");

@@ -4,6 +4,7 @@ use crate::cli::CanFitArgs;
 use crate::error::Result;
 use crate::exit::Answer;
 use crate::model::{Mb, Source};
+use crate::notes::Notes;
 use crate::observe::{Ask, observe};
 use crate::plan::{CardBudget, reading_required};
 use crate::report::CanFitReport;
@@ -30,6 +31,7 @@ pub fn run(arguments: &CanFitArgs, session: Session) -> Result<Answer> {
         Ok(vram) if !arguments.budget => (vram, Mb(0)),
         _ => {
             let snapshot = observe(config, &mut reader, &session.stop, &|_| Ask::Nothing)?;
+            Notes::keep(config, &snapshot);
             let promised = match arguments.budget {
                 true => CardBudget::of(config, &snapshot).unused(),
                 false => Mb(0),

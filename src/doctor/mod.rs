@@ -21,6 +21,7 @@ pub use check::{Check, CheckId, Verdict};
 use crate::config::{Config, Environment, Gpu};
 use crate::error::Result;
 use crate::model::Snapshot;
+use crate::notes::Notes;
 use crate::observe::{Ask, observe};
 use crate::world::nvml::{Fault, Reader};
 use crate::world::wait::{Aside, Stop, wait};
@@ -58,6 +59,7 @@ impl Examined {
         Some(self.looked.get_or_init(|| {
             let mut reader = Reader::open(&self.gpu);
             let snapshot = observe(config, &mut reader, &self.stop, &|_| Ask::StateAndJobs);
+            snapshot.iter().for_each(|seen| Notes::keep(config, seen));
             Looked { snapshot, fault: reader.fault().cloned() }
         }))
     }

@@ -10,9 +10,11 @@ use crate::config::Span;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::model::{InFlight, Observed, Service, Snapshot};
+use crate::notes::{Notes, RunSeen};
 use crate::plan::{EvictHow, Eviction, Plan};
 use crate::progress::Underway;
 use crate::step::{Action, Step};
+use crate::world::clock::SinceBoot;
 use crate::world::health::TRY_LIMIT;
 use crate::world::wait::wait;
 use serde_json::json;
@@ -174,12 +176,26 @@ fn can_be_asked(service: &Service, observed: &Observed) -> bool {
     can_work(&observed.presence) && service.jobs.is_some()
 }
 
-/// Waits until none of the services is at work. A failure to tell is told of, unless it is a later look
-/// than the first.
+/// Waits as [`wait_until_idle`] does, and notes who was seen at work, and when at last.
 fn until_idle(
     services: &[&Service],
     outcome: &str,
     is_first: bool,
+    context: &Context,
+) -> Result<Vec<Step>> {
+    let mut seen = RunSeen::default();
+    let waited = wait_until_idle(services, outcome, is_first, &mut seen, context);
+    Notes::keep_run(context.config, &[], &seen);
+    waited
+}
+
+/// Waits until none of the services is at work. A failure to tell is told of, unless it is a later look
+/// than the first.
+fn wait_until_idle(
+    services: &[&Service],
+    outcome: &str,
+    is_first: bool,
+    seen: &mut RunSeen,
     context: &Context,
 ) -> Result<Vec<Step>> {
     let survey = Survey::of(context);
@@ -215,6 +231,7 @@ fn until_idle(
                 continue;
             };
             busy.push(AtWork { service, on });
+            seen.worked.insert(name.to_owned(), SinceBoot::now());
             match working.get_mut(name) {
                 Some((before, step)) if *before != on => {
                     step.tell(&left(on));

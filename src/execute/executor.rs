@@ -5,6 +5,7 @@ use super::{Context, Evicting, Outcome, execute};
 use crate::config::Config;
 use crate::error::Result;
 use crate::model::{Service, Snapshot};
+use crate::notes::Notes;
 use crate::observe::{Ask, observe};
 use crate::plan::Plan;
 use crate::progress::Progress;
@@ -42,6 +43,7 @@ impl Executor<'_> {
         let mut drained = Vec::new();
         loop {
             let before = self.look(&|service| Ask::state_if(asks(service)))?;
+            Notes::keep(self.config, &before);
             let plan = plan(self.config, &before)?;
             let context = Context { executor: *self, before: &before, witness, drain: clock };
             let waited = drain::drain(&plan, &context)?;

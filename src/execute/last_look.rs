@@ -5,6 +5,7 @@ use super::{Context, LONGEST, SHORTEST, contained, ready, reclaim};
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::model::{Container, Manager, Mb, Observed, Pid, Presence, Service, Snapshot, State};
+use crate::notes::Notes;
 use crate::observe::{Ask, started_by};
 use crate::plan::{Plan, StartHow};
 use crate::world::wait::wait;
@@ -110,7 +111,9 @@ pub fn has_room(plan: &Plan, after: &Snapshot, context: &Context) -> Result<()> 
 
 /// All services and the card as they are now; the health of the needed ones.
 pub fn see(plan: &Plan, context: &Context) -> Result<Snapshot> {
-    context.look(&|service| Ask::state_if(plan.needed.contains(&service.name)))
+    let seen = context.look(&|service| Ask::state_if(plan.needed.contains(&service.name)))?;
+    Notes::keep(context.config, &seen);
+    Ok(seen)
 }
 
 /// A service that was stopped and not started since, and is there again, or may be.

@@ -10,7 +10,6 @@ use crate::execute::drain::{self, Drain, Survey};
 use crate::execute::{Evicting, Outcome};
 use crate::exit::Answer;
 use crate::model::{Containers, Manager, Service, Snapshot};
-use crate::notes::Notes;
 use crate::observe::Ask;
 use crate::plan::{Plan, StartHow, reading_required};
 use crate::report::{ActReport, Subject, print};
@@ -66,11 +65,7 @@ pub fn carry_out(
     plan: impl Fn(&Config, &Snapshot) -> Result<Plan>,
     witness: &(dyn Fn(Evicting) + Sync),
 ) -> Result<(Plan, Outcome)> {
-    let decide = |_: &Config, before: &Snapshot| {
-        let plan = decide(session, before, &plan, true)?;
-        Notes::keep(&session.config, before);
-        Ok(plan)
-    };
+    let decide = |_: &Config, before: &Snapshot| decide(session, before, &plan, true);
     let (plan, mut outcome) = session.executor(reader).carry_out(drain, asks, decide, witness)?;
     match outcome.failure.take() {
         None => Ok((plan, outcome)),

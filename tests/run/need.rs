@@ -46,6 +46,29 @@ fn the_most_that_a_service_was_seen_to_hold_is_kept() {
 }
 
 #[test]
+fn every_look_counts_that_of_a_start_at_its_end_too() {
+    let looks = [
+        ("start comfyui", true),
+        ("prepare-phase 1", true),
+        ("can-fit 1 --budget", false),
+        ("doctor", false),
+    ];
+    for (look, starts) in looks {
+        let rig = Rig::new();
+        let server = "--api comfyui --unload-residual 600";
+        let service = rig.native("comfyui").vram(12000).phases([1]).server(server).add();
+        if !starts {
+            // Whose notes are not to count.
+            let start = rig.gpuctl("start comfyui --quiet");
+            start.env("GPUCTL_STATE_DIR", rig.path("other")).run().succeeds();
+        }
+        rig.gpuctl(look).run().ignores_stdout().ignores_stderr().ended();
+        free(&service, &rig);
+        assert_eq!(shown(&rig)["peak_mb"], 12000, "{look}");
+    }
+}
+
+#[test]
 fn where_the_driver_keeps_account_nobody_has_to_look_in_time() {
     let rig = Rig::new();
     rig.card.describe(&json!({"devices": [{"accounting": true}]}));
