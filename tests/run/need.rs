@@ -120,8 +120,8 @@ fn doctor_warns_of_a_declaration_that_is_far_from_what_was_seen() {
     };
     for count in 0..5 {
         assert!(peak("large").is_none_or(|check| check["verdict"] == "pass"), "{count} runs");
-        rig.gpuctl("run large -- sleep 0.6").run().succeeds().progress();
-        rig.gpuctl("run right -- sleep 0.6").run().succeeds().progress();
+        rig.gpuctl("run large -- sleep 1.5").run().succeeds().progress();
+        rig.gpuctl("run right -- sleep 1.5").run().succeeds().progress();
     }
     let [small, large, right] = ["small", "large", "right"].map(|name| peak(name).unwrap());
     assert_eq!(small["verdict"], "warn", "{small}");
