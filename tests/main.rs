@@ -64,6 +64,7 @@ mod man;
 mod prepare_phase {
     mod acceptance;
     mod pipeline;
+    mod requests;
     mod unload;
 }
 mod python;

@@ -32,6 +32,30 @@ fn a_start_a_change_of_phase_and_doctor_call_it_no_more_than_they_must() {
 }
 
 #[test]
+fn draining_containers_at_rest_calls_it_no_more_often() {
+    let Some(rig) = Rig::with_docker() else { return };
+    let [voice, vidi] = [("voice", 3), ("vidi", 2)]
+        .map(|(name, phase)| rig.container(name).phases([phase]).server("--api vllm").add());
+    rig.gpuctl("prepare-phase 3 --quiet").run().succeeds();
+    let change = || {
+        let changes = ["2", "3"].map(|phase| {
+            rig.docker_calls(|| {
+                rig.gpuctl("prepare-phase --quiet").arg(phase).run().succeeds();
+            })
+        });
+        let verb = |call: &String| call.split(' ').next().unwrap().to_owned();
+        changes.map(|calls| calls.iter().map(verb).collect::<Vec<_>>())
+    };
+    let without = change();
+    for (name, service) in [("voice", &voice), ("vidi", &vidi)] {
+        rig.set(&format!("services.{name}.busy.url"), service.url("/metrics"));
+        rig.set(&format!("services.{name}.busy.metric"), "vllm:num_requests_running");
+    }
+    assert_eq!(change(), without);
+    assert!(without.iter().all(|calls| calls.len() <= 4), "{without:?}");
+}
+
+#[test]
 fn a_healthcheck_of_a_container_is_waited_for_and_not_asked_for() {
     let Some(rig) = Rig::with_docker() else { return };
     if !Path::new("/bin/busybox").exists() {
