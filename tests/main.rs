@@ -95,11 +95,13 @@ mod services {
     mod scopes;
     mod systemd;
     mod units;
+    mod uvicorn;
 }
 mod slurm;
 mod start;
 mod status {
     mod fields;
+    mod jobs;
     mod metrics;
     mod screen;
     mod watch;
