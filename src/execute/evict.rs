@@ -6,7 +6,7 @@ use super::{Context, drain};
 use crate::config::{Config, Span};
 use crate::error::{Failure, Result};
 use crate::exit::Code;
-use crate::model::{GpuProcess, Manager, Mb, NO_ADDRESS, Native, Pid, Service, Vram};
+use crate::model::{GpuProcess, Manager, Mb, NO_ADDRESS, Native, Pid, Presence, Service, Vram};
 use crate::observe::{Keeper, Members, attributed, gpu_pids, members};
 use crate::plan::{EvictHow, Eviction};
 use crate::step::{Action, Step};
@@ -103,14 +103,16 @@ fn stop(eviction: &Eviction, batches: &Batches<bool>, context: &Context) -> Resu
                 let stopped = systemd::stop(unit, *user, limit, context.stop);
                 context.stop.check()?;
                 match stopped {
-                    Ok(()) => return Ok(joined([cut, end_leftovers(service, context)?])),
+                    Ok(()) => {
+                        return Ok(joined([cut, end_leftovers(service, unit, *user, context)?]));
+                    }
                     // Who may not stop it may not kill it either.
                     Err(failure) if failure.code == Code::Permission => return Err(failure),
                     Err(_) => {}
                 }
             }
             systemd::kill(unit, *user, KILLED_LIMIT, context.stop)?;
-            end_leftovers(service, context)?;
+            end_leftovers(service, unit, *user, context)?;
             let killing = (!force).then(|| format!("not gone within {}, killed", Span(limit)));
             Ok(joined([cut, killing]))
         }
@@ -118,8 +120,29 @@ fn stop(eviction: &Eviction, batches: &Batches<bool>, context: &Context) -> Resu
     }
 }
 
-/// Ends what a unit that has stopped has left in its control group (KillMode=process).
-fn end_leftovers(service: &Service, context: &Context) -> Result<Option<String>> {
+/// Ends what a unit that has stopped has left in its control group (KillMode=process). Fails where it
+/// is up again: what lives in there then is no leftover.
+fn end_leftovers(
+    service: &Service,
+    unit: &str,
+    user: bool,
+    context: &Context,
+) -> Result<Option<String>> {
+    let is_up = || {
+        let shown = systemd::show(&[unit], user, context.stop)();
+        shown.is_ok_and(|shown| matches!(shown[unit].presence, Presence::Up(_)))
+    };
+    let deadline = Instant::now() + KEEPER_LIMIT;
+    let is_watched = systemd::is_started_again(unit, user, context.stop);
+    loop {
+        if is_up() {
+            return Err(systemd::started_again(&service.name, unit, user, context.stop));
+        }
+        if !is_watched || Instant::now() >= deadline {
+            break;
+        }
+        context.pause()?;
+    }
     let at = context.config.place_of(&service.name).expect("a service of the configuration");
     let groups = &context.before.managed[at].control_groups;
     let left = || groups.iter().flat_map(|path| group::in_control_group(path)).collect::<Vec<_>>();

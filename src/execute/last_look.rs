@@ -8,6 +8,7 @@ use crate::model::{Container, Manager, Mb, Observed, Pid, Presence, Service, Sna
 use crate::notes::Notes;
 use crate::observe::{Ask, started_by};
 use crate::plan::{Plan, StartHow};
+use crate::world::systemd;
 use crate::world::wait::wait;
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -157,10 +158,9 @@ fn told_of_return(service: &Service, back: &Observed, context: &Context) -> Fail
                 ),
             }
         }
-        Manager::Systemd { unit, .. } => (
-            "systemd, or what triggers the unit,".to_owned(),
-            format!("`systemctl show --property Restart,TriggeredBy {unit}` says why"),
-        ),
+        Manager::Systemd { unit, user } => {
+            return systemd::started_again(name, unit, *user, context.stop);
+        }
     };
     Failure::new(
         Code::StopFailed,

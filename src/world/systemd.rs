@@ -78,6 +78,49 @@ pub fn unit_files(user: bool, stop: &Stop) -> Result<Vec<String>> {
     Ok(units.filter(|unit| !unit.contains("@.")).map(str::to_owned).collect())
 }
 
+/// Returns the unit that is active and starts this one whenever it has ended: its socket, timer or path,
+/// or one that upholds it.
+fn starter(unit: &str, user: bool, stop: &Stop) -> Result<Option<String>> {
+    let told = text(ask(&[unit], user, "TriggeredBy,UpheldBy")?, user, stop)?;
+    let values = told.lines().filter_map(|line| line.split_once('=')).map(|(_, units)| units);
+    let candidates: Vec<&str> = values.flat_map(str::split_whitespace).collect();
+    if candidates.is_empty() {
+        return Ok(None);
+    }
+    let told = text(ask(&candidates, user, "Id,ActiveState")?, user, stop)?;
+    let active = each(&candidates, &told, |_, properties| {
+        properties.get("ActiveState").is_some_and(|state| state.starts_with("activ"))
+    });
+    let is_active = |unit: &&str| active.get(*unit) == Some(&true);
+    Ok(candidates.into_iter().find(is_active).map(str::to_owned))
+}
+
+/// Whether a unit that was stopped may be up again at once, without anybody's doing: what waits for a
+/// connection or for an hour waits on.
+pub fn is_started_again(unit: &str, user: bool, stop: &Stop) -> bool {
+    let waits = |unit: &str| unit.ends_with(".socket") || unit.ends_with(".timer");
+    starter(unit, user, stop).ok().flatten().is_some_and(|starter| !waits(&starter))
+}
+
+/// The failure of a service whose unit was stopped and is up again: who has started it, and what ends
+/// that.
+pub fn started_again(service: &str, unit: &str, user: bool, stop: &Stop) -> Failure {
+    let systemctl = if user { "systemctl --user" } else { "systemctl" };
+    let (who, fix) = match starter(unit, user, stop).ok().flatten() {
+        Some(starter) => {
+            let fix = format!("`{systemctl} stop {starter}`");
+            (starter, fix)
+        }
+        None => {
+            let selector = if user { "--user-unit" } else { "--unit" };
+            let fix = format!("`journalctl {selector} {unit}` says when");
+            ("systemd, or who asked it to,".to_owned(), fix)
+        }
+    };
+    let message = format!("{service}: {who} started it again as soon as it was stopped");
+    Failure::new(Code::StopFailed, message).hint(format!("{fix}; then run the command again"))
+}
+
 fn ask(units: &[&str], user: bool, properties: &str) -> Result<Begun> {
     let mut arguments = vec!["show", "--property", properties, "--"];
     arguments.extend(units);

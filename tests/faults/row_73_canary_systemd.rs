@@ -2,7 +2,7 @@
 //! killed with their whole control group, in a shutdown, in a loss of power, and found again from another shell.
 
 use rig::page::repository;
-use rig::{Corner, Machine, until, with_room};
+use rig::{Corner, Machine, Ssh, until, with_room};
 use std::fs;
 use std::time::Instant;
 
@@ -179,6 +179,36 @@ fn row_73_a_trials_unit_that_is_killed_with_all_that_is_in_it_brings_production_
         let (away, booked) = (night.away(), night.booked());
         assert!(away <= booked + ROUNDED, "{kill}: away for {away} s, booked {booked} s");
         eprintln!("{kill}: away for {away:.1} s, booked {booked:.1} s");
+    }
+}
+
+#[test]
+fn row_73_a_trial_whose_login_over_ssh_is_lost_brings_production_back_whatever_logind_does_with_it()
+{
+    let conf = "mkdir -p /etc/systemd/logind.conf.d && \
+                printf '[Login]\\nKillUserProcesses=yes\\nKillExcludeUsers=\\n' >/etc/systemd/logind.conf.d/kill.conf && \
+                systemctl restart systemd-logind";
+    for (kept, flags) in [("true", "-tt"), (conf, "-tt"), (conf, "")] {
+        let Some(machine) = Machine::own() else { return };
+        let night = Night::new(&machine, "");
+        let Some(ssh) = Ssh::new(&night.corner) else { return };
+        machine.sh(kept);
+        night.probe();
+        let run = format!(
+            "SIMGPU_DIR={} /io/bin/gpuctl --config {} canary run --set vllm_memory_util=0.75",
+            night.corner.path("card"),
+            night.corner.path("gpuctl.toml")
+        );
+        let line = ssh.login("root", flags, &run);
+        machine.sh(&format!("systemd-run --quiet --unit=line {line}"));
+        until("the canary is healthy", || night.has_told("health_ok"));
+        let begun = Instant::now();
+        machine.sh("systemctl kill --kill-who=all --signal=KILL line");
+        night.assert_settled(flags);
+        let took = begun.elapsed();
+        assert!(took < with_room(TIMEOUT + RESTORE_SLA + 5), "back after {took:?}");
+        let (away, booked) = (night.away(), night.booked());
+        assert!(away <= booked + ROUNDED, "away for {away} s, booked {booked} s");
     }
 }
 

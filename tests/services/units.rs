@@ -173,6 +173,29 @@ fn a_healthy_unit_can_be_started_more_often_than_the_start_limit_allows() {
 }
 
 #[test]
+fn a_unit_that_another_starts_again_is_6_and_that_one_is_named() {
+    let Some(machine) = Machine::shared() else { return };
+    for (kind, lines) in [
+        ("path", "[Path]\nPathExists=/io\nUnit=UNIT\n"),
+        ("service", "[Unit]\nUpholds=UNIT\n[Service]\nExecStart=/bin/sleep 1000\n"),
+    ] {
+        let corner = machine.corner();
+        let unit = install(&corner, "ExecStart=SERVER");
+        let starter = format!("{}.{kind}", corner.mark("keeper"));
+        corner.unit(&starter, &lines.replace("UNIT", &unit));
+        succeeds(&corner, "start vllm");
+        machine.sh(&format!("systemctl start {starter}"));
+        let (code, said) = corner.gpuctl("stop vllm");
+        assert_eq!(code, 6, "{kind}: {said}");
+        assert!(said.contains(&format!("vllm: {starter} started it again")), "{kind}: {said}");
+        assert!(said.contains(&format!("`systemctl stop {starter}`")), "{kind}: {said}");
+        machine.sh(&format!("systemctl stop {starter}"));
+        succeeds(&corner, "stop vllm");
+        assert_eq!(corner.card.used_mb(), 0, "{kind}");
+    }
+}
+
+#[test]
 fn force_keeps_a_unit_down_that_is_to_be_restarted_always() {
     let Some(machine) = Machine::shared() else { return };
     let corner = machine.corner();
