@@ -4,19 +4,29 @@ use crate::cli::LogsArgs;
 use crate::error::{Failure, Result};
 use crate::exit::{Answer, Code};
 use crate::model::{Manager, Presence};
-use crate::observe::containers;
+use crate::observe::{containers, members};
 use crate::report::{Form, LogReport, print};
 use crate::session::Session;
 use crate::world::docker::Docker;
 use crate::world::logs::{self, LogPart};
 use crate::world::systemd;
+use std::collections::HashSet;
 
 pub fn run(arguments: &LogsArgs, session: Session) -> Result<Answer> {
     let Session { config, stop, form, .. } = session;
     let service = config.service(&arguments.service)?;
     let part = LogPart { lines: arguments.lines, follow: arguments.follow };
     let viewer = match &service.manager {
-        Manager::Native(_) => logs::viewer(config.state_dir()?, &service.name, part),
+        Manager::Native(_) => {
+            // A unit that has started it may have had another state folder than a shell.
+            let living = members(&config, &[], &service.name, &[], &HashSet::new()).proven;
+            let home = living.iter().find_map(|id| logs::home_of(id.pid, &service.name));
+            logs::viewer(
+                home.as_deref().map_or_else(|| config.state_dir(), Ok)?,
+                &service.name,
+                part,
+            )
+        }
         Manager::Containers(which) => {
             let (presence, managed) = containers(which, &config, &stop);
             match presence {

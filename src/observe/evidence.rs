@@ -49,6 +49,7 @@ pub fn look_around(config: &Config, on_card: &HashSet<Pid>, listeners: Listeners
         let logs;
         (logs, scopes) = read_records(config, &mut recorded, &mut was_ready);
         add_marks(config, &table, &mut evidence);
+        add_scopes(config, &table, &evidence, &mut scopes);
         add_matches(config, &table, &mut evidence);
         add_logs(&logs, &table, &mut evidence);
     }
@@ -193,8 +194,8 @@ struct Log {
     since: u64,
 }
 
-/// The systemd scope of a recorded start, and since when it can be, in clock ticks.
-struct RecordedScope {
+/// The systemd scope of a start, and since when it can be, in clock ticks.
+struct StartScope {
     service: usize,
     /// What the service was called when it was started.
     mark: String,
@@ -208,7 +209,7 @@ fn read_records(
     config: &Config,
     recorded: &mut Vec<(usize, Id)>,
     was_ready: &mut HashSet<usize>,
-) -> (Vec<Log>, Vec<RecordedScope>) {
+) -> (Vec<Log>, Vec<StartScope>) {
     let (mut logs, mut scopes) = (Vec::new(), Vec::new());
     let Ok(state_dir) = config.state_dir() else { return (logs, scopes) };
     for start in starts::recorded(state_dir) {
@@ -217,7 +218,7 @@ fn read_records(
         };
         logs.extend(start.log.map(|file| Log { service, file, since: start.since }));
         let (mark, since) = (start.service, start.since);
-        scopes.extend(start.scope.map(|name| RecordedScope { service, mark, name, since }));
+        scopes.extend(start.scope.map(|name| StartScope { service, mark, name, since }));
         was_ready.extend(start.was_ready.then_some(service));
         recorded.extend(start.processes.into_iter().map(|id| (service, id)));
     }
@@ -225,7 +226,7 @@ fn read_records(
 }
 
 /// Whether what is in a scope comes from a start within the start, or works under the lock.
-fn is_of_another(pid: Pid, scope: &RecordedScope) -> bool {
+fn is_of_another(pid: Pid, scope: &StartScope) -> bool {
     let [mark, token] = process::variables(pid, [variable::SERVICE, variable::LOCK_TOKEN]);
     token.is_some() || mark.is_some_and(|mark| mark != scope.mark)
 }
@@ -251,6 +252,30 @@ fn add_marks(config: &Config, table: &ProcessTable, evidence: &mut HashMap<Pid, 
     };
     for (pid, service) in table.each(mark) {
         evidence.entry(pid).or_default().mark = Some(service);
+    }
+}
+
+/// Adds the scopes in which somebody bears our mark: their starts are recorded in another state folder,
+/// as that of a unit is for a shell.
+fn add_scopes(
+    config: &Config,
+    table: &ProcessTable,
+    evidence: &HashMap<Pid, Evidence>,
+    scopes: &mut Vec<StartScope>,
+) {
+    for (pid, shown) in evidence {
+        let (Some(service), Some(process)) = (shown.mark, table.get(*pid)) else { continue };
+        let (mark, groups) = (&config.services[service].name, process::control_groups(*pid));
+        let Some(name) = scope::of_service(&groups, mark) else { continue };
+        match scopes.iter_mut().find(|scope| scope.name == name) {
+            Some(known) => known.since = known.since.min(process.ticks),
+            None => scopes.push(StartScope {
+                service,
+                mark: mark.clone(),
+                name: name.to_owned(),
+                since: process.ticks,
+            }),
+        }
     }
 }
 

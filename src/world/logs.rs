@@ -6,8 +6,9 @@ use super::files;
 use super::wait::Stop;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
+use crate::model::Pid;
 use rustix::fs::OFlags;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -20,6 +21,14 @@ const LOG_BYTES: u64 = 1024 * 1024;
 
 pub fn path_of(state_dir: &Path, service: &str) -> PathBuf {
     state_dir.join("logs").join(format!("{service}.log"))
+}
+
+/// Returns the state folder in which a process writes the log of the service that it is: that of the
+/// gpuctl that has started it.
+pub fn home_of(pid: Pid, service: &str) -> Option<PathBuf> {
+    let log = fs::read_link(format!("/proc/{pid}/fd/1")).ok()?;
+    let home = log.parent()?.parent()?;
+    (path_of(home, service) == log).then(|| home.to_owned())
 }
 
 /// How much of a log is to be shown.

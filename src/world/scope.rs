@@ -66,6 +66,16 @@ pub fn is_in(control_groups: &str, scope: &str) -> bool {
     paths.flat_map(|path| path.split('/')).any(|part| part == scope)
 }
 
+/// Returns the scope, among control groups, one path per line, in which gpuctl has started a service.
+pub fn of_service<'a>(control_groups: &'a str, service: &str) -> Option<&'a str> {
+    let paths = control_groups.lines().filter_map(|line| line.splitn(3, ':').nth(2));
+    paths.flat_map(|path| path.split('/')).find(|part| {
+        let rest = part.strip_prefix("gpuctl-").and_then(|part| part.strip_prefix(service));
+        let token = rest.and_then(|rest| rest.strip_prefix('-')?.strip_suffix(".scope"));
+        token.is_some_and(|token| token.len() == 8 && token.bytes().all(|b| b.is_ascii_hexdigit()))
+    })
+}
+
 /// Whether a user's manager stays when the user has logged out.
 fn lingers(user: &str) -> bool {
     Path::new("/var/lib/systemd/linger").join(user).exists()
@@ -95,6 +105,19 @@ mod tests {
         assert!(!is_in("0::/system.slice/gpuctl-llm-0badcafe.scope.d\n", scope));
         assert!(!is_in("1:name=gpuctl-llm-0badcafe.scope:/\n", scope));
         assert!(!is_in("", scope));
+    }
+
+    #[test]
+    fn a_services_scope_has_its_whole_name_and_a_token() {
+        let scope = "gpuctl-llm-0badcafe.scope";
+        let groups = format!("1:name=systemd:/x\n0::/system.slice/{scope}/below\n");
+        assert_eq!(of_service(&groups, "llm"), Some(scope));
+        assert_eq!(
+            of_service("0::/system.slice/gpuctl-llm-0badcafe-0badcafe.scope\n", "llm"),
+            None
+        );
+        assert_eq!(of_service("0::/system.slice/gpuctl-my-llm-0badcafe.scope\n", "llm"), None);
+        assert_eq!(of_service("0::/system.slice/llm.service\n", "llm"), None);
     }
 
     #[test]

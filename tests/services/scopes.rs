@@ -105,3 +105,23 @@ fn without_a_scope_the_command_runs_once_all_the_same() {
     corner.sh(&format!("gpuctl stop {one}"));
     assert_eq!(corner.try_sh(&format!("pgrep -fx 'sleep {port}0'")).0, "");
 }
+
+#[test]
+fn what_a_unit_has_started_is_whole_for_a_shell_with_another_state_folder() {
+    let Some(machine) = Machine::shared() else { return };
+    let corner = machine.corner();
+    let (one, port) = (corner.mark("one"), corner.port);
+    start_is(
+        &corner,
+        &format!(
+            "echo said by {one}; (setsid env -i /bin/sleep {port}1 >/dev/null 2>&1 &); exec sleep {port}0"
+        ),
+    );
+    corner.sh(&format!("GPUCTL_STATE_DIR={} gpuctl start {one}", corner.path("units")));
+    assert_eq!(corner.state(&one).0, "ready");
+    let (code, log) = corner.gpuctl(&format!("logs {one}"));
+    assert_eq!((code, log.trim()), (0, &*format!("said by {one}")));
+    let (code, told) = corner.gpuctl(&format!("stop {one}"));
+    assert_eq!(code, 0, "{told}");
+    assert_eq!(corner.try_sh(&format!("pgrep -fx '(/bin/)?sleep {port}[0-9]'")).0, "");
+}
