@@ -13,7 +13,7 @@ const NO_LIBRARY: super::Fault<'static> =
 fn beside(fault: super::Fault<'static>) -> [super::Fault<'static>; 3] {
     let no_docker = match works("docker", &["--version"]) {
         true => ("fail", "docker.engine", "Docker cannot be reached", "start docker"),
-        false => ("fail", "docker.client", "there is no program docker", "install Docker's"),
+        false => ("fail", "docker.client", "there is no program `docker`", "install Docker's"),
     };
     [fault, no_docker, NO_LIBRARY]
 }
