@@ -137,7 +137,9 @@ fn row_50_every_command_that_acts_says_that_a_restore_is_owed_and_the_others_wor
         ("prepare-phase 3 --dry-run", "voice"),
         ("prepare-phase 3", "started voice"),
         ("start voice", "voice"),
+        ("restart voice", "voice"),
         ("stop voice", "stopped voice"),
+        ("release-idle --after 1h", "nothing"),
         ("run voice -- echo worked", "worked"),
         ("release-all", "stopped voice"),
     ];
@@ -145,6 +147,10 @@ fn row_50_every_command_that_acts_says_that_a_restore_is_owed_and_the_others_wor
         let outcome = rig.gpuctl(words).run().succeeds().stderr_has(OWED);
         drop(outcome.stderr_has("`gpuctl canary recover` puts it right").stdout_has(told));
     }
+    let by_hand = rig.by_hand("sleep 1000");
+    let adopt = rig.gpuctl(&format!("adopt voice {}", by_hand.pid())).run();
+    drop(adopt.succeeds().stderr_has(OWED).ignores_stdout());
+    rig.gpuctl("stop voice").run().succeeds().stderr_has(OWED).stdout_has("stopped voice");
     assert_recovers(&trial, "after other commands");
     rig.gpuctl("stop voice").run().succeeds().stdout_has("voice");
 }
