@@ -172,7 +172,7 @@ impl Underway<'_> {
             Face::Lines(_) => self.progress.print(&self.progress.clocked(&self.words())),
             Face::Live(bars, screen) => {
                 let bar = bars.add(ProgressBar::no_length().with_style(style(*screen, self.limit)));
-                bar.set_message(format!("{:WORDS$}", self.words()));
+                bar.set_message(drawn(&self.words(), screen));
                 bar.enable_steady_tick(TICK);
                 self.bar = Some(bar);
             }
@@ -192,9 +192,9 @@ impl Underway<'_> {
     }
 
     fn show_again(&self) {
-        match &self.bar {
-            Some(bar) => bar.set_message(format!("{:WORDS$}", self.words())),
-            None => self.progress.print(&self.progress.clocked(&self.words())),
+        match (&self.bar, &self.progress.face) {
+            (Some(bar), Face::Live(_, screen)) => bar.set_message(drawn(&self.words(), screen)),
+            _ => self.progress.print(&self.progress.clocked(&self.words())),
         }
     }
 
@@ -279,6 +279,19 @@ impl<'a> Waiting<'a> {
     }
 }
 
+/// Whether a gauge has room beside a step's words and its clock.
+fn has_gauge(screen: &Screen) -> bool {
+    screen.width >= BESIDE_GAUGE + GAUGE
+}
+
+/// A running step's words, on as many lines as they need beside what is drawn before and after them.
+fn drawn(words: &str, screen: &Screen) -> String {
+    let gauge = if has_gauge(screen) { GAUGE } else { 0 };
+    let width = screen.width.saturating_sub(BESIDE_GAUGE - WORDS + gauge);
+    let text = flow([Text::new(words)], 1, [0, 2], &Screen { width, ..*screen });
+    format!("{:WORDS$}", text.trim_end())
+}
+
 /// A running step's line: what, a gauge of its time or of the memory, the clock and its limit.
 fn style(screen: Screen, limit: Duration) -> ProgressStyle {
     let gauge = move |state: &ProgressState, line: &mut dyn std::fmt::Write| {
@@ -296,7 +309,7 @@ fn style(screen: Screen, limit: Duration) -> ProgressStyle {
         let memory = state.len().map(|all| format!(", {} of {}", Mb(state.pos()), Mb(all)));
         let _ = line.write_str(&screen.paint(FAINT, time + &memory.unwrap_or_default()));
     };
-    let template = match screen.width >= BESIDE_GAUGE + GAUGE {
+    let template = match has_gauge(&screen) {
         true => "{spinner} {msg} {gauge} {clock}",
         false => "{spinner} {msg} {clock}",
     };

@@ -43,7 +43,8 @@ impl Text {
 
     /// Returns the text as it is printed on that screen.
     pub fn on(&self, screen: &Screen) -> String {
-        self.spans.iter().map(|(style, text)| screen.paint(*style, text)).collect()
+        let spans = self.spans.iter().filter(|(_, text)| !text.is_empty());
+        spans.map(|(style, text)| screen.paint(*style, text)).collect()
     }
 
     /// So much of it as fits into so many columns, and the rest.

@@ -237,6 +237,16 @@ code=4.";
         told.contains("phase 3 (speech): stopped comfyui; freed 20000 MB; started\n  cosyvoice ("),
         "{told}"
     );
+    // What is drawn while it waits, too.
+    rig.gpuctl("lock acquire somebody-with-a-name").run().succeeds().text();
+    let waiting = Display::start(&rig, (40, 60), "", "prepare-phase 4 --wait 60");
+    until("the step breaks between words", || {
+        let rows: Vec<String> = waiting.emulated().screen().rows(0, 60).take(2).collect();
+        rows[0].trim_end().ends_with("waiting for the GPU lock, held by")
+            && rows[1].starts_with("  somebody-with-a-name (")
+    });
+    rig.gpuctl("lock release --force").run().succeeds().stdout("released\n");
+    waiting.terminal.shows("code=0.");
     // Scripts count on one line, also where the shell that they come from has told its width.
     let piped =
         rig.gpuctl("start nobody-of-this-name").env("COLUMNS", "60").run().fails("not_found");
