@@ -1,7 +1,7 @@
 //! `gpuctl canary run` when it may not be: each limit with its code and the time to come again, and production untouched.
 
 use crate::canary::bench::{Bench, CANDIDATE, CANDIDATE_ID, closed_window, seconds_between};
-use rig::until;
+use rig::{Rig, Trial, until};
 use serde_json::{Value, json};
 use std::fs;
 
@@ -147,6 +147,28 @@ fn while_production_is_used_exclusively_a_run_is_refused_for_the_locks_sake() {
     assert_eq!(error["details"]["holder"], "vllm");
     fs::write(over, "").unwrap();
     job.wait().succeeds();
+}
+
+#[test]
+fn while_production_works_a_run_is_refused_also_where_it_gives_no_answer() {
+    let rig = Rig::new();
+    let muted = rig.file("home/muted", "");
+    let server = format!("--api vllm --mute-paths {}", muted.display());
+    let trial = Trial::new(rig, |rig| rig.native("vllm").server(&server));
+    let url = trial.vllm.url("/metrics");
+    trial.rig.set("services.vllm.busy.url", url);
+    trial.rig.set("services.vllm.busy.metric", "vllm:num_requests_running");
+    let process = trial.rig.processes_of(&trial.vllm);
+    let stream = trial.vllm.request("/v1/completions", &json!({"ms": 60_000, "stream": true}));
+    until("it works", || trial.rig.card.jobs().len() == 1);
+    for (paths, told) in [("", "1 job"), ("/metrics", "does not answer, and works on the card")] {
+        trial.rig.file("home/muted", paths);
+        let refused = trial.run().run().fails("service_busy");
+        let told = format!("vllm ({told}) is still working; it was not touched");
+        refused.stderr_has(&told).ignores_stdout();
+        assert_eq!(trial.rig.processes_of(&trial.vllm), process);
+    }
+    drop(stream);
 }
 
 #[test]
