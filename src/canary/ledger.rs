@@ -367,7 +367,10 @@ pub fn refuse_unsettled(ledger: &Ledger, canary: &Canary) -> Result<()> {
             Code::LockBusy,
             format!("another trial of {} is under way (run {})", journal.service, journal.run_id),
         )
-        .hint("`gpuctl canary status` shows it")
+        .hint(format!(
+            "try again in {}; `gpuctl canary status` shows it",
+            Span(canary.limits.reserve)
+        ))
         .detail("next", later(canary.limits.reserve))),
     }
 }

@@ -180,6 +180,7 @@ fn of_two_runs_at_once_one_is_refused_and_the_downtime_is_booked_once() {
     until("production is away", || bench.events().contains(&"prod_stopped".to_owned()));
     let error = bench.try_it("--now --json").fails("lock_busy").json();
     assert!(next(&error["error"]).ends_with('Z'), "{error}");
+    assert!(error["error"]["hint"].as_str().unwrap().starts_with("try again in 45s; "), "{error}");
     let report = first.wait().succeeds().json();
     assert_eq!(bench.budget()["seconds_used"], report["downtime_seconds"]);
     assert_eq!(bench.status()["runs_24h"], 1);
