@@ -32,6 +32,10 @@ fn mask_word(word: &str) -> String {
         if let (false, Some(at)) = (is_host(&word[begin..end]), last_at) {
             end = slash_from(at.max(begin));
         }
+        // Where another one follows at once, the colon is its.
+        if word[begin..end].ends_with(':') && word[end..].starts_with("//") {
+            end -= 1;
+        }
         let authority = &word[begin..end];
         masked.push_str(&word[done..begin]);
         match authority.rfind('@') {
@@ -94,6 +98,7 @@ mod tests {
         assert_eq!(mask("http://localhost:1/a@b"), "http://localhost:1/a@b");
         assert_eq!(mask("http://h/?of=http://u:p@h2/x"), "http://h/?of=http://***@h2/x");
         assert_eq!(mask("redis://:p/w@h:1/0"), "redis://***@h:1/0");
+        assert_eq!(mask("redis://u@h://u:p@h2/x"), "redis://***@h://***@h2/x");
         assert_eq!(mask("a://:p/w@h\nb://u:p@h/x"), "a://***@h\nb://***@h/x");
         assert_eq!(mask("tcp://h:x is no URL"), "tcp://h:x is no URL");
         assert_eq!(
