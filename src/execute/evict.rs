@@ -121,27 +121,23 @@ fn stop(eviction: &Eviction, batches: &Batches<bool>, context: &Context) -> Resu
 }
 
 /// Ends what a unit that has stopped has left in its control group (KillMode=process). Fails where it
-/// is up again: what lives in there then is no leftover.
+/// is up again, or where that cannot be told: what lives in there then may be no leftover.
 fn end_leftovers(
     service: &Service,
     unit: &str,
     user: bool,
     context: &Context,
 ) -> Result<Option<String>> {
-    let is_up = || {
-        let shown = systemd::show(&[unit], user, context.stop)();
-        shown.is_ok_and(|shown| matches!(shown[unit].presence, Presence::Up(_)))
+    let see_it_down = || match &systemd::show(&[unit], user, context.stop)()?[unit].presence {
+        Presence::Up(_) => Err(systemd::started_again(&service.name, unit, user, context.stop)),
+        _ => Ok(()),
     };
-    let deadline = Instant::now() + KEEPER_LIMIT;
-    let is_watched = systemd::is_started_again(unit, user, context.stop);
-    loop {
-        if is_up() {
-            return Err(systemd::started_again(&service.name, unit, user, context.stop));
+    if systemd::is_started_again(unit, user, context.stop) {
+        let deadline = Instant::now() + KEEPER_LIMIT;
+        while Instant::now() < deadline {
+            see_it_down()?;
+            context.pause()?;
         }
-        if !is_watched || Instant::now() >= deadline {
-            break;
-        }
-        context.pause()?;
     }
     let at = context.config.place_of(&service.name).expect("a service of the configuration");
     let groups = &context.before.managed[at].control_groups;
@@ -150,6 +146,7 @@ fn end_leftovers(
     if count == 0 {
         return Ok(None);
     }
+    see_it_down()?;
     let killed = end(&service.name, left, FirstMove::Term, service.stop_timeout, context.stop)?;
     let ended = if killed { "killed" } else { "ended" };
     Ok(Some(format!("its unit had left {count} processes behind, {ended}")))

@@ -60,7 +60,11 @@ pub fn make_ready(
     let mut ready = watch.until_ready();
     // What was awaited only for being like it is over, and was not it, or has left nothing of it.
     let was_there = context.before.service(&service.name).is_alive();
-    if how == StartHow::Await && !was_there && ready.as_ref().is_err_and(is_death) {
+    if how == StartHow::Await
+        && !was_there
+        && ready.as_ref().is_err_and(is_death)
+        && watch.is_gone()
+    {
         watch = Watch::new(service, stop, context);
         watch.start(batches)?;
         ready = watch.until_ready();
@@ -269,6 +273,15 @@ impl<'a> Watch<'a> {
             Woken::Event | Woken::TimedOut => {}
         }
         Ok(woken)
+    }
+
+    /// Whether nothing is there that is the service, or that may be.
+    fn is_gone(&self) -> bool {
+        let (service, context) = (self.service, self.context);
+        let on_gpu = || gpu_pids(&context.vram().unwrap_or_default());
+        let look = look(context.config, &[service], &context.before.managed, self.stop, on_gpu);
+        matches!(look.presence(&service.name), Presence::Down(_))
+            && look.unproven(&service.name).is_empty()
     }
 
     /// Asks its manager whether it is still coming up, and fails with what it left behind if not.

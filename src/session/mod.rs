@@ -56,9 +56,7 @@ impl Session {
             quiet: global.quiet,
         })
     }
-}
 
-impl Session {
     /// The same, once production that is back has settled the trial that was interrupted.
     pub fn settled(self) -> Session {
         debt::settle_by_itself(&self.config, &self.stop, &self.progress);

@@ -116,6 +116,23 @@ fn row_59_who_only_mentions_a_stopped_service_for_a_moment_has_not_brought_it_ba
     }
 }
 
+/// Neither is started beside what may be it.
+#[test]
+fn row_59_what_may_be_a_service_is_left_alone_where_a_stranger_comes_to_answer_its_port() {
+    let rig = Rig::new();
+    let voice = rig.native("voice").set("start_timeout", "30s").add();
+    let like_it = rig.by_hand(&format!("sh -c 'sleep 60; : simserver --name {}'", voice.mark()));
+    let start = rig.gpuctl("start voice").spawn();
+    until("it is awaited", || start.stderr().contains("waiting for voice"));
+    let stranger = rig.mark("stranger");
+    let words = format!("{} --name {stranger} --vram 100 --port {}", rig.simserver(), voice.port());
+    let _stranger = rig.by_hand(&words);
+    start.wait().fails("start_failed").stderr_has("waiting for voice");
+    assert!(rig.servers_of("voice").is_empty());
+    assert!(!rig.state_dir().join("logs/voice.log").exists(), "it was started");
+    drop(like_it);
+}
+
 #[test]
 fn row_59_a_supervisor_that_brings_a_service_back_after_20_ms_is_told_and_fails_the_stop() {
     a_return_is_told("0.02", "stop vidi");

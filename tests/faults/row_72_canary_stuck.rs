@@ -13,6 +13,14 @@ const LIMIT: Duration = with_room(TIMEOUT + RESTORE_SLA + 5);
 
 type Point = (&'static str, fn(&Trial) -> bool);
 
+/// The stages of a trial from the moment when production is away.
+const STAGES: [Point; 4] = [
+    ("production is gone", |trial| trial.rig.processes_of(&trial.vllm).is_empty()),
+    ("the canary runs", |trial| !trial.canary_processes().is_empty()),
+    ("the canary is healthy", |trial| trial.has_told("health_ok")),
+    ("production is being brought back", |trial| trial.stage().as_deref() == Some("restoring")),
+];
+
 fn slow_trial() -> Trial {
     let trial = Trial::new(Rig::new(), |rig| rig.native("vllm").server("--warmup 400ms"));
     trial.rig.set("canary.timeout", format!("{TIMEOUT}s"));
@@ -38,15 +46,10 @@ fn assert_back_in_time(trial: &Trial, begun: Instant, absences: &[Duration], whe
 
 #[test]
 fn row_72_a_trial_that_is_stopped_at_any_stage_is_ended_and_production_is_back_in_time() {
-    let points: [Point; 5] = [
-        ("production is being taken away", |trial| trial.stage().as_deref() == Some("away")),
-        ("production is gone", |trial| trial.rig.processes_of(&trial.vllm).is_empty()),
-        ("the canary runs", |trial| !trial.canary_processes().is_empty()),
-        ("the canary is healthy", |trial| trial.has_told("health_ok")),
-        ("production is being brought back", |trial| trial.stage().as_deref() == Some("restoring")),
-    ];
+    let first: Point =
+        ("production is being taken away", |trial| trial.stage().as_deref() == Some("away"));
     std::thread::scope(|scope| {
-        for (point, is_reached) in points {
+        for (point, is_reached) in [first].into_iter().chain(STAGES) {
             scope.spawn(move || {
                 let trial = slow_trial();
                 let prober = trial.probe();
@@ -102,15 +105,9 @@ fn row_72_production_that_comes_back_slowly_is_not_taken_for_a_trial_that_is_stu
 
 #[test]
 fn row_72_a_driver_that_hangs_from_any_stage_of_a_trial_on_keeps_production_away_for_no_longer() {
-    let points: [Point; 5] = [
-        ("there is a journal", |trial| trial.journal().is_some()),
-        ("production is gone", |trial| trial.rig.processes_of(&trial.vllm).is_empty()),
-        ("the canary runs", |trial| !trial.canary_processes().is_empty()),
-        ("the canary is healthy", |trial| trial.has_told("health_ok")),
-        ("production is being brought back", |trial| trial.stage().as_deref() == Some("restoring")),
-    ];
+    let first: Point = ("there is a journal", |trial| trial.journal().is_some());
     std::thread::scope(|scope| {
-        for (point, is_reached) in points {
+        for (point, is_reached) in [first].into_iter().chain(STAGES) {
             scope.spawn(move || {
                 let trial = slow_trial();
                 let prober = trial.probe();
