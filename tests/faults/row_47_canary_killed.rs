@@ -102,7 +102,7 @@ fn row_47_killed_before_it_touches_production_nothing_has_happened_or_all_is_tol
         ("it has the lock", |trial| lock_is_held(&trial.rig)),
         ("its guardian runs", |trial| !trial.guardians().is_empty()),
         ("there is a journal", |trial| trial.journal().is_some()),
-        ("the time is booked", Trial::has_booked),
+        ("the time is booked", |trial| trial.has_booked()),
         ("the trial is told", |trial| trial.has_told("canary_start")),
     ]);
 }

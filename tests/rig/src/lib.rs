@@ -9,6 +9,7 @@
 )]
 
 mod apart;
+mod books;
 mod bystander;
 mod canary;
 mod card;
@@ -24,6 +25,7 @@ mod nspawn;
 mod outcome;
 pub mod page;
 mod ports;
+mod prober;
 mod processes;
 mod programs;
 mod proxy;
@@ -41,6 +43,7 @@ mod terminal;
 mod wait;
 
 pub use apart::apart;
+pub use books::Books;
 pub use bystander::Bystander;
 pub use canary::Trial;
 pub use card::Card;
@@ -51,6 +54,7 @@ pub use http::{Served, answer};
 pub use locks::on_both;
 pub use nspawn::{Corner, Machine};
 pub use outcome::Outcome;
+pub use prober::Prober;
 pub use processes::{parent, signal, state};
 pub use programs::{command, works};
 pub use proxy::Proxy;

@@ -3,10 +3,13 @@
 //! power when its PID 1 is killed.
 
 use crate::card::Card;
+use crate::prober::Prober;
 use crate::programs::{self, command, works};
 use crate::skip::{root_or_skip, skip_or_fail};
 use crate::wait::{comes, until};
 use crate::{Signal, processes, surroundings};
+use rustix::fd::AsFd;
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
@@ -213,6 +216,13 @@ impl Machine {
         said
     }
 
+    /// The thread, and what it starts, is in the machine's network from now on, until that boots again.
+    pub fn enter_network(&self) {
+        let leader = self.leader().expect("the machine runs");
+        let network = fs::File::open(format!("/proc/{leader}/ns/net")).unwrap();
+        move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+    }
+
     /// A test's own corner of it.
     pub fn corner(&self) -> Corner<'_> {
         static NUMBER: AtomicU16 = AtomicU16::new(0);
@@ -255,6 +265,28 @@ impl Corner<'_> {
     /// A place in its folder, as the machine sees it.
     pub fn path(&self, name: &str) -> String {
         format!("/io/{}/{name}", self.name)
+    }
+
+    /// Its folder, as this process sees it.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Whether what listens on its `n`th port is well; the thread is in the machine's network from now on.
+    pub fn is_healthy(&self, n: u16) -> bool {
+        self.machine.enter_network();
+        ureq::get(self.url(n)).call().is_ok()
+    }
+
+    /// Watches from outside for how long what listens on its `n`th port is away; the thread is in the machine's network from
+    /// now on.
+    pub fn probe(&self, n: u16) -> Prober {
+        self.machine.enter_network();
+        Prober::of(self.url(n))
+    }
+
+    fn url(&self, n: u16) -> String {
+        format!("http://127.0.0.1:{}/health", self.port + n)
     }
 
     /// Writes a file into its folder.

@@ -1,0 +1,212 @@
+//! Production and its canary as units of a machine that systemd runs, in a corner of it: those in `examples/systemd` under
+//! names of the corner's, so that many trials go on side by side.
+
+use rig::page::repository;
+use rig::{Books, Corner, Machine, Prober, until};
+use std::fs;
+use std::time::Duration;
+use toml::{Table, Value};
+
+/// Seconds.
+pub const TIMEOUT: u64 = 20;
+pub const RESTORE_SLA: u64 = 10;
+
+/// What the ledger's figures leave out.
+const ROUNDED: f64 = 0.2;
+
+/// A trial has come so far.
+pub type Reached = fn(&Night) -> bool;
+
+/// The stages of a trial of `Night::slow`, each of which takes a second or two, but for the first.
+pub const STAGES: [(&str, Reached); 6] = [
+    ("the journal is written", |night| night.books.journal().is_some()),
+    ("production is being stopped", |night| night.books.stage().as_deref() == Some("away")),
+    ("the canary is starting", |night| night.books.has_told("canary_started")),
+    ("the canary is being tested", |night| night.books.has_told("health_ok")),
+    ("the canary is being stopped", |night| night.books.has_told("completion")),
+    ("production is being started", |night| night.books.has_told("canary_stopped")),
+];
+
+/// Production and its canary in a corner of a machine.
+pub struct Night<'a> {
+    pub corner: Corner<'a>,
+    /// What the trials' ledger says.
+    pub books: Books,
+}
+
+impl<'a> Night<'a> {
+    /// Production has these lines of its own in its unit, and is up; so are the units of the examples.
+    pub fn new(machine: &'a Machine, lines: &str) -> Night<'a> {
+        Night::with(machine, lines, "--warmup 400ms", "--completion-delay 4s")
+    }
+
+    /// Each stage of a trial takes its time.
+    pub fn slow(machine: &'a Machine) -> Night<'a> {
+        let canary = "--warmup 2s --completion-delay 2s --term-delay 1h";
+        Night::with(machine, "", "--warmup 2s --term-delay 2s", canary)
+    }
+
+    /// Production and the canary are servers with these flags.
+    pub fn with(machine: &'a Machine, lines: &str, production: &str, canary: &str) -> Night<'a> {
+        let corner = machine.corner();
+        let books = Books::new(corner.folder().join("state"));
+        let night = Night { corner, books };
+        let corner = &night.corner;
+        let server = corner.server("vllm", 0, &format!("--vram 15000 {production}"));
+        let lines = lines.replace("gpuctl-recover.service", &night.unit("gpuctl-recover"));
+        let text = format!("[Service]\n{}ExecStart={server}\n{lines}\n", corner.environment());
+        corner.unit(&night.unit("vllm"), &text);
+        corner.config(&format!(
+            "[services.vllm]\ntype = \"systemd\"\nunit = \"{unit}\"\nvram_mb = 15000\nstart_timeout = \"20s\"\n\
+             stop_timeout = \"10s\"\nhealth = \"http://localhost:{port}/health\"\n\
+             [canary]\nservice = \"vllm\"\nmode = \"canary\"\nmodel = \"/models/m\"\nport = {second}\n\
+             window = \"00:00-23:59 UTC\"\ncooldown = \"0s\"\nmax_runs_per_day = 100\nmax_downtime = \"1h\"\n\
+             timeout = \"{TIMEOUT}s\"\nrestore_sla = \"{RESTORE_SLA}s\"\nmax_latency = \"10s\"\n",
+            unit = night.unit("vllm"),
+            port = corner.port,
+            second = corner.port + 1,
+        ));
+        night.canary(canary);
+        corner.file("candidate.json", "{\"vllm_memory_util\": 0.75}");
+        for unit in ["gpuctl-canary", "gpuctl-recover"] {
+            night.example(unit, "");
+        }
+        // As long as there is a timer for it, systemd remembers how the trial's unit has ended.
+        night.timer("OnActiveSec=1h");
+        machine.sh(&format!("systemctl start {}", night.unit("vllm")));
+        night.until_ready("it has been started");
+        night
+    }
+
+    /// The whole name of one of its units: `vllm`, `gpuctl-canary`, `gpuctl-recover`.
+    pub fn unit(&self, name: &str) -> String {
+        format!("{}.service", self.corner.mark(name))
+    }
+
+    /// Installs a unit of the examples, with more lines in its `[Service]`.
+    pub fn example(&self, unit: &str, lines: &str) {
+        let file = format!("examples/systemd/{unit}.service");
+        let mut text = fs::read_to_string(repository().join(file)).unwrap();
+        for (theirs, ours) in [
+            ("/usr/bin/gpuctl", "/io/bin/gpuctl".to_owned()),
+            ("/etc/gpuctl/config.toml", self.corner.path("gpuctl.toml")),
+            ("/etc/gpuctl/candidate.json", self.corner.path("candidate.json")),
+            ("/var/lib/gpuctl", self.corner.path("state")),
+            ("[Service]\n", format!("[Service]\n{}{lines}", self.corner.environment())),
+        ] {
+            assert!(text.contains(theirs) || theirs.contains("candidate"), "{unit}: {theirs}");
+            text = text.replace(theirs, &ours);
+        }
+        self.corner.unit(&self.unit(unit), &text);
+    }
+
+    /// The trial's timer, with these lines, counts from now on.
+    pub fn timer(&self, lines: &str) {
+        let timer = self.unit("gpuctl-canary").replace(".service", ".timer");
+        self.corner.unit(&timer, &format!("[Timer]\n{lines}\n"));
+        self.corner.machine.sh(&format!("systemctl restart {timer}"));
+    }
+
+    /// The boot recovers, and starts production where its unit's lines say when.
+    pub fn enable(&self, lines: &str) {
+        let mut units = self.unit("gpuctl-recover");
+        if !lines.is_empty() {
+            units = format!("{units} {}", self.unit("vllm"));
+        }
+        self.corner.machine.sh(&format!("systemctl enable -q {units}"));
+    }
+
+    /// Sets a key of the canary's configuration.
+    pub fn set(&self, key: &str, value: impl Into<Value>) {
+        let mut config: Table = self.corner.text("gpuctl.toml").parse().unwrap();
+        let canary = config["canary"].as_table_mut().unwrap();
+        canary.insert(key.to_owned(), value.into());
+        self.corner.file("gpuctl.toml", &config.to_string());
+    }
+
+    /// The canary is a server with these flags.
+    pub fn canary(&self, flags: &str) {
+        let port = (self.corner.port + 1).to_string();
+        let server = self.corner.server("candidate", 1, "").replace(&port, "{port}");
+        let vram = if flags.contains("--vram") { "" } else { "--vram 12000 " };
+        self.set("start", format!("exec {server} {vram}{flags}"));
+    }
+
+    /// gpuctl with these words, as in a shell of root's that knows of no folder: its exit code, and what it says.
+    pub fn gpuctl(&self, words: &str) -> (i32, String) {
+        let (card, config) = (self.corner.path("card"), self.corner.path("gpuctl.toml"));
+        let call = format!("SIMGPU_DIR={card} gpuctl --config {config} {words}; echo \"exit $?\"");
+        let said = self.corner.machine.try_sh(&call).0;
+        let (said, code) = said.trim_end().rsplit_once("exit ").expect("the shell tells it");
+        (code.parse().unwrap(), said.to_owned())
+    }
+
+    pub fn is_healthy(&self) -> bool {
+        self.corner.is_healthy(0)
+    }
+
+    #[track_caller]
+    pub fn until_ready(&self, when: &str) {
+        until(&format!("{when}: production is ready"), || self.is_healthy());
+    }
+
+    /// The trial of the unit has been started, and has come so far.
+    #[track_caller]
+    pub fn until_stage(&self, stage: &str, is_reached: Reached) {
+        let unit = self.unit("gpuctl-canary");
+        self.corner.machine.sh(&format!("systemctl start --no-block {unit}"));
+        until(stage, || is_reached(self));
+    }
+
+    /// Signals the trial's unit as `systemctl kill` does with these flags.
+    #[track_caller]
+    pub fn kill(&self, flags: &str) {
+        let unit = self.unit("gpuctl-canary");
+        self.corner.machine.sh(&format!("systemctl kill {flags} {unit}"));
+    }
+
+    /// Which start of production this is.
+    pub fn invocation(&self) -> String {
+        let show = format!("systemctl show -p InvocationID --value {}", self.unit("vllm"));
+        self.corner.machine.sh(&show)
+    }
+
+    /// How the trial's unit has ended, for systemd, and with which code: "success 75".
+    pub fn result(&self) -> String {
+        let unit = self.unit("gpuctl-canary");
+        let show = |property| format!("systemctl show -p {property} --value {unit}");
+        let ended = || self.corner.machine.try_sh(&show("ActiveState")).0;
+        until("the trial's unit has ended", || ["inactive\n", "failed\n"].contains(&&*ended()));
+        let [result, code] =
+            ["Result", "ExecMainStatus"].map(|it| self.corner.machine.sh(&show(it)));
+        format!("{} {}", result.trim(), code.trim())
+    }
+
+    /// Production is as it was, and nothing is owed or left of the trial, which is booked once.
+    #[track_caller]
+    pub fn assert_settled(&self, when: &str) {
+        let machine = self.corner.machine;
+        until(&format!("{when}: it is settled"), || self.books.journal().is_none());
+        assert!(self.is_healthy(), "{when}");
+        assert_eq!(self.corner.card.used_mb(), 15000, "{when}");
+        let canary = format!("pgrep -f '{} '", self.corner.mark("[c]andidate"));
+        assert_eq!(machine.try_sh(&canary).0, "", "{when}: left of the canary");
+        until(&format!("{when}: its guardian has ended"), || {
+            let guardian = format!("pgrep -f '[g]uardian.*{}'", self.corner.path("gpuctl.toml"));
+            machine.try_sh(&guardian).0.is_empty()
+        });
+        let events = self.books.events();
+        assert!(events.iter().any(|event| event == "prod_restored"), "{when}: {events:?}");
+        let (used, bookings) = self.books.booked();
+        assert_eq!(bookings, [used], "{when}");
+    }
+
+    /// A prober has seen production away for no longer than the ledger has booked.
+    #[track_caller]
+    pub fn assert_booked_as_seen(&self, prober: Prober, when: &str) {
+        let away = prober.absences().iter().sum::<Duration>().as_secs_f64();
+        let booked = self.books.booked().0;
+        assert!(away <= booked + ROUNDED, "{when}: away for {away} s, booked {booked} s");
+        eprintln!("{when}: away for {away:.1} s, booked {booked:.1} s");
+    }
+}

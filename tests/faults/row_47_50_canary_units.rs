@@ -1,0 +1,262 @@
+//! The canary's rows 47 to 50 where production and trials are units of a machine that systemd runs: whatever ends a trial at
+//! whichever of its stages, production is back in time, and away for no longer than is booked.
+
+use super::night::{Night, RESTORE_SLA, STAGES, TIMEOUT};
+use rig::{Machine, Ssh, until, with_room};
+use std::thread;
+use std::time::Instant;
+
+/// Does something to a trial at each of its stages, side by side, each in a corner of its own: production is back, within so
+/// many seconds and 5.
+#[track_caller]
+fn at_each_stage(machine: &Machine, what: &str, limit: u64, act: impl Fn(&Night) + Sync) {
+    let act = &act;
+    thread::scope(|scope| {
+        for (stage, is_reached) in STAGES {
+            scope.spawn(move || {
+                let when = format!("{what}, {stage}");
+                let night = Night::slow(machine);
+                let prober = night.corner.probe(0);
+                night.until_stage(&when, is_reached);
+                let begun = Instant::now();
+                act(&night);
+                night.assert_settled(&when);
+                let took = begun.elapsed();
+                assert!(took < with_room(limit + 5), "{when}: back after {took:?}");
+                night.assert_booked_as_seen(prober, &when);
+                let promoted = usize::from(night.books.has_told("promoted"));
+                assert_eq!(night.books.promotions(), promoted, "{when}");
+            });
+        }
+    });
+}
+
+#[test]
+fn row_47_a_units_trial_whose_gpuctl_is_killed_at_any_stage_is_put_right_by_its_guardian() {
+    let Some(machine) = Machine::shared() else { return };
+    at_each_stage(machine, "gpuctl is killed", RESTORE_SLA, |night| {
+        night.kill("--kill-who=main --signal=KILL");
+        until("its guardian acts", || night.books.has_told("guardian_acts"));
+    });
+}
+
+#[test]
+fn row_47_a_units_trial_whose_group_is_killed_at_any_stage_is_put_right_by_its_guardian() {
+    let Some(machine) = Machine::shared() else { return };
+    at_each_stage(machine, "its group is killed", RESTORE_SLA, |night| {
+        let main = format!("systemctl show -p MainPID --value {}", night.unit("gpuctl-canary"));
+        machine.sh(&format!("kill -KILL -$({main})"));
+        until("its guardian acts", || night.books.has_told("guardian_acts"));
+    });
+}
+
+#[test]
+fn row_73_a_units_trial_whose_control_group_is_killed_at_any_stage_is_put_right_by_the_unit() {
+    let Some(machine) = Machine::shared() else { return };
+    at_each_stage(machine, "its control group is killed", RESTORE_SLA, |night| {
+        night.kill("--kill-who=all --signal=KILL");
+        until("the unit recovers", || night.books.has_told("recover"));
+        assert!(!night.books.has_told("guardian_acts"));
+    });
+}
+
+#[test]
+fn row_47_a_units_trial_that_is_stopped_by_systemctl_at_any_stage_puts_it_right_itself() {
+    let Some(machine) = Machine::shared() else { return };
+    at_each_stage(machine, "systemctl stop", RESTORE_SLA, |night| {
+        machine.sh(&format!("systemctl stop {}", night.unit("gpuctl-canary")));
+        // A test that was over has its result.
+        let concluded = if night.books.has_told("completion") { "promoted" } else { "rejected" };
+        assert_eq!(night.books.events().last().unwrap(), concluded);
+        assert!(!night.books.has_told("guardian_acts"));
+    });
+}
+
+#[test]
+fn row_72_a_units_trial_that_is_suspended_at_any_stage_is_ended_and_put_right_by_its_guardian() {
+    let Some(machine) = Machine::shared() else { return };
+    at_each_stage(machine, "SIGSTOP", TIMEOUT + RESTORE_SLA, |night| {
+        night.kill("--kill-who=main --signal=STOP");
+        until("its guardian acts", || night.books.has_told("guardian_acts"));
+    });
+}
+
+#[test]
+fn row_47_a_trial_whose_login_over_ssh_is_lost_at_any_stage_is_put_right() {
+    let Some(machine) = Machine::shared() else { return };
+    for_logins(machine, &["-tt"]);
+}
+
+#[test]
+fn row_47_a_trial_whose_login_is_lost_is_put_right_though_logind_ends_what_a_login_leaves() {
+    let Some(machine) = Machine::own() else { return };
+    machine.sh(
+        "mkdir -p /etc/systemd/logind.conf.d && \
+         printf '[Login]\\nKillUserProcesses=yes\\nKillExcludeUsers=\\n' >/etc/systemd/logind.conf.d/kill.conf && \
+         systemctl restart systemd-logind",
+    );
+    for_logins(&machine, &["-tt", ""]);
+}
+
+/// Trials that are begun in logins with these flags of ssh's, whose line is cut at each stage.
+#[track_caller]
+fn for_logins(machine: &Machine, flags: &[&str]) {
+    let corner = machine.corner();
+    let Some(ssh) = Ssh::new(&corner) else { return };
+    let ssh = &ssh;
+    for flags in flags {
+        thread::scope(|scope| {
+            for (stage, is_reached) in STAGES {
+                scope.spawn(move || {
+                    let when = format!("the login is lost ({flags}), {stage}");
+                    let night = Night::slow(machine);
+                    let prober = night.corner.probe(0);
+                    let run = format!(
+                        "SIMGPU_DIR={} GPUCTL_STATE_DIR={} /io/bin/gpuctl --config {} canary run --set vllm_memory_util=0.75",
+                        night.corner.path("card"),
+                        night.corner.path("state"),
+                        night.corner.path("gpuctl.toml")
+                    );
+                    let unit = night.unit("line");
+                    let line = ssh.login("root", flags, &run);
+                    machine.sh(&format!("systemd-run --quiet --unit={unit} {line}"));
+                    until(&when, || is_reached(&night));
+                    let begun = Instant::now();
+                    machine.sh(&format!("systemctl kill --kill-who=all --signal=KILL {unit}"));
+                    night.assert_settled(&when);
+                    let took = begun.elapsed();
+                    assert!(took < with_room(TIMEOUT + RESTORE_SLA + 5), "{when}: {took:?}");
+                    night.assert_booked_as_seen(prober, &when);
+                });
+            }
+        });
+    }
+}
+
+#[test]
+fn row_48_a_units_canary_that_misbehaves_is_rejected_which_is_no_failure_of_the_unit() {
+    let Some(machine) = Machine::shared() else { return };
+    thread::scope(|scope| {
+        for (flags, timeout, why) in [
+            ("--completion empty", TIMEOUT, "no text"),
+            ("--vram 30000", TIMEOUT, "ran out of memory"),
+            ("--completion oom", TIMEOUT, "ran out of memory"),
+            ("--completion crash", TIMEOUT, "the canary "),
+            ("--exit-after 300ms --exit-code 3 --warmup 1h", TIMEOUT, "exited with code 3"),
+            ("--warmup 1h --ignore-term", 4, "not done within 4s"),
+        ] {
+            scope.spawn(move || {
+                let night = Night::with(machine, "", "--warmup 400ms", flags);
+                night.set("timeout", format!("{timeout}s"));
+                let prober = night.corner.probe(0);
+                let unit = night.unit("gpuctl-canary");
+                machine.sh(&format!("systemctl start {unit}"));
+                assert_eq!(night.result(), "success 1", "{flags}");
+                night.assert_settled(flags);
+                night.assert_booked_as_seen(prober, flags);
+                assert!(night.books.booked().0 < with_room(timeout + RESTORE_SLA).as_secs_f64());
+                let audit = night.books.audit();
+                let last = audit.last().unwrap();
+                assert_eq!(last["event"], "rejected", "{flags}: {audit:#?}");
+                assert!(last["reason"].as_str().unwrap().contains(why), "{flags}: {last}");
+                let told = machine.sh(&format!("journalctl -o cat -u {unit}"));
+                assert!(told.contains("rejected") && told.contains(why), "{flags}: {told}");
+                assert_eq!(night.books.promotions(), 0, "{flags}");
+            });
+        }
+    });
+}
+
+/// A wish for the canary's configuration.
+type Limit = (&'static str, toml::Value);
+
+#[test]
+fn row_49_a_trial_that_a_timer_starts_is_refused_by_each_limit_which_is_no_failure_of_the_unit() {
+    let Some(machine) = Machine::shared() else { return };
+    let night = Night::with(machine, "", "--warmup 400ms", "");
+    let elapses = || night.timer("OnActiveSec=100ms\nAccuracySec=10ms");
+    elapses();
+    until("the candidate has passed", || night.books.has_told("promoted"));
+    assert_eq!(night.result(), "success 0");
+    night.assert_settled("by a timer");
+    let (booked, production) = (night.books.booked(), night.invocation());
+    let prober = night.corner.probe(0);
+    let refused = || night.books.events().iter().filter(|it| *it == "refused").count();
+    let hour = jiff::Timestamp::now().strftime("%H").to_string().parse::<u32>().unwrap();
+    let elsewhere = format!("{:02}:00-{:02}:00 UTC", (hour + 8) % 24, (hour + 9) % 24);
+    let limits: [(&str, Limit, Limit); 4] = [
+        ("outside_window", ("window", elsewhere.into()), ("window", "00:00-23:59 UTC".into())),
+        ("budget_exhausted", ("max_downtime", "30s".into()), ("max_downtime", "1h".into())),
+        ("cooldown", ("cooldown", "6h".into()), ("cooldown", "0s".into())),
+        ("rate_limited", ("max_runs_per_day", 1.into()), ("max_runs_per_day", 100.into())),
+    ];
+    for (number, (limit, (key, value), (_, before))) in limits.into_iter().enumerate() {
+        night.set(key, value);
+        elapses();
+        until(limit, || refused() == number + 1);
+        assert_eq!(night.result(), "success 75", "{limit}");
+        let audit = night.books.audit();
+        let why = audit.last().unwrap()["reason"].as_str().unwrap();
+        assert!(why.starts_with(&format!("{limit}: ")), "{why}");
+        night.set(key, before);
+    }
+    // A ledger that cannot be believed is one.
+    let budget = night.books.budget_file();
+    let text = std::fs::read_to_string(&budget).unwrap();
+    std::fs::write(&budget, &text[..text.len() / 2]).unwrap();
+    elapses();
+    until("it is refused", || refused() == 5);
+    assert_eq!(night.result(), "exit-code 78");
+    std::fs::write(&budget, text).unwrap();
+    assert_eq!((night.books.booked(), night.invocation()), (booked, production));
+    assert!(prober.absences().is_empty());
+    // Production that is not back is a failure, too; what comes after it is tried again.
+    elapses();
+    until("it has passed once more", || night.books.promotions() == 2);
+}
+
+#[test]
+fn row_50_after_a_loss_of_power_at_each_stage_a_shell_is_told_of_the_debt_and_recovers() {
+    let Some(machine) = Machine::own() else { return };
+    let machine = &machine;
+    let mut nights = Vec::new();
+    thread::scope(|scope| {
+        let nights_at = STAGES.map(|(stage, is_reached)| {
+            scope.spawn(move || {
+                let night = Night::slow(machine);
+                night.until_stage(stage, is_reached);
+                // With all that would put it right, until each has come to its stage.
+                night.kill("--kill-who=all --signal=STOP");
+                (stage, night, Instant::now())
+            })
+        });
+        nights.extend(nights_at.map(|night| night.join().unwrap()));
+    });
+    machine.loses_power();
+    machine.boots();
+    for (stage, night, since) in &nights {
+        let was_touched = night.books.stage().as_deref() != Some("ready");
+        assert!(!night.is_healthy() && night.books.journal().is_some(), "{stage}");
+        let owed = "vllm has not been restored since";
+        for (words, code) in [
+            ("canary status", 0),
+            ("doctor", 1),
+            ("release-all", 0),
+            ("start vllm --dry-run", 0),
+            ("canary run --set vllm_memory_util=0.75", 5),
+        ] {
+            let (found, said) = night.gpuctl(words);
+            assert_eq!(found, code, "{stage}: {words}: {said}");
+            let told = if words == "canary status" { "a restore is owed" } else { owed };
+            assert!(said.contains(told), "{stage}: {words}: {said}");
+        }
+        let (code, said) = night.gpuctl("canary recover");
+        assert!(code == 0 && said.contains("vllm is back; it was away for"), "{stage}: {said}");
+        let away = since.elapsed().as_secs_f64();
+        night.assert_settled(stage);
+        let booked = night.books.booked().0;
+        eprintln!("power is lost, {stage}: booked {booked:.1} s of {away:.1} s");
+        assert!(!was_touched || booked > away / 2.0, "{stage}: booked {booked} s of {away} s");
+        assert_eq!(night.gpuctl("canary recover"), (0, "nothing to recover\n".to_owned()));
+    }
+}
