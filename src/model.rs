@@ -241,6 +241,16 @@ pub struct Running {
     pub published: BTreeMap<u16, u16>,
 }
 
+impl Running {
+    /// Why its manager has not come to start it yet; then nobody is there who could answer.
+    pub fn not_begun(&self) -> Option<&str> {
+        match &self.own_health {
+            Some(Healthy::No(why)) if self.pids.is_empty() => Some(why),
+            _ => None,
+        }
+    }
+}
+
 /// One of these keeps a living service from answering, as far as its manager can tell.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Trouble {

@@ -92,6 +92,7 @@ mod services {
     mod logins;
     mod native;
     mod podman;
+    mod queue;
     mod scopes;
     mod systemd;
     mod units;

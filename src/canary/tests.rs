@@ -284,3 +284,56 @@ fn the_start_command_takes_what_is_in_braces_and_leaves_the_shells_alone() {
     assert_eq!(command("f() { echo ${x}; }; f").as_deref(), Ok("f() { echo ${x}; }; f"));
     assert!(command("serve {max_model_len}").is_err());
 }
+
+/// What is told where the card's memory does not suffice, as it stands in the sources of vLLM V1 (`core/kv_cache_utils.py`,
+/// `worker/utils.py`, `worker/gpu_model_runner.py`, `config/compilation.py`, `csrc/cumem_allocator.cpp`), PyTorch
+/// (`CUDACachingAllocator.cpp`), Triton and NCCL.
+const OUT_OF_MEMORY: [&str; 17] = [
+    "ValueError: To serve at least one request with the models's max seq len (40960), (5.62 GiB KV cache is needed, which is larger than the available KV cache memory (4.50 GiB). Based on the available memory, the estimated maximum model length is 32768. Try increasing `gpu_memory_utilization` or decreasing `max_model_len` when initializing the engine.",
+    "ValueError: To serve at least one request with the model's max seq len (32768), 4.00 GiB KV cache is needed, which is larger than the available KV Cache memory (1.20 GiB).",
+    "(EngineCore_DP0 pid=262) ERROR 10-08 20:33:48 [core.py:708] ValueError: No available memory for the cache blocks. Try increasing `gpu_memory_utilization` when initializing the engine.",
+    "ValueError: The model's max seq len (32768) is larger than the maximum number of tokens that can be stored in KV cache (12416). Try increasing `gpu_memory_utilization` or decreasing `max_model_len` when initializing the engine.",
+    "ValueError: Free memory on device (3.27/15.98 GiB) on startup is less than desired GPU memory utilization (0.9, 14.39 GiB). Decrease GPU memory utilization or reduce GPU memory used by other processes.",
+    "ValueError: Free memory on device cuda:0 (3.25/23.43 GiB) on startup is less than desired GPU memory utilization (0.96, 22.49 GiB). Decrease GPU memory utilization or reduce GPU memory used by other processes.",
+    "ValueError: max_num_seqs (1024) exceeds available Mamba cache blocks (603). Each decode sequence requires one Mamba cache block, so CUDA graph capture cannot proceed. Please lower max_num_seqs to at most 603 or increase gpu_memory_utilization.",
+    "RuntimeError: CUDA out of memory occurred when warming up sampler with 256 dummy requests. Please try lowering `max_num_seqs` or `gpu_memory_utilization` when initializing the engine.",
+    "ERROR 04-07 15:58:28 [gpu_model_runner.py:4818] Failed to load model - not enough GPU memory. Try lowering --gpu-memory-utilization to free memory for weights, increasing --tensor-parallel-size, or using --quantization. (original error: CUDA out of memory. Tried to allocate 112.00 MiB. GPU 0 has a total capacity of 31.36 GiB of which 96.50 MiB is free.)",
+    "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 1.74 GiB. GPU 3 has a total capacity of 94.97 GiB of which 1.69 GiB is free.",
+    "torch.cuda.OutOfMemoryError: Allocation on device",
+    "RuntimeError: CUDA error: out of memory",
+    "RuntimeError: CUDA driver error: out of memory",
+    "RuntimeError: CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    "CUDA Error: out of memory at /workspace/csrc/cumem_allocator.cpp:62",
+    "RuntimeError: Triton Error [CUDA]: out of memory",
+    "host:71:71 [0] include/alloc.h:320 NCCL WARN Cuda failure 2 'out of memory'",
+];
+
+/// What the same programs tell where all is well, or where something else is wrong.
+const OTHER_NEWS: [&str; 14] = [
+    "INFO 09-24 20:54:35 [gpu_worker.py:391] Free memory on device (43.93/44.42 GiB) on startup. Desired GPU memory utilization is (0.9, 39.98 GiB). Actual usage is 27.72 GiB for weight, 1.4 GiB for peak activation, 0.21 GiB for non-torch memory, and 3.45 GiB for CUDAGraph memory.",
+    "INFO 10-04 22:27:39 model_runner.py:1333] CUDA graphs can take additional 1~3 GiB memory per GPU. If you are running out of memory, consider decreasing `gpu_memory_utilization` or enforcing eager mode.",
+    "INFO model_runner.py:1518] Capturing cudagraphs for decoding. If out-of-memory error occurs during cudagraph capture, consider decreasing `gpu_memory_utilization` or switching to eager mode.",
+    "INFO 08-21 18:21:55 [gpu_worker.py:692] Available KV cache memory: 56.21 GiB",
+    "INFO 08-21 18:21:55 [kv_cache_utils.py:2235] GPU KV cache size: 621,392 tokens",
+    "INFO 08-21 18:21:55 [kv_cache_utils.py:2236] Maximum concurrency for 32,768 tokens per request: 18.96x",
+    "INFO Sleep mode freed 17.28 GiB memory, 0.69 GiB memory is still in use.",
+    "WARNING Sequence group 7 is preempted by PreemptionMode.RECOMPUTE mode because there is not enough KV cache space.",
+    "AssertionError: Error in memory profiling. Initial free memory 20.1 GiB, current free memory 21.3 GiB. This happens when other processes sharing the same container release GPU memory while vLLM is profiling during initialization.",
+    "CUDA Error: invalid argument at /workspace/csrc/cumem_allocator.cpp:145",
+    "RuntimeError: CUDA error: an illegal memory access was encountered",
+    "RuntimeError: CUDA error: device-side assert triggered",
+    "host:71:71 [0] NCCL WARN Cuda failure 1 'invalid argument'",
+    "ValueError: User-specified max_model_len (65536) is greater than the derived max_model_len (max_position_embeddings=32768.0 or model_max_length=None in model's config.json).",
+];
+
+#[test]
+fn a_lack_of_memory_is_known_by_every_message_of_vllm_and_cuda_and_by_no_other() {
+    let config = Config::of_text(BOX).expect("a good configuration");
+    let oom = &config.canary().expect("a canary").oom;
+    for line in OUT_OF_MEMORY {
+        assert!(oom.matches_text(line), "not known: {line}");
+    }
+    for line in OTHER_NEWS {
+        assert!(!oom.matches_text(line), "taken for a lack of memory: {line}");
+    }
+}

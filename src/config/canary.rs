@@ -75,6 +75,20 @@ pub struct CanaryTable {
     pub extra_mb: BTreeMap<String, BTreeMap<String, Mb>>,
 }
 
+/// What CUDA, PyTorch, Triton, NCCL and vLLM say where the card's memory does not suffice.
+const OUT_OF_MEMORY: [&str; 10] = [
+    "CUDA out of memory",
+    "OutOfMemoryError",
+    r"(CUDA( driver)? [eE]rror|Triton Error \[CUDA\]): out of memory",
+    "Cuda failure [0-9]* *'out of memory'",
+    "CUBLAS_STATUS_ALLOC_FAILED when calling",
+    "No available memory for the cache blocks",
+    "larger than the available KV [cC]ache memory",
+    "larger than the maximum number of tokens that can be stored in KV cache",
+    "exceeds available Mamba cache blocks",
+    "is less than desired GPU memory utilization",
+];
+
 impl Default for CanaryTable {
     fn default() -> Self {
         let range = |min: f64, max: f64| Bound::Range { min, max };
@@ -101,8 +115,7 @@ impl Default for CanaryTable {
             kv_cache_min_mb: Mb(370),
             maintenance_lock: None,
             state_dir: None,
-            oom_pattern: r"CUDA out of memory|OutOfMemoryError|CUDA error: out of memory|No available memory for the cache blocks|larger than the available KV [cC]ache memory|larger than the maximum number of tokens that can be stored in KV cache|less than desired GPU memory utilization"
-                .to_owned(),
+            oom_pattern: OUT_OF_MEMORY.join("|"),
             bounds: IndexMap::from([
                 ("vllm_memory_util".to_owned(), range(0.60, 0.90)),
                 ("max_model_len".to_owned(), range(4096.0, 16384.0)),

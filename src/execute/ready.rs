@@ -195,7 +195,12 @@ impl<'a> Watch<'a> {
                 None => return Err(self.timed_out(&why)),
             }
             if self.deaths.is_empty() && !self.sees_containers() {
-                self.look_after_it()?;
+                let look = self.look_after_it()?;
+                if let Presence::Up(running) = look.presence(&self.service.name)
+                    && let Some(reason) = running.not_begun()
+                {
+                    reason.clone_into(&mut why);
+                }
             }
             let pause = (self.begun.elapsed() / 20).clamp(SHORTEST, LONGEST);
             if !self.sleep((Instant::now() + pause).min(deadline))? && Instant::now() >= deadline {

@@ -52,7 +52,7 @@ pub fn judge(
     }
     let why = match healthy {
         Some(Healthy::Yes) => return (State::Ready, None),
-        Some(Healthy::No(why) | Healthy::Silent(why)) => why,
+        Some(Healthy::No(why) | Healthy::Silent(why)) => running.not_begun().unwrap_or(why),
         // Not ready, as far as anybody has asked.
         None => return (State::Starting, None),
     };
@@ -67,6 +67,6 @@ pub fn judge(
             State::Error,
             Some(format!("not healthy {} after its start: {why}", Span::seconds(age.as_secs()))),
         ),
-        _ => (State::Starting, Some(why.clone())),
+        _ => (State::Starting, Some(why.to_owned())),
     }
 }

@@ -245,13 +245,16 @@ pub fn stop(unit: &str, user: bool, limit: Duration, stop: &Stop) -> Result<()> 
 }
 
 /// SIGKILL to everything in the unit. It is being stopped from then on, so that no Restart= brings it
-/// back.
+/// back. What is killed has no order to keep with others: its end waits for none of those that the
+/// manager would stop before it, and that may hang.
 pub fn kill(unit: &str, user: bool, limit: Duration, stop: &Stop) -> Result<()> {
     act(&["stop", "--no-block", "--", unit], user, SHOW_LIMIT, Code::StopFailed, stop)?;
     let kill = ["kill", "--signal=KILL", "--", unit];
     let killed = act(&kill, user, SHOW_LIMIT, Code::StopFailed, stop);
+    let end = ["stop", "--job-mode=ignore-dependencies", "--", unit];
     // There may be nobody left to kill; whether it has stopped is what counts.
-    self::stop(unit, user, limit, stop).map_err(|failure| killed.err().unwrap_or(failure))
+    act(&end, user, limit, Code::StopFailed, stop)
+        .map_err(|failure| killed.err().unwrap_or(failure))
 }
 
 fn act(arguments: &[&str], user: bool, limit: Duration, code: Code, stop: &Stop) -> Result<()> {

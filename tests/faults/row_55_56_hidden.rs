@@ -115,6 +115,79 @@ fn row_55_gunicorn_which_sets_its_title_is_started_shown_and_stopped() {
     }
 }
 
+/// Whether the mark is in the environment of a process as others see it.
+fn bears_the_mark(pid: i32, service: &str) -> bool {
+    let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+    let mark = format!("GPUCTL_SERVICE={service}");
+    environment.split(|byte| *byte == 0).any(|variable| variable == mark.as_bytes())
+}
+
+#[test]
+fn row_55_the_mark_survives_a_title_that_is_longer_than_all_before_it() {
+    let title = "VLLM::EngineCore_".repeat(200);
+    // Only without the variable, which a configuration may set otherwise, is the mark written over.
+    for (variable, survives) in [("1", true), ("", false)] {
+        let rig = Rig::new();
+        let Some(python) = rig.python_server() else { return };
+        let vllm = rig.native("vllm").vram(4000).without_match().set("start_timeout", "10s").add();
+        let server = server_of(&rig, &python, &vllm);
+        let unset = if survives { "" } else { "unset SPT_NOENV; " };
+        rig.set("services.vllm.start", format!("{unset}exec {server} --title {title}"));
+        rig.set("services.vllm.env.SPT_NOENV", variable);
+        rig.gpuctl("start vllm --quiet").run().succeeds();
+        let server = holder(&rig);
+        let command = std::fs::read_to_string(format!("/proc/{server}/cmdline")).unwrap();
+        assert!(command.starts_with("VLLM::EngineCore_"), "{command}");
+        assert_eq!(bears_the_mark(server, "vllm"), survives);
+        // By the mark alone: of the start this state folder knows nothing.
+        let elsewhere = rig.path("elsewhere").display().to_string();
+        let stop = || rig.gpuctl("stop vllm --quiet").env("GPUCTL_STATE_DIR", &elsewhere);
+        if survives {
+            let status = rig.gpuctl("status --json").env("GPUCTL_STATE_DIR", &elsewhere).run();
+            let status = status.succeeds().json();
+            assert_eq!(status["services"]["vllm"]["state"], "ready", "{status}");
+            stop().run().succeeds();
+            assert!(state(server).is_none());
+        } else {
+            rig.gpuctl("stop vllm --quiet").run().succeeds();
+        }
+        assert_eq!(rig.card.used_mb(), 0);
+    }
+}
+
+#[test]
+fn row_55_gunicorn_and_its_workers_keep_the_mark() {
+    if !works("gunicorn", &["--version"]) || python_with("setproctitle").is_none() {
+        return rig::skip_or_fail("python", "gunicorn");
+    }
+    let rig = Rig::new();
+    let api = rig.native("api").without_match().set("start_timeout", "15s").add();
+    let app =
+        "def app(environ, start_response):\n    start_response('200 OK', [])\n    return [b'']\n";
+    rig.file("home/app.py", app);
+    rig.set("services.api.cwd", rig.path("home").display().to_string());
+    let flags = format!("--bind 127.0.0.1:{} --workers 2", api.port());
+    rig.set("services.api.start", format!("exec gunicorn {flags} app:app"));
+    rig.gpuctl("start api --quiet").run().succeeds();
+    let elsewhere = rig.path("elsewhere").display().to_string();
+    let pids = || {
+        let status = rig.gpuctl("status --json").env("GPUCTL_STATE_DIR", &elsewhere).run();
+        let status = status.succeeds().json();
+        let pids = status["services"]["api"]["pids"].as_array().unwrap().clone();
+        pids.iter().map(|pid| pid.as_i64().unwrap() as i32).collect::<Vec<_>>()
+    };
+    until("the master and both workers are shown", || pids().len() == 3);
+    let pids = pids();
+    for pid in &pids {
+        let command = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap();
+        assert!(command.starts_with("gunicorn: "), "it has no title of its own: {command}");
+        assert!(bears_the_mark(*pid, "api"), "{command}");
+    }
+    rig.gpuctl("stop api --quiet").env("GPUCTL_STATE_DIR", &elsewhere).run().succeeds();
+    assert!(pids.iter().all(|pid| state(*pid).is_none()));
+    assert!(!api.is_healthy());
+}
+
 /// An API server with an engine of its own title and session that holds the memory; the API server is killed.
 fn orphaned_engine(rig: &Rig) -> Option<(Service, i32)> {
     let python = rig.python_server()?;

@@ -368,3 +368,47 @@ fn a_unit_is_taken_for_a_service_and_what_is_no_units_name_is_refused() {
     rig.set("services.vllm.unit", "vllm@0.service");
     rig.gpuctl("config check").run().succeeds().stdout_has("good");
 }
+
+/// A unit whose stop, as systemd tells it, leaves all of it running; from then on `show` is answered by this script.
+fn left_behind_by_a_stop(rig: &Rig, show: &str) {
+    let (stopped, real) = (rig.path("stopped"), rig.path("bin/systemctl.real"));
+    fs::rename(rig.path("bin/systemctl"), &real).unwrap();
+    let (stopped, real) = (stopped.display(), real.display());
+    rig.program(
+        "systemctl",
+        &format!(
+            "case \" $* \" in\n*' stop '*) : >'{stopped}'; exit 0 ;;\n*' show '*) if [ -e '{stopped}' ]; then {show}; fi ;;\nesac\n\
+             exec '{real}' \"$@\""
+        ),
+    );
+}
+
+#[test]
+fn what_a_stop_leaves_in_a_control_group_is_not_ended_where_systemd_cannot_be_asked_whose_it_is() {
+    let gone = "echo 'Failed to connect to bus: Connection refused' >&2; exit 1";
+    let hangs = "exec sleep 1000";
+    // And one that says it is up again: then nothing in there is a leftover.
+    let is_up = "true";
+    for (show, code, why) in [
+        (gone, "unavailable", "systemd cannot be reached: Failed to connect to bus"),
+        (hangs, "unavailable", "did not answer within 5s"),
+        (is_up, "stop_failed", "started it again as soon as it was stopped"),
+    ] {
+        let rig = Rig::new();
+        let vllm = rig.unit("vllm").vram(4000).server("--fork 2").add();
+        if !rig.systemd().has_control_groups() {
+            return;
+        }
+        rig.gpuctl("start vllm --quiet").run().succeeds();
+        let processes = rig.processes_of(&vllm);
+        left_behind_by_a_stop(&rig, show);
+        rig.gpuctl("stop vllm --quiet").run().fails(code).stderr_has(why);
+        assert_eq!(rig.processes_of(&vllm), processes, "{show}");
+        assert!(vllm.is_healthy(), "{show}");
+        assert_eq!(rig.card.used_mb(), 4000, "{show}");
+        fs::remove_file(rig.path("stopped")).unwrap();
+        fs::rename(rig.path("bin/systemctl.real"), rig.path("bin/systemctl")).unwrap();
+        rig.gpuctl("stop vllm --quiet").run().succeeds();
+        rig.assert_no_process_of(&vllm);
+    }
+}

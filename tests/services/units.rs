@@ -3,7 +3,7 @@
 use rig::{Corner, Machine, until};
 
 /// A service of the configuration, of a unit of the corner's, on its first port.
-fn service(corner: &Corner, unit: &str, more: &str) -> String {
+pub fn service(corner: &Corner, unit: &str, more: &str) -> String {
     format!(
         "[services.vllm]\ntype = \"systemd\"\nunit = '{unit}'\nvram_mb = 4000\nstart_timeout = \"20s\"\n\
          stop_timeout = \"10s\"\nhealth = \"http://localhost:{}/health\"\n{more}\n",
@@ -12,7 +12,7 @@ fn service(corner: &Corner, unit: &str, more: &str) -> String {
 }
 
 /// Installs a unit and a service of it; gives the unit's name. `SERVER` stands for a server on the first port.
-fn install(corner: &Corner, lines: &str) -> String {
+pub fn install(corner: &Corner, lines: &str) -> String {
     let unit = format!("{}.service", corner.mark("vllm"));
     install_as(corner, &unit, &unit, lines);
     unit
@@ -26,14 +26,14 @@ fn install_as(corner: &Corner, file: &str, unit: &str, lines: &str) {
 }
 
 #[track_caller]
-fn succeeds(corner: &Corner, words: &str) -> String {
+pub fn succeeds(corner: &Corner, words: &str) -> String {
     let (code, said) = corner.gpuctl(words);
     assert_eq!(code, 0, "{words}: {said}");
     said
 }
 
 #[track_caller]
-fn fails(corner: &Corner, words: &str, code: i32, why: &str) {
+pub fn fails(corner: &Corner, words: &str, code: i32, why: &str) {
     let (found, said) = corner.gpuctl(words);
     assert_eq!(found, code, "{words}: {said}");
     assert!(said.contains(why), "{words}: {said}");

@@ -11,7 +11,7 @@ while [ $# -gt 0 ]; do
         --property) shift; properties=$1 ;;
         --signal=*) signal=${1#*=} ;;
         --no-block) waits='' ;;
-        --type=* | --plain | --no-legend) ;;
+        --type=* | --plain | --no-legend | --job-mode=*) ;;
         --user) files='' ;; # their files are those of the system
         --no-pager | --no-ask-password) ;;
         --) shift; break ;;
