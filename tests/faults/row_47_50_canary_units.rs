@@ -69,6 +69,8 @@ fn row_47_a_units_trial_that_is_stopped_by_systemctl_at_any_stage_puts_it_right_
         let concluded = if night.books.has_told("completion") { "promoted" } else { "rejected" };
         assert_eq!(night.books.events().last().unwrap(), concluded);
         assert!(!night.books.has_told("guardian_acts"));
+        let result = night.result();
+        assert!(["success 0", "success 143"].contains(&&*result), "{result}");
     });
 }
 

@@ -60,29 +60,55 @@ fn row_73_after_a_loss_of_power_the_boot_brings_production_back_in_whatever_orde
 }
 
 #[test]
-fn row_73_a_shutdown_in_a_trial_is_not_held_up_and_the_next_boot_has_production_back() {
+fn row_73_a_shutdown_at_any_stage_of_a_trial_is_not_held_up_and_the_next_boot_has_production_back()
+{
     let Some(machine) = Machine::own() else { return };
+    let machine = &machine;
+    let enabled = "[Install]\nWantedBy=multi-user.target";
+    // Flags of production and of the canary, by which a stage lasts, and whether gpuctl has been killed before.
+    let cases: [(&str, &str, &str, Reached, bool); 6] = [
+        (
+            enabled,
+            "--term-delay 8s",
+            "",
+            |night| night.books.stage().as_deref() == Some("away"),
+            false,
+        ),
+        (enabled, "", "--warmup 1h", |night| night.books.has_told("canary_started"), false),
+        (enabled, "", "--completion-delay 1h", |night| night.books.has_told("health_ok"), false),
+        (enabled, "--warmup 8s", "", |night| night.books.has_told("canary_stopped"), false),
+        ("", "", "--completion-delay 1h", |night| night.books.has_told("health_ok"), false),
+        ("", "", "--completion-delay 1h", |night| night.books.has_told("health_ok"), true),
+    ];
     let mut nights = Vec::new();
-    for lines in ["[Install]\nWantedBy=multi-user.target", ""] {
-        let night = Night::new(&machine, lines);
-        night.enable(lines);
-        nights.push(night);
-    }
     thread::scope(|scope| {
-        for night in &nights {
-            let in_a_trial: Reached = |night| night.books.has_told("health_ok");
-            scope.spawn(move || night.until_stage("the canary is healthy", in_a_trial));
+        let made = cases.map(|(lines, production, canary, is_reached, is_killed)| {
+            scope.spawn(move || {
+                let night = Night::with(machine, lines, production, canary);
+                night.enable(lines);
+                (format!("{lines} {production} {canary}"), night, is_reached, is_killed)
+            })
+        });
+        nights.extend(made.map(|night| night.join().unwrap()));
+    });
+    thread::scope(|scope| {
+        for (when, night, is_reached, is_killed) in &nights {
+            scope.spawn(move || {
+                night.until_stage(when, *is_reached);
+                if *is_killed {
+                    night.kill("--kill-who=main --signal=KILL");
+                }
+            });
         }
     });
-    nights[1].kill("--kill-who=main --signal=KILL");
     let begun = Instant::now();
     machine.shuts_down();
     let took = begun.elapsed();
     assert!(took < with_room(20), "the shutdown took {took:?}");
     machine.boots();
-    for night in &nights {
-        night.until_ready("after the shutdown");
-        night.assert_settled("after the shutdown");
+    for (when, night, ..) in &nights {
+        night.until_ready(when);
+        night.assert_settled(when);
     }
 }
 
