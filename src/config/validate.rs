@@ -105,10 +105,14 @@ pub fn validate(
                         "is also that of service {twin}; choose something that only this one has"
                     ),
                 ),
-                other => complain(
-                    &["services", name],
-                    &format!("manages the same {} as service {twin}", other.type_name()),
-                ),
+                other => {
+                    let what = match other {
+                        Manager::Systemd { .. } => "unit",
+                        _ => "container",
+                    };
+                    let problem = format!("manages the same {what} as service {twin}");
+                    complain(&["services", name], &problem)
+                }
             });
         }
         services.push(service);

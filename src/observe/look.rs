@@ -2,11 +2,12 @@
 //! who really listens on a port.
 
 mod answering;
+mod contested;
 
 use super::containers::contained;
 use super::evidence::{self, Scene};
 use super::keeper::{Keeper, keeper_of};
-use super::ownership::{self, Ownership, Panes};
+use super::ownership::{Ownership, Panes};
 use crate::config::Config;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
@@ -103,11 +104,10 @@ pub fn look<'a>(
                 look.presences.insert(service.name.clone(), presence);
             }
         }
-        for (container, services) in ownership::containers_of_several(&look.managed) {
-            let what = format!("container {}", &container[..12.min(container.len())]);
+        for (kind, what, services) in contested::by_several(config, &look.managed, &units) {
             for at in &services {
-                let failure = claimed_by(config, &what, &services)
-                    .hint("two services claim one container: give one of them another");
+                let failure = claimed_by(config, &format!("{kind} {what}"), &services)
+                    .hint(format!("two services claim one {kind}: give one of them another"));
                 let name = &config.services[*at].name;
                 look.presences.insert(name.clone(), Presence::Unknown(failure));
             }
@@ -162,7 +162,7 @@ fn in_unit(unit: &str, asked: &Result<HashMap<String, UnitView>>) -> (Presence, 
     match asked.as_ref().map(|shown| shown.get(unit)) {
         Err(failure) => (Presence::Unknown(failure.clone()), Managed::default()),
         Ok(None) => (nothing(), Managed::default()),
-        Ok(Some(UnitView { control_group, presence, socket })) => {
+        Ok(Some(UnitView { control_group, presence, socket, .. })) => {
             let living = || -> Vec<Pid> {
                 let group = control_group.as_deref();
                 let ids = group.map_or_else(Vec::new, group::in_control_group);

@@ -13,9 +13,9 @@ mod worlds;
 
 pub use panes::{Panes, is_multiplexer, panes_since};
 
-use crate::model::{Managed, Pid, Proof};
+use crate::model::{Pid, Proof};
 use crate::world::process::{Id, Process, ProcessTable};
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 /// A service has this to show for its processes. Services are numbered as in the
 /// configuration.
@@ -319,16 +319,4 @@ impl Court<'_> {
         }
         family
     }
-}
-
-/// The containers, by their ids, that several services name: by name and by id, for example. None of
-/// these services may have it.
-pub fn containers_of_several(managed: &[Managed]) -> Vec<(&str, BTreeSet<usize>)> {
-    let mut services: BTreeMap<&str, BTreeSet<usize>> = BTreeMap::new();
-    for (service, of) in managed.iter().enumerate() {
-        for container in &of.containers {
-            services.entry(&container.id).or_default().insert(service);
-        }
-    }
-    services.into_iter().filter(|(_, services)| services.len() > 1).collect()
 }

@@ -25,6 +25,8 @@ const NOT_PERMITTED: i32 = 4;
 /// systemd says this of a unit.
 #[derive(Clone, Debug)]
 pub struct UnitView {
+    /// Its own name; it may have been asked for by an alias.
+    pub id: String,
     pub control_group: Option<String>,
     pub presence: Presence,
     /// A socket that starts the unit for whoever connects.
@@ -196,6 +198,7 @@ fn shown(unit: &str, properties: &HashMap<&str, &str>) -> UnitView {
         _ => Presence::Down(ending()),
     };
     UnitView {
+        id: Some(property("Id")).filter(|id| !id.is_empty()).unwrap_or(unit).to_owned(),
         control_group: control_group.map(str::to_owned),
         presence,
         socket: socket.map(str::to_owned),

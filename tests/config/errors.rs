@@ -238,12 +238,12 @@ fn keys_that_contradict_each_other_are_refused() {
         (
             "[services.a]\ntype=\"docker\"\ncontainer=\"c\"\nvram_mb=1\n\n[services.b]\ntype=\"docker\"\ncontainer=\"c\"\nvram_mb=1",
             "6: services.b",
-            "manages the same docker as service a",
+            "manages the same container as service a",
         ),
         (
             "[services.a]\ntype=\"systemd\"\nunit=\"u\"\nvram_mb=1\n[services.b]\ntype=\"systemd\"\nunit=\"u.service\"\nvram_mb=1",
             "5: services.b",
-            "manages the same systemd as service a",
+            "manages the same unit as service a",
         ),
     ]);
 }

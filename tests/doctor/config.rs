@@ -119,7 +119,7 @@ fn a_file_that_is_wrong_is_found_by_line_and_key() {
         (
             "one container twice",
             "[services.a]\ntype = \"docker\"\ncontainer = \"x\"\nvram_mb = 1\n[services.b]\ntype = \"docker\"\ncontainer = \"x\"\nvram_mb = 1\n",
-            "services.b: manages the same docker as service a",
+            "services.b: manages the same container as service a",
             "correct it",
         ),
         (
