@@ -95,6 +95,7 @@ mod services {
     mod queue;
     mod scopes;
     mod systemd;
+    mod unit_answers;
     mod unit_names;
     mod units;
     mod uvicorn;

@@ -17,7 +17,7 @@ pub use restore::restore_for_another;
 
 use crate::error::{Failure, Result};
 use crate::exit::Code;
-use crate::model::{Manager, Mb, Service, Snapshot, Source, Vram};
+use crate::model::{Manager, Mb, Presence, Service, Snapshot, Source, Vram};
 use crate::plan::{EvictHow, Eviction, Plan, Start, StartHow};
 use crate::step::{Action, Step};
 use crate::world::docker::Docker;
@@ -141,6 +141,7 @@ fn see_done(plan: &Plan, context: &Context, outcome: &mut Outcome) -> Result<()>
         let freed = outcome.freed;
         let evict = evict_again(&after, how, context, outcome)?;
         if evict.is_empty() {
+            forget_ended(&after, context, outcome);
             return last_look::has_room(plan, &after, context);
         }
         let context = Context { before: &after, ..*context };
@@ -148,6 +149,22 @@ fn see_done(plan: &Plan, context: &Context, outcome: &mut Outcome) -> Result<()>
         outcome.freed = freed;
         how = EvictHow::Stop;
     }
+}
+
+/// Who was left alone and has ended meanwhile, of itself or by what others do (a unit that conflicts
+/// with one that was started), is not told as kept.
+fn forget_ended(now: &Snapshot, context: &Context, outcome: &mut Outcome) {
+    outcome.kept.retain(|name| {
+        let is_gone = matches!(
+            now.service(name).presence,
+            Presence::Down(_) | Presence::Missing(_) | Presence::Dead(_)
+        );
+        let has_ended = is_gone && context.before.service(name).is_alive();
+        if has_ended {
+            context.progress.warning(&format!("{name} has ended meanwhile, and not by gpuctl"));
+        }
+        !has_ended
+    });
 }
 
 /// Evicts who has loaded again since its unload, for a job that came in between, which is waited for.

@@ -172,7 +172,10 @@ impl<'a> Watch<'a> {
             {
                 self.timed_out(&failure.message)
             }
-            Code::StartFailed => self.died(&failure.message),
+            Code::StartFailed => {
+                let told = self.died(&failure.message);
+                Failure { hints: [failure.hints, told.hints].concat(), ..told }
+            }
             _ => Failure {
                 message: format!("{}: {}", self.service.name, failure.message),
                 ..failure

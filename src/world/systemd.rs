@@ -22,6 +22,12 @@ const PROPERTIES: &str = "Id,LoadState,ActiveState,SubState,MainPID,ControlGroup
 /// `systemctl` exits with 4 when polkit does not let us (LSB: insufficient privilege).
 const NOT_PERMITTED: i32 = 4;
 
+/// The manager's words for a unit with RefuseManualStart= or RefuseManualStop=.
+const BY_DEPENDENCY: &str = "may be requested by dependency only";
+
+/// The manager's words for a job that would undo one which is not to be undone: a shutdown's.
+const DESTRUCTIVE: &str = "is destructive";
+
 /// systemd says this of a unit.
 #[derive(Clone, Debug)]
 pub struct UnitView {
@@ -160,9 +166,11 @@ pub fn read(units: &[&str], text: &str) -> HashMap<String, UnitView> {
 fn shown(unit: &str, properties: &HashMap<&str, &str>) -> UnitView {
     let property = |name: &str| properties.get(name).copied().unwrap_or_default();
     let number = |name: &str| property(name).parse::<u64>().unwrap_or(0);
-    let ending = || match property("Result") {
-        "success" | "" => None,
-        result => Some(format!("failed: {result}, status {}", number("ExecMainStatus"))),
+    let ending = || match (property("Result"), number("ExecMainStatus")) {
+        ("success" | "", _) => None,
+        // Its main process has not failed, or was never begun.
+        (result, 0) => Some(format!("failed: {result}")),
+        (result, status) => Some(format!("failed: {result}, status {status}")),
     };
     let running = |trouble| {
         Presence::Up(Running {
@@ -269,16 +277,22 @@ fn act(arguments: &[&str], user: bool, limit: Duration, code: Code, stop: &Stop)
     let failure =
         |code| Failure::new(code, format!("systemctl {verb} {unit}: {}", complaint(&output)));
     match is_refused(&output) {
-        false => Err(failure(code)),
         true => Err(failure(Code::Permission)
             .hint(format!("run gpuctl as root, or let polkit allow this user to manage {unit}"))),
+        false if output.stderr.contains(BY_DEPENDENCY) => Err(failure(code)
+            .hint(format!("set RefuseManualStart=no and RefuseManualStop=no in {unit}"))),
+        false if output.stderr.contains(DESTRUCTIVE) => {
+            Err(failure(code).hint("`systemctl list-jobs` shows what may not be disturbed"))
+        }
+        false => Err(failure(code)),
     }
 }
 
 /// Whether polkit or the bus does not let us: `systemctl` has no exit code of its own for a polkit that
-/// would ask for a password.
+/// would ask for a password, and the same one for what nobody may do.
 fn is_refused(output: &Output) -> bool {
-    output.status.code() == Some(NOT_PERMITTED)
+    let may_nobody = [BY_DEPENDENCY, DESTRUCTIVE].iter().any(|text| output.stderr.contains(text));
+    output.status.code() == Some(NOT_PERMITTED) && !may_nobody
         || output.stderr.contains("Interactive authentication required")
 }
 
@@ -314,10 +328,18 @@ fn systemctl(arguments: &[&str], user: bool, limit: Duration) -> Result<Begun> {
     command::begin("systemctl", &all, &variables, limit)
 }
 
-/// The last lines of a unit's journal.
-pub fn log_tail(unit: &str, user: bool, stop: &Stop) -> Vec<String> {
+/// The last lines of a unit's journal since it was started, or since it has been waited for, for as
+/// long as `watched`, where that is longer ago.
+pub fn log_tail(unit: &str, user: bool, watched: Duration, stop: &Stop) -> Vec<String> {
+    let asked = ask(&[unit], user, "InactiveExitTimestampMonotonic");
+    let told = asked.and_then(|asked| text(asked, user, stop)).unwrap_or_default();
+    let begun = told.trim().rsplit('=').next().and_then(|time| age(time.parse().ok()?));
+    let watched = begun.map_or(watched, |age| age.max(watched));
+    let since = host::now().saturating_sub(watched).unwrap_or_default();
+    let since = format!("--since=@{}.{:06}", since.as_second(), since.subsec_microsecond());
     let selector = if user { "--user-unit" } else { "--unit" };
-    let arguments = [selector, unit, "--lines", "15", "--output", "cat", "--no-pager", "--quiet"];
+    let arguments =
+        [selector, unit, &since, "--lines", "15", "--output", "cat", "--no-pager", "--quiet"];
     match command::run("journalctl", &arguments, SHOW_LIMIT, stop) {
         Ok(output) => logs::last_lines(&output.stdout),
         // The failure that these lines would explain is told without them.

@@ -48,34 +48,52 @@ impl<'a> Night<'a> {
 
     /// Production and the canary are servers with these flags.
     pub fn with(machine: &'a Machine, lines: &str, production: &str, canary: &str) -> Night<'a> {
+        let night = Night::bare(machine);
+        let server = night.corner.server("vllm", 0, &format!("--vram 15000 {production}"));
+        let lines = lines.replace("gpuctl-recover.service", &night.unit("gpuctl-recover"));
+        let own = night.corner.environment();
+        let unit = night.unit("vllm");
+        night.corner.unit(&unit, &format!("[Service]\n{own}ExecStart={server}\n{lines}\n"));
+        night.configure(&format!("type = \"systemd\"\nunit = \"{unit}\""), canary);
+        machine.sh(&format!("systemctl start {unit}"));
+        night.until_ready("it has been started");
+        night
+    }
+
+    /// Production is no unit, but started by gpuctl itself.
+    pub fn native(machine: &'a Machine, canary: &str) -> Night<'a> {
+        let night = Night::bare(machine);
+        let server = night.corner.server("vllm", 0, "--vram 15000 --warmup 400ms");
+        night.configure(&format!("type = \"native\"\nstart = 'exec {server}'"), canary);
+        night.corner.sh("gpuctl start vllm");
+        night
+    }
+
+    fn bare(machine: &'a Machine) -> Night<'a> {
         let corner = machine.corner();
         let books = Books::new(corner.folder().join("state"));
-        let night = Night { corner, books };
-        let corner = &night.corner;
-        let server = corner.server("vllm", 0, &format!("--vram 15000 {production}"));
-        let lines = lines.replace("gpuctl-recover.service", &night.unit("gpuctl-recover"));
-        let text = format!("[Service]\n{}ExecStart={server}\n{lines}\n", corner.environment());
-        corner.unit(&night.unit("vllm"), &text);
+        Night { corner, books }
+    }
+
+    /// Writes the configuration, in which this is production, and installs the units of the examples.
+    fn configure(&self, production: &str, canary: &str) {
+        let corner = &self.corner;
         corner.config(&format!(
-            "[services.vllm]\ntype = \"systemd\"\nunit = \"{unit}\"\nvram_mb = 15000\nstart_timeout = \"20s\"\n\
+            "[services.vllm]\n{production}\nvram_mb = 15000\nstart_timeout = \"20s\"\n\
              stop_timeout = \"10s\"\nhealth = \"http://localhost:{port}/health\"\n\
              [canary]\nservice = \"vllm\"\nmode = \"canary\"\nmodel = \"/models/m\"\nport = {second}\n\
              window = \"00:00-23:59 UTC\"\ncooldown = \"0s\"\nmax_runs_per_day = 100\nmax_downtime = \"1h\"\n\
              timeout = \"{TIMEOUT}s\"\nrestore_sla = \"{RESTORE_SLA}s\"\nmax_latency = \"10s\"\n",
-            unit = night.unit("vllm"),
             port = corner.port,
             second = corner.port + 1,
         ));
-        night.canary(canary);
+        self.canary(canary);
         corner.file("candidate.json", "{\"vllm_memory_util\": 0.75}");
         for unit in ["gpuctl-canary", "gpuctl-recover"] {
-            night.example(unit, "");
+            self.example(unit, "");
         }
         // As long as there is a timer for it, systemd remembers how the trial's unit has ended.
-        night.timer("OnActiveSec=1h");
-        machine.sh(&format!("systemctl start {}", night.unit("vllm")));
-        night.until_ready("it has been started");
-        night
+        self.timer("OnActiveSec=1h");
     }
 
     /// The whole name of one of its units: `vllm`, `gpuctl-canary`, `gpuctl-recover`.

@@ -84,6 +84,35 @@ fn row_72_a_units_trial_that_is_suspended_at_any_stage_is_ended_and_put_right_by
 }
 
 #[test]
+fn row_47_native_production_comes_back_in_a_scope_that_outlives_the_trials_unit() {
+    let Some(machine) = Machine::shared() else { return };
+    let kill = "systemctl kill --kill-who=all --signal=KILL";
+    let kill_main = "systemctl kill --kill-who=main --signal=KILL";
+    thread::scope(|scope| {
+        for act in [kill, kill_main, "systemctl stop", "systemctl is-active"] {
+            scope.spawn(move || {
+                let night = Night::native(machine, "--completion-delay 2s");
+                let prober = night.corner.probe(0);
+                night.until_stage(act, |night| night.books.has_told("health_ok"));
+                machine.try_sh(&format!("{act} {}", night.unit("gpuctl-canary")));
+                night.assert_settled(act);
+                night.assert_booked_as_seen(prober, act);
+                night.result();
+                let pid = format!("pgrep -f '{} '", night.corner.mark("[v]llm"));
+                let group = machine.sh(&format!("tail -n 1 /proc/$({pid})/cgroup"));
+                let is_own = group.starts_with("0::/system.slice/gpuctl-vllm-");
+                assert!(is_own && group.ends_with(".scope\n"), "{act}: {group}");
+                // It is what the next call finds, and ends whole.
+                assert_eq!(night.gpuctl("status --check vllm -q").0, 0, "{act}");
+                night.corner.sh("gpuctl stop vllm");
+                assert_eq!(machine.try_sh(&pid).0, "", "{act}");
+                assert_eq!(night.corner.card.used_mb(), 0, "{act}");
+            });
+        }
+    });
+}
+
+#[test]
 fn row_47_a_trial_whose_login_over_ssh_is_lost_at_any_stage_is_put_right() {
     let Some(machine) = Machine::shared() else { return };
     for_logins(machine, &["-tt"]);

@@ -71,7 +71,8 @@ impl Watch<'_> {
                 logs::attach(failure, lines).hint(format!("its log: gpuctl logs {name}"))
             }
             (Manager::Systemd { unit, user }, _) => {
-                logs::attach(failure, systemd::log_tail(unit, *user, self.stop))
+                let watched = self.begun.elapsed();
+                logs::attach(failure, systemd::log_tail(unit, *user, watched, self.stop))
                     .hint(format!("its log: gpuctl logs {name}"))
             }
         }
