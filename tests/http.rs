@@ -1,7 +1,6 @@
 //! `gpuctl http`: the acceptance criteria of the seeds as they are written, with curl; and what becomes of a request whose
 //! client goes away.
 
-use rig::page::repository;
 use rig::{Machine, Rig, Served, answer, skip_or_fail, until, works};
 use serde_json::{Value, json};
 use std::io::Write;
@@ -165,11 +164,9 @@ fn the_units_serve_two_hundred_at_once_on_a_machine_that_systemd_runs_and_none_o
     corner.config(&format!(
         "[services.one]\ntype = \"native\"\nvram_mb = 100\nstart = 'exec sleep {seconds}'\n"
     ));
+    let address = format!("127.0.0.1:{port}");
     for unit in ["gpuctl-http.socket", "gpuctl-http@.service"] {
-        let text = std::fs::read_to_string(repository().join("examples/systemd").join(unit));
-        let text = text.unwrap().replace("/usr/bin/gpuctl", "/io/bin/gpuctl");
-        let text = text.replace("127.0.0.1:8000", &format!("127.0.0.1:{port}"));
-        corner.unit(unit, &text.replace("/etc/gpuctl/config.toml", &corner.path("gpuctl.toml")));
+        corner.example(unit, unit, &[("127.0.0.1:8000", &*address)]);
     }
     machine.sh("systemctl start gpuctl-http.socket");
     let curl = "curl -sS --max-time 100 -o /dev/null -w '%{http_code}\\n'";

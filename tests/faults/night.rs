@@ -1,9 +1,7 @@
 //! Production and its canary as units of a machine that systemd runs, in a corner of it: those in `examples/systemd` under
 //! names of the corner's, so that many trials go on side by side.
 
-use rig::page::repository;
 use rig::{Books, Corner, Machine, Prober, until};
-use std::fs;
 use std::time::Duration;
 use toml::{Table, Value};
 
@@ -90,7 +88,7 @@ impl<'a> Night<'a> {
         self.canary(canary);
         corner.file("candidate.json", "{\"vllm_memory_util\": 0.75}");
         for unit in ["gpuctl-canary", "gpuctl-recover"] {
-            self.example(unit, "");
+            self.example(unit, &[]);
         }
         // As long as there is a timer for it, systemd remembers how the trial's unit has ended.
         self.timer("OnActiveSec=1h");
@@ -101,21 +99,12 @@ impl<'a> Night<'a> {
         format!("{}.service", self.corner.mark(name))
     }
 
-    /// Installs a unit of the examples, with more lines in its `[Service]`.
-    pub fn example(&self, unit: &str, lines: &str) {
-        let file = format!("examples/systemd/{unit}.service");
-        let mut text = fs::read_to_string(repository().join(file)).unwrap();
-        for (theirs, ours) in [
-            ("/usr/bin/gpuctl", "/io/bin/gpuctl".to_owned()),
-            ("/etc/gpuctl/config.toml", self.corner.path("gpuctl.toml")),
-            ("/etc/gpuctl/candidate.json", self.corner.path("candidate.json")),
-            ("/var/lib/gpuctl", self.corner.path("state")),
-            ("[Service]\n", format!("[Service]\n{}{lines}", self.corner.environment())),
-        ] {
-            assert!(text.contains(theirs) || theirs.contains("candidate"), "{unit}: {theirs}");
-            text = text.replace(theirs, &ours);
-        }
-        self.corner.unit(&self.unit(unit), &text);
+    /// Installs a unit of the examples, with more of its words replaced.
+    pub fn example(&self, unit: &str, more: &[(&str, &str)]) {
+        let candidate = self.corner.path("candidate.json");
+        let places = [("/etc/gpuctl/candidate.json", &*candidate)];
+        let all: Vec<_> = places.iter().chain(more).copied().collect();
+        self.corner.example(&format!("{unit}.service"), &self.unit(unit), &all);
     }
 
     /// The trial's timer, with these lines, counts from now on.

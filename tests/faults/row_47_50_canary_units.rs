@@ -55,8 +55,8 @@ fn row_73_a_units_trial_whose_control_group_is_killed_at_any_stage_is_put_right_
     let Some(machine) = Machine::shared() else { return };
     at_each_stage(machine, "its control group is killed", RESTORE_SLA, |night| {
         night.kill("--kill-who=all --signal=KILL");
+        // Its guardian may have begun before it was killed, too.
         until("the unit recovers", || night.books.has_told("recover"));
-        assert!(!night.books.has_told("guardian_acts"));
     });
 }
 

@@ -125,10 +125,7 @@ fn row_73_a_start_limit_that_is_hit_does_not_keep_production_away() {
 fn row_73_a_debt_is_seen_and_settled_from_a_shell_that_knows_another_folder() {
     let Some(machine) = Machine::shared() else { return };
     let night = Night::new(machine, "");
-    night.example("gpuctl-canary", "ExecStopPost=/bin/true\n");
-    let unit = night.unit("gpuctl-canary");
-    let place = format!("/etc/systemd/system/{unit}");
-    machine.sh(&format!("sed -i '/canary recover/d' {place} && systemctl daemon-reload"));
+    night.example("gpuctl-canary", &[("ExecStopPost=-/io/bin/gpuctl canary recover\n", "")]);
     night.until_stage("the canary is healthy", |night| night.books.has_told("health_ok"));
     night.kill("--kill-who=all --signal=KILL");
     assert_eq!(night.result(), "signal 9");

@@ -14,16 +14,14 @@ fn a_phase_is_a_unit_and_a_timer_writes_the_figures() {
         "[phases]\n2 = \"talk\"\n[services.vidi]\ntype = \"native\"\nvram_mb = 4000\nphases = [2]\n\
          start = 'exec {server}'\nhealth = \"http://localhost:{port}/health\"\n"
     ));
+    let folder = corner.path("");
+    let places = [
+        ("'gpuctl", "'/io/bin/gpuctl"),
+        ("/var/lib/prometheus/node-exporter", &folder),
+        ("StateDirectory=gpuctl\nStateDirectoryMode=0700\n", ""),
+    ];
     for unit in ["gpuctl-phase@.service", "gpuctl-metrics.service", "gpuctl-metrics.timer"] {
-        let text = fs::read_to_string(repository().join("examples/systemd").join(unit)).unwrap();
-        let text =
-            text.replace("/usr/bin/gpuctl", "/io/bin/gpuctl").replace("'gpuctl", "'/io/bin/gpuctl");
-        let text = text.replace("/etc/gpuctl/config.toml", &corner.path("gpuctl.toml"));
-        let text = text.replace("/var/lib/prometheus/node-exporter", &corner.path(""));
-        let text = text.replace("/var/lib/gpuctl", &corner.path("state"));
-        let text = text.replace("StateDirectory=gpuctl\nStateDirectoryMode=0700\n", "");
-        let own = format!("[Service]\n{}", corner.environment());
-        corner.unit(unit, &text.replace("[Service]\n", &own));
+        corner.example(unit, unit, &places);
     }
     machine.sh("systemctl start gpuctl-phase@talk.service");
     assert_eq!(corner.state("vidi").0, "ready");
@@ -45,6 +43,34 @@ fn a_phase_is_a_unit_and_a_timer_writes_the_figures() {
     }
     machine.sh("systemctl stop gpuctl-metrics.timer");
     corner.sh("gpuctl stop vidi");
+}
+
+#[test]
+fn a_timer_gives_back_what_is_idle_and_a_lock_that_is_held_is_no_failure_of_its_unit() {
+    let Some(machine) = Machine::shared() else { return };
+    let corner = machine.corner();
+    corner.card.describe(&serde_json::json!({"devices": [{"utilization_percent": 0}]}));
+    let server = corner.server("vidi", 0, "--vram 4000");
+    corner.config(&format!(
+        "[services.vidi]\ntype = \"native\"\nvram_mb = 4000\nidle = \"1s\"\n\
+         start = 'exec {server}'\nhealth = \"http://localhost:{}/health\"\n",
+        corner.port
+    ));
+    let often = [("=1min", "=1s"), ("=30s", "=1s"), ("AccuracySec=1s", "AccuracySec=100ms")];
+    for unit in ["gpuctl-release-idle.service", "gpuctl-release-idle.timer"] {
+        corner.example(unit, unit, &often);
+    }
+    corner.sh("gpuctl start vidi");
+    let token = corner.sh("gpuctl lock acquire somebody --ttl 10m");
+    machine.sh("systemctl start gpuctl-release-idle.timer");
+    let show = "systemctl show --property Result,ExecMainStatus gpuctl-release-idle.service";
+    until("it is refused", || machine.sh(show) == "Result=success\nExecMainStatus=75\n");
+    assert_eq!(corner.state("vidi").0, "ready");
+    corner.sh(&format!("gpuctl lock release --token {token}"));
+    until("it is given back", || corner.state("vidi").0 == "stopped");
+    assert_eq!(corner.card.used_mb(), 0);
+    until("that was a success", || machine.sh(show) == "Result=success\nExecMainStatus=0\n");
+    machine.sh("systemctl stop gpuctl-release-idle.timer");
 }
 
 /// The values of a key in the timers of the examples.

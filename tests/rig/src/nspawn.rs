@@ -3,6 +3,7 @@
 //! power when its PID 1 is killed.
 
 use crate::card::Card;
+use crate::page::repository;
 use crate::prober::Prober;
 use crate::programs::{self, command, works};
 use crate::skip::{root_or_skip, skip_or_fail};
@@ -319,6 +320,23 @@ impl Corner<'_> {
         self.file(name, text);
         let place = format!("/etc/systemd/system/{name}");
         self.machine.sh(&format!("cp '{}' '{place}' && systemctl daemon-reload", self.path(name)));
+    }
+
+    /// Installs a unit of `examples/systemd` under this name, for the programs and folders of this corner, and with more of
+    /// its words replaced.
+    #[track_caller]
+    pub fn example(&self, unit: &str, name: &str, more: &[(&str, &str)]) {
+        let text = fs::read_to_string(repository().join("examples/systemd").join(unit)).unwrap();
+        let own = format!("[Service]\n{}", self.environment());
+        let (config, state) = (self.path("gpuctl.toml"), self.path("state"));
+        let places = [
+            ("/usr/bin/gpuctl", "/io/bin/gpuctl"),
+            ("/etc/gpuctl/config.toml", &config),
+            ("/var/lib/gpuctl", &state),
+            ("[Service]\n", &own),
+        ];
+        let replaced = |text: String, (theirs, ours): &(&str, &str)| text.replace(theirs, ours);
+        self.unit(name, &places.iter().chain(more).fold(text, replaced));
     }
 
     /// `[Service]` lines that every server of this corner needs.
