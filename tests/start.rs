@@ -49,12 +49,13 @@ fn a_service_that_dies_while_it_comes_up_is_told_without_waiting_for_the_timeout
 #[test]
 fn one_that_was_left_coming_up_and_dies_is_told_by_the_start_that_awaits_it() {
     let rig = Rig::new();
-    let server = "--warmup 1h --exit-after 2s --exit-code 3";
-    let vidi = rig.native("vidi").server(server).add();
-    let _server = rig.by_hand(vidi.command());
+    let vidi = rig.native("vidi").server("--warmup 1h").add();
+    let server = rig.by_hand(vidi.command());
     until("it runs", || !rig.processes_of(&vidi).is_empty());
-    let start = rig.gpuctl("start vidi").run().fails("start_failed");
-    start.stderr_has("waiting for vidi").stderr_has("exited before it was ready");
+    let start = rig.gpuctl("start vidi").spawn();
+    until("it is awaited", || start.stderr().contains("waiting for vidi"));
+    drop(server);
+    start.wait().fails("start_failed").stderr_has("exited before it was ready");
 }
 
 #[test]

@@ -249,7 +249,8 @@ fn row_47_a_guardian_whose_production_does_not_come_back_leaves_it_owed() {
     drop(run);
     // While it exits it has no command line any more, and is there still.
     until("its guardian gives up", || rig::state(guardians[0]).is_none());
-    assert_eq!(status(&trial)["restore_owed"], true);
+    let owed = status(&trial);
+    assert_eq!(owed["restore_owed"], true, "{owed} {:?}", trial.events());
     assert_eq!(trial.canary_processes(), [0; 0]);
     trial.rig.assert_lock_was_given_back();
     repair(&trial);

@@ -52,17 +52,22 @@ impl Outcome {
         self.exits(0)
     }
 
-    /// The exit code of that name in the contract; with `--json` also that the error on stdout says the same.
+    /// The exit code of that name in the contract, told as the contract has it: with `--json` one document on stdout that
+    /// says the same, else one line on stderr, and nothing after it but hints.
     #[track_caller]
     pub fn fails(self, name: &str) -> Self {
         let known = CODES.iter().find(|(code, _)| *code == name);
         let (_, code) = known.unwrap_or_else(|| panic!("the contract has no code {name:?}"));
         let outcome = self.exits(*code);
-        if let Ok(document) = serde_json::from_slice::<Value>(&outcome.output().stdout)
-            && let Some(error) = document.get("error")
-        {
+        let Output { stdout, stderr, .. } = outcome.output();
+        let document = serde_json::from_slice::<Value>(stdout).unwrap_or_default();
+        if let Some(error) = document.get("error") {
             assert_eq!((&error["code"], &error["exit_code"]), (&name.into(), &(*code).into()));
         }
+        let stderr = String::from_utf8_lossy(stderr);
+        let mut after = stderr.lines().skip_while(|line| !line.starts_with("gpuctl: ")).skip(1);
+        let are_hints = after.all(|line| line.starts_with("hint: "));
+        assert!(are_hints, "more than hints after the failure: {}", outcome.assert());
         outcome
     }
 
@@ -179,9 +184,10 @@ impl Drop for Outcome {
         let Some(assert) = self.assert.as_ref().filter(|_| !std::thread::panicking()) else {
             return;
         };
-        let output = assert.get_output();
+        let Output { stdout, stderr, .. } = assert.get_output();
         assert!(self.ending_stated, "the test does not state how it ends: {assert}");
-        assert!(self.stdout_declared || output.stdout.is_empty(), "undeclared stdout: {assert}");
-        assert!(self.stderr_declared || output.stderr.is_empty(), "undeclared stderr: {assert}");
+        assert!(self.stdout_declared || stdout.is_empty(), "undeclared stdout: {assert}");
+        assert!(self.stderr_declared || stderr.is_empty(), "undeclared stderr: {assert}");
+        assert!(!String::from_utf8_lossy(stderr).contains("panicked at"), "a panic: {assert}");
     }
 }
