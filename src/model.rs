@@ -72,9 +72,10 @@ pub struct Service {
 
 impl Service {
     /// Returns the most that a service may still hold which has unloaded all its models: what its
-    /// context on the card keeps.
-    pub fn residue(&self) -> Mb {
-        Mb(1536).max(Mb(self.vram.0 / 4))
+    /// context on the card keeps, or about as much as it `kept` when it was asked to unload before.
+    pub fn residue(&self, kept: Option<Mb>) -> Mb {
+        let known = kept.map(|kept| Mb(kept.0 + kept.0 / 4));
+        Mb(1536).max(Mb(self.vram.0 / 4)).max(known.unwrap_or_default())
     }
 
     /// Returns the base URL of a vLLM that its unload puts to sleep, where nobody would wake it: gpuctl is
@@ -86,9 +87,9 @@ impl Service {
         (!self.server.as_ref().is_some_and(ApiServer::can_sleep)).then_some(base)
     }
 
-    /// Whether it has unloaded, as far as one can tell from what it holds.
-    pub fn holds_residue(&self, held: Mb) -> bool {
-        held == Mb(0) || (held <= self.residue() && held < self.vram)
+    /// Whether it has unloaded, as far as one can tell from what it holds and `kept` before.
+    pub fn holds_residue(&self, held: Mb, kept: Option<Mb>) -> bool {
+        held == Mb(0) || (held <= self.residue(kept) && held < self.vram)
     }
 }
 

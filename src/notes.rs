@@ -1,11 +1,11 @@
-//! What gpuctl has seen of services over time: the most that each has held, and when each has last
-//! worked. A small file in the state folder; a plan does not depend on it.
+//! What gpuctl has seen of services over time: the most that each has held, when each has last worked,
+//! and what each keeps when it has unloaded. A small file in the state folder.
 
 use crate::config::Config;
 use crate::model::{Mb, Observed, Service, Snapshot, State, Vram};
 use crate::world::clock::SinceBoot;
 use crate::world::wait::Stop;
-use crate::world::{files, host};
+use crate::world::{files, host, process};
 use jiff::Timestamp;
 use jiff::fmt::serde::timestamp;
 use serde::{Deserialize, Serialize};
@@ -40,6 +40,14 @@ struct Note {
     runs: u64,
     /// When it last worked.
     worked: Option<SinceBoot>,
+    remnant: Option<Remnant>,
+}
+
+/// What processes still held after they had been asked to unload for the second time.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Remnant {
+    pub held_mb: Mb,
+    pub processes: Vec<process::Id>,
 }
 
 /// What a call of `run` has seen while its command ran.
@@ -96,6 +104,13 @@ impl Notes {
         });
     }
 
+    /// Writes down what a service keeps that has been asked to unload.
+    pub fn keep_unload(config: &Config, service: &str, remnant: &Remnant) {
+        Notes::update(config, |notes| {
+            notes.services.entry(service.to_owned()).or_default().remnant = Some(remnant.clone());
+        });
+    }
+
     fn update(config: &Config, change: impl Fn(&mut Notes)) {
         let before = Notes::read(config);
         let mut after = before.clone();
@@ -142,6 +157,15 @@ impl Notes {
         self.services.get(service)?.peak_mb
     }
 
+    /// Returns what a service has kept that was asked to unload, where those on the card are the processes
+    /// that were asked.
+    pub fn kept(&self, service: &str, vram: &Vram) -> Option<Mb> {
+        let Remnant { held_mb, processes } = self.services.get(service)?.remnant.as_ref()?;
+        let was_asked =
+            |pid| process::Id::of(pid).is_some_and(|process| processes.contains(&process));
+        vram.of_service(service).all(|process| was_asked(process.pid)).then_some(*held_mb)
+    }
+
     /// Returns how many calls of `run` have watched a service that they needed.
     pub fn runs(&self, service: &str) -> u64 {
         self.services.get(service).map_or(0, |note| note.runs)
@@ -168,11 +192,13 @@ impl Notes {
         })
     }
 
-    /// Forgets the times of an earlier boot.
+    /// Forgets the times and processes of an earlier boot.
     fn of_this_boot(mut self) -> Notes {
         let boot = host::boot_id();
         if self.boot != boot {
-            self.services.values_mut().for_each(|note| note.worked = None);
+            for note in self.services.values_mut() {
+                (note.worked, note.remnant) = (None, None);
+            }
             self.boot = boot;
         }
         self

@@ -11,8 +11,9 @@ use crate::screen::{BAD, FAINT, GOOD, Screen};
 use crate::step::{Action, Step};
 use anstyle::Style;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
+use std::collections::HashSet;
 use std::io::Write as _;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// A terminal's running steps are drawn again after this time.
@@ -39,6 +40,8 @@ pub struct Progress {
     recorder: Option<Arc<Recorder>>,
     /// When something began that may take so long, told before each line where no clock is drawn.
     clock: Option<(Instant, Duration)>,
+    /// What has been warned of is not warned of again.
+    warned: Arc<Mutex<HashSet<String>>>,
 }
 
 impl Progress {
@@ -52,12 +55,12 @@ impl Progress {
             }
             (false, false) => Face::Lines(screen),
         };
-        Progress { face, recorder: None, clock: None }
+        Progress { face, ..Progress::silent() }
     }
 
     /// Tells nobody.
     pub fn silent() -> Progress {
-        Progress { face: Face::Silent, recorder: None, clock: None }
+        Progress { face: Face::Silent, recorder: None, clock: None, warned: Arc::default() }
     }
 
     /// Returns it so that each step also goes into the event log.
@@ -75,8 +78,12 @@ impl Progress {
         self.print(&self.clocked(&on_one_line(text)));
     }
 
+    /// A warning, which is told once however often it is given.
     pub fn warning(&self, text: &str) {
-        self.print(&format!("warning: {}", on_one_line(text)));
+        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
+        if warned.insert(text.to_owned()) {
+            self.print(&format!("warning: {}", on_one_line(text)));
+        }
     }
 
     /// A step begins, on a service or for `what`; it has `limit` to end.

@@ -7,6 +7,7 @@ use crate::config::{Config, Span};
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::model::{GpuProcess, Manager, Mb, NO_ADDRESS, Native, Pid, Presence, Service, Vram};
+use crate::notes::{Notes, Remnant};
 use crate::observe::{Keeper, Members, attributed, gpu_pids, members};
 use crate::plan::{EvictHow, Eviction};
 use crate::step::{Action, Step};
@@ -20,6 +21,11 @@ use std::time::{Duration, Instant};
 
 /// An unload may take this long to show.
 const UNLOAD_LIMIT: Duration = Duration::from_secs(10);
+/// What is still held so long after the last call that was answered, and after the last of it that came
+/// back, is kept.
+const SETTLED: Duration = Duration::from_secs(5);
+/// Memory that comes back little by little is waited for so long.
+const TRICKLE_LIMIT: Duration = Duration::from_secs(30);
 /// Who calls may tell so much later that the time of a call is over.
 const GRACE: Duration = Duration::from_secs(1);
 /// A service that somebody looks after is watched this long for its return. Most supervisors
@@ -48,7 +54,8 @@ pub fn evict(
     if eviction.how == EvictHow::Unload {
         let held = Footprint::of(service, context);
         let memory = held.as_ref().ok().and_then(|held| held.memory);
-        if let Some(residue) = memory.filter(|memory| service.holds_residue(*memory)) {
+        let kept = context.before.service(&service.name).kept;
+        if let Some(residue) = memory.filter(|memory| service.holds_residue(*memory, kept)) {
             return Ok(EvictedBy { step: None, keeps: Some(residue) });
         }
         let step = context.progress.begin(Action::Unload, &service.name, UNLOAD_LIMIT);
@@ -256,6 +263,13 @@ impl Footprint {
         };
         vram.processes.as_ref()?.iter().filter(is_own).map(|process| process.memory).sum()
     }
+
+    /// What the same processes keep.
+    fn remnant(&self, held_mb: Mb) -> Remnant {
+        let living = self.own.iter().filter(|pid| !process::is_ending(**pid));
+        let processes = living.filter_map(|pid| process::Id::of(*pid)).collect();
+        Remnant { held_mb, processes }
+    }
 }
 
 /// Requests an unload and watches for it. Returns what it keeps, as far as the driver tells, or why
@@ -271,9 +285,12 @@ fn ask_to_unload(
         return Ok(Err(cut));
     }
     let mut begun = Instant::now();
+    let mut changed = begun;
+    let mut least = held.memory;
     let mut calls = 0;
     loop {
-        let is_over = begun.elapsed() >= UNLOAD_LIMIT;
+        let is_settled = changed.elapsed() >= SETTLED;
+        let is_over = begun.elapsed() >= if is_settled { UNLOAD_LIMIT } else { TRICKLE_LIMIT };
         // One that has kept something is asked once more.
         let is_due = calls == 0 || (calls == 1 && begun.elapsed() >= UNLOAD_LIMIT / 2);
         if (is_due || is_over) && drain::once_more(&[service], false, context)? {
@@ -285,13 +302,20 @@ fn ask_to_unload(
             if let Err(failed) = request_unload(service, context)? {
                 return Ok(Err(format!("its unload call failed: {}", failed.why)));
             }
+            changed = Instant::now();
         }
         let now = match context.vram() {
             Ok(now) => now,
             Err(why) => return Ok(Err(why)),
         };
-        let (is_gone, freed) = match (held.memory, held.at(&now)) {
-            (Some(held), Some(holds)) => (holds <= service.residue(), held.saturating_sub(holds)),
+        let holds = held.at(&now);
+        if holds < least {
+            (least, changed) = (holds, Instant::now());
+        }
+        let (is_gone, freed) = match (held.memory, holds) {
+            (Some(held), Some(holds)) => {
+                (holds <= service.residue(None), held.saturating_sub(holds))
+            }
             // Where the driver does not tell who holds what, there is only the room.
             _ => {
                 let free = |vram: &Vram| vram.free.unwrap_or_default();
@@ -300,8 +324,14 @@ fn ask_to_unload(
                 (freed > Mb(0) && room >= required, freed)
             }
         };
-        if is_gone || (is_over && freed > Mb(0)) {
-            return Ok(Ok(held.at(&now)));
+        if is_gone {
+            return Ok(Ok(holds));
+        }
+        if is_over && freed > Mb(0) {
+            if let (Some(holds), true) = (holds, is_settled) {
+                Notes::keep_unload(context.config, &service.name, &held.remnant(holds));
+            }
+            return Ok(Ok(holds));
         }
         if is_over {
             let limit = Span(UNLOAD_LIMIT);
@@ -311,20 +341,21 @@ fn ask_to_unload(
     }
 }
 
-/// Makes the calls that request an unload, which are waited for no longer than one may take; an
-/// interruption ends the wait.
+/// Makes the calls that request an unload, one to each of its places side by side, which are waited for
+/// no longer than one may take; an interruption ends the wait.
 fn request_unload(service: &Service, context: &Context) -> Result<Called<()>> {
     let located = service.at(&context.before.managed(&service.name).addresses());
     if located.is_empty() {
         return Ok(Err(NoAnswer::other(NO_ADDRESS)));
     }
-    let requesting = Aside::begin(move || {
-        let calls = located.iter().filter_map(|it| Some((it.unload.as_ref()?, &it.headers)));
-        calls
-            .into_iter()
-            .try_for_each(|(call, headers)| server::unload(call, headers, UNLOAD_LIMIT))
-    })?;
-    let answer = requesting.result_by(context.stop, Instant::now() + UNLOAD_LIMIT + GRACE);
+    let deadline = Instant::now() + UNLOAD_LIMIT + GRACE;
+    let calls = located.into_iter().filter_map(|it| Some((it.unload?, it.headers)));
+    let requesting = calls
+        .map(|(call, headers)| Aside::begin(move || server::unload(&call, &headers, UNLOAD_LIMIT)))
+        .collect::<Result<Vec<_>>>()?;
+    let answers = requesting.iter().map(|call| call.result_by(context.stop, deadline));
+    let answers: Vec<_> = answers.collect();
     context.stop.check()?;
-    Ok(answer.unwrap_or_else(|| Err(NoAnswer::silence("it is not answered in time"))))
+    let silence = || Err(NoAnswer::silence("it is not answered in time"));
+    Ok(answers.into_iter().try_for_each(|answer| answer.unwrap_or_else(silence)))
 }

@@ -92,9 +92,9 @@ pub fn loaded_again<'a>(
     context: &'a Context,
 ) -> Vec<&'a Service> {
     let has_loaded = |service: &&Service| {
-        let most = |kept: &Mb| service.residue().max(Mb(kept.0 + kept.0 / 4));
+        let most = keeps.get(&service.name).map(|kept| service.residue(Some(*kept)));
         let held = after.service(&service.name).used;
-        keeps.get(&service.name).is_some_and(|kept| held.is_some_and(|held| held > most(kept)))
+        most.zip(held).is_some_and(|(most, held)| held > most)
     };
     context.config.services.iter().filter(has_loaded).collect()
 }

@@ -65,6 +65,9 @@ pub struct Observed {
     pub works_silently: bool,
     /// The most that its processes have held, as far as gpuctl has seen.
     pub peak: Option<Mb>,
+    /// What these same processes still held after gpuctl had asked them to unload for the second time;
+    /// `None` where it had no need to, or they are others.
+    pub kept: Option<Mb>,
     /// The time for which it has not worked; `None` where that cannot be told.
     pub idle: Option<Duration>,
     pub unproven: Vec<Unproven>,

@@ -128,6 +128,7 @@ pub fn observe(
                 jobs_unknown,
                 works_silently,
                 peak: None,
+                kept: None,
                 idle: None,
                 name: service.name.clone(),
                 health: took.filter(|_| state == State::Ready),
@@ -143,6 +144,7 @@ pub fn observe(
     notes.add(&vram, &services);
     for (service, observed) in config.services.iter().zip(&mut services) {
         observed.peak = notes.peak(&service.name);
+        observed.kept = notes.kept(&service.name, &vram);
         observed.idle = notes.idle(service, observed, &vram);
     }
     if vram.source == Source::Estimate && !vram.no_such_gpu {

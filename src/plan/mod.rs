@@ -284,7 +284,8 @@ fn can_unload(service: &Service, observed: &Observed) -> bool {
 /// Whether it has nothing left to give but what its context keeps, and will want its memory back when
 /// it is woken or used.
 fn has_unloaded(service: &Service, observed: &Observed) -> bool {
-    let holds_residue = observed.used.is_some_and(|held| service.holds_residue(held));
+    let Observed { used, kept, .. } = observed;
+    let holds_residue = used.is_some_and(|held| service.holds_residue(held, *kept));
     can_unload(service, observed) && holds_residue
 }
 

@@ -53,6 +53,7 @@ fn world(config: &str) -> Scenario {
         jobs_unknown: None,
         works_silently: false,
         peak: None,
+        kept: None,
         idle: None,
         unproven: Vec::new(),
     });

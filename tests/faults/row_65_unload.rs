@@ -71,20 +71,45 @@ fn unload_again_and_again(api: &str, server: &str, reclaim_ms: u64) {
     }
 }
 
+/// A repeated `prepare-phase` neither stops nor unloads anything, and says so before.
+fn assert_nothing_to_do(rig: &Rig, model: &Service) {
+    let process = rig.processes_of(model);
+    for _ in 0..2 {
+        let shown = rig.gpuctl("prepare-phase 2 --dry-run --json").run().succeeds().json();
+        for report in [shown, prepare(rig)] {
+            let done = (&report["unloaded"], &report["stopped"], &report["started"]);
+            assert_eq!(done, (&json!([]), &json!([]), &json!([])), "{report}");
+            assert_eq!(report["kept"], json!(["big", "model"]), "{report}");
+        }
+        assert_eq!(rig.processes_of(model), process);
+    }
+}
+
 #[test]
 fn row_65_repeated_there_is_nothing_to_stop_where_a_context_stays() {
     let (rig, model) = rig_with("vllm", "--api vllm --unload-residual 1500", 0);
-    let process = rig.processes_of(&model);
     assert_eq!(prepare(&rig)["unloaded"], json!(["model"]));
-    for _ in 0..3 {
-        let shown = rig.gpuctl("prepare-phase 2 --dry-run --json").run().succeeds().json();
-        assert_eq!((&shown["unloaded"], &shown["stopped"]), (&json!([]), &json!([])), "{shown}");
-        assert_eq!(shown["kept"], json!(["big", "model"]));
-        let report = prepare(&rig);
-        assert_eq!((&report["unloaded"], &report["stopped"]), (&json!([]), &json!([])), "{report}");
-        assert_eq!(report["kept"], json!(["big", "model"]));
-        assert_eq!(rig.processes_of(&model), process);
-    }
+    assert_nothing_to_do(&rig, &model);
+}
+
+#[test]
+fn row_65_repeated_there_is_nothing_to_stop_where_much_more_than_a_context_stays() {
+    let server = "--api comfyui --idle-vram 3300 --unload-residual 3300";
+    let (rig, model) = rig_with("comfyui", server, 0);
+    model.work();
+    assert_eq!(prepare(&rig)["unloaded"], json!(["model"]));
+    assert_nothing_to_do(&rig, &model);
+    // What a job makes it load again is given back again.
+    rig.gpuctl("stop big --quiet").run().succeeds();
+    model.work();
+    assert_eq!(rig.card.used_mb(), 12000);
+    assert_eq!(prepare(&rig)["unloaded"], json!(["model"]));
+    assert_nothing_to_do(&rig, &model);
+    // What its processes have kept is not taken to be what others keep.
+    rig.gpuctl("stop big --quiet").run().succeeds();
+    rig.gpuctl("restart model --quiet").run().succeeds();
+    assert_eq!(rig.card.used_mb(), 3300);
+    rig.gpuctl("prepare-phase 2 --dry-run").run().succeeds().stdout_has("would unload model");
 }
 
 #[test]

@@ -234,3 +234,16 @@ fn what_a_killed_run_owed_is_in_the_history() {
     assert!(history.contains("never finished: gpuctl was killed"), "{history}");
     assert!(history.contains("restore ollama, vidi"), "{history}");
 }
+
+#[test]
+fn a_warning_that_holds_for_each_step_is_told_once() {
+    let rig = Rig::new();
+    let services = prepare(&rig);
+    rig.set("gpu.nvml_library", "/none/libnvidia-ml.so.1");
+    rig.set("gpu.total_mb", 24576);
+    let run = rig.gpuctl("run --restore --vram 20GB -- true").run().succeeds();
+    let told = run.stderr_text();
+    assert!(told.contains("restored ollama, vidi"), "{told}");
+    assert_eq!(told.matches("planning with gpu.total_mb").count(), 1, "{told}");
+    assert!(are_back(&services));
+}

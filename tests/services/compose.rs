@@ -7,6 +7,17 @@ use toml::Table;
 /// Makes a container as compose does for a service of a project, with more options of `docker create`, and more flags
 /// of the server. Gives its name.
 fn replica(rig: &Rig, service: &str, number: u32, options: &[&str], flags: &str) -> String {
+    replica_in("host", rig, service, number, options, flags)
+}
+
+fn replica_in(
+    network: &str,
+    rig: &Rig,
+    service: &str,
+    number: u32,
+    options: &[&str],
+    flags: &str,
+) -> String {
     let project = rig.mark("mcn");
     let name = format!("{project}-{service}-{number}");
     let card = rig.card.folder().display();
@@ -17,7 +28,7 @@ fn replica(rig: &Rig, service: &str, number: u32, options: &[&str], flags: &str)
         format!("SIMGPU_DIR={card}"),
         format!("{card}:{card}"),
     ];
-    let mut words = vec!["create", "--name", &name, "--network", "host"];
+    let mut words = vec!["create", "--name", &name, "--network", network];
     for label in &labels[..3] {
         words.extend(["--label", label]);
     }
@@ -208,4 +219,24 @@ fn however_many_services_of_projects_there_are_the_engine_is_asked_twice() {
         }
     });
     assert_eq!(calls.len(), 2, "{calls:?}");
+}
+
+#[test]
+fn each_replica_that_is_asked_to_unload_has_the_time_of_a_call_of_its_own() {
+    let Some(rig) = Rig::with_docker() else { return };
+    let network = rig.network();
+    // Two such calls take longer than one may.
+    let server = "--host 0.0.0.0 --port 8000 --api vllm --vram 6000 --unload-residual 500 --sleep-delay 6500ms";
+    for number in [1, 2] {
+        replica_in(&network, &rig, "chat", number, &[], server);
+    }
+    let settings = "service = 'chat'\nvram_mb = 12000\npriority = 10\nevict = 'unload'\n\
+                    api = 'vllm'\nurl = 'http://{container}:8000'";
+    declare(&rig, "chat", settings);
+    rig.native("render").vram(18000).priority(90).add();
+    rig.gpuctl("start chat").run().succeeds().stdout_has("started chat").progress();
+    until("both hold their memory", || rig.card.used_mb() == 12000);
+    rig.gpuctl("start render").run().succeeds().stdout_has("unloaded chat").progress();
+    assert_eq!(rig.card.used_mb(), 19000);
+    assert_eq!(service(&rig, "chat")["state"], "asleep");
 }

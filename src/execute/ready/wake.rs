@@ -3,7 +3,7 @@
 use super::{Context, LONGEST, SHORTEST, Watch};
 use crate::error::{Failure, Result};
 use crate::exit::Code;
-use crate::model::{ApiServer, Headers, Service};
+use crate::model::{ApiServer, Headers, Observed, Service};
 use crate::step::Action;
 use crate::world::http::Fetcher;
 use crate::world::server::{self, Called};
@@ -15,9 +15,9 @@ const CALL_LIMIT: Duration = Duration::from_secs(10);
 
 /// Whether it has put its model aside by an unload, and does not take it back by itself.
 pub(super) fn has_put_aside(service: &Service, context: &Context) -> bool {
-    let used = context.before.service(&service.name).used;
+    let Observed { used, kept, .. } = context.before.service(&service.name);
     service.server.as_ref().is_some_and(ApiServer::puts_aside)
-        && used.is_some_and(|used| service.holds_residue(used))
+        && used.is_some_and(|used| service.holds_residue(used, *kept))
 }
 
 impl Watch<'_> {

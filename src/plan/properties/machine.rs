@@ -181,6 +181,7 @@ impl Tenant {
             jobs_unknown: None,
             works_silently: false,
             peak: None,
+            kept: None,
             idle: None,
             unproven: Vec::new(),
         }

@@ -100,6 +100,10 @@ pub struct Unload {
     #[arg(long, value_name = "DUR", default_value = "0s", value_parser = humantime::parse_duration)]
     pub unload_delay: Duration,
 
+    /// vllm: time that the call which puts it to sleep takes until it is answered
+    #[arg(long, value_name = "DUR", default_value = "0s", value_parser = humantime::parse_duration)]
+    pub sleep_delay: Duration,
+
     /// Time that a load takes which is asked for, as by a call that wakes it
     #[arg(long, value_name = "DUR", default_value = "0s", value_parser = humantime::parse_duration)]
     pub load_delay: Duration,

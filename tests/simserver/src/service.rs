@@ -189,6 +189,7 @@ impl Service {
             }
             Asked::UnloadWhenIdle(names, answer) => {
                 self.work.wait_until_idle();
+                thread::sleep(self.args.unload.sleep_delay);
                 self.unload_soon(names);
                 Answer::new(200, answer)
             }
