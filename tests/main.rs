@@ -93,6 +93,7 @@ mod services {
     mod native;
     mod podman;
     mod queue;
+    mod rootless;
     mod scopes;
     mod systemd;
     mod unit_answers;

@@ -93,7 +93,7 @@ fn containers(
                 [] => vec![Check::pass(CheckId::DockerContainer, "created by compose when needed")],
                 own => {
                     made.extend(own);
-                    own.iter().flat_map(|one| judge(service, one, config, card)).collect()
+                    own.iter().flat_map(|one| judge(service, one, config, engine, card)).collect()
                 }
             },
         };
@@ -108,12 +108,18 @@ fn forbidden(failure: &Failure) -> Check {
     Check::fail(CheckId::DockerPermission, &failure.message, fix)
 }
 
-fn judge(service: &Service, container: &Container, config: &Config, card: &Selector) -> Vec<Check> {
+fn judge(
+    service: &Service,
+    container: &Container,
+    config: &Config,
+    engine: &Engine,
+    card: &Selector,
+) -> Vec<Check> {
     let name = &container.name;
     vec![
         Check::pass(CheckId::DockerContainer, name),
         gpu(container, card),
-        ports(service, container),
+        ports(service, container, engine),
         restart(container, &config.docker),
         match container.setup.is_removed_at_its_end {
             true => Check::warn(
@@ -156,9 +162,19 @@ fn gpu(container: &Container, card: &Selector) -> Check {
 }
 
 /// Whether its health check reaches it.
-fn ports(service: &Service, container: &Container) -> Check {
+fn ports(service: &Service, container: &Container, engine: &Engine) -> Check {
     let (id, name) = (CheckId::DockerPorts, &container.name);
     let health = format!("services.{}.health", service.name);
+    let is_direct = container.setup.network == ContainerNetwork::Host || service.is_by_address();
+    if engine.is_apart && is_direct {
+        return Check::warn(
+            id,
+            format!(
+                "the container {name} is asked in the network of its engine, which is rootless and has one of its own: nothing on this machine reaches it there"
+            ),
+            "recreate it with --publish PORT:PORT, and let its health check ask that port on localhost",
+        );
+    }
     match container.setup.network {
         ContainerNetwork::Host => return Check::pass(id, "it uses this machine's network"),
         ContainerNetwork::Of(_) => {

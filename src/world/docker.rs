@@ -50,6 +50,9 @@ pub struct Engine {
     pub version: String,
     /// The runtimes by name; the NVIDIA container toolkit adds "nvidia".
     pub runtimes: Vec<String>,
+    /// It is a rootless one of Docker's, whose containers are in a network that this machine's programs do
+    /// not reach.
+    pub is_apart: bool,
 }
 
 #[derive(Default, Deserialize)]
@@ -59,6 +62,8 @@ struct Info {
     /// Why the client cannot tell of the engine.
     server_errors: Option<Vec<String>>,
     runtimes: Option<BTreeMap<String, serde_json::Value>>,
+    /// Such as "name=seccomp,profile=default"; podman has none.
+    security_options: Option<Vec<String>>,
     #[serde(rename = "version")]
     of_podman: PodmanVersion,
 }
@@ -198,7 +203,8 @@ impl<'a> Docker<'a> {
             return Err(refusal(&error.unwrap_or_else(|| reason::reason(&info))));
         }
         let runtimes = told.runtimes.unwrap_or_default().into_keys().collect();
-        Ok(Engine { version, runtimes })
+        let options = told.security_options.unwrap_or_default();
+        Ok(Engine { version, runtimes, is_apart: options.iter().any(|it| it == "name=rootless") })
     }
 
     /// The failure of a container that there is not.

@@ -34,6 +34,7 @@ impl Podman {
             return None;
         }
         let rig = Rig::new();
+        let image = rig.image().display().to_string();
         let user = user(&rig)?;
         let podman = Podman { rig, user };
         let rig = &podman.rig;
@@ -49,16 +50,10 @@ impl Podman {
                 --storage-driver vfs {options} --cgroup-manager cgroupfs --events-backend file {runtime} \"$@\""
             ),
         );
-        let image = format!(
-            "mkdir -p {folder}/image/bin && cd {folder}/image && cp {simserver} bin/simserver && \
-            for library in $(ldd bin/simserver | grep -o '/[^ ]*'); do \
-                mkdir -p .$(dirname $library) && cp -L $library .$library; done && \
-            tar --create --owner 0 --group 0 --file ../image.tar . && podman import ../image.tar localhost/simserver:1",
-            simserver = rig.simserver()
-        );
+        let import = format!("podman import {image} localhost/simserver:1");
         let try_out = format!("{} localhost/simserver:1 /bin/simserver --help", create_words(rig));
         let (code, told) =
-            podman.script(&format!("{image} && podman run --rm {try_out}")).run().ended();
+            podman.script(&format!("{import} && podman run --rm {try_out}")).run().ended();
         if code != Some(0) {
             let wanted = if podman.user.is_empty() { "podman" } else { "rootless podman" };
             skip_or_fail(wanted, &format!("podman that runs containers here ({})", told.trim()));
@@ -70,8 +65,7 @@ impl Podman {
 
     /// A shell script of whose podman it is.
     fn script(&self, script: &str) -> Invocation {
-        let file = self.rig.file("script", script);
-        self.rig.shell(&format!("{} sh {}", self.user, file.display()))
+        self.rig.shell_of(&self.user, script)
     }
 
     #[track_caller]

@@ -217,26 +217,28 @@ impl Engine {
         }
     }
 
-    /// `simserver`, the libraries that it needs, and a shell where the machine has one to spare.
     fn import_image(&self) {
-        let root = tempfile::tempdir().unwrap();
-        put(root.path(), &programs::simserver(), "bin/simserver");
-        let busybox = Path::new("/bin/busybox");
-        if busybox.exists() {
-            put(root.path(), busybox, "bin/busybox");
-            symlink("busybox", root.path().join("bin/sh")).unwrap();
-        }
-        let tar = root.path().join("image.tar");
-        let status = command("tar")
-            .args(["--exclude", "./image.tar", "--create", "--file"])
-            .arg(&tar)
-            .arg("--directory")
-            .args([root.path(), Path::new(".")])
-            .status()
-            .unwrap();
-        assert!(status.success(), "tar fails");
-        self.docker(&["import", tar.to_str().unwrap(), &self.image]);
+        let folder = tempfile::tempdir().unwrap();
+        let image = pack_image(folder.path());
+        self.docker(&["import", image.to_str().unwrap(), &self.image]);
     }
+}
+
+/// Packs what an engine imports as an image, in a folder: `simserver`, the libraries that it needs, and a shell where the
+/// machine has one to spare.
+pub fn pack_image(folder: &Path) -> PathBuf {
+    let root = folder.join("image");
+    put(&root, &programs::simserver(), "bin/simserver");
+    let busybox = Path::new("/bin/busybox");
+    if busybox.exists() {
+        put(&root, busybox, "bin/busybox");
+        symlink("busybox", root.join("bin/sh")).unwrap();
+    }
+    let tar = folder.join("image.tar");
+    let mut pack = command("tar");
+    pack.args(["--create", "--owner", "0", "--group", "0", "--file"]).arg(&tar);
+    assert!(pack.arg("--directory").args([&root, Path::new(".")]).status().unwrap().success());
+    tar
 }
 
 /// Copies a program into an image's root, with the libraries that `ldd` lists.

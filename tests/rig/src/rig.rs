@@ -116,6 +116,11 @@ impl Rig {
         path
     }
 
+    /// A file that any engine imports as an image, with `/bin/simserver` in it.
+    pub fn image(&self) -> PathBuf {
+        docker::pack_image(&self.folder)
+    }
+
     /// The model server's program, for what is to be no service.
     pub fn simserver(&self) -> String {
         programs::simserver().display().to_string()
@@ -228,6 +233,13 @@ impl Rig {
         let mut command = self.command("sh");
         command.args(["-c", script]);
         Invocation::new(command)
+    }
+
+    /// A shell script of a user's, by the words that make a command that user's: `rig.shell_of(&rig.as_a_user()?, "id")`.
+    #[track_caller]
+    pub fn shell_of(&self, user: &str, script: &str) -> Invocation {
+        let file = self.file("script", script);
+        self.shell(&format!("{user} sh {}", file.display()))
     }
 
     /// Runs a command that is not gpuctl's doing beside the test, in a session of its own, as in a terminal of its own:
