@@ -88,7 +88,7 @@ impl Hands<'_> {
             let is_cleared = used.is_some_and(|(used, others)| used <= others);
             plan::start(config, snapshot, service, false).or_else(|refusal| {
                 match is_cleared || waited >= self.share() {
-                    true => plan::start_again(snapshot, service),
+                    true => plan::start_again(config, snapshot, service),
                     false => Err(refusal),
                 }
             })

@@ -5,14 +5,15 @@ use super::{Context, LONGEST, SHORTEST};
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::model::{
-    Condition, Container, Containers, Healthy, Managed, Manager, Presence, Running, Service,
-    Trouble,
+    Compose, ComposeFiles, Condition, Container, Containers, Healthy, Managed, Manager, Presence,
+    Running, Service, Trouble,
 };
 use crate::observe::containers;
+use crate::plan::{Plan, StartHow};
 use crate::world::compose;
 use crate::world::docker::{Docker, resolve};
 use crate::world::wait::{Stop, wait};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -177,8 +178,7 @@ fn stop_containers(
     results
 }
 
-/// Starts services, creates the containers of one that has none yet, and returns what each is made of
-/// from then on.
+/// Starts services, and returns what each is made of.
 pub fn start(services: &[&Service], stop: &Stop, context: &Context) -> Vec<Result<Managed>> {
     let managed = |service: &&Service| context.before.managed(&service.name).clone();
     if let [service] = services {
@@ -202,24 +202,44 @@ pub fn start(services: &[&Service], stop: &Stop, context: &Context) -> Vec<Resul
     managed.iter().map(result).collect()
 }
 
+/// Makes the containers that compose has yet to make for what a plan starts, and tells whether there were
+/// any: what they depend on is known only then.
+pub fn create_missing(plan: &Plan, context: &Context) -> Result<bool> {
+    let mut projects: Vec<(&ComposeFiles, Vec<&Compose>, Duration)> = Vec::new();
+    for start in plan.start.iter().filter(|start| start.how == StartHow::Start) {
+        let (service, managed) =
+            (context.service(&start.service), context.before.managed(&start.service));
+        let (Manager::Containers(Containers::Compose(compose)), [], Some(files)) =
+            (&service.manager, managed.containers.as_slice(), &managed.compose_files)
+        else {
+            continue;
+        };
+        let limit = service.start_timeout;
+        match projects.iter_mut().find(|(of, all, _)| {
+            *of == files && all.iter().all(|other| other.project == compose.project)
+        }) {
+            Some((_, all, longest)) => {
+                all.push(compose);
+                *longest = limit.max(*longest);
+            }
+            None => projects.push((files, vec![compose], limit)),
+        }
+    }
+    let engine = context.engine(context.stop);
+    for (files, services, limit) in &projects {
+        compose::create(&engine, services, files, *limit)?;
+    }
+    Ok(!projects.is_empty())
+}
+
 fn start_in_order(
     service: &Service,
-    mut managed: Managed,
+    managed: Managed,
     stop: &Stop,
     context: &Context,
 ) -> Result<Managed> {
     let engine = context.engine(stop);
     let deadline = Instant::now() + service.start_timeout;
-    if let (Manager::Containers(which @ Containers::Compose(of)), [], Some(files)) =
-        (&service.manager, managed.containers.as_slice(), &managed.compose_files)
-    {
-        compose::create(&engine, of, files, service.start_timeout)?;
-        let (presence, created) = containers(which, context.config, stop);
-        if let Presence::Unknown(failure) | Presence::Missing(failure) = presence {
-            return Err(failure);
-        }
-        managed = created;
-    }
     let all: Vec<&Container> = managed.dependencies.iter().chain(&managed.containers).collect();
     for level in levels(all.clone()) {
         await_dependencies(&level, &all, &engine, stop, deadline)?;
@@ -266,13 +286,21 @@ fn awaited(container: &Container) -> impl Iterator<Item = (&str, Condition)> {
 }
 
 /// Sorts containers so that each comes after those that it depends on.
-fn levels(mut left: Vec<&Container>) -> Vec<Vec<&Container>> {
+fn levels(containers: Vec<&Container>) -> Vec<Vec<&Container>> {
+    in_order(containers, |one| service_of(one), |one| awaited(one).map(|it| it.0).collect())
+}
+
+/// Sorts things that bear names so that each comes as soon as all those have come that it comes `after`.
+pub fn in_order<'a, T>(
+    mut left: Vec<T>,
+    name: impl Fn(&T) -> &'a str,
+    after: impl Fn(&T) -> Vec<&'a str>,
+) -> Vec<Vec<T>> {
     let mut levels = Vec::new();
     while !left.is_empty() {
-        let is_free = |one: &&Container| {
-            awaited(one).all(|(name, _)| left.iter().all(|other| service_of(other) != name))
-        };
-        let (free, others): (Vec<_>, Vec<_>) = left.iter().copied().partition(is_free);
+        let names: HashSet<&str> = left.iter().map(&name).collect();
+        let is_free = |one: &T| after(one).iter().all(|other| !names.contains(other));
+        let (free, others): (Vec<T>, Vec<T>) = left.into_iter().partition(is_free);
         // Compose refuses a circle.
         let (level, rest) = if free.is_empty() { (others, free) } else { (free, others) };
         levels.push(level);

@@ -1,7 +1,7 @@
 //! A plan from the look that it is made from to its last step.
 
 use super::drain::{self, Drain, DrainClock};
-use super::{Context, Evicting, Outcome, execute};
+use super::{Context, Evicting, Outcome, contained, execute};
 use crate::config::Config;
 use crate::error::Result;
 use crate::model::{Service, Snapshot};
@@ -40,12 +40,16 @@ impl Executor<'_> {
         witness: &(dyn Fn(Evicting) + Sync),
     ) -> Result<(Plan, Outcome)> {
         let clock = DrainClock::start(drain);
-        let mut drained = Vec::new();
+        let (mut drained, mut has_created) = (Vec::new(), false);
         loop {
             let before = self.look(&|service| Ask::state_if(asks(service)))?;
             Notes::keep(self.config, &before);
             let plan = plan(self.config, &before)?;
             let context = Context { executor: *self, before: &before, witness, drain: clock };
+            if !has_created && contained::create_missing(&plan, &context)? {
+                has_created = true;
+                continue;
+            }
             let waited = drain::drain(&plan, &context)?;
             if !waited.is_empty() {
                 // Nothing is as it was when the plan was made.

@@ -22,7 +22,7 @@ use crate::plan::{EvictHow, Eviction, Plan, Start, StartHow};
 use crate::step::{Action, Step};
 use crate::world::docker::Docker;
 use crate::world::wait::{Event, Stop, wait};
-use contained::Batch;
+use contained::{Batch, in_order};
 use drain::DrainClock;
 use evict::EvictedBy;
 use std::collections::HashMap;
@@ -194,8 +194,27 @@ fn evict_again(
     Ok(evict)
 }
 
+/// Evicts services, each as soon as nothing that depends on it is left to evict.
 fn evict_all(
     evictions: &[Eviction],
+    required: Mb,
+    context: &Context,
+    outcome: &mut Outcome,
+) -> Result<()> {
+    let needs = |eviction: &Eviction| &context.before.managed(&eviction.service).needs;
+    let dependent: Vec<&Eviction> = evictions.iter().filter(|it| !needs(it).is_empty()).collect();
+    let after = |eviction: &&Eviction| {
+        let depends = |it: &&&Eviction| needs(it).contains(&eviction.service);
+        dependent.iter().filter(depends).map(|it| it.service.as_str()).collect()
+    };
+    let waves = in_order(evictions.iter().collect(), |it| it.service.as_str(), after);
+    let results = waves.iter().map(|wave| evict_wave(wave, required, context, outcome));
+    // What cannot be evicted leaves the others to be.
+    results.collect::<Vec<_>>().into_iter().collect()
+}
+
+fn evict_wave(
+    evictions: &[&Eviction],
     required: Mb,
     context: &Context,
     outcome: &mut Outcome,
@@ -281,7 +300,16 @@ fn reclaim(plan: &Plan, context: &Context, outcome: &mut Outcome) -> Result<()> 
     Ok(())
 }
 
+/// Starts services, each when those that it depends on are ready.
 fn start_all(starts: &[Start], context: &Context, outcome: &mut Outcome) -> Result<()> {
+    let needs = |start: &&Start| {
+        context.before.managed(&start.service).needs.iter().map(String::as_str).collect()
+    };
+    let waves = in_order(starts.iter().collect(), |it| it.service.as_str(), needs);
+    waves.iter().try_for_each(|wave| start_wave(wave, context, outcome))
+}
+
+fn start_wave(starts: &[&Start], context: &Context, outcome: &mut Outcome) -> Result<()> {
     let failed = Event::new()?;
     let begun = starts.iter().filter(|start| start.how == StartHow::Start);
     let batches = Batch::all(contained(begun.map(|start| &start.service), context), |service| {

@@ -209,6 +209,8 @@ pub struct Managed {
     pub containers: Vec<Container>,
     /// The containers that its own depend on and that no service of the configuration has.
     pub dependencies: Vec<Container>,
+    /// The services of the configuration whose containers its own depend on, also by way of others.
+    pub needs: Vec<String>,
     /// The files that compose makes its containers from, where they are known and there.
     pub compose_files: Option<ComposeFiles>,
     /// The paths of its control groups.

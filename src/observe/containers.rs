@@ -5,11 +5,12 @@ use crate::error::Failure;
 use crate::exit::Code;
 use crate::model::{
     Compose, ComposeFiles, Condition, Container, ContainerNetwork, Containers, Healthy, Managed,
-    Manager, Presence, Running, Trouble,
+    Manager, Presence, Running, Service, Trouble,
 };
 use crate::world::compose;
 use crate::world::docker::{self, Docker, Inspected};
 use crate::world::wait::Stop;
+use std::collections::HashSet;
 
 /// Asks the engine for the containers of one service.
 pub fn containers(which: &Containers, config: &Config, stop: &Stop) -> (Presence, Managed) {
@@ -54,7 +55,7 @@ pub fn contained(
         (Containers::Named(_), _) => presence_of(&managed.containers, all),
         (Containers::Compose(compose), None) => {
             managed.compose_files = files(compose, all);
-            managed.dependencies = dependencies(&managed.containers, all, config);
+            (managed.dependencies, managed.needs) = depended_on(&managed.containers, all, config);
             match (managed.containers.as_slice(), &managed.compose_files) {
                 ([], Some(_)) => {
                     Presence::Down(Some("its containers are not created yet".to_owned()))
@@ -92,39 +93,55 @@ fn not_created(compose: &Compose, engine: &Docker) -> Failure {
         .hint("with files = [\"/path/to/compose.yaml\"] in its section, gpuctl does so itself")
 }
 
-/// The containers that others need, and the needed of these, that no service of the configuration has:
-/// who needs them has them started first, and never stopped.
-fn dependencies(own: &[Container], all: &[Container], config: &Config) -> Vec<Container> {
+/// What containers depend on, and the depended on of that: the containers that no service of the
+/// configuration has, which are started first and never stopped, and the services that have the others.
+/// What only has to do its work to its end is no service that could be ready.
+fn depended_on(
+    own: &[Container],
+    all: &[Container],
+    config: &Config,
+) -> (Vec<Container>, Vec<String>) {
     let mut needed: Vec<&Container> = own.iter().collect();
+    let mut works_to_its_end: HashSet<&str> = HashSet::new();
     let mut at = 0;
     while let Some(labels) = needed.get(at).map(|one| one.setup.compose.as_ref()) {
-        let names = labels.into_iter().flat_map(|labels| &labels.depends_on);
-        for name in names.map(|dependency| &dependency.service) {
+        for dependency in labels.into_iter().flat_map(|labels| &labels.depends_on) {
             let is_meant = |other: &&Container| {
                 other.setup.compose.as_ref().is_some_and(|it| {
                     Some(&it.project) == labels.map(|l| &l.project)
-                        && it.service == *name
+                        && it.service == dependency.service
                         && !it.is_one_off
                 })
             };
             let new = all.iter().filter(is_meant);
             let new: Vec<&Container> =
                 new.filter(|other| needed.iter().all(|known| known.id != other.id)).collect();
+            if dependency.condition == Condition::Completed {
+                works_to_its_end.extend(new.iter().map(|one| one.id.as_str()));
+            }
             needed.extend(new);
         }
         at += 1;
     }
-    let is_anybodys = |container: &Container| {
-        config.services.iter().any(|service| match &service.manager {
+    let owner = |container: &Container| {
+        let has = |service: &&Service| match &service.manager {
             Manager::Containers(Containers::Compose(compose)) => is_of(container, compose),
             Manager::Containers(Containers::Named(name)) => {
                 docker::resolve(std::slice::from_ref(container), name).is_some()
             }
             _ => false,
-        })
+        };
+        config.services.iter().find(has).filter(|_| !works_to_its_end.contains(&*container.id))
     };
-    let others = needed.into_iter().skip(own.len());
-    others.filter(|container| !is_anybodys(container)).cloned().collect()
+    let (mut containers, mut services) = (Vec::new(), Vec::new());
+    for container in needed.into_iter().skip(own.len()) {
+        match owner(container) {
+            None => containers.push(container.clone()),
+            Some(service) if services.contains(&service.name) => {}
+            Some(service) => services.push(service.name.clone()),
+        }
+    }
+    (containers, services)
 }
 
 /// What containers are in together. `all` are those of which some may wait for their work to be done.

@@ -39,8 +39,8 @@ impl Ask {
 pub struct Inquiry<'a> {
     /// For each service by its place one for each of the places that it is asked at.
     of: Vec<Vec<Questionnaire>>,
-    /// The places of the services that are asked by their containers' own addresses, and for what.
-    by_address: Vec<(usize, Ask)>,
+    /// The places of the services that are asked when the managers have answered, and for what.
+    later_asked: Vec<(usize, Ask)>,
     questions: Questions,
     /// Those that could only be asked when the managers had answered.
     later: Option<Questions>,
@@ -83,12 +83,12 @@ impl<'a> Inquiry<'a> {
         begun: Instant,
         stop: &'a Stop,
     ) -> Result<Inquiry<'a>> {
-        let (mut of, mut by_address) = (Vec::new(), Vec::new());
+        let (mut of, mut later_asked) = (Vec::new(), Vec::new());
         for (at, service) in config.services.iter().enumerate() {
             let ask = asks(service);
             match service.is_by_address() {
                 true => {
-                    by_address.push((at, ask));
+                    later_asked.push((at, ask));
                     of.push(Vec::new());
                 }
                 false => of.push(vec![Questionnaire::of(service, ask)]),
@@ -96,14 +96,20 @@ impl<'a> Inquiry<'a> {
         }
         let asked = of.iter().flatten().flat_map(Questionnaire::questions);
         let questions = Questions::begin(asked, TRY_LIMIT, stop)?;
-        Ok(Inquiry { of, by_address, questions, later: None, begun, stop })
+        Ok(Inquiry { of, later_asked, questions, later: None, begun, stop })
     }
 
-    /// Asks containers by their own addresses, which their engine has told; `located` gives the service
-    /// of a place as each of its containers is spoken to.
-    pub fn ask_by_address(&mut self, located: impl Fn(usize) -> Vec<Service>) -> Result<()> {
+    /// Asks what only the managers' answers show to be asked: containers by their own addresses, and
+    /// services that were left out and are `needed` after all. `located` gives the service of a place as
+    /// each of its containers is spoken to.
+    pub fn ask_later(
+        &mut self,
+        needed: impl Iterator<Item = usize>,
+        located: impl Fn(usize) -> Vec<Service>,
+    ) -> Result<()> {
         let mut questions = Vec::new();
-        for (at, ask) in &self.by_address {
+        self.later_asked.extend(needed.map(|at| (at, Ask::State)));
+        for (at, ask) in &self.later_asked {
             self.of[*at] =
                 located(*at).iter().map(|service| Questionnaire::of(service, *ask)).collect();
             questions.extend(self.of[*at].iter().flat_map(Questionnaire::questions));

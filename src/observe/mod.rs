@@ -61,7 +61,12 @@ pub fn observe(
         false => asks(service),
     };
     let mut inquiry = inquiry.unwrap_or_else(|| Inquiry::begin(config, &asks, begun, stop))?;
-    inquiry.ask_by_address(|at| look.located(&config.services[at]))?;
+    let is_asked = |service: &Service| asks(service) != Ask::Nothing;
+    let each = || config.services.iter().enumerate();
+    let needs = each().filter(|(_, it)| is_asked(it)).flat_map(|(at, _)| &look.managed[at].needs);
+    let needs: HashSet<&String> = needs.collect();
+    let needed = each().filter(|(_, it)| needs.contains(&it.name) && !is_asked(it));
+    inquiry.ask_later(needed.map(|(at, _)| at), |at| look.located(&config.services[at]))?;
     attribute(&mut vram, &look);
     for process in vram.processes.iter_mut().flatten() {
         process.command = command_of(process);

@@ -23,6 +23,7 @@ use crate::model::{
 };
 use fit::presumed;
 use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
 use std::time::Duration;
 
 /// A plan is done in three stages: evictions side by side, then the wait for their
@@ -274,6 +275,22 @@ impl Eviction {
         let how = if force { EvictHow::Kill } else { EvictHow::Stop };
         Eviction { service: observed.name.clone(), how, frees: observed.used }
     }
+}
+
+/// Divides all services into those that have to be ready for the wanted ones to be, which are they
+/// themselves and those that their containers depend on, and the others.
+fn with_needs<'a>(
+    config: &'a Config,
+    snapshot: &Snapshot,
+    is_wanted: impl Fn(&Service) -> bool,
+) -> (Vec<&'a Service>, Vec<&'a Service>) {
+    let wanted = || config.services.iter().enumerate().filter(|(_, service)| is_wanted(service));
+    let needs = wanted().filter_map(|(at, _)| snapshot.managed.get(at));
+    let names: HashSet<&str> = wanted()
+        .map(|(_, service)| service.name.as_str())
+        .chain(needs.flat_map(|managed| &managed.needs).map(String::as_str))
+        .collect();
+    config.services.iter().partition(|service| names.contains(service.name.as_str()))
 }
 
 /// Whether it can be asked to unload, instead of being stopped.

@@ -2,7 +2,7 @@
 
 use super::fit::CardBudget;
 use super::preempt::make_room;
-use super::{Plan, has_unloaded, refuse_unknown, refuse_unproven, warn_of_estimate};
+use super::{Plan, has_unloaded, refuse_unknown, refuse_unproven, warn_of_estimate, with_needs};
 use crate::config::Config;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
@@ -12,8 +12,8 @@ use std::collections::HashSet;
 /// Eagerly, everything that the phase does not need is evicted; lazily, only as much as the
 /// needed services require. A phase that needs nothing releases everything, eagerly.
 pub fn prepare_phase(config: &Config, snapshot: &Snapshot, phase: u32, lazy: bool) -> Result<Plan> {
-    let (needed, others): (Vec<&Service>, Vec<&Service>) =
-        config.services.iter().partition(|service| service.phases.contains(&phase));
+    let is_listed = |service: &Service| service.phases.contains(&phase);
+    let (needed, others) = with_needs(config, snapshot, is_listed);
     let budget = CardBudget::of(config, snapshot);
     let names: HashSet<&str> = needed.iter().map(|service| service.name.as_str()).collect();
     let mut plan = Plan::default();

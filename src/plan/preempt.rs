@@ -2,7 +2,9 @@
 //! Kubernetes' preemption: each victim, highest priority first, is spared again if it fits after all.
 
 use super::fit::{CardBudget, ensure_fits, insufficient};
-use super::{Eviction, Plan, has_unloaded, refuse_unknown, refuse_unproven, warn_of_estimate};
+use super::{
+    Eviction, Plan, has_unloaded, refuse_unknown, refuse_unproven, warn_of_estimate, with_needs,
+};
 use crate::config::Config;
 use crate::error::Result;
 use crate::model::{Mb, Presence, Service, Snapshot};
@@ -37,7 +39,7 @@ pub fn restart(
     make_ready(config, snapshot, service, |other| other.priority < service.priority, plan)
 }
 
-/// Adds to a plan what makes one service ready, where others `may_go` for it.
+/// Adds to a plan what makes one service ready, and those that it depends on, where others `may_go` for it.
 pub fn make_ready(
     config: &Config,
     snapshot: &Snapshot,
@@ -45,26 +47,23 @@ pub fn make_ready(
     may_go: impl Fn(&Service) -> bool,
     mut plan: Plan,
 ) -> Result<Plan> {
-    plan.need(service, snapshot.service(&service.name))?;
-    let needed = HashSet::from([service.name.as_str()]);
+    let (needed, others) = with_needs(config, snapshot, |one| one.name == service.name);
+    for one in &needed {
+        plan.need(one, snapshot.service(&one.name))?;
+    }
     let budget = CardBudget::of(config, snapshot);
-    let candidates: Vec<&Service> = config
-        .services
-        .iter()
-        .filter(|other| {
-            let goes = may_go(other) || snapshot.service(&other.name).is_stopping();
-            goes && other.name != service.name
-        })
-        .collect();
     if plan.is_empty() {
         // It runs already; what is on the card beside it is not its business.
-        for other in config.services.iter().filter(|other| other.name != service.name) {
+        for other in others {
             plan.keep_if_alive(snapshot.service(&other.name));
         }
     } else {
-        make_room(config, snapshot, &budget, &needed, &candidates, &mut plan)?;
+        let goes = |it: &&Service| may_go(it) || snapshot.service(&it.name).is_stopping();
+        let candidates: Vec<&Service> = others.into_iter().filter(goes).collect();
+        let names = needed.iter().map(|one| one.name.as_str()).collect();
+        make_room(config, snapshot, &budget, &names, &candidates, &mut plan)?;
     }
-    plan.clear_ports(&[service], snapshot)?;
+    plan.clear_ports(&needed, snapshot)?;
     plan.wait_for_the_dead(config, snapshot);
     warn_of_estimate(&mut plan, snapshot);
     Ok(plan)
@@ -72,9 +71,11 @@ pub fn make_ready(
 
 /// `start` of a service that ran a moment ago beside all that is on the card now: it goes back as it
 /// was, also where it would not be let in for what everybody has declared.
-pub fn start_again(snapshot: &Snapshot, service: &Service) -> Result<Plan> {
+pub fn start_again(config: &Config, snapshot: &Snapshot, service: &Service) -> Result<Plan> {
     let mut plan = Plan::default();
-    plan.need(service, snapshot.service(&service.name))?;
+    for one in with_needs(config, snapshot, |one| one.name == service.name).0 {
+        plan.need(one, snapshot.service(&one.name))?;
+    }
     plan.required = Mb(0);
     Ok(plan)
 }

@@ -122,7 +122,7 @@ impl Debt {
             if refusal.code != Code::InsufficientVram || !is_cleared {
                 return Err(refusal);
             }
-            let mut plan = start_again(snapshot, service)?;
+            let mut plan = start_again(config, snapshot, service)?;
             for other in config.services.iter().filter(|other| may_go(other)) {
                 let observed = snapshot.service(&other.name);
                 match observed.can_be_stopped() && !has_unloaded(other, observed) {

@@ -10,11 +10,11 @@ use std::time::Duration;
 /// A project is read within this time.
 const READ_LIMIT: Duration = Duration::from_secs(15);
 
-/// The words after the client's name that make the containers of a service, and start nothing: which
-/// are started when is gpuctl's to say.
-fn arguments(compose: &Compose, files: &ComposeFiles, then: &[&str]) -> Vec<String> {
-    let mut words =
-        vec!["compose".to_owned(), "--project-name".to_owned(), compose.project.clone()];
+/// The words after the client's name for services of one project, or all of it.
+fn arguments(services: &[&Compose], files: &ComposeFiles, then: &[&str]) -> Vec<String> {
+    let project = services.iter().map(|compose| &compose.project).take(1).cloned();
+    let mut words = vec!["compose".to_owned(), "--project-name".to_owned()];
+    words.extend(project);
     if let Some(folder) = &files.folder {
         words.extend(["--project-directory".to_owned(), folder.display().to_string()]);
     }
@@ -23,13 +23,13 @@ fn arguments(compose: &Compose, files: &ComposeFiles, then: &[&str]) -> Vec<Stri
     }
     words.push("up".to_owned());
     words.extend(then.iter().map(|word| (*word).to_owned()));
-    words.extend(compose.service.clone());
+    words.extend(services.iter().filter_map(|compose| compose.service.clone()));
     words
 }
 
 /// The command that does it by hand.
 pub fn command_line(engine: &Docker, compose: &Compose, files: &ComposeFiles) -> String {
-    format!("{} {}", engine.program(), arguments(compose, files, &["--detach"]).join(" "))
+    format!("{} {}", engine.program(), arguments(&[compose], files, &["--detach"]).join(" "))
 }
 
 /// Refuses where the client has no compose.
@@ -70,27 +70,32 @@ pub fn resolved(engine: &Docker, file: &Path) -> Result<Vec<u8>> {
     }
 }
 
-/// Makes the containers that are missing, and leaves those that there are as they are.
+/// Makes the containers that are missing of services of one project, and of those that they depend on,
+/// and leaves those that there are as they are. It starts nothing: what is started when is gpuctl's to
+/// say. In one call, as two of compose get in each other's way.
 pub fn create(
     engine: &Docker,
-    compose: &Compose,
+    services: &[&Compose],
     files: &ComposeFiles,
     limit: Duration,
 ) -> Result<()> {
-    let words = arguments(compose, files, &["--no-start", "--no-recreate"]);
+    let words = arguments(services, files, &["--no-start", "--no-recreate"]);
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let output = engine.run(&words, Some(limit))?;
-    match output.status.success() {
-        true => Ok(()),
-        false => Err(Failure::new(
-            Code::StartFailed,
-            format!(
-                "`{} compose up` cannot create the containers of {}: {}",
-                engine.program(),
-                compose.told(),
-                output.reason()
-            ),
-        )
-        .hint(format!("try it by hand: {}", command_line(engine, compose, files)))),
+    if output.status.success() {
+        return Ok(());
     }
+    let told: Vec<String> = services.iter().map(|compose| compose.told()).collect();
+    let failure = Failure::new(
+        Code::StartFailed,
+        format!(
+            "`{} compose up` cannot create the containers of {}: {}",
+            engine.program(),
+            told.join(" and "),
+            output.reason()
+        ),
+    );
+    Err(services.iter().fold(failure, |failure, compose| {
+        failure.hint(format!("try it by hand: {}", command_line(engine, compose, files)))
+    }))
 }

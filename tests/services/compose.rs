@@ -240,3 +240,75 @@ fn each_replica_that_is_asked_to_unload_has_the_time_of_a_call_of_its_own() {
     assert_eq!(rig.card.used_mb(), 19000);
     assert_eq!(service(&rig, "chat")["state"], "asleep");
 }
+
+/// Two services of gpuctl, of which one depends on the other; gives their containers.
+fn app_on_db(rig: &Rig, memory: [u32; 2], condition: &str) -> [String; 2] {
+    let label = format!("com.docker.compose.depends_on=db:{condition}:false");
+    let [db_memory, app_memory] = memory;
+    let (db_port, app_port) = (rig.port(), rig.port());
+    let flags = |port: u16, memory: u32| format!("--port {port} --vram {memory}");
+    let db = format!("{} --warmup 700ms", flags(db_port, db_memory));
+    let db = replica(rig, "db", 1, &[], &db);
+    let app = replica(rig, "app", 1, &["--label", &label], &flags(app_port, app_memory));
+    for (name, port, memory, phase) in
+        [("app", app_port, app_memory, 3), ("db", db_port, db_memory, 2)]
+    {
+        let health = format!("health = 'http://127.0.0.1:{port}/health'");
+        declare(
+            rig,
+            name,
+            &format!("service = '{name}'\nvram_mb = {memory}\nphases = [{phase}]\n{health}"),
+        );
+    }
+    [db, app]
+}
+
+#[test]
+fn a_service_that_another_one_depends_on_is_ready_before_it_and_goes_after_it() {
+    let Some(rig) = Rig::with_docker() else { return };
+    let [db, app] = app_on_db(&rig, [1000, 2000], "service_started");
+    let fact = |container: &str, field: &str| {
+        let format = format!("{{{{{field}}}}}");
+        rig.docker(&["container", "inspect", "--format", &format, container]).trim().to_owned()
+    };
+    let planned = rig.gpuctl("start app --dry-run --json").run().succeeds().json();
+    assert_eq!(planned["started"], json!(["app", "db"]));
+    for words in ["start app", "prepare-phase 3"] {
+        let done = rig.gpuctl(words).arg("--json").run().succeeds().progress().json();
+        assert_eq!(done["started"], json!(["db", "app"]), "{words}");
+        let at = |container: &str| {
+            fact(container, ".State.StartedAt").parse::<jiff::Timestamp>().unwrap()
+        };
+        let later = at(&app).duration_since(at(&db)).as_millis();
+        assert!(
+            later >= 700,
+            "{words}: started {later} ms after the database, which was not ready"
+        );
+        assert_eq!(rig.card.used_mb(), 3000);
+        let again = rig.gpuctl(words).arg("--json").run().succeeds().json();
+        assert_eq!((&again["started"], &again["stopped"]), (&json!([]), &json!([])), "{words}");
+
+        let ids = [&app, &db].map(|container| format!("-- {}", fact(container, ".Id")));
+        let calls = rig.docker_calls(|| {
+            rig.gpuctl("release-all --quiet").run().succeeds();
+        });
+        let stopped = calls.iter().filter(|call| call.starts_with("stop "));
+        let order: Vec<bool> = stopped.map(|call| call.contains(&ids[0])).collect();
+        assert_eq!(order, [true, false], "{calls:?}");
+    }
+    // Who stops it says so.
+    rig.gpuctl("start app --quiet").run().succeeds();
+    rig.gpuctl("stop db").run().succeeds().stdout_has("stopped db").progress();
+    assert!(runs(&rig, &app) && !runs(&rig, &db));
+}
+
+#[test]
+fn what_a_service_depends_on_has_to_fit_beside_it() {
+    let Some(rig) = Rig::with_docker() else { return };
+    let both = app_on_db(&rig, [12000, 14000], "service_healthy");
+    for words in ["start app", "start app --dry-run", "prepare-phase 3"] {
+        rig.gpuctl(words).run().fails("insufficient_vram").stderr_has("app and db need");
+    }
+    rig.gpuctl("start db").run().succeeds().stdout_has("started db").progress();
+    assert!(runs(&rig, &both[0]) && !runs(&rig, &both[1]));
+}

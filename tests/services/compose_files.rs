@@ -149,3 +149,23 @@ fn containers_that_are_made_anew_in_the_middle_of_a_plan_are_no_failure() {
     project.assert_in(4);
     project.by_hand("down --timeout 5");
 }
+
+#[test]
+fn missing_containers_are_made_with_those_that_they_depend_on_which_are_started_first() {
+    let Some(project) = Project::of_four("files = ['FILE']") else { return };
+    let rig = &project.rig;
+    let text = std::fs::read_to_string(&project.file).unwrap();
+    let depends = "  cosyvoice:\n    depends_on: [vidi]\n";
+    std::fs::write(&project.file, text.replace("  cosyvoice:\n", depends)).unwrap();
+    let calls = rig.docker_calls(|| {
+        let done = rig.gpuctl("prepare-phase 3 --json --quiet").run().succeeds().json();
+        let started = done["started"].as_array().unwrap();
+        assert_eq!((started.len(), &started[2]), (3, &json!("cosyvoice")), "{done}");
+    });
+    let made = calls.iter().filter(|call| call.contains("--no-start")).count();
+    assert_eq!(made, 1, "two of compose get in each other's way: {calls:?}");
+    assert_eq!(rig.card.used_mb(), 22000);
+    let done = rig.gpuctl("prepare-phase 4 --json --quiet").run().succeeds().json();
+    assert_eq!(done["stopped"].as_array().unwrap().len(), 3, "{done}");
+    project.by_hand("down --timeout 5");
+}
