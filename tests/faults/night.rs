@@ -2,6 +2,7 @@
 //! names of the corner's, so that many trials go on side by side.
 
 use rig::{Books, Corner, Machine, Prober, until};
+use std::thread;
 use std::time::Duration;
 use toml::{Table, Value};
 
@@ -15,7 +16,7 @@ const ROUNDED: f64 = 0.2;
 /// A trial has come so far.
 pub type Reached = fn(&Night) -> bool;
 
-/// The stages of a trial of `Night::slow`, each of which takes a second or two, but for the first.
+/// The stages of a trial of `Night::slow`, each of which takes a second, but for the first.
 pub const STAGES: [(&str, Reached); 6] = [
     ("the journal is written", |night| night.books.journal().is_some()),
     ("production is being stopped", |night| night.books.stage().as_deref() == Some("away")),
@@ -40,8 +41,8 @@ impl<'a> Night<'a> {
 
     /// Each stage of a trial takes its time.
     pub fn slow(machine: &'a Machine) -> Night<'a> {
-        let canary = "--warmup 2s --completion-delay 2s --term-delay 1h";
-        Night::with(machine, "", "--warmup 2s --term-delay 2s", canary)
+        let canary = "--warmup 1s --completion-delay 1s --term-delay 1h";
+        Night::with(machine, "", "--warmup 1s --term-delay 1s", canary)
     }
 
     /// Production and the canary are servers with these flags.
@@ -215,5 +216,18 @@ impl<'a> Night<'a> {
         let booked = self.books.booked().0;
         assert!(away <= booked + ROUNDED, "{when}: away for {away} s, booked {booked} s");
         eprintln!("{when}: away for {away:.1} s, booked {booked:.1} s");
+    }
+}
+
+/// A test that fails tells what became of it.
+impl Drop for Night<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let named = self.corner.mark("");
+            eprintln!("--- {named}: {:?}\n{:#?}", self.books.journal(), self.books.events());
+            let asked =
+                format!("ps -eo pid,ppid,stat,etime,args | grep -e '{named}' -e '[g]uardian'");
+            eprintln!("{}", self.corner.machine.try_sh(&asked).0);
+        }
     }
 }

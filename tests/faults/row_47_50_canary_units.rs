@@ -3,14 +3,21 @@
 
 use super::night::{Night, RESTORE_SLA, STAGES, TIMEOUT};
 use rig::{Machine, Ssh, until, with_room};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Instant;
+
+/// Nobody is in a hurry: six trials at a time are what a small machine can do.
+fn six_at_a_time() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Does something to a trial at each of its stages, side by side, each in a corner of its own: production is back, within so
 /// many seconds and 5.
 #[track_caller]
 fn at_each_stage(machine: &Machine, what: &str, limit: u64, act: impl Fn(&Night) + Sync) {
-    let act = &act;
+    let (act, _turn) = (&act, six_at_a_time());
     thread::scope(|scope| {
         for (stage, is_reached) in STAGES {
             scope.spawn(move || {
@@ -87,6 +94,7 @@ fn row_72_a_units_trial_that_is_suspended_at_any_stage_is_ended_and_put_right_by
 #[test]
 fn row_47_native_production_comes_back_in_a_scope_that_outlives_the_trials_unit() {
     let Some(machine) = Machine::shared() else { return };
+    let _turn = six_at_a_time();
     let kill = "systemctl kill --kill-who=all --signal=KILL";
     let kill_main = "systemctl kill --kill-who=main --signal=KILL";
     thread::scope(|scope| {
@@ -137,6 +145,7 @@ fn for_logins(machine: &Machine, flags: &[&str]) {
     let Some(ssh) = Ssh::new(&corner) else { return };
     let ssh = &ssh;
     for flags in flags {
+        let _turn = six_at_a_time();
         thread::scope(|scope| {
             for (stage, is_reached) in STAGES {
                 scope.spawn(move || {
@@ -168,6 +177,7 @@ fn for_logins(machine: &Machine, flags: &[&str]) {
 #[test]
 fn row_48_a_units_canary_that_misbehaves_is_rejected_which_is_no_failure_of_the_unit() {
     let Some(machine) = Machine::shared() else { return };
+    let _turn = six_at_a_time();
     thread::scope(|scope| {
         for (flags, timeout, why) in [
             ("--completion empty", TIMEOUT, "no text"),
@@ -250,7 +260,7 @@ fn row_49_a_trial_that_a_timer_starts_is_refused_by_each_limit_which_is_no_failu
 #[test]
 fn row_50_after_a_loss_of_power_at_each_stage_a_shell_is_told_of_the_debt_and_recovers() {
     let Some(machine) = Machine::own() else { return };
-    let machine = &machine;
+    let (machine, _turn) = (&machine, six_at_a_time());
     let mut nights = Vec::new();
     thread::scope(|scope| {
         let nights_at = STAGES.map(|(stage, is_reached)| {

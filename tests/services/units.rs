@@ -277,7 +277,8 @@ fn row_74_what_polkit_refuses_is_77_and_a_pending_reload_hides_no_reason() {
     let unit = install(&corner, "ExecStart=SERVER");
     let as_tester = |words: &str| {
         let folder = corner.path("tester");
-        corner.sh(&format!("mkdir -p {folder}; chmod -R a+rX /io; chown -R tester {folder}"));
+        let own = corner.path("");
+        corner.sh(&format!("mkdir -p {folder}; chmod -R a+rX {own}; chown -R tester {folder}"));
         let command = format!(
             "GPUCTL_STATE_DIR={folder}/state gpuctl --config {} {words}",
             corner.path("gpuctl.toml")

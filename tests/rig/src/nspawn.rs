@@ -314,12 +314,14 @@ impl Corner<'_> {
         format!("/io/bin/simserver --name {} --port {} {flags}", self.mark(name), self.port + n)
     }
 
-    /// Installs a unit, whole name and text, for this boot and the next ones.
+    /// Installs a unit, whole name and text, for this boot and the next ones. One that is new needs no reload, which takes
+    /// systemd the longer the more units there are.
     #[track_caller]
     pub fn unit(&self, name: &str, text: &str) {
         self.file(name, text);
         let place = format!("/etc/systemd/system/{name}");
-        self.machine.sh(&format!("cp '{}' '{place}' && systemctl daemon-reload", self.path(name)));
+        let reload = format!("[ ! -e '{place}' ] || reload=1; cp '{}' '{place}'", self.path(name));
+        self.machine.sh(&format!("{reload}; [ -z \"$reload\" ] || systemctl daemon-reload"));
     }
 
     /// Installs a unit of `examples/systemd` under this name, for the programs and folders of this corner, and with more of
