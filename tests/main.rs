@@ -89,6 +89,8 @@ mod services {
     mod docker;
     mod docker_calls;
     mod examples;
+    mod gguf;
+    mod llama_server;
     mod logins;
     mod native;
     mod podman;

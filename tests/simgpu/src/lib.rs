@@ -7,6 +7,7 @@ mod claim;
 mod code;
 mod fault;
 mod nvml;
+mod preload;
 mod session;
 mod spec;
 
