@@ -6,8 +6,21 @@ use serde_json::Value;
 pub const MASK: &str = "***";
 
 /// A text with the user part of every URL in it replaced, and what a URL's query has under a name
-/// of a secret (the password of a Unix socket's URL).
+/// of a secret (the password of a Unix socket's URL). Masking the result again changes nothing.
 pub fn mask(text: &str) -> String {
+    let mut masked = mask_once(text);
+    // With a query's secret goes a slash in it, up to which the next look would not have read.
+    while masked != text {
+        let again = mask_once(&masked);
+        if again == masked {
+            break;
+        }
+        masked = again;
+    }
+    masked
+}
+
+fn mask_once(text: &str) -> String {
     let ends_url = |c: char| c.is_whitespace() || c == '"' || c == '\'';
     let masked = |part: &str| {
         let word = part.trim_end_matches(ends_url);
@@ -105,5 +118,13 @@ mod tests {
             mask("redis+unix:///run/redis.sock?db=1&pass=p&user=u or \"http://h?key=k\" is down"),
             "redis+unix:///run/redis.sock?db=1&pass=***&user=u or \"http://h?key=***\" is down"
         );
+    }
+
+    #[test]
+    fn what_is_masked_is_masked_for_good() {
+        assert_eq!(mask("?://key=/&@"), "?://***@");
+        let twice = mask("http://h?key=a/b&to=http://u:p@h2/x");
+        assert_eq!((twice.as_str(), mask(&twice)), ("http://***@h2/x", twice.clone()));
+        assert_eq!(mask("http://h?key=a/b&to=http://h2/x"), "http://h?key=***&to=http://h2/x");
     }
 }
