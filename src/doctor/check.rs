@@ -72,6 +72,7 @@ ids! {
         SystemdPermission = "systemd.permission",
         SystemdUnit = "systemd.unit",
         SystemdBoot = "systemd.boot",
+        SystemdSocket = "systemd.socket",
     }
     "Native services" {
         NativeStart = "native.start",

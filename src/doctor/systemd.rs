@@ -2,7 +2,8 @@
 
 use super::check::{Check, CheckId};
 use super::{Examined, UNCONFIGURED};
-use crate::model::Manager;
+use crate::model::{Health, Manager, Service};
+use crate::world::ports::local_port;
 use crate::world::program;
 use crate::world::systemd::{self, Installed};
 use rustix::process::geteuid;
@@ -15,12 +16,12 @@ pub fn examine(case: &Examined) -> Vec<Check> {
     };
     let mut checks = Vec::new();
     for (is_user, whose) in [(false, "system"), (true, "user")] {
-        let units: Vec<(&str, &str)> = config
+        let units: Vec<(&Service, &str)> = config
             .services
             .iter()
             .filter_map(|service| match &service.manager {
                 Manager::Systemd { unit, user } if *user == is_user => {
-                    Some((service.name.as_str(), unit.as_str()))
+                    Some((service, unit.as_str()))
                 }
                 _ => None,
             })
@@ -39,15 +40,17 @@ pub fn examine(case: &Examined) -> Vec<Check> {
                     checks.push(permission(case));
                 }
                 for (service, unit) in units {
-                    let of_unit = judge(unit, is_user, installed.get(unit));
-                    checks.extend(of_unit.into_iter().map(|check| check.of(service)));
+                    let installed = installed.get(unit);
+                    let mut of_unit = judge(unit, is_user, installed);
+                    of_unit.extend(socket(service, installed, is_user, case));
+                    checks.extend(of_unit.into_iter().map(|check| check.of(&service.name)));
                 }
             }
             Err(failure) => {
                 let fix = "install systemd, or start the service with a command: type = \"native\"";
                 checks.push(Check::failure(CheckId::SystemdManager, &failure, fix));
-                let skipped = |(service, _): (&str, &str)| {
-                    Check::skip(CheckId::SystemdUnit, "systemd cannot be queried").of(service)
+                let skipped = |(service, _): (&Service, &str)| {
+                    Check::skip(CheckId::SystemdUnit, "systemd cannot be queried").of(&service.name)
                 };
                 checks.extend(units.into_iter().map(skipped));
             }
@@ -80,7 +83,7 @@ fn permission(case: &Examined) -> Check {
 }
 
 fn judge(unit: &str, is_user: bool, installed: Option<&Installed>) -> Vec<Check> {
-    let Some(Installed { load_state, file_state }) = installed else {
+    let Some(Installed { load_state, file_state, .. }) = installed else {
         return vec![Check::skip(
             CheckId::SystemdUnit,
             format!("systemctl show said nothing about {unit}"),
@@ -116,4 +119,34 @@ fn judge(unit: &str, is_user: bool, installed: Option<&Installed>) -> Vec<Check>
         ),
     };
     vec![Check::pass(CheckId::SystemdUnit, unit), boot]
+}
+
+/// Whether the health check asks the server of a unit that a socket starts, and not that socket.
+fn socket(
+    service: &Service,
+    installed: Option<&Installed>,
+    is_user: bool,
+    case: &Examined,
+) -> Option<Check> {
+    let (id, socket) = (CheckId::SystemdSocket, installed?.socket.as_deref()?);
+    let port = service.health.as_ref().and_then(local_port)?;
+    let asks_server = match &service.health {
+        Some(Health::Tcp { .. }) => {
+            !systemd::accepts_for(socket, port, is_user, &case.stop).unwrap_or(false)
+        }
+        _ => true,
+    };
+    Some(match asks_server {
+        true => Check::pass(id, format!("its health check asks the server, not {socket}")),
+        false => Check::warn(
+            id,
+            format!(
+                "its health check asks only whether port {port} accepts, and {socket} accepts there before the server listens"
+            ),
+            format!(
+                "ask the server itself: let services.{}.health be an http:// URL",
+                service.name
+            ),
+        ),
+    })
 }

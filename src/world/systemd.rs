@@ -57,14 +57,32 @@ pub struct Installed {
     pub load_state: String,
     /// "enabled", "disabled", "static", …
     pub file_state: String,
+    /// A socket that starts it for whoever connects.
+    pub socket: Option<String>,
 }
 
 pub fn installed(units: &[&str], user: bool, stop: &Stop) -> Result<HashMap<String, Installed>> {
     let read = |_: &str, properties: &HashMap<&str, &str>| {
-        let property = |name| properties.get(name).copied().unwrap_or_default().to_owned();
-        Installed { load_state: property("LoadState"), file_state: property("UnitFileState") }
+        let property = |name| properties.get(name).copied().unwrap_or_default();
+        Installed {
+            load_state: property("LoadState").to_owned(),
+            file_state: property("UnitFileState").to_owned(),
+            socket: socket_of(property("TriggeredBy")).map(str::to_owned),
+        }
     };
-    Ok(each(units, &text(ask(units, user, "Id,LoadState,UnitFileState")?, user, stop)?, read))
+    let asked = ask(units, user, "Id,LoadState,UnitFileState,TriggeredBy")?;
+    Ok(each(units, &text(asked, user, stop)?, read))
+}
+
+/// The first socket among units, in one line.
+fn socket_of(units: &str) -> Option<&str> {
+    units.split(' ').find(|unit| unit.ends_with(".socket"))
+}
+
+/// Whether systemd itself accepts connections on a port, for a socket.
+pub fn accepts_for(socket: &str, port: u16, user: bool, stop: &Stop) -> Result<bool> {
+    let told = text(ask(&[socket], user, "Listen")?, user, stop)?;
+    Ok(told.lines().any(|line| line.ends_with(&format!(":{port} (Stream)"))))
 }
 
 /// What asks polkit; it comes with it.
@@ -186,7 +204,7 @@ fn shown(unit: &str, properties: &HashMap<&str, &str>) -> UnitView {
         })
     };
     let control_group = Some(property("ControlGroup")).filter(|path| path.len() > 1);
-    let socket = property("TriggeredBy").split(' ').find(|unit| unit.ends_with(".socket"));
+    let socket = socket_of(property("TriggeredBy"));
     // What runs is up, whatever has become of its file since.
     let presence = match (property("LoadState"), property("ActiveState")) {
         (_, "activating") if property("SubState").starts_with("auto-restart") => {

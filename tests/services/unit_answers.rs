@@ -108,3 +108,29 @@ fn who_has_ended_by_the_start_of_a_unit_that_conflicts_with_it_is_not_told_as_ke
     succeeds(&corner, "release-all");
     assert_eq!(corner.card.used_mb(), 0);
 }
+
+#[test]
+fn a_health_check_that_a_socket_answers_before_the_server_listens_is_warned_of() {
+    let Some(machine) = Machine::shared() else { return };
+    let corner = machine.corner();
+    let unit = install(&corner, "ExecStart=SERVER\nStandardInput=null");
+    let socket = unit.replace(".service", ".socket");
+    let listens = |port: u16| {
+        corner.unit(&socket, &format!("[Socket]\nListenStream=127.0.0.1:{port}\n"));
+        machine.sh(&format!("systemctl daemon-reload; systemctl restart {socket}"));
+    };
+    let told = || {
+        let said = corner.gpuctl("doctor -v 2>/dev/null").1;
+        said.lines().find(|line| line.contains("systemd.socket")).unwrap_or_default().to_owned()
+    };
+    assert_eq!(told(), "");
+    listens(corner.port);
+    assert!(told().contains("its health check asks the server"), "{}", told());
+    let tcp = corner.text("gpuctl.toml").replace("http://", "tcp://").replace("/health", "");
+    corner.file("gpuctl.toml", &tcp);
+    let why = format!("port {} accepts, and {socket} accepts there", corner.port);
+    assert!(told().contains(&why), "{}", told());
+    listens(corner.port + 5);
+    assert!(told().contains("its health check asks the server"), "{}", told());
+    machine.sh(&format!("systemctl stop {socket}"));
+}
