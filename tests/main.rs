@@ -88,6 +88,7 @@ mod services {
     mod compose_files;
     mod docker;
     mod docker_calls;
+    mod docker_hosts;
     mod examples;
     mod gguf;
     mod llama_server;

@@ -5,7 +5,7 @@ use super::file::ConfigFile;
 use super::span::Span;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
-use crate::model::nearest;
+use crate::model::{GpuAccess, nearest};
 use indexmap::IndexMap;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -45,6 +45,8 @@ struct ComposeService {
     labels: BTreeMap<String, String>,
     deploy: Option<Deploy>,
     gpus: Option<serde_json::Value>,
+    /// Each a text, "nvidia.com/gpu=all" or "/dev/nvidia0:/dev/nvidia0", or an object with a `source`.
+    devices: Vec<serde_json::Value>,
     runtime: Option<String>,
     ports: Vec<PublishedPort>,
     stop_grace_period: Option<String>,
@@ -74,6 +76,7 @@ struct Reservations {
 struct ReservedDevice {
     capabilities: Vec<String>,
     driver: String,
+    device_ids: Vec<String>,
 }
 
 #[derive(Default, Deserialize)]
@@ -98,10 +101,16 @@ impl ComposeService {
         let is_card = |device: &ReservedDevice| {
             device.driver == "nvidia"
                 || device.capabilities.iter().any(|it| it == "gpu" || it == "nvidia")
+                || device.device_ids.iter().any(|id| GpuAccess::is_card(id))
+        };
+        let is_given = |device: &serde_json::Value| {
+            let named = device.as_str().or_else(|| device.get("source")?.as_str());
+            named.is_some_and(GpuAccess::is_card)
         };
         self.gpus.is_some()
             || self.runtime.as_deref().is_some_and(|runtime| runtime.contains("nvidia"))
             || devices.into_iter().any(is_card)
+            || self.devices.iter().any(is_given)
     }
 
     fn own_labels(&self) -> impl Iterator<Item = (&str, &str)> {

@@ -150,6 +150,14 @@ pub enum GpuAccess {
     Device,
 }
 
+impl GpuAccess {
+    /// Whether this is a card: the path of a device, or its name in the Container Device Interface.
+    pub fn is_card(device: &str) -> bool {
+        let cards = ["/dev/nvidia", "/dev/dri", "/dev/dxg", "/dev/kfd", "nvidia.com/gpu"];
+        cards.iter().any(|card| device.starts_with(card))
+    }
+}
+
 /// What compose has written on a container that it has made.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ComposeLabels {

@@ -33,6 +33,30 @@ fn a_project_in_json_needs_no_compose_and_what_is_written_is_valid() {
 }
 
 #[test]
+fn a_card_is_seen_however_a_service_is_given_it() {
+    let rig = Rig::new();
+    let reserved = |device: &str| {
+        format!(r#"{{"deploy": {{"resources": {{"reservations": {{"devices": [{device}]}}}}}}}}"#)
+    };
+    for service in [
+        reserved(r#"{"capabilities": ["gpu"], "count": -1}"#),
+        reserved(r#"{"driver": "nvidia"}"#),
+        reserved(r#"{"driver": "cdi", "device_ids": ["nvidia.com/gpu=all"]}"#),
+        r#"{"gpus": [{"count": -1}]}"#.to_owned(),
+        r#"{"runtime": "nvidia"}"#.to_owned(),
+        r#"{"devices": ["nvidia.com/gpu=0"]}"#.to_owned(),
+        r#"{"devices": [{"source": "/dev/nvidia0", "target": "/dev/nvidia0", "permissions": "rwm"}]}"#.to_owned(),
+    ] {
+        let project = format!(r#"{{"name": "mcn", "services": {{"tts": {service}, "web": {{}}}}}}"#);
+        rig.file("home/project.json", &project);
+        let import = rig.gpuctl("config import project.json --output made.toml --force").run();
+        import.succeeds().ignores_stdout();
+        let check = rig.gpuctl("config check --config made.toml --json").run().succeeds().json();
+        assert_eq!(check["services"], serde_json::json!(["tts"]), "{service}");
+    }
+}
+
+#[test]
 fn a_project_that_says_nothing_of_a_card_or_what_is_not_known_is_refused() {
     let rig = Rig::new();
     for (project, why) in [

@@ -96,6 +96,11 @@ impl Podman {
         self.script(&words).run().succeeds().text().trim().to_owned()
     }
 
+    fn doctor(&self) -> Value {
+        let report = self.gpuctl("doctor --json").run().ignores_stderr().ended().1;
+        serde_json::from_str(&report[report.find('{').unwrap()..]).unwrap()
+    }
+
     fn service(&self, name: &str) -> Value {
         self.gpuctl("status --json").run().succeeds().json()["services"][name].clone()
     }
@@ -106,6 +111,11 @@ impl Drop for Podman {
         // It ends its containers and lets go of what it has mounted.
         self.script("podman rm --all --force --time 0").run().ended();
     }
+}
+
+fn verdict(report: &Value, id: &str) -> Value {
+    let checks = report["checks"].as_array().unwrap();
+    checks.iter().find(|check| check["id"] == id).unwrap()["verdict"].clone()
 }
 
 fn create_words(rig: &Rig) -> String {
@@ -238,16 +248,58 @@ fn a_project_of_four_services_walks_through_the_phases_under_podman() {
 #[test]
 fn doctor_knows_podman_and_a_card_that_a_container_of_it_was_given() {
     let Some(podman) = Podman::find() else { return };
-    let rig = &podman.rig;
     podman.container("voice", "--device /dev/null:/dev/nvidia0", "");
-    let report = rig.gpuctl("doctor --json").run().ignores_stderr().ended().1;
-    let report: Value = serde_json::from_str(&report[report.find('{').unwrap()..]).unwrap();
-    let verdict = |id: &str| {
-        let checks = report["checks"].as_array().unwrap();
-        checks.iter().find(|check| check["id"] == id).unwrap()["verdict"].clone()
-    };
+    let report = podman.doctor();
     for id in ["docker.client", "docker.engine", "docker.container", "docker.gpu", "docker.removal"]
     {
-        assert_eq!(verdict(id), "pass", "{id}: {report}");
+        assert_eq!(verdict(&report, id), "pass", "{id}: {report}");
     }
+}
+
+/// Devices as the NVIDIA container toolkit describes them (`nvidia-ctk cdi generate`), of which none is a card.
+const DEVICES: &str = "cdiVersion: '0.3.0'
+kind: nvidia.com/gpu
+devices:
+  - name: all
+    containerEdits:
+      deviceNodes:
+        - path: /dev/nvidia0
+          hostPath: /dev/null
+";
+
+#[test]
+fn a_card_by_the_container_device_interface_is_one_before_and_after_the_first_start() {
+    let Some(podman) = Podman::find() else { return };
+    let rig = &podman.rig;
+    // Its own /run has what podman looks for there, and nobody else's.
+    let described = rig.file("devices.yaml", DEVICES);
+    let script = format!(
+        "mount -t tmpfs none /run && mkdir /run/cdi && cp {} /run/cdi/nvidia.yaml && touch {} && exec sleep infinity",
+        described.display(),
+        rig.path("is-mounted").display()
+    );
+    let script = rig.file("mounts", &script);
+    let mounts = rig.by_hand(&format!("unshare --mount sh {}", script.display()));
+    until("its /run is mounted", || rig.path("is-mounted").exists());
+    std::fs::rename(rig.path("bin/podman"), rig.path("bin/podman.outside")).unwrap();
+    let inside = format!("nsenter --mount=/proc/{}/ns/mnt --wd=/", mounts.pid());
+    let next = rig.path("bin/podman.outside");
+    rig.program("podman", &format!("exec {inside} {} \"$@\"", next.display()));
+
+    let voice = podman.container("voice", "--device nvidia.com/gpu=all", "--vram 1000");
+    let is_told = |when: &str| {
+        let report = podman.doctor();
+        assert_eq!(verdict(&report, "docker.gpu"), "pass", "{when}: {report}");
+    };
+    is_told("before its first start");
+    rig.gpuctl("start voice").run().succeeds().stdout_has("started voice").progress();
+    assert_eq!(podman.service("voice")["state"], "ready");
+    if std::path::Path::new("/bin/busybox").exists() {
+        podman.shell(&format!("podman exec {voice} /bin/busybox test -c /dev/nvidia0"));
+    }
+    is_told("while it runs");
+    rig.gpuctl("stop voice").run().succeeds().stdout_has("stopped voice").progress();
+    is_told("when it has ended");
+    // While the mounts are there that it was made in.
+    podman.shell("podman rm --all --force --time 0");
 }

@@ -123,6 +123,9 @@ struct OwnConfig {
     /// The seconds that it is given to end.
     stop_timeout: Option<u64>,
     healthcheck: Option<Healthcheck>,
+    /// The command that it was created by, told by podman alone: it shows a device of the Container Device
+    /// Interface only once the container has run.
+    create_command: Option<Vec<String>>,
     #[serde(deserialize_with = "or_default")]
     labels: BTreeMap<String, String>,
 }
@@ -238,7 +241,7 @@ impl InspectedContainer {
                 .filter(|seconds| self.image_name.is_none() || *seconds != PODMANS_STOP_TIMEOUT)
                 .map(Duration::from_secs),
             has_healthcheck: test.is_some_and(|test| test.first().is_some_and(|it| it != "NONE")),
-            gpu: host.gpu(),
+            gpu: host.gpu(self.config.create_command.as_deref().unwrap_or_default()),
             network: match host.network_mode.split_once(':') {
                 Some(("container", other)) => ContainerNetwork::Of(other.to_owned()),
                 _ if host.network_mode == "host" => ContainerNetwork::Host,
@@ -251,12 +254,16 @@ impl InspectedContainer {
 }
 
 impl HostConfig {
-    fn gpu(&self) -> GpuAccess {
+    fn gpu(&self, created_by: &[String]) -> GpuAccess {
         let requests = self.device_requests.as_deref().unwrap_or_default();
         let is_card = |device: &DeviceMapping| {
-            let cards = ["/dev/nvidia", "/dev/dri", "/dev/dxg", "/dev/kfd", "nvidia.com/gpu"];
             let paths = [&device.path_in_container, &device.path_on_host];
-            paths.iter().any(|path| cards.iter().any(|card| path.starts_with(card)))
+            paths.into_iter().any(|path| GpuAccess::is_card(path))
+        };
+        let asks_for_card = |word: &String| {
+            word == "--gpus"
+                || word.starts_with("--gpus=")
+                || GpuAccess::is_card(word.strip_prefix("--device=").unwrap_or(word))
         };
         let (by_cdi, asked): (Vec<_>, Vec<_>) =
             requests.iter().partition(|request| request.driver == "cdi");
@@ -265,7 +272,10 @@ impl HostConfig {
             GpuAccess::Request(ids.cloned().collect())
         } else if self.runtime.contains("nvidia") {
             GpuAccess::Runtime(self.runtime.clone())
-        } else if !by_cdi.is_empty() || self.devices.iter().flatten().any(is_card) {
+        } else if !by_cdi.is_empty()
+            || self.devices.iter().flatten().any(is_card)
+            || created_by.iter().any(asks_for_card)
+        {
             GpuAccess::Device
         } else {
             GpuAccess::None
