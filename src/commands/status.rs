@@ -6,6 +6,7 @@ use crate::config::Config;
 use crate::error::{Failure, Result};
 use crate::exit::{Answer, Code};
 use crate::model::State;
+use crate::observe::Managers;
 use crate::report::{Form, print, print_text, prometheus};
 use crate::session::{Session, sight};
 use crate::world::nvml::Reader;
@@ -19,8 +20,10 @@ pub fn run(arguments: &StatusArgs, session: Session) -> Result<Answer> {
         let message = "--prometheus and --json cannot be used together";
         return Err(Failure::new(Code::Usage, message).hint("use one or the other"));
     }
-    let mut report =
-        sight(config, &mut Reader::open(&config.gpu), &session.stop, &session.progress)?;
+    // What takes longest is begun before anything else is.
+    let managers = Managers::of_all(config, &session.stop);
+    let mut reader = Reader::open(&config.gpu);
+    let mut report = sight(managers, config, &mut reader, &session.stop, &session.progress)?;
     let is_ready =
         |name: &String| matches!(report.services[name].state, State::Ready | State::Busy);
     let checked = arguments.check.iter().all(is_ready);

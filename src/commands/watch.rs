@@ -3,6 +3,7 @@
 
 use crate::error::{Failure, Result};
 use crate::exit::Answer;
+use crate::observe::Managers;
 use crate::progress::Progress;
 use crate::report::Display;
 use crate::session::{Session, sight};
@@ -26,7 +27,13 @@ pub fn run(every: Duration, session: Session) -> Result<Answer> {
         Aside::begin(move || {
             let mut reader = reader.lock().unwrap_or_else(PoisonError::into_inner);
             // The screen is the looks'.
-            sight(&config, &mut reader, &stop, &Progress::silent())
+            sight(
+                Managers::of_all(&config, &stop),
+                &config,
+                &mut reader,
+                &stop,
+                &Progress::silent(),
+            )
         })
     };
     let terminal =

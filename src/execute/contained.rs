@@ -329,7 +329,7 @@ fn await_dependencies(
         .collect();
     while !awaited.is_empty() {
         let ids: Vec<&str> = awaited.iter().map(|(one, _)| one.id.as_str()).collect();
-        let told = engine.inspect(&ids, &[])();
+        let told = engine.inspect(ids, &[])();
         let mut failure = None;
         awaited.retain(|(one, condition)| match resolve(&told.containers, &one.id) {
             Some(now) => match is_as_far(now, *condition) {

@@ -16,8 +16,8 @@ use std::collections::HashSet;
 pub fn containers(which: &Containers, config: &Config, stop: &Stop) -> (Presence, Managed) {
     let engine = Docker::of(&config.docker, stop);
     let told = match which {
-        Containers::Named(name) => engine.inspect(&[name], &[])(),
-        Containers::Compose(compose) => engine.inspect(&[], &[&compose.project])(),
+        Containers::Named(name) => engine.inspect(vec![name], &[])(),
+        Containers::Compose(compose) => engine.inspect(vec![], &[&compose.project])(),
     };
     contained(which, &told, config, &engine)
 }

@@ -38,6 +38,47 @@ pub struct Look<'a> {
     holders: OnceCell<HashMap<u16, Vec<Pid>>>,
 }
 
+/// What the managers of some services are asked in a look. The client of the container engine, which
+/// takes longest of all, is under way.
+pub struct Managers<'a> {
+    services: Vec<&'a Service>,
+    engine: Docker<'a>,
+    inspected: Option<Box<dyn FnOnce() -> Inspected + Send + 'a>>,
+    /// The system's, and the user's.
+    units: [Vec<&'a str>; 2],
+    stop: &'a Stop,
+}
+
+impl<'a> Managers<'a> {
+    /// Asks those of all services.
+    pub fn of_all(config: &'a Config, stop: &'a Stop) -> Managers<'a> {
+        Managers::ask(config, config.services.iter().collect(), stop)
+    }
+
+    pub fn ask(config: &'a Config, services: Vec<&'a Service>, stop: &'a Stop) -> Managers<'a> {
+        let (mut named, mut projects) = (Vec::new(), BTreeSet::new());
+        let mut units = [Vec::new(), Vec::new()];
+        for service in &services {
+            match &service.manager {
+                Manager::Containers(Containers::Named(name)) => named.push(name.as_str()),
+                Manager::Containers(Containers::Compose(compose)) => {
+                    projects.insert(compose.project.as_str());
+                }
+                Manager::Systemd { unit, user } => units[usize::from(*user)].push(unit.as_str()),
+                Manager::Native(_) => {}
+            }
+        }
+        let projects: Vec<&str> = projects.into_iter().collect();
+        let engine = Docker::of(&config.docker, stop);
+        let inspected: Option<Box<dyn FnOnce() -> Inspected + Send>> =
+            match named.is_empty() && projects.is_empty() {
+                true => None,
+                false => Some(Box::new(engine.inspect(named, &projects))),
+            };
+        Managers { services, engine, inspected, units, stop }
+    }
+}
+
 /// Asks the managers of these services side by side, and meanwhile `on_gpu` for the processes
 /// that hold GPU memory. `known` is what the managers of the others have said before.
 pub fn look<'a>(
@@ -47,28 +88,21 @@ pub fn look<'a>(
     stop: &Stop,
     on_gpu: impl FnOnce() -> HashSet<Pid>,
 ) -> Look<'a> {
-    let (mut named, mut projects) = (Vec::new(), BTreeSet::new());
-    let mut units = [Vec::new(), Vec::new()];
-    for service in services {
-        match &service.manager {
-            Manager::Containers(Containers::Named(name)) => named.push(name.as_str()),
-            Manager::Containers(Containers::Compose(compose)) => {
-                projects.insert(compose.project.as_str());
-            }
-            Manager::Systemd { unit, user } => units[usize::from(*user)].push(unit.as_str()),
-            Manager::Native(_) => {}
-        }
-    }
-    let projects: Vec<&str> = projects.into_iter().collect();
-    let engine = Docker::of(&config.docker, stop);
+    look_by(Managers::ask(config, services.to_vec(), stop), config, known, on_gpu)
+}
+
+/// Looks by what the managers, which are asked already, answer.
+pub fn look_by<'a>(
+    managers: Managers,
+    config: &'a Config,
+    known: &[Managed],
+    on_gpu: impl FnOnce() -> HashSet<Pid>,
+) -> Look<'a> {
+    let Managers { services, engine, inspected, units, stop } = managers;
     thread::scope(|scope| {
         let some = |names: &[&str]| (!names.is_empty()).then_some(scope);
         let [system, user] = &units;
-        let has_containers = !named.is_empty() || !projects.is_empty();
-        let inspected = has_containers.then(|| {
-            let asked = engine.inspect(&named, &projects);
-            scope.spawn(|| Ok(asked()))
-        });
+        let inspected = inspected.map(|asked| scope.spawn(|| Ok(asked())));
         let system = some(system).map(|s| s.spawn(systemd::show(system, false, stop)));
         let user = some(user).map(|s| s.spawn(systemd::show(user, true, stop)));
         let has_port = |service: &Service| service.health.as_ref().and_then(local_port).is_some();
@@ -86,7 +120,7 @@ pub fn look<'a>(
         let mut managed = known.to_vec();
         managed.resize_with(config.services.len(), Managed::default);
         let mut presences = HashMap::new();
-        for service in services {
+        for service in &services {
             let (presence, now) = match &service.manager {
                 Manager::Containers(which) => contained(which, &inspected, config, &engine),
                 Manager::Systemd { unit, user } => in_unit(unit, &units[usize::from(*user)]),

@@ -13,7 +13,8 @@ pub use adoption::adoptable;
 pub use containers::containers;
 pub use inquiry::{Ask, count_jobs};
 pub use keeper::{Keeper, started_by};
-pub use look::{Look, Members, look, members};
+use look::look_by;
+pub use look::{Look, Managers, Members, look, members};
 
 use crate::config::Config;
 use crate::error::Result;
@@ -38,6 +39,17 @@ pub fn observe(
     stop: &Stop,
     asks: &dyn Fn(&Service) -> Ask,
 ) -> Result<Snapshot> {
+    observe_by(Managers::of_all(config, stop), config, reader, stop, asks)
+}
+
+/// Looks by what the managers of all services, which are asked already, answer.
+pub fn observe_by(
+    managers: Managers,
+    config: &Config,
+    reader: &mut Reader,
+    stop: &Stop,
+    asks: &dyn Fn(&Service) -> Ask,
+) -> Result<Snapshot> {
     let services: Vec<&Service> = config.services.iter().collect();
     // A socket each and a second hold on it, and what everything else takes.
     host::allow_open_files(2 * services.len() as u64 + 64);
@@ -48,7 +60,7 @@ pub fn observe(
     let mut notes = Notes::read(config);
     let mut inquiry = None;
     let mut vram = Vram::default();
-    let look = look(config, &services, &[], stop, || {
+    let look = look_by(managers, config, &[], || {
         // After the managers, which take longest.
         inquiry = asks_at_once.then(|| Inquiry::begin(config, asks, begun, stop));
         vram = reader

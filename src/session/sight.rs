@@ -6,7 +6,7 @@ use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::lock::{self, Held};
 use crate::notes::Notes;
-use crate::observe::{Ask, observe};
+use crate::observe::{Ask, Managers, observe_by};
 use crate::progress::Progress;
 use crate::report::StatusReport;
 use crate::world::nvml::Reader;
@@ -19,6 +19,7 @@ const LOCK_LIMIT: Duration = Duration::from_secs(5);
 /// All that there is to see, the lock beside everything else: a server that hangs costs no more
 /// than a health check that does. Production that is back settles its trial.
 pub fn sight(
+    managers: Managers,
     config: &Config,
     reader: &mut Reader,
     stop: &Stop,
@@ -28,7 +29,7 @@ pub fn sight(
         let config = config.clone();
         move || lock::look(&config)
     })?;
-    let mut snapshot = observe(config, reader, stop, &|_| Ask::StateAndJobs)?;
+    let mut snapshot = observe_by(managers, config, reader, stop, &|_| Ask::StateAndJobs)?;
     Notes::keep(config, &snapshot);
     let settled = debt::settle_by(config, stop, || Ok(snapshot.clone()));
     settled.iter().for_each(|told| progress.line(told));

@@ -131,23 +131,21 @@ impl<'a> Docker<'a> {
 
     /// Asks for all containers in one call, which is under way on return; what is returned waits for
     /// the answer. Those of compose projects are listed first, which takes a call of its own.
-    pub fn inspect<'b>(
+    pub fn inspect(
         self,
-        named: &'b [&str],
-        projects: &'b [&str],
-    ) -> impl FnOnce() -> Inspected + 'b
-    where
-        'a: 'b,
-    {
+        named: Vec<&'a str>,
+        projects: &[&str],
+    ) -> impl FnOnce() -> Inspected + use<'a> {
         let begun = match projects {
-            [] => self.ask_about(named),
+            [] => self.ask_about(&named),
             [only] => self.list(&format!("label=com.docker.compose.project={only}")),
             _ => self.list("label=com.docker.compose.project"),
         };
+        let is_listed = !projects.is_empty();
         move || {
-            let answer = match projects {
-                [] => begun.and_then(|asked| self.told(named, asked)),
-                _ => begun.and_then(|listed| self.told_of_listed(named, listed)),
+            let answer = match is_listed {
+                false => begun.and_then(|asked| self.told(&named, asked)),
+                true => begun.and_then(|listed| self.told_of_listed(&named, listed)),
             };
             answer.unwrap_or_else(|why| Inspected { trouble: Some(why), ..Inspected::default() })
         }
@@ -189,7 +187,7 @@ impl<'a> Docker<'a> {
 
     /// Returns the name of a container, where the engine knows it.
     pub fn name_of(&self, id: &str) -> Option<String> {
-        let told = self.inspect(&[id], &[])();
+        let told = self.inspect(vec![id], &[])();
         Some(resolve(&told.containers, id)?.name.clone())
     }
 

@@ -63,7 +63,8 @@ impl Docker<'_> {
         };
         let stopped = self.act(containers, deed);
         // The engine does not tell; those that ended in time were not.
-        let told = (begun.elapsed() >= limit).then(|| self.inspect(containers, &[])().containers);
+        let told =
+            (begun.elapsed() >= limit).then(|| self.inspect(containers.to_vec(), &[])().containers);
         let is_killed = |reference: &str| {
             let found = told.as_ref().and_then(|told| resolve(told, reference));
             found.is_some_and(|container| container.exit_code == Some(137))
@@ -100,7 +101,7 @@ impl Docker<'_> {
                 Err(failure) => return all(&failure),
             };
             let why = reason::reason(&output);
-            let told = self.inspect(containers, &[])();
+            let told = self.inspect(containers.to_vec(), &[])();
             let is_away = told.trouble.as_ref().is_some_and(|it| it.code == Code::Unavailable);
             if (is_away || reason::is_away(&why)) && Instant::now() + absence < deadline {
                 log::debug!("the engine is away: {why}");
