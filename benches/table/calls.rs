@@ -74,7 +74,7 @@ fn status() -> Vec<Row> {
             "bare `docker container inspect`",
             inspect.wall,
             "ms",
-            Target::Times(1.25),
+            Target::Times(1.15),
         ),
         against(what, status, SEED, seed, Target::Faster(20.0)),
         against(

@@ -227,6 +227,9 @@ pub fn create_missing(plan: &Plan, context: &Context) -> Result<bool> {
     }
     let engine = context.engine(context.stop);
     for (files, services, limit) in &projects {
+        let told: Vec<String> = services.iter().map(|compose| compose.told()).collect();
+        // It may have to fetch an image.
+        context.progress.line(&format!("creating the containers of {}", told.join(" and ")));
         compose::create(&engine, services, files, *limit)?;
     }
     Ok(!projects.is_empty())

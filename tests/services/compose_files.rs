@@ -102,7 +102,13 @@ fn a_container_that_is_missing_is_made_from_the_files_that_the_others_name() {
     let Some(project) = Project::of_four("") else { return };
     project.rig.gpuctl("prepare-phase 4").run().fails("not_found").stderr_has("docker compose");
     project.by_hand("create vidi");
-    project.prepare(4);
+    let told = format!(
+        "creating the containers of service comfyui of the compose project {}",
+        project.rig.mark("mcn")
+    );
+    let prepared = project.rig.gpuctl("prepare-phase 4").run().succeeds().ignores_stdout();
+    prepared.stderr_has(&told).progress();
+    project.assert_in(4);
     project.by_hand("down --timeout 5");
 }
 
