@@ -43,10 +43,11 @@ struct Note {
     remnant: Option<Remnant>,
 }
 
-/// What processes still held after they had been asked to unload for the second time.
+/// What processes still held after they had been asked to unload, for the second time where the driver
+/// tells how much that is.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Remnant {
-    pub held_mb: Mb,
+    pub held_mb: Option<Mb>,
     pub processes: Vec<process::Id>,
 }
 
@@ -157,13 +158,18 @@ impl Notes {
         self.services.get(service)?.peak_mb
     }
 
-    /// Returns what a service has kept that was asked to unload, where those on the card are the processes
-    /// that were asked.
-    pub fn kept(&self, service: &str, vram: &Vram) -> Option<Mb> {
-        let Remnant { held_mb, processes } = self.services.get(service)?.remnant.as_ref()?;
+    /// Returns what a service has kept that unloaded when it was asked to, where those on the card, or all of
+    /// its own where none is listed, are the processes that were asked.
+    pub fn remnant(&self, observed: &Observed, vram: &Vram) -> Option<&Remnant> {
+        let remnant = self.services.get(&observed.name)?.remnant.as_ref()?;
         let was_asked =
-            |pid| process::Id::of(pid).is_some_and(|process| processes.contains(&process));
-        vram.of_service(service).all(|process| was_asked(process.pid)).then_some(*held_mb)
+            |pid| process::Id::of(pid).is_some_and(|process| remnant.processes.contains(&process));
+        let mut listed = vram.of_service(&observed.name).map(|process| process.pid).peekable();
+        let are_the_same = match listed.peek() {
+            Some(_) => listed.all(was_asked),
+            None => observed.pids().iter().copied().all(was_asked),
+        };
+        are_the_same.then_some(remnant)
     }
 
     /// Returns how many calls of `run` have watched a service that they needed.

@@ -133,7 +133,9 @@ fn nothing_is_evicted_while_another_holds_the_lock() {
     let holder = rig.gpuctl("run --quiet ollama -- sh -c").arg(script).spawn();
     until("the lock is held", || rig.path("home/there").exists());
     let release = rig.gpuctl("release-idle --after 1s").run().fails("lock_busy");
-    release.stderr_has("held by ollama");
+    let told = release.stderr_text();
+    assert!(told.contains("held by ollama") && told.contains("a later call"), "{told}");
+    assert!(!told.contains("--wait"), "it has no such option: {told}");
     assert!(service.is_healthy());
     // Nothing is due, so that there is nothing to wait for.
     rig.gpuctl("release-idle --after 1h").run().succeeds().stdout_has("kept ollama");

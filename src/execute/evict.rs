@@ -26,6 +26,9 @@ const UNLOAD_LIMIT: Duration = Duration::from_secs(10);
 const SETTLED: Duration = Duration::from_secs(5);
 /// Memory that comes back little by little is waited for so long.
 const TRICKLE_LIMIT: Duration = Duration::from_secs(30);
+/// Told where there is room enough, and what a service holds that has unloaded before cannot be seen.
+const UNSEEN: &str =
+    "nothing came back; it has unloaded before, and the driver does not tell what it holds";
 /// Who calls may tell so much later that the time of a call is over.
 const GRACE: Duration = Duration::from_secs(1);
 /// A service that somebody looks after is watched this long for its return. Most supervisors
@@ -64,7 +67,9 @@ pub fn evict(
             Err(why) => Err(why),
         };
         match asked {
-            Ok(keeps) => return Ok(EvictedBy { step: Some(step.done(None)), keeps }),
+            Ok(Unloaded { keeps, note }) => {
+                return Ok(EvictedBy { step: Some(step.done(note)), keeps });
+            }
             Err(why) => reason = Some(format!("{why}; stopped instead")),
         }
     }
@@ -264,23 +269,31 @@ impl Footprint {
         vram.processes.as_ref()?.iter().filter(is_own).map(|process| process.memory).sum()
     }
 
-    /// What the same processes keep.
-    fn remnant(&self, held_mb: Mb) -> Remnant {
-        let living = self.own.iter().filter(|pid| !process::is_ending(**pid));
+    /// What the same processes keep, and `others` of the service.
+    fn remnant(&self, held_mb: Option<Mb>, others: &[Pid]) -> Remnant {
+        let living = self.own.iter().chain(others).filter(|pid| !process::is_ending(**pid));
         let processes = living.filter_map(|pid| process::Id::of(*pid)).collect();
         Remnant { held_mb, processes }
     }
 }
 
-/// Requests an unload and watches for it. Returns what it keeps, as far as the driver tells, or why
-/// the unload came to nothing. What has come to it meanwhile is waited for before it is asked again.
+/// What came of an unload.
+struct Unloaded {
+    /// What it keeps, where the driver tells.
+    keeps: Option<Mb>,
+    note: Option<String>,
+}
+
+/// Requests an unload and watches for it. Returns what it keeps, as far as the driver tells, with a remark,
+/// or why the unload came to nothing. What has come to it meanwhile is waited for before it is asked again.
 fn ask_to_unload(
     service: &Service,
     eviction: &Eviction,
     required: Mb,
     held: &Footprint,
     context: &Context,
-) -> Result<std::result::Result<Option<Mb>, String>> {
+) -> Result<std::result::Result<Unloaded, String>> {
+    let before = context.before.service(&service.name);
     if let Some(cut) = drain::cut_off(eviction, context)? {
         return Ok(Err(cut));
     }
@@ -312,26 +325,28 @@ fn ask_to_unload(
         if holds < least {
             (least, changed) = (holds, Instant::now());
         }
-        let (is_gone, freed) = match (held.memory, holds) {
+        let is_known = held.memory.is_some() && holds.is_some();
+        let (is_gone, freed, has_room) = match (held.memory, holds) {
             (Some(held), Some(holds)) => {
-                (holds <= service.residue(None), held.saturating_sub(holds))
+                (holds <= service.residue(None), held.saturating_sub(holds), false)
             }
             // Where the driver does not tell who holds what, there is only the room.
             _ => {
                 let free = |vram: &Vram| vram.free.unwrap_or_default();
                 let room = free(&now).saturating_sub(context.config.gpu.reserve);
                 let freed = free(&now).saturating_sub(free(&held.vram));
-                (freed > Mb(0) && room >= required, freed)
+                (freed > Mb(0) && room >= required, freed, room >= required)
             }
         };
-        if is_gone {
-            return Ok(Ok(holds));
-        }
-        if is_over && freed > Mb(0) {
-            if let (Some(holds), true) = (holds, is_settled) {
-                Notes::keep_unload(context.config, &service.name, &held.remnant(holds));
+        if is_gone || (is_over && freed > Mb(0)) {
+            if !is_known || (!is_gone && is_settled) {
+                let remnant = held.remnant(holds, before.pids());
+                Notes::keep_unload(context.config, &service.name, &remnant);
             }
-            return Ok(Ok(holds));
+            return Ok(Ok(Unloaded { keeps: holds, note: None }));
+        }
+        if is_over && has_room && before.has_unloaded_before {
+            return Ok(Ok(Unloaded { keeps: None, note: Some(UNSEEN.to_owned()) }));
         }
         if is_over {
             let limit = Span(UNLOAD_LIMIT);

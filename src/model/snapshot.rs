@@ -68,6 +68,9 @@ pub struct Observed {
     /// What these same processes still held after gpuctl had asked them to unload for the second time;
     /// `None` where it had no need to, or they are others.
     pub kept: Option<Mb>,
+    /// These same processes have unloaded when gpuctl asked them to; not noted where what they held then was
+    /// no more than a context.
+    pub has_unloaded_before: bool,
     /// The time for which it has not worked; `None` where that cannot be told.
     pub idle: Option<Duration>,
     pub unproven: Vec<Unproven>,

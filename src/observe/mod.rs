@@ -146,6 +146,7 @@ pub fn observe_by(
                 works_silently,
                 peak: None,
                 kept: None,
+                has_unloaded_before: false,
                 idle: None,
                 name: service.name.clone(),
                 health: took.filter(|_| state == State::Ready),
@@ -161,7 +162,9 @@ pub fn observe_by(
     notes.add(&vram, &services);
     for (service, observed) in config.services.iter().zip(&mut services) {
         observed.peak = notes.peak(&service.name);
-        observed.kept = notes.kept(&service.name, &vram);
+        let remnant = notes.remnant(observed, &vram);
+        observed.has_unloaded_before = remnant.is_some();
+        observed.kept = remnant.and_then(|remnant| remnant.held_mb);
         observed.idle = notes.idle(service, observed, &vram);
     }
     if vram.source == Source::Estimate && !vram.no_such_gpu {

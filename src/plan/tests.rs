@@ -54,6 +54,7 @@ fn world(config: &str) -> Scenario {
         works_silently: false,
         peak: None,
         kept: None,
+        has_unloaded_before: false,
         idle: None,
         unproven: Vec::new(),
     });

@@ -319,3 +319,21 @@ fn row_65_a_model_that_was_put_aside_is_brought_back_before_its_service_counts_a
     rig.gpuctl("prepare-phase 1 --quiet").run().succeeds().ignores_stdout();
     assert_eq!(rig.card.used_mb(), 12000);
 }
+
+#[test]
+fn row_65_repeated_nothing_is_stopped_where_the_driver_does_not_tell_who_holds_what() {
+    let (rig, model) = rig_with("comfyui", "--api comfyui --unload-residual 600", 0);
+    rig.card.describe(&json!({"process_memory_known": false}));
+    let process = rig.processes_of(&model);
+    assert_eq!(prepare(&rig)["unloaded"], json!(["model"]));
+    let report = prepare(&rig);
+    assert_eq!((&report["stopped"], &report["started"]), (&json!([]), &json!([])), "{report}");
+    let note = report["steps"][0]["note"].as_str().unwrap();
+    assert!(note.contains("the driver does not tell what it holds"), "{report}");
+    assert_eq!(rig.processes_of(&model), process);
+    // Where there is no room, it goes.
+    rig.set("services.big.vram_mb", 23500);
+    rig.gpuctl("stop big --quiet").run().succeeds();
+    assert_eq!(prepare(&rig)["stopped"], json!(["model"]));
+    rig.assert_no_process_of(&model);
+}

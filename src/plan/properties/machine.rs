@@ -182,6 +182,7 @@ impl Tenant {
             works_silently: false,
             peak: None,
             kept: None,
+            has_unloaded_before: false,
             idle: None,
             unproven: Vec::new(),
         }
