@@ -232,7 +232,11 @@ pub fn pack_image(folder: &Path) -> PathBuf {
     let busybox = Path::new("/bin/busybox");
     if busybox.exists() {
         put(&root, busybox, "bin/busybox");
-        symlink("busybox", root.join("bin/sh")).unwrap();
+        // Not every busybox has a shell that finds the others of itself.
+        let listed = command(busybox).arg("--list").output().unwrap().stdout;
+        for name in String::from_utf8(listed).unwrap().lines().filter(|name| *name != "busybox") {
+            symlink("busybox", root.join("bin").join(name)).unwrap();
+        }
     }
     let tar = folder.join("image.tar");
     let mut pack = command("tar");
