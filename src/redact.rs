@@ -8,16 +8,9 @@ pub const MASK: &str = "***";
 /// A text with the user part of every URL in it replaced, and what a URL's query has under a name
 /// of a secret (the password of a Unix socket's URL). Masking the result again changes nothing.
 pub fn mask(text: &str) -> String {
-    let mut masked = mask_once(text);
+    let masked = mask_once(text);
     // With a query's secret goes a slash in it, up to which the next look would not have read.
-    while masked != text {
-        let again = mask_once(&masked);
-        if again == masked {
-            break;
-        }
-        masked = again;
-    }
-    masked
+    if masked == text { masked } else { mask(&masked) }
 }
 
 fn mask_once(text: &str) -> String {

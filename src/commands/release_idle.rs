@@ -3,10 +3,10 @@
 use crate::canary::debt;
 use crate::cli::ReleaseIdleArgs;
 use crate::config::Config;
-use crate::error::{Failure, Result};
+use crate::error::Result;
 use crate::execute::Outcome;
 use crate::execute::drain::Drain;
-use crate::exit::{Answer, Code};
+use crate::exit::Answer;
 use crate::model::{Evict, Service, Snapshot};
 use crate::notes::Notes;
 use crate::observe::Ask;
@@ -42,8 +42,7 @@ pub fn run(arguments: &ReleaseIdleArgs, session: Session) -> Result<Answer> {
         return Ok(Answer::Yes);
     }
     session.recorded("release-idle", "", |mut session| {
-        let held = session.hold_lock(&subject, "release-idle", Duration::ZERO, None);
-        let guard = held.map_err(until_the_next_call)?;
+        let guard = session.hold_lock(&subject, "release-idle", Duration::ZERO, None)?;
         // One that has come to work in the meantime is idle no more.
         let now = session.executor(&reader).look(&|_| Ask::StateAndJobs)?;
         require_card(&now)?;
@@ -57,14 +56,4 @@ pub fn run(arguments: &ReleaseIdleArgs, session: Session) -> Result<Answer> {
         session.conclude(&ActReport::done(subject, &plan, &outcome))?;
         Ok(Answer::Yes)
     })
-}
-
-/// It does not wait for the lock, and has no option to do so.
-fn until_the_next_call(refusal: Failure) -> Failure {
-    let hint =
-        "nothing was evicted; a later call will see to it; `gpuctl lock status` shows the holder";
-    match refusal.code {
-        Code::LockBusy => Failure { hints: vec![hint.to_owned()], ..refusal },
-        _ => refusal,
-    }
 }

@@ -102,6 +102,10 @@ impl Busy {
             Ends::WithProcesses if held.is_stopped() => failure.hint(
                 "its process is stopped, and holds the lock for as long as it is there: continue it (kill -CONT), or end it",
             ),
+            // Who does not wait does not mean to, or cannot.
+            _ if patience.total.is_zero() => {
+                failure.hint("try again when it is free; `gpuctl lock status` shows the holder")
+            }
             _ => failure.hint("wait longer with --wait; `gpuctl lock status` shows the holder"),
         };
         failure

@@ -12,9 +12,8 @@ const READ_LIMIT: Duration = Duration::from_secs(15);
 
 /// The words after the client's name for services of one project, or all of it.
 fn arguments(services: &[&Compose], files: &ComposeFiles, then: &[&str]) -> Vec<String> {
-    let project = services.iter().map(|compose| &compose.project).take(1).cloned();
     let mut words = vec!["compose".to_owned(), "--project-name".to_owned()];
-    words.extend(project);
+    words.extend(services.first().map(|compose| compose.project.clone()));
     if let Some(folder) = &files.folder {
         words.extend(["--project-directory".to_owned(), folder.display().to_string()]);
     }
@@ -23,7 +22,9 @@ fn arguments(services: &[&Compose], files: &ComposeFiles, then: &[&str]) -> Vec<
     }
     words.push("up".to_owned());
     words.extend(then.iter().map(|word| (*word).to_owned()));
-    words.extend(services.iter().filter_map(|compose| compose.service.clone()));
+    let names: Option<Vec<String>> = services.iter().map(|it| it.service.clone()).collect();
+    // One that is all of the project has no name, and then none is given.
+    words.extend(names.unwrap_or_default());
     words
 }
 
