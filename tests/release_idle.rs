@@ -134,7 +134,10 @@ fn nothing_is_evicted_while_another_holds_the_lock() {
     until("the lock is held", || rig.path("home/there").exists());
     let release = rig.gpuctl("release-idle --after 1s").run().fails("lock_busy");
     let told = release.stderr_text();
-    assert!(told.contains("held by ollama") && told.contains("try again when it is free"), "{told}");
+    assert!(
+        told.contains("held by ollama") && told.contains("try again when it is free"),
+        "{told}"
+    );
     assert!(!told.contains("--wait"), "it has no such option: {told}");
     assert!(service.is_healthy());
     // Nothing is due, so that there is nothing to wait for.

@@ -4,6 +4,7 @@
 use rustix::fs::FlockOperation;
 use std::ffi::OsStr;
 use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
@@ -40,6 +41,16 @@ pub fn works(program: &str, arguments: &[&str]) -> bool {
     let mut command = command(program);
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     command.status().is_ok_and(|status| status.success())
+}
+
+/// Writes a script that can be run at once. What this process itself writes, another of its threads may hold open for
+/// writing in a child that it is just starting, and then it is busy ("Text file busy").
+pub fn install(script: &str, path: &Path) {
+    let mut write = command("sh");
+    write.args(["-c", "umask 022; rm -f \"$0\"; cat >\"$0\"; chmod 755 \"$0\""]).arg(path);
+    let mut write = write.stdin(Stdio::piped()).spawn().unwrap();
+    write.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
+    assert!(write.wait().unwrap().success(), "cannot write {}", path.display());
 }
 
 /// The folder of the helpers.

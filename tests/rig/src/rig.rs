@@ -111,8 +111,8 @@ impl Rig {
 
     /// Puts a shell script on the PATH, before all others: a program that is missing, or one to be replaced.
     pub fn program(&self, name: &str, script: &str) -> PathBuf {
-        let path = self.file(&format!("bin/{name}"), &format!("#!/bin/sh\n{script}\n"));
-        fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
+        let path = self.path(&format!("bin/{name}"));
+        programs::install(&format!("#!/bin/sh\n{script}\n"), &path);
         path
     }
 

@@ -1,11 +1,11 @@
 //! A systemd of the rig's own: a `systemctl` on its PATH that really starts and ends the servers and answers in the
 //! format of the real one, because test machines are not booted with systemd.
 
+use crate::programs;
 use crate::rig::Rig;
 use crate::skip::skip_or_fail;
 use crate::wait;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 /// How `systemctl` fails.
@@ -28,12 +28,10 @@ impl Systemd {
         let units = rig.path("systemd");
         fs::create_dir(&units).unwrap();
         for name in ["systemctl", "journalctl"] {
-            let path = rig.file(&format!("bin/{name}"), include_str!("systemctl.sh"));
-            fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+            programs::install(include_str!("systemctl.sh"), &rig.path(&format!("bin/{name}")));
         }
         // The polkit of that machine, which lets everybody do everything.
-        let path = rig.file("bin/pkcheck", "#!/bin/sh\n");
-        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+        rig.program("pkcheck", "");
         let name = format!("gpuctl-{token}.slice");
         let slice = ["", "unified", "systemd"].into_iter().find_map(|hierarchy| {
             let root = Path::new("/sys/fs/cgroup").join(hierarchy);
