@@ -167,7 +167,10 @@ impl Notes {
         let mut listed = vram.of_service(&observed.name).map(|process| process.pid).peekable();
         let are_the_same = match listed.peek() {
             Some(_) => listed.all(was_asked),
-            None => observed.pids().iter().copied().all(was_asked),
+            None => {
+                // Of a service of which no process is known it cannot be told.
+                !observed.pids().is_empty() && observed.pids().iter().copied().all(was_asked)
+            }
         };
         are_the_same.then_some(remnant)
     }

@@ -93,7 +93,7 @@ impl Busy {
             format!("the GPU lock is {}{waited}", self.describe(place)),
         );
         let Some(held) = &self.held else {
-            return failure.hint("try again, or wait in line with --wait");
+            return failure.hint("try again: another was just before us");
         };
         let failure = match held.ends {
             Ends::Never => failure.hint(
