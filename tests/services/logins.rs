@@ -21,7 +21,8 @@ fn outlives_the_login(corner: &Corner, ssh: &Ssh, user: &str, flags: &str) -> St
     });
     let group = corner.machine.sh(&format!("tail -n 1 /proc/$(pgrep -fx 'sleep {port}0')/cgroup"));
     let state = ssh.sh(user, &gpuctl(corner, user, "status --json"));
-    let state: serde_json::Value = serde_json::from_str(&state).unwrap();
+    let state: serde_json::Value =
+        serde_json::from_str(&state).unwrap_or_else(|error| panic!("{user}: {error}: {state}"));
     assert_eq!(state["services"][&one]["state"], "ready", "{user}: {state:#}");
     group.trim().to_owned()
 }
