@@ -103,6 +103,14 @@ pub struct Outcome {
     pub keeps: HashMap<String, Mb>,
 }
 
+impl Outcome {
+    /// Whether the service was evicted, or found to need no eviction.
+    fn is_settled(&self, service: &str) -> bool {
+        let mut lists = [&self.stopped, &self.unloaded, &self.kept].into_iter();
+        lists.any(|list| list.iter().any(|name| name == service))
+    }
+}
+
 /// Carries the plan out.
 fn execute(plan: &Plan, context: &Context) -> Outcome {
     let begun = Instant::now();
@@ -208,9 +216,17 @@ fn evict_all(
         dependent.iter().filter(depends).map(|it| it.service.as_str()).collect()
     };
     let waves = in_order(evictions.iter().collect(), |it| it.service.as_str(), after);
-    let results = waves.iter().map(|wave| evict_wave(wave, required, context, outcome));
-    // What cannot be evicted leaves the others to be.
-    results.collect::<Vec<_>>().into_iter().collect()
+    let (mut result, mut left) = (Ok(()), Vec::new());
+    for wave in waves {
+        // What cannot be evicted keeps what it depends on, and leaves the others to be.
+        let is_free = |it: &&Eviction| after(it).iter().all(|name| !left.contains(name));
+        let free: Vec<&Eviction> = wave.iter().copied().filter(is_free).collect();
+        result = result.and(evict_wave(&free, required, context, outcome));
+        left.extend(
+            wave.iter().map(|it| it.service.as_str()).filter(|name| !outcome.is_settled(name)),
+        );
+    }
+    result
 }
 
 fn evict_wave(

@@ -303,6 +303,18 @@ fn a_service_that_another_one_depends_on_is_ready_before_it_and_goes_after_it() 
 }
 
 #[test]
+fn what_a_service_depends_on_stays_where_that_service_cannot_be_ended() {
+    let Some(rig) = Rig::with_docker() else { return };
+    let [db, app] = app_on_db(&rig, [1000, 2000], "service_started");
+    rig.gpuctl("start app --quiet").run().succeeds();
+    let id = rig.docker(&["container", "inspect", "--format", "{{.Id}}", &app]);
+    let refuses = format!("case \"$*\" in stop*{}*) echo 'no way' >&2; exit 1 ;; esac", id.trim());
+    rig.program("docker", &format!("{refuses}\nPATH=${{PATH#*:}} exec docker \"$@\""));
+    rig.gpuctl("release-all --quiet").run().fails("stop_failed").stderr_has("no way");
+    assert!(runs(&rig, &app) && runs(&rig, &db));
+}
+
+#[test]
 fn what_a_service_depends_on_has_to_fit_beside_it() {
     let Some(rig) = Rig::with_docker() else { return };
     let both = app_on_db(&rig, [12000, 14000], "service_healthy");

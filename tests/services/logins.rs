@@ -16,13 +16,9 @@ fn outlives_the_login(corner: &Corner, ssh: &Ssh, user: &str, flags: &str) -> St
     let (one, port) = (corner.mark("one"), corner.port);
     let start = gpuctl(corner, user, &format!("start {one}"));
     corner.machine.sh(&ssh.login(user, flags, &start));
-    until(&format!("{user}: the login is over"), || {
-        !corner.machine.try_sh(&format!("pgrep -u {user} -f '[s]shd: {user}'")).1
-    });
+    ssh.is_over(user);
     let group = corner.machine.sh(&format!("tail -n 1 /proc/$(pgrep -fx 'sleep {port}0')/cgroup"));
-    let state = ssh.sh(user, &gpuctl(corner, user, "status --json"));
-    let state: serde_json::Value =
-        serde_json::from_str(&state).unwrap_or_else(|error| panic!("{user}: {error}: {state}"));
+    let state = ssh.json(user, &gpuctl(corner, user, "status --json"));
     assert_eq!(state["services"][&one]["state"], "ready", "{user}: {state:#}");
     group.trim().to_owned()
 }
@@ -74,7 +70,6 @@ fn a_service_that_is_started_over_ssh_outlives_the_login_with_and_without_linger
     // Without either it ends, and nobody is told that it runs.
     machine.sh(&ssh.login("tester", "", &gpuctl(&corner, "tester", &format!("start {one}"))));
     until("it has ended", || !machine.try_sh(&format!("pgrep -fx 'sleep {port}0'")).1);
-    let state = ssh.sh("tester", &gpuctl(&corner, "tester", "status --json"));
-    let state: serde_json::Value = serde_json::from_str(&state).unwrap();
+    let state = ssh.json("tester", &gpuctl(&corner, "tester", "status --json"));
     assert_eq!(state["services"][&one]["state"], "stopped", "{state:#}");
 }

@@ -89,8 +89,7 @@ fn a_slice_is_a_unit_with_all_that_runs_in_it() {
     corner.config(&service(&corner, &slice, ""));
     comes_and_goes(&corner, "a slice");
     succeeds(&corner, "start vllm");
-    let status = corner.sh("gpuctl status --json 2>/dev/null");
-    let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+    let status = corner.json("gpuctl status --json");
     assert_eq!(status["services"]["vllm"]["used_mb"], 4000, "{status:#}");
     assert_eq!(status["services"]["vllm"]["pids"].as_array().unwrap().len(), 2, "{status:#}");
     succeeds(&corner, "restart vllm");

@@ -11,6 +11,7 @@ use crate::wait::{comes, until};
 use crate::{Signal, processes, surroundings};
 use rustix::fd::AsFd;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use serde_json::Value;
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
@@ -187,26 +188,28 @@ impl Machine {
 
     /// What a shell says in there, as root with the environment of a fresh login, and whether it succeeds.
     pub fn try_sh(&self, script: &str) -> (String, bool) {
-        let Some(leader) = self.leader() else { return (String::new(), false) };
-        let output: Output = command("nsenter")
-            .args([
-                "-t",
-                &leader.to_string(),
-                "-m",
-                "-p",
-                "-u",
-                "-i",
-                "-n",
-                "-C",
-                "--",
-                "env",
-                "-i",
-            ])
-            .args(["PATH=/io/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "sh", "-c"])
-            .arg(format!("exec 2>&1; {script}"))
-            .output()
-            .unwrap();
+        let Some(output) = self.shell(&format!("exec 2>&1; {script}")) else {
+            return (String::new(), false);
+        };
         (String::from_utf8_lossy(&output.stdout).into_owned(), output.status.success())
+    }
+
+    /// None where it does not run.
+    fn shell(&self, script: &str) -> Option<Output> {
+        let leader = self.leader()?.to_string();
+        let spaces = ["-m", "-p", "-u", "-i", "-n", "-C"];
+        let environment = ["PATH=/io/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root"];
+        let mut nsenter = command("nsenter");
+        nsenter.args(["-t", &leader]).args(spaces).args(["--", "env", "-i"]).args(environment);
+        Some(nsenter.args(["sh", "-c", script]).output().unwrap())
+    }
+
+    /// The document that a shell writes there, whatever else is said beside it.
+    #[track_caller]
+    pub fn json(&self, script: &str) -> Value {
+        let output = self.shell(script).expect("the machine runs");
+        serde_json::from_slice(&output.stdout)
+            .unwrap_or_else(|error| panic!("{script}: {error}: {output:?}"))
     }
 
     /// What a shell says in there; it has to succeed.
@@ -356,6 +359,12 @@ impl Corner<'_> {
         self.machine.sh(&format!("{} {script}", self.exports()))
     }
 
+    /// The document that a shell writes with the environment of this corner.
+    #[track_caller]
+    pub fn json(&self, script: &str) -> Value {
+        self.machine.json(&format!("{} {script}", self.exports()))
+    }
+
     fn exports(&self) -> String {
         format!(
             "export GPUCTL_CONFIG={} GPUCTL_STATE_DIR={} SIMGPU_DIR={};",
@@ -375,8 +384,7 @@ impl Corner<'_> {
     /// The state and the detail of a service.
     #[track_caller]
     pub fn state(&self, service: &str) -> (String, String) {
-        let status = self.sh("gpuctl status --json 2>/dev/null");
-        let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+        let status = self.json("gpuctl status --json");
         let of = &status["services"][service];
         (of["state"].as_str().unwrap().to_owned(), of["detail"].as_str().unwrap_or("").to_owned())
     }

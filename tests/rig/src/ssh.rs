@@ -4,6 +4,7 @@ use crate::nspawn::Corner;
 use crate::programs::works;
 use crate::skip::skip_or_fail;
 use crate::wait::until;
+use serde_json::Value;
 
 /// An sshd of one corner, for root and the machine's users.
 pub struct Ssh<'a> {
@@ -58,12 +59,25 @@ impl<'a> Ssh<'a> {
         )
     }
 
-    /// What is said in a login, which has to succeed; it is over on return, but for what logind keeps of it.
+    /// That succeeds in a login, which is over on return, but for what logind keeps of it.
     #[track_caller]
-    pub fn sh(&self, user: &str, script: &str) -> String {
-        let said = self.corner.machine.sh(&self.login(user, "", script));
+    pub fn sh(&self, user: &str, script: &str) {
+        self.corner.machine.sh(&self.login(user, "", script));
+        self.is_over(user);
+    }
+
+    /// The document that is written in a login.
+    #[track_caller]
+    pub fn json(&self, user: &str, script: &str) -> Value {
+        let document = self.corner.machine.json(&self.login(user, "", script));
+        self.is_over(user);
+        document
+    }
+
+    /// The user's last login comes to its end.
+    #[track_caller]
+    pub fn is_over(&self, user: &str) {
         let process = format!("pgrep -u {user} -f '[s]shd: {user}'");
-        until("the login is over", || !self.corner.machine.try_sh(&process).1);
-        said
+        until(&format!("{user}: the login is over"), || !self.corner.machine.try_sh(&process).1);
     }
 }
