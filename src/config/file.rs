@@ -43,6 +43,9 @@ pub struct ConfigFile {
     pub canary: Option<super::canary::CanaryTable>,
 }
 
+/// The client of the container engine where the configuration names none.
+pub const DOCKER: &str = "docker";
+
 /// The program that is Docker's client.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(transparent)]
@@ -50,7 +53,7 @@ pub struct DockerClient(pub String);
 
 impl Default for DockerClient {
     fn default() -> DockerClient {
-        DockerClient("docker".to_owned())
+        DockerClient(DOCKER.to_owned())
     }
 }
 

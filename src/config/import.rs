@@ -1,7 +1,7 @@
 //! A first configuration from a compose project: what the project says is taken over, and what it does
 //! not say is guessed, as a guess.
 
-use super::file::ConfigFile;
+use super::file::{ConfigFile, DOCKER};
 use super::span::Span;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
@@ -120,8 +120,9 @@ impl ComposeService {
 }
 
 /// Writes a configuration for the services of a project that use a card or bear labels of gpuctl, from
-/// the project as compose prints it in JSON. `file` is where it comes from, as an absolute path.
-pub fn imported(project: &[u8], file: &Path) -> Result<String> {
+/// the project as compose prints it in JSON. `file` is where it comes from, as an absolute path; `docker` is the
+/// engine's client.
+pub fn imported(project: &[u8], file: &Path, docker: &str) -> Result<String> {
     let shown = file.display();
     let project: ComposeProject = serde_json::from_slice(project).map_err(|e| {
         Failure::new(Code::Config, format!("{shown} is not a compose project: {e}"))
@@ -130,6 +131,9 @@ pub fn imported(project: &[u8], file: &Path) -> Result<String> {
         "# The services of {shown} that use the card, for gpuctl. `gpuctl config check` validates this file, and\n\
         # `gpuctl config schema` has all keys. What compose.yaml says is read from there where it can be.\n"
     );
+    if docker != DOCKER {
+        text.push_str(&format!("docker = {}\n", Value::from(docker.replace('$', "$$"))));
+    }
     let wanted = project
         .services
         .iter()
@@ -273,7 +277,8 @@ mod tests {
             "llm": {"deploy": {"resources": {"reservations": {"devices": [{"capabilities": ["gpu"]}]}}},
                     "healthcheck": {"test": ["CMD", "true"], "start_period": "5m0s"}},
             "web": {"ports": [{"target": 80, "published": "80"}]}}}"#;
-        let text = imported(project, Path::new("/srv/compose.yaml")).expect("a configuration");
+        let text =
+            imported(project, Path::new("/srv/compose.yaml"), DOCKER).expect("a configuration");
         let told: toml::Table = text.parse().expect("TOML");
         let tts = &told["services"]["tts"];
         assert_eq!(tts["vram_mb"].as_integer(), Some(4000));

@@ -21,6 +21,7 @@ mod words;
 
 pub use canary::{Bound, Canary, Mode};
 pub use environment::{Environment, MACHINES_FOLDER};
+pub use file::DOCKER;
 pub use http::HttpToken;
 pub use import::imported;
 pub use overlap::{Overlap, overlaps};

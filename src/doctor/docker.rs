@@ -3,7 +3,7 @@
 use super::check::{Check, CheckId};
 use super::gpu::names_card;
 use super::{Examined, UNCONFIGURED};
-use crate::config::{Config, Selector};
+use crate::config::{Config, DOCKER, Selector};
 use crate::error::Failure;
 use crate::exit::Code;
 use crate::model::{
@@ -28,7 +28,7 @@ pub fn examine(case: &Examined) -> Vec<Check> {
         checks.extend(ids.iter().map(|id| Check::skip(*id, "Docker cannot be queried")));
         checks
     };
-    let client = case.config.as_ref().map_or("docker", |config| &config.docker);
+    let client = case.config.as_ref().map_or(DOCKER, |config| &config.docker);
     match program::find(OsStr::new(client), Path::new(""), case.path.as_deref()) {
         Ok(path) => checks.push(Check::pass(CheckId::DockerClient, path.display().to_string())),
         Err(failure) => {

@@ -2,7 +2,7 @@
 //! figure and pattern that is a guess is said to be one, and no secret of a command line is copied.
 
 use super::{Clue, Home, Inventory, Sighting, Speech};
-use crate::config::MINIMAL;
+use crate::config::{DOCKER, MINIMAL};
 use crate::model::{Api, Mb};
 use crate::pattern::Pattern;
 use crate::redact::{is_secret, mask};
@@ -33,6 +33,10 @@ pub fn draft(inventory: &Inventory) -> String {
          # `gpuctl config check` and `gpuctl doctor`. Sizes are in MB, or written as \"20GB\". `~` and $VAR are expanded; write $$\n\
          # for a dollar sign. It runs commands, so only you (or root) may be able to write it.\n\n",
     );
+    if inventory.client != DOCKER {
+        let client = quoted(&doubled(&inventory.client));
+        line!(text, "docker = {client:<18} # the client of its container engine\n");
+    }
     card(&mut text, inventory);
     if inventory.sightings.is_empty() {
         let example = MINIMAL.find(EXAMPLE).map_or("", |begin| &MINIMAL[begin..]);

@@ -10,6 +10,7 @@ use crate::world::process::{self, ProcessTable};
 use crate::world::wait::Stop;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
+use std::iter;
 use std::path::Path;
 use std::thread;
 
@@ -23,6 +24,18 @@ const MOST_PORTS: usize = 32;
 /// What a person's shell or a start script is, and no part of the server.
 const SHELLS: [&str; 12] =
     ["sh", "bash", "dash", "zsh", "fish", "ksh", "busybox", "tmux", "screen", "sshd", "sudo", "su"];
+/// What listens on this machine for containers, and is no server: the engines and their forwarders.
+const FORWARDERS: [&str; 9] = [
+    "dockerd",
+    "docker-proxy",
+    "rootlesskit",
+    "slirp4netns",
+    "conmon",
+    "podman",
+    "rootlessport",
+    "pasta",
+    "pasta.avx2",
+];
 
 /// Who manages a process, before anything else is known of it.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -44,28 +57,38 @@ struct Finding {
 /// Looks at all of it; `docker` is the engine's client.
 pub fn gather(gpu: &Gpu, docker: &str, stop: &Stop) -> Inventory {
     let mut reader = Reader::open(gpu);
-    let (containers, units, table, holders) = thread::scope(|scope| {
-        let asked = scope.spawn(|| Docker::of(docker, stop).all().containers);
+    let ((client, containers), units, table, holders) = thread::scope(|scope| {
+        let asked = scope.spawn(|| engine(docker, stop));
         let units = [false, true].map(|user| scope.spawn(move || at_rest::units(user, stop)));
         let table = ProcessTable::read();
         let holders = Listeners::read().holders(&table);
         let units = units.map(|units| units.join().unwrap_or_default());
-        (asked.join().unwrap_or_default(), units.concat(), table, holders)
+        let asked = asked.join().unwrap_or_else(|_| (docker.to_owned(), Vec::new()));
+        (asked, units.concat(), table, holders)
     });
+    // Control groups do not tell of every container: a user's podman may have none.
+    let mains: HashMap<Pid, &str> =
+        containers.iter().filter_map(|one| Some((one.main()?, one.id.as_str()))).collect();
+    let origin_of = |pid: Pid| origin_of(pid, &table, &mains);
     let vram = reader.read().unwrap_or_default();
     let on_card = vram.processes.iter().flatten().filter(|one| !one.is_ending);
 
     let mut findings: BTreeMap<Origin, Finding> = BTreeMap::new();
     for process in on_card {
-        let finding = findings.entry(origin_of(process.pid, &table)).or_default();
+        let finding = findings.entry(origin_of(process.pid)).or_default();
         let held = process.memory.unwrap_or_default();
         finding.pids.insert(process.pid);
         finding.held = finding.held + held;
         finding.peak = finding.peak + process.peak.map_or(held, |peak| peak.max(held));
     }
-    for (port, pids) in &holders {
-        for pid in pids {
-            let origin = origin_of(*pid, &table);
+    // Whoever listens on a port that leads to a container does so for that container.
+    let forwarded: BTreeSet<u16> = containers.iter().flat_map(published).collect();
+    let is_forwarder = |pid: Pid| {
+        table.get(pid).is_some_and(|process| FORWARDERS.contains(&process.name.as_str()))
+    };
+    for (port, pids) in holders.iter().filter(|(port, _)| !forwarded.contains(port)) {
+        for pid in pids.iter().filter(|pid| !is_forwarder(**pid)) {
+            let origin = origin_of(*pid);
             if USUAL_PORTS.contains(port) || findings.contains_key(&origin) {
                 let finding = findings.entry(origin).or_default();
                 finding.pids.insert(*pid);
@@ -93,6 +116,7 @@ pub fn gather(gpu: &Gpu, docker: &str, stop: &Stop) -> Inventory {
 
     let mut inventory = Inventory {
         library: gpu.library.clone(),
+        client,
         device: vram.device.clone(),
         total: vram.total,
         commands: table
@@ -128,9 +152,22 @@ pub fn gather(gpu: &Gpu, docker: &str, stop: &Stop) -> Inventory {
     inventory
 }
 
-fn origin_of(pid: Pid, table: &ProcessTable) -> Origin {
+/// Asks the engine for its containers, and podman where that tells of none; returns the client that did, and these.
+fn engine(docker: &str, stop: &Stop) -> (String, Vec<Container>) {
+    let containers = |client: &str| Docker::of(client, stop).all().containers;
+    let (own, podman) = (containers(docker), || containers("podman"));
+    match own.is_empty().then(podman).filter(|podman| !podman.is_empty()) {
+        Some(podman) => ("podman".to_owned(), podman),
+        None => (docker.to_owned(), own),
+    }
+}
+
+/// Returns who manages a process; `mains` are the main processes of containers.
+fn origin_of(pid: Pid, table: &ProcessTable, mains: &HashMap<Pid, &str>) -> Origin {
     let groups = process::control_groups(pid);
-    if let Some(container) = process::container_of(&groups) {
+    let line = || iter::once(pid).chain(table.ancestors(pid));
+    let of_main = || line().find_map(|above| mains.get(&above).copied());
+    if let Some(container) = process::container_of(&groups).or_else(of_main) {
         return Origin::Container(container.to_owned());
     }
     match process::unit_of(&groups) {
@@ -198,6 +235,8 @@ fn sighting(
         }
         _ if !is_known && !is_seen => None,
         Origin::Unit(unit, user) => Some(seen(Home::Unit { unit: unit.clone(), user: *user })),
+        // That of an engine that tells us nothing of it.
+        Origin::Leader(pid) if process::is_in_container(*pid) => None,
         Origin::Leader(pid) => Some(seen(by_hand(*pid, table))),
     }
 }

@@ -20,6 +20,8 @@ use std::path::PathBuf;
 pub struct Inventory {
     /// The NVML library that was named, where it is not the system's.
     pub library: Option<PathBuf>,
+    /// The client of the engine that its containers are from.
+    pub client: String,
     pub device: Option<Device>,
     pub total: Option<Mb>,
     pub sightings: Vec<Sighting>,

@@ -30,6 +30,12 @@ fn a_project_in_json_needs_no_compose_and_what_is_written_is_valid() {
     import().run().fails("io").stderr_has("already exists");
     assert_eq!(fs::read_to_string(&made).unwrap(), "mine");
     import().arg("--force").run().succeeds().stdout_has("made.toml");
+    // The engine that was meant before still is.
+    assert!(!fs::read_to_string(&made).unwrap().contains("docker ="));
+    rig.set("docker", "podman");
+    import().arg("--force").run().succeeds().stdout_has("made.toml");
+    let show = rig.gpuctl("config show --config made.toml --json").run().succeeds().json();
+    assert_eq!(show["docker"], "podman");
 }
 
 #[test]

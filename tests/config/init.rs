@@ -178,6 +178,30 @@ fn containers_and_a_compose_project_are_found_by_the_engine() {
     assert!(name.starts_with("tts"), "{name}");
 }
 
+/// Who listens there for the engine is no server.
+#[test]
+fn a_port_that_a_container_publishes_is_that_containers_alone() {
+    let Some(rig) = Rig::with_docker() else { return };
+    let is_free = |port: &u16| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    let port = [8000, 8080, 5001, 8099, 30000].into_iter().find(is_free).expect("a usual port");
+    let (network, chat) = (rig.network(), rig.mark("chat"));
+    let card = rig.card.folder().display().to_string();
+    let (variable, mount) = (format!("SIMGPU_DIR={card}"), format!("{card}:{card}"));
+    let published = format!("127.0.0.1:{port}:8000");
+    rig.owns_container(&chat);
+    let mut words = vec!["run", "--detach", "--name", &chat, "--network", &network];
+    words.extend(["--publish", &published, "--env", &variable, "--volume", &mount]);
+    words.extend([rig.engine().image(), "/bin/simserver", "--host", "0.0.0.0", "--port", "8000"]);
+    words.extend(["--api", "vllm", "--vram", "5000", "--name", &chat]);
+    rig.docker(&words);
+    until("it works", || rig.card.used_mb() == 5000);
+    let (text, services) = init(&rig);
+    let url = format!("http://localhost:{port}");
+    let (name, found_chat) = found(&services, "url", &url);
+    assert_eq!((name.as_str(), found_chat["type"].as_str()), (chat.as_str(), Some("docker")));
+    assert!(!text.contains("dockerd"), "{text}");
+}
+
 #[test]
 fn containers_that_are_stopped_are_found_by_their_image_or_their_card_and_told_as_guesses() {
     let Some(rig) = Rig::with_docker() else { return };

@@ -101,6 +101,18 @@ impl Podman {
         serde_json::from_str(&report[report.find('{').unwrap()..]).unwrap()
     }
 
+    /// What `config init` writes of this machine where nothing is configured yet.
+    fn first_configuration(&self) -> Table {
+        self.rig.set("docker", "docker");
+        let path = self.rig.path("home/found.toml");
+        let init = format!("config init --force --output {}", path.display());
+        self.gpuctl(&init).run().succeeds().stdout_has("found.toml");
+        self.rig.set("docker", "podman");
+        let text = std::fs::read_to_string(path).unwrap();
+        eprintln!("{text}");
+        text.parse().unwrap()
+    }
+
     fn service(&self, name: &str) -> Value {
         self.gpuctl("status --json").run().succeeds().json()["services"][name].clone()
     }
@@ -160,6 +172,32 @@ fn starts_stops_and_owns(podman: &Podman) {
     podman.gpuctl("start voice --quiet").run().succeeds();
     podman.gpuctl("stop voice --force").run().succeeds().stdout_has("stopped voice").progress();
     assert_eq!(rig.card.used_mb(), 0);
+}
+
+#[test]
+fn a_first_configuration_has_the_containers_of_podman_where_docker_has_none() {
+    let Some(podman) = Podman::find() else { return };
+    are_found_once(&podman);
+}
+
+#[test]
+fn a_first_configuration_has_the_containers_of_a_users_own_podman() {
+    let Some(podman) = Podman::rootless() else { return };
+    are_found_once(&podman);
+}
+
+fn are_found_once(podman: &Podman) {
+    let voice = podman.container("voice", "", "--vram 1000");
+    podman.shell(&format!("podman start {voice}"));
+    until("it holds its memory", || podman.rig.card.used_mb() == 1000);
+    let found = podman.first_configuration();
+    assert_eq!(found["docker"].as_str(), Some("podman"));
+    let services = found["services"].as_table().unwrap();
+    let is_own = |service: &&toml::Value| service.to_string().contains(podman.rig.token());
+    let own: Vec<&toml::Value> = services.values().filter(is_own).collect();
+    assert_eq!(own.len(), 1, "{own:?}");
+    assert_eq!(own[0]["container"].as_str(), Some(voice.as_str()));
+    assert_eq!(own[0]["vram_mb"].as_integer(), Some(1000));
 }
 
 #[test]
@@ -292,6 +330,11 @@ fn a_card_by_the_container_device_interface_is_one_before_and_after_the_first_st
         assert_eq!(verdict(&report, "docker.gpu"), "pass", "{when}: {report}");
     };
     is_told("before its first start");
+    podman.container("web", "", "");
+    let found = podman.first_configuration();
+    let services = found["services"].as_table().unwrap();
+    assert_eq!(services[&voice]["container"].as_str(), Some(voice.as_str()));
+    assert!(!services.contains_key(&rig.mark("web")), "it has no card: {services:?}");
     rig.gpuctl("start voice").run().succeeds().stdout_has("started voice").progress();
     assert_eq!(podman.service("voice")["state"], "ready");
     if std::path::Path::new("/bin/busybox").exists() {

@@ -1,7 +1,9 @@
 //! `gpuctl config init` and `import`: a first configuration.
 
 use crate::cli::{ConfigExample, ConfigImportArgs, ConfigInitArgs, ConfigTarget, Global};
-use crate::config::{Environment, Gpu, LLM_BOX, MINIMAL, PIPELINE, SMALL_BOX, imported, is_json};
+use crate::config::{
+    DOCKER, Environment, Gpu, LLM_BOX, MINIMAL, PIPELINE, SMALL_BOX, imported, is_json,
+};
 use crate::error::{Failure, Result};
 use crate::exit::{Answer, Code};
 use crate::inventory;
@@ -31,7 +33,7 @@ pub fn init(
                 let before = load(global, environment).ok();
                 let gpu = before.as_ref().map(|config| config.gpu.clone());
                 let gpu = gpu.unwrap_or_else(|| Gpu::unconfigured(global.gpu.as_deref()));
-                let docker = before.as_ref().map_or("docker", |config| config.docker.as_str());
+                let docker = before.as_ref().map_or(DOCKER, |config| config.docker.as_str());
                 let mut found = inventory::gather(&gpu, docker, &stop);
                 before.as_ref().inspect(|config| found.recall(config));
                 stop.check()?;
@@ -53,17 +55,17 @@ pub fn import(
             Failure::new(Code::Io, format!("cannot read {}: {e}", file.display()))
         };
         let file = file.canonicalize().map_err(unread)?;
+        let before = load(global, environment).ok();
+        let docker = before.as_ref().map_or(DOCKER, |config| config.docker.as_str());
         let project = match is_json(&file) {
             true => fs::read(&file).map_err(unread)?,
             false => {
                 let stop = Stop::on_signals()
                     .map_err(|e| Failure::bug(format!("cannot handle signals: {e}")))?;
-                let before = load(global, environment).ok();
-                let docker = before.as_ref().map_or("docker", |config| config.docker.as_str());
                 compose::resolved(&Docker::of(docker, &stop), &file)?
             }
         };
-        imported(&project, &file)
+        imported(&project, &file, docker)
     })
 }
 
