@@ -242,6 +242,20 @@ fn row_37_a_container_that_exits_at_once_is_told_with_its_code_and_the_end_of_it
 }
 
 #[test]
+fn row_37_a_container_that_exits_is_told_with_its_log_though_another_fails_meanwhile() {
+    let Some(rig) = Rig::with_docker() else { return };
+    rig.container("asr").phases([3]).server("--nonsense").add();
+    rig.container("voice").phases([3]).not_installed().add();
+    let voice = create(&rig, "voice", &["--entrypoint", "/bin/absent"], &[]);
+    // It fails while the log of the first is read.
+    let next = "PATH=${PATH#*:} exec docker \"$@\"";
+    let slow = format!("case \"$*\" in logs*) sleep 2 ;; start*{voice}*) sleep 1 ;; esac");
+    rig.program("docker", &format!("{slow}\n{next}"));
+    let told = rig.gpuctl("prepare-phase 3 --quiet").run().fails("start_failed");
+    told.stderr_has("asr: exited with code 2").stderr_has("unexpected argument '--nonsense'");
+}
+
+#[test]
 fn row_37_a_container_that_keeps_no_log_is_told_without_one() {
     let Some(rig) = Rig::with_docker() else { return };
     rig.container("voice").set("start_timeout", "1h").not_installed().add();

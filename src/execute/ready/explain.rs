@@ -44,6 +44,8 @@ impl Watch<'_> {
     /// Adds the end of its log, wherever its manager keeps that.
     fn explain(&self, failure: Failure) -> Failure {
         let name = &self.service.name;
+        // Another's failure calls off the wait, which is over, and not what there is to tell.
+        let stop = self.context.stop;
         match (&self.service.manager, &self.started) {
             (Manager::Native(_), Some(started)) => started.explain(failure),
             (Manager::Native(_), None) => match self.context.config.state_dir() {
@@ -57,7 +59,7 @@ impl Watch<'_> {
             (Manager::Containers(_), _) => {
                 let managed = self.managed.as_ref();
                 let managed = managed.unwrap_or_else(|| self.context.before.managed(name));
-                let engine = self.context.engine(self.stop);
+                let engine = self.context.engine(stop);
                 let tail = |one: &Container| engine.log_tail(&one.id, self.begun.elapsed());
                 let lines: Vec<String> = match managed.containers.as_slice() {
                     [only] => tail(only),
@@ -72,7 +74,7 @@ impl Watch<'_> {
             }
             (Manager::Systemd { unit, user }, _) => {
                 let watched = self.begun.elapsed();
-                logs::attach(failure, systemd::log_tail(unit, *user, watched, self.stop))
+                logs::attach(failure, systemd::log_tail(unit, *user, watched, stop))
                     .hint(format!("its log: gpuctl logs {name}"))
             }
         }
