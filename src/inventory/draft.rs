@@ -38,6 +38,13 @@ pub fn draft(inventory: &Inventory) -> String {
         line!(text, "docker = {client:<18} # the client of its container engine\n");
     }
     card(&mut text, inventory);
+    if let Some(trouble) = &inventory.trouble {
+        line!(text, "# Containers could not be asked for: {}", plain(&trouble.message));
+        trouble.hints.iter().for_each(|hint| {
+            line!(text, "# hint: {}", plain(hint));
+        });
+        line!(text, "");
+    }
     if inventory.sightings.is_empty() {
         let example = MINIMAL.find(EXAMPLE).map_or("", |begin| &MINIMAL[begin..]);
         line!(

@@ -3,12 +3,14 @@
 use super::{Clue, Home, Inventory, Sighting, Speech, at_rest, speech};
 use crate::config::Gpu;
 use crate::model::{Container, GpuAccess, Mb, Pid};
-use crate::world::docker::Docker;
+use crate::world::docker::{Docker, Inspected};
 use crate::world::nvml::Reader;
 use crate::world::ports::Listeners;
 use crate::world::process::{self, ProcessTable};
+use crate::world::program;
 use crate::world::wait::Stop;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ffi::OsStr;
 use std::fs;
 use std::iter;
 use std::path::Path;
@@ -54,18 +56,19 @@ struct Finding {
     peak: Mb,
 }
 
-/// Looks at all of it; `docker` is the engine's client.
-pub fn gather(gpu: &Gpu, docker: &str, stop: &Stop) -> Inventory {
+/// Looks at all of it; `docker` is the engine's client, and programs are found in the folders of `path`.
+pub fn gather(gpu: &Gpu, docker: &str, path: Option<&OsStr>, stop: &Stop) -> Inventory {
     let mut reader = Reader::open(gpu);
-    let ((client, containers), units, table, holders) = thread::scope(|scope| {
-        let asked = scope.spawn(|| engine(docker, stop));
+    let ((client, told), units, table, holders) = thread::scope(|scope| {
+        let asked = scope.spawn(|| engine(docker, path, stop));
         let units = [false, true].map(|user| scope.spawn(move || at_rest::units(user, stop)));
         let table = ProcessTable::read();
         let holders = Listeners::read().holders(&table);
         let units = units.map(|units| units.join().unwrap_or_default());
-        let asked = asked.join().unwrap_or_else(|_| (docker.to_owned(), Vec::new()));
+        let asked = asked.join().unwrap_or_else(|_| (docker.to_owned(), Inspected::default()));
         (asked, units.concat(), table, holders)
     });
+    let containers = told.containers;
     // Control groups do not tell of every container: a user's podman may have none.
     let mains: HashMap<Pid, &str> =
         containers.iter().filter_map(|one| Some((one.main()?, one.id.as_str()))).collect();
@@ -117,6 +120,7 @@ pub fn gather(gpu: &Gpu, docker: &str, stop: &Stop) -> Inventory {
     let mut inventory = Inventory {
         library: gpu.library.clone(),
         client,
+        trouble: told.trouble,
         device: vram.device.clone(),
         total: vram.total,
         commands: table
@@ -152,11 +156,16 @@ pub fn gather(gpu: &Gpu, docker: &str, stop: &Stop) -> Inventory {
     inventory
 }
 
-/// Asks the engine for its containers, and podman where that tells of none; returns the client that did, and these.
-fn engine(docker: &str, stop: &Stop) -> (String, Vec<Container>) {
-    let containers = |client: &str| Docker::of(client, stop).all().containers;
-    let (own, podman) = (containers(docker), || containers("podman"));
-    match own.is_empty().then(podman).filter(|podman| !podman.is_empty()) {
+/// Asks the engine for its containers, and podman where that tells of none; returns the client that did, and what it
+/// told. A client that is not installed tells of none.
+fn engine(docker: &str, path: Option<&OsStr>, stop: &Stop) -> (String, Inspected) {
+    let told = |client: &str| match program::find(OsStr::new(client), Path::new(""), path) {
+        Ok(_) => Docker::of(client, stop).all(),
+        Err(_) => Inspected::default(),
+    };
+    let own = told(docker);
+    let podman = || told("podman");
+    match own.containers.is_empty().then(podman).filter(|podman| !podman.containers.is_empty()) {
         Some(podman) => ("podman".to_owned(), podman),
         None => (docker.to_owned(), own),
     }

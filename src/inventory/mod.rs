@@ -10,6 +10,7 @@ pub use draft::draft;
 pub use gather::gather;
 
 use crate::config::Config;
+use crate::error::Failure;
 use crate::model::{Api, Containers, Device, Manager, Mb, Pid, Service};
 use crate::notes::Notes;
 use crate::world::ports::local_port;
@@ -22,6 +23,8 @@ pub struct Inventory {
     pub library: Option<PathBuf>,
     /// The client of the engine that its containers are from.
     pub client: String,
+    /// Why that engine did not tell of all its containers.
+    pub trouble: Option<Failure>,
     pub device: Option<Device>,
     pub total: Option<Mb>,
     pub sightings: Vec<Sighting>,

@@ -1,7 +1,7 @@
 //! `gpuctl config init`: what it finds on a machine, and that what it writes is valid, finds nothing else, and leaves
 //! doctor nothing to say against it. Other tests' processes are on this machine too, so each looks for its own.
 
-use rig::{Rig, apart, until, with_room};
+use rig::{Rig, apart, docker_client_or_skip, until, with_room};
 use serde_json::Value;
 use std::fs;
 use std::time::Instant;
@@ -125,6 +125,27 @@ fn on_a_bare_machine_the_least_is_written_and_doctor_has_nothing_red() {
         assert!(text.contains("# [services.comfyui]"), "{text}");
         doctor_has_nothing_red(rig, &[]);
     });
+}
+
+#[test]
+fn that_containers_could_not_be_asked_for_is_told_where_there_is_who_could_be_asked() {
+    let rig = Rig::new();
+    let bin = rig.path("no-docker-here");
+    fs::create_dir(&bin).unwrap();
+    let path = rig.path("found.toml");
+    let written = |invocation: rig::Invocation| {
+        invocation.arg("--output").arg(&path).run().succeeds().ignores_stdout();
+        fs::read_to_string(&path).unwrap()
+    };
+    let text = written(rig.gpuctl("config init --force").env("PATH", &bin));
+    assert!(!text.contains("could not be asked"), "{text}");
+    if !docker_client_or_skip() {
+        return;
+    }
+    // Its engine is not there.
+    let text = written(rig.gpuctl("config init --force"));
+    let why = "# Containers could not be asked for: Docker cannot be reached";
+    assert!(text.contains(why), "{text}");
 }
 
 #[test]

@@ -34,7 +34,7 @@ pub fn init(
                 let gpu = before.as_ref().map(|config| config.gpu.clone());
                 let gpu = gpu.unwrap_or_else(|| Gpu::unconfigured(global.gpu.as_deref()));
                 let docker = before.as_ref().map_or(DOCKER, |config| config.docker.as_str());
-                let mut found = inventory::gather(&gpu, docker, &stop);
+                let mut found = inventory::gather(&gpu, docker, environment.search_path(), &stop);
                 before.as_ref().inspect(|config| found.recall(config));
                 stop.check()?;
                 inventory::draft(&found)
