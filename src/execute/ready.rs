@@ -83,6 +83,15 @@ pub fn make_ready(
     Ok(Some(step.done(slept.then(|| "woken from sleep".to_owned()))))
 }
 
+/// Whether containers, or some of them, do not run.
+fn has_to_start(presence: &Presence) -> bool {
+    match presence {
+        Presence::Down(_) => true,
+        Presence::Up(running) => matches!(running.trouble, Some(Trouble::Incomplete(_))),
+        _ => false,
+    }
+}
+
 fn is_death(failure: &Failure) -> bool {
     failure.code == Code::StartFailed
 }
@@ -292,6 +301,14 @@ impl<'a> Watch<'a> {
             && look.unproven(&service.name).is_empty()
     }
 
+    /// Whether its engine, which has ended it with itself, was restarted since it started the containers.
+    fn was_ended_with_its_engine(&self) -> bool {
+        let own = self.managed.iter().flat_map(|managed| &managed.containers);
+        let ids: Vec<&str> = own.map(|one| one.id.as_str()).collect();
+        let engine = self.context.engine(self.stop);
+        !ids.is_empty() && engine.has_forgotten_start(&ids, self.begun.elapsed())
+    }
+
     /// Asks its manager whether it is still coming up, and fails with what it left behind if not.
     fn look_after_it(&mut self) -> Result<Look<'a>> {
         let (service, context) = (self.service, self.context);
@@ -301,6 +318,10 @@ impl<'a> Watch<'a> {
         let look = look(context.config, &[service], &context.before.managed, self.stop, on_gpu);
         let presence = look.presence(&service.name);
         self.away = None;
+        if has_to_start(&presence) && self.was_ended_with_its_engine() {
+            self.deaths.clear();
+            return self.start(None).map(|()| look);
+        }
         // What runs for longer than our own start was just being started by a gpuctl that was killed:
         // before it executed its program, it could not be seen.
         let is_anothers = matches!(&presence, Presence::Up(Running { age: Some(age), .. })

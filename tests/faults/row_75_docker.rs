@@ -163,17 +163,31 @@ fn row_75_an_engine_that_restarts_in_the_middle_and_keeps_its_containers_is_wait
 
 /// Without live-restore its containers end with it.
 #[test]
-fn row_75_what_an_engine_has_ended_that_restarts_in_the_middle_is_never_told_as_ready() {
+fn row_75_what_an_engine_has_ended_that_restarts_in_the_middle_of_a_start_is_started_again() {
     let Some(rig) = Rig::with_docker_of_its_own("{}") else { return };
     let vidi = rig.container("vidi").phases([2]).add();
-    with_the_first(&rig, "after", "start", &rig.engine().restarts());
-    let prepare = rig.gpuctl("prepare-phase 2").run();
-    prepare.fails("start_failed").stderr_has("vidi: exited before it was ready");
-    assert!(rig.path("left").exists(), "the engine was never restarted");
-    assert_eq!(fact(&rig, vidi.mark(), ".State.Running"), "false");
-    // The same command again is all that it takes.
-    rig.gpuctl("prepare-phase 2").run().succeeds().stdout_has("started vidi").progress();
-    assert_eq!(fact(&rig, vidi.mark(), ".State.Running"), "true");
+    let started = || fact(&rig, vidi.mark(), ".State.StartedAt");
+    for health in [true, false] {
+        if !health {
+            rig.gpuctl("stop vidi --quiet").run().succeeds();
+            let settings = format!("type = 'docker'\ncontainer = '{}'\nvram_mb = 1", vidi.mark());
+            let settings = format!("{settings}\nphases = [2]");
+            rig.set("services.vidi", settings.parse::<Table>().unwrap());
+        }
+        let restart =
+            format!("docker container inspect {} >'{}'", vidi.mark(), rig.path("was").display());
+        let restart = format!("{restart}; {}", rig.engine().restarts());
+        with_the_first(&rig, "after", "start", &restart);
+        let before = started();
+        let prepare = rig.gpuctl("prepare-phase 2").run();
+        prepare.succeeds().stdout_has("started vidi").progress();
+        fs::remove_dir(rig.path("left")).expect("the engine was restarted");
+        let was: Value =
+            serde_json::from_str(&fs::read_to_string(rig.path("was")).unwrap()).unwrap();
+        assert_ne!(was[0]["State"]["StartedAt"], json!(before), "it was not started before");
+        assert_ne!(was[0]["State"]["StartedAt"], json!(started()), "it was not ended");
+        assert_eq!(fact(&rig, vidi.mark(), ".State.Running"), "true");
+    }
 }
 
 #[test]

@@ -70,7 +70,7 @@ impl Watch<'_> {
         let id = only.id.clone();
         if self.events.as_ref().is_none_or(Events::are_over) {
             let past = self.begun.elapsed();
-            self.events = Some(self.context.engine(self.stop).events(&[&id], past)?);
+            self.events = Some(self.context.engine(self.stop).news(&[&id], past)?);
         }
         if self.deaths.is_empty() && !self.sees_containers() {
             self.look_after_it()?;
