@@ -20,10 +20,14 @@ use crate::world::group;
 use crate::world::ports::{Listeners, local_port};
 use crate::world::process::{self, Process};
 use crate::world::systemd::{self, UnitView};
-use crate::world::wait::Stop;
+use crate::world::wait::{Handle, Stop, wait};
 use std::cell::OnceCell;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::thread::{self, ScopedJoinHandle};
+use std::time::{Duration, Instant};
+
+/// A look waits no longer than this for processes that are ending.
+const ENDING: Duration = Duration::from_secs(1);
 
 /// It puts together what the managers said.
 pub struct Look<'a> {
@@ -283,9 +287,8 @@ impl Look<'_> {
             Some(port) => {
                 let is_seen =
                     || self.publisher(port).is_some() || !self.listening_on(port).is_empty();
-                // Who has listened may have ended since.
                 let is_hidden =
-                    listeners.is_taken(port) && !is_seen() && Listeners::read().is_taken(port);
+                    listeners.is_taken(port) && !is_seen() && self.outlasts_the_ending(port);
                 is_hidden.then(|| {
                     format!("a process that may not be inspected is listening on port {port}")
                 })
@@ -302,6 +305,18 @@ impl Look<'_> {
             )
             .hint("run gpuctl as root, or as the user who owns these processes")
         })
+    }
+
+    /// Whether a port is still taken when the processes that were ending have ended: the kernel closes
+    /// their sockets after it has ceased to show them.
+    fn outlasts_the_ending(&self, port: u16) -> bool {
+        let deadline = Instant::now() + ENDING;
+        let pids = self.scene.table.iter().map(|process| process.pid);
+        let ending = pids.filter(|pid| process::is_ending(*pid)).filter_map(Handle::open);
+        for process in ending.collect::<Vec<_>>() {
+            wait(&[process.fd()], &Stop::never(), deadline);
+        }
+        Listeners::read().is_taken(port)
     }
 
     /// Returns what a start, in clock ticks since boot, may have left in the panes of multiplexers.
