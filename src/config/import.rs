@@ -134,16 +134,15 @@ pub fn imported(project: &[u8], file: &Path, docker: &str) -> Result<String> {
     if docker != DOCKER {
         text.push_str(&format!("docker = {}\n", Value::from(docker.replace('$', "$$"))));
     }
-    let wanted = project
-        .services
-        .iter()
-        .filter(|(_, service)| service.has_gpu() || service.own_labels().next().is_some());
-    let mut count = 0;
-    for (name, service) in wanted {
+    let is_wanted =
+        |service: &ComposeService| service.has_gpu() || service.own_labels().next().is_some();
+    let wanted: Vec<(&String, &ComposeService)> =
+        project.services.iter().filter(|(_, service)| is_wanted(service)).collect();
+    write_phases(&mut text, wanted.iter().map(|(_, service)| *service));
+    for (name, service) in &wanted {
         write_service(&mut text, &project.name, name, service, file)?;
-        count += 1;
     }
-    if count == 0 {
+    if wanted.is_empty() {
         let message = format!("no service of {shown} reserves a GPU or has a label gpuctl.*");
         return Err(Failure::new(Code::Config, message).hint(
             "give those that use the card a reservation (deploy.resources.reservations.devices) or a label, such as gpuctl.vram_mb: \"8000\"",
@@ -158,6 +157,23 @@ pub fn imported(project: &[u8], file: &Path, docker: &str) -> Result<String> {
         )
     })?;
     Ok(text)
+}
+
+/// Gives the phases that labels name a number each, which labels cannot.
+fn write_phases<'a>(text: &mut String, services: impl Iterator<Item = &'a ComposeService>) {
+    let labels = services.flat_map(ComposeService::own_labels);
+    let listed = labels.filter(|(key, _)| *key == "phases").flat_map(|(_, list)| phases(list));
+    let (numbers, names): (Vec<Value>, Vec<Value>) = listed.partition(Value::is_integer);
+    let mut free = (1..).map(Value::from).filter(|number| !numbers.contains(number));
+    let mut told: Vec<&Value> = Vec::new();
+    for name in &names {
+        if !told.contains(&name) {
+            text.push_str(if told.is_empty() { "\n[phases]\n" } else { "" });
+            let number = free.next().expect("there are more numbers than names");
+            text.push_str(&format!("{number} = {name}   # a guess, the number\n"));
+            told.push(name);
+        }
+    }
 }
 
 fn write_service(
@@ -233,16 +249,19 @@ fn toml_key(name: &str) -> String {
 
 /// The value of a label, which is a text, as its key wants it.
 fn of_label(key: &str, text: &str) -> Value {
-    let number = |text: &str| text.trim().parse::<i64>().map(Value::from);
     match key {
-        "phases" => {
-            let phases = text.split(',').map(str::trim).filter(|phase| !phase.is_empty());
-            Value::Array(
-                phases.map(|phase| number(phase).unwrap_or_else(|_| phase.into())).collect(),
-            )
-        }
-        _ => number(text).unwrap_or_else(|_| text.into()),
+        "phases" => Value::Array(phases(text).collect()),
+        _ => number_or_text(text),
     }
+}
+
+/// The phases of a label: "2,3", "speech, video".
+fn phases(text: &str) -> impl Iterator<Item = Value> {
+    text.split(',').map(str::trim).filter(|phase| !phase.is_empty()).map(number_or_text)
+}
+
+fn number_or_text(text: &str) -> Value {
+    text.trim().parse::<i64>().map_or_else(|_| text.into(), Value::from)
 }
 
 /// A length of time of compose, as the configuration has it.

@@ -39,6 +39,20 @@ fn a_project_in_json_needs_no_compose_and_what_is_written_is_valid() {
 }
 
 #[test]
+fn phases_that_labels_name_are_given_numbers_that_no_label_has() {
+    let rig = Rig::new();
+    let labelled = |phases: &str| format!(r#"{{"labels": {{"gpuctl.phases": "{phases}"}}}}"#);
+    let (tts, llm) = (labelled("1, speech"), labelled("speech,video"));
+    let project = format!(r#"{{"name": "mcn", "services": {{"tts": {tts}, "llm": {llm}}}}}"#);
+    rig.file("home/project.json", &project);
+    rig.gpuctl("config import project.json --output made.toml").run().succeeds().ignores_stdout();
+    let show = rig.gpuctl("config show --config made.toml --json").run().succeeds().json();
+    let phases = &show["phases"];
+    assert_eq!((&phases["2"], &phases["3"]), (&"speech".into(), &"video".into()), "{show}");
+    rig.gpuctl("config check --config made.toml").run().succeeds().stdout_has("3 phases");
+}
+
+#[test]
 fn a_card_is_seen_however_a_service_is_given_it() {
     let rig = Rig::new();
     let reserved = |device: &str| {
