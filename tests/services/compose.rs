@@ -92,6 +92,30 @@ fn one_replica_of_two_is_an_error_and_a_start_brings_the_other() {
 }
 
 #[test]
+fn what_has_ended_beside_what_is_healthy_already_is_started_without_waiting_for_news_of_that() {
+    let Some(rig) = Rig::with_docker() else { return };
+    if !std::path::Path::new("/bin/busybox").exists() {
+        return rig::skip_or_fail("busybox", "busybox for the image");
+    }
+    let card = rig.card.folder().display().to_string();
+    let check = format!("test ! -e {card}/ill");
+    let health = ["--health-cmd", &check, "--health-interval", "100ms", "--health-retries", "1"];
+    replica(&rig, "db", 1, &health, "");
+    let web = replica(&rig, "web", 1, &[], "");
+    declare(&rig, "stack", "vram_mb = 100\nstart_timeout = '20s'");
+    rig.gpuctl("start stack --quiet").run().succeeds();
+    let is_old = || service(&rig, "stack")["uptime_s"].as_u64().is_some_and(|age| age > 2);
+    until("its check passed seconds ago", is_old);
+    rig.docker(&["kill", &web]);
+    // The engine tells of a check when it changes: who waits for that hears that it fails.
+    let later = format!("(sleep 5; touch {card}/ill) >/dev/null 2>&1 &");
+    let next = "PATH=${PATH#*:} exec docker \"$@\"";
+    rig.program("docker", &format!("if [ \"$1\" = events ]; then {later} fi\n{next}"));
+    rig.gpuctl("start stack").run().succeeds().stdout_has("started stack").progress();
+    assert!(runs(&rig, &web));
+}
+
+#[test]
 fn a_whole_project_starts_what_others_depend_on_first_and_stops_it_last() {
     let Some(rig) = Rig::with_docker() else { return };
     let on = |what: &str| format!("com.docker.compose.depends_on={what}");

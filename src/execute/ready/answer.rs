@@ -67,10 +67,14 @@ impl Watch<'_> {
         // Of several the engine says which; one look at all is as good.
         let [only] = checked.as_slice() else { return Ok(None) };
         let is_alone = managed.containers.len() == 1;
-        let id = only.id.clone();
+        let (id, was_up) = (only.id.clone(), only.is_up());
         if self.events.as_ref().is_none_or(Events::are_over) {
             let past = self.begun.elapsed();
             self.events = Some(self.context.engine(self.stop).news(&[&id], past)?);
+            // What passed before the start is told no more.
+            if was_up {
+                return self.own_health();
+            }
         }
         if self.deaths.is_empty() && !self.sees_containers() {
             self.look_after_it()?;
@@ -88,13 +92,18 @@ impl Watch<'_> {
                 return Ok(Some(Healthy::Yes));
             }
             if has_died || !heard.is_empty() || woken != Woken::Event || events.are_over() {
-                let look = self.look_after_it()?;
-                return Ok(match look.presence(&self.service.name) {
-                    Presence::Up(Running { own_health, .. }) => own_health,
-                    _ => Some(Healthy::No("it is not there".to_owned())),
-                });
+                return self.own_health();
             }
         }
+    }
+
+    /// Asks the engine what containers' own HEALTHCHECK says now; `None` where there is none.
+    fn own_health(&mut self) -> Result<Option<Healthy>> {
+        let look = self.look_after_it()?;
+        Ok(match look.presence(&self.service.name) {
+            Presence::Up(Running { own_health, .. }) => own_health,
+            _ => Some(Healthy::No("it is not there".to_owned())),
+        })
     }
 
     /// Tells, after a good answer, whether it was the service that gave it.
