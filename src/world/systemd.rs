@@ -350,6 +350,8 @@ fn systemctl(arguments: &[&str], user: bool, limit: Duration) -> Result<Begun> {
 /// long as `watched`, where that is longer ago.
 pub fn log_tail(unit: &str, user: bool, watched: Duration, stop: &Stop) -> Vec<String> {
     let asked = ask(&[unit], user, "InactiveExitTimestampMonotonic");
+    // What the unit has written is in the journal then. Where that cannot be, it mostly is.
+    let _ = command::run("journalctl", &["--sync"], SHOW_LIMIT, stop);
     let told = asked.and_then(|asked| text(asked, user, stop)).unwrap_or_default();
     let begun = told.trim().rsplit('=').next().and_then(|time| age(time.parse().ok()?));
     let watched = begun.map_or(watched, |age| age.max(watched));

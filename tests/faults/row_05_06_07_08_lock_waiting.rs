@@ -73,7 +73,8 @@ fn row_06_a_waiter_that_is_interrupted_leaves_nothing_behind() {
     in_both_places([|place| {
         place.rig.native("vidi").phases([2]).add();
         let token = place.acquire("holder --ttl 1h");
-        place.waiter("nobody --wait 100ms").wait().fails("lock_busy").stderr_has("held by holder");
+        let late = place.rig.gpuctl("lock acquire nobody --wait 100ms").run();
+        late.fails("lock_busy").stderr_has("held by holder");
         let remains = place.remains();
         for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143)] {
             for command in ["lock acquire", "start vidi", "prepare-phase 2", "run vidi -- true"] {
