@@ -349,13 +349,14 @@ fn systemctl(arguments: &[&str], user: bool, limit: Duration) -> Result<Begun> {
 /// The last lines of a unit's journal since it was started, or since it has been waited for, for as
 /// long as `watched`, where that is longer ago.
 pub fn log_tail(unit: &str, user: bool, watched: Duration, stop: &Stop) -> Vec<String> {
-    let asked = ask(&[unit], user, "InactiveExitTimestampMonotonic");
-    // What the unit has written is in the journal then. Where that cannot be, it mostly is.
+    let ago = |time| host::now().saturating_sub(time).unwrap_or_default();
+    let waited_for = ago(watched);
+    // What the unit has written is in the journal then; where that is refused, it mostly is too.
     let _ = command::run("journalctl", &["--sync"], SHOW_LIMIT, stop);
+    let asked = ask(&[unit], user, "InactiveExitTimestampMonotonic");
     let told = asked.and_then(|asked| text(asked, user, stop)).unwrap_or_default();
-    let begun = told.trim().rsplit('=').next().and_then(|time| age(time.parse().ok()?));
-    let watched = begun.map_or(watched, |age| age.max(watched));
-    let since = host::now().saturating_sub(watched).unwrap_or_default();
+    let begun = told.trim().rsplit('=').next().and_then(|time| age(time.parse().ok()?)).map(ago);
+    let since = begun.map_or(waited_for, |begun| begun.min(waited_for));
     let since = format!("--since=@{}.{:06}", since.as_second(), since.subsec_microsecond());
     let selector = if user { "--user-unit" } else { "--unit" };
     let arguments =

@@ -1,6 +1,6 @@
 //! Processes that may not be looked into, and containers that are outside of their control groups (row 57).
 
-use rig::{Rig, apart, python_or_skip, skip_or_fail, state, until, works};
+use rig::{Rig, apart, skip_or_fail, state, until, works};
 use serde_json::json;
 
 /// Another user's server answers for the service, and holds 4000 MB.
@@ -56,45 +56,6 @@ fn row_57_without_a_process_table_acting_is_refused_and_nothing_is_said_to_be_st
     }
     assert_eq!(rig.servers_of("vidi"), [server]);
     assert!(vidi.is_healthy());
-}
-
-/// The threads of a server that is killed end one after the other. Here the first has, the second has no files any more,
-/// and the third ends a moment after it is told to: its socket is there, and nobody shows it.
-const ENDS_BY_THREADS: &str = "
-import ctypes, os, platform, socket, sys, threading, time
-libc, (port, end) = ctypes.CDLL(None), sys.argv[1:]
-server, is_bare = socket.create_server(('127.0.0.1', int(port))), threading.Event()
-def gives_up_its_files():
-    libc.unshare(0x400)
-    os.close(server.fileno())
-    is_bare.set()
-    time.sleep(1000)
-def ends():
-    limit = time.time() + 60
-    while not os.path.exists(end) and time.time() < limit:
-        time.sleep(0.01)
-    time.sleep(0.3)
-    os._exit(0)
-for work in gives_up_its_files, ends:
-    threading.Thread(target=work, daemon=True).start()
-is_bare.wait()
-libc.syscall(60 if platform.machine() == 'x86_64' else 93, 0)
-";
-
-#[test]
-fn row_57_a_server_that_is_ending_is_not_one_that_may_not_be_looked_into() {
-    if !python_or_skip() {
-        return;
-    }
-    let rig = Rig::new();
-    let vidi = rig.native("vidi").vram(1000).add();
-    let (program, end) = (rig.file("ends.py", ENDS_BY_THREADS), rig.path("end"));
-    let words = format!("{} {} {}", program.display(), vidi.port(), end.display());
-    let server = rig.by_hand(&format!("python3 {words}"));
-    until("its first thread has ended", || state(server.pid()).is_none());
-    rig.file("end", "");
-    let status = rig.gpuctl("status --json").run().succeeds().json();
-    assert_eq!(status["services"]["vidi"]["state"], "stopped", "{status:#}");
 }
 
 /// As under a rootless podman, or in a private cgroup namespace: `0::/` is all that is told of each process.
