@@ -209,8 +209,8 @@ pub fn create_missing(plan: &Plan, context: &Context) -> Result<bool> {
     for start in plan.start.iter().filter(|start| start.how == StartHow::Start) {
         let (service, managed) =
             (context.service(&start.service), context.before.managed(&start.service));
-        let (Manager::Containers(Containers::Compose(compose)), [], Some(files)) =
-            (&service.manager, managed.containers.as_slice(), &managed.compose_files)
+        let (Manager::Containers(Containers::Compose(compose)), [_, ..], Some(files)) =
+            (&service.manager, managed.unmade.as_slice(), &managed.compose_files)
         else {
             continue;
         };

@@ -1,6 +1,6 @@
 //! The world at one moment, as plain data.
 
-use super::{ComposeFiles, Container, Manager, Mb, Pid, Presence, Service, State};
+use super::{Compose, ComposeFiles, Container, Manager, Mb, Pid, Presence, Service, State};
 use crate::error::Failure;
 use crate::exit::Code;
 use jiff::Timestamp;
@@ -214,6 +214,8 @@ pub struct Managed {
     pub dependencies: Vec<Container>,
     /// The services of the configuration whose containers its own depend on, also by way of others.
     pub needs: Vec<String>,
+    /// The services of its compose project that have to have a container before it can be started, and have none.
+    pub unmade: Vec<Compose>,
     /// The files that compose makes its containers from, where they are known and there.
     pub compose_files: Option<ComposeFiles>,
     /// The paths of its control groups.

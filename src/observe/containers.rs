@@ -1,8 +1,6 @@
 //! From what an engine says of containers to what a service of one or several of them is in.
 
 use crate::config::Config;
-use crate::error::Failure;
-use crate::exit::Code;
 use crate::model::{
     Compose, ComposeFiles, Condition, Container, ContainerNetwork, Containers, Healthy, Managed,
     Manager, Presence, Running, Service, Trouble,
@@ -55,12 +53,12 @@ pub fn contained(
         (Containers::Named(_), _) => presence_of(&managed.containers, all),
         (Containers::Compose(compose), None) => {
             managed.compose_files = files(compose, all);
-            (managed.dependencies, managed.needs) = depended_on(&managed.containers, all, config);
+            depended_on(&mut managed, compose, all, config);
             match (managed.containers.as_slice(), &managed.compose_files) {
                 ([], Some(_)) => {
                     Presence::Down(Some("its containers are not created yet".to_owned()))
                 }
-                ([], None) => Presence::Missing(not_created(compose, engine)),
+                ([], None) => Presence::Missing(compose::not_created(engine, compose)),
                 (own, _) => presence_of(own, all),
             }
         }
@@ -84,41 +82,31 @@ fn files(compose: &Compose, all: &[Container]) -> Option<ComposeFiles> {
     are_there.then_some(files)
 }
 
-fn not_created(compose: &Compose, engine: &Docker) -> Failure {
-    Failure::new(Code::NotFound, format!("there is no container of {}", compose.told()))
-        .hint(format!(
-            "create it, in the folder of its compose file: {}",
-            compose::command_line(engine, compose, &ComposeFiles::default())
-        ))
-        .hint("with files = [\"/path/to/compose.yaml\"] in its section, gpuctl does so itself")
-}
-
-/// What containers depend on, and the depended on of that: the containers that no service of the
-/// configuration has, which are started first and never stopped, and the services that have the others.
-/// What only has to do its work to its end is no service that could be ready.
-fn depended_on(
-    own: &[Container],
-    all: &[Container],
-    config: &Config,
-) -> (Vec<Container>, Vec<String>) {
-    let mut needed: Vec<&Container> = own.iter().collect();
+/// Finds what containers depend on, and the depended on of that: the containers that no service of the
+/// configuration has, which are started first and never stopped, the services that have the others, and what has
+/// no container. What only has to do its work to its end is no service that could be ready.
+fn depended_on(managed: &mut Managed, compose: &Compose, all: &[Container], config: &Config) {
+    let mut needed: Vec<&Container> = managed.containers.iter().collect();
+    let own = needed.len();
     let mut works_to_its_end: HashSet<&str> = HashSet::new();
+    let mut unmade = Vec::new();
+    if needed.is_empty() {
+        unmade.push(compose.clone());
+    }
     let mut at = 0;
     while let Some(labels) = needed.get(at).map(|one| one.setup.compose.as_ref()) {
         for dependency in labels.into_iter().flat_map(|labels| &labels.depends_on) {
-            let is_meant = |other: &&Container| {
-                other.setup.compose.as_ref().is_some_and(|it| {
-                    Some(&it.project) == labels.map(|l| &l.project)
-                        && it.service == dependency.service
-                        && !it.is_one_off
-                })
-            };
-            let new = all.iter().filter(is_meant);
-            let new: Vec<&Container> =
-                new.filter(|other| needed.iter().all(|known| known.id != other.id)).collect();
+            let service = Some(dependency.service.clone());
+            let other = Compose { service, ..compose.clone() };
+            let there: Vec<&Container> = all.iter().filter(|one| is_of(one, &other)).collect();
             if dependency.condition == Condition::Completed {
-                works_to_its_end.extend(new.iter().map(|one| one.id.as_str()));
+                works_to_its_end.extend(there.iter().map(|one| one.id.as_str()));
             }
+            if there.is_empty() && !unmade.contains(&other) {
+                unmade.push(other);
+            }
+            let is_new = |one: &&Container| needed.iter().all(|known| known.id != one.id);
+            let new: Vec<&Container> = there.into_iter().filter(is_new).collect();
             needed.extend(new);
         }
         at += 1;
@@ -134,14 +122,14 @@ fn depended_on(
         config.services.iter().find(has).filter(|_| !works_to_its_end.contains(&*container.id))
     };
     let (mut containers, mut services) = (Vec::new(), Vec::new());
-    for container in needed.into_iter().skip(own.len()) {
+    for container in needed.into_iter().skip(own) {
         match owner(container) {
             None => containers.push(container.clone()),
             Some(service) if services.contains(&service.name) => {}
             Some(service) => services.push(service.name.clone()),
         }
     }
-    (containers, services)
+    (managed.dependencies, managed.needs, managed.unmade) = (containers, services, unmade);
 }
 
 /// What containers are in together. `all` are those of which some may wait for their work to be done.

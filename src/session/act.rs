@@ -5,11 +5,11 @@ use super::Session;
 use crate::canary::debt;
 use crate::cli::ActArgs;
 use crate::config::Config;
-use crate::error::Result;
+use crate::error::{Failure, Result};
 use crate::execute::drain::{self, Drain, Survey};
 use crate::execute::{Evicting, Outcome};
 use crate::exit::Answer;
-use crate::model::{Containers, Manager, Service, Snapshot};
+use crate::model::{Manager, Service, Snapshot};
 use crate::observe::Ask;
 use crate::plan::{Plan, StartHow, reading_required};
 use crate::report::{ActReport, Subject, print};
@@ -110,17 +110,14 @@ fn refuse_unstartable(
     for start in plan.start.iter().filter(|start| start.how == StartHow::Start) {
         let service = config.service(&start.service)?;
         let managed = before.managed(&service.name);
-        match (&service.manager, &managed.compose_files) {
-            (Manager::Native(native), _) => {
-                native::could_start(service, native, config.state_dir()?, is_real)?;
-            }
-            (Manager::Containers(Containers::Compose(compose)), Some(files))
-                if managed.containers.is_empty() =>
-            {
-                let engine = Docker::of(&config.docker, &session.stop);
-                compose::could_create(&engine, compose, files)?;
-            }
-            _ => {}
+        if let Manager::Native(native) = &service.manager {
+            native::could_start(service, native, config.state_dir()?, is_real)?;
+        }
+        if let Some(compose) = managed.unmade.first() {
+            let engine = Docker::of(&config.docker, &session.stop);
+            compose::could_create(&engine, compose, managed.compose_files.as_ref()).map_err(
+                |e| Failure { message: format!("{}: {}", service.name, e.message), ..e },
+            )?;
         }
     }
     Ok(())

@@ -33,8 +33,23 @@ pub fn command_line(engine: &Docker, compose: &Compose, files: &ComposeFiles) ->
     format!("{} {}", engine.program(), arguments(&[compose], files, &["--detach"]).join(" "))
 }
 
-/// Refuses where the client has no compose.
-pub fn could_create(engine: &Docker, compose: &Compose, files: &ComposeFiles) -> Result<()> {
+/// The failure of a service of which there is no container, nor the files to create one from.
+pub fn not_created(engine: &Docker, compose: &Compose) -> Failure {
+    Failure::new(Code::NotFound, format!("there is no container of {}", compose.told()))
+        .hint(format!(
+            "create it, in the folder of its compose file: {}",
+            command_line(engine, compose, &ComposeFiles::default())
+        ))
+        .hint("with files = [\"/path/to/compose.yaml\"] in its section, gpuctl does so itself")
+}
+
+/// Refuses where there are no files to create containers from, or the client has no compose.
+pub fn could_create(
+    engine: &Docker,
+    compose: &Compose,
+    files: Option<&ComposeFiles>,
+) -> Result<()> {
+    let Some(files) = files else { return Err(not_created(engine, compose)) };
     match engine.run(&["compose", "version"], None) {
         Ok(output) if output.status.success() => Ok(()),
         Ok(_) => Err(Failure::new(

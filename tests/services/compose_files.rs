@@ -175,3 +175,28 @@ fn missing_containers_are_made_with_those_that_they_depend_on_which_are_started_
     assert_eq!(done["stopped"].as_array().unwrap().len(), 3, "{done}");
     project.by_hand("down --timeout 5");
 }
+
+#[test]
+fn what_a_container_depends_on_is_made_anew_where_it_is_missing_and_else_refused() {
+    let Some(project) = Project::of_four("files = ['FILE']") else { return };
+    let rig = &project.rig;
+    let text = std::fs::read_to_string(&project.file).unwrap();
+    let depends = "  cosyvoice:\n    depends_on: [vidi]\n";
+    std::fs::write(&project.file, text.replace("  cosyvoice:\n", depends)).unwrap();
+    project.by_hand("create");
+    project.by_hand("rm --force vidi");
+    let bin = "if [ \"$1\" = compose ]; then exit 1; fi\nPATH=${PATH#*:} exec docker \"$@\"";
+    let without_compose = rig.program("docker", bin);
+    for words in ["start cosyvoice", "start cosyvoice --dry-run"] {
+        let refused = rig.gpuctl(words).run().fails("not_found");
+        refused
+            .stderr_has("cosyvoice: there is no container of service vidi")
+            .stderr_has("up --detach vidi");
+    }
+    rig.gpuctl("stop cosyvoice").run().succeeds().stdout_has("nothing to do");
+    std::fs::remove_file(without_compose).unwrap();
+    let done = rig.gpuctl("start cosyvoice --json --quiet").run().succeeds().json();
+    assert_eq!(done["started"], json!(["vidi", "cosyvoice"]));
+    assert_eq!(rig.card.used_mb(), 16000);
+    project.by_hand("down --timeout 5");
+}
