@@ -174,6 +174,35 @@ fn a_process_of_a_container_is_not_adopted() {
     is_refused(&rig, pid, "usage", "in a container", "type = \"docker\"");
 }
 
+/// An owner who takes it for the server would have it ended, and the container would run on.
+#[test]
+fn who_forwards_a_port_to_a_container_is_not_adopted_and_never_said_to_be_the_server() {
+    let Some(rig) = Rig::with_docker() else { return };
+    let (port, network, name) = (rig.port(), rig.network(), rig.mark("inside"));
+    rig.owns_container(&name);
+    let image = rig.engine().image();
+    let run = format!(
+        "docker run --detach --name {name} --network {network} --publish 127.0.0.1:{port}:8000 \
+        --volume {0}:{0} --env SIMGPU_DIR={0} {image} /bin/simserver --host 0.0.0.0 --port 8000",
+        rig.card.folder().display()
+    );
+    let text = format!(
+        "type = 'native'\nvram_mb = 100\nhealth = 'http://127.0.0.1:{port}/health'\nstart = '{run}'"
+    );
+    rig.set("services.vidi", text.parse::<toml::Table>().unwrap());
+    let started = rig.gpuctl("start vidi --quiet").run().fails("start_failed");
+    let started = started.stderr_has("it started the container").stderr_has("docker-proxy");
+    let told = started.stderr_text();
+    assert!(!told.contains("gpuctl adopt"), "{told}");
+    rig.gpuctl("stop vidi").run().succeeds().stdout_has("nothing to do");
+
+    let listed = rig.shell(&format!("pgrep -f '[d]ocker-proxy.* -host-port {port} '")).run();
+    let proxy: i32 = listed.succeeds().text().trim().parse().unwrap();
+    let refused = rig.gpuctl(&format!("adopt vidi {proxy}")).run().fails("usage");
+    refused.stderr_has("listens for one").stderr_has("type = \"docker\"");
+    assert!(state(proxy).is_some());
+}
+
 /// The service's user may neither see its environment nor signal it.
 #[test]
 fn a_process_that_may_not_be_looked_into_is_not_adopted() {

@@ -3,7 +3,7 @@
 use super::{Clue, Home, Inventory, Sighting, Speech, at_rest, speech};
 use crate::config::Gpu;
 use crate::model::{Container, GpuAccess, Mb, Pid};
-use crate::world::docker::{Docker, Inspected};
+use crate::world::docker::{self, Docker, Inspected};
 use crate::world::nvml::Reader;
 use crate::world::ports::Listeners;
 use crate::world::process::{self, ProcessTable};
@@ -26,19 +26,6 @@ const MOST_PORTS: usize = 32;
 /// What a person's shell or a start script is, and no part of the server.
 const SHELLS: [&str; 12] =
     ["sh", "bash", "dash", "zsh", "fish", "ksh", "busybox", "tmux", "screen", "sshd", "sudo", "su"];
-/// What listens on this machine for containers, and is no server: the engines and their forwarders.
-const FORWARDERS: [&str; 9] = [
-    "dockerd",
-    "docker-proxy",
-    "rootlesskit",
-    "slirp4netns",
-    "conmon",
-    "podman",
-    "rootlessport",
-    "pasta",
-    "pasta.avx2",
-];
-
 /// Who manages a process, before anything else is known of it.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Origin {
@@ -86,9 +73,7 @@ pub fn gather(gpu: &Gpu, docker: &str, path: Option<&OsStr>, stop: &Stop) -> Inv
     }
     // Whoever listens on a port that leads to a container does so for that container.
     let forwarded: BTreeSet<u16> = containers.iter().flat_map(published).collect();
-    let is_forwarder = |pid: Pid| {
-        table.get(pid).is_some_and(|process| FORWARDERS.contains(&process.name.as_str()))
-    };
+    let is_forwarder = |pid: Pid| table.get(pid).is_some_and(docker::is_engines_own);
     for (port, pids) in holders.iter().filter(|(port, _)| !forwarded.contains(port)) {
         for pid in pids.iter().filter(|pid| !is_forwarder(**pid)) {
             let origin = origin_of(*pid);

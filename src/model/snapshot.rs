@@ -149,7 +149,7 @@ pub struct AnsweredBy {
     pub who: String,
     /// The configured service that it is, if it is one: two that share a port, one at a time.
     pub service: Option<String>,
-    /// The process that it is, where it is nobody's.
+    /// The process that it is, where it is nobody's and no container's.
     pub pid: Option<Pid>,
 }
 

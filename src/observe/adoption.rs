@@ -65,7 +65,7 @@ fn gather(pid: Pid, table: &ProcessTable) -> Facts {
         is_gpuctl: process.name == "gpuctl",
         is_caller: table.callers().contains(&pid),
         is_multiplexer: ownership::is_multiplexer(process),
-        is_contained: evidence::is_contained(pid, &process::control_groups(pid)),
+        is_contained: evidence::is_contained(process, &process::control_groups(pid)),
         name: process.name.clone(),
         owner: None,
     }
@@ -113,7 +113,7 @@ fn objection(service: &str, pid: Pid, facts: &Facts) -> Option<Failure> {
             &format!("`gpuctl stop {owner}` ends it; a process belongs to at most one service"),
         ),
         Facts { is_contained: true, .. } => refuse(
-            "it is in a container, which its engine manages",
+            "it is in a container, or listens for one, which its engine manages",
             &format!(
                 "in services.{service}, set type = \"docker\" and container = \"NAME\"; `docker ps` lists them"
             ),

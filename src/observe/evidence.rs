@@ -4,6 +4,7 @@ use super::ownership::{self, Credentials, Evidence, Ownership, Panes};
 use crate::config::Config;
 use crate::model::{Container, Managed, Manager, Native, Pid, variable};
 use crate::pattern::{Pattern, candidates};
+use crate::world::docker;
 use crate::world::ports::{Listeners, local_port};
 use crate::world::process::{self, Id, Process, ProcessTable};
 use crate::world::scope;
@@ -65,7 +66,7 @@ pub fn look_around(config: &Config, on_card: &HashSet<Pid>, listeners: Listeners
         let scope = scope.filter(|scope| !is_of_another(pid, scope)).map(|scope| scope.service);
         let is_told = shown.is_some() || scope.is_some();
         is_told.then(|| {
-            let is_contained = is_contained(pid, &groups);
+            let is_contained = table.get(pid).is_some_and(|it| is_contained(it, &groups));
             (pid, groups, is_contained, scope)
         })
     });
@@ -128,7 +129,10 @@ impl Scene {
         // Descriptors are looked through once, however many ask for them.
         let known: RefCell<HashMap<(Pid, u16), bool>> = RefCell::default();
         let listens = |pid: Pid, port: u16| {
-            *known.borrow_mut().entry((pid, port)).or_insert_with(|| self.listens(pid, port))
+            // What a container listens for is the container's.
+            let is_own = |it: &Process| !is_contained(it, &process::control_groups(pid));
+            let listens = || self.listens(pid, port) && self.table.get(pid).is_some_and(is_own);
+            *known.borrow_mut().entry((pid, port)).or_insert_with(listens)
         };
         ownership::decide(&self.table, &claims, &self.evidence, &listens)
     }
@@ -168,9 +172,11 @@ pub fn in_groups(groups: &str, managed: &[Managed]) -> Vec<usize> {
     found.map(|(service, _)| service).collect()
 }
 
-/// Whether a process of these control groups is in a container that gpuctl is not in itself.
-pub fn is_contained(pid: Pid, groups: &str) -> bool {
-    process::is_in_container(pid) || is_in_other_container(groups)
+/// Whether a process of these control groups is in a container that gpuctl is not in itself, or listens for one.
+pub fn is_contained(process: &Process, groups: &str) -> bool {
+    process::is_in_container(process.pid)
+        || is_in_other_container(groups)
+        || docker::is_engines_own(process)
 }
 
 /// Tells whether it is in a container that shares the machine's PID namespace and is not gpuctl's

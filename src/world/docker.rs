@@ -9,7 +9,7 @@ pub use acting::Events;
 pub use inspected::parse;
 
 use super::command::{self, Begun, Output};
-use super::process;
+use super::process::{self, Process};
 use super::wait::Stop;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
@@ -28,6 +28,18 @@ const LEAN: [(&str, &str); 3] = [("GOGC", "off"), ("GOMEMLIMIT", "256MiB"), ("GO
 /// A reference that is shorter than what `docker ps` shows of ids is taken for a name alone: another
 /// container's id may come to begin with it.
 const SHORTEST_ID: usize = 12;
+
+/// Engines, and what listens on this machine for their containers.
+const ENGINES_OWN: [&str; 8] = [
+    "dockerd",
+    "docker-proxy",
+    "rootlesskit",
+    "slirp4netns",
+    "conmon",
+    "rootlessport",
+    "pasta",
+    "pasta.avx2",
+];
 
 /// The engine, through a client.
 #[derive(Clone, Copy)]
@@ -97,6 +109,11 @@ pub fn forwards_to(pid: Pid) -> Option<Ipv4Addr> {
     let is_proxy = words.first().is_some_and(|program| program.ends_with("docker-proxy"));
     let at = words.iter().position(|word| word == "-container-ip").filter(|_| is_proxy)?;
     words.get(at + 1)?.parse().ok()
+}
+
+/// Whether a process is an engine, or forwards ports for one: what answers there is a container.
+pub fn is_engines_own(process: &Process) -> bool {
+    ENGINES_OWN.contains(&process.name.as_str())
 }
 
 /// The failure of a container that the engine has given up.
@@ -185,10 +202,10 @@ impl<'a> Docker<'a> {
         Ok(Inspected { containers, trouble })
     }
 
-    /// Returns the name of a container, where the engine knows it.
-    pub fn name_of(&self, id: &str) -> Option<String> {
+    /// Returns a container, where the engine knows it.
+    pub fn container(&self, id: &str) -> Option<Container> {
         let told = self.inspect(vec![id], &[])();
-        Some(resolve(&told.containers, id)?.name.clone())
+        resolve(&told.containers, id).cloned()
     }
 
     pub fn engine(&self) -> Result<Engine> {

@@ -227,13 +227,20 @@ fn a_start_in_the_background_whose_server_appears_after_four_seconds_is_waited_f
 
 #[test]
 fn a_container_that_a_native_start_runs_is_named_with_the_type_to_write() {
+    let labels =
+        ["project=mcn", "service=tts"].map(|it| format!("--label com.docker.compose.{it}"));
+    is_named_with_the_type("", "type = \"docker\"");
+    is_named_with_the_type(&labels.join(" "), "type = \"compose\", project = \"mcn\"");
+}
+
+fn is_named_with_the_type(options: &str, keys: &str) {
     let Some(rig) = Rig::with_docker() else { return };
     let voice = rig.native("voice").vram(4000).set("start_timeout", "10s").add();
     let (name, card) = (rig.mark("by-a-script"), rig.card.folder().display());
     let server = voice.command().split_once(' ').unwrap().1;
     rig.owns_container(&name);
     let run = format!(
-        "docker run --detach --name {name} --network host --env SIMGPU_DIR={card} --volume {card}:{card} {} \
+        "docker run --detach --name {name} --network host --env SIMGPU_DIR={card} --volume {card}:{card} {options} {} \
          /bin/simserver {server}",
         rig.engine().image()
     );
@@ -241,7 +248,7 @@ fn a_container_that_a_native_start_runs_is_named_with_the_type_to_write() {
     let (code, told) = rig.gpuctl("start voice").run().ended();
     assert_eq!(code, Some(5), "{told}");
     assert!(told.contains(&name), "does not name the container\n{told}");
-    assert!(told.contains("type = \"docker\""), "{told}");
+    assert!(told.contains(keys), "{told}");
 }
 
 /// Nothing on its command line says which service it is.

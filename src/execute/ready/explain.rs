@@ -4,7 +4,7 @@ use super::Watch;
 use crate::config::Span;
 use crate::error::Failure;
 use crate::exit::Code;
-use crate::model::{Container, Manager, Service};
+use crate::model::{ComposeLabels, Container, Manager, Service};
 use crate::observe::Look;
 use crate::redact::mask;
 use crate::world::docker::Docker;
@@ -83,10 +83,18 @@ impl Watch<'_> {
 
 /// The failure of a start command that has started a container, which is no process of its own.
 fn of_a_container(failure: Failure, service: &Service, id: &str, engine: &Docker) -> Failure {
-    let name = engine.name_of(id).unwrap_or_else(|| id[..12].to_owned());
+    let container = engine.container(id);
+    let name = container.as_ref().map_or(&id[..12], |container| &container.name);
+    let labels = container.as_ref().and_then(|container| container.setup.compose.as_ref());
+    let keys = match labels.filter(|labels| !labels.is_one_off) {
+        Some(ComposeLabels { project, service, .. }) => {
+            format!("type = \"compose\", project = \"{project}\" and service = \"{service}\"")
+        }
+        None => format!("type = \"docker\" and container = \"{name}\""),
+    };
     let message = format!("{}; it started the container {name}", failure.message);
     Failure { message, ..failure }.hint(format!(
-        "a container is managed by its engine: in services.{}, set type = \"docker\" and container = \"{name}\"",
+        "a container is managed by its engine: in services.{}, set {keys}",
         service.name
     ))
 }

@@ -2,10 +2,10 @@
 
 use super::Look;
 use crate::model::{AnsweredBy, Health, Healthy, Pid, Presence, Service};
-use crate::observe::evidence::Scene;
+use crate::observe::evidence::{Scene, is_contained};
 use crate::world::docker;
 use crate::world::ports::local_port;
-use crate::world::process;
+use crate::world::process::{self, Process};
 
 impl Look<'_> {
     /// Who answers a service's health check instead of the service; `None` when it is the service
@@ -85,7 +85,10 @@ impl Look<'_> {
             (None, Some(process)) => format!("process {} ({})", process.pid, process.name),
             (None, None) => "something else".to_owned(),
         };
-        let pid = holder.filter(|_| service.is_none()).map(|process| process.pid);
+        // Nothing of a container can become a service of processes.
+        let is_containers = |it: &Process| is_contained(it, &process::control_groups(it.pid));
+        let nobodys = holder.filter(|process| service.is_none() && !is_containers(process));
+        let pid = nobodys.map(|process| process.pid);
         AnsweredBy { who: format!("{who} answers on port {port}"), service, pid }
     }
 
