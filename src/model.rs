@@ -10,7 +10,7 @@ pub use address::{CONTAINER, NO_ADDRESS};
 pub use api::{Api, ApiServer, Headers, HttpCall, JobProbe, Unload};
 pub use container::{
     Compose, ComposeFiles, ComposeLabels, Condition, Container, ContainerNetwork, Containers,
-    Dependency, GpuAccess, PortBinding, Setup,
+    Dependency, GpuAccess, PortBinding, Setup, is_podman,
 };
 pub use size::Mb;
 pub use snapshot::{

@@ -7,7 +7,7 @@ use crate::config::{Config, DOCKER, Selector};
 use crate::error::Failure;
 use crate::exit::Code;
 use crate::model::{
-    Container, ContainerNetwork, GpuAccess, Health, Manager, Presence, Service, Snapshot,
+    Container, ContainerNetwork, GpuAccess, Health, Manager, Presence, Service, Snapshot, is_podman,
 };
 use crate::world::docker::{Docker, Engine};
 use crate::world::ports::local_port;
@@ -118,7 +118,7 @@ fn judge(
     let name = &container.name;
     vec![
         Check::pass(CheckId::DockerContainer, name),
-        gpu(container, card),
+        gpu(container, card, &config.docker),
         ports(service, container, engine),
         restart(container, &config.docker),
         match container.setup.is_removed_at_its_end {
@@ -134,15 +134,17 @@ fn judge(
     ]
 }
 
-fn gpu(container: &Container, card: &Selector) -> Check {
+fn gpu(container: &Container, card: &Selector, client: &str) -> Check {
     let (id, name) = (CheckId::DockerGpu, &container.name);
     match &container.setup.gpu {
         GpuAccess::None => Check::warn(
             id,
             format!("the container {name} was created without a GPU"),
             match container.setup.compose {
-                Some(_) => "reserve one in compose.yaml (deploy.resources.reservations.devices)",
-                None => "recreate it with --gpus all",
+                Some(_) => {
+                    "reserve one in compose.yaml (deploy.resources.reservations.devices)".to_owned()
+                }
+                None => format!("recreate it with {}", GpuAccess::options(client)),
             },
         ),
         GpuAccess::Request(ids) if !ids.is_empty() && !names_card(&ids.join(","), card, None) => {
@@ -234,8 +236,11 @@ fn ports(service: &Service, container: &Container, engine: &Engine) -> Check {
 fn restart(container: &Container, client: &str) -> Check {
     let id = CheckId::DockerRestart;
     let message = match container.setup.restart.as_str() {
+        "always" if is_podman(client) => {
+            "podman-restart.service starts it at boot, where that is enabled, even after gpuctl has stopped it"
+        }
         "always" => "Docker starts it whenever the engine starts, even after gpuctl has stopped it",
-        "on-failure" => {
+        "on-failure" if !is_podman(client) => {
             "Docker starts it whenever the engine starts, even after gpuctl has stopped it, unless it then ended with code 0"
         }
         "" | "no" => return Check::pass(id, "no"),

@@ -81,6 +81,8 @@ impl Container {
                     labels.service
                 )
             }
+            // Its `update` cannot before podman 5.
+            None if is_podman(client) => format!("recreate it with --restart={policy}"),
             None => format!("{client} update --restart={policy} {}", self.name),
         }
     }
@@ -88,6 +90,11 @@ impl Container {
     pub fn is_up(&self) -> bool {
         matches!(self.presence, Presence::Up(_))
     }
+}
+
+/// Whether an engine's client is podman, by its name: it has not all options of Docker's.
+pub fn is_podman(client: &str) -> bool {
+    client.rsplit('/').next().is_some_and(|name| name.starts_with("podman"))
 }
 
 /// How a container was made.
@@ -151,6 +158,11 @@ pub enum GpuAccess {
 }
 
 impl GpuAccess {
+    /// The options by which a client gives a container all cards.
+    pub fn options(client: &str) -> &'static str {
+        if is_podman(client) { "--device nvidia.com/gpu=all" } else { "--gpus all" }
+    }
+
     /// Whether this is a card: the path of a device, or its name in the Container Device Interface.
     pub fn is_card(device: &str) -> bool {
         let cards = ["/dev/nvidia", "/dev/dri", "/dev/dxg", "/dev/kfd", "nvidia.com/gpu"];

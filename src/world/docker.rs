@@ -13,7 +13,7 @@ use super::process::{self, Process};
 use super::wait::Stop;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
-use crate::model::{Container, Pid};
+use crate::model::{Container, GpuAccess, Pid};
 use crate::redact::mask;
 use reason::{beside_missing, refusal};
 use serde::Deserialize;
@@ -230,7 +230,8 @@ impl<'a> Docker<'a> {
             format!("there is no Docker container named \"{container}\""),
         )
         .hint(format!(
-            "create it, for example: {program} create --name {container} --gpus all --network host IMAGE"
+            "create it, for example: {program} create --name {container} {} --network host IMAGE",
+            GpuAccess::options(program)
         ))
         .hint(format!("`{program} ps --all` lists the containers that exist"))
     }

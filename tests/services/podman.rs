@@ -220,7 +220,8 @@ fn what_fails_under_podman_is_told_by_its_own_reason_and_log() {
     let start = rig.gpuctl("start voice --quiet").run().fails("start_failed");
     start.stderr_has("exited with code 2").stderr_has("unexpected argument '--nonsense'");
     rig.container("absent").not_installed().add();
-    rig.gpuctl("start absent").run().fails("not_found").stderr_has("podman create --name");
+    let how = format!("podman create --name {} --device nvidia.com/gpu=all", rig.mark("absent"));
+    rig.gpuctl("start absent").run().fails("not_found").stderr_has(&how);
     // Behind the name of Docker's client, which it speaks of.
     rig.set("docker", "docker");
     let next =
@@ -292,6 +293,19 @@ fn doctor_knows_podman_and_a_card_that_a_container_of_it_was_given() {
     {
         assert_eq!(verdict(&report, id), "pass", "{id}: {report}");
     }
+}
+
+#[test]
+fn what_doctor_has_done_about_a_container_of_podman_podman_can_do() {
+    let Some(podman) = Podman::find() else { return };
+    podman.container("voice", "--restart always", "");
+    let report = podman.doctor();
+    let fix = |id: &str| {
+        let checks = report["checks"].as_array().unwrap();
+        checks.iter().find(|check| check["id"] == id).unwrap()["fix"].clone()
+    };
+    assert_eq!(fix("docker.gpu"), "recreate it with --device nvidia.com/gpu=all");
+    assert_eq!(fix("docker.restart"), "recreate it with --restart=unless-stopped");
 }
 
 /// Devices as the NVIDIA container toolkit describes them (`nvidia-ctk cdi generate`), of which none is a card.
