@@ -5,17 +5,17 @@ use super::{ASK_LIMIT, Docker, LEAN, resolve};
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::model::{Container, Presence};
-use crate::world::command::{self, Begun};
+use crate::world::command::{self, Begun, Output};
 use crate::world::host;
 use crate::world::logs::{self, LogPart, LogViewer};
-use crate::world::wait::{Woken, wait};
+use crate::world::wait::wait;
 use rustix::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 /// How long the engine may take to note that a container has started, which may speak meanwhile.
 const NOTING: Duration = Duration::from_millis(500);
-/// An engine that answers tells within this time what it knows to have happened.
-const REMEMBERING: Duration = Duration::from_secs(3);
+/// Docker's engine remembers so many events of all containers and no more (`eventsLimit` in moby's daemon/events).
+const REMEMBERED: usize = 256;
 /// The engine may take this long beyond the time it was told, and for calls without one.
 const ENGINE_LIMIT: Duration = Duration::from_secs(15);
 /// An engine that is away is asked again after this time at first, and then after longer ones.
@@ -192,30 +192,29 @@ impl Docker<'_> {
     }
 
     /// Whether the engine does not know that any of these containers was started within the time past: it was itself
-    /// started after them. One that does not tell has forgotten nothing.
+    /// started after them. One that cannot say has forgotten nothing.
     pub fn has_forgotten_start(&self, containers: &[&str], past: Duration) -> bool {
-        let Ok(mut events) = self.events(&["event=start"], containers, past) else { return false };
-        let deadline = Instant::now() + REMEMBERING;
-        while wait(&events.fds(), self.stop, deadline) == Woken::Event {
-            if !events.read().is_empty() || events.are_over() {
-                return false;
-            }
-        }
-        self.stop.check().is_ok()
+        let now = host::now();
+        let since = now.saturating_sub(past).unwrap_or_default().as_second().to_string();
+        let until = now.to_string();
+        let words = ["events", "--since", &since, "--until", &until, "--format", "{{json .}}"];
+        let Ok(Output { status, stdout, .. }) = self.run(&words, None) else { return false };
+        let told = String::from_utf8_lossy(&stdout);
+        let is_start = |line: &str| {
+            line.contains(r#""start""#) && containers.iter().any(|one| line.contains(one))
+        };
+        status.success() && told.lines().count() < REMEMBERED && !told.lines().any(is_start)
     }
 
     /// Begins to listen for what becomes of containers, also for what has become of them for so long.
     pub fn news(&self, containers: &[&str], past: Duration) -> Result<Events> {
-        let kinds = ["event=health_status", "event=die", "event=oom", "event=destroy"];
-        self.events(&kinds, containers, past)
-    }
-
-    fn events(&self, kinds: &[&str], containers: &[&str], past: Duration) -> Result<Events> {
         let since = host::now().saturating_sub(past).unwrap_or_default().as_second().to_string();
         let filters: Vec<String> =
             containers.iter().map(|one| format!("container={one}")).collect();
         let mut arguments = vec!["events", "--since", &since, "--format", "{{json .}}"];
-        kinds.iter().for_each(|kind| arguments.extend(["--filter", kind]));
+        for kind in ["event=health_status", "event=die", "event=oom", "event=destroy"] {
+            arguments.extend(["--filter", kind]);
+        }
         filters.iter().for_each(|filter| arguments.extend(["--filter", filter.as_str()]));
         Ok(Events { begun: Some(self.ask(&arguments)?) })
     }
