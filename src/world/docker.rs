@@ -116,6 +116,12 @@ pub fn is_engines_own(process: &Process) -> bool {
     ENGINES_OWN.contains(&process.name.as_str())
 }
 
+/// Whether a container is called as compose calls those that it makes: "mcn-tts-1", and before "mcn_tts_1".
+fn is_named_by_compose(container: &str) -> bool {
+    let parts: Vec<&str> = container.rsplitn(3, ['-', '_']).collect();
+    parts.len() == 3 && parts[0].parse::<u32>().is_ok()
+}
+
 /// The failure of a container that the engine has given up.
 fn dead(name: &str) -> Failure {
     Failure::new(Code::StartFailed, "dead: the engine could not remove it")
@@ -225,11 +231,18 @@ impl<'a> Docker<'a> {
     /// The failure of a container that there is not.
     pub fn missing(&self, container: &str) -> Failure {
         let program = self.program;
-        Failure::new(
+        let failure = Failure::new(
             Code::NotFound,
             format!("there is no Docker container named \"{container}\""),
-        )
-        .hint(format!(
+        );
+        let failure = match is_named_by_compose(container) {
+            // Compose refuses a container of such a name that it has not made.
+            true => failure.hint(format!(
+                "if it is one of compose's: `{program} compose up --no-start` creates it, in the folder of its compose file; with type = \"compose\", its project and its service, gpuctl does so itself"
+            )),
+            false => failure,
+        };
+        failure.hint(format!(
             "create it, for example: {program} create --name {container} {} --network host IMAGE",
             GpuAccess::options(program)
         ))

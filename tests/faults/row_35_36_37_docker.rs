@@ -50,6 +50,19 @@ fn row_35_a_missing_container_is_not_found_and_how_to_create_it_is_told() {
     assert_eq!(voice.get("error"), None);
 }
 
+/// One that was made by hand under its name is in compose's way.
+#[test]
+fn row_35_a_missing_container_of_composes_is_told_to_be_created_by_compose() {
+    let Some(rig) = Rig::with_docker() else { return };
+    let voice = rig.container("voice").not_installed().add();
+    rig.set("services.voice.container", format!("{}-tts-1", rig.token()));
+    let told = rig.gpuctl("start voice").run().fails("not_found");
+    told.stderr_has("docker compose up --no-start").stderr_has("type = \"compose\"");
+    rig.set("services.voice.container", voice.mark());
+    let told = rig.gpuctl("start voice").run().fails("not_found").stderr_has("docker create");
+    assert!(!told.stderr_text().contains("compose"));
+}
+
 #[test]
 fn row_35_a_missing_container_is_in_nobody_elses_way() {
     let Some(rig) = Rig::with_docker() else { return };
