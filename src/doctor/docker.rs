@@ -147,7 +147,9 @@ fn gpu(container: &Container, card: &Selector, client: &str) -> Check {
                 None => format!("recreate it with {}", GpuAccess::options(client)),
             },
         ),
-        GpuAccess::Request(ids) if !ids.is_empty() && !names_card(&ids.join(","), card, None) => {
+        GpuAccess::Request(ids) | GpuAccess::Device(ids)
+            if !ids.is_empty() && !names_card(&ids.join(","), card, None) =>
+        {
             Check::warn(
                 id,
                 format!(
@@ -159,7 +161,7 @@ fn gpu(container: &Container, card: &Selector, client: &str) -> Check {
         }
         GpuAccess::Request(_) => Check::pass(id, "--gpus"),
         GpuAccess::Runtime(runtime) => Check::pass(id, format!("--runtime {runtime}")),
-        GpuAccess::Device => Check::pass(id, "--device"),
+        GpuAccess::Device(_) => Check::pass(id, "--device"),
     }
 }
 
@@ -262,7 +264,7 @@ fn runtime<'a>(known: &[String], made: impl Iterator<Item = &'a Container>) -> C
                 return Check::fail(id, message, TOOLKIT);
             }
             GpuAccess::Request(_) | GpuAccess::Runtime(_) => wanted = Some(()),
-            GpuAccess::None | GpuAccess::Device => {}
+            GpuAccess::None | GpuAccess::Device(_) => {}
         }
     }
     let nvidia = known.iter().find(|runtime| runtime.contains("nvidia"));

@@ -153,14 +153,19 @@ pub enum GpuAccess {
     Request(Vec<String>),
     /// `--runtime nvidia`, with that runtime's name.
     Runtime(String),
-    /// `--device /dev/nvidia…`, or by the name of CDI.
-    Device,
+    /// `--device /dev/nvidia…`, or by names of the Container Device Interface, with the indices or UUIDs in these.
+    Device(Vec<String>),
 }
 
 impl GpuAccess {
     /// The options by which a client gives a container all cards.
     pub fn options(client: &str) -> &'static str {
         if is_podman(client) { "--device nvidia.com/gpu=all" } else { "--gpus all" }
+    }
+
+    /// The index or UUID in a card's name in the Container Device Interface, "nvidia.com/gpu=0"; "all" for all.
+    pub fn by_cdi(device: &str) -> Option<&str> {
+        device.strip_prefix("nvidia.com/gpu=")
     }
 
     /// Whether this is a card: the path of a device, or its name in the Container Device Interface.

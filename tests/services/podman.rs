@@ -317,6 +317,11 @@ devices:
       deviceNodes:
         - path: /dev/nvidia0
           hostPath: /dev/null
+  - name: '7'
+    containerEdits:
+      deviceNodes:
+        - path: /dev/nvidia7
+          hostPath: /dev/null
 ";
 
 #[test]
@@ -344,6 +349,13 @@ fn a_card_by_the_container_device_interface_is_one_before_and_after_the_first_st
         assert_eq!(verdict(&report, "docker.gpu"), "pass", "{when}: {report}");
     };
     is_told("before its first start");
+    // The card that gpuctl watches is 0.
+    podman.container("other", "--device nvidia.com/gpu=7", "");
+    let report = podman.doctor();
+    let checks = report["checks"].as_array().unwrap();
+    let of_other = |check: &&Value| check["id"] == "docker.gpu" && check["subject"] == "other";
+    let told = checks.iter().find(of_other).unwrap();
+    assert!(told["message"].as_str().unwrap().contains("was given GPU 7"), "{told}");
     podman.container("web", "", "");
     let found = podman.first_configuration();
     let services = found["services"].as_table().unwrap();

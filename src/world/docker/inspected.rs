@@ -260,23 +260,26 @@ impl HostConfig {
             let paths = [&device.path_in_container, &device.path_on_host];
             paths.into_iter().any(|path| GpuAccess::is_card(path))
         };
-        let asks_for_card = |word: &String| {
-            word == "--gpus"
-                || word.starts_with("--gpus=")
-                || GpuAccess::is_card(word.strip_prefix("--device=").unwrap_or(word))
+        let words = || created_by.iter().map(|word| word.strip_prefix("--device=").unwrap_or(word));
+        let asks_for_card = |word: &str| {
+            word == "--gpus" || word.starts_with("--gpus=") || GpuAccess::is_card(word)
         };
         let (by_cdi, asked): (Vec<_>, Vec<_>) =
             requests.iter().partition(|request| request.driver == "cdi");
+        let ids = |of: &[&DeviceRequest]| -> Vec<String> {
+            of.iter().flat_map(|request| request.device_ids.iter().flatten()).cloned().collect()
+        };
         if !asked.is_empty() {
-            let ids = asked.iter().flat_map(|request| request.device_ids.iter().flatten());
-            GpuAccess::Request(ids.cloned().collect())
+            GpuAccess::Request(ids(&asked))
         } else if self.runtime.contains("nvidia") {
             GpuAccess::Runtime(self.runtime.clone())
         } else if !by_cdi.is_empty()
             || self.devices.iter().flatten().any(is_card)
-            || created_by.iter().any(asks_for_card)
+            || words().any(asks_for_card)
         {
-            GpuAccess::Device
+            let names = ids(&by_cdi);
+            let names = names.iter().map(String::as_str).chain(words());
+            GpuAccess::Device(names.filter_map(GpuAccess::by_cdi).map(str::to_owned).collect())
         } else {
             GpuAccess::None
         }
