@@ -156,18 +156,28 @@ impl Plan {
         self.evict.is_empty() && self.starts_nothing() && !self.awaits_dead
     }
 
-    /// Warns of containers that the engine removes when they end, and nobody makes anew.
-    pub fn warn_of_removal(&mut self, snapshot: &Snapshot) {
+    /// Warns of containers that the engine removes when they end, and nobody makes anew; refuses to stop one that it is
+    /// to start again.
+    pub fn warn_of_removal(&mut self, snapshot: &Snapshot) -> Result<()> {
         for eviction in self.evict.iter().filter(|eviction| eviction.how != EvictHow::Unload) {
             let managed = snapshot.managed(&eviction.service);
             let removed = managed.containers.iter().filter(|one| one.setup.is_removed_at_its_end);
+            let is_started = self.start.iter().any(|start| start.service == eviction.service);
             for container in removed {
-                self.warnings.push(format!(
+                let warning = format!(
                     "{}: its container {} was made with --rm: stopping it removes it, and gpuctl cannot start it again",
                     eviction.service, container.name
-                ));
+                );
+                if is_started {
+                    return Err(Failure::new(Code::StartFailed, warning).hint(format!(
+                        "recreate it without --rm; `gpuctl stop {}` stops it for good",
+                        eviction.service
+                    )));
+                }
+                self.warnings.push(warning);
             }
         }
+        Ok(())
     }
 
     fn starts_nothing(&self) -> bool {

@@ -87,7 +87,7 @@ fn decide(
     require_card(before)?;
     let mut plan = plan(&session.config, before)?;
     refuse_unstartable(&plan, session, before, is_real)?;
-    plan.warn_of_removal(before);
+    plan.warn_of_removal(before)?;
     Ok(plan)
 }
 

@@ -59,6 +59,18 @@ fn row_75_a_container_that_its_stop_removes_is_told_of_before() {
 }
 
 #[test]
+fn row_75_a_container_that_its_stop_removes_is_not_stopped_to_be_started_again() {
+    let Some(rig) = Rig::with_docker() else { return };
+    let voice = create(&rig, "voice", &["--rm"], "");
+    rig.gpuctl("start voice --quiet").run().succeeds();
+    for words in ["restart voice", "restart voice --force"] {
+        let refused = rig.gpuctl(words).run().fails("start_failed");
+        refused.stderr_has("was made with --rm").stderr_has("recreate it without --rm");
+    }
+    assert_eq!(fact(&rig, &voice, ".State.Running"), "true");
+}
+
+#[test]
 fn row_75_a_container_is_given_its_own_time_to_stop_where_that_is_longer() {
     let Some(rig) = Rig::with_docker() else { return };
     let voice = create(&rig, "voice", &["--stop-timeout", "60"], "--term-delay 2s");
