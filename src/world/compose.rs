@@ -10,6 +10,9 @@ use std::time::Duration;
 /// A project is read within this time.
 const READ_LIMIT: Duration = Duration::from_secs(15);
 
+/// What reads a project where the client cannot.
+const ELSEWHERE: &str = "install Docker's client with the compose plugin, or import what `docker compose config --format json` printed elsewhere, from a file named .json";
+
 /// The words after the client's name for services of one project, or all of it.
 fn arguments(services: &[&Compose], files: &ComposeFiles, then: &[&str]) -> Vec<String> {
     let mut words = vec!["compose".to_owned(), "--project-name".to_owned()];
@@ -65,11 +68,11 @@ pub fn could_create(
     }
 }
 
-/// Returns a project as compose understands it, in JSON.
+/// Returns a project as compose understands it, in JSON, with the services of all profiles.
 pub fn resolved(engine: &Docker, file: &Path) -> Result<Vec<u8>> {
     let shown = file.to_string_lossy();
-    let words = ["compose", "--file", &shown, "config", "--format", "json"];
-    let output = engine.run(&words, Some(READ_LIMIT))?;
+    let words = ["compose", "--profile", "*", "--file", &shown, "config", "--format", "json"];
+    let output = engine.run(&words, Some(READ_LIMIT)).map_err(|failure| failure.hint(ELSEWHERE))?;
     let can_compose =
         || engine.run(&["compose", "version"], None).is_ok_and(|it| it.status.success());
     match output.status.success() {
@@ -82,7 +85,7 @@ pub fn resolved(engine: &Docker, file: &Path) -> Result<Vec<u8>> {
             Code::Unavailable,
             format!("`{} compose`, which reads {shown}, is not installed", engine.program()),
         )
-        .hint("install the compose plugin, or import what `docker compose config --format json` printed elsewhere, from a file named .json")),
+        .hint(ELSEWHERE)),
     }
 }
 

@@ -112,6 +112,23 @@ fn without_compose_a_compose_file_cannot_be_read_and_another_way_is_told() {
     rig.program("docker", "echo \"docker: 'compose' is not a docker command.\" >&2; exit 1");
     let import = rig.gpuctl("config import compose.yaml --output made.toml").run();
     import.fails("unavailable").stderr_has("docker compose config --format json");
+    rig.set("docker", "/nonexistent/docker");
+    let import = rig.gpuctl("config import compose.yaml --output made.toml").run();
+    import.fails("unavailable").stderr_has("docker compose config --format json");
+}
+
+#[test]
+fn what_a_profile_of_compose_leaves_out_is_imported_all_the_same() {
+    if !docker_client_or_skip() || !compose_or_skip() {
+        return;
+    }
+    let rig = Rig::new();
+    let tts = "{image: a, profiles: [speech], labels: {gpuctl.vram_mb: '1'}}";
+    rig.file("home/compose.yaml", &format!("services: {{tts: {tts}, web: {{image: b}}}}\n"));
+    let import = rig.gpuctl("config import compose.yaml --output made.toml").run();
+    import.succeeds().stdout_has("made.toml");
+    let check = rig.gpuctl("config check --config made.toml --json").run().succeeds().json();
+    assert_eq!(check["services"], serde_json::json!(["tts"]));
 }
 
 #[test]
