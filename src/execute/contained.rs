@@ -14,60 +14,7 @@ use crate::world::compose;
 use crate::world::docker::{Docker, resolve};
 use crate::world::wait::{Stop, wait};
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
-
-/// More services than that share calls: the engine does not get on faster with more at once.
-const AT_ONCE: usize = 4;
-
-/// Services whose containers one call is made for, by whoever needs it first.
-pub struct Batch<'a, T> {
-    services: Vec<&'a Service>,
-    results: OnceLock<Vec<Result<T>>>,
-}
-
-/// The batches that services are in, by their names.
-pub type Batches<'a, T> = HashMap<&'a str, Arc<Batch<'a, T>>>;
-
-impl<'a, T: Clone> Batch<'a, T> {
-    /// Puts services of containers into batches; those with one key can share a call, and those without
-    /// have calls of their own.
-    pub fn all<K: PartialEq>(
-        services: impl Iterator<Item = &'a Service>,
-        key: impl Fn(&Service) -> Option<K>,
-    ) -> Batches<'a, T> {
-        let mut groups: Vec<(Option<K>, Vec<&'a Service>)> = Vec::new();
-        for service in services {
-            let key = key(service);
-            match groups.iter_mut().find(|(other, _)| key.is_some() && *other == key) {
-                Some((_, group)) => group.push(service),
-                None => groups.push((key, vec![service])),
-            }
-        }
-        let mut batches = HashMap::new();
-        for (_, group) in groups {
-            for services in group.chunks(group.len().div_ceil(AT_ONCE)) {
-                let services = services.to_vec();
-                let names: Vec<&str> =
-                    services.iter().map(|service| service.name.as_str()).collect();
-                let batch = Arc::new(Batch { services, results: OnceLock::new() });
-                batches.extend(names.into_iter().map(|name| (name, batch.clone())));
-            }
-        }
-        batches
-    }
-
-    /// Has the work done for all of the batch, once, and returns what came of one.
-    pub fn result(
-        &self,
-        service: &str,
-        work: impl FnOnce(&[&'a Service]) -> Vec<Result<T>>,
-    ) -> Result<T> {
-        let results = self.results.get_or_init(|| work(&self.services));
-        let at = self.services.iter().position(|one| one.name == service);
-        results[at.expect("a service is asked for in its own batch")].clone()
-    }
-}
 
 /// How long containers may take to end: their own time counts where it is longer.
 pub fn stop_limit(service: &Service, managed: &Managed) -> Duration {
@@ -180,6 +127,25 @@ fn stop_containers(
 
 /// Starts services, and returns what each is made of.
 pub fn start(services: &[&Service], stop: &Stop, context: &Context) -> Vec<Result<Managed>> {
+    let started = start_containers(services, stop, context);
+    let each = services.iter().zip(started);
+    each.map(|(service, done)| match (done, &service.manager) {
+        // Compose makes containers anew.
+        (Err(gone), Manager::Containers(which @ Containers::Compose(_)))
+            if gone.code == Code::NotFound =>
+        {
+            match containers(which, context.config, stop) {
+                (Presence::Unknown(failure), _) => Err(failure),
+                (_, managed) if managed.containers.is_empty() => Err(gone),
+                (_, managed) => start_in_order(service, managed, stop, context),
+            }
+        }
+        (done, _) => done,
+    })
+    .collect()
+}
+
+fn start_containers(services: &[&Service], stop: &Stop, context: &Context) -> Vec<Result<Managed>> {
     let managed = |service: &&Service| context.before.managed(&service.name).clone();
     if let [service] = services {
         return vec![start_in_order(service, managed(service), stop, context)];
@@ -342,7 +308,11 @@ fn await_dependencies(
                     true
                 }
             },
-            None => true,
+            None => {
+                let is_gone = told.trouble.is_none();
+                failure = is_gone.then(|| engine.missing(&one.name)).or(failure.take());
+                true
+            }
         });
         if let Some(failure) = failure {
             return Err(failure);

@@ -1,7 +1,8 @@
 //! One eviction: the service is stopped by its manager, or asked to unload and stopped if its
 //! memory does not come back.
 
-use super::contained::{self, Batches};
+use super::batch::Batches;
+use super::contained;
 use super::{Context, drain};
 use crate::config::{Config, Span};
 use crate::error::{Failure, Result};

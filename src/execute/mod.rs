@@ -1,6 +1,7 @@
 //! Carries a plan out and never decides: evictions side by side, the wait for their memory, starts
 //! side by side. What was done is reported also when it stops half-way.
 
+mod batch;
 mod contained;
 pub mod drain;
 mod evict;
@@ -22,7 +23,8 @@ use crate::plan::{EvictHow, Eviction, Plan, Start, StartHow};
 use crate::step::{Action, Step};
 use crate::world::docker::Docker;
 use crate::world::wait::{Event, Stop, wait};
-use contained::{Batch, in_order};
+use batch::Batch;
+use contained::in_order;
 use drain::DrainClock;
 use evict::EvictedBy;
 use std::collections::HashMap;

@@ -5,7 +5,8 @@ mod answer;
 mod explain;
 mod wake;
 
-use super::contained::{self, Batches};
+use super::batch::Batches;
+use super::contained;
 use super::{Context, LONGEST, SHORTEST};
 use crate::error::{Failure, Result};
 use crate::exit::Code;

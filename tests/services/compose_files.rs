@@ -157,6 +157,29 @@ fn containers_that_are_made_anew_in_the_middle_of_a_plan_are_no_failure() {
 }
 
 #[test]
+fn containers_that_are_made_anew_in_the_middle_of_a_start_are_no_failure() {
+    let Some(project) = Project::of_four("files = ['FILE']") else { return };
+    let rig = &project.rig;
+    project.by_hand("create");
+    for how in ["--no-start --force-recreate", "--detach --force-recreate"] {
+        let compose = format!("docker compose --file {} up {how}", project.file.display());
+        let once = rig.path("home/once");
+        rig.program(
+            "docker",
+            &format!(
+                "PATH=${{PATH#*:}}\nif [ \"$1\" = start ] && mkdir {0} 2>/dev/null; then {compose} vidi >/dev/null 2>&1; fi\nexec docker \"$@\"",
+                once.display()
+            ),
+        );
+        project.prepare(2);
+        std::fs::remove_dir(once).expect("it was made anew");
+        rig.gpuctl("release-all --quiet").run().succeeds();
+    }
+    std::fs::remove_file(rig.path("bin/docker")).unwrap();
+    project.by_hand("down --timeout 5");
+}
+
+#[test]
 fn missing_containers_are_made_with_those_that_they_depend_on_which_are_started_first() {
     let Some(project) = Project::of_four("files = ['FILE']") else { return };
     let rig = &project.rig;
