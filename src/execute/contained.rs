@@ -131,12 +131,14 @@ pub fn start(services: &[&Service], stop: &Stop, context: &Context) -> Vec<Resul
     let each = services.iter().zip(started);
     each.map(|(service, done)| match (done, &service.manager) {
         // Compose makes containers anew.
-        (Err(gone), Manager::Containers(which @ Containers::Compose(_)))
+        (Err(gone), Manager::Containers(which @ Containers::Compose(of_service)))
             if gone.code == Code::NotFound =>
         {
             match containers(which, context.config, stop) {
                 (Presence::Unknown(failure), _) => Err(failure),
-                (_, managed) if managed.containers.is_empty() => Err(gone),
+                (_, managed) if managed.containers.is_empty() => {
+                    Err(compose::not_created(&context.engine(stop), of_service))
+                }
                 (_, managed) => start_in_order(service, managed, stop, context),
             }
         }
