@@ -219,9 +219,12 @@ impl Begun {
             Woken::Event => {}
             Woken::Stopped => stop.check()?,
             Woken::TimedOut => {
+                // What was left of another limit is no even number.
+                let limit = self.limit.as_millis().next_multiple_of(10);
+                let limit = Span(Duration::from_millis(limit as u64));
                 return Err(Failure::new(
                     Code::Unavailable,
-                    format!("`{}` did not answer within {}", self.line, Span(self.limit)),
+                    format!("`{}` did not answer within {limit}", self.line),
                 ));
             }
         }

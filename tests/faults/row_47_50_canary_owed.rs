@@ -26,8 +26,12 @@ fn lose_power(trial: &Trial, run: Running) {
     trial.kill_all(&guardians);
     Trial::kill_group(&run);
     drop(run);
-    let left = [trial.canary_processes(), trial.rig.processes_of(&trial.vllm)].concat();
-    trial.kill_all(&left);
+    // What was just being started is seen a moment later.
+    until("nothing is left", || {
+        let left = [trial.canary_processes(), trial.rig.processes_of(&trial.vllm)].concat();
+        trial.kill_all(&left);
+        left.is_empty()
+    });
 }
 
 #[track_caller]

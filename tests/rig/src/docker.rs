@@ -151,12 +151,18 @@ fn private(configuration: &str) -> Result<Engine, String> {
 }
 
 fn docker(host: &str, arguments: &[&str]) -> Result<String, String> {
-    let mut client = command("docker");
+    // An engine can hang for good when many containers end at once.
+    let mut client = command("timeout");
+    client.args(["120", "docker"]);
     // Not the tester's own settings.
     client.env("DOCKER_HOST", host).env("DOCKER_CONFIG", "/nonexistent").args(arguments);
     let Output { status, stdout, stderr } = client.output().map_err(|error| error.to_string())?;
     let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
-    if status.success() { Ok(text(&stdout)) } else { Err(text(&stderr)) }
+    match status.code() {
+        Some(0) => Ok(text(&stdout)),
+        Some(124) => Err("the engine did not answer within 120s".to_owned()),
+        _ => Err(text(&stderr)),
+    }
 }
 
 impl Engine {

@@ -28,7 +28,10 @@ fn runs(program: &Path) -> impl Fn(&i32) -> bool + use<> {
 /// The kernel's letter for what a process does: S sleeps, T is stopped; None once it has ended.
 pub fn state(pid: i32) -> Option<char> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat.rsplit_once(") ")?.1.chars().next().filter(|state| !matches!(state, 'Z' | 'X'))
+    let facts: Vec<&str> = stat.rsplit_once(") ")?.1.split(' ').collect();
+    // Its first thread may have ended before the others, which have its sockets.
+    let has_ended = matches!(facts[0], "Z" | "X") && matches!(facts[17], "0" | "1");
+    facts[0].chars().next().filter(|_| !has_ended)
 }
 
 pub fn parent(pid: i32) -> Option<i32> {
