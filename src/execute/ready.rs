@@ -305,6 +305,7 @@ impl<'a> Watch<'a> {
     /// Whether its engine, which has ended it with itself, was restarted since it started the containers.
     fn was_ended_with_its_engine(&self) -> bool {
         let own = self.managed.iter().flat_map(|managed| &managed.containers);
+        let own = own.filter(|one| !one.setup.is_podmans);
         let ids: Vec<&str> = own.map(|one| one.id.as_str()).collect();
         let engine = self.context.engine(self.stop);
         !ids.is_empty() && engine.has_forgotten_start(&ids, self.begun.elapsed())

@@ -102,6 +102,8 @@ pub fn is_podman(client: &str) -> bool {
 pub struct Setup {
     /// What it was made from, as that was named: "ollama/ollama:0.9".
     pub image: String,
+    /// Podman has made it, which runs no engine for it.
+    pub is_podmans: bool,
     /// The engine's restart policy: "no", "always", …
     pub restart: String,
     /// The engine removes it when it ends (`--rm`).

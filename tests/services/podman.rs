@@ -232,6 +232,12 @@ fn what_fails_under_podman_is_told_by_its_own_reason_and_log() {
     let told = told.stderr_has("/bin/absent").stderr_text();
     assert!(!told.contains("Emulate"), "{told}");
     rig.gpuctl("start absent").run().fails("not_found").stderr_has("docker create --name");
+    // No engine could have ended it.
+    let calls = rig.file("calls", "");
+    rig.program("docker", &format!("echo \"$1\" >>'{}'\nexec podman \"$@\"", calls.display()));
+    rig.gpuctl("start voice --quiet").run().fails("start_failed").stderr_has("'--nonsense'");
+    let calls = std::fs::read_to_string(calls).unwrap();
+    assert_eq!(calls.lines().filter(|call| *call == "start").count(), 1, "{calls}");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use super::reason::{self, is_forbidden, refusal};
 use super::{ASK_LIMIT, Docker, LEAN, resolve};
 use crate::error::{Failure, Result};
 use crate::exit::Code;
-use crate::model::{Container, Presence, is_podman};
+use crate::model::{Container, Presence};
 use crate::world::command::{self, Begun, Output};
 use crate::world::host;
 use crate::world::logs::{self, LogPart, LogViewer};
@@ -194,10 +194,6 @@ impl Docker<'_> {
     /// Whether the engine does not know that any of these containers was started within the time past: it was itself
     /// started after them. One that cannot say has forgotten nothing.
     pub fn has_forgotten_start(&self, containers: &[&str], past: Duration) -> bool {
-        // It has no engine that could restart.
-        if is_podman(self.program) {
-            return false;
-        }
         let now = host::now();
         let since = now.saturating_sub(past).unwrap_or_default().as_second().to_string();
         let until = now.to_string();

@@ -233,6 +233,7 @@ impl InspectedContainer {
         let test = self.config.healthcheck.as_ref().and_then(|check| check.test.as_deref());
         Setup {
             image: self.config.image.clone(),
+            is_podmans: self.image_name.is_some(),
             restart: host.restart_policy.name.clone(),
             is_removed_at_its_end: host.auto_remove,
             stop_timeout: self
