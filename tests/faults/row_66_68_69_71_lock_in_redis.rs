@@ -182,8 +182,14 @@ fn a_grace_that_does_not_fit_into_the_time_of_redis_is_refused_before_anything_i
 #[test]
 fn a_cluster_and_a_server_without_eval_are_told_with_what_to_do() {
     let rig = Rig::new();
+    // Else it is the server's port and 10,000, which may be anybody's.
+    let bus = rig.port().to_string();
     let cases = [
-        (&["--cluster-enabled", "yes"][..], "is a cluster", "lock.key = \"{gpu_mutex_v2}\""),
+        (
+            &["--cluster-enabled", "yes", "--cluster-port", &bus][..],
+            "is a cluster",
+            "lock.key = \"{gpu_mutex_v2}\"",
+        ),
         (&["--rename-command", "EVAL", ""], "does not know EVAL", "SENTINEL get-master-addr"),
     ];
     for (options, what, hint) in cases {
