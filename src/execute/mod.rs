@@ -105,14 +105,6 @@ pub struct Outcome {
     pub keeps: HashMap<String, Mb>,
 }
 
-impl Outcome {
-    /// Whether the service was evicted, or found to need no eviction.
-    fn is_settled(&self, service: &str) -> bool {
-        let mut lists = [&self.stopped, &self.unloaded, &self.kept].into_iter();
-        lists.any(|list| list.iter().any(|name| name == service))
-    }
-}
-
 /// Carries the plan out.
 fn execute(plan: &Plan, context: &Context) -> Outcome {
     let begun = Instant::now();
@@ -218,25 +210,26 @@ fn evict_all(
         dependent.iter().filter(depends).map(|it| it.service.as_str()).collect()
     };
     let waves = in_order(evictions.iter().collect(), |it| it.service.as_str(), after);
-    let (mut result, mut left) = (Ok(()), Vec::new());
+    // What cannot be evicted keeps what it depends on, and leaves the others to be.
+    let (mut failures, mut left) = (Vec::new(), Vec::new());
     for wave in waves {
-        // What cannot be evicted keeps what it depends on, and leaves the others to be.
         let is_free = |it: &&Eviction| after(it).iter().all(|name| !left.contains(name));
-        let free: Vec<&Eviction> = wave.iter().copied().filter(is_free).collect();
-        result = result.and(evict_wave(&free, required, context, outcome));
-        left.extend(
-            wave.iter().map(|it| it.service.as_str()).filter(|name| !outcome.is_settled(name)),
-        );
+        let (free, bound): (Vec<&Eviction>, Vec<&Eviction>) = wave.into_iter().partition(is_free);
+        let failed = evict_wave(&free, required, context, outcome);
+        left.extend(bound.iter().map(|it| it.service.as_str()));
+        left.extend(failed.iter().map(|(name, _)| *name));
+        failures.extend(failed.into_iter().map(|(_, failure)| failure));
     }
-    result
+    failures.into_iter().next().map_or(Ok(()), Err)
 }
 
-fn evict_wave(
-    evictions: &[&Eviction],
+/// Evicts services side by side, and returns those that could not be.
+fn evict_wave<'a>(
+    evictions: &[&'a Eviction],
     required: Mb,
     context: &Context,
     outcome: &mut Outcome,
-) -> Result<()> {
+) -> Vec<(&'a str, Failure)> {
     let ends = evictions.iter().filter(|eviction| eviction.how != EvictHow::Unload);
     let batches =
         Batch::all(contained(ends.map(|eviction| &eviction.service), context), |service| {
@@ -251,7 +244,7 @@ fn evict_wave(
         (context.witness)(Evicting::Ended(eviction));
         Ok(done)
     });
-    let mut failure = None;
+    let mut failures = Vec::new();
     for (eviction, result) in evictions.iter().zip(results) {
         match result {
             Ok(EvictedBy { step, keeps }) => {
@@ -264,10 +257,10 @@ fn evict_wave(
                 outcome.steps.extend(step);
                 outcome.keeps.extend(keeps.map(|keeps| (eviction.service.clone(), keeps)));
             }
-            Err(error) => failure = failure.or(Some(error)),
+            Err(failure) => failures.push((eviction.service.as_str(), failure)),
         }
     }
-    failure.map_or(Ok(()), Err)
+    failures
 }
 
 /// Waits for the memory of what was evicted. Who has loaded again meanwhile is unloaded once more;
