@@ -51,7 +51,7 @@ fn one_that_was_left_coming_up_and_dies_is_told_by_the_start_that_awaits_it() {
     let rig = Rig::new();
     let vidi = rig.native("vidi").server("--warmup 1h").add();
     let server = rig.by_hand(vidi.command());
-    until("it runs", || !rig.processes_of(&vidi).is_empty());
+    until("it runs", || !rig.servers_of("vidi").is_empty());
     let start = rig.gpuctl("start vidi").spawn();
     until("it is awaited", || start.stderr().contains("waiting for vidi"));
     drop(server);
