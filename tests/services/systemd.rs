@@ -340,15 +340,16 @@ fn a_systemctl_that_hangs_is_given_up_at_the_deadline() {
     rig.unit("vllm").add();
     rig.native("vidi").add();
     rig.gpuctl("start vidi").run().succeeds().stdout_has("vidi").progress();
-    rig.program("systemctl", "exec sleep 1000");
+    let asked = rig.path("asked");
+    rig.program("systemctl", &format!(": >'{}'\nexec sleep 1000", asked.display()));
     let start = rig.gpuctl("start vllm").spawn();
+    until("it asks", || asked.exists());
     let status = rig.gpuctl("status --json").run().succeeds().json();
     assert!(has(&status["services"]["vllm"]["error"], "did not answer within 5s"), "{status}");
     assert_eq!(status["services"]["vidi"]["state"], "ready");
     start.wait().fails("unavailable").stderr_has("did not answer within 5s");
 
-    let asked = rig.path("asked");
-    rig.program("systemctl", &format!(": >'{}'\nexec sleep 1000", asked.display()));
+    fs::remove_file(&asked).unwrap();
     let start = rig.gpuctl("start vllm").spawn();
     until("it asks", || asked.exists());
     start.signal(Signal::TERM);
