@@ -25,6 +25,9 @@ use wake::has_put_aside;
 /// A service without a health check counts as ready once it has lived this long.
 const SETTLING: Duration = Duration::from_millis(500);
 
+/// A watch may begin so long after another has started its containers, which share a call.
+const LATE: Duration = Duration::from_secs(10);
+
 /// The kernel tells when a process began to a hundredth of a second.
 const TICK: Duration = Duration::from_millis(10);
 
@@ -308,7 +311,7 @@ impl<'a> Watch<'a> {
         let own = own.filter(|one| !one.setup.is_podmans);
         let ids: Vec<&str> = own.map(|one| one.id.as_str()).collect();
         let engine = self.context.engine(self.stop);
-        !ids.is_empty() && engine.has_forgotten_start(&ids, self.begun.elapsed())
+        !ids.is_empty() && engine.has_forgotten_start(&ids, self.begun.elapsed() + LATE)
     }
 
     /// Asks its manager whether it is still coming up, and fails with what it left behind if not.
