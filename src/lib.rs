@@ -59,7 +59,7 @@ pub fn main() -> ExitCode {
             failure.code.status()
         }
     };
-    world::command::reap();
+    world::command::leave();
     ExitCode::from(status)
 }
 

@@ -9,6 +9,7 @@ pub use newborn::{before_exec, close_on_exec, inherit};
 
 use newborn::detach;
 
+use super::host;
 use super::wait::{Aside, Handle, Stop, Woken, wait};
 use crate::config::Span;
 use crate::error::{Failure, Result};
@@ -239,9 +240,15 @@ fn left() -> MutexGuard<'static, Vec<Begun>> {
     LEFT.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Waits for the ends of programs that were left before. Those that outlive us would be reaped by
-/// PID 1, which in many a container reaps nobody.
-pub fn reap() {
+/// Before gpuctl ends: a program that was left costs no time where init reaps it.
+pub fn leave() {
+    if !host::has_init() {
+        reap();
+    }
+}
+
+/// Waits for the ends of programs that were left before.
+fn reap() {
     let left = std::mem::take(&mut *left());
     for program in left {
         // What it had to say is known.

@@ -34,6 +34,14 @@ pub fn pid_namespace() -> Option<u64> {
     link.to_str()?.strip_prefix("pid:[")?.strip_suffix(']')?.parse().ok()
 }
 
+/// Whether PID 1 is the machine's init, which reaps whatever is left to it. In a container it may be
+/// any program, and many a program reaps nobody but its own.
+pub fn has_init() -> bool {
+    /// The number of the machine's own PID namespace: `PROC_PID_INIT_INO` of linux/proc_ns.h.
+    const MACHINES_OWN: u64 = 0xEFFF_FFFC;
+    pid_namespace() == Some(MACHINES_OWN)
+}
+
 /// Has as many files opened at once as that, where the machine lets us.
 pub fn allow_open_files(count: u64) {
     let limit = getrlimit(Resource::Nofile);

@@ -95,3 +95,19 @@ fn thirty_containers_of_a_phase_share_calls() {
     });
     assert!(back.len() <= 8, "{back:?}");
 }
+
+#[test]
+fn where_the_first_process_reaps_nobody_no_client_is_left_behind() {
+    let Some(rig) = Rig::with_docker() else { return };
+    let user = if rustix::process::geteuid().is_root() { "" } else { "--map-root-user" };
+    let unshare = format!("unshare {user} --pid --fork --mount-proc");
+    if rig.shell(&format!("{unshare} true >&- 2>&-; echo $?")).run().succeeds().text() != "0\n" {
+        return rig::skip_or_fail("namespaces", "PID namespace");
+    }
+    rig.container("voice").add();
+    // A client that takes its time to end after its last word.
+    rig.program("docker", "PATH=${PATH#*:} docker \"$@\"\nsleep 0.3");
+    let look = "gpuctl status --quiet >/dev/null; cat /proc/[0-9]*/comm";
+    let names = rig.shell(&format!("exec {unshare} sh -c '{look}'")).run().succeeds().text();
+    assert_eq!(names, "sh\n");
+}
