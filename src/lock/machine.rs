@@ -187,10 +187,13 @@ impl Machine {
             .map_err(|e| self.lock.failed(e))
     }
 
+    /// Whether others hold the lock. One that is there alone is about to go in, or waits at the door:
+    /// the record that it has not written yet is of a holder who is gone.
     pub fn others_are_inside(&self) -> Result<bool> {
         let range = INSIDE..INSIDE + 1;
         let others = byte_locks::any(&self.lock.file, LockOwner::Description, range);
-        Ok(others.map_err(|e| self.lock.failed(e))?.is_some())
+        let others = others.map_err(|e| self.lock.failed(e))?;
+        Ok(others.is_some_and(|others| others.mode == LockMode::Shared))
     }
 
     /// Goes in beside a holder, by its token, and without the door; the record that says so, or

@@ -30,6 +30,7 @@ pub enum LockMode {
 pub struct Taken {
     /// Its bytes, as far as they are within the range that was asked for.
     pub bytes: Range<u64>,
+    pub mode: LockMode,
     /// The process that has it; 0 where that is not in our PID namespace, -1 of a description.
     pub pid: Pid,
 }
@@ -70,7 +71,11 @@ pub fn any(file: &File, owner: LockOwner, range: Range<u64>) -> Result<Option<Ta
         0 => range.end,
         length => range.end.min((lock.l_start + length) as u64),
     };
-    Ok(Some(Taken { bytes: start..end, pid: lock.l_pid }))
+    let mode = match i32::from(lock.l_type) {
+        libc::F_RDLCK => LockMode::Shared,
+        _ => LockMode::Exclusive,
+    };
+    Ok(Some(Taken { bytes: start..end, mode, pid: lock.l_pid }))
 }
 
 fn kind(mode: LockMode) -> i32 {

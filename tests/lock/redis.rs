@@ -1,6 +1,8 @@
 //! The ways to a Redis that the lock's URL can name: a port, a socket, TLS; a user, a password, a database.
 
 use rig::{LOCK_KEY, Redis, Rig, until};
+use rustix::process::Signal;
+use serde_json::Value;
 
 /// The lock is taken, waited for and given back there; what proves that it is that server's is left to the caller.
 #[track_caller]
@@ -126,4 +128,24 @@ fn two_keys_in_one_redis_are_two_locks() {
         rig.gpuctl("lock acquire --no-wait").run().fails("lock_busy").stderr_has("held by manual");
     }
     assert_eq!(redis.cli(&["EXISTS", "gpu0", "gpu1", LOCK_KEY]), "2");
+}
+
+#[test]
+fn who_waits_for_redis_is_no_holder_and_neither_is_the_last_one() {
+    let rig = Rig::new();
+    for name in ["vidi", "vllm"] {
+        rig.native(name).vram(100).add();
+    }
+    let Some(redis) = rig.lock_in_redis() else { return };
+    rig.gpuctl("start vidi --quiet").run().succeeds();
+    redis.signal(Signal::STOP);
+    let start = rig.gpuctl("start vllm --quiet").spawn();
+    until("it is at the door", || rig.kernel_locks().contains(&"OFDLCK".to_owned()));
+    // As the machine's lock alone tells it.
+    rig.set("lock.url", format!("file:///run/lock/gpuctl-{LOCK_KEY}.lock"));
+    let status = rig.gpuctl("status --json").run().succeeds().json();
+    assert_eq!(status["lock"]["holder"], Value::Null, "{status}");
+    assert_eq!(status["services"]["vidi"]["state"], "ready", "{status}");
+    redis.signal(Signal::CONT);
+    start.wait().ended();
 }
