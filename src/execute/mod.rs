@@ -220,7 +220,15 @@ fn evict_all(
         left.extend(failed.iter().map(|(name, _)| *name));
         failures.extend(failed.into_iter().map(|(_, failure)| failure));
     }
-    failures.into_iter().next().map_or(Ok(()), Err)
+    first_of(failures, context)
+}
+
+/// The first of the failures of steps side by side; the others are told beside it.
+fn first_of(failures: Vec<Failure>, context: &Context) -> Result<()> {
+    let mut failures = failures.into_iter();
+    let first = failures.next();
+    failures.for_each(|failure| context.progress.warning(&failure.to_string()));
+    first.map_or(Ok(()), Err)
 }
 
 /// Evicts services side by side, and returns those that could not be.
@@ -352,8 +360,12 @@ fn start_wave(starts: &[&Start], context: &Context, outcome: &mut Outcome) -> Re
         }
     }
     // One that was given up because of another tells nothing.
-    failures.sort_by_key(|failure| failure.code == Code::Internal);
-    failures.into_iter().next().map_or(Ok(()), Err)
+    let was_given_up = |failure: &Failure| failure.code == Code::Internal;
+    match failures.iter().all(was_given_up) {
+        true => failures.truncate(1),
+        false => failures.retain(|failure| !was_given_up(failure)),
+    }
+    first_of(failures, context)
 }
 
 /// Those of these services that are containers.

@@ -233,6 +233,20 @@ fn a_name_that_the_engine_could_take_for_an_option_is_refused_by_the_configurati
 }
 
 #[test]
+fn of_several_that_cannot_be_ended_each_is_told() {
+    let Some(rig) = Rig::with_docker() else { return };
+    let services = ["voice", "ollama"].map(|name| rig.container(name).phases([3]).add());
+    rig.gpuctl("prepare-phase 3 --quiet").run().succeeds();
+    let refuses = "case \"$1\" in stop) echo 'no way' >&2; exit 1 ;; esac";
+    rig.program("docker", &format!("{refuses}\nPATH=${{PATH#*:}} exec docker \"$@\""));
+    let told = rig.gpuctl("release-all").run().fails("stop_failed").stderr_text();
+    for service in services {
+        let failure = format!(": docker stop {}: no way\n", service.mark());
+        assert_eq!(told.matches(&failure).count(), 1, "{told}");
+    }
+}
+
+#[test]
 fn a_container_that_is_being_removed_is_waited_for_and_gone_is_as_good_as_stopped() {
     // No engine can be held in the middle of a removal.
     let rig = Rig::new();
