@@ -223,11 +223,17 @@ fn evict_all(
     first_of(failures, context)
 }
 
-/// The first of the failures of steps side by side; the others are told beside it.
+/// The first of the failures of steps side by side; the others are told beside it, but for what ends
+/// all steps alike.
 fn first_of(failures: Vec<Failure>, context: &Context) -> Result<()> {
+    let is_its_own = |failure: &Failure| {
+        !matches!(failure.code, Code::Internal | Code::Interrupted(_) | Code::LockLost)
+    };
     let mut failures = failures.into_iter();
     let first = failures.next();
-    failures.for_each(|failure| context.progress.warning(&failure.to_string()));
+    for failure in failures.filter(is_its_own) {
+        context.progress.warning(&failure.to_string());
+    }
     first.map_or(Ok(()), Err)
 }
 
@@ -360,11 +366,7 @@ fn start_wave(starts: &[&Start], context: &Context, outcome: &mut Outcome) -> Re
         }
     }
     // One that was given up because of another tells nothing.
-    let was_given_up = |failure: &Failure| failure.code == Code::Internal;
-    match failures.iter().all(was_given_up) {
-        true => failures.truncate(1),
-        false => failures.retain(|failure| !was_given_up(failure)),
-    }
+    failures.sort_by_key(|failure| failure.code == Code::Internal);
     first_of(failures, context)
 }
 
