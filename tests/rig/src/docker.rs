@@ -8,13 +8,14 @@ use crate::skip::skip_or_fail;
 use crate::wait;
 use rustix::fd::AsFd;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use std::cell::OnceCell;
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::unix::fs::symlink;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, Output, Stdio};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock};
 
 pub struct Engine {
     /// None for one that somebody else has started.
@@ -47,21 +48,54 @@ wait $!
 rm -rf "$0"
 "#;
 
-/// The engine of this test process, in whose network the thread is from now on, with all that it starts. None, loudly,
+thread_local! {
+    /// The engine of this thread, which is the test's.
+    static MINE: OnceCell<Option<Lent>> = const { OnceCell::new() };
+}
+
+/// Engines that no test works with now.
+static FREE: Mutex<Vec<&'static Engine>> = Mutex::new(Vec::new());
+
+/// An engine for as long as a test goes on. Each has one to itself: Docker 20.10 hangs for good where containers end at the
+/// same moment (moby/moby#46661, mended in 20.10.27), and those of several tests would.
+struct Lent(&'static Engine);
+
+impl Lent {
+    fn new() -> Result<Lent, String> {
+        /// Why there is none at all.
+        static NONE: OnceLock<String> = OnceLock::new();
+        let free = FREE.lock().unwrap().pop();
+        // One that hangs all the same harms no other test.
+        let free = free.filter(|engine| docker(&engine.host, &["network", "ls"]).is_ok());
+        match (free, NONE.get()) {
+            (Some(engine), _) => Ok(Lent(engine)),
+            (None, Some(why)) => Err(why.clone()),
+            (None, None) => find("{}")
+                .map(|engine| Lent(Box::leak(Box::new(engine))))
+                .inspect_err(|why| drop(NONE.set(why.clone()))),
+        }
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        FREE.lock().unwrap().push(self.0);
+    }
+}
+
+/// The engine of this test, in whose network the thread is from now on, with all that it starts. None, loudly,
 /// where there is none, unless `GPUCTL_TEST_REQUIRE` has `docker`.
 #[track_caller]
 pub fn enter_engine_or_skip() -> Option<&'static Engine> {
-    static ENGINE: OnceLock<Result<Engine, String>> = OnceLock::new();
-    match ENGINE.get_or_init(|| find("{}")) {
-        Ok(engine) => {
-            engine.enter();
-            Some(engine)
-        }
-        Err(why) => {
-            skip_or_fail("docker", &format!("Docker engine: {why}"));
-            None
-        }
-    }
+    let lent = || Lent::new().inspect_err(|why| lacks_engine(why)).ok();
+    let engine = MINE.with(|mine| mine.get_or_init(lent).as_ref().map(|lent| lent.0))?;
+    engine.enter();
+    Some(engine)
+}
+
+#[track_caller]
+fn lacks_engine(why: &str) {
+    skip_or_fail("docker", &format!("Docker engine: {why}"));
 }
 
 /// Starts one for a single test, which may restart it, with a configuration of its own; the thread is in its network from
@@ -82,7 +116,7 @@ pub fn start_or_skip(configuration: &str) -> Option<&'static Engine> {
             Some(engine)
         }
         Err(why) => {
-            skip_or_fail("docker", &format!("Docker engine: {why}"));
+            lacks_engine(&why);
             None
         }
     }
