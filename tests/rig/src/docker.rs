@@ -15,7 +15,7 @@ use std::os::unix::fs::symlink;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, Output, Stdio};
-use std::sync::{Mutex, OnceLock};
+use std::sync::Mutex;
 
 pub struct Engine {
     /// None for one that somebody else has started.
@@ -62,17 +62,11 @@ struct Lent(&'static Engine);
 
 impl Lent {
     fn new() -> Result<Lent, String> {
-        /// Why there is none at all.
-        static NONE: OnceLock<String> = OnceLock::new();
         let free = FREE.lock().unwrap().pop();
         // One that hangs all the same harms no other test.
-        let free = free.filter(|engine| docker(&engine.host, &["network", "ls"]).is_ok());
-        match (free, NONE.get()) {
-            (Some(engine), _) => Ok(Lent(engine)),
-            (None, Some(why)) => Err(why.clone()),
-            (None, None) => find("{}")
-                .map(|engine| Lent(Box::leak(Box::new(engine))))
-                .inspect_err(|why| drop(NONE.set(why.clone()))),
+        match free.filter(|engine| docker(&engine.host, &["network", "ls"]).is_ok()) {
+            Some(engine) => Ok(Lent(engine)),
+            None => find("{}").map(|engine| Lent(Box::leak(Box::new(engine)))),
         }
     }
 }
