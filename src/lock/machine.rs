@@ -187,8 +187,8 @@ impl Machine {
             .map_err(|e| self.lock.failed(e))
     }
 
-    /// Whether others hold the lock. One that is there alone is about to go in, or waits at the door:
-    /// the record that it has not written yet is of a holder who is gone.
+    /// Whether others hold the lock, who share its byte. One that has the byte alone is about to go in,
+    /// or waits at the door, and the record is not its own yet, but that of a holder who is gone.
     pub fn others_are_inside(&self) -> Result<bool> {
         let range = INSIDE..INSIDE + 1;
         let others = byte_locks::any(&self.lock.file, LockOwner::Description, range);

@@ -281,10 +281,11 @@ fn what_the_client_has_said_counts_before_its_end() {
     rig.file("home/voice.json", &serde_json::to_string_pretty(&voice).unwrap());
     rig.program(
         "docker",
-        "cat voice.json; until [ -s shown.json ]; do sleep 0.01; done; sleep 0.1",
+        "cat voice.json; until [ -s shown.json ]; do sleep 0.01; done; touch ended",
     );
     rig.set("services.voice", toml::toml! { type = "docker" container = "voice" vram_mb = 1 });
     rig.shell("gpuctl status --json >shown.json").run().succeeds();
+    until("the client ends", || rig.path("home/ended").exists());
     let shown = fs::read_to_string(rig.path("home/shown.json")).unwrap();
     let shown: Value = serde_json::from_str(&shown).unwrap();
     assert_eq!(shown["services"]["voice"]["state"], "stopped");
