@@ -59,6 +59,7 @@ ids! {
     "Docker" {
         DockerClient = "docker.client",
         DockerEngine = "docker.engine",
+        DockerVersion = "docker.version",
         DockerPermission = "docker.permission",
         DockerRuntime = "docker.runtime",
         DockerContainer = "docker.container",

@@ -18,6 +18,10 @@ use std::path::Path;
 const TOOLKIT: &str = "install the NVIDIA container toolkit, run `nvidia-ctk runtime configure --runtime=docker`, \
     and restart Docker";
 
+/// The first engine of Docker's that does not lock up for good where containers end at the same moment
+/// (moby/moby#46661).
+const SOUND: [u32; 3] = [20, 10, 27];
+
 pub fn examine(case: &Examined) -> Vec<Check> {
     let is_contained = |service: &Service| matches!(service.manager, Manager::Containers(_));
     if case.config.as_ref().is_some_and(|config| !config.services.iter().any(is_contained)) {
@@ -34,7 +38,12 @@ pub fn examine(case: &Examined) -> Vec<Check> {
         Err(failure) => {
             let fix = "install Docker's command line (Debian: docker-cli or docker.io; Docker's own: docker-ce-cli)";
             checks.push(Check::fail(CheckId::DockerClient, &failure.message, fix));
-            let ids = [CheckId::DockerEngine, CheckId::DockerPermission, CheckId::DockerContainer];
+            let ids = [
+                CheckId::DockerEngine,
+                CheckId::DockerVersion,
+                CheckId::DockerPermission,
+                CheckId::DockerContainer,
+            ];
             return skip_rest(checks, &ids);
         }
     }
@@ -42,7 +51,8 @@ pub fn examine(case: &Examined) -> Vec<Check> {
         Ok(engine) => engine,
         Err(failure) if failure.code == Code::Permission => {
             checks.push(forbidden(&failure));
-            return skip_rest(checks, &[CheckId::DockerEngine, CheckId::DockerContainer]);
+            let ids = [CheckId::DockerEngine, CheckId::DockerVersion, CheckId::DockerContainer];
+            return skip_rest(checks, &ids);
         }
         Err(failure) => {
             checks.push(Check::failure(
@@ -50,10 +60,12 @@ pub fn examine(case: &Examined) -> Vec<Check> {
                 &failure,
                 "`systemctl start docker`; one that hangs: `systemctl restart docker`",
             ));
-            return skip_rest(checks, &[CheckId::DockerPermission, CheckId::DockerContainer]);
+            let ids = [CheckId::DockerVersion, CheckId::DockerPermission, CheckId::DockerContainer];
+            return skip_rest(checks, &ids);
         }
     };
-    checks.push(Check::pass(CheckId::DockerEngine, format!("version {}", engine.version)));
+    checks.push(Check::pass(CheckId::DockerEngine, "it answers"));
+    checks.push(version(&engine));
     checks.push(Check::pass(CheckId::DockerPermission, "the engine grants access"));
     match (&case.config, case.looked().map(|looked| &looked.snapshot)) {
         (Some(config), Some(Ok(snapshot))) => {
@@ -101,6 +113,22 @@ fn containers(
     }
     checks.push(runtime(&engine.runtimes, made.into_iter()));
     checks
+}
+
+fn version(engine: &Engine) -> Check {
+    let version = &engine.version;
+    let numbers = version.split(['.', '-', '+']).map_while(|number| number.parse().ok());
+    let numbers: Vec<u32> = numbers.collect();
+    match !engine.is_podmans && !numbers.is_empty() && numbers[..] < SOUND[..] {
+        true => Check::warn(
+            CheckId::DockerVersion,
+            format!(
+                "Docker {version} may hang for good where two containers end at the same moment (moby/moby#46661)"
+            ),
+            "update it to 20.10.27 or later; until then `systemctl restart docker` ends such a hang",
+        ),
+        false => Check::pass(CheckId::DockerVersion, version),
+    }
 }
 
 fn forbidden(failure: &Failure) -> Check {

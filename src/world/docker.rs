@@ -60,6 +60,7 @@ pub struct Inspected {
 /// The engine, as far as containers with a GPU depend on it.
 pub struct Engine {
     pub version: String,
+    pub is_podmans: bool,
     /// The runtimes by name; the NVIDIA container toolkit adds "nvidia".
     pub runtimes: Vec<String>,
     /// It is a rootless one of Docker's, whose containers are in a network that this machine's programs do
@@ -217,6 +218,7 @@ impl<'a> Docker<'a> {
     pub fn engine(&self) -> Result<Engine> {
         let info = self.ask(&["info", "--format", "{{json .}}"])?.finish(self.stop)?;
         let told: Info = serde_json::from_slice(&info.stdout).unwrap_or_default();
+        let is_podmans = !told.of_podman.version.is_empty();
         let version = [told.server_version, told.of_podman.version].concat();
         // A client without an engine prints its own part, and may call that a success.
         if !info.status.success() || version.is_empty() {
@@ -225,7 +227,8 @@ impl<'a> Docker<'a> {
         }
         let runtimes = told.runtimes.unwrap_or_default().into_keys().collect();
         let options = told.security_options.unwrap_or_default();
-        Ok(Engine { version, runtimes, is_apart: options.iter().any(|it| it == "name=rootless") })
+        let is_apart = options.iter().any(|it| it == "name=rootless");
+        Ok(Engine { version, is_podmans, runtimes, is_apart })
     }
 
     /// The failure of a container that there is not.

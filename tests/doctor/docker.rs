@@ -165,3 +165,27 @@ fn a_machine_without_dockers_client_is_found() {
         ("fail", "docker.client", "there is no program `docker` in the PATH", "install Docker's");
     finds(machine.doctor().env("PATH", path), &[fault]);
 }
+
+#[test]
+fn an_engine_that_may_lock_up_is_found() {
+    let old = ("warn", "docker.version", "may hang for good", "update it to 20.10.27");
+    for (info, is_old) in [
+        (r#"{"ServerVersion": "20.10.24+dfsg1"}"#, true),
+        (r#"{"ServerVersion": "19.03.15"}"#, true),
+        (r#"{"ServerVersion": "20.10.27"}"#, false),
+        (r#"{"ServerVersion": "28.1.1-rc.1"}"#, false),
+        (r#"{"ServerVersion": "dev"}"#, false),
+        (r#"{"version": {"Version": "4.3.1"}}"#, false),
+    ] {
+        let machine = Machine::new();
+        declare(&machine.rig);
+        machine.rig.program("docker", &format!("[ $1 = info ] || exit 1; echo '{info}'"));
+        // There is no container behind this client.
+        let report = machine.doctor().run().exits(1).json();
+        let checks = report["checks"].as_array().unwrap();
+        let check = checks.iter().find(|check| check["id"] == old.1).unwrap();
+        assert_eq!(check["verdict"], if is_old { old.0 } else { "pass" }, "{check:#}");
+        let has = |key: &str, part| check[key].as_str().is_some_and(|text| text.contains(part));
+        assert_eq!((has("message", old.2), has("fix", old.3)), (is_old, is_old), "{check:#}");
+    }
+}
