@@ -74,12 +74,14 @@ fn carry(client: TcpStream, engine: UnixStream) {
 }
 
 /// An sshd of the test's own, for root, who is let in by one key. What it needs in /run, it has in a mount that nobody else
-/// sees.
+/// sees, and so it has root's shell do nothing of its own at each login.
 const SSHD: &str = r#"set -e
 cd "$1"
 for key in key host; do ssh-keygen -q -t ed25519 -N '' -f ssh-$key; done
 mount -t tmpfs none /run
 mkdir /run/sshd
+profile=$(getent passwd root | cut -d: -f6)/.bashrc
+[ ! -e "$profile" ] || mount --bind /dev/null "$profile"
 exec $(PATH=$PATH:/usr/sbin:/sbin command -v sshd) -D -e -f /dev/null -o Port="$2" -o ListenAddress=127.0.0.1 \
     -o HostKey="$1/ssh-host" -o AuthorizedKeysFile="$1/ssh-key.pub" -o StrictModes=no -o PermitRootLogin=yes \
     -o UsePAM=no -o PidFile=none -o SetEnv="DOCKER_HOST=$3"
