@@ -60,7 +60,9 @@ pub struct Global {
     pub verbose: u8,
 }
 
+// The options of a command are looked at when it is the one that was typed.
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 pub enum Command {
     /// Show VRAM, GPU processes and the state of each service
     ///

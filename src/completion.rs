@@ -157,11 +157,14 @@ impl<'a> Line<'a> {
         Offer::Values(candidates)
     }
 
+    /// The command's own come first.
     fn options(&self) -> Vec<Suggestion> {
         let repeats =
             |argument: &Arg| matches!(argument.get_action(), ArgAction::Append | ArgAction::Count);
-        self.command
-            .get_arguments()
+        let (global, own): (Vec<&Arg>, Vec<&Arg>) =
+            self.command.get_arguments().partition(|argument| argument.is_global_set());
+        own.into_iter()
+            .chain(global)
             .filter(|argument| !argument.is_hide_set())
             .filter(|argument| (repeats(argument) || !self.has(argument)) && self.suits(argument))
             .filter_map(|argument| {

@@ -40,6 +40,7 @@ use std::process::ExitCode;
 /// The whole program.
 pub fn main() -> ExitCode {
     world::caller::reset_signals();
+    world::host::share_heap();
     let environment = Environment::of_process();
     let cli = match cli::Cli::try_parse() {
         Ok(cli) => cli,

@@ -62,7 +62,7 @@ fn status() -> Vec<Row> {
     let status = || gpuctl(&rig, "status --json");
     let names = format!("container inspect {} {}", voice.mark(), ollama.mark());
     let [ours, inspect, reading] =
-        compare(40, [status(), command(&rig, "docker", &names), peers::floor(&rig)]);
+        compare(100, [status(), command(&rig, "docker", &names), peers::floor(&rig)]);
     let mut seed = peers::seed(&rig, "status");
     if let Ok(seed) = &mut seed {
         seed.env("REDIS_URL", redis.url());

@@ -120,7 +120,7 @@ fn pid(text: &str) -> Result<i32, String> {
     pid.ok_or_else(|| "not the number of a process".to_owned())
 }
 
-/// The options of every command that stops something.
+// The options of every command that stops something. A doc comment would become the help of each.
 #[derive(Debug, Args)]
 pub struct ActArgs {
     #[command(flatten)]

@@ -44,7 +44,7 @@ pub struct ConfigImportArgs {
     pub target: ConfigTarget,
 }
 
-/// Where a first configuration is written.
+// Where a first configuration is written. A doc comment would become the help of both commands.
 #[derive(Debug, Args)]
 pub struct ConfigTarget {
     /// Where to write [default: --config, $GPUCTL_CONFIG, or ~/.config/gpuctl/config.toml]

@@ -110,9 +110,10 @@ pub fn look_by<'a>(
         let system = some(system).map(|s| s.spawn(systemd::show(system, false, stop)));
         let user = some(user).map(|s| s.spawn(systemd::show(user, true, stop)));
         let has_port = |service: &Service| service.health.as_ref().and_then(local_port).is_some();
-        let listeners = config.services.iter().any(has_port).then(|| scope.spawn(Listeners::read));
+        // Before the driver is waited for, which is asked on a thread of its own.
+        let listeners = config.services.iter().any(has_port).then(Listeners::read);
         let on_gpu = on_gpu();
-        let listeners = listeners.and_then(|asked| asked.join().ok()).unwrap_or_default();
+        let listeners = listeners.unwrap_or_default();
         let mut scene = evidence::look_around(config, &on_gpu, listeners);
         let inspected: Inspected = answer(inspected)
             .unwrap_or_else(|why| Inspected { trouble: Some(why), ..Inspected::default() });

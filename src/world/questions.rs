@@ -14,11 +14,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// So many questions are begun at once, whatever becomes of them.
-const AT_ONCE: usize = 16;
+/// So many questions are begun at once, whatever becomes of them. More threads would take the processors
+/// from those who are to answer.
+const AT_ONCE: usize = 2;
 
 /// Where as many questions as there are threads take longer than that, there are to be more threads.
-const LATE: Duration = Duration::from_millis(10);
+const LATE: Duration = Duration::from_millis(2);
 
 /// So many questions at most go to one host and port at a time: a server with a short queue drops
 /// more.

@@ -118,12 +118,12 @@ impl ProcessTable {
     }
 }
 
-/// Returns what is to be told of each of these processes, on all processors where there are many of
-/// them.
+/// Returns what is to be told of each of these processes, on all processors but one where there are
+/// many of them: clients and servers that are asked meanwhile need one too.
 fn each<T: Send>(pids: Vec<Pid>, tell: impl Fn(Pid) -> Option<T> + Sync) -> Vec<T> {
     // To ask for it takes the reading of several files.
     static THREADS: LazyLock<usize> =
-        LazyLock::new(|| thread::available_parallelism().map_or(1, usize::from));
+        LazyLock::new(|| thread::available_parallelism().map_or(1, |all| (all.get() - 1).max(1)));
     let part = pids.len().div_ceil(*THREADS).max(MANY);
     let part_of = |pids: &[Pid]| pids.iter().filter_map(|pid| tell(*pid)).collect::<Vec<T>>();
     thread::scope(|scope| {
