@@ -8,6 +8,8 @@ use jiff::Timestamp;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::rand::GetRandomFlags;
 use std::fs;
+use std::sync::LazyLock;
+use std::thread;
 
 /// Which boot of which kernel this is; two processes with the same one share a process table.
 pub fn boot_id() -> String {
@@ -50,6 +52,14 @@ pub fn allow_open_files(count: u64) {
         // Without it, what needs more says so itself.
         let _ = setrlimit(Resource::Nofile, Rlimit { current, ..limit });
     }
+}
+
+/// Returns how many processors this process may use.
+pub fn processors() -> usize {
+    // To ask for it takes the reading of several files.
+    static PROCESSORS: LazyLock<usize> =
+        LazyLock::new(|| thread::available_parallelism().map_or(1, usize::from));
+    *PROCESSORS
 }
 
 /// Gives all threads of this process one heap. Ours are many and short, and the C library would make a

@@ -3,7 +3,7 @@
 
 use super::http::Fetcher;
 use super::wait::{Event, Stop, Woken, wait};
-use super::{health, jobs, server};
+use super::{health, host, jobs, server};
 use crate::error::Result;
 use crate::model::{ApiServer, Headers, Health, Healthy, JobProbe};
 use indexmap::IndexMap;
@@ -14,9 +14,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// So many questions are begun at once, whatever becomes of them. More threads would take the processors
-/// from those who are to answer.
-const AT_ONCE: usize = 2;
+/// So many questions at most are begun at once, whatever becomes of them.
+const AT_ONCE: usize = 16;
 
 /// Where as many questions as there are threads take longer than that, there are to be more threads.
 const LATE: Duration = Duration::from_millis(2);
@@ -93,10 +92,12 @@ impl Questions {
             next: AtomicUsize::new(0),
             answered: Event::new()?,
         });
-        shared.clone().work(count.min(AT_ONCE));
-        if count > AT_ONCE {
+        // More than the processors would only keep them from those who are to answer.
+        let threads = count.min(host::processors().clamp(2, AT_ONCE));
+        shared.clone().work(threads);
+        if count > threads {
             let shared = shared.clone();
-            thread::spawn(move || shared.hurry());
+            thread::spawn(move || shared.hurry(threads));
         }
         Ok(Questions { asked, shared })
     }
@@ -199,8 +200,7 @@ impl Asking {
     }
 
     /// Doubles the threads while they do not get on.
-    fn hurry(self: Arc<Asking>) {
-        let mut threads = AT_ONCE;
+    fn hurry(self: Arc<Asking>, mut threads: usize) {
         let mut begun = threads;
         while begun < self.lanes.len() {
             thread::sleep(LATE);

@@ -3,11 +3,11 @@
 use super::{Process, control_groups, read, read_stat};
 use crate::model::Pid;
 use crate::world::clock::SinceBoot;
+use crate::world::host;
 use std::collections::{HashMap, HashSet};
 use std::ffi::CString;
 use std::fs;
 use std::panic::resume_unwind;
-use std::sync::LazyLock;
 use std::thread;
 use std::time::Duration;
 
@@ -121,10 +121,8 @@ impl ProcessTable {
 /// Returns what is to be told of each of these processes, on all processors but one where there are
 /// many of them: clients and servers that are asked meanwhile need one too.
 fn each<T: Send>(pids: Vec<Pid>, tell: impl Fn(Pid) -> Option<T> + Sync) -> Vec<T> {
-    // To ask for it takes the reading of several files.
-    static THREADS: LazyLock<usize> =
-        LazyLock::new(|| thread::available_parallelism().map_or(1, |all| (all.get() - 1).max(1)));
-    let part = pids.len().div_ceil(*THREADS).max(MANY);
+    let threads = (host::processors() - 1).max(1);
+    let part = pids.len().div_ceil(threads).max(MANY);
     let part_of = |pids: &[Pid]| pids.iter().filter_map(|pid| tell(*pid)).collect::<Vec<T>>();
     thread::scope(|scope| {
         let mut parts = pids.chunks(part);
