@@ -163,8 +163,11 @@ fn for_logins(machine: &Machine, flags: &[&str]) {
                     machine.sh(&format!("systemd-run --quiet --unit={unit} {line}"));
                     until(&when, || is_reached(&night));
                     let begun = Instant::now();
+                    let kill = format!("systemctl kill --kill-who=all --signal=KILL {unit}");
+                    let (said, is_cut) = machine.try_sh(&kill);
                     // At the last stage the login may be over by itself, and its unit with it.
-                    machine.try_sh(&format!("systemctl kill --kill-who=all --signal=KILL {unit}"));
+                    let is_last = STAGES.last().is_some_and(|(last, _)| *last == stage);
+                    assert!(is_cut || is_last, "{when}: {said}");
                     night.assert_settled(&when);
                     let took = begun.elapsed();
                     assert!(took < with_room(TIMEOUT + RESTORE_SLA + 5), "{when}: {took:?}");
