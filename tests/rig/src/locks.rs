@@ -3,6 +3,7 @@
 use crate::redis::{LOCK_KEY, Redis};
 use crate::rig::Rig;
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::thread;
@@ -69,15 +70,18 @@ impl Rig {
         assert_eq!(self.kernel_locks(), [""; 0], "of the lock's file");
     }
 
-    /// What the kernel says is locked of the lock's file: "FLOCK", "OFDLCK", and "POSIX" of each who waits.
+    /// What the kernel says is locked of the lock's file: "FLOCK", "OFDLCK", and "POSIX" of each who waits. It may list a
+    /// lock twice while others come and go anywhere on the machine, so that lines that are alike but for their number
+    /// count once.
     #[track_caller]
     pub fn kernel_locks(&self) -> Vec<String> {
         let Ok(meta) = fs::metadata(self.lock_file()) else { return Vec::new() };
         let inode = format!(":{}", meta.ino());
         let locks = fs::read_to_string("/proc/locks").unwrap();
-        let is_of_it = |line: &&str| line.split(' ').any(|word| word.ends_with(&inode));
-        let kind = |line: &str| line.split_whitespace().nth(1).unwrap().to_owned();
-        locks.lines().filter(is_of_it).map(kind).filter(|kind| kind != "->").collect()
+        let words = |line| str::split_whitespace(line).skip(1).collect::<Vec<_>>();
+        let is_of_it = |words: &Vec<&str>| words.iter().any(|word| word.ends_with(&inode));
+        let of_it: BTreeSet<_> = locks.lines().map(words).filter(is_of_it).collect();
+        of_it.iter().map(|words| words[0].to_owned()).filter(|kind| kind != "->").collect()
     }
 
     /// How many stand in the line of the machine's lock.
