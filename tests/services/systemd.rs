@@ -193,13 +193,18 @@ fn a_unit_that_is_being_stopped_already_is_waited_for_and_not_in_the_way() {
         }
         // More important than what needs its memory.
         let vllm = rig.unit("vllm").vram(20000).priority(90);
-        let vllm = vllm.server("--term-delay 1s").add();
+        let vllm = vllm.server("--term-delay 1h").add();
         rig.native("video").vram(20000).priority(10).phases([4]).add();
         rig.gpuctl("start vllm --quiet").run().succeeds().text();
         let _stop = rig.by_hand(&format!("systemctl stop -- {}.service", vllm.mark()));
         until("it is stopping", || service(&rig, "vllm")["state"] == "stopping");
+        let waits = rig.gpuctl(command).spawn();
+        until("it has seen that", || waits.stderr().contains("vllm"));
         assert_eq!(rig.card.used_mb(), 20000, "it holds its memory");
-        rig.gpuctl(command).run().succeeds().stdout_has("vllm").progress();
+        rig.shell(&format!("systemctl kill --signal=KILL -- {}.service", vllm.mark()))
+            .run()
+            .succeeds();
+        waits.wait().succeeds().stdout_has("vllm").progress();
         assert_eq!(service(&rig, "vllm")["state"], "stopped", "{command}");
         let starts = !command.contains("stop") && !command.contains("release");
         assert_eq!(rig.card.used_mb(), if starts { 20000 } else { 0 }, "{command}");
