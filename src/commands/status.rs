@@ -9,6 +9,7 @@ use crate::model::State;
 use crate::observe::Managers;
 use crate::report::{Form, print, print_text, prometheus};
 use crate::session::{Session, sight};
+use crate::world::host;
 use crate::world::nvml::Reader;
 
 pub fn run(arguments: &StatusArgs, session: Session) -> Result<Answer> {
@@ -22,6 +23,8 @@ pub fn run(arguments: &StatusArgs, session: Session) -> Result<Answer> {
     }
     // What takes longest is begun before anything else is.
     let managers = Managers::of_all(config, &session.stop);
+    // Nothing is started here that would inherit it.
+    host::give_way();
     let mut reader = Reader::open(&config.gpu);
     let mut report = sight(managers, config, &mut reader, &session.stop, &session.progress)?;
     let is_ready =

@@ -122,7 +122,7 @@ fn port(
     if !is_down || is_shared || !listeners.is_taken(port) {
         return Check::pass(id, format!("nothing else answers on {port}"));
     }
-    let holder = table.iter().find(|process| listeners.held_by(port, process));
+    let holder = table.iter().find(|process| listeners.ports_of(process).contains(&port));
     let who = holder.map_or_else(
         || "another user's process".to_owned(),
         |process| format!("process {} ({})", process.pid, process.name),

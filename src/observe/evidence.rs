@@ -37,6 +37,9 @@ pub struct Scene {
     recorded: Vec<(usize, Id)>,
     /// The services that have been ready since a recorded start.
     pub was_ready: HashSet<usize>,
+    /// The ports that processes listen on, as far as they were asked for: their descriptors are looked
+    /// through once.
+    ports: RefCell<HashMap<Pid, Vec<u16>>>,
 }
 
 /// Looks at the processes of this machine. `on_card` are those that hold memory on the card.
@@ -82,6 +85,7 @@ pub fn look_around(config: &Config, on_card: &HashSet<Pid>, listeners: Listeners
         scopes: HashMap::new(),
         recorded,
         was_ready,
+        ports: RefCell::default(),
     };
     for (pid, groups, is_contained, scope) in groups {
         scene.evidence.entry(pid).or_default().is_contained = is_contained;
@@ -126,13 +130,13 @@ impl Scene {
                 shown.control_group.extend(self.scopes.get(pid));
             }
         }
-        // Descriptors are looked through once, however many ask for them.
-        let known: RefCell<HashMap<(Pid, u16), bool>> = RefCell::default();
         let listens = |pid: Pid, port: u16| {
             // What a container listens for is the container's.
-            let is_own = |it: &Process| !is_contained(it, &process::control_groups(pid));
-            let listens = || self.listens(pid, port) && self.table.get(pid).is_some_and(is_own);
-            *known.borrow_mut().entry((pid, port)).or_insert_with(listens)
+            let is_own = |it: &Process| match self.evidence.get(&pid) {
+                Some(shown) => !shown.is_contained,
+                None => !is_contained(it, &process::control_groups(pid)),
+            };
+            self.listens(pid, port) && self.table.get(pid).is_some_and(is_own)
         };
         ownership::decide(&self.table, &claims, &self.evidence, &listens)
     }
@@ -157,8 +161,9 @@ impl Scene {
 
     /// Whether a process listens on a port; false where we may not look.
     pub fn listens(&self, pid: Pid, port: u16) -> bool {
-        let holds = |process| self.listeners.held_by(port, process);
-        self.listeners.is_taken(port) && self.table.get(pid).is_some_and(holds)
+        let ports = || self.table.get(pid).map_or_else(Vec::new, |it| self.listeners.ports_of(it));
+        self.listeners.is_taken(port)
+            && self.ports.borrow_mut().entry(pid).or_insert_with(ports).contains(&port)
     }
 }
 

@@ -115,6 +115,12 @@ pub fn look_by<'a>(
         let on_gpu = on_gpu();
         let listeners = listeners.unwrap_or_default();
         let mut scene = evidence::look_around(config, &on_gpu, listeners);
+        let mut managed = known.to_vec();
+        managed.resize_with(config.services.len(), Managed::default);
+        if inspected.is_some() || system.is_some() || user.is_some() {
+            // What this takes of descriptors is looked through by the time that they answer.
+            scene.ownership(config, &managed, &[]);
+        }
         let inspected: Inspected = answer(inspected)
             .unwrap_or_else(|why| Inspected { trouble: Some(why), ..Inspected::default() });
         let units = [answer(system), answer(user)];
@@ -122,8 +128,6 @@ pub fn look_by<'a>(
         let names = config.services.iter().enumerate();
         let places = names.map(|(at, service)| (service.name.as_str(), at)).collect();
         let places: HashMap<&str, usize> = places;
-        let mut managed = known.to_vec();
-        managed.resize_with(config.services.len(), Managed::default);
         let mut presences = HashMap::new();
         for service in &services {
             let (presence, now) = match &service.manager {

@@ -13,8 +13,10 @@ use std::thread;
 
 /// Which boot of which kernel this is; two processes with the same one share a process table.
 pub fn boot_id() -> String {
-    let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    id.trim().to_owned()
+    static ID: LazyLock<String> = LazyLock::new(|| {
+        fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+    });
+    ID.clone()
 }
 
 pub fn name() -> String {
@@ -32,8 +34,11 @@ pub fn user() -> String {
 
 /// The PID namespace that gpuctl is in: the same number is another process in another one.
 pub fn pid_namespace() -> Option<u64> {
-    let link = fs::read_link("/proc/self/ns/pid").ok()?;
-    link.to_str()?.strip_prefix("pid:[")?.strip_suffix(']')?.parse().ok()
+    static NUMBER: LazyLock<Option<u64>> = LazyLock::new(|| {
+        let link = fs::read_link("/proc/self/ns/pid").ok()?;
+        link.to_str()?.strip_prefix("pid:[")?.strip_suffix(']')?.parse().ok()
+    });
+    *NUMBER
 }
 
 /// Whether PID 1 is the machine's init, which reaps whatever is left to it. In a container it may be
@@ -69,6 +74,18 @@ pub fn share_heap() {
     // SAFETY: it sets a number, before there is another thread.
     unsafe {
         libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
+}
+
+/// Has the threads of this process that begin from now on, and the one that calls this, take no processor
+/// from whoever works on it when they wake up: what they wait for comes sooner. Their share of a busy
+/// machine stays what it is. Programs that are started from then on inherit it.
+#[expect(unsafe_code, reason = "no crate of ours sets a scheduling policy")]
+pub fn give_way() {
+    // SAFETY: plain numbers, and none but this thread is meant.
+    unsafe {
+        let parameters = std::mem::zeroed();
+        libc::sched_setscheduler(0, libc::SCHED_BATCH, &parameters);
     }
 }
 

@@ -10,7 +10,7 @@ use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP};
 use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use netlink_sys::{Socket, SocketAddr};
-use rustix::fs::{Dir, readlinkat};
+use rustix::fs::{Dir, DirEntry, readlinkat};
 use std::collections::HashMap;
 use std::fs;
 
@@ -83,28 +83,25 @@ impl Listeners {
         self.ports.values().any(|taken| *taken == port)
     }
 
-    /// Whether a process listens on the port; false where we may not look.
-    pub fn held_by(&self, port: u16, process: &Process) -> bool {
-        self.ports_of(process).any(|held| held == port)
-    }
-
     /// Who listens on each port, as far as we may look.
     pub fn holders(&self, table: &ProcessTable) -> HashMap<u16, Vec<Pid>> {
         let mut holders: HashMap<u16, Vec<Pid>> = HashMap::new();
-        let ports = |pid| Some((pid, self.ports_of(table.get(pid)?).collect::<Vec<_>>()));
+        let ports = |pid| Some((pid, self.ports_of(table.get(pid)?)));
         for (pid, ports) in table.each(ports) {
             ports.iter().for_each(|port| holders.entry(*port).or_default().push(pid));
         }
         holders
     }
 
-    fn ports_of(&self, process: &Process) -> impl Iterator<Item = u16> {
-        let folder = fs::File::open(process::descriptors(process)).ok();
-        let descriptors = folder.as_ref().and_then(|folder| Dir::read_from(folder).ok());
-        descriptors.into_iter().flatten().flatten().filter_map(move |entry| {
-            let target = readlinkat(folder.as_ref()?, entry.file_name(), Vec::new()).ok()?;
+    /// The ports that a process listens on; none where we may not look.
+    pub fn ports_of(&self, process: &Process) -> Vec<u16> {
+        let Ok(folder) = fs::File::open(process::descriptors(process)) else { return Vec::new() };
+        let descriptors = Dir::read_from(&folder).into_iter().flatten().flatten();
+        let port = |entry: DirEntry| {
+            let target = readlinkat(&folder, entry.file_name(), Vec::new()).ok()?;
             self.ports.get(target.to_str().ok()?).copied()
-        })
+        };
+        descriptors.filter_map(port).collect()
     }
 }
 

@@ -7,7 +7,9 @@ use crate::exit::Code;
 use rustix::fd::{AsFd, BorrowedFd};
 use signal_hook::SigId;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use std::mem::MaybeUninit;
 use std::os::unix::net::UnixStream;
+use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -112,9 +114,13 @@ impl Stop {
 }
 
 /// Whether the process was started with a signal ignored.
+#[expect(unsafe_code, reason = "no crate of ours asks for a disposition")]
 pub fn is_ignored(signal: i32) -> bool {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
-    mask & (1 << (signal - 1)) != 0
+    let mut action = MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: it is only asked for, and what zeros say, where that fails, is the default.
+    let action = unsafe {
+        libc::sigaction(signal, ptr::null(), action.as_mut_ptr());
+        action.assume_init()
+    };
+    action.sa_sigaction == libc::SIG_IGN
 }
