@@ -23,7 +23,7 @@ pub fn run(arguments: &StatusArgs, session: Session) -> Result<Answer> {
     }
     // What takes longest is begun before anything else is.
     let managers = Managers::of_all(config, &session.stop);
-    // Nothing is started here that would inherit it.
+    // No service is started here, which would inherit it.
     host::give_way();
     let mut reader = Reader::open(&config.gpu);
     let mut report = sight(managers, config, &mut reader, &session.stop, &session.progress)?;

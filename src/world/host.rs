@@ -79,13 +79,16 @@ pub fn share_heap() {
 
 /// Has the threads of this process that begin from now on, and the one that calls this, take no processor
 /// from whoever works on it when they wake up: what they wait for comes sooner. Their share of a busy
-/// machine stays what it is. Programs that are started from then on inherit it.
+/// machine stays what it is, and what a caller has chosen for it stands. Programs that are started from
+/// then on inherit it.
 #[expect(unsafe_code, reason = "no crate of ours sets a scheduling policy")]
 pub fn give_way() {
     // SAFETY: plain numbers, and none but this thread is meant.
     unsafe {
         let parameters = std::mem::zeroed();
-        libc::sched_setscheduler(0, libc::SCHED_BATCH, &parameters);
+        if libc::sched_getscheduler(0) == libc::SCHED_OTHER {
+            libc::sched_setscheduler(0, libc::SCHED_BATCH, &parameters);
+        }
     }
 }
 
