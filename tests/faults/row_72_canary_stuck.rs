@@ -5,7 +5,7 @@ use rig::{Rig, Signal, Trial, until, with_room};
 use serde_json::json;
 use std::time::{Duration, Instant};
 
-const TIMEOUT: u64 = 4;
+const TIMEOUT: u64 = 10;
 const RESTORE_SLA: u64 = 3;
 
 /// `timeout` + `restore_sla` + 5 s.
@@ -25,7 +25,7 @@ fn slow_trial() -> Trial {
     let trial = Trial::new(Rig::new(), |rig| rig.native("vllm").server("--warmup 400ms"));
     trial.rig.set("canary.timeout", format!("{TIMEOUT}s"));
     trial.rig.set("canary.restore_sla", format!("{RESTORE_SLA}s"));
-    trial.canary("--warmup 200ms --completion-delay 1s --term-delay 200ms");
+    trial.canary("--warmup 200ms --completion-delay 3s --term-delay 200ms");
     trial
 }
 
