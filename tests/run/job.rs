@@ -75,8 +75,9 @@ fn two_signals_in_quick_succession_both_reach_the_command() {
 #[test]
 fn signals_reach_the_commands_children_too() {
     let rig = with_comfyui();
-    let script = "sh -c 'trap \"echo child; exit 0\" TERM; echo ready; while :; do sleep 0.02; done' & \
-                  trap 'wait; echo parent; exit 0' TERM\nwait; wait";
+    let script = "trap 'wait; echo parent; exit 0' TERM\n\
+                  sh -c 'trap \"echo child; exit 0\" TERM; echo ready; while :; do sleep 0.02; done' &\n\
+                  wait; wait";
     let text = signalled(&rig, script, &[Signal::TERM]).succeeds().text();
     assert!(text.contains("child") && text.contains("parent"), "{text}");
 }
