@@ -4,6 +4,7 @@
 
 use super::lock_work::Work;
 use rig::{LOCK_KEY, Proxy, Redis, Rig, Signal, python_with, until};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -235,6 +236,14 @@ fn the_token_of_a_run_is_not_released_by_another_machine() {
 #[test]
 fn who_has_waited_longest_on_any_machine_is_next() {
     let Some((rig, _redis)) = rig_with_redis() else { return };
+    rig.native("vidi").add();
+    // Who is called has to come within 400 ms, which a busy machine does not let everybody do.
+    assert!((0..5).any(|_| order_of_waiters(&rig) == ["a", "b", "c", "d"]), "never in order");
+}
+
+/// Who gets the lock one after another, where one on this machine, one on another, and so on, have come in the order of
+/// their names.
+fn order_of_waiters(rig: &Rig) -> Vec<String> {
     let token = rig.acquire("me --ttl 1h");
     let wait = |here: bool, name: &str| {
         let words = format!("lock acquire {name} --ttl 1h --wait 2m");
@@ -242,21 +251,30 @@ fn who_has_waited_longest_on_any_machine_is_next() {
         until(name, || waiter.stderr().contains("waiting for the GPU lock"));
         waiter
     };
-    // A command of this machine that gives the lock back by itself; then in the order of their names.
-    rig.native("vidi").add();
+    // Before them a command of this machine that gives the lock back by itself.
     let stop = rig.gpuctl("stop vidi --wait 2m").spawn();
     until("it waits", || stop.stderr().contains("waiting for the GPU lock"));
     let waiters = [(true, "a"), (false, "b"), (true, "c"), (false, "d")];
-    let waiters = waiters.map(|(here, name)| (here, name, wait(here, name)));
+    let waiters = waiters.map(|(here, name)| (name.to_owned(), (here, wait(here, name))));
+    let mut waiters = BTreeMap::from(waiters);
     rig.release(&token);
     stop.wait().succeeds().progress().text();
-    for (here, name, waiter) in waiters {
+    let mut order = Vec::new();
+    while !waiters.is_empty() {
+        let mut holder = String::new();
+        until("one of them has it", || {
+            let status = rig.shell("gpuctl lock status --json || test $? = 1").run().succeeds();
+            holder = status.json()["holder"].as_str().unwrap_or_default().to_owned();
+            waiters.contains_key(&holder)
+        });
+        let (here, waiter) = waiters.remove(&holder).unwrap();
         let token = waiter.wait().succeeds().progress().text();
-        assert_eq!(rig.lock_held()["holder"], name);
         let release = format!("lock release --token {token}");
         let release = if here { rig.gpuctl(&release) } else { rig.elsewhere(&release) };
         release.run().succeeds().stdout("released\n");
+        order.push(holder);
     }
+    order
 }
 
 #[test]

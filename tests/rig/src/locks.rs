@@ -2,6 +2,7 @@
 
 use crate::redis::{LOCK_KEY, Redis};
 use crate::rig::Rig;
+use crate::wait::until;
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::fs;
@@ -67,7 +68,8 @@ impl Rig {
                 .run();
             ask.succeeds().stdout("0\n");
         }
-        assert_eq!(self.kernel_locks(), [""; 0], "of the lock's file");
+        // The kernel closes the files of a process that ends when its program is not to be seen any more.
+        until("nobody has locked its file", || self.kernel_locks().is_empty());
     }
 
     /// What the kernel says is locked of the lock's file: "FLOCK", "OFDLCK", and "POSIX" of each who waits. It may list a
