@@ -117,8 +117,8 @@ pub fn look_by<'a>(
         let mut scene = evidence::look_around(config, &on_gpu, listeners);
         let mut managed = known.to_vec();
         managed.resize_with(config.services.len(), Managed::default);
-        if inspected.is_some() || system.is_some() || user.is_some() {
-            // What this takes of descriptors is looked through by the time that they answer.
+        if inspected.as_ref().is_some_and(|asked| !asked.is_finished()) {
+            // What this takes of descriptors is looked through while the engine is waited for.
             scene.ownership(config, &managed, &[]);
         }
         let inspected: Inspected = answer(inspected)
