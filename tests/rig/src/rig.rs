@@ -273,7 +273,7 @@ impl Rig {
     pub fn assert_free_and_alone(&self) {
         until("nothing of gpuctl is left", || self.gpuctls().is_empty());
         // The kernel closes the files of a process that ends when its program is not to be seen any more.
-        until("the lock is free", || self.lock_is_free());
+        until("nobody has locked its file", || self.kernel_locks().is_empty());
         self.assert_lock_is_free();
     }
 
