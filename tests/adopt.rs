@@ -181,9 +181,11 @@ fn who_forwards_a_port_to_a_container_is_not_adopted_and_never_said_to_be_the_se
     let (port, network, name) = (rig.port(), rig.network(), rig.mark("inside"));
     rig.owns_container(&name);
     let image = rig.engine().image();
+    // It stays until its server has answered, which takes a busy machine longer than to have started it.
     let run = format!(
         "docker run --detach --name {name} --network {network} --publish 127.0.0.1:{port}:8000 \
-        --volume {0}:{0} --env SIMGPU_DIR={0} {image} /bin/simserver --host 0.0.0.0 --port 8000",
+        --volume {0}:{0} --env SIMGPU_DIR={0} {image} /bin/simserver --host 0.0.0.0 --port 8000 && \
+        exec sleep 1000",
         rig.card.folder().display()
     );
     let text = format!(
@@ -194,6 +196,8 @@ fn who_forwards_a_port_to_a_container_is_not_adopted_and_never_said_to_be_the_se
     let started = started.stderr_has("it started the container").stderr_has("docker-proxy");
     let told = started.stderr_text();
     assert!(!told.contains("gpuctl adopt"), "{told}");
+    // The start command is all that there is of it.
+    rig.gpuctl("stop vidi").run().succeeds().stdout_has("stopped vidi").progress();
     rig.gpuctl("stop vidi").run().succeeds().stdout_has("nothing to do");
 
     let listed = rig.shell(&format!("pgrep -f '[d]ocker-proxy.* -host-port {port} '")).run();

@@ -14,7 +14,7 @@ use crate::model::{Pid, Presence, Running, Service, Snapshot, State};
 use crate::observe::Ask;
 use crate::plan::{self, Plan};
 use crate::step::Action;
-use crate::world::wait::{Event, Stop, Woken, wait};
+use crate::world::wait::{Event, Handle, Stop, Woken, wait};
 use crate::world::{host, process, systemd};
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
@@ -282,6 +282,9 @@ fn machine_ends(journal: &Journal) -> Failure {
 
 /// Puts right what a trial that was interrupted has left; `None`: there is nothing to put right.
 pub fn recover(hands: &Hands) -> Result<Option<Restored>> {
+    if let Some(journal) = hands.ledger.journal()? {
+        await_guardian(hands, &journal)?;
+    }
     match hands.ledger.journal()? {
         None => {
             maintenance::clear_stale(hands.canary)?;
@@ -308,6 +311,22 @@ pub fn recover(hands: &Hands) -> Result<Option<Restored>> {
     maintenance::clear_stale(hands.canary)?;
     guard.release(hands.executor.progress)?;
     Ok(restored)
+}
+
+/// Waits for the guardian of a trial whose gpuctl has ended: it brings production back, or ends a
+/// moment later of what has ended gpuctl.
+fn await_guardian(hands: &Hands, journal: &Journal) -> Result<()> {
+    let Some((trial, guardians)) = journal.keepers.split_first() else { return Ok(()) };
+    if journal.is_orphaned() || trial.is_alive() {
+        return Ok(());
+    }
+    let told = format!("waiting for the trial's guardian, which brings {} back", journal.service);
+    hands.executor.progress.line(&told);
+    let (stop, deadline) = (hands.executor.stop, Instant::now() + hands.canary.limits.reserve);
+    for guardian in guardians.iter().copied().filter_map(Handle::of) {
+        wait(&[guardian.fd()], stop, deadline);
+    }
+    stop.check()
 }
 
 /// Puts what the trial has really cost in the place of what was booked for it.

@@ -1,7 +1,7 @@
 //! gpuctl and its guardian are gone in the middle of a trial, as when the machine loses its power (row 50), or production
 //! does not come back: a restore is owed, everybody is told, and `canary recover` pays it.
 
-use rig::{Rig, Running, Signal, Trial, until, with_room};
+use rig::{Rig, Running, Signal, Trial, signal, until, with_room};
 use serde_json::json;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -49,6 +49,29 @@ fn assert_recovers(trial: &Trial, when: &str) {
     again.succeeds().stdout("nothing to recover\n");
     assert_eq!((trial.booked(), trial.events()), (booked, events), "{when}");
     trial.run().arg("--dry-run").run().succeeds().stdout_has("pass");
+}
+
+/// Nothing but `recover` is called again where all of a trial's unit was killed, and who is killed dies when it next has a
+/// processor.
+#[test]
+fn row_47_recover_waits_for_a_guardian_that_is_at_work_or_about_to_die() {
+    for (then, said) in [(Signal::CONT, "nothing to recover"), (Signal::KILL, "vllm is back")] {
+        let (trial, run) = in_the_middle();
+        let [guardian] = trial.guardians()[..] else { panic!("it has one guardian") };
+        signal(guardian, Signal::STOP);
+        Trial::kill_group(&run);
+        drop(run);
+        let recover = trial.rig.gpuctl("canary recover").spawn();
+        until("it waits", || recover.stderr().contains("waiting for the trial's guardian"));
+        signal(guardian, then);
+        recover.wait().succeeds().stdout_has(said).progress();
+        trial.assert_all_is_well(said);
+        trial.rig.assert_free_and_alone();
+        assert_eq!(trial.events().last().unwrap(), "prod_restored", "{said}");
+        assert_eq!(trial.has_told("recover"), then == Signal::KILL);
+        let (used, bookings) = trial.booked();
+        assert_eq!(bookings, [used], "{said}");
+    }
 }
 
 #[track_caller]

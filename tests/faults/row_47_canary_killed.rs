@@ -45,7 +45,7 @@ fn assert_settled(trial: &Trial, [begun, killed]: [Instant; 2], absences: &[Dura
     let took = killed.elapsed();
     assert!(took < LIMIT, "{when}: production was back after {took:?}");
     trial.assert_all_is_well(when);
-    trial.rig.assert_lock_is_free();
+    trial.rig.assert_free_and_alone();
     let maintenance = fs::read_to_string(trial.rig.path("maintenance.lock"));
     assert!(maintenance.is_err(), "{when}: {maintenance:?} is left");
     let events = trial.events();

@@ -315,7 +315,7 @@ fn what_doctor_has_done_about_a_container_of_podman_podman_can_do() {
 }
 
 /// Devices as the NVIDIA container toolkit describes them (`nvidia-ctk cdi generate`), of which none is a card.
-const DEVICES: &str = "cdiVersion: '0.3.0'
+const DEVICES: &str = "cdiVersion: '0.5.0'
 kind: nvidia.com/gpu
 devices:
   - name: all

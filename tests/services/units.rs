@@ -302,8 +302,12 @@ fn row_74_what_polkit_refuses_is_77_and_a_pending_reload_hides_no_reason() {
     machine.sh(&format!("systemctl start {unit}"));
     until("it is ready", || as_tester("status --check vllm -q").0 == "0");
     for words in ["stop vllm", "stop vllm --force", "release-all"] {
-        let (code, said) = as_tester(words);
-        assert!(code == "77" && is_refused(&said), "{words}: {code}: {said}");
+        until("the manager answers in time, whatever others ask of it", || {
+            let (code, said) = as_tester(words);
+            let is_late = code == "69" && said.contains("did not answer within");
+            assert!(is_late || code == "77" && is_refused(&said), "{words}: {code}: {said}");
+            !is_late
+        });
     }
     machine.sh(&format!("systemctl stop {unit}"));
 
