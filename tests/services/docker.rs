@@ -1,6 +1,7 @@
 //! Containers on a real engine: what of them is seen, how they are stopped, and what the engine is asked.
 
-use rig::{Rig, until};
+use super::podman::{DEVICES, verdict};
+use rig::{Rig, command, skip_or_fail, until};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
@@ -289,4 +290,62 @@ fn what_the_client_has_said_counts_before_its_end() {
     let shown = fs::read_to_string(rig.path("home/shown.json")).unwrap();
     let shown: Value = serde_json::from_str(&shown).unwrap();
     assert_eq!(shown["services"]["voice"]["state"], "stopped");
+}
+
+/// Docker knows the Container Device Interface since version 25, and cannot be configured for it before.
+#[test]
+fn a_card_by_the_container_device_interface_is_one_before_and_after_the_first_start() {
+    let version = command("dockerd").arg("--version").output();
+    let version = version.map(|it| String::from_utf8_lossy(&it.stdout).into_owned());
+    let major = version.iter().flat_map(|it| it.split([' ', '.'])).find_map(|it| it.parse().ok());
+    if major.is_some_and(|major: u32| major < 25) {
+        return skip_or_fail("cdi", "Docker engine with the Container Device Interface");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("nvidia.yaml"), DEVICES).unwrap();
+    let network =
+        DEVICES.replace("nvidia.com/gpu", "vendor.com/net").replace("/dev/nvidia", "/dev/net");
+    fs::write(folder.path().join("net.yaml"), network).unwrap();
+    let configuration = json!({"features": {"cdi": true}, "cdi-spec-dirs": [folder.path()]});
+    let Some(rig) = Rig::with_docker_of_its_own(&configuration.to_string()) else { return };
+    let card = rig.card.folder().display();
+    let create = |name: &str, device: &str| {
+        let service = rig.container(name).not_installed().set("stop_timeout", "1s").add();
+        let (mark, image) = (service.mark().to_owned(), rig.engine().image());
+        rig.owns_container(&mark);
+        let words = format!(
+            "create --name {mark} --network host --device {device} --env SIMGPU_DIR={card} --volume {card}:{card} \
+             {image} /bin/simserver --name {mark} --port {} --vram 1000",
+            service.port()
+        );
+        rig.docker(&words.split_whitespace().collect::<Vec<_>>());
+        mark
+    };
+    let voice = create("voice", "nvidia.com/gpu=all");
+    let report = || rig.gpuctl("doctor --json").run().ignores_stderr().ended().1;
+    let is_told = |when: &str| {
+        let report: Value = serde_json::from_str(&report()).unwrap();
+        assert_eq!(verdict(&report, "docker.gpu"), "pass", "{when}: {report}");
+    };
+    is_told("before its first start");
+    rig.gpuctl("start voice").run().succeeds().stdout_has("started voice").progress();
+    assert_eq!(status(&rig)["services"]["voice"]["state"], "ready");
+    if Path::new("/bin/busybox").exists() {
+        rig.docker(&["exec", &voice, "/bin/busybox", "test", "-c", "/dev/nvidia0"]);
+    }
+    is_told("while it runs");
+    rig.gpuctl("stop voice").run().succeeds().stdout_has("stopped voice").progress();
+    is_told("when it has ended");
+
+    // The card that gpuctl watches is 0, and not every such device is a card.
+    create("other", "nvidia.com/gpu=7");
+    create("web", "vendor.com/net=all");
+    let report: Value = serde_json::from_str(&report()).unwrap();
+    let told = |subject: &str| {
+        let checks = report["checks"].as_array().unwrap().iter();
+        let is_of_it = |check: &&Value| check["id"] == "docker.gpu" && check["subject"] == subject;
+        checks.filter(is_of_it).map(|check| check["message"].to_string()).collect::<String>()
+    };
+    assert!(told("other").contains("was given GPU 7"), "{report}");
+    assert!(told("web").contains("was created without a GPU"), "{report}");
 }

@@ -270,16 +270,13 @@ impl HostConfig {
         let ids = |of: &[&DeviceRequest]| -> Vec<String> {
             of.iter().flat_map(|request| request.device_ids.iter().flatten()).cloned().collect()
         };
+        let names = ids(&by_cdi);
+        let names = names.iter().map(String::as_str).chain(words());
         if !asked.is_empty() {
             GpuAccess::Request(ids(&asked))
         } else if self.runtime.contains("nvidia") {
             GpuAccess::Runtime(self.runtime.clone())
-        } else if !by_cdi.is_empty()
-            || self.devices.iter().flatten().any(is_card)
-            || words().any(asks_for_card)
-        {
-            let names = ids(&by_cdi);
-            let names = names.iter().map(String::as_str).chain(words());
+        } else if self.devices.iter().flatten().any(is_card) || names.clone().any(asks_for_card) {
             GpuAccess::Device(names.filter_map(GpuAccess::by_cdi).map(str::to_owned).collect())
         } else {
             GpuAccess::None
