@@ -13,6 +13,7 @@ use crate::exit::Code;
 use crate::model::{Healthy, Managed, Manager, Observed, Presence, Running, Service, Trouble};
 use crate::observe::{Look, gpu_pids, look};
 use crate::plan::StartHow;
+use crate::screen::text::span;
 use crate::step::{Action, Step};
 use crate::world::docker::Events;
 use crate::world::native::{self, Started};
@@ -200,6 +201,7 @@ impl<'a> Watch<'a> {
         let deadline = self.begun + self.service.start_timeout;
         let mut why = "its health check has not finished".to_owned();
         loop {
+            let asked = Instant::now();
             let healthy = match &self.service.health {
                 Some(_) => self.ask(deadline)?,
                 None => self.settle()?,
@@ -208,7 +210,14 @@ impl<'a> Watch<'a> {
                 Some(Healthy::Yes) if self.answers_itself()? => return Ok(()),
                 Some(Healthy::Yes) => {}
                 Some(Healthy::No(reason) | Healthy::Silent(reason)) => why = reason,
-                None => return Err(self.timed_out(&why)),
+                None => {
+                    // One that hangs has more to tell than those before it.
+                    let silent = asked.elapsed();
+                    if silent > LONGEST {
+                        why = format!("its health check has not answered for {}", span(silent));
+                    }
+                    return Err(self.timed_out(&why));
+                }
             }
             if self.deaths.is_empty() && !self.sees_containers() {
                 let look = self.look_after_it()?;

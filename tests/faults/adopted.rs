@@ -166,7 +166,7 @@ fn workers_of_uvicorn_by_hand_whose_parent_was_killed_are_found_and_stopped() {
                await send({'type': 'http.response.start', 'status': 200, 'headers': []})\n        \
                await send({'type': 'http.response.body', 'body': b''})\n";
     rig.file("home/app.py", app);
-    let api = rig.native("api").set("start_timeout", "10s").add();
+    let api = rig.native("api").set("start_timeout", "60s").add();
     rig.set("services.api.match", format!("uvicorn.*{}", rig.mark("api")));
     let server = format!("{python} -m uvicorn --workers 2 --port {} app:app", api.port());
     let mut server =
@@ -191,7 +191,7 @@ fn workers_of_uvicorn_by_hand_whose_parent_was_killed_are_found_and_stopped() {
 fn a_server_whose_main_thread_has_ended_while_others_serve_is_found_and_stopped() {
     let rig = Rig::new();
     let Some(python) = rig.python_server() else { return };
-    let api = rig.native("api").vram(4000).set("start_timeout", "10s").add();
+    let api = rig.native("api").vram(4000).set("start_timeout", "60s").add();
     let server = format!("exec {python} --name {} --port {}", api.mark(), api.port());
     rig.set("services.api.start", format!("{server} --vram 4000 --leave-main"));
     let (code, told) = rig.gpuctl("start api").run().ended();
@@ -214,7 +214,7 @@ fn a_start_in_the_background_whose_server_appears_after_four_seconds_is_waited_f
     let rig = Rig::new();
     let tmux = format!("tmux -S {}", rig.path("run/tmux").display());
     rig.shell(&format!("{tmux} new-session -d -s {}", rig.mark("mine"))).run().succeeds();
-    let comfyui = rig.native("comfyui").vram(4000).set("start_timeout", "20s").add();
+    let comfyui = rig.native("comfyui").vram(4000).set("start_timeout", "60s").add();
     let slow = rig.program("slow", &format!("sleep 4; exec {}", comfyui.command()));
     rig.set("services.comfyui.start", format!("{tmux} new-window -d {}", slow.display()));
     let (code, told) = rig.gpuctl("start comfyui").run().ended();
@@ -235,7 +235,7 @@ fn a_container_that_a_native_start_runs_is_named_with_the_type_to_write() {
 
 fn is_named_with_the_type(options: &str, keys: &str) {
     let Some(rig) = Rig::with_docker() else { return };
-    let voice = rig.native("voice").vram(4000).set("start_timeout", "10s").add();
+    let voice = rig.native("voice").vram(4000).add();
     let (name, card) = (rig.mark("by-a-script"), rig.card.folder().display());
     let server = voice.command().split_once(' ').unwrap().1;
     rig.owns_container(&name);

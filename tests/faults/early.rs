@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 fn the_log_of_a_container_that_fails_is_of_this_start_only() {
     let Some(rig) = Rig::with_docker() else { return };
     // More than it says, and in the end more than there is.
-    let voice = rig.container("voice").server("--vram 1000").vram(100).set("start_timeout", "10s");
+    let voice = rig.container("voice").server("--vram 1000").vram(100).set("start_timeout", "60s");
     voice.add();
     rig.gpuctl("start voice --quiet").run().succeeds();
     rig.gpuctl("stop voice --quiet").run().succeeds();
@@ -25,7 +25,7 @@ fn the_log_of_a_container_that_fails_is_of_this_start_only() {
 #[test]
 fn the_log_of_a_service_that_is_only_awaited_is_of_its_last_start_only() {
     let rig = Rig::new();
-    let vidi = rig.native("vidi").vram(100).set("start_timeout", "20s");
+    let vidi = rig.native("vidi").vram(100).set("start_timeout", "60s");
     let vidi = vidi.add();
     rig.gpuctl("start vidi --quiet").run().succeeds();
     rig.gpuctl("stop vidi --quiet").run().succeeds();
@@ -83,7 +83,7 @@ fn published(rig: &Rig, port: u16) -> String {
 #[test]
 fn a_container_is_ready_when_its_server_listens_and_not_when_its_port_is_published() {
     let Some(rig) = Rig::with_docker() else { return };
-    let voice = rig.container("voice").not_installed().set("start_timeout", "20s");
+    let voice = rig.container("voice").not_installed().set("start_timeout", "60s");
     let voice = voice.set("health", "tcp://127.0.0.1:1").add();
     rig.set("services.voice.health", format!("tcp://127.0.0.1:{}", voice.port()));
     let flags = format!("--host 0.0.0.0 --port {} --late-listen --warmup 3s", voice.port());
@@ -97,7 +97,7 @@ fn a_container_is_ready_when_its_server_listens_and_not_when_its_port_is_publish
 #[test]
 fn a_container_in_anothers_network_is_known_by_the_port_that_it_listens_on_there() {
     let Some(rig) = Rig::with_docker() else { return };
-    let voice = rig.container("voice").not_installed().set("start_timeout", "10s").add();
+    let voice = rig.container("voice").not_installed().set("start_timeout", "60s").add();
     create(&rig, "front", &published(&rig, voice.port()), "");
     rig.docker(&["start", &rig.mark("front")]);
     let network = format!("--network container:{}", rig.mark("front"));

@@ -18,7 +18,7 @@ fn has(program: &str, version: &str) -> bool {
 
 /// A service that its start script runs in tmux, in a session of that name.
 fn in_tmux(rig: &Rig, name: &str) -> Service {
-    let service = rig.native(name).vram(4000).set("start_timeout", "10s").add();
+    let service = rig.native(name).vram(4000).set("start_timeout", "60s").add();
     let start = format!("{} new-session -d -s {name} 'exec {}'", tmux(rig), service.command());
     rig.set(&format!("services.{name}.start"), start);
     service
@@ -98,7 +98,7 @@ fn row_54_stop_ends_the_services_window_of_screen_and_nobody_elses() {
     let folder = rig.path("run/screen");
     rig.shell(&format!("mkdir -m 700 {}", folder.display())).run().succeeds();
     let screen = format!("SCREENDIR={} screen", folder.display());
-    let comfyui = rig.native("comfyui").vram(4000).set("start_timeout", "10s").add();
+    let comfyui = rig.native("comfyui").vram(4000).set("start_timeout", "60s").add();
     rig.set("services.comfyui.start", format!("{screen} -dmS {session} {}", comfyui.command()));
     rig.gpuctl("start comfyui").run().succeeds().stdout_has("started comfyui").progress();
     let training = format!("{simserver} --vram 3000 --name {}", rig.mark("training"));

@@ -32,7 +32,7 @@ fn is_known_as_its_own(with_match: bool) {
     for disguise in DISGUISES {
         let rig = Rig::new();
         let Some(python) = rig.python_server() else { return };
-        let draft = rig.native("vllm").vram(4000).phases([1]).set("start_timeout", "10s");
+        let draft = rig.native("vllm").vram(4000).phases([1]).set("start_timeout", "60s");
         let draft = if with_match { draft } else { draft.without_match() };
         let vllm = draft.add();
         rig.set("phases.9", "nothing");
@@ -83,7 +83,7 @@ fn row_55_gunicorn_which_sets_its_title_is_started_shown_and_stopped() {
         return rig::skip_or_fail("python", "gunicorn");
     }
     let rig = Rig::new();
-    let api = rig.native("api").without_match().set("start_timeout", "15s").add();
+    let api = rig.native("api").without_match().set("start_timeout", "60s").add();
     let app =
         "def app(environ, start_response):\n    start_response('200 OK', [])\n    return [b'']\n";
     rig.file("home/app.py", app);
@@ -129,7 +129,7 @@ fn row_55_the_mark_survives_a_title_that_is_longer_than_all_before_it() {
     for (variable, survives) in [("1", true), ("", false)] {
         let rig = Rig::new();
         let Some(python) = rig.python_server() else { return };
-        let vllm = rig.native("vllm").vram(4000).without_match().set("start_timeout", "10s").add();
+        let vllm = rig.native("vllm").vram(4000).without_match().set("start_timeout", "60s").add();
         let server = server_of(&rig, &python, &vllm);
         let unset = if survives { "" } else { "unset SPT_NOENV; " };
         rig.set("services.vllm.start", format!("{unset}exec {server} --title {title}"));
@@ -161,7 +161,7 @@ fn row_55_gunicorn_and_its_workers_keep_the_mark() {
         return rig::skip_or_fail("python", "gunicorn");
     }
     let rig = Rig::new();
-    let api = rig.native("api").without_match().set("start_timeout", "15s").add();
+    let api = rig.native("api").without_match().set("start_timeout", "60s").add();
     let app =
         "def app(environ, start_response):\n    start_response('200 OK', [])\n    return [b'']\n";
     rig.file("home/app.py", app);
@@ -191,7 +191,7 @@ fn row_55_gunicorn_and_its_workers_keep_the_mark() {
 /// An API server with an engine of its own title and session that holds the memory; the API server is killed.
 fn orphaned_engine(rig: &Rig) -> Option<(Service, i32)> {
     let python = rig.python_server()?;
-    let vllm = rig.native("vllm").vram(4000).phases([1]).set("start_timeout", "10s").add();
+    let vllm = rig.native("vllm").vram(4000).phases([1]).set("start_timeout", "60s").add();
     let server = server_of(rig, &python, &vllm);
     rig.set("services.vllm.start", format!("exec {server} --worker VLLM::EngineCore"));
     rig.gpuctl("start vllm --quiet").run().succeeds();
