@@ -268,15 +268,10 @@ impl Plan {
         self.awaits_dead = vram.dead() > Mb(0) && self.required > Mb(0) && !has_room;
     }
 
-    /// Evicts a service in the way it is configured for. One that has unloaded already and still has
-    /// to go can only be stopped.
+    /// Evicts a service in the way it is configured for.
     fn evict(&mut self, service: &Service, observed: &Observed) {
-        let stop = Eviction::stop(observed, false);
-        let how = match can_unload(service, observed) && !has_unloaded(service, observed) {
-            true => EvictHow::Unload,
-            false => EvictHow::Stop,
-        };
-        self.evict.push(Eviction { how, ..stop });
+        let how = how_to_evict(service, observed);
+        self.evict.push(Eviction { how, ..Eviction::stop(observed, false) });
     }
 }
 
@@ -301,6 +296,15 @@ fn with_needs<'a>(
         .chain(needs.flat_map(|managed| &managed.needs).map(String::as_str))
         .collect();
     config.services.iter().partition(|service| names.contains(service.name.as_str()))
+}
+
+/// The way that a service is configured for. One that has unloaded already and still has to go can only
+/// be stopped.
+fn how_to_evict(service: &Service, observed: &Observed) -> EvictHow {
+    match can_unload(service, observed) && !has_unloaded(service, observed) {
+        true => EvictHow::Unload,
+        false => EvictHow::Stop,
+    }
 }
 
 /// Whether it can be asked to unload, instead of being stopped.

@@ -3,7 +3,8 @@
 
 use super::fit::{CardBudget, ensure_fits, insufficient};
 use super::{
-    Eviction, Plan, has_unloaded, refuse_unknown, refuse_unproven, warn_of_estimate, with_needs,
+    EvictHow, Eviction, Plan, has_unloaded, how_to_evict, refuse_unknown, refuse_unproven,
+    warn_of_estimate, with_needs,
 };
 use crate::config::Config;
 use crate::error::Result;
@@ -80,6 +81,17 @@ pub fn start_again(config: &Config, snapshot: &Snapshot, service: &Service) -> R
     Ok(plan)
 }
 
+/// The services that run and whose containers need this one, which cannot be stopped without them.
+fn dependents<'a>(config: &'a Config, snapshot: &Snapshot, service: &Service) -> Vec<&'a Service> {
+    if how_to_evict(service, snapshot.service(&service.name)) == EvictHow::Unload {
+        return Vec::new();
+    }
+    let all = config.services.iter().zip(&snapshot.managed);
+    let depends = all.filter(|(_, managed)| managed.needs.contains(&service.name));
+    let runs = |one: &&Service| snapshot.service(&one.name).can_be_stopped();
+    depends.map(|(one, _)| one).filter(runs).collect()
+}
+
 /// Evicts as few of the candidates as the needed services require beside those that the plan evicts
 /// already, or refuses.
 pub fn make_room(
@@ -93,12 +105,21 @@ pub fn make_room(
     let has_unloaded = |service: &&&Service| has_unloaded(service, snapshot.service(&service.name));
     let empty: Vec<&str> =
         candidates.iter().filter(has_unloaded).map(|service| service.name.as_str()).collect();
+    let gone: Vec<String> = plan.evict.iter().map(|eviction| eviction.service.clone()).collect();
+    let dependents = |service: &Service| {
+        let all = dependents(config, snapshot, service).into_iter();
+        all.filter(|dependent| !gone.contains(&dependent.name)).collect::<Vec<_>>()
+    };
+    // Who has to stay keeps what it depends on.
+    let may_go = |name: &str| candidates.iter().any(|service| service.name == name);
+    let is_free = |service: &Service| dependents(service).iter().all(|it| may_go(&it.name));
     let mut candidates: Vec<&Service> = candidates
         .iter()
         .copied()
         .filter(|service| {
             snapshot.service(&service.name).can_be_stopped()
                 && budget.commitment_of(&service.name) > Mb(0)
+                && is_free(service)
         })
         .collect();
     candidates.sort_by_key(|service| {
@@ -106,7 +127,6 @@ pub fn make_room(
         (stays, service.priority, Reverse(budget.commitment_of(&service.name)))
     });
 
-    let gone: Vec<String> = plan.evict.iter().map(|eviction| eviction.service.clone()).collect();
     let mut victims: Vec<&Service> = Vec::new();
     let fits_without = |victims: &[&Service]| {
         let victims = victims.iter().map(|service| &service.name);
@@ -139,6 +159,9 @@ pub fn make_room(
             victims = fewer;
         }
     }
+    let along = victims.iter().flat_map(|victim| dependents(victim));
+    let along: Vec<&Service> = along.collect();
+    victims.extend(&along);
     let stays = |name: &str| victims.iter().all(|victim| victim.name != name);
     let empty: Vec<&str> = empty.into_iter().filter(|name| stays(name)).collect();
     let loaded = needed.iter().chain(&empty).copied().collect();
@@ -149,7 +172,9 @@ pub fn make_room(
     }
     for service in &config.services {
         let observed = snapshot.service(&service.name);
-        if victims.iter().any(|victim| victim.name == service.name) {
+        if along.iter().any(|one| one.name == service.name) {
+            plan.evict.push(Eviction::stop(observed, false));
+        } else if victims.iter().any(|victim| victim.name == service.name) {
             plan.evict(service, observed);
         } else if !needed.contains(service.name.as_str()) && !gone.contains(&service.name) {
             plan.keep_if_alive(observed);

@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::exit::Code;
-use crate::model::{GpuProcess, Running, Vram};
+use crate::model::{GpuProcess, Managed, Running, Vram};
 
 const BOX: &str = r#"
     [services.comfyui]
@@ -111,6 +111,16 @@ impl Scenario {
         self
     }
 
+    /// The container of the one depends on that of the other.
+    fn depending(mut self, name: &str, on: &str) -> Scenario {
+        let services = self.snapshot.services.len();
+        self.snapshot.managed.resize_with(services, Managed::default);
+        let at = self.snapshot.services.iter().position(|service| service.name == name);
+        let managed = &mut self.snapshot.managed[at.expect("the test names configured services")];
+        managed.needs.push(on.to_owned());
+        self
+    }
+
     /// No NVML: the sizes are estimates from `total`.
     fn without_nvml(mut self, total: Option<u64>) -> Scenario {
         let declared = |observed: &&Observed| observed.is_alive();
@@ -188,6 +198,41 @@ fn a_lazy_phase_stops_only_what_is_in_the_way_lowest_priority_first() {
     assert_eq!(short(both().prepare_lazily(3)), "-ollama +cosyvoice =vidi");
     assert_eq!(short(world(BOX).ready("vidi", 4000).prepare_lazily(3)), "+cosyvoice =vidi");
     assert_eq!(short(both().prepare_lazily(4)), "-vidi -ollama +comfyui");
+}
+
+#[test]
+fn nobody_is_stopped_on_whom_one_depends_that_stays() {
+    // Ollama would be enough, and of the lowest priority.
+    let both = || world(BOX).ready("vidi", 4000).ready("ollama", 10000).depending("vidi", "ollama");
+    assert_eq!(short(both().prepare_lazily(3)), "-vidi -ollama +cosyvoice");
+    assert_eq!(short(both().start("cosyvoice")), "-vidi -ollama +cosyvoice");
+    // Of a higher priority than who is to be started.
+    let above = BOX.replace("priority = 40", "priority = 60");
+    let above = world(&above).ready("vidi", 4000).ready("ollama", 10000);
+    assert_eq!(short(above.depending("vidi", "ollama").start("cosyvoice")), "refused 3");
+    // Who is down does not mind.
+    let down = world(BOX).ready("ollama", 18000).depending("vidi", "ollama");
+    assert_eq!(short(down.prepare_lazily(4)), "-ollama +comfyui");
+    // Neither does one that is to unload, and stays up.
+    let unloads = BOX.replace(
+        "priority = 10\n",
+        "priority = 10\nevict = \"unload\"\napi = \"ollama\"\nurl = \"http://localhost:1\"\n",
+    );
+    let unloads = world(&unloads).ready("vidi", 4000).ready("ollama", 16000);
+    let plan = unloads.depending("vidi", "ollama").prepare_lazily(3);
+    assert_eq!(short(plan), "~ollama +cosyvoice =vidi");
+    // Who goes along is stopped, and no second time where it goes anyway.
+    let unloads = BOX.replace(
+        "priority = 40\n",
+        "priority = 40\nevict = \"unload\"\napi = \"vllm\"\nurl = \"http://localhost:1\"\n",
+    );
+    let plan = world(&unloads).ready("vidi", 4000).ready("ollama", 10000);
+    let plan = plan.depending("vidi", "ollama").prepare_lazily(4);
+    assert_eq!(short(plan), "-vidi -ollama +comfyui");
+    let larger = unloads.replace("vram_mb = 20000", "vram_mb = 22500");
+    let asleep = world(&larger).ready("cosyvoice", 4000).ready("vidi", 600);
+    let plan = asleep.depending("cosyvoice", "vidi").prepare(4);
+    assert_eq!(short(plan), "-cosyvoice -vidi +comfyui");
 }
 
 #[test]

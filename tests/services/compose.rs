@@ -324,6 +324,13 @@ fn a_service_that_another_one_depends_on_is_ready_before_it_and_goes_after_it() 
     rig.gpuctl("start app --quiet").run().succeeds();
     rig.gpuctl("stop db").run().succeeds().stdout_has("stopped db").progress();
     assert!(runs(&rig, &app) && !runs(&rig, &db));
+    // Who makes room stops nobody on whom one depends that stays, though that would be enough.
+    rig.gpuctl("start app --quiet").run().succeeds();
+    rig.set("services.app.priority", 10);
+    rig.native("render").vram(21500).phases([4]).add();
+    let done = rig.gpuctl("prepare-phase 4 --lazy --json").run().succeeds().progress().json();
+    assert_eq!(done["stopped"], json!(["app", "db"]));
+    assert!(!runs(&rig, &app) && !runs(&rig, &db));
 }
 
 #[test]
