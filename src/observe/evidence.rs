@@ -10,7 +10,7 @@ use crate::world::process::{self, Id, Process, ProcessTable};
 use crate::world::scope;
 use crate::world::starts::{self, FileId};
 use std::cell::RefCell;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ffi::CString;
 use std::path::Path;
 
@@ -146,11 +146,11 @@ impl Scene {
         ownership::panes_since(&self.table, &self.evidence, ownership, service, since)
     }
 
-    /// A container that has come up since then, by its id.
-    pub fn container_since(&self, since: u64) -> Option<String> {
+    /// The containers that have come up since then, by their ids.
+    pub fn containers_since(&self, since: u64) -> BTreeSet<String> {
         let young = self.table.iter().filter(|process| process.ticks >= since);
         let groups = young.map(|process| process::control_groups(process.pid));
-        groups.filter_map(|groups| process::container_of(&groups).map(str::to_owned)).next()
+        groups.filter_map(|groups| process::container_of(&groups).map(str::to_owned)).collect()
     }
 
     /// Whether a service's `match` finds a process, and whether that is on the card.

@@ -329,9 +329,9 @@ impl Look<'_> {
         self.scene.panes_since(&self.ownership, self.places[service], since)
     }
 
-    /// A container that has come up since then, by its id.
-    pub fn container_since(&self, since: u64) -> Option<String> {
-        self.scene.container_since(since)
+    /// The containers that have come up since then, by their ids.
+    pub fn containers_since(&self, since: u64) -> BTreeSet<String> {
+        self.scene.containers_since(since)
     }
 
     /// Whether it would be started by whoever asks it anything.

@@ -209,12 +209,6 @@ impl<'a> Docker<'a> {
         Ok(Inspected { containers, trouble })
     }
 
-    /// Returns a container, where the engine knows it.
-    pub fn container(&self, id: &str) -> Option<Container> {
-        let told = self.inspect(vec![id], &[])();
-        resolve(&told.containers, id).cloned()
-    }
-
     pub fn engine(&self) -> Result<Engine> {
         let info = self.ask(&["info", "--format", "{{json .}}"])?.finish(self.stop)?;
         let told: Info = serde_json::from_slice(&info.stdout).unwrap_or_default();

@@ -239,16 +239,20 @@ fn is_named_with_the_type(options: &str, keys: &str) {
     let (name, card) = (rig.mark("by-a-script"), rig.card.folder().display());
     let server = voice.command().split_once(' ').unwrap().1;
     rig.owns_container(&name);
+    // Another one comes up meanwhile.
+    let other = rig.mark("other");
+    rig.owns_container(&other);
+    let image = rig.engine().image();
     let run = format!(
-        "docker run --detach --name {name} --network host --env SIMGPU_DIR={card} --volume {card}:{card} {options} {} \
-         /bin/simserver {server}",
-        rig.engine().image()
+        "docker run --detach --name {other} --network host {image} /bin/simserver --name {other} >/dev/null && \
+         docker run --detach --name {name} --network host --env SIMGPU_DIR={card} --volume {card}:{card} {options} \
+         {image} /bin/simserver {server}"
     );
     rig.set("services.voice.start", run);
     let (code, told) = rig.gpuctl("start voice").run().ended();
     assert_eq!(code, Some(5), "{told}");
     assert!(told.contains(&name), "does not name the container\n{told}");
-    assert!(told.contains(keys), "{told}");
+    assert!(told.contains(keys) && !told.contains(&other), "{told}");
 }
 
 /// Nothing on its command line says which service it is.

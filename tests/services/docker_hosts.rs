@@ -112,9 +112,11 @@ fn an_engine_is_spoken_to_over_ssh() {
     until("sshd lets in", || rig.shell(&login).run().ended().0 == Some(0));
     works_by(&rig, &format!("export DOCKER_HOST=ssh://root@127.0.0.1:{port}"));
     let nobody = rig.port();
-    let refused = rig
-        .gpuctl("start voice")
-        .env("DOCKER_HOST", format!("ssh://root@127.0.0.1:{nobody}"))
-        .run();
-    refused.fails("unavailable").stderr_has(&nobody.to_string());
+    let host = format!("ssh://root@127.0.0.1:{nobody}");
+    // The client may notice that its ssh has ended before it has read why.
+    until("the client tells where it was refused", || {
+        let refused = rig.gpuctl("start voice").env("DOCKER_HOST", &host).run();
+        let refused = refused.fails("unavailable").stderr_has("Docker cannot be reached");
+        refused.stderr_text().contains(&nobody.to_string())
+    });
 }

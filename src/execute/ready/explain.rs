@@ -7,16 +7,26 @@ use crate::exit::Code;
 use crate::model::{ComposeLabels, Container, Manager, Service};
 use crate::observe::Look;
 use crate::redact::mask;
-use crate::world::docker::Docker;
-use crate::world::native::Started;
 use crate::world::{logs, starts, systemd};
 
 impl Watch<'_> {
-    /// Adds which container a native service's start command has started instead of a process.
+    /// Adds which container a native service's start command has started instead of a process. Others
+    /// may come up meanwhile, of other engines, too: of several it is the one that the command has named.
     pub(super) fn name_container(&self, failure: Failure, look: &Look) -> Failure {
-        let since = self.started.as_ref().map(Started::since);
-        match since.and_then(|since| look.container_since(since)) {
-            Some(id) => of_a_container(failure, self.service, &id, &self.context.engine(self.stop)),
+        let Some(started) = &self.started else { return failure };
+        let ids = look.containers_since(started.since());
+        if ids.is_empty() {
+            return failure;
+        }
+        let ids = ids.iter().map(String::as_str).collect();
+        let known = self.context.engine(self.stop).inspect(ids, &[])().containers;
+        let is_named = |one: &&Container| started.has_said(&one.id) || started.has_said(&one.name);
+        let container = match known.as_slice() {
+            [only] => Some(only),
+            several => several.iter().find(is_named),
+        };
+        match container {
+            Some(container) => of_a_container(failure, self.service, container),
             None => failure,
         }
     }
@@ -82,10 +92,9 @@ impl Watch<'_> {
 }
 
 /// The failure of a start command that has started a container, which is no process of its own.
-fn of_a_container(failure: Failure, service: &Service, id: &str, engine: &Docker) -> Failure {
-    let container = engine.container(id);
-    let name = container.as_ref().map_or(&id[..12], |container| &container.name);
-    let labels = container.as_ref().and_then(|container| container.setup.compose.as_ref());
+fn of_a_container(failure: Failure, service: &Service, container: &Container) -> Failure {
+    let name = &container.name;
+    let labels = container.setup.compose.as_ref();
     let keys = match labels.filter(|labels| !labels.is_one_off) {
         Some(ComposeLabels { project, service, .. }) => {
             format!("type = \"compose\", project = \"{project}\" and service = \"{service}\"")

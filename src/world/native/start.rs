@@ -169,7 +169,15 @@ impl Started {
 
     /// Adds what the service has written since it was started.
     pub fn explain(&self, failure: Failure) -> Failure {
-        let log = logs::path_of(&self.state_dir, &self.record.service);
-        logs::attach_file(failure, &log, self.record.log_from)
+        logs::attach_file(failure, &self.log(), self.record.log_from)
+    }
+
+    /// Whether its start command, or the service, has written that word.
+    pub fn has_said(&self, word: &str) -> bool {
+        logs::lines_from(&self.log(), self.record.log_from).iter().any(|line| line.contains(word))
+    }
+
+    fn log(&self) -> PathBuf {
+        logs::path_of(&self.state_dir, &self.record.service)
     }
 }
