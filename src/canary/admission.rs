@@ -85,7 +85,11 @@ pub fn admit(hands: &Hands, route: Route, waived: bool) -> Result<()> {
     refuse_unsettled(hands.ledger, hands.canary)?;
     maintenance::refuse_held(hands.canary)?;
     hands.permit(route, waived)?;
-    refuse_unready(hands, route)
+    refuse_unready(hands, route).or_else(|refusal| {
+        // Another trial may have begun meanwhile, which takes production away, and the port.
+        refuse_unsettled(hands.ledger, hands.canary)?;
+        Err(refusal)
+    })
 }
 
 /// Whether that card is another than production's, and has room for the candidate: for what it

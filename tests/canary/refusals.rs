@@ -190,12 +190,11 @@ fn of_two_runs_at_once_one_is_refused_and_the_downtime_is_booked_once() {
 #[test]
 fn of_two_runs_that_begin_together_one_runs() {
     let bench = Bench::new();
-    let words = format!("canary run {CANDIDATE} --quiet");
-    let begin = || bench.rig.shell(&format!("gpuctl {words} >/dev/null 2>&1; echo $?")).spawn();
-    let runs = [begin(), begin(), begin()];
-    let mut codes = runs.map(|run| run.wait().succeeds().text());
+    let begin = || bench.rig.gpuctl(&format!("canary run {CANDIDATE} --quiet")).spawn();
+    let ended = [begin(), begin(), begin()].map(|run| run.wait().ended());
+    let mut codes = ended.each_ref().map(|(code, _)| *code);
     codes.sort();
-    assert_eq!(codes, ["0\n", "75\n", "75\n"]);
+    assert_eq!(codes, [Some(0), Some(75), Some(75)], "{ended:?}");
     let starts = bench.events().iter().filter(|event| *event == "canary_start").count();
     assert_eq!(starts, 1, "{:?}", bench.events());
     assert_eq!(bench.status()["runs_24h"], 1);

@@ -51,7 +51,9 @@ impl Watch<'_> {
                 Woken::TimedOut => return Ok(None),
                 _ => {
                     if let Some(healthy) = attempt.take() {
-                        return Ok(Some(healthy));
+                        let is_cut =
+                            matches!(healthy, Healthy::Silent(_)) && Instant::now() >= deadline;
+                        return Ok((!is_cut).then_some(healthy));
                     }
                 }
             }
