@@ -51,6 +51,7 @@ impl Watch<'_> {
                 Woken::TimedOut => return Ok(None),
                 _ => {
                     if let Some(healthy) = attempt.take() {
+                        // The end of our own patience, which may be noticed here first.
                         let is_cut =
                             matches!(healthy, Healthy::Silent(_)) && Instant::now() >= deadline;
                         return Ok((!is_cut).then_some(healthy));
