@@ -159,8 +159,7 @@ pub fn make_room(
             victims = fewer;
         }
     }
-    let along = victims.iter().flat_map(|victim| dependents(victim));
-    let along: Vec<&Service> = along.collect();
+    let along: Vec<&Service> = victims.iter().flat_map(|victim| dependents(victim)).collect();
     victims.extend(&along);
     let stays = |name: &str| victims.iter().all(|victim| victim.name != name);
     let empty: Vec<&str> = empty.into_iter().filter(|name| stays(name)).collect();

@@ -33,6 +33,13 @@ const BOX: &str = r#"
     1 = "crawl"
 "#;
 
+/// The box, where the service of that priority unloads.
+fn unloading(priority: &str, api: &str) -> String {
+    let line = format!("priority = {priority}\n");
+    let keys = format!("evict = \"unload\"\napi = \"{api}\"\nurl = \"http://localhost:1\"\n");
+    BOX.replace(&line, &format!("{line}{keys}"))
+}
+
 /// A world in which services hold what the test says, and a desktop 800 MB.
 struct Scenario {
     config: Config,
@@ -214,18 +221,12 @@ fn nobody_is_stopped_on_whom_one_depends_that_stays() {
     let down = world(BOX).ready("ollama", 18000).depending("vidi", "ollama");
     assert_eq!(short(down.prepare_lazily(4)), "-ollama +comfyui");
     // Neither does one that is to unload, and stays up.
-    let unloads = BOX.replace(
-        "priority = 10\n",
-        "priority = 10\nevict = \"unload\"\napi = \"ollama\"\nurl = \"http://localhost:1\"\n",
-    );
+    let unloads = unloading("10", "ollama");
     let unloads = world(&unloads).ready("vidi", 4000).ready("ollama", 16000);
     let plan = unloads.depending("vidi", "ollama").prepare_lazily(3);
     assert_eq!(short(plan), "~ollama +cosyvoice =vidi");
     // Who goes along is stopped, and no second time where it goes anyway.
-    let unloads = BOX.replace(
-        "priority = 40\n",
-        "priority = 40\nevict = \"unload\"\napi = \"vllm\"\nurl = \"http://localhost:1\"\n",
-    );
+    let unloads = unloading("40", "vllm");
     let plan = world(&unloads).ready("vidi", 4000).ready("ollama", 10000);
     let plan = plan.depending("vidi", "ollama").prepare_lazily(4);
     assert_eq!(short(plan), "-vidi -ollama +comfyui");
@@ -278,10 +279,7 @@ fn a_victim_that_is_not_needed_after_all_is_reprieved() {
 
 #[test]
 fn a_service_that_unloads_commits_what_it_holds_and_is_asked_instead_of_stopped() {
-    let soft = BOX.replace(
-        "priority = 10\n",
-        "priority = 10\nevict = \"unload\"\napi = \"ollama\"\nurl = \"http://localhost:1\"\n",
-    );
+    let soft = unloading("10", "ollama");
     assert_eq!(short(world(&soft).ready("ollama", 0).start("comfyui")), "+comfyui =ollama");
     assert_eq!(short(world(&soft).ready("ollama", 9000).start("comfyui")), "~ollama +comfyui");
     assert_eq!(short(world(&soft).ready("ollama", 9000).prepare(4)), "~ollama +comfyui");
@@ -298,10 +296,7 @@ fn a_service_that_unloads_commits_what_it_holds_and_is_asked_instead_of_stopped(
 
 #[test]
 fn a_service_that_has_unloaded_needs_its_memory_back() {
-    let soft = BOX.replace(
-        "priority = 10\n",
-        "priority = 200\nevict = \"unload\"\napi = \"vllm\"\nurl = \"http://localhost:1\"\n",
-    );
+    let soft = unloading("10", "vllm").replace("priority = 10\n", "priority = 200\n");
     let asleep = || world(&soft).ready("ollama", 600);
     assert_eq!(short(asleep().start("ollama")), "^ollama =ollama");
     assert_eq!(short(asleep().ready("comfyui", 600).start("ollama")), "-comfyui ^ollama =ollama");

@@ -322,9 +322,12 @@ fn a_card_by_the_container_device_interface_is_one_before_and_after_the_first_st
         mark
     };
     let voice = create("voice", "nvidia.com/gpu=all");
-    let report = || rig.gpuctl("doctor --json").run().ignores_stderr().ended().1;
+    let report = || -> Value {
+        let told = rig.gpuctl("doctor --json").run().ignores_stderr().ended().1;
+        serde_json::from_str(&told).unwrap()
+    };
     let is_told = |when: &str| {
-        let report: Value = serde_json::from_str(&report()).unwrap();
+        let report = report();
         assert_eq!(verdict(&report, "docker.gpu"), "pass", "{when}: {report}");
     };
     is_told("before its first start");
@@ -340,7 +343,7 @@ fn a_card_by_the_container_device_interface_is_one_before_and_after_the_first_st
     // The card that gpuctl watches is 0, and not every such device is a card.
     create("other", "nvidia.com/gpu=7");
     create("web", "vendor.com/net=all");
-    let report: Value = serde_json::from_str(&report()).unwrap();
+    let report = report();
     let told = |subject: &str| {
         let checks = report["checks"].as_array().unwrap().iter();
         let is_of_it = |check: &&Value| check["id"] == "docker.gpu" && check["subject"] == subject;
