@@ -78,7 +78,13 @@ fn row_73_a_shutdown_at_any_stage_of_a_trial_is_not_held_up_and_the_next_boot_ha
         (enabled, "", "--completion-delay 1h", |night| night.books.has_told("health_ok"), false),
         (enabled, "--warmup 8s", "", |night| night.books.has_told("canary_stopped"), false),
         ("", "", "--completion-delay 1h", |night| night.books.has_told("health_ok"), false),
-        ("", "", "--completion-delay 1h", |night| night.books.has_told("health_ok"), true),
+        (
+            "",
+            "--warmup 8s",
+            "--completion-delay 1h",
+            |night| night.books.has_told("health_ok"),
+            true,
+        ),
     ];
     let mut nights = Vec::new();
     thread::scope(|scope| {
@@ -96,7 +102,7 @@ fn row_73_a_shutdown_at_any_stage_of_a_trial_is_not_held_up_and_the_next_boot_ha
             scope.spawn(move || night.until_stage(when, *is_reached));
         }
     });
-    // The last: its guardian goes to work at once, and what it has put right is no debt at the next boot.
+    // The last: its guardian goes to work at once, and the shutdown comes before production is ready.
     for (_, night, ..) in nights.iter().filter(|(.., is_killed)| *is_killed) {
         night.kill("--kill-who=main --signal=KILL");
     }
