@@ -187,7 +187,11 @@ impl Begun {
 
     /// Waits until what it has printed `is_whole`, which counts as success, or for its end: a large
     /// program takes milliseconds to end after its last word.
-    pub fn answer(mut self, is_whole: impl Fn(&[u8]) -> bool, stop: &Stop) -> Result<Output> {
+    pub fn answer(
+        mut self,
+        mut is_whole: impl FnMut(&[u8]) -> bool,
+        stop: &Stop,
+    ) -> Result<Output> {
         let woken = loop {
             let woken = wait(&self.fds(), stop, self.begun + self.limit);
             // Asked first: what a program has written is in its pipes once it has ended.

@@ -7,9 +7,11 @@ use crate::exit::Code;
 use jiff::Timestamp;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::rand::GetRandomFlags;
+use rustix::thread::{sched_getaffinity, set_current_timer_slack};
 use std::fs;
+use std::num::NonZeroU64;
 use std::sync::LazyLock;
-use std::thread;
+use std::time::Duration;
 
 /// Which boot of which kernel this is; two processes with the same one share a process table.
 pub fn boot_id() -> String {
@@ -59,12 +61,10 @@ pub fn allow_open_files(count: u64) {
     }
 }
 
-/// Returns how many processors this process may use.
+/// Returns on how many processors this process may run. The shares that control groups grant are not looked
+/// at, which would take the reading of several files.
 pub fn processors() -> usize {
-    // To ask for it takes the reading of several files.
-    static PROCESSORS: LazyLock<usize> =
-        LazyLock::new(|| thread::available_parallelism().map_or(1, usize::from));
-    *PROCESSORS
+    sched_getaffinity(None).map_or(1, |processors| processors.count() as usize)
 }
 
 /// Gives all threads of this process one heap. Ours are many and short, and the C library would make a
@@ -90,6 +90,15 @@ pub fn give_way() {
             libc::sched_setscheduler(0, libc::SCHED_BATCH, &parameters);
         }
     }
+}
+
+/// Does something on this thread; programs that it starts may be woken from their sleeps that much later than they asked.
+pub fn with_timer_slack<T>(slack: Duration, work: impl FnOnce() -> T) -> T {
+    // Where it cannot be had, they are woken as ever.
+    let _ = set_current_timer_slack(NonZeroU64::new(slack.as_nanos() as u64));
+    let result = work();
+    let _ = set_current_timer_slack(None);
+    result
 }
 
 /// Returns the time since boot in clock ticks, by which the kernel tells when a process was

@@ -149,20 +149,10 @@ fn read(nvml: &Nvml, selector: &Selector, wanted: UseSince) -> VramAnswer {
         Selector::Index(index) => nvml.device_by_index(*index),
         Selector::Uuid(uuid) => nvml.device_by_uuid(uuid.as_str()),
     };
-    let device = match (device, nvml.device_count()) {
-        (Ok(device), _) => device,
-        // The driver is well and knows other cards: a reading, of a card that is not there.
-        (Err(NvmlError::InvalidArg | NvmlError::NotFound), Ok(count @ 1..)) => {
-            let error = format!(
-                "there is no GPU {selector}: the driver lists {count}; see `nvidia-smi -L`"
-            );
-            return Ok(Vram { no_such_gpu: true, error: Some(error), ..Vram::default() });
-        }
-        (Err(NvmlError::InvalidArg | NvmlError::NotFound), _) => {
-            let what = format!("there is no GPU {selector}: the driver lists none");
-            return Err(Fault::new(Layer::Device, what, "see `nvidia-smi`"));
-        }
-        (Err(e), _) => return Err(explain(&e)),
+    let device = match device {
+        Ok(device) => device,
+        Err(NvmlError::InvalidArg | NvmlError::NotFound) => return no_such_gpu(nvml, selector),
+        Err(e) => return Err(explain(&e)),
     };
     let (total, used, free) = memory(nvml, &device).map_err(|e| explain(&e))?;
     let mut processes = processes(nvml, &device);
@@ -192,6 +182,22 @@ fn read(nvml: &Nvml, selector: &Selector, wanted: UseSince) -> VramAnswer {
         sampled,
         no_such_gpu: false,
     })
+}
+
+/// What a card that the driver does not know reads as: where it is well and knows others, that one is not there.
+fn no_such_gpu(nvml: &Nvml, selector: &Selector) -> VramAnswer {
+    match nvml.device_count() {
+        Ok(count @ 1..) => {
+            let error = format!(
+                "there is no GPU {selector}: the driver lists {count}; see `nvidia-smi -L`"
+            );
+            Ok(Vram { no_such_gpu: true, error: Some(error), ..Vram::default() })
+        }
+        _ => {
+            let what = format!("there is no GPU {selector}: the driver lists none");
+            Err(Fault::new(Layer::Device, what, "see `nvidia-smi`"))
+        }
+    }
 }
 
 /// Notes of each process whether it has worked since then. Returns the time of the latest sample;

@@ -37,6 +37,23 @@ fn row_57_another_users_server_is_unknown_and_acting_is_refused() {
     apart(|rig| is_unknown_to_a_user(rig));
 }
 
+/// On a machine, process 2 makes the threads of the kernel, which are nobody's; in a PID namespace it is anybody.
+#[test]
+fn row_57_the_children_of_process_2_are_seen_in_a_pid_namespace() {
+    if !works("unshare", &["--pid", "--fork", "--mount-proc", "true"]) {
+        return skip_or_fail("root", "PID namespace of its own");
+    }
+    let rig = Rig::new();
+    let vidi = rig.native("vidi").vram(4000).add();
+    let until_ready = "until gpuctl status --check vidi --quiet; do sleep 0.1; done";
+    let second = format!("{} >/dev/null 2>&1 & {until_ready}; echo process $$", vidi.command());
+    let first = format!("sh {}; exit $?", rig.file("second.sh", &second).display());
+    let first = rig.file("first.sh", &first);
+    let apart = "timeout 60 unshare --pid --fork --kill-child --mount-proc";
+    let told = rig.shell(&format!("{apart} sh {}", first.display())).run().succeeds().text();
+    assert_eq!(told.trim(), "process 2");
+}
+
 #[test]
 fn row_57_without_a_process_table_acting_is_refused_and_nothing_is_said_to_be_stopped() {
     if !works("unshare", &["--mount", "true"]) {

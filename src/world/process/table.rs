@@ -11,6 +11,9 @@ use std::panic::resume_unwind;
 use std::thread;
 use std::time::Duration;
 
+/// The thread of the kernel that makes all others. In a PID namespace, anybody has this number.
+const KTHREADD: Pid = 2;
+
 /// It takes longer to look at this many processes than to begin a thread.
 const MANY: usize = 64;
 
@@ -29,7 +32,11 @@ impl ProcessTable {
     pub fn read() -> ProcessTable {
         let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
         let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-        let processes = each(pids.collect(), read_stat);
+        let mut pids: Vec<Pid> = pids.collect();
+        // Afterwards: whoever had such a number then has died since.
+        let of_kernel = made_by_kernel();
+        pids.retain(|pid| !of_kernel.contains(pid));
+        let processes = each(pids, read_stat);
         ProcessTable::of(processes, SinceBoot::now(), std::process::id() as Pid)
     }
 
@@ -118,6 +125,16 @@ impl ProcessTable {
     }
 }
 
+/// The children of the thread that makes all others of the kernel: those, most of what /proc lists where
+/// there are many processors, and the helpers that the kernel calls. One file tells of them all; none are
+/// known in a PID namespace, and from a kernel without that file.
+fn made_by_kernel() -> HashSet<Pid> {
+    let children = || fs::read_to_string(format!("/proc/{KTHREADD}/task/{KTHREADD}/children")).ok();
+    let maker = read_stat(KTHREADD).filter(|process| process.is_kernel);
+    let children = maker.and_then(|_| children()).unwrap_or_default();
+    children.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+}
+
 /// Returns what is to be told of each of these processes, on all processors but one where there are
 /// many of them: clients and servers that are asked meanwhile need one too.
 fn each<T: Send>(pids: Vec<Pid>, tell: impl Fn(Pid) -> Option<T> + Sync) -> Vec<T> {
@@ -151,4 +168,16 @@ pub fn mains_in(containers: &[&str]) -> Vec<Pid> {
         parent.and_then(|parent| inside.get(&parent)) != Some(*at)
     };
     inside.iter().filter(is_main).map(|(pid, _)| *pid).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_threads_of_the_kernel_are_left_out() {
+        let is_ours = |pid: &Pid| read_stat(*pid).is_some_and(|process| !process.is_kernel);
+        let left_out: Vec<Pid> = made_by_kernel().into_iter().filter(is_ours).collect();
+        assert_eq!(left_out, [] as [Pid; 0]);
+    }
 }
