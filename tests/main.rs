@@ -100,6 +100,7 @@ mod services {
     mod scopes;
     mod systemd;
     mod unit_answers;
+    mod unit_containers;
     mod unit_names;
     mod units;
     mod uvicorn;

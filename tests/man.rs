@@ -160,6 +160,7 @@ fn the_manual_knows_every_variable_that_the_program_names() {
         "SPT_NOENV",
         "XDG_RUNTIME_DIR",
         "VIRTUAL_ENV",
+        "PODMAN_SYSTEMD_UNIT",
         "CARGO_PKG_VERSION",
         "CARGO_MANIFEST_DIR",
     ];

@@ -1,6 +1,10 @@
 //! Starts and stops services of containers, in the order in which they depend on each other, and many
 //! services in few calls of the client.
 
+mod order;
+
+pub use order::in_order;
+
 use super::{Context, LONGEST, SHORTEST};
 use crate::error::{Failure, Result};
 use crate::exit::Code;
@@ -13,7 +17,8 @@ use crate::plan::{Plan, StartHow};
 use crate::world::compose;
 use crate::world::docker::{Docker, resolve};
 use crate::world::wait::{Stop, wait};
-use std::collections::{HashMap, HashSet};
+use order::{awaited, has_completed, levels, service_of};
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 /// How long containers may take to end: their own time counts where it is longer.
@@ -88,6 +93,26 @@ fn stop_again(service: &Service, force: bool, context: &Context) -> Result<bool>
             done => done,
         },
     }
+}
+
+/// Ends the containers that a unit has run, where the end of its client was not theirs.
+pub fn end_left_by_unit(service: &Service, force: bool, context: &Context) -> Result<()> {
+    let managed = context.before.managed(&service.name);
+    let ids: Vec<&str> = managed.containers.iter().map(|one| one.id.as_str()).collect();
+    if ids.is_empty() {
+        return Ok(());
+    }
+    let engine = context.engine(context.stop);
+    let ended: Vec<Result<()>> = match force {
+        true => engine.kill(&ids),
+        false => {
+            let stopped = engine.stop(&ids, stop_limit(service, managed));
+            stopped.into_iter().map(|done| done.map(|_| ())).collect()
+        }
+    };
+    // One that was made to be removed at its end is gone.
+    let is_gone = |done: &Result<()>| matches!(done, Err(it) if it.code == Code::NotFound);
+    ended.into_iter().filter(|done| !is_gone(done)).collect()
 }
 
 /// Stops the containers of services, those that others depend on last.
@@ -235,49 +260,6 @@ fn start_in_order(
         }
     }
     Ok(managed)
-}
-
-/// Whether it has done what others wait for.
-fn has_completed(container: &Container, all: &[&Container]) -> bool {
-    container.exit_code == Some(0)
-        && all.iter().any(|other| {
-            awaited(other).any(|(name, condition)| {
-                condition == Condition::Completed && name == service_of(container)
-            })
-        })
-}
-
-fn service_of(container: &Container) -> &str {
-    container.setup.compose.as_ref().map_or("", |labels| labels.service.as_str())
-}
-
-fn awaited(container: &Container) -> impl Iterator<Item = (&str, Condition)> {
-    let labels = container.setup.compose.iter();
-    labels.flat_map(|labels| &labels.depends_on).map(|it| (it.service.as_str(), it.condition))
-}
-
-/// Sorts containers so that each comes after those that it depends on.
-fn levels(containers: Vec<&Container>) -> Vec<Vec<&Container>> {
-    in_order(containers, |one| service_of(one), |one| awaited(one).map(|it| it.0).collect())
-}
-
-/// Sorts things that bear names so that each comes as soon as all those have come that it comes `after`.
-pub fn in_order<'a, T>(
-    mut left: Vec<T>,
-    name: impl Fn(&T) -> &'a str,
-    after: impl Fn(&T) -> Vec<&'a str>,
-) -> Vec<Vec<T>> {
-    let mut levels = Vec::new();
-    while !left.is_empty() {
-        let names: HashSet<&str> = left.iter().map(&name).collect();
-        let is_free = |one: &T| after(one).iter().all(|other| !names.contains(other));
-        let (free, others): (Vec<T>, Vec<T>) = left.into_iter().partition(is_free);
-        // Compose refuses a circle.
-        let (level, rest) = if free.is_empty() { (others, free) } else { (free, others) };
-        levels.push(level);
-        left = rest;
-    }
-    levels
 }
 
 /// Waits until what these containers depend on is as far as they want it.

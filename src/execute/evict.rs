@@ -1,37 +1,25 @@
 //! One eviction: the service is stopped by its manager, or asked to unload and stopped if its
 //! memory does not come back.
 
+mod unload;
+
 use super::batch::Batches;
 use super::contained;
-use super::{Context, drain};
+use super::last_look::started_again;
+use super::{Context, LONGEST, SHORTEST, drain};
 use crate::config::{Config, Span};
 use crate::error::{Failure, Result};
 use crate::exit::Code;
-use crate::model::{GpuProcess, Manager, Mb, NO_ADDRESS, Native, Pid, Presence, Service, Vram};
-use crate::notes::{Notes, Remnant};
-use crate::observe::{Keeper, Members, attributed, gpu_pids, members};
+use crate::model::{Containers, Managed, Manager, Mb, Native, Pid, Presence, Service};
+use crate::observe::{Keeper, Members, containers, gpu_pids, keeper_of_containers, members};
 use crate::plan::{EvictHow, Eviction};
 use crate::step::{Action, Step};
 use crate::world::ending::{FirstMove, end};
-use crate::world::http::NoAnswer;
-use crate::world::server::Called;
-use crate::world::wait::Aside;
-use crate::world::{group, native, process, server, starts, systemd};
-use std::collections::HashSet;
+use crate::world::wait::wait;
+use crate::world::{group, native, process, starts, systemd};
 use std::time::{Duration, Instant};
+use unload::{Footprint, LIMIT as UNLOAD_LIMIT, Unloaded, ask_to_unload};
 
-/// An unload may take this long to show.
-const UNLOAD_LIMIT: Duration = Duration::from_secs(10);
-/// What is still held so long after the last call that was answered, and after the last of it that came
-/// back, is kept.
-const SETTLED: Duration = Duration::from_secs(5);
-/// Memory that comes back little by little is waited for so long.
-const TRICKLE_LIMIT: Duration = Duration::from_secs(30);
-/// Told where there is room enough, and what a service holds that has unloaded before cannot be seen.
-const UNSEEN: &str =
-    "nothing came back; it has unloaded before, and the driver does not tell what it holds";
-/// Who calls may tell so much later that the time of a call is over.
-const GRACE: Duration = Duration::from_secs(1);
 /// A service that somebody looks after is watched this long for its return. Most supervisors
 /// wait a second or three.
 const KEEPER_LIMIT: Duration = Duration::from_secs(4);
@@ -95,8 +83,10 @@ fn stop(eviction: &Eviction, batches: &Batches<bool>, context: &Context) -> Resu
     let force = eviction.how == EvictHow::Kill;
     let limit = service.stop_timeout;
     match &service.manager {
-        Manager::Containers(_) => {
+        Manager::Containers(which) => {
             let cut = drain::cut_off(eviction, context)?;
+            let managed = context.before.managed(&service.name);
+            let keeper = keeper_of_containers(&managed.containers);
             let stop = |services: &[&Service]| match drain::once_more(services, force, context) {
                 Ok(_) => contained::stop(services, force, context),
                 Err(failure) => services.iter().map(|_| Err(failure.clone())).collect(),
@@ -105,7 +95,10 @@ fn stop(eviction: &Eviction, batches: &Batches<bool>, context: &Context) -> Resu
                 Some(batch) => batch.result(&service.name, stop)?,
                 None => stop(&[service]).remove(0)?,
             };
-            let limit = contained::stop_limit(service, context.before.managed(&service.name));
+            if let Some(keeper) = keeper {
+                see_containers_stay_gone(service, which, &keeper, context)?;
+            }
+            let limit = contained::stop_limit(service, managed);
             let killing = killed.then(|| format!("not gone within {}, killed", Span(limit)));
             Ok(joined([cut, killing]))
         }
@@ -117,7 +110,8 @@ fn stop(eviction: &Eviction, batches: &Batches<bool>, context: &Context) -> Resu
                 context.stop.check()?;
                 match stopped {
                     Ok(()) => {
-                        return Ok(joined([cut, end_leftovers(service, unit, *user, context)?]));
+                        let left = end_leftovers(service, unit, *user, force, context)?;
+                        return Ok(joined([cut, left]));
                     }
                     // Who may not stop it may not kill it either.
                     Err(failure) if failure.code == Code::Permission => return Err(failure),
@@ -125,7 +119,7 @@ fn stop(eviction: &Eviction, batches: &Batches<bool>, context: &Context) -> Resu
                 }
             }
             systemd::kill(unit, *user, KILLED_LIMIT, context.stop)?;
-            end_leftovers(service, unit, *user, context)?;
+            end_leftovers(service, unit, *user, force, context)?;
             let killing = (!force).then(|| format!("not gone within {}, killed", Span(limit)));
             Ok(joined([cut, killing]))
         }
@@ -133,12 +127,14 @@ fn stop(eviction: &Eviction, batches: &Batches<bool>, context: &Context) -> Resu
     }
 }
 
-/// Ends what a unit that has stopped has left in its control group (KillMode=process). Fails where it
-/// is up again, or where that cannot be told: what lives in there then may be no leftover.
+/// Ends what a unit that has stopped has left: containers that it has run, and what is in its control group
+/// (KillMode=process). Fails where it is up again, or where that cannot be told: what lives in there then may be no
+/// leftover.
 fn end_leftovers(
     service: &Service,
     unit: &str,
     user: bool,
+    force: bool,
     context: &Context,
 ) -> Result<Option<String>> {
     let see_it_down = || match &systemd::show(&[unit], user, context.stop)()?[unit].presence {
@@ -152,9 +148,15 @@ fn end_leftovers(
             context.pause()?;
         }
     }
-    let at = context.config.place_of(&service.name).expect("a service of the configuration");
-    let groups = &context.before.managed[at].control_groups;
-    let left = || groups.iter().flat_map(|path| group::in_control_group(path)).collect::<Vec<_>>();
+    let Managed { containers, control_groups, .. } = context.before.managed(&service.name);
+    if !containers.is_empty() {
+        see_it_down()?;
+        contained::end_left_by_unit(service, force, context)?;
+    }
+    let left = || {
+        let each = control_groups.iter().map(|path| group::in_control_group(path));
+        each.flatten().collect::<Vec<_>>()
+    };
     let count = left().len();
     if count == 0 {
         return Ok(None);
@@ -230,6 +232,25 @@ fn see_it_stay_gone(
     Ok(())
 }
 
+/// Watches for a while whether containers that have a keeper come back.
+fn see_containers_stay_gone(
+    service: &Service,
+    which: &Containers,
+    keeper: &Keeper,
+    context: &Context,
+) -> Result<()> {
+    let begun = Instant::now();
+    while keeper.is_there() && begun.elapsed() < KEEPER_LIMIT {
+        if let (Presence::Up(_), _) = containers(which, context.config, context.stop) {
+            return Err(started_again(service, &keeper.to_string(), &keeper.remedy()));
+        }
+        let pause = (begun.elapsed() / 4).clamp(SHORTEST, LONGEST);
+        wait(&[], context.stop, Instant::now() + pause);
+        context.stop.check()?;
+    }
+    Ok(())
+}
+
 /// Forgets what was recorded of a native service's starts, nothing of which is left.
 fn forget_starts(service: &Service, config: &Config) {
     let Ok(state_dir) = config.state_dir() else { return };
@@ -239,139 +260,4 @@ fn forget_starts(service: &Service, config: &Config) {
             starts::forget(state_dir, &start.service);
         }
     }
-}
-
-/// The card before a service is asked to unload, and what is the service's on it.
-struct Footprint {
-    vram: Vram,
-    own: HashSet<Pid>,
-    /// `None` where the driver does not tell who holds what.
-    memory: Option<Mb>,
-}
-
-impl Footprint {
-    /// Looks before the service is asked: a process that ends by it has its memory on the way back.
-    fn of(service: &Service, context: &Context) -> std::result::Result<Footprint, String> {
-        let no_reading = |_| "without NVML gpuctl cannot see whether it unloads".to_owned();
-        let vram = context.vram().map_err(no_reading)?;
-        let known = &context.before.managed;
-        let vram = attributed(vram, context.config, &[service], known, context.stop);
-        let own = vram.of_service(&service.name).map(|process| process.pid).collect();
-        let mut held = Footprint { vram, own, memory: None };
-        held.memory = held.at(&held.vram);
-        Ok(held)
-    }
-
-    /// What the same processes hold in another reading, but for those that are ending.
-    fn at(&self, vram: &Vram) -> Option<Mb> {
-        let is_own = |process: &&GpuProcess| {
-            self.own.contains(&process.pid) && !process::is_ending(process.pid)
-        };
-        vram.processes.as_ref()?.iter().filter(is_own).map(|process| process.memory).sum()
-    }
-
-    /// What the same processes keep, and `others` of the service.
-    fn remnant(&self, held_mb: Option<Mb>, others: &[Pid]) -> Remnant {
-        let living = self.own.iter().chain(others).filter(|pid| !process::is_ending(**pid));
-        let processes = living.filter_map(|pid| process::Id::of(*pid)).collect();
-        Remnant { held_mb, processes }
-    }
-}
-
-/// What came of an unload.
-struct Unloaded {
-    /// What it keeps, where the driver tells.
-    keeps: Option<Mb>,
-    note: Option<String>,
-}
-
-/// Requests an unload and watches for it. Returns what it keeps, as far as the driver tells, with a remark,
-/// or why the unload came to nothing. What has come to it meanwhile is waited for before it is asked again.
-fn ask_to_unload(
-    service: &Service,
-    eviction: &Eviction,
-    required: Mb,
-    held: &Footprint,
-    context: &Context,
-) -> Result<std::result::Result<Unloaded, String>> {
-    let before = context.before.service(&service.name);
-    if let Some(cut) = drain::cut_off(eviction, context)? {
-        return Ok(Err(cut));
-    }
-    let mut begun = Instant::now();
-    let mut changed = begun;
-    let mut least = held.memory;
-    let mut calls = 0;
-    loop {
-        let is_settled = changed.elapsed() >= SETTLED;
-        let is_over = begun.elapsed() >= if is_settled { UNLOAD_LIMIT } else { TRICKLE_LIMIT };
-        // One that has kept something is asked once more.
-        let is_due = calls == 0 || (calls == 1 && begun.elapsed() >= UNLOAD_LIMIT / 2);
-        if (is_due || is_over) && drain::once_more(&[service], false, context)? {
-            (begun, calls) = (Instant::now(), 0);
-            continue;
-        }
-        if is_due {
-            calls += 1;
-            if let Err(failed) = request_unload(service, context)? {
-                return Ok(Err(format!("its unload call failed: {}", failed.why)));
-            }
-            changed = Instant::now();
-        }
-        let now = match context.vram() {
-            Ok(now) => now,
-            Err(why) => return Ok(Err(why)),
-        };
-        let holds = held.at(&now);
-        if holds < least {
-            (least, changed) = (holds, Instant::now());
-        }
-        let is_known = held.memory.is_some() && holds.is_some();
-        let (is_gone, freed, has_room) = match (held.memory, holds) {
-            (Some(held), Some(holds)) => {
-                (holds <= service.residue(None), held.saturating_sub(holds), false)
-            }
-            // Where the driver does not tell who holds what, there is only the room.
-            _ => {
-                let free = |vram: &Vram| vram.free.unwrap_or_default();
-                let room = free(&now).saturating_sub(context.config.gpu.reserve);
-                let freed = free(&now).saturating_sub(free(&held.vram));
-                (freed > Mb(0) && room >= required, freed, room >= required)
-            }
-        };
-        if is_gone || (is_over && freed > Mb(0)) {
-            if !is_known || (!is_gone && is_settled) {
-                let remnant = held.remnant(holds, before.pids());
-                Notes::keep_unload(context.config, &service.name, &remnant);
-            }
-            return Ok(Ok(Unloaded { keeps: holds, note: None }));
-        }
-        if is_over && has_room && before.has_unloaded_before {
-            return Ok(Ok(Unloaded { keeps: None, note: Some(UNSEEN.to_owned()) }));
-        }
-        if is_over {
-            let limit = Span(UNLOAD_LIMIT);
-            return Ok(Err(format!("its memory did not come back within {limit}")));
-        }
-        context.pause()?;
-    }
-}
-
-/// Makes the calls that request an unload, one to each of its places side by side, which are waited for
-/// no longer than one may take; an interruption ends the wait.
-fn request_unload(service: &Service, context: &Context) -> Result<Called<()>> {
-    let located = service.at(&context.before.managed(&service.name).addresses());
-    if located.is_empty() {
-        return Ok(Err(NoAnswer::other(NO_ADDRESS)));
-    }
-    let deadline = Instant::now() + UNLOAD_LIMIT + GRACE;
-    let calls = located.into_iter().filter_map(|it| Some((it.unload?, it.headers)));
-    let requesting = calls
-        .map(|(call, headers)| Aside::begin(move || server::unload(&call, &headers, UNLOAD_LIMIT)))
-        .collect::<Result<Vec<_>>>()?;
-    let answers = requesting.iter().map(|call| call.result_by(context.stop, deadline));
-    let answers: Vec<_> = answers.collect();
-    context.stop.check()?;
-    let silence = || Err(NoAnswer::silence("it is not answered in time"));
-    Ok(answers.into_iter().try_for_each(|answer| answer.unwrap_or_else(silence)))
 }

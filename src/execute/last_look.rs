@@ -6,7 +6,7 @@ use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::model::{Container, Manager, Mb, Observed, Pid, Presence, Service, Snapshot, State};
 use crate::notes::Notes;
-use crate::observe::{Ask, started_by};
+use crate::observe::{Ask, keeper_of_containers, started_by};
 use crate::plan::{Plan, StartHow};
 use crate::world::systemd;
 use crate::world::wait::wait;
@@ -143,17 +143,18 @@ fn told_of_return(service: &Service, back: &Observed, context: &Context) -> Fail
         Manager::Containers(_) => {
             let containers = &context.before.managed(name).containers;
             let policy = |one: &&Container| !matches!(one.setup.restart.as_str(), "" | "no");
-            match (containers.iter().find(policy), containers.first()) {
-                (Some(one), _) => (
+            match (keeper_of_containers(containers), containers.iter().find(policy)) {
+                (Some(keeper), _) => (keeper.to_string(), keeper.remedy()),
+                (None, Some(one)) => (
                     format!("the engine, by its restart policy {},", one.setup.restart),
                     one.without_restart(&context.config.docker, "no"),
                 ),
-                (None, first) => (
+                (None, None) => (
                     "something".to_owned(),
                     format!(
                         "see `{} events --filter container={}`",
                         context.config.docker,
-                        first.map_or(name.as_str(), |one| one.name.as_str())
+                        containers.first().map_or(name.as_str(), |one| one.name.as_str())
                     ),
                 ),
             }
@@ -162,9 +163,11 @@ fn told_of_return(service: &Service, back: &Observed, context: &Context) -> Fail
             return systemd::started_again(name, unit, *user, context.stop);
         }
     };
-    Failure::new(
-        Code::StopFailed,
-        format!("{name}: {who} started it again as soon as it was stopped"),
-    )
-    .hint(format!("{fix}; then run the command again"))
+    started_again(service, &who, &fix)
+}
+
+/// The failure of a service that somebody has started again, and what keeps them from it.
+pub fn started_again(service: &Service, who: &str, fix: &str) -> Failure {
+    let message = format!("{}: {who} started it again as soon as it was stopped", service.name);
+    Failure::new(Code::StopFailed, message).hint(format!("{fix}; then run the command again"))
 }

@@ -11,7 +11,6 @@ use crate::world::program;
 use crate::world::wait::Stop;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsStr;
-use std::fs;
 use std::iter;
 use std::path::Path;
 use std::thread;
@@ -267,7 +266,7 @@ fn home_of(container: &Container) -> Home {
 
 fn by_hand(leader: Pid, table: &ProcessTable) -> Home {
     let mut words = process::arguments(leader);
-    let cwd = fs::read_link(format!("/proc/{leader}/cwd")).ok();
+    let cwd = process::folder(leader);
     if let Some(program) = words.first_mut().filter(|program| !program.contains('/')) {
         // A virtual environment that was activated is not, where gpuctl starts it.
         let [environment, path] = process::variables(leader, ["VIRTUAL_ENV", "PATH"]);

@@ -99,6 +99,11 @@ pub const ENVIRONMENT: &[Fact] = &[
     ),
     fact(
         Topic::Any,
+        &["DOCKER_HOST", "DOCKER_CONTEXT", "CONTAINER_HOST"],
+        "Read by the clients of Docker and podman: the engine that gpuctl asks, too.",
+    ),
+    fact(
+        Topic::Any,
         &["NO_COLOR", "CLICOLOR_FORCE"],
         "If set: no colour at all; colour even if the output is not a terminal.",
     ),

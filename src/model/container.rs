@@ -47,6 +47,8 @@ pub struct ComposeFiles {
     pub files: Vec<PathBuf>,
     /// The folder that paths in them are relative to; `None`: that of the first file.
     pub folder: Option<PathBuf>,
+    /// The files with the values of variables in them; without any, compose takes `.env`.
+    pub env_files: Vec<PathBuf>,
 }
 
 /// A container as its engine describes it.
@@ -115,6 +117,8 @@ pub struct Setup {
     pub network: ContainerNetwork,
     pub bindings: Vec<PortBinding>,
     pub compose: Option<ComposeLabels>,
+    /// The unit that runs it, where podman was called by one.
+    pub unit: Option<String>,
 }
 
 /// The network that a container is in.

@@ -70,15 +70,21 @@ fn is_of(container: &Container, compose: &Compose) -> bool {
     container.setup.compose.as_ref().is_some_and(|labels| compose.has(labels))
 }
 
-/// The files of a project: those of the configuration, else those that its containers name; none where
-/// one of them is not there.
+/// The files of a project: those of the configuration, else those that its containers name, and with either
+/// the files of variables that these name; none where one of them is not there.
 fn files(compose: &Compose, all: &[Container]) -> Option<ComposeFiles> {
-    let labels = || all.iter().filter_map(|one| one.setup.compose.as_ref());
+    let mut labels = all.iter().filter_map(|one| one.setup.compose.as_ref());
+    let named = labels.find(|labels| labels.project == compose.project);
+    let named = named.map(|labels| labels.files.clone());
     let files = match compose.files.is_empty() {
-        false => ComposeFiles { files: compose.files.clone(), folder: None },
-        true => labels().find(|labels| labels.project == compose.project)?.files.clone(),
+        true => named?,
+        false => {
+            let env_files = named.map(|named| named.env_files).unwrap_or_default();
+            ComposeFiles { files: compose.files.clone(), folder: None, env_files }
+        }
     };
-    let are_there = !files.files.is_empty() && files.files.iter().all(|file| file.is_file());
+    let mut each = files.files.iter().chain(&files.env_files);
+    let are_there = !files.files.is_empty() && each.all(|file| file.is_file());
     are_there.then_some(files)
 }
 

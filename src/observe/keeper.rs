@@ -1,12 +1,13 @@
 //! Who may start a service again as soon as it is stopped: a supervisor, a loop in a script, a unit.
 
-use crate::model::Pid;
+use crate::model::{Container, Pid};
 use crate::redact::mask;
+use crate::world::docker;
 use crate::world::process::{self, Id, Process, ProcessTable};
 use std::collections::HashSet;
 use std::fmt;
 
-/// Somebody who looks after a process that gpuctl has not started.
+/// Somebody who looks after what gpuctl has not started.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Keeper {
     Parent { id: Id, command: String },
@@ -54,6 +55,22 @@ pub fn keeper_of(members: &[Pid], table: &ProcessTable) -> Option<Keeper> {
             _ => unit_of(process.pid).map(Keeper::Unit),
         }
     })
+}
+
+/// Who looks after one of these containers: the unit that podman names, or who runs a client that waits for its end.
+pub fn keeper_of_containers(containers: &[Container]) -> Option<Keeper> {
+    if let Some(unit) = containers.iter().find_map(|one| one.setup.unit.clone()) {
+        return Some(Keeper::Unit(unit));
+    }
+    let table = ProcessTable::read();
+    let runs = |it: &&Process| containers.iter().any(|one| docker::is_run_by(one, it));
+    let unit = |client: Pid| {
+        // By itself, or by a shell, which ends with it.
+        let is_by_init = table.ancestors(client).take(2).any(|pid| pid == 1);
+        unit_of(client).filter(|_| is_by_init).map(Keeper::Unit)
+    };
+    let mut clients = table.iter().filter(runs).map(|client| client.pid);
+    clients.find_map(|client| unit(client).or_else(|| keeper_of(&[client], &table)))
 }
 
 /// Who has started a process, where that can be told.

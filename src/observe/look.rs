@@ -3,6 +3,7 @@
 
 mod answering;
 mod contested;
+mod unit;
 
 use super::containers::contained;
 use super::evidence::{self, Scene};
@@ -16,15 +17,15 @@ use crate::model::{
 };
 use crate::redact::mask;
 use crate::world::docker::{Docker, Inspected};
-use crate::world::group;
 use crate::world::ports::{Listeners, local_port};
 use crate::world::process::{self, Process};
-use crate::world::systemd::{self, UnitView};
+use crate::world::systemd;
 use crate::world::wait::{Handle, Stop, wait};
 use std::cell::OnceCell;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::thread::{self, ScopedJoinHandle};
 use std::time::{Duration, Instant};
+use unit::{in_unit, with_containers};
 
 /// A look waits no longer than this for processes that are ending.
 const ENDING: Duration = Duration::from_secs(1);
@@ -129,10 +130,14 @@ pub fn look_by<'a>(
         let places = names.map(|(at, service)| (service.name.as_str(), at)).collect();
         let places: HashMap<&str, usize> = places;
         let mut presences = HashMap::new();
+        let all = OnceCell::new();
         for service in &services {
             let (presence, now) = match &service.manager {
                 Manager::Containers(which) => contained(which, &inspected, config, &engine),
-                Manager::Systemd { unit, user } => in_unit(unit, &units[usize::from(*user)]),
+                Manager::Systemd { unit, user } => {
+                    let told = || all.get_or_init(|| engine.all());
+                    with_containers(in_unit(unit, &units[usize::from(*user)]), &scene.table, told)
+                }
                 Manager::Native(_) => continue,
             };
             presences.insert(service.name.clone(), presence);
@@ -191,43 +196,6 @@ pub fn members(
         proven: members.iter().filter_map(|pid| table.get(*pid)).map(Process::id).collect(),
         unproven: unproven.map(|(_, pid)| *pid).collect(),
         keeper: keeper_of(&found, table),
-    }
-}
-
-/// Returns what systemd says of a unit, and where its processes are.
-fn in_unit(unit: &str, asked: &Result<HashMap<String, UnitView>>) -> (Presence, Managed) {
-    let nothing = || {
-        Presence::Unknown(Failure::new(
-            Code::Unavailable,
-            format!("systemctl show said nothing about {unit}"),
-        ))
-    };
-    match asked.as_ref().map(|shown| shown.get(unit)) {
-        Err(failure) => (Presence::Unknown(failure.clone()), Managed::default()),
-        Ok(None) => (nothing(), Managed::default()),
-        Ok(Some(UnitView { control_group, presence, socket, .. })) => {
-            let living = || -> Vec<Pid> {
-                let group = control_group.as_deref();
-                let ids = group.map_or_else(Vec::new, group::in_control_group);
-                ids.iter().map(|id| id.pid).collect()
-            };
-            let presence = match presence {
-                // It has ended, and left processes behind: KillMode=process, or a stop that failed.
-                Presence::Down(_) | Presence::Missing(_) if !living().is_empty() => {
-                    let trouble = Some(Trouble::Orphaned);
-                    Presence::Up(Running { pids: living(), trouble, ..Running::default() })
-                }
-                // One without a main process: a slice, or a command that has left a server behind.
-                Presence::Up(running) if running.pids.is_empty() => {
-                    Presence::Up(Running { pids: living(), ..running.clone() })
-                }
-                presence => presence.clone(),
-            };
-            let is_down = matches!(presence, Presence::Down(_));
-            let socket = socket.clone().filter(|_| is_down);
-            let control_groups = control_group.clone().into_iter().collect();
-            (presence, Managed { control_groups, socket, ..Managed::default() })
-        }
     }
 }
 

@@ -12,7 +12,7 @@ mod state;
 pub use adoption::adoptable;
 pub use containers::containers;
 pub use inquiry::{Ask, count_jobs};
-pub use keeper::{Keeper, started_by};
+pub use keeper::{Keeper, keeper_of_containers, started_by};
 use look::look_by;
 pub use look::{Look, Managers, Members, look, members};
 

@@ -156,12 +156,14 @@ impl Plan {
         self.evict.is_empty() && self.starts_nothing() && !self.awaits_dead
     }
 
-    /// Warns of containers that the engine removes when they end, and nobody makes anew; refuses to stop one that it is
-    /// to start again.
+    /// Warns of containers that the engine removes when they end, and nobody makes anew, as a unit does that runs one;
+    /// refuses to stop one that it is to start again.
     pub fn warn_of_removal(&mut self, snapshot: &Snapshot) -> Result<()> {
         for eviction in self.evict.iter().filter(|eviction| eviction.how != EvictHow::Unload) {
             let managed = snapshot.managed(&eviction.service);
-            let removed = managed.containers.iter().filter(|one| one.setup.is_removed_at_its_end);
+            let is_units = !managed.control_groups.is_empty();
+            let removed = managed.containers.iter();
+            let removed = removed.filter(|one| one.setup.is_removed_at_its_end && !is_units);
             let is_started = self.start.iter().any(|start| start.service == eviction.service);
             for container in removed {
                 let warning = format!(

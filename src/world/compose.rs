@@ -20,8 +20,10 @@ fn arguments(services: &[&Compose], files: &ComposeFiles, then: &[&str]) -> Vec<
     if let Some(folder) = &files.folder {
         words.extend(["--project-directory".to_owned(), folder.display().to_string()]);
     }
-    for file in &files.files {
-        words.extend(["--file".to_owned(), file.display().to_string()]);
+    for (option, files) in [("--env-file", &files.env_files), ("--file", &files.files)] {
+        for file in files {
+            words.extend([option.to_owned(), file.display().to_string()]);
+        }
     }
     words.push("up".to_owned());
     words.extend(then.iter().map(|word| (*word).to_owned()));

@@ -2,10 +2,12 @@
 //! messages differs between versions.
 
 mod acting;
+mod client;
 mod inspected;
 mod reason;
 
 pub use acting::Events;
+pub use client::{ENGINE_VARIABLES, is_client, is_run_by};
 pub use inspected::parse;
 
 use super::command::{self, Begun, Output};

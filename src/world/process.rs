@@ -223,6 +223,11 @@ pub fn words(text: &[u8]) -> Vec<String> {
     text.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect()
 }
 
+/// The folder that a process works in; `None` where we may not look.
+pub fn folder(pid: Pid) -> Option<PathBuf> {
+    fs::read_link(format!("/proc/{pid}/cwd")).ok()
+}
+
 /// Variables from the environment that a process was started with; none where we may not look.
 pub fn variables<const N: usize>(pid: Pid, names: [&str; N]) -> [Option<String>; N] {
     values(&read(pid, "environ").unwrap_or_default(), names)

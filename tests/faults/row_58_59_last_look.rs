@@ -97,6 +97,51 @@ fn a_return_is_told(pause: &str, command: &str) {
     assert!(supervisor.is_alive(), "{command}: ended a stranger\n{told}");
 }
 
+/// As a unit with Restart=always does whose command is `docker run`.
+#[test]
+fn row_59_who_runs_a_container_again_whenever_it_has_ended_is_named() {
+    let Some(rig) = Rig::with_docker() else { return };
+    let voice = rig.container("voice").vram(4000).phases([1]).add();
+    rig.set("phases.9", "nothing");
+    let name = rig.mark("keeps-it-alive");
+    let runs = format!("docker start --attach {} >/dev/null 2>&1", voice.mark());
+    let script = rig.file(&name, &format!("while :; do {runs}; sleep 1; done"));
+    let mut supervisor = rig.by_hand(&format!("sh {}", script.display()));
+    for command in ["stop voice", "prepare-phase 9", "stop voice --force"] {
+        until("it serves", || voice.is_healthy());
+        let (code, told) = rig.gpuctl(command).run().ended();
+        assert_eq!(code, Some(6), "{command}\n{told}");
+        assert!(told.contains(&name), "{command}: does not tell who does it\n{told}");
+        assert!(supervisor.is_alive(), "{command}: ended a stranger\n{told}");
+    }
+    until("it serves", || voice.is_healthy());
+    let (_, told) = rig.gpuctl("doctor --json").run().ended();
+    assert!(told.contains(&format!("sh {}) runs it", script.display())), "{told}");
+}
+
+/// As it is with a quadlet, whose container systemd runs again.
+#[test]
+fn row_59_the_unit_that_podman_names_is_told_where_its_container_is_back() {
+    let Some(rig) = Rig::with_docker() else { return };
+    let voice = rig.container("voice").not_installed().add();
+    let (name, card) = (voice.mark(), rig.card.folder().display());
+    rig.owns_container(name);
+    let words = format!(
+        "create --name {name} --label PODMAN_SYSTEMD_UNIT=voice.service --network host --env SIMGPU_DIR={card} \
+         --volume {card}:{card} {} /bin/simserver --name {name} --port {}",
+        rig.engine().image(),
+        voice.port()
+    );
+    rig.docker(&words.split_whitespace().collect::<Vec<_>>());
+    rig.gpuctl("start voice --quiet").run().succeeds();
+    let script = format!("while :; do docker start {name} >/dev/null; sleep 0.3; done");
+    let _systemd = rig.by_hand(&format!("sh {}", rig.file("systemd.sh", &script).display()));
+    let told = rig.gpuctl("stop voice").run().fails("stop_failed").stderr_text();
+    for part in ["the unit voice.service started it again", "`systemctl stop voice.service`"] {
+        assert!(told.contains(part), "{told}");
+    }
+}
+
 #[test]
 fn row_59_who_only_mentions_a_stopped_service_for_a_moment_has_not_brought_it_back() {
     let rig = Rig::new();

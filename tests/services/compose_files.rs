@@ -112,6 +112,18 @@ fn a_container_that_is_missing_is_made_from_the_files_that_the_others_name() {
     project.by_hand("down --timeout 5");
 }
 
+/// As `docker compose --env-file` has made the others.
+#[test]
+fn a_container_that_is_missing_is_made_with_the_variables_of_the_others() {
+    let Some(project) = Project::of_four("") else { return };
+    let text = std::fs::read_to_string(&project.file).unwrap();
+    project.rig.file("home/compose.yaml", &text.replace("--vram 20000", "--vram $COMFYUI_VRAM"));
+    let variables = project.rig.file("home/night.env", "COMFYUI_VRAM=20000\n");
+    project.by_hand(&format!("--env-file {} create vidi", variables.display()));
+    project.prepare(4);
+    project.by_hand("down --timeout 5");
+}
+
 #[test]
 fn without_compose_a_missing_container_is_not_found_before_anything_is_stopped_for_it() {
     let Some(project) = Project::of_four("files = ['FILE']") else { return };

@@ -9,6 +9,7 @@ use crate::model::{
 use serde::{Deserialize, Deserializer};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// What podman tells, in seconds, of a container that was given none.
@@ -250,6 +251,7 @@ impl InspectedContainer {
             },
             bindings: bindings(host.port_bindings.as_ref()),
             compose: compose_labels(&self.config.labels),
+            unit: self.config.labels.get("PODMAN_SYSTEMD_UNIT").cloned(),
         }
     }
 }
@@ -303,15 +305,19 @@ fn bindings(ports: Option<&Ports>) -> Vec<PortBinding> {
 
 fn compose_labels(labels: &BTreeMap<String, String>) -> Option<ComposeLabels> {
     let label = |name: &str| labels.get(&format!("com.docker.compose.{name}")).cloned();
-    let files = label("project.config_files").unwrap_or_default();
+    let files = |name: &str| -> Vec<PathBuf> {
+        let files = label(name).unwrap_or_default();
+        files.split(',').filter(|file| !file.is_empty()).map(Into::into).collect()
+    };
     let depends_on = label("depends_on").unwrap_or_default();
     Some(ComposeLabels {
         project: label("project")?,
         service: label("service")?,
         is_one_off: label("oneoff").is_some_and(|is| is.eq_ignore_ascii_case("true")),
         files: ComposeFiles {
-            files: files.split(',').filter(|file| !file.is_empty()).map(Into::into).collect(),
+            files: files("project.config_files"),
             folder: label("project.working_dir").map(Into::into),
+            env_files: files("project.environment_file"),
         },
         depends_on: depends_on.split(',').filter_map(dependency).collect(),
     })
