@@ -105,7 +105,7 @@ fn row_59_who_runs_a_container_again_whenever_it_has_ended_is_named() {
     rig.set("phases.9", "nothing");
     let name = rig.mark("keeps-it-alive");
     let runs = format!("docker start --attach {} >/dev/null 2>&1", voice.mark());
-    let script = rig.file(&name, &format!("while :; do {runs}; sleep 1; done"));
+    let script = rig.file(&name, &format!("while :; do {runs}; sleep 0.3; done"));
     let mut supervisor = rig.by_hand(&format!("sh {}", script.display()));
     for command in ["stop voice", "prepare-phase 9", "stop voice --force"] {
         until("it serves", || voice.is_healthy());
