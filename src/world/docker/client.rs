@@ -46,10 +46,21 @@ fn keeps(words: &[String], folder: impl Fn() -> Option<PathBuf>, container: &Con
         Some(project) => project == labels.project,
         None => labels.files.folder.is_some() && folder() == labels.files.folder,
     };
+    // Without names all services are meant; the value of an option, taken for a name, means none. What somebody
+    // has by `docker compose run` in the project is theirs.
+    let is_brought_up = |labels: &ComposeLabels| {
+        let names = words.iter().skip_while(|word| *word != "up").skip(1);
+        let names: Vec<&String> = names.filter(|word| !word.starts_with('-')).collect();
+        let is_named = names.is_empty() || names.contains(&&labels.service);
+        has(&["up"]) && is_named && !labels.is_one_off
+    };
     let verb = words.iter().find(|word| ["compose", "run", "start"].contains(&word.as_str()));
     match verb.map_or("", String::as_str) {
         _ if has(&["--detach", "-d"]) => false,
-        "compose" => has(&["up"]) && container.setup.compose.as_ref().is_some_and(is_its_project),
+        "compose" => {
+            let labels = container.setup.compose.as_ref();
+            labels.is_some_and(|labels| is_brought_up(labels) && is_its_project(labels))
+        }
         // What follows the image is the container's own affair, a `--name` too.
         "run" => after("--name").is_some_and(|(name, rest)| {
             *name == container.name
@@ -76,16 +87,24 @@ mod tests {
     fn a_client_keeps_the_container_that_it_names_and_waits_for() {
         let id = "c0ffee".repeat(10) + "c0ff";
         let labels = |name: &str| format!("com.docker.compose.{name}");
-        let said = json!([{"Id": id, "Name": "/ollama", "State": {}, "Config": {"Image": "docker.io/ollama/ollama:latest", "Labels": {
-            labels("project"): "llm",
-            labels("service"): "server",
-            labels("project.working_dir"): "/srv/llm",
-        }}}]);
-        let all = parse(said.to_string().as_bytes()).expect("what an engine says");
-        let keeps = |line: &str, folder: &str| {
-            let words: Vec<String> = line.split(' ').map(str::to_owned).collect();
-            keeps(&words, || Some(folder.into()), &all[0])
+        let image = "docker.io/ollama/ollama:latest";
+        let made = |one_off: &str| {
+            let labels = json!({
+                labels("project"): "llm",
+                labels("service"): "server",
+                labels("oneoff"): one_off,
+                labels("project.working_dir"): "/srv/llm",
+            });
+            let config = json!({"Image": image, "Labels": labels});
+            let said = json!([{"Id": id, "Name": "/ollama", "State": {}, "Config": config}]);
+            parse(said.to_string().as_bytes()).expect("what an engine says").remove(0)
         };
+        let of_service = made("False");
+        let keeps_it = |line: &str, folder: &str, container: &Container| {
+            let words: Vec<String> = line.split(' ').map(str::to_owned).collect();
+            keeps(&words, || Some(folder.into()), container)
+        };
+        let keeps = |line: &str, folder: &str| keeps_it(line, folder, &of_service);
         for line in [
             "docker run --rm --name ollama ollama/ollama serve",
             "docker --context it run --name=ollama docker.io/ollama/ollama:latest",
@@ -111,10 +130,13 @@ mod tests {
             "docker compose up llm",
             "docker compose -p llm up -d",
             "docker compose -p llm logs",
+            "docker compose -p llm up other",
+            "docker compose -p llm up --timeout 9",
         ] {
             assert!(!keeps(line, "/"), "{line}");
         }
         assert!(keeps("docker compose up", "/srv/llm"));
         assert!(!keeps("docker compose -p other up", "/srv/llm"));
+        assert!(!keeps_it("docker compose up", "/srv/llm", &made("True")));
     }
 }
