@@ -24,6 +24,7 @@ use crate::exit::Code;
 use crate::redact::mask;
 use crate::world::clock::SinceBoot;
 use crate::world::wait::{Aside, Stop, wait};
+use explain::is_interruption;
 use redis::{Client, Cmd, Connection, RedisError, Value};
 use std::time::{Duration, Instant};
 
@@ -185,7 +186,7 @@ impl Redis {
         let wake = self.beside(&format!("wake:{}", claim.record.token));
         command.arg(wake).arg(LISTEN.as_secs());
         let client = self.client.clone();
-        Aside::begin(move || command.query(&mut client.get_connection_with_timeout(CALL_LIMIT)?))
+        Aside::begin(move || command.query(&mut connect(&client, CALL_LIMIT)?))
     }
 }
 
@@ -197,7 +198,7 @@ fn exchange(
 ) -> Exchange {
     let connected = match connection {
         Some(connection) => Ok(connection),
-        None => client.get_connection_with_timeout(limit).and_then(introduce),
+        None => connect(client, limit).and_then(introduce),
     };
     match connected {
         Ok(mut connection) => {
@@ -206,6 +207,17 @@ fn exchange(
             (is_usable.then_some(connection), true, answer)
         }
         Err(e) => (None, false, Err(e)),
+    }
+}
+
+/// While it sets up a connection, the library takes for the connection's end what the kernel tells each read with a limit
+/// once this process has been stopped and continued; see signal(7).
+fn connect(client: &Client, limit: Duration) -> redis::RedisResult<Connection> {
+    loop {
+        match client.get_connection_with_timeout(limit) {
+            Err(e) if is_interruption(&e) => {}
+            connected => return connected,
+        }
     }
 }
 

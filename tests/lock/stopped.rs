@@ -1,6 +1,6 @@
 //! Others who are stopped (Ctrl-Z, SIGSTOP) while they wait for the lock; and others who lock its file.
 
-use rig::{Rig, Running, Signal, on_both, until};
+use rig::{Rig, Running, Signal, on_both, state, until};
 
 fn waiting(rig: &Rig, command: &str) -> Running {
     let waiter = rig.gpuctl(command).spawn();
@@ -44,4 +44,18 @@ fn a_process_that_has_locked_the_file_and_is_no_gpuctl_is_waited_for_and_named()
     let next = waiting(&rig, "lock acquire next --wait 50");
     drop(other);
     next.wait().succeeds().stderr_has(&named).stdout_has("\n");
+}
+
+#[test]
+fn who_is_stopped_and_continued_while_it_connects_to_redis_goes_on() {
+    let rig = Rig::new();
+    let Some(redis) = rig.lock_in_redis() else { return };
+    redis.signal(Signal::STOP);
+    let asking = rig.gpuctl("lock status").spawn();
+    until("its answer is waited for", || redis.has_unread());
+    asking.signal(Signal::STOP);
+    until("it has stopped", || state(asking.pid()) == Some('T'));
+    redis.signal(Signal::CONT);
+    asking.signal(Signal::CONT);
+    asking.wait().succeeds().stdout("free\n");
 }

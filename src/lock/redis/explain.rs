@@ -6,6 +6,17 @@ use crate::error::Failure;
 use crate::exit::Code;
 use crate::redact::mask;
 use redis::{ErrorKind, RedisError};
+use std::error::Error;
+use std::io;
+use std::sync::Arc;
+
+/// Whether a call was broken off by a signal; the library keeps the system's error behind an `Arc`.
+pub(super) fn is_interruption(error: &RedisError) -> bool {
+    let shared =
+        error.source().and_then(|source| source.downcast_ref::<Arc<dyn Error + Send + Sync>>());
+    let system = shared.and_then(|error| error.downcast_ref::<io::Error>());
+    system.is_some_and(|error| error.kind() == io::ErrorKind::Interrupted)
+}
 
 impl Redis {
     pub(super) fn unavailable(&self, why: &str) -> Failure {

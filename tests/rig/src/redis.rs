@@ -108,6 +108,15 @@ impl Redis {
         stdout
     }
 
+    /// Whether somebody has sent what it has not read yet; see proc_net(5).
+    pub fn has_unread(&self) -> bool {
+        let port = format!(":{:04X}", self.port());
+        let sockets = fs::read_to_string("/proc/net/tcp").unwrap();
+        sockets.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).any(|line| {
+            line[1].ends_with(&port) && line[3] == "01" && !line[4].ends_with(":00000000")
+        })
+    }
+
     /// Whether it answers, and has loaded what it had saved.
     pub fn is_ready(&self) -> bool {
         self.redis_cli().arg("PING").output().unwrap().stdout == b"PONG\n"
