@@ -211,11 +211,14 @@ fn exchange(
 }
 
 /// While it sets up a connection, the library takes for the connection's end what the kernel tells each read with a limit
-/// once this process has been stopped and continued; see signal(7).
+/// once this process has been stopped and continued; see signal(7). The limit is that of all tries together: who asks does
+/// not wait any longer, and a question that nobody waits for is not to be asked.
 fn connect(client: &Client, limit: Duration) -> redis::RedisResult<Connection> {
+    let deadline = Instant::now() + limit;
     loop {
-        match client.get_connection_with_timeout(limit) {
-            Err(e) if is_interruption(&e) => {}
+        let left = deadline.saturating_duration_since(Instant::now());
+        match client.get_connection_with_timeout(left) {
+            Err(e) if is_interruption(&e) && Instant::now() < deadline => {}
             connected => return connected,
         }
     }
