@@ -275,6 +275,32 @@ fn a_container_that_is_being_removed_is_waited_for_and_gone_is_as_good_as_stoppe
 }
 
 #[test]
+fn a_forced_stop_waits_for_a_removal_that_has_begun() {
+    let Some(rig) = Rig::with_docker() else { return };
+    if !Path::new("/bin/busybox").exists() {
+        return rig::skip_or_fail("busybox", "busybox for the image");
+    }
+    let voice = rig.mark("voice");
+    rig.owns_container(&voice);
+    // Their removal takes longer than a call of the client.
+    let files = "i=0; while [ $i -lt 20000 ]; do : >/f$i; i=$((i+1)); done; echo; exec sleep 1000";
+    let create = ["run", "--detach", "--rm", "--network", "none", "--name", &voice];
+    rig.docker(&[&create[..], &[rig.engine().image(), "/bin/sh", "-c", files]].concat());
+    until("its files are written", || !rig.docker(&["logs", &voice]).is_empty());
+    rig.set(
+        "services.voice",
+        toml::toml! { type = "docker" container = (voice.as_str()) vram_mb = 1 },
+    );
+    // It ends just before it is killed.
+    let next = "PATH=${PATH#*:}; if [ $1 = kill ]; then docker \"$@\"; fi; exec docker \"$@\"";
+    rig.program("docker", next);
+    let stopped = rig.gpuctl("stop voice --force --json").run().succeeds().ignores_stderr().json();
+    assert_eq!(stopped["stopped"], json!(["voice"]));
+    let filter = format!("name={voice}");
+    assert_eq!(rig.docker(&["ps", "--all", "--quiet", "--filter", &filter]), "");
+}
+
+#[test]
 fn what_the_client_has_said_counts_before_its_end() {
     // Docker's own client ends so soon after its answer that nobody sees which is waited for.
     let rig = Rig::new();

@@ -18,9 +18,10 @@ const NOTING: Duration = Duration::from_millis(500);
 const REMEMBERED: usize = 256;
 /// The engine may take this long beyond the time it was told, and for calls without one.
 const ENGINE_LIMIT: Duration = Duration::from_secs(15);
-/// An engine that is away is asked again after this time at first, and then after longer ones.
-const SHORTEST_ABSENCE: Duration = Duration::from_millis(100);
-const LONGEST_ABSENCE: Duration = Duration::from_secs(1);
+/// An engine that is away, or has yet to end what it does to a container, is asked again after this time
+/// at first, and then after longer ones.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// What is done to containers.
 struct Deed<'a> {
@@ -86,7 +87,7 @@ impl Docker<'_> {
         let all = |failure: &Failure| containers.iter().map(|_| Err(failure.clone())).collect();
         let arguments = [deed.words, &["--"], containers].concat();
         let deadline = Instant::now() + deed.limit;
-        let mut absence = SHORTEST_ABSENCE;
+        let mut pause = SHORTEST_PAUSE;
         let mut unreached = None;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -105,13 +106,17 @@ impl Docker<'_> {
             let why = reason::reason(&output);
             let told = self.inspect(containers.to_vec(), &[])();
             let is_away = told.trouble.as_ref().is_some_and(|it| it.code == Code::Unavailable);
-            if (is_away || reason::is_away(&why)) && Instant::now() + absence < deadline {
-                log::debug!("the engine is away: {why}");
-                wait(&[], self.stop, Instant::now() + absence);
+            // Of one that is being removed the engine says that it does not run, and not yet that it is gone.
+            let is_leaving =
+                told.containers.iter().any(|one| matches!(one.presence, Presence::Stopping(_)));
+            let may_pass = is_away || reason::is_away(&why) || is_leaving && !is_forbidden(&why);
+            if may_pass && Instant::now() + pause < deadline {
+                log::debug!("the engine is asked again: {why}");
+                wait(&[], self.stop, Instant::now() + pause);
                 if let Err(stopped) = self.stop.check() {
                     return all(&stopped);
                 }
-                absence = (absence * 2).min(LONGEST_ABSENCE);
+                pause = (pause * 2).min(LONGEST_PAUSE);
                 unreached = told.trouble.filter(|_| is_away).or(unreached);
                 continue;
             }
