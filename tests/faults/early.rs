@@ -19,6 +19,11 @@ fn the_log_of_a_container_that_fails_is_of_this_start_only() {
     assert_eq!(code, Some(5), "{told}");
     assert!(told.contains("out of memory"), "{told}");
     assert!(!told.contains(": ready"), "it quotes the earlier start\n{told}");
+    // An engine may note a start, and tell of it, when the container has long spoken.
+    let late = "sleep 2; exec date -u '+[\"%FT%T.%NZ\", \"\"]'";
+    let late = format!("case \"$*\" in 'container inspect --format '*) {late} ;; esac");
+    rig.program("docker", &format!("{late}\nPATH=${{PATH#*:}} exec docker \"$@\""));
+    rig.gpuctl("start voice --quiet").run().fails("start_failed").stderr_has("out of memory");
 }
 
 /// Started by a gpuctl that was killed, and waited for by the next.

@@ -146,9 +146,10 @@ impl Docker<'_> {
     /// not start it, and all that there is belongs to an earlier start. `watched` is for how long it has
     /// been waited for.
     pub fn log_tail(&self, container: &str, watched: Duration) -> Vec<String> {
+        // Taken before the engine is asked: how long that takes is not part of `watched`.
+        let begun = host::now().saturating_sub(watched).unwrap_or_default();
         let Some(started) = self.started_at(container) else { return Vec::new() };
         // The engine notes a start when the container may have spoken already.
-        let begun = host::now().saturating_sub(watched).unwrap_or(started);
         let noted = started.saturating_sub(NOTING).unwrap_or(started);
         let since = if started >= begun { begun } else { noted }.to_string();
         let arguments = ["logs", "--since", &since, "--tail", "15", "--", container];
