@@ -52,7 +52,9 @@ impl Budget {
     /// Parses the text of its file. A figure that nobody can have booked makes it invalid.
     pub fn parse(text: &str) -> Option<Budget> {
         let budget: Budget = serde_json::from_str(text).ok()?;
-        (0.0..=MOST).contains(&budget.seconds_used).then_some(budget)
+        let is_possible = |seconds: &f64| (0.0..=MOST).contains(seconds);
+        (is_possible(&budget.seconds_used) && budget.runs.values().all(is_possible))
+            .then_some(budget)
     }
 
     /// Books what a run may cost, or in its place what it has cost.

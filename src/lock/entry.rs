@@ -13,6 +13,7 @@ use crate::config::Config;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::world::clock::SinceBoot;
+use crate::world::host;
 use crate::world::wait::{Stop, wait};
 use std::time::{Duration, Instant};
 
@@ -94,16 +95,21 @@ impl Entry<'_> {
                         let held = self.machine.held_beyond(&obstacle, ahead.count == 0)?;
                         (Obstacle::Here(obstacle), Busy { held, ahead: 0, is_elsewhere: false })
                     }
-                    None => match self.try_redis()? {
-                        Ok(valid_until) => {
-                            self.machine.go_in(&self.claim.holder, &mut self.claim.record)?;
-                            return Ok(valid_until);
+                    None => {
+                        // Whoever reads the record wants to know since when others are kept out,
+                        // not since when the holder has wanted the lock.
+                        self.claim.record.since = host::now();
+                        match self.try_redis()? {
+                            Ok(valid_until) => {
+                                self.machine.go_in(&self.claim.holder, &mut self.claim.record)?;
+                                return Ok(valid_until);
+                            }
+                            Err(refused) => {
+                                self.machine.step_back()?;
+                                refused
+                            }
                         }
-                        Err(refused) => {
-                            self.machine.step_back()?;
-                            refused
-                        }
-                    },
+                    }
                 },
             };
             busy.ahead += ahead.count;

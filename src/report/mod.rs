@@ -101,7 +101,7 @@ pub fn print_text(text: &str) -> Result<()> {
 pub fn print_part(text: &str) -> Result<bool> {
     match write(text) {
         Ok(()) => Ok(true),
-        Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(false),
+        Err(e) if is_gone(&e) => Ok(false),
         Err(e) => Err(unprinted(&e)),
     }
 }

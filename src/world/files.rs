@@ -159,7 +159,8 @@ pub fn append_line(path: &Path, line: &str) -> Result<()> {
 
 /// Adds a whole line to a file, which stays there once this returns, also when the machine loses its power.
 pub fn append_line_durably(path: &Path, line: &str) -> Result<()> {
-    append(path, line)?.sync_all()
+    append(path, line)?.sync_all()?;
+    sync_folder(path)
 }
 
 fn append(path: &Path, line: &str) -> Result<File> {

@@ -4,6 +4,7 @@ use rig::{LOCK_KEY, Rig, on_both, unconfigured_or_skip, until};
 use serde_json::{Value, json};
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 fn hostname() -> String {
     rustix::system::uname().nodename().to_str().unwrap().to_owned()
@@ -289,6 +290,22 @@ fn status_of_a_free_lock_and_of_a_held_one() {
         // What `status` shows of it; the fence is for `lock status`.
         let shown = rig.gpuctl("status --json").run().succeeds().json()["lock"].take();
         assert_eq!((&shown["holder"], &shown["backend"]), (&json!("me"), &backend));
+    });
+}
+
+#[test]
+fn a_holder_that_had_to_wait_is_shown_since_it_has_the_lock() {
+    on_both(|rig, _| {
+        let token = rig.acquire("first --ttl 1h");
+        let second = rig.gpuctl("lock acquire second --wait 50").spawn();
+        until("it waits", || second.stderr().contains("waiting for the GPU lock"));
+        let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+        let asked = now();
+        until("the next second", || now() > asked);
+        rig.release(&token);
+        second.wait().succeeds().progress().text();
+        let since = rig.lock_held()["since"].as_u64().unwrap();
+        assert!(since > asked, "asked at {asked} and has it since {since}");
     });
 }
 

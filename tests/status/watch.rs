@@ -2,6 +2,8 @@
 
 use rig::{Display, Rig, Running, Signal, on_terminal, state, until};
 use serde_json::{Value, json};
+use std::io::Read;
+use std::net::TcpListener;
 
 const SIZE: (u16, u16) = (24, 80);
 const ENTER: &str = "\x1b[?1049h\x1b[?25l\x1b[?7l\x1b[H\x1b[2J";
@@ -256,6 +258,21 @@ fn a_reader_that_has_seen_enough_ends_it_without_a_word() {
     }
     let full = rig.shell("gpuctl status --watch 0.1 >/dev/full").run();
     full.fails("io").stderr_has("cannot write to stdout");
+}
+
+#[test]
+fn a_reader_whose_connection_breaks_off_ends_it_without_a_word() {
+    let rig = with_vidi();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let script = format!("exec gpuctl status --watch 0.1 >/dev/tcp/127.0.0.1/{port}");
+    let watch = rig.shell("exec bash -c \"$SCRIPT\"").env("SCRIPT", script).spawn();
+    let (mut reader, _) = listener.accept().unwrap();
+    // The reader closes with data unread, which breaks the connection off.
+    let mut first = [0];
+    reader.read_exact(&mut first).unwrap();
+    drop(reader);
+    watch.wait().succeeds();
 }
 
 #[test]
