@@ -9,7 +9,7 @@ use crate::exit::Code;
 use crate::model::{
     Container, ContainerNetwork, GpuAccess, Health, Manager, Presence, Service, Snapshot, is_podman,
 };
-use crate::observe::keeper_of_containers;
+use crate::observe::supervisor_of_containers;
 use crate::world::docker::{Docker, Engine};
 use crate::world::ports::local_port;
 use crate::world::program;
@@ -266,10 +266,10 @@ fn ports(service: &Service, container: &Container, engine: &Engine) -> Check {
 
 fn restart(container: &Container, client: &str) -> Check {
     let id = CheckId::DockerRestart;
-    if let Some(keeper) = keeper_of_containers(std::slice::from_ref(container)) {
+    if let Some(supervisor) = supervisor_of_containers(std::slice::from_ref(container)) {
         let message =
-            format!("{keeper} runs it, and may start it again when gpuctl has stopped it");
-        return Check::warn(id, message, keeper.remedy());
+            format!("{supervisor} runs it, and may start it again when gpuctl has stopped it");
+        return Check::warn(id, message, supervisor.remedy());
     }
     let message = match container.setup.restart.as_str() {
         "always" if is_podman(client) => {

@@ -11,7 +11,9 @@ use crate::config::{Config, Span};
 use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::model::{Containers, Managed, Manager, Mb, Native, Pid, Presence, Service};
-use crate::observe::{Keeper, Members, containers, gpu_pids, keeper_of_containers, members};
+use crate::observe::{
+    Members, Supervisor, containers, gpu_pids, members, supervisor_of_containers,
+};
 use crate::plan::{EvictHow, Eviction};
 use crate::step::{Action, Step};
 use crate::world::ending::{FirstMove, end};
@@ -22,7 +24,7 @@ use unload::{Footprint, LIMIT as UNLOAD_LIMIT, Unloaded, ask_to_unload};
 
 /// A service that somebody looks after is watched this long for its return. Most supervisors
 /// wait a second or three.
-const KEEPER_LIMIT: Duration = Duration::from_secs(4);
+const SUPERVISOR_LIMIT: Duration = Duration::from_secs(4);
 /// systemd may take this long to notice that a unit was killed.
 const KILLED_LIMIT: Duration = Duration::from_secs(10);
 
@@ -86,7 +88,7 @@ fn stop(eviction: &Eviction, batches: &Batches<bool>, context: &Context) -> Resu
         Manager::Containers(which) => {
             let cut = drain::cut_off(eviction, context)?;
             let managed = context.before.managed(&service.name);
-            let keeper = keeper_of_containers(&managed.containers);
+            let supervisor = supervisor_of_containers(&managed.containers);
             let stop = |services: &[&Service]| match drain::once_more(services, force, context) {
                 Ok(_) => contained::stop(services, force, context),
                 Err(failure) => services.iter().map(|_| Err(failure.clone())).collect(),
@@ -95,8 +97,8 @@ fn stop(eviction: &Eviction, batches: &Batches<bool>, context: &Context) -> Resu
                 Some(batch) => batch.result(&service.name, stop)?,
                 None => stop(&[service]).remove(0)?,
             };
-            if let Some(keeper) = keeper {
-                see_containers_stay_gone(service, which, &keeper, context)?;
+            if let Some(supervisor) = supervisor {
+                see_containers_stay_gone(service, which, &supervisor, context)?;
             }
             let limit = contained::stop_limit(service, managed);
             let killing = killed.then(|| format!("not gone within {}, killed", Span(limit)));
@@ -142,7 +144,7 @@ fn end_leftovers(
         _ => Ok(()),
     };
     if systemd::is_started_again(unit, user, context.stop) {
-        let deadline = Instant::now() + KEEPER_LIMIT;
+        let deadline = Instant::now() + SUPERVISOR_LIMIT;
         while Instant::now() < deadline {
             see_it_down()?;
             context.pause()?;
@@ -174,7 +176,7 @@ fn stop_native(eviction: &Eviction, native: &Native, context: &Context) -> Resul
     let members = |known: &[process::Id]| {
         members(context.config, &context.before.managed, &service.name, known, &on_gpu)
     };
-    let Members { proven: targets, unproven: bystanders, keeper } = members(&[]);
+    let Members { proven: targets, unproven: bystanders, supervisor } = members(&[]);
     let cut = drain::cut_off(eviction, context)?;
     drain::once_more(&[service], force, context)?;
     let begun = Instant::now();
@@ -198,51 +200,51 @@ fn stop_native(eviction: &Eviction, native: &Native, context: &Context) -> Resul
     let limit = service.stop_timeout.saturating_sub(begun.elapsed());
     let killed = end(&service.name, || members(&targets).proven, first, limit, context.stop)?;
     forget_starts(service, context.config);
-    if let Some(keeper) = keeper {
-        see_it_stay_gone(service, &keeper, &bystanders, || members(&[]), context)?;
+    if let Some(supervisor) = supervisor {
+        see_it_stay_gone(service, &supervisor, &bystanders, || members(&[]), context)?;
     }
     let killing = killed.then(|| format!("not gone within {}, killed", Span(service.stop_timeout)));
     Ok(joined([cut, note, killing]))
 }
 
-/// Watches for a while whether a service that has a keeper comes back.
+/// Watches for a while whether a service that has a supervisor comes back.
 fn see_it_stay_gone(
     service: &Service,
-    keeper: &Keeper,
+    supervisor: &Supervisor,
     bystanders: &[Pid],
     members: impl Fn() -> Members,
     context: &Context,
 ) -> Result<()> {
-    let deadline = Instant::now() + KEEPER_LIMIT;
-    while keeper.is_there() && Instant::now() < deadline {
+    let deadline = Instant::now() + SUPERVISOR_LIMIT;
+    while supervisor.is_there() && Instant::now() < deadline {
         let Members { proven, unproven, .. } = members();
         let is_new = |pid: &&Pid| !bystanders.contains(pid);
         let back =
             proven.first().map(|id| id.pid).or_else(|| unproven.iter().find(is_new).copied());
         if let Some(pid) = back {
             let message = format!(
-                "{}: {keeper} started it again as soon as it was stopped, as process {pid}",
+                "{}: {supervisor} started it again as soon as it was stopped, as process {pid}",
                 service.name
             );
             return Err(Failure::new(Code::StopFailed, message)
-                .hint(format!("{}; then run the command again", keeper.remedy())));
+                .hint(format!("{}; then run the command again", supervisor.remedy())));
         }
         context.pause()?;
     }
     Ok(())
 }
 
-/// Watches for a while whether containers that have a keeper come back.
+/// Watches for a while whether containers that have a supervisor come back.
 fn see_containers_stay_gone(
     service: &Service,
     which: &Containers,
-    keeper: &Keeper,
+    supervisor: &Supervisor,
     context: &Context,
 ) -> Result<()> {
     let begun = Instant::now();
-    while keeper.is_there() && begun.elapsed() < KEEPER_LIMIT {
+    while supervisor.is_there() && begun.elapsed() < SUPERVISOR_LIMIT {
         if let (Presence::Up(_), _) = containers(which, context.config, context.stop) {
-            return Err(started_again(service, &keeper.to_string(), &keeper.remedy()));
+            return Err(started_again(service, &supervisor.to_string(), &supervisor.remedy()));
         }
         let pause = (begun.elapsed() / 4).clamp(SHORTEST, LONGEST);
         wait(&[], context.stop, Instant::now() + pause);

@@ -6,7 +6,7 @@ use crate::error::{Failure, Result};
 use crate::exit::Code;
 use crate::model::{Container, Manager, Mb, Observed, Pid, Presence, Service, Snapshot, State};
 use crate::notes::Notes;
-use crate::observe::{Ask, keeper_of_containers, started_by};
+use crate::observe::{Ask, started_by, supervisor_of_containers};
 use crate::plan::{Plan, StartHow};
 use crate::world::systemd;
 use crate::world::wait::wait;
@@ -137,14 +137,14 @@ fn told_of_return(service: &Service, back: &Observed, context: &Context) -> Fail
     let pid = back.pids().first().copied().or(back.unproven.first().map(|one| one.pid));
     let (who, fix) = match &service.manager {
         Manager::Native(_) => match pid.and_then(started_by) {
-            Some(keeper) => (keeper.to_string(), keeper.remedy()),
+            Some(supervisor) => (supervisor.to_string(), supervisor.remedy()),
             None => ("something".to_owned(), format!("see `ps -fp {}`", pid.unwrap_or_default())),
         },
         Manager::Containers(_) => {
             let containers = &context.before.managed(name).containers;
             let policy = |one: &&Container| !matches!(one.setup.restart.as_str(), "" | "no");
-            match (keeper_of_containers(containers), containers.iter().find(policy)) {
-                (Some(keeper), _) => (keeper.to_string(), keeper.remedy()),
+            match (supervisor_of_containers(containers), containers.iter().find(policy)) {
+                (Some(supervisor), _) => (supervisor.to_string(), supervisor.remedy()),
                 (None, Some(one)) => (
                     format!("the engine, by its restart policy {},", one.setup.restart),
                     one.without_restart(&context.config.docker, "no"),

@@ -7,8 +7,8 @@ mod unit;
 
 use super::containers::contained;
 use super::evidence::{self, Scene};
-use super::keeper::{Keeper, keeper_of};
 use super::ownership::{Ownership, Panes};
+use super::supervisor::{Supervisor, supervisor_of};
 use crate::config::Config;
 use crate::error::{Failure, Result};
 use crate::exit::Code;
@@ -170,7 +170,7 @@ pub struct Members {
     /// Those that may be its own as well.
     pub unproven: Vec<Pid>,
     /// Who may start it again.
-    pub keeper: Option<Keeper>,
+    pub supervisor: Option<Supervisor>,
 }
 
 /// The processes of a native service now, where `known` ones and all that comes from them count as
@@ -188,14 +188,14 @@ pub fn members(
     let ownership = scene.ownership(config, managed, &known);
     let table = &scene.table;
     let members = ownership.members(at);
-    // What gpuctl has started has no other keeper.
+    // What gpuctl has started has no other supervisor.
     let is_found = |pid: &Pid| ownership.of(*pid).is_some_and(|it| it.proof == Proof::Match);
     let found: Vec<Pid> = members.iter().copied().filter(is_found).collect();
     let unproven = ownership.unproven.iter().filter(|(of, _)| *of == at);
     Members {
         proven: members.iter().filter_map(|pid| table.get(*pid)).map(Process::id).collect(),
         unproven: unproven.map(|(_, pid)| *pid).collect(),
-        keeper: keeper_of(&found, table),
+        supervisor: supervisor_of(&found, table),
     }
 }
 

@@ -4,17 +4,17 @@ mod adoption;
 mod containers;
 mod evidence;
 mod inquiry;
-mod keeper;
 mod look;
 mod ownership;
 mod state;
+mod supervisor;
 
 pub use adoption::adoptable;
 pub use containers::containers;
 pub use inquiry::{Ask, count_jobs};
-pub use keeper::{Keeper, keeper_of_containers, started_by};
 use look::look_by;
 pub use look::{Look, Managers, Members, look, members};
+pub use supervisor::{Supervisor, started_by, supervisor_of_containers};
 
 use crate::config::Config;
 use crate::error::Result;

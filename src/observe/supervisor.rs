@@ -9,76 +9,78 @@ use std::fmt;
 
 /// Somebody who looks after what gpuctl has not started.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Keeper {
+pub enum Supervisor {
     Parent { id: Id, command: String },
     Unit(String),
 }
 
-impl Keeper {
+impl Supervisor {
     /// Whether it may still act.
     pub fn is_there(&self) -> bool {
         match self {
-            Keeper::Parent { id, .. } => id.is_alive(),
-            Keeper::Unit(_) => true,
+            Supervisor::Parent { id, .. } => id.is_alive(),
+            Supervisor::Unit(_) => true,
         }
     }
 
     /// Returns what keeps it from acting.
     pub fn remedy(&self) -> String {
         match self {
-            Keeper::Parent { id, .. } => format!("stop process {} first", id.pid),
-            Keeper::Unit(unit) => format!(
+            Supervisor::Parent { id, .. } => format!("stop process {} first", id.pid),
+            Supervisor::Unit(unit) => format!(
                 "stop it with `systemctl stop {unit}`, and let gpuctl do so: type = \"systemd\", unit = \"{unit}\""
             ),
         }
     }
 }
 
-impl fmt::Display for Keeper {
+impl fmt::Display for Supervisor {
     /// "process 12 (bash loop.sh)"
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Keeper::Parent { id, command } => write!(f, "process {} ({command})", id.pid),
-            Keeper::Unit(unit) => write!(f, "the unit {unit}"),
+            Supervisor::Parent { id, command } => write!(f, "process {} ({command})", id.pid),
+            Supervisor::Unit(unit) => write!(f, "the unit {unit}"),
         }
     }
 }
 
-/// The keeper of these processes, if they have one outside of them.
-pub fn keeper_of(members: &[Pid], table: &ProcessTable) -> Option<Keeper> {
+/// The supervisor of these processes, if they have one outside of them.
+pub fn supervisor_of(members: &[Pid], table: &ProcessTable) -> Option<Supervisor> {
     let own: HashSet<&Pid> = members.iter().collect();
     let callers = table.callers();
     members.iter().filter_map(|pid| table.get(*pid)).find_map(|process| {
         match table.get(process.parent) {
             Some(parent) if own.contains(&parent.pid) => None,
-            Some(parent) if parent.pid != 1 && !callers.contains(&parent.pid) => kept_by(parent),
-            _ => unit_of(process.pid).map(Keeper::Unit),
+            Some(parent) if parent.pid != 1 && !callers.contains(&parent.pid) => {
+                supervised_by(parent)
+            }
+            _ => unit_of(process.pid).map(Supervisor::Unit),
         }
     })
 }
 
 /// Who looks after one of these containers: the unit that podman names, or who runs a client that waits for its end.
-pub fn keeper_of_containers(containers: &[Container]) -> Option<Keeper> {
+pub fn supervisor_of_containers(containers: &[Container]) -> Option<Supervisor> {
     if let Some(unit) = containers.iter().find_map(|one| one.setup.unit.clone()) {
-        return Some(Keeper::Unit(unit));
+        return Some(Supervisor::Unit(unit));
     }
     let table = ProcessTable::read();
     let runs = |it: &&Process| containers.iter().any(|one| docker::is_run_by(one, it));
     let unit = |client: Pid| {
         // By itself, or by a shell, which ends with it.
         let is_by_init = table.ancestors(client).take(2).any(|pid| pid == 1);
-        unit_of(client).filter(|_| is_by_init).map(Keeper::Unit)
+        unit_of(client).filter(|_| is_by_init).map(Supervisor::Unit)
     };
     let mut clients = table.iter().filter(runs).map(|client| client.pid);
-    clients.find_map(|client| unit(client).or_else(|| keeper_of(&[client], &table)))
+    clients.find_map(|client| unit(client).or_else(|| supervisor_of(&[client], &table)))
 }
 
 /// Who has started a process, where that can be told.
-pub fn started_by(pid: Pid) -> Option<Keeper> {
-    keeper_of(&[pid], &ProcessTable::read())
+pub fn started_by(pid: Pid) -> Option<Supervisor> {
+    supervisor_of(&[pid], &ProcessTable::read())
 }
 
-fn kept_by(parent: &Process) -> Option<Keeper> {
+fn supervised_by(parent: &Process) -> Option<Supervisor> {
     let words = process::arguments(parent.pid);
     // What an orphan is given to, and a shell at which somebody sits, start nothing of themselves.
     let is_idle = matches!(parent.name.as_str(), "systemd" | "gpuctl")
@@ -86,7 +88,7 @@ fn kept_by(parent: &Process) -> Option<Keeper> {
         || words.len() < 2
         || words.first().is_some_and(|name| name.starts_with('-'));
     let command = mask(&words.join(" "));
-    (!is_idle).then(|| Keeper::Parent { id: parent.id(), command })
+    (!is_idle).then(|| Supervisor::Parent { id: parent.id(), command })
 }
 
 /// The unit whose control group a process is in, and gpuctl is not.
