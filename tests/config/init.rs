@@ -1,5 +1,6 @@
-//! `gpuctl config init`: what it finds on a machine, and that what it writes is valid, finds nothing else, and leaves
-//! doctor nothing to say against it. Other tests' processes are on this machine too, so each looks for its own.
+//! Tests of `gpuctl config init`: what it finds on a machine, and that what it writes is valid,
+//! finds nothing else, and gives doctor nothing to fail. Other tests' processes are on this machine
+//! too, so each test looks for its own.
 
 use rig::{Rig, apart, docker_client_or_skip, until, with_room};
 use serde_json::Value;
@@ -7,7 +8,8 @@ use std::fs;
 use std::time::Instant;
 use toml::Table;
 
-/// What init writes of this machine, and the services in it.
+/// Returns what init writes on this machine, and the services in it; asserts that the text is valid
+/// and gives no warning.
 #[track_caller]
 fn init(rig: &Rig) -> (String, Table) {
     let path = rig.path("found.toml");
@@ -20,7 +22,7 @@ fn init(rig: &Rig) -> (String, Table) {
     (text, services.and_then(|all| all.as_table().cloned()).unwrap_or_default())
 }
 
-/// The one service in which this text stands under that key.
+/// Returns the name and the table of the one service that has this text under this key.
 #[track_caller]
 fn found(services: &Table, key: &str, text: &str) -> (String, Table) {
     let has = |service: &toml::Value| {
@@ -33,7 +35,8 @@ fn found(services: &Table, key: &str, text: &str) -> (String, Table) {
     (name.clone(), service.as_table().unwrap().clone())
 }
 
-/// Doctor looks at each of these services that init has written, and fails none of them, nor anything of the machine.
+/// Asserts that doctor looks at each of these services, which init has written, and fails neither
+/// them nor anything of the machine.
 #[track_caller]
 fn doctor_has_nothing_red(rig: &Rig, names: &[&str]) {
     let path = rig.path("found.toml");
@@ -142,7 +145,7 @@ fn that_containers_could_not_be_asked_for_is_told_where_there_is_who_could_be_as
     if !docker_client_or_skip() {
         return;
     }
-    // Its engine is not there.
+    // Docker's client is there, but its engine is not.
     let text = written(rig.gpuctl("config init --force"));
     let why = "# Containers could not be asked for: Docker cannot be reached";
     assert!(text.contains(why), "{text}");
@@ -199,7 +202,7 @@ fn containers_and_a_compose_project_are_found_by_the_engine() {
     assert!(name.starts_with("tts"), "{name}");
 }
 
-/// Who listens there for the engine is no server.
+/// The process that listens on the port for the engine is no server.
 #[test]
 fn a_port_that_a_container_publishes_is_that_containers_alone() {
     let Some(rig) = Rig::with_docker() else { return };
@@ -255,7 +258,8 @@ fn containers_that_are_stopped_are_found_by_their_image_or_their_card_and_told_a
         "[services.{name_of_tts}]\n# A guess: it is stopped, and its container may use the card."
     );
     assert!(text.contains(&guess), "{text}");
-    // Another has its port now, so it is not told to be found there.
+    // Another process has this container's port now, so the container is not said to be found
+    // there.
     let (name_of_taken, found_taken) = found(&services, "container", &taken);
     assert!(found_taken.get("url").is_none(), "{found_taken:?}");
     assert!(!text.contains(&web), "{text}");
@@ -280,7 +284,7 @@ fn a_unit_that_does_not_run_is_found_by_its_name_and_by_the_most_that_was_seen_o
     assert!(text.contains("vram_mb = 4096"), "{text}");
     doctor_has_nothing_red(&rig, &["ollama"]);
 
-    // What a unit holds is told by its control group.
+    // What a unit holds is only known by its control group.
     if !rig.systemd().has_control_groups() {
         return;
     }
@@ -300,7 +304,8 @@ fn the_box_of_the_seeds_is_found_as_a_whole() {
     if !rig.has_python() || !rig.systemd().has_control_groups() {
         return;
     }
-    // ComfyUI by hand in an environment of Python's, a container that runs, one that is stopped, a unit.
+    // The box has ComfyUI, started by hand in a Python environment, a container that runs, one that
+    // is stopped, and a unit.
     let port = rig.port();
     let server = format!("{} --name {} --vram 9000", rig.simserver(), rig.mark("comfy"));
     let words = format!("{server} --api comfyui --port {port}");
@@ -341,7 +346,6 @@ fn a_unit_is_found_by_its_control_group() {
     let rig = Rig::new();
     let unit = rig.unit("ollama").vram(6000).server("--api ollama").add();
     if !rig.systemd().has_control_groups() {
-        eprintln!("SKIPPED: control groups cannot be made here");
         return;
     }
     rig.gpuctl("start ollama --quiet").run().succeeds();

@@ -1,14 +1,16 @@
-//! A crowd of strangers of all kinds beside services with careless patterns, and every acting command in every state of
-//! those, at random: the crowd is found alive afterwards, to the last one (rows 52 and 53).
+//! Test of a crowd of strangers of all kinds beside services with careless patterns: every acting
+//! command runs in random states of the services, and the crowd is alive afterwards, to the last
+//! process (rows 52 and 53).
 
-use rig::{Rig, Service, Signal, apart, signal, until};
+use rig::{Dice, Rig, Service, Signal, apart, signal, until};
 use std::collections::BTreeMap;
 use std::fs;
 use std::time::{Duration, Instant};
 
 const ROUNDS: usize = 50;
 
-/// Two hundred processes; each pattern finds some of them. What needs a program that is missing is left out.
+/// Script that starts two hundred processes, some of which each pattern finds. Processes that need
+/// a missing program are left out.
 const CROWD: &str = r#"
 as() { ( exec -a "$@" ) </dev/null >/dev/null 2>&1 & }
 have() { command -v "$1" >/dev/null; }
@@ -45,7 +47,8 @@ echo complete
 exec sleep 10000
 "#;
 
-/// PID and start time of all that lives here, with its command line.
+/// Returns PID and start time of every process here that is neither dead nor stopped, with its
+/// command line.
 fn everyone() -> BTreeMap<(i32, String), String> {
     let pids = fs::read_dir("/proc")
         .unwrap()
@@ -62,23 +65,12 @@ fn everyone() -> BTreeMap<(i32, String), String> {
     .collect()
 }
 
-/// The numbers of a seed, so that a round can be played again.
-struct Dice(u64);
-
-impl Dice {
-    fn choose<'a, T>(&mut self, among: &'a [T]) -> &'a T {
-        self.0 =
-            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        &among[(self.0 >> 33) as usize % among.len()]
-    }
-}
-
 #[derive(Clone, Copy, Debug)]
 enum Situation {
     Down,
     Started,
     ByHand,
-    /// Its server is killed, and its worker lives on.
+    /// The server is killed, and its worker lives on.
     HalfDead,
 }
 
@@ -117,7 +109,8 @@ const COMMANDS: [&str; 19] = [
 fn bring_about(rig: &Rig, service: &Service, name: &str, situation: Situation) {
     match situation {
         Situation::Down => return,
-        // Before the pattern gets careless: all that it finds would be in the way of the start.
+        // The service is started before its pattern becomes careless: all that such a pattern finds
+        // would be in the way of the start.
         Situation::Started => {
             rig.gpuctl(&format!("start {name} --quiet")).run().succeeds();
         }
@@ -146,7 +139,8 @@ fn clear_away(rig: &Rig, services: &[&Service]) {
     });
 }
 
-/// Whether a command that is done has made a service serve, or not, as it was to.
+/// Reports whether a service that `serves`, or does not, is as this command promises when it
+/// succeeds.
 fn promised(command: &str, name: &str, serves: bool) -> bool {
     let phase = if name == "vidi" { "1" } else { "2" };
     match command.split_once(' ').map_or((command, ""), |(verb, rest)| (verb, rest)) {
@@ -164,7 +158,7 @@ fn row_52_a_crowd_of_two_hundred_survives_every_command_in_every_state_of_carele
     apart(|rig| {
         let seed = std::env::var("GPUCTL_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
         let seed = seed.unwrap_or(52);
-        let mut dice = Dice(seed);
+        let mut dice = Dice::seeded(seed);
         let service = |name, phase| {
             let draft = rig.native(name).phases([phase]).server("--double-fork").vram(2000);
             let service = draft.set("start_timeout", "2s").set("stop_timeout", "1s").add();
@@ -193,7 +187,7 @@ fn row_52_a_crowd_of_two_hundred_survives_every_command_in_every_state_of_carele
                 && rig.card.used_mb() == 2000
         });
         let (mut crowd, mut since) = (everyone(), Instant::now());
-        // Some come by way of a script that is replaced a moment later.
+        // Some of the crowd begin as a script that is replaced a moment later.
         until("nothing has changed for a second", || {
             let before = std::mem::replace(&mut crowd, everyone());
             if before != crowd {
@@ -204,15 +198,15 @@ fn row_52_a_crowd_of_two_hundred_survives_every_command_in_every_state_of_carele
         assert!(crowd.len() >= 200, "only {} in the crowd", crowd.len());
 
         for round in 0..ROUNDS {
-            let (first, second) = dice.choose(&PATTERNS);
-            let situations = [*dice.choose(&SITUATIONS), *dice.choose(&SITUATIONS)];
+            let (first, second) = dice.one_of(&PATTERNS).unwrap();
+            let situations = [dice.one_of(&SITUATIONS).unwrap(), dice.one_of(&SITUATIONS).unwrap()];
             for (name, service) in [("vidi", &vidi), ("comfyui", &comfyui)] {
                 rig.set(&format!("services.{name}.match"), service.mark());
             }
             bring_about(rig, &vidi, "vidi", situations[0]);
             bring_about(rig, &comfyui, "comfyui", situations[1]);
-            rig.set("services.vidi.match", *first);
-            rig.set("services.comfyui.match", *second);
+            rig.set("services.vidi.match", first);
+            rig.set("services.comfyui.match", second);
             let command = COMMANDS[round % COMMANDS.len()];
             let (code, told) = rig.gpuctl(command).run().ended();
             let round = format!(
