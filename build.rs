@@ -1,5 +1,6 @@
-//! Links what unwinds the stack into the program, and into the simulated card's library. As a library of its own, which
-//! Rust's asks for by the name of gcc_s, it takes a tenth of a millisecond of each start.
+//! Links the stack unwinder statically into gpuctl and into the library of the simulated card. As a
+//! library of its own, which Rust's standard library asks for by the name of gcc_s, it would cost a
+//! tenth of a millisecond at each start.
 
 use std::path::Path;
 use std::{env, fs};
@@ -9,7 +10,8 @@ use std::{env, fs};
     reason = "cargo tells a build script everything in its environment"
 )]
 fn main() {
-    // Nothing else changes what it does; without a word on that, cargo would run it whenever any file has changed.
+    // Nothing but this variable changes what the script does. Without this line, cargo would run
+    // the script whenever any file has changed.
     println!("cargo::rerun-if-env-changed=CARGO_CFG_TARGET_ENV");
     if env::var("CARGO_CFG_TARGET_ENV").as_deref() == Ok("gnu") {
         let folder = env::var("OUT_DIR").expect("cargo names it");

@@ -1,4 +1,5 @@
-//! What clap knows of an argument, in the words in which completion and manual ask for it.
+//! What clap knows of an argument, in the words in which completion, the manual and HTTP ask for
+//! it.
 
 use clap::{Arg, ArgGroup, Command};
 
@@ -6,17 +7,17 @@ pub fn takes_value(argument: &Arg) -> bool {
     argument.get_num_args().is_some_and(|count| count.takes_values())
 }
 
-/// It may also stand without its value.
+/// Reports whether an option may also stand without its value.
 pub fn may_do_without(argument: &Arg) -> bool {
     argument.get_num_args().is_some_and(|count| count.min_values() == 0)
 }
 
-/// It takes as many values as there are.
+/// Reports whether an argument takes more than one value.
 pub fn is_list(argument: &Arg) -> bool {
     argument.get_num_args().is_some_and(|count| count.max_values() > 1)
 }
 
-/// They cannot be given together.
+/// Reports whether two arguments of a command cannot be given together.
 pub fn exclude(command: &Command, one: &Arg, other: &Arg) -> bool {
     let names = |one: &Arg, other: &Arg| {
         let conflicts = command.get_arg_conflicts_with(one);

@@ -1,4 +1,5 @@
-//! What was typed: clap types only. Meaning (sizes, names, defaults) is given further on.
+//! The command line as it was typed: clap types only. Sizes, names and defaults are resolved
+//! elsewhere.
 
 mod acting;
 mod canary;
@@ -60,17 +61,17 @@ pub struct Global {
     pub verbose: u8,
 }
 
-// The options of a command are looked at when it is the one that was typed.
+// Deferred, so that a command's options are built only if it is the one that was typed.
 #[derive(Debug, Subcommand)]
 #[command(defer = true)]
 pub enum Command {
     /// Show VRAM, GPU processes and the state of each service
     ///
-    /// Everything is read afresh: the driver, Docker, systemd, the process table, the health checks,
-    /// the lock. What cannot be read is shown as such; the rest is shown all the same.
+    /// Everything is read anew: the driver, Docker, systemd, the process table, the health checks,
+    /// the lock. What cannot be read is shown as unknown; the rest is still shown.
     #[command(after_long_help = examples::STATUS)]
     Status(StatusArgs),
-    /// Tell by the exit code whether a size or a service fits now
+    /// Report by the exit code whether a size or a service fits now
     ///
     /// It fits (exit code 0) if what is free, less the margin, is at least the size. A service
     /// counts with its declared vram_mb. Nothing is stopped and nothing is reserved.
@@ -78,9 +79,9 @@ pub enum Command {
     CanFit(CanFitArgs),
     /// Stop what a phase does not need, start what it needs, wait until it is ready
     ///
-    /// Memory counts as free when the driver shows it back, a service as ready when its health
-    /// check says so. A plan that cannot work is refused before anything is stopped. A phase that
-    /// needs no service releases the whole card.
+    /// Memory counts as free once the driver reports it as free, and a service as ready once its
+    /// health check passes. A plan that cannot work is refused before anything is stopped. A phase
+    /// that needs no service releases the whole card.
     #[command(after_long_help = examples::PREPARE_PHASE)]
     PreparePhase(PreparePhaseArgs),
     /// Make one service ready, stopping lower priorities only as far as needed
@@ -91,14 +92,14 @@ pub enum Command {
     Start(StartArgs),
     /// Stop one service, then make it ready as `start` does
     ///
-    /// It is stopped in whatever state it is, also when it is stuck. Where it could not be started
-    /// again, nothing is stopped.
+    /// It is stopped whatever its state, even if it is stuck. If it could not be started again,
+    /// nothing is stopped.
     #[command(after_long_help = examples::RESTART)]
     Restart(RestartArgs),
     /// Stop services and wait for their VRAM
     ///
-    /// They are asked to end, killed after their stop_timeout, and gone when the driver shows their
-    /// memory back.
+    /// They are asked to end, killed after their stop_timeout, and count as stopped once the driver
+    /// reports their memory as free.
     #[command(after_long_help = examples::STOP)]
     Stop(StopArgs),
     /// Stop every managed service
@@ -106,34 +107,35 @@ pub enum Command {
     ReleaseAll(ReleaseAllArgs),
     /// Give back the memory of services that have not worked for a while
     ///
-    /// A service is idle since it was last seen with jobs, or its processes at work on the card, or since
-    /// it came up. Each call looks and notes what it sees, so it is meant for a timer. It evicts what is idle
-    /// for --after, or else for the service's own `idle`, by unloading or stopping it as its `evict` says.
-    /// A service of which it cannot be told whether it works is never idle. Nothing is evicted while
-    /// another holds the GPU lock (exit code 75).
+    /// A service is idle from the time when it was last seen with jobs or at work on the card, or
+    /// when it came up. Each call looks and records what it sees, so run it from a timer. It evicts
+    /// the services that have been idle for --after, or else for their own `idle`, by unloading or
+    /// stopping them as their `evict` says. A service is never idle if it cannot be determined
+    /// whether it works. Nothing is evicted while another holds the GPU lock (exit code 75).
     #[command(after_long_help = examples::RELEASE_IDLE)]
     ReleaseIdle(ReleaseIdleArgs),
     /// Run a command under the GPU lock, with a service or phase made ready for it
     ///
     /// Nobody else changes anything on the GPU while the command runs. Its exit code is passed on,
     /// and the services keep running. --vram makes room for a command that is no service. With
-    /// --restore, what was stopped or unloaded is made ready again afterwards, under the lock all
-    /// along: exit code 5 where the command gave 0 and that failed. If the lock is lost, the command is ended (TERM, --grace,
-    /// KILL). In its environment: GPUCTL_LOCK_TOKEN, with which gpuctl commands that it calls act
-    /// under the same lock; GPUCTL_FENCE, a number that rises with every holder; GPUCTL_SERVICE.
+    /// --restore, what was stopped or unloaded is made ready again afterwards, still under the
+    /// lock; if that fails although the command succeeded, the exit code is 5. If the lock is lost,
+    /// the command is ended (TERM, --grace, KILL). Its environment has GPUCTL_LOCK_TOKEN, so that
+    /// gpuctl commands that it calls act under the same lock; GPUCTL_FENCE, a number that rises
+    /// with every holder; and GPUCTL_SERVICE.
     #[command(after_long_help = examples::RUN)]
     Run(RunArgs),
     /// Tie processes that were started by hand to a native service
     ///
-    /// From then on they, and whatever they start, count as proven to be the service's: it is shown as
-    /// running, and stopping it stops them. Either all of them are adopted or none. Processes of
-    /// another service, of a container and the caller's own are refused.
+    /// From then on these processes, and all that they start, count as proven to be the service's:
+    /// it is shown as running, and stopping it stops them. Either all of them are adopted or none.
+    /// Processes of another service, of a container and the caller's own are refused.
     #[command(after_long_help = examples::ADOPT)]
     Adopt(AdoptArgs),
     /// Show what a service has printed
     ///
-    /// The log that gpuctl keeps of a native service, a container's by `docker logs`, a unit's by
-    /// `journalctl`.
+    /// It shows the log that gpuctl keeps of a native service, `docker logs` of a container, or
+    /// `journalctl` of a unit.
     #[command(after_long_help = examples::LOGS)]
     Logs(LogsArgs),
     /// Take, give back and show the GPU lock
@@ -141,21 +143,22 @@ pub enum Command {
     Lock(LockCommand),
     /// Answer one HTTP request from stdin on stdout
     ///
-    /// This is what systemd (Accept=yes), systemd-socket-activate --accept --inetd and inetd call for each
-    /// connection, so that no daemon is needed. GET /openapi.json lists the endpoints. Unless [http] token or
-    /// token_file is configured, only this machine may ask, and no page of another site.
+    /// systemd (Accept=yes), systemd-socket-activate --accept --inetd or inetd calls this for each
+    /// connection, so that no daemon is needed. GET /openapi.json lists the endpoints. Unless a
+    /// token or token_file is configured under [http], only this machine may ask, and no page of
+    /// another site.
     #[command(after_long_help = examples::HTTP)]
     Http,
     /// Try a changed configuration of production before it is promoted
     ///
     /// The trial takes the place of production for a bounded time, in a maintenance window, within
-    /// a budget of downtime; production comes back also when gpuctl is killed in the middle.
+    /// a budget of downtime; production comes back even if gpuctl is killed in the middle.
     #[command(subcommand, after_long_help = examples::CANARY)]
     Canary(CanaryCommand),
     /// Check every precondition, and say how to fix what fails
     ///
-    /// Exit code 1 if anything fails. It changes no service, takes no lock, and works without a
-    /// configuration too. The ids of the checks never change.
+    /// The exit code is 1 if anything fails. It changes no service, does not take the GPU lock, and
+    /// works without a configuration too. The ids of the checks never change.
     #[command(after_long_help = examples::DOCTOR)]
     Doctor,
     /// Show what gpuctl did, when, and how it ended
@@ -177,7 +180,7 @@ pub enum Command {
     /// One page per command, gpuctl(1) for the whole, and gpuctl.toml(5) for the configuration.
     #[command(after_long_help = examples::MAN)]
     Man(ManArgs),
-    /// Say what may stand at the end of a command line; the completion scripts call it
+    /// List what may come next on a command line; the completion scripts call it
     #[command(hide = true)]
     Complete(CompleteArgs),
     /// Bring production back when the gpuctl of a trial is gone; `canary run` starts it
@@ -216,6 +219,6 @@ pub struct CompleteArgs {
 
 #[derive(Debug, Args)]
 pub struct CompanionArgs {
-    /// Whose companion it is
+    /// PID of the gpuctl that it watches
     pub of: i32,
 }

@@ -1,7 +1,7 @@
-//! What a shell may offer at the end of a command line, told from the clap types and the names in
-//! the configuration. It reads that file and nothing else of the world. Ours, since clap_complete's
-//! engine knows neither what contradicts the words before, nor the file that `--config` names,
-//! nor a command after `--`.
+//! What a shell may offer at the end of a command line, by the clap types and the names in the
+//! configuration, which is the only file that is read. clap_complete's engine is not used, since it
+//! knows neither what contradicts the words before, nor the file that `--config` names, nor a
+//! command after `--`.
 
 use crate::arguments::{exclude, is_list, may_do_without, takes_value};
 use crate::config::{Bound, Config, Environment, Selector};
@@ -10,18 +10,19 @@ use clap::builder::StyledStr;
 use clap::{Arg, ArgAction, Command, ValueHint};
 use std::path::Path;
 
-/// One of these may come next on the command line.
+/// What may come next on the command line.
 pub enum Offer {
     Values(Vec<Suggestion>),
-    /// Any path; the shell knows how to offer these.
+    /// Any path; the shell knows how to offer paths.
     Files,
     /// A command line of its own, after `--`.
     Command,
 }
 
+/// A value that a shell offers.
 pub struct Suggestion {
     pub value: String,
-    /// It says in a few words what the value is.
+    /// What the value is, in a few words.
     pub about: String,
 }
 
@@ -31,8 +32,8 @@ impl Suggestion {
     }
 }
 
-/// `words` are the command line up to the cursor, the program's name first, the word that is being
-/// typed last.
+/// Returns what may stand at the cursor. `words` are the command line up to there, the program's
+/// name first, the word that is being typed last.
 pub fn offer(mut root: Command, words: &[String], environment: &Environment) -> Offer {
     root.build();
     let Some((word, before)) = words.split_last() else { return Offer::Values(Vec::new()) };
@@ -40,7 +41,7 @@ pub fn offer(mut root: Command, words: &[String], environment: &Environment) -> 
     let is_option = word.starts_with('-') && !line.is_escaped;
     let assigned = word.split_once('=').filter(|_| is_option);
     let assigned = assigned.and_then(|(name, _)| Some((format!("{name}="), line.option(name)?)));
-    // A list may go on or be over; what may do without a value has none.
+    // A word that begins with `-` ends a list, or follows an option whose value was left out.
     let next = line.awaiting.filter(|option| !(is_option && line.has(option)));
     let (prefix, argument) = match (next, assigned) {
         (None, Some((prefix, option))) => (prefix, Some(option)),
@@ -65,14 +66,14 @@ pub fn offer(mut root: Command, words: &[String], environment: &Environment) -> 
     Offer::Values(candidates)
 }
 
-/// The words before the cursor, as far as they can be understood.
+/// The command line before the cursor, as far as it can be understood.
 struct Line<'a> {
     command: &'a Command,
     /// The arguments with their values, in the order in which they were typed.
     arguments: Vec<(&'a Arg, &'a str)>,
     /// The option whose value comes next.
     awaiting: Option<&'a Arg>,
-    /// Whether the word stands after `--`.
+    /// Whether the word at the cursor stands after `--`.
     is_escaped: bool,
 }
 
@@ -113,7 +114,7 @@ impl<'a> Line<'a> {
         self.arguments.extend(self.positional().map(|argument| (argument, word)));
     }
 
-    /// `--name`, or the last one of `-abc`.
+    /// Finds the option `--name`, or the one of the last letter in `-abc`.
     fn option(&self, name: &str) -> Option<&'a Arg> {
         let command: &'a Command = self.command;
         command.get_arguments().find(|argument| match name.strip_prefix("--") {
@@ -122,7 +123,7 @@ impl<'a> Line<'a> {
         })
     }
 
-    /// The positional argument whose turn it is.
+    /// Returns the positional argument whose turn it is.
     fn positional(&self) -> Option<&'a Arg> {
         let command: &'a Command = self.command;
         let open =
@@ -135,12 +136,12 @@ impl<'a> Line<'a> {
         self.arguments.iter().any(|(typed, _)| typed.get_id() == argument.get_id())
     }
 
-    /// It does not contradict what was typed.
+    /// Reports whether an argument does not contradict what was typed.
     fn suits(&self, argument: &Arg) -> bool {
         !self.arguments.iter().any(|(typed, _)| exclude(self.command, typed, argument))
     }
 
-    /// A command, or the argument whose turn it is.
+    /// Offers the commands, and the values of the positional argument whose turn it is.
     fn next(&self, environment: &Environment) -> Offer {
         let commands = self.command.get_subcommands().filter(|command| !command.is_hide_set());
         let mut candidates: Vec<Suggestion> = commands
@@ -157,7 +158,7 @@ impl<'a> Line<'a> {
         Offer::Values(candidates)
     }
 
-    /// The command's own come first.
+    /// Offers the options that may still be given, the command's own before the global ones.
     fn options(&self) -> Vec<Suggestion> {
         let repeats =
             |argument: &Arg| matches!(argument.get_action(), ArgAction::Append | ArgAction::Count);
@@ -174,7 +175,8 @@ impl<'a> Line<'a> {
             .collect()
     }
 
-    /// Returns what an argument can be; known by what its value is called in the help.
+    /// Offers the values of an argument. Their kind is known by what the value is called in the
+    /// help.
     fn values(&self, argument: &Arg, environment: &Environment) -> Offer {
         if argument.is_last_set() {
             return Offer::Command;
@@ -200,7 +202,7 @@ impl<'a> Line<'a> {
             "KEY=VALUE" => parameters,
             _ => return Offer::Values(Vec::new()),
         };
-        // Where the configuration is broken, there is nothing to offer, and no place to complain.
+        // If the configuration is broken, there is nothing to offer, and no place to complain.
         let mut candidates = self.config(environment).as_ref().map(names).unwrap_or_default();
         candidates.retain(|candidate| {
             !self.arguments.iter().any(|(typed, value)| {
@@ -212,13 +214,13 @@ impl<'a> Line<'a> {
 
     fn config(&self, environment: &Environment) -> Option<Config> {
         let named = self.arguments.iter().find(|(argument, _)| argument.get_id() == "config");
-        // As the shell will, which has not yet replaced anything.
+        // `~` and variables are replaced here, since the shell has not replaced anything yet.
         let path = named.map(|(_, path)| environment.expand(path).unwrap_or((*path).to_owned()));
         Config::load(path.as_deref().map(Path::new), None, environment).ok()
     }
 }
 
-/// The beginning of a help text, without the default.
+/// Returns a help text on one line, up to the default in it.
 fn about(help: Option<&StyledStr>) -> String {
     let help = help.map(|help| help.to_string().replace('\n', " ")).unwrap_or_default();
     help.split(" [default").next().unwrap_or_default().to_owned()
@@ -247,7 +249,7 @@ fn phases(config: &Config) -> Vec<Suggestion> {
     named.chain(numbered).collect()
 }
 
-/// Those that the configuration speaks of: to list all, the driver would have to be asked.
+/// Offers the cards that the configuration names: to list all, the driver would have to be asked.
 fn cards(config: &Config) -> Vec<Suggestion> {
     let about = match config.gpu.selector {
         Selector::Index(_) => "gpu.index",

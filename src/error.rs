@@ -6,14 +6,15 @@ use std::fmt;
 
 pub type Result<T> = std::result::Result<T, Failure>;
 
+/// Why something could not be done, for people and for scripts.
 #[derive(Clone, Debug)]
 pub struct Failure {
     pub code: Code,
-    /// It says what failed, on what, and why, and reads after "gpuctl: ".
+    /// What failed, on what, and why; reads after "gpuctl: ".
     pub message: String,
-    /// Each line says something to do next.
+    /// What to do next, one suggestion per line.
     pub hints: Vec<String>,
-    /// Facts for programs, under `error.details`.
+    /// Facts for programs, shown under `error.details` in JSON.
     pub details: Box<Map<String, Value>>,
 }
 
@@ -22,7 +23,7 @@ impl Failure {
         Failure { code, message: message.into(), hints: Vec::new(), details: Box::default() }
     }
 
-    /// What nobody foresaw: a fault of gpuctl's own, which exits 70.
+    /// Returns the failure for what nobody foresaw: a fault of gpuctl's own, which exits 70.
     pub fn bug(what: impl fmt::Display) -> Self {
         Failure::new(Code::Internal, what.to_string())
             .hint("this is a bug in gpuctl; please report it with the command and its output")

@@ -3,7 +3,7 @@
 
 use signal_hook::consts::SIGINT;
 
-/// Why a command ended without having done what was asked; `meaning` says it for each.
+/// Why a command ended without having done what was asked; `meaning` explains each code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Code {
     Usage,
@@ -16,7 +16,7 @@ pub enum Code {
     Io,
     LockBusy,
     ServiceBusy,
-    /// It is refused by this limit of the canary.
+    /// A trial is refused by the canary's limit of this name.
     NotNow(&'static str),
     LockLost,
     Permission,
@@ -24,12 +24,13 @@ pub enum Code {
     Timeout,
     NotExecutable,
     CommandNotFound,
-    /// It was ended by this signal.
+    /// The command was ended by the signal with this number.
     Interrupted(i32),
 }
 
 impl Code {
-    /// All that a command without a command of its own may end with.
+    /// The codes with which a command that is offered over HTTP may fail: all but those of `run`'s
+    /// command, the canary's limits and signals.
     pub const ALL: &[Code] = &[
         Code::Usage,
         Code::InsufficientVram,
@@ -47,7 +48,8 @@ impl Code {
         Code::Timeout,
     ];
 
-    /// The code's exit status, its `error.code` in JSON, and what users are told it means.
+    /// Returns the code's exit status, its `error.code` in JSON, and the sentence that explains it
+    /// to users.
     fn row(self) -> (u8, &'static str, &'static str) {
         match self {
             Code::Usage => (2, "usage", "Bad command line."),
@@ -108,12 +110,12 @@ impl Code {
         }
     }
 
-    /// The process's exit status.
+    /// Returns the exit status of the process.
     pub fn status(self) -> u8 {
         self.row().0
     }
 
-    /// The HTTP status that follows from the exit status.
+    /// Returns the HTTP status that follows from the exit status.
     pub fn http_status(self) -> u16 {
         match self.status() {
             2 => 400,
@@ -127,32 +129,33 @@ impl Code {
         }
     }
 
-    /// `error.code` of the JSON output.
+    /// Returns the `error.code` of the JSON output.
     pub fn name(self) -> &'static str {
         self.row().1
     }
 
-    /// Returns what users are told it means.
+    /// Returns the sentence that explains the code to users.
     pub fn meaning(self) -> &'static str {
         self.row().2
     }
 }
 
-/// A command that did its work says one of these by its exit status.
+/// What a command that did its work says by its exit status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// Done, already so, or yes: 0.
+    /// Done, already so, or yes: exit status 0.
     Yes,
-    /// The answer is no: 1.
+    /// The answer is no: exit status 1.
     No,
-    /// `run` passes on what its command ended with, `status --watch` the signal that ended it.
+    /// The exit status of the command of `run`, or of the signal that ended `status --watch`.
     Passed(u8),
-    /// Its command was ended by Ctrl-C: a shell has to see the same of us, or its script goes on.
+    /// The command of `run` was ended by Ctrl-C. gpuctl then ends by SIGINT itself: a shell has to
+    /// see that, or its script goes on.
     Interrupted,
 }
 
 impl Answer {
-    /// The process's exit status, as a shell sees it.
+    /// Returns the exit status of the process as a shell sees it.
     pub fn status(self) -> u8 {
         match self {
             Answer::Yes => 0,

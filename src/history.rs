@@ -1,6 +1,6 @@
-//! The event log: what gpuctl did, when, and how it ended. One line of JSON an event, in a file
-//! of the state folder that every call appends to, so that a call that was killed has left its
-//! steps too.
+//! The event log: what gpuctl did, when, and how it ended. Every call appends its events, one line
+//! of JSON each, to a file in the state folder as they happen, so that a call that was killed has
+//! left its steps too.
 
 use crate::config::Config;
 use crate::error::{Failure, Result};
@@ -15,15 +15,17 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// A file of this size, in bytes, is followed by a new one, and the one before it is given up.
+/// Size in bytes at which the log's file is put aside and a new one begun. The file that was put
+/// aside before is given up.
 const FILE_LIMIT: u64 = 1024 * 1024;
-/// Others may keep the log from us for this long; a line is written within a millisecond.
+/// How long to wait for another process that has locked the log; a line is written within a
+/// millisecond.
 const LOCK_LIMIT: Duration = Duration::from_secs(2);
 
 #[derive(Serialize, Deserialize)]
 struct LogLine {
     time: Timestamp,
-    /// The call that it belongs to.
+    /// ID of the call that the event belongs to.
     run: String,
     #[serde(flatten)]
     what: What,
@@ -35,7 +37,7 @@ enum What {
     Begin {
         command: String,
         subject: String,
-        /// Who does it, to tell whether it is still at work.
+        /// Process of the call, by which it is known whether the call is still at work.
         by: Option<process::Id>,
         boot: String,
     },
@@ -47,7 +49,7 @@ enum What {
     },
 }
 
-/// One call, as the log has it.
+/// One call of gpuctl, as the event log has it.
 #[derive(Clone, Debug, Serialize)]
 pub struct Run {
     pub run: String,
@@ -55,7 +57,7 @@ pub struct Run {
     pub subject: String,
     pub began: Timestamp,
     pub state: RunState,
-    /// The time that the run has taken so far.
+    /// How long the call took, or `None` if it has not ended.
     pub elapsed_ms: Option<u64>,
     pub exit_code: Option<u8>,
     pub error: Option<String>,
@@ -67,11 +69,11 @@ pub struct Run {
 pub enum RunState {
     Running,
     Ended,
-    /// It was killed, or the machine was.
+    /// The call's end was never recorded: it was killed, or the machine went down.
     Lost,
 }
 
-/// Writes down what one call does.
+/// The writer of one call's events.
 pub struct Recorder {
     folder: PathBuf,
     run: String,
@@ -79,7 +81,7 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    /// Writes that a command begins.
+    /// Writes that a command begins, and returns the recorder of its steps and its end.
     pub fn begin(config: &Config, command: &str, subject: &str) -> Result<Recorder> {
         let recorder = Recorder {
             folder: config.state_dir()?.to_owned(),
@@ -110,8 +112,8 @@ impl Recorder {
         self.write_if_possible(What::End { exit_code, error, elapsed_ms });
     }
 
-    /// Writes an event. Its beginning could be written, so what keeps the rest from it is rare, and no reason to
-    /// disturb the work.
+    /// Writes an event. Since the call's beginning could be written, a failure is rare, and only
+    /// logged, so as not to disturb the work.
     fn write_if_possible(&self, what: What) {
         if let Err(failure) = self.write(what) {
             log::warn!("{failure}");
@@ -148,7 +150,8 @@ fn previous(folder: &Path) -> PathBuf {
     folder.join("history.1.jsonl")
 }
 
-/// The right to write, or to read without missing what is moved meanwhile.
+/// Locks the event log for writing, or for reading without missing lines that are put aside
+/// meanwhile. Fails if another process keeps it locked.
 fn locked(folder: &Path) -> std::io::Result<files::Locked> {
     let path = folder.join("history.lock");
     files::lock(&path, LOCK_LIMIT, &Stop::never())?.ok_or_else(|| {
@@ -156,7 +159,7 @@ fn locked(folder: &Path) -> std::io::Result<files::Locked> {
     })
 }
 
-/// Returns what the log holds, oldest first. Lines that were cut short are passed over.
+/// Returns the calls that the log holds, oldest first. Lines that were cut short are passed over.
 pub fn read(folder: &Path) -> Result<Vec<Run>> {
     if !current(folder).exists() && !previous(folder).exists() {
         return Ok(Vec::new());
@@ -184,7 +187,8 @@ pub fn read(folder: &Path) -> Result<Vec<Run>> {
     Ok(runs(&text, |by, boot| boot == host::boot_id() && by.is_alive()))
 }
 
-/// Calls from the log's lines; `works` tells whether a process is still the one that began.
+/// Collects the calls from the log's lines. `works` reports whether the process that began a call,
+/// in the boot with the given ID, is still at work.
 pub fn runs(text: &str, works: impl Fn(process::Id, &str) -> bool) -> Vec<Run> {
     let events = text.lines().filter_map(|line| serde_json::from_str::<LogLine>(line).ok());
     let mut runs: IndexMap<String, Run> = IndexMap::new();

@@ -1,4 +1,5 @@
-//! gpuctl shares one GPU between services that do not fit on it together: parse, run, exit code.
+//! gpuctl shares one GPU between services that do not fit on it together. This file parses the
+//! command line, runs the command and sets the exit code.
 
 mod arguments;
 mod canary;
@@ -37,7 +38,7 @@ use exit::{Answer, Code};
 use signal_hook::consts::SIGINT;
 use std::process::ExitCode;
 
-/// The whole program.
+/// Runs the whole program, and returns its exit code.
 pub fn main() -> ExitCode {
     world::caller::reset_signals();
     world::host::share_heap();
@@ -50,7 +51,7 @@ pub fn main() -> ExitCode {
     let status = match commands::run(&cli, &environment) {
         Ok(answer) => {
             if answer == Answer::Interrupted {
-                // Only where that does not end us is there a status to give.
+                // This normally ends the process; only if it does not is there a status to return.
                 let _ = signal_hook::low_level::emulate_default_handler(SIGINT);
             }
             answer.status()
@@ -64,21 +65,21 @@ pub fn main() -> ExitCode {
     ExitCode::from(status)
 }
 
-/// Help and version are answers, and who calls gpuctl without a command is shown the help;
-/// everything else is a bad command line.
+/// Prints why the command line was not taken. Help and version are answers, and a call without a
+/// command is shown the help; everything else is a bad command line.
 fn explain_usage(error: &clap::Error, environment: &Environment) -> ExitCode {
     let is_answer = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
     let is_help = error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
     let words: Vec<String> =
         std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
-    // What stands after `--` is for the command of `run`.
+    // Words after `--` are for the command of `run`.
     let as_json = words.iter().take_while(|word| *word != "--").any(|word| word == "--json");
     if is_answer || (is_help && !as_json) {
         let unprinted = error.print().is_err_and(|e| e.kind() != std::io::ErrorKind::BrokenPipe);
         let code = match (is_answer, unprinted) {
             (true, false) => 0,
             (true, true) => Code::Io.status(),
-            // Where nobody reads it there is nobody to tell.
+            // If nobody reads the help, there is nobody to tell.
             (false, _) => Code::Usage.status(),
         };
         return ExitCode::from(code);
@@ -88,7 +89,8 @@ fn explain_usage(error: &clap::Error, environment: &Environment) -> ExitCode {
     ExitCode::from(failure.code.status())
 }
 
-/// Diagnostics on stderr: `GPUCTL_LOG`, `RUST_LOG`, or as many as `-v` was given.
+/// Starts the diagnostics on stderr, if `-v`, `GPUCTL_LOG` or `RUST_LOG` asks for them; the first
+/// of these counts.
 fn start_logging(global: &cli::Global, environment: &Environment) {
     let wanted = environment.get("GPUCTL_LOG").or_else(|| environment.get("RUST_LOG"));
     let level = match (wanted, global.verbose) {

@@ -1,4 +1,4 @@
-//! The program. All of it is in the library, where the fuzzer reaches it too.
+//! The program, all of which is in the library, where the fuzzer reaches it too.
 
 use std::process::ExitCode;
 

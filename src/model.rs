@@ -1,4 +1,4 @@
-//! The words of the domain: sizes, services, phases, states, and the snapshot of the world.
+//! The types of the domain: sizes, services, phases, states, and the snapshot of the world.
 
 mod address;
 mod api;
@@ -26,15 +26,17 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Environment variables that gpuctl gives on to what it starts.
+/// Environment variables that gpuctl passes on to what it starts.
 pub mod variable {
-    /// The service that a process belongs to, or that `run` has made ready for it.
+    /// Name of the service that a process belongs to, or names of the services that `run` has made
+    /// ready for it.
     pub const SERVICE: &str = "GPUCTL_SERVICE";
-    /// The configuration that the service's name is from.
+    /// Path of the configuration that the service's name is from.
     pub const CONFIG: &str = "GPUCTL_CONFIG";
-    /// The lock that a command works under, and its number. A process that bears them is no part
-    /// of a service, though it names one.
+    /// Token of the lock that a command works under. A process that bears it is not part of a
+    /// service, even if `GPUCTL_SERVICE` names one.
     pub const LOCK_TOKEN: &str = "GPUCTL_LOCK_TOKEN";
+    /// Fence of the lock that a command works under.
     pub const FENCE: &str = "GPUCTL_FENCE";
 }
 
@@ -45,41 +47,43 @@ pub type Pid = i32;
 pub struct Service {
     pub name: String,
     pub manager: Manager,
-    /// Declared need; what the planner counts on, whatever the service holds at the moment.
+    /// Declared need of GPU memory; the planner counts on it, whatever the service holds at the
+    /// moment.
     pub vram: Mb,
-    /// Higher is kept longer.
+    /// Priority of the service; services with a higher one are kept longer.
     pub priority: i64,
     pub phases: BTreeSet<u32>,
-    /// The health check; without one, its manager's own counts, or that it is alive.
+    /// The configured health check. If there is none, the manager's own check counts, or else that
+    /// the service is alive.
     pub health: Option<Health>,
-    /// It may take this long from its start until it is ready.
+    /// Longest time from the service's start until it is ready.
     pub start_timeout: Duration,
-    /// It may take this long from TERM until it is gone; SIGKILL follows.
+    /// Longest time from TERM until the service has ended; SIGKILL follows.
     pub stop_timeout: Duration,
-    /// The server that it is, where gpuctl knows its kind.
+    /// Kind and address of the service's model server, if gpuctl knows that kind.
     pub server: Option<ApiServer>,
     pub headers: Headers,
     pub jobs: Option<JobProbe>,
-    /// Its jobs may take this long to end before it is stopped or unloaded.
+    /// Longest time that the service's jobs may take to end before it is stopped or unloaded.
     pub drain: Duration,
-    /// After so long without work it may be given back.
+    /// Time without work after which the service may be released, if one is configured.
     pub idle: Option<Duration>,
-    /// It is ready only when this call has been answered.
+    /// Call that has to be answered before the service counts as ready.
     pub warm_up: Option<HttpCall>,
     pub evict: Evict,
     pub unload: Option<Unload>,
 }
 
 impl Service {
-    /// Returns the most that a service may still hold which has unloaded all its models: what its
-    /// context on the card keeps, or about as much as it `kept` when it was asked to unload before.
+    /// Returns the most that a service may still hold once it has unloaded all its models: what its
+    /// context on the card takes, or about as much as it `kept` after an earlier request to unload.
     pub fn residue(&self, kept: Option<Mb>) -> Mb {
         let known = kept.map(|kept| Mb(kept.0 + kept.0 / 4));
         Mb(1536).max(Mb(self.vram.0 / 4)).max(known.unwrap_or_default())
     }
 
-    /// Returns the base URL of a vLLM that its unload puts to sleep, where nobody would wake it: gpuctl is
-    /// not told that it is one.
+    /// Returns the base URL of the service if its unload call puts a vLLM to sleep that nobody
+    /// would wake, because gpuctl is not told that the service is a vLLM.
     pub fn sleeps_for_good(&self) -> Option<&str> {
         let Some(Unload::Call(call)) = &self.unload else { return None };
         let path = call.url.split('?').next().unwrap_or_default();
@@ -87,13 +91,14 @@ impl Service {
         (!self.server.as_ref().is_some_and(ApiServer::can_sleep)).then_some(base)
     }
 
-    /// Whether it has unloaded, as far as one can tell from what it holds and `kept` before.
+    /// Reports whether the service has unloaded its models, as far as that shows in what it holds
+    /// now and what it `kept` before.
     pub fn holds_residue(&self, held: Mb, kept: Option<Mb>) -> bool {
         held == Mb(0) || (held <= self.residue(kept) && held < self.vram)
     }
 }
 
-/// Who starts and stops a service.
+/// The mechanism that starts and stops a service.
 #[derive(Clone, Debug)]
 pub enum Manager {
     Native(Native),
@@ -102,7 +107,7 @@ pub enum Manager {
 }
 
 impl Manager {
-    /// The configuration's `type`.
+    /// Returns the name of the manager's `type` in the configuration.
     pub fn type_name(&self) -> &'static str {
         match self {
             Manager::Native(_) => "native",
@@ -112,7 +117,8 @@ impl Manager {
         }
     }
 
-    /// Returns what its manager calls it: the container, the unit, or the project and its service.
+    /// Returns what the manager calls the service: the container, the unit, or the project and its
+    /// service. Returns `None` for a native service.
     pub fn place(&self) -> Option<String> {
         match self {
             Manager::Native(_) => None,
@@ -126,51 +132,55 @@ impl Manager {
     }
 }
 
+/// The commands and settings of a service that gpuctl starts as a process of its own.
 #[derive(Clone, Debug)]
 pub struct Native {
-    /// Run by `sh -c`.
+    /// Command that starts the service, run by `sh -c`.
     pub start: String,
-    /// A `pgrep -f` pattern (ERE) for processes that gpuctl did not start itself.
+    /// A `pgrep -f` pattern (ERE) that finds processes of the service that gpuctl did not start
+    /// itself.
     pub pattern: Option<String>,
-    /// Run by `sh -c` instead of sending TERM.
+    /// Command that stops the service, run by `sh -c` instead of sending TERM.
     pub stop: Option<String>,
     pub env: BTreeMap<String, String>,
     pub cwd: Option<PathBuf>,
 }
 
+/// A health check of a service.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Health {
-    /// Healthy on any 2xx.
+    /// URL of the check; the service is healthy if the answer is any 2xx.
     Http(String),
-    /// Healthy when it accepts a connection.
+    /// Address of the check; the service is healthy if it accepts a connection there.
     Tcp { host: String, port: u16 },
 }
 
-/// A service gives its memory back in one of these ways when another needs it.
+/// The way in which a service gives its memory back when another service needs it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Evict {
     Stop,
-    /// Ask it over HTTP to unload its models; it keeps running.
+    /// The service is asked over HTTP to unload its models, and keeps running.
     Unload,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
-    /// Its manager cannot be asked.
+    /// The service's manager cannot be asked.
     Unknown,
     Stopped,
-    /// Alive, not healthy, within its start timeout.
+    /// Alive and not yet healthy, within its start timeout.
     Starting,
     Ready,
     /// Ready, and the lock is held for it.
     Busy,
     Stopping,
-    /// Its process lives and its port accepts, and no answer comes in time: it works, or is stuck.
+    /// Its process lives and its port accepts connections, but no answer comes in time: it is
+    /// working or stuck.
     Unresponsive,
-    /// Put to sleep by an unload, from which a call wakes it.
+    /// Put to sleep by an unload; a call wakes it.
     Asleep,
-    /// Alive and unhealthy for too long, crash-looping, dead, or a stranger answers for it.
+    /// Alive and unhealthy for too long, crash-looping or dead, or a stranger answers for it.
     Error,
 }
 
@@ -208,42 +218,44 @@ impl fmt::Display for State {
     }
 }
 
-/// A service's manager says this of it; health is judged apart.
+/// What a service's manager says of the service; its health is judged separately.
 #[derive(Clone, Debug)]
 pub enum Presence {
-    /// The manager cannot be asked, and why.
+    /// The manager cannot be asked; the failure says why.
     Unknown(Failure),
-    /// The manager has no such container or unit; the text says how to create it.
+    /// The manager has no such container or unit; the failure says how to create it.
     Missing(Failure),
-    /// It does not run; the text tells how it ended, where that is worth telling.
+    /// The service does not run; the text says how it ended, if that is worth telling.
     Down(Option<String>),
     Up(Running),
-    /// Neither running nor to be started again, and why (a container that could not be removed).
+    /// The service does not run and cannot be started again; the failure says why (a container that
+    /// could not be removed).
     Dead(Failure),
-    /// Being taken down or removed.
+    /// The service is being stopped or removed; the text says which.
     Stopping(String),
 }
 
 /// A service that is alive, in whatever shape.
 #[derive(Clone, Debug, Default)]
 pub struct Running {
-    /// The main process, or all processes where they are known.
+    /// The service's main process, or all its processes if they are known.
     pub pids: Vec<Pid>,
-    /// Time since it came up.
+    /// Time since the service came up.
     pub age: Option<Duration>,
-    /// Restarts made by its manager.
+    /// Number of restarts that the service's manager has made.
     pub restarts: u64,
     pub trouble: Option<Trouble>,
-    /// Its manager says this of its health, where it has a check of its own (Docker's
-    /// HEALTHCHECK).
+    /// What the service's manager says of its health, if the manager has a check of its own
+    /// (Docker's HEALTHCHECK).
     pub own_health: Option<Healthy>,
-    /// Ports of this machine that its manager forwards to it (Docker's published ports), and to which
-    /// port of its own each is; those that are reached through localhost.
+    /// Ports of this machine that the service's manager forwards to it (Docker's published ports),
+    /// each with the service's own port; only those that are reached through localhost.
     pub published: BTreeMap<u16, u16>,
 }
 
 impl Running {
-    /// Why its manager has not come to start it yet; then nobody is there who could answer.
+    /// Returns why the service's manager has not started it yet, so that nobody is there who could
+    /// answer, or `None` if the manager has.
     pub fn not_begun(&self) -> Option<&str> {
         match &self.own_health {
             Some(Healthy::No(why)) if self.pids.is_empty() => Some(why),
@@ -252,33 +264,33 @@ impl Running {
     }
 }
 
-/// One of these keeps a living service from answering, as far as its manager can tell.
+/// What keeps a living service from answering, as far as its manager can tell.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Trouble {
-    /// `docker pause`.
+    /// The service's container is paused (`docker pause`).
     Paused,
-    /// It is between two attempts; the text tells how the last one ended.
+    /// The service is between two attempts to start; the text says how the last one ended.
     CrashLoop(String),
-    /// Some of its containers do not run; the text tells which.
+    /// Some of the service's containers do not run; the text says which.
     Incomplete(String),
-    /// Stopped by a signal (SIGSTOP, a debugger).
+    /// The service is stopped by a signal (SIGSTOP, a debugger).
     Suspended,
-    /// It was ready, and nobody listens on its port any more: its server has ended and left
-    /// processes behind.
+    /// The service was ready, and nothing listens on its port any more: its server has ended and
+    /// left processes behind.
     Orphaned,
 }
 
-/// A health check finds one of these.
+/// Result of a health check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Healthy {
     Yes,
-    /// It answered, or did not: why it is not healthy.
+    /// The service is not healthy, whether it answered or not; the text says why.
     No(String),
-    /// It took the connection, and gave no answer in time.
+    /// The service took the connection and gave no answer in time; the text says more.
     Silent(String),
 }
 
-/// The candidate most like a mistyped word, if any is like it at all.
+/// Returns the candidate that is most like a mistyped word, or `None` if none is like it at all.
 pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     candidates
         .into_iter()

@@ -1,5 +1,5 @@
-//! What gpuctl has seen of services over time: the most that each has held, when each has last worked,
-//! and what each keeps when it has unloaded. A small file in the state folder.
+//! What gpuctl has seen of services over time: the most that each has held, when each has last
+//! worked, and what each keeps after an unload. The notes are a small file in the state folder.
 
 use crate::config::Config;
 use crate::model::{Mb, Observed, Service, Snapshot, State, Vram};
@@ -14,18 +14,19 @@ use std::io::{ErrorKind, Read, Result};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// This is how long others may keep the file from us; it is written within a millisecond.
+/// How long to wait for another process that has locked the file, which is written within a
+/// millisecond.
 const LOCK_LIMIT: Duration = Duration::from_millis(500);
-/// More than any configuration needs, in bytes.
+/// Maximum number of bytes that are read of the file; no configuration needs as many.
 const FILE_LIMIT: u64 = 4 * 1024 * 1024;
 
 /// The notes of one configuration.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Notes {
-    /// The boot that times are told since.
+    /// ID of the boot in which the times since boot in these notes were taken.
     boot: String,
-    /// The time of the driver's latest sample that has been looked at, in µs where it is written down.
+    /// Time of the driver's latest sample that has been looked at; stored in microseconds.
     #[serde(with = "timestamp::microsecond::required")]
     sampled: Timestamp,
     services: BTreeMap<String, Note>,
@@ -36,15 +37,15 @@ pub struct Notes {
 #[serde(default)]
 struct Note {
     peak_mb: Option<Mb>,
-    /// The calls of `run` that needed it and watched it.
+    /// Number of calls of `run` that needed the service and watched it.
     runs: u64,
-    /// When it last worked.
+    /// Time at which the service last worked.
     worked: Option<SinceBoot>,
     remnant: Option<Remnant>,
 }
 
-/// What processes still held after they had been asked to unload, for the second time where the driver
-/// tells how much that is.
+/// What a service's processes still held after they had been asked to unload: asked twice if the
+/// driver reports how much they hold, otherwise at least once.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Remnant {
     pub held_mb: Option<Mb>,
@@ -54,18 +55,19 @@ pub struct Remnant {
 /// What a call of `run` has seen while its command ran.
 #[derive(Clone, Debug, Default)]
 pub struct RunSeen {
-    /// The most that the command's own processes held; `None` where they held nothing that was seen.
+    /// The most that the command's own processes held, or `None` if they were not seen to hold
+    /// anything.
     pub command: Option<Mb>,
     /// The most that each service held.
     pub peaks: BTreeMap<String, Mb>,
-    /// When each service was last seen at work.
+    /// Time at which each service was last seen at work.
     pub worked: BTreeMap<String, SinceBoot>,
-    /// The time of the driver's latest sample.
+    /// Time of the driver's latest sample that was looked at.
     pub sampled: Timestamp,
 }
 
 impl RunSeen {
-    /// A service was seen to hold so much.
+    /// Records that a service was seen to hold this much.
     pub fn hold(&mut self, service: &str, held: Option<Mb>) {
         if let Some(held) = held.filter(|held| *held > Mb(0)) {
             let peak = self.peaks.entry(service.to_owned()).or_default();
@@ -74,17 +76,17 @@ impl RunSeen {
     }
 }
 
-/// The notes of all configurations, by their paths.
+/// The notes of all configurations, by the path of each.
 type Notebook = BTreeMap<PathBuf, Notes>;
 
 impl Notes {
-    /// The notes of a configuration; none where they cannot be read.
+    /// Reads the notes of a configuration; they are empty if they cannot be read.
     pub fn read(config: &Config) -> Notes {
         let notebook = config.state_dir().ok().and_then(|folder| read(&file(folder)).ok());
         notebook.and_then(|mut book| book.remove(&key(config))).unwrap_or_default().of_this_boot()
     }
 
-    /// Writes down what a look has seen. That it cannot be written is no reason to fail.
+    /// Writes down what a look has seen. A failure to write is only logged.
     pub fn keep(config: &Config, snapshot: &Snapshot) {
         Notes::update(config, |notes| notes.add(&snapshot.vram, &snapshot.services));
     }
@@ -105,7 +107,7 @@ impl Notes {
         });
     }
 
-    /// Writes down what a service keeps that has been asked to unload.
+    /// Writes down what a service keeps after it has been asked to unload.
     pub fn keep_unload(config: &Config, service: &str, remnant: &Remnant) {
         Notes::update(config, |notes| {
             notes.services.entry(service.to_owned()).or_default().remnant = Some(remnant.clone());
@@ -124,13 +126,13 @@ impl Notes {
         }
     }
 
-    /// Tells up to when the driver's samples have been looked at.
+    /// Returns the time up to which the driver's samples have been looked at.
     pub fn sampled(&self) -> Timestamp {
-        // A calendar that was set back since would hide all samples to come.
+        // If the clock was set back since, this time would hide all samples to come.
         if self.sampled > host::now() { Timestamp::UNIX_EPOCH } else { self.sampled }
     }
 
-    /// Adds what is seen now.
+    /// Adds what a look sees now.
     pub fn add(&mut self, vram: &Vram, services: &[Observed]) {
         let now = SinceBoot::now();
         let mut has_worked = false;
@@ -153,13 +155,14 @@ impl Notes {
         }
     }
 
-    /// Returns the most that a service has held.
+    /// Returns the most that a service has been seen to hold.
     pub fn peak(&self, service: &str) -> Option<Mb> {
         self.services.get(service)?.peak_mb
     }
 
-    /// Returns what a service has kept that unloaded when it was asked to, where those on the card, or all of
-    /// its own where none is listed, are the processes that were asked.
+    /// Returns what a service has kept after its unload, if its processes are still those that were
+    /// asked to unload. The processes that count are those on the card or, if none of the service
+    /// is listed there, all of its own.
     pub fn remnant(&self, observed: &Observed, vram: &Vram) -> Option<&Remnant> {
         let remnant = self.services.get(&observed.name)?.remnant.as_ref()?;
         let was_asked =
@@ -168,7 +171,7 @@ impl Notes {
         let are_the_same = match listed.peek() {
             Some(_) => listed.all(was_asked),
             None => {
-                // Of a service of which no process is known it cannot be told.
+                // Without any known process it cannot be told whether they are the same.
                 !observed.pids().is_empty() && observed.pids().iter().copied().all(was_asked)
             }
         };
@@ -180,8 +183,8 @@ impl Notes {
         self.services.get(service).map_or(0, |note| note.runs)
     }
 
-    /// Returns how long a service has not worked: since it was last seen at work, or since it came up.
-    /// `None` where it cannot be told whether it works now.
+    /// Returns how long a service has not worked: since it was last seen at work, or since it came
+    /// up. `None` if it cannot be told whether it works now.
     pub fn idle(&self, service: &Service, observed: &Observed, vram: &Vram) -> Option<Duration> {
         if !matches!(observed.state, State::Ready | State::Busy | State::Asleep) {
             return None;
@@ -228,13 +231,13 @@ fn read(path: &Path) -> Result<Notebook> {
     Ok(serde_json::from_slice(&text)?)
 }
 
-/// Changes the notes of one configuration, beside those of the others.
+/// Changes the notes of one configuration in the file, and keeps those of the others.
 fn rewrite(folder: &Path, key: &Path, change: impl Fn(&mut Notes)) -> Result<()> {
     files::private_dir(folder)?;
     let locked = files::lock(&folder.join("notes.lock"), LOCK_LIMIT, &Stop::never())?;
     let _locked = locked.ok_or(ErrorKind::TimedOut)?;
     let path = file(folder);
-    // One that cannot be read is made anew: it holds nothing that is not seen again.
+    // A file that cannot be read is made anew: it holds nothing that is not seen again.
     let mut notebook = read(&path).unwrap_or_default();
     let mut notes = notebook.remove(key).unwrap_or_default().of_this_boot();
     change(&mut notes);

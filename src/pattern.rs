@@ -1,5 +1,5 @@
-//! Extended regular expressions by the C library's own functions, those that `pgrep -f` calls, and
-//! in the locale that it takes, so that a pattern means here what it means there.
+//! Extended regular expressions, matched by the functions of the C library that `pgrep -f` calls
+//! and in the locale that it takes, so that a pattern means here what it means there.
 
 use memchr::memmem;
 use std::collections::BTreeSet;
@@ -9,6 +9,7 @@ use std::mem::MaybeUninit;
 use std::ptr;
 use std::sync::OnceLock;
 
+/// A compiled extended regular expression (regex(7)).
 pub struct Pattern(libc::regex_t);
 
 // SAFETY: regexec(3) may be called by several threads at once on one compiled expression, and no
@@ -24,30 +25,30 @@ impl fmt::Debug for Pattern {
     }
 }
 
-/// The locale that the environment names, in which pgrep works: whether `é` is one character, and
-/// what `[[:alpha:]]` and `[a-z]` hold. `None` where there is no such locale: the C locale is left.
+/// The locale that the environment names, in which pgrep works too. It decides whether `é` is one
+/// character, and what `[[:alpha:]]` and `[a-z]` hold.
 struct Locale(libc::locale_t);
 
-// SAFETY: it is never changed nor freed, and any thread may take it for its own.
+// SAFETY: the locale is never changed nor freed, and any thread may take it for its own.
 #[expect(unsafe_code, reason = "the C library's type is a pointer")]
 unsafe impl Sync for Locale {}
 #[expect(unsafe_code, reason = "as above")]
 unsafe impl Send for Locale {}
 
-/// Does something in the locale of the environment, which is looked up for the first pattern only:
-/// that takes a tenth of a millisecond. Of this thread alone, and not for longer: nothing else
-/// that gpuctl says or reads is to depend on it.
+/// Runs `work` in the locale of the environment, or in the C locale if there is no such locale. The
+/// locale is looked up for the first pattern only, which takes a tenth of a millisecond. It holds
+/// for this thread and this call alone: nothing else that gpuctl says or reads is to depend on it.
 #[expect(unsafe_code, reason = "no crate of ours has locales")]
 fn in_locale<T>(work: impl FnOnce() -> T) -> T {
     static LOCALE: OnceLock<Option<Locale>> = OnceLock::new();
     let locale = LOCALE.get_or_init(|| {
-        // All of it: pgrep takes none where a part is missing.
-        // SAFETY: the name is a text of C, and no locale is given to be changed.
+        // All categories at once: pgrep takes no locale if one of them is missing.
+        // SAFETY: the name is a C string, and no locale is passed that would be changed.
         let locale = unsafe { libc::newlocale(libc::LC_ALL_MASK, c"".as_ptr(), ptr::null_mut()) };
         (!locale.is_null()).then_some(Locale(locale))
     });
     let Some(Locale(locale)) = locale else { return work() };
-    // SAFETY: the first is never freed, and the second is what this thread had before.
+    // SAFETY: `locale` is never freed, and `before` is what this thread had before.
     unsafe {
         let before = libc::uselocale(*locale);
         let result = work();
@@ -56,13 +57,15 @@ fn in_locale<T>(work: impl FnOnce() -> T) -> T {
     }
 }
 
-/// More than any command line has to be told by. The C library's own limits are those of the
-/// stack and of the memory.
+/// Longest pattern in bytes: more than any pattern for a command line needs. The C library itself
+/// is limited only by the stack and the memory.
 const LONGEST: usize = 1000;
+/// Most copies of a part that a pattern's repetitions may ask for, which is likewise more than any
+/// pattern needs.
 const MOST_REPEATED: u64 = 10_000;
 
 impl Pattern {
-    /// Compiles it, or says what is wrong with it.
+    /// Compiles a pattern. The error says what is wrong with it.
     #[expect(unsafe_code, reason = "no crate of ours speaks POSIX expressions")]
     pub fn new(text: &str) -> Result<Pattern, String> {
         if text.len() > LONGEST || repetitions(text) > MOST_REPEATED {
@@ -75,7 +78,8 @@ impl Pattern {
         let compile = || unsafe { libc::regcomp(compiled.as_mut_ptr(), text.as_ptr(), flags) };
         let code = in_locale(compile);
         if code == 0 {
-            // SAFETY: it has been compiled, and points to nothing in itself, so that it may be moved.
+            // SAFETY: the expression has been compiled, and holds no pointer into itself, so it may
+            // be moved.
             return Ok(Pattern(unsafe { compiled.assume_init() }));
         }
         let mut why = [0_u8; 128];
@@ -87,12 +91,12 @@ impl Pattern {
         Err(why.to_string_lossy().into_owned())
     }
 
-    /// Tells whether a text matches; one that holds a NUL character never does.
+    /// Reports whether the pattern is found anywhere in a text; never in one with a NUL character.
     pub fn matches_text(&self, text: &str) -> bool {
         CString::new(text).is_ok_and(|text| self.matches(&text))
     }
 
-    /// Whether it is found anywhere in a command line.
+    /// Reports whether the pattern is found anywhere in a command line.
     #[expect(unsafe_code, reason = "as above")]
     pub fn matches(&self, line: &CStr) -> bool {
         // SAFETY: both are valid, and no places of what was found are asked for.
@@ -101,10 +105,12 @@ impl Pattern {
     }
 }
 
-/// The lines, by number, that each of some expressions may match: those with the longest text that
-/// it asks for, or all where it asks for none. An expression without any need not be compiled.
+/// Returns for each expression the numbers of the lines that it may match: those that hold the
+/// longest text that each match must hold, or all lines if there is no such text. An expression
+/// without any line need not be compiled.
 pub fn candidates(expressions: &[&str], lines: &[impl AsRef<CStr>]) -> Vec<BTreeSet<usize>> {
-    // In one text, so that one search serves all lines; the NUL characters keep them apart.
+    // The lines are put into one text, so that one search serves them all; the NUL characters keep
+    // them apart.
     let (mut text, mut ends) = (Vec::new(), Vec::new());
     for line in lines {
         text.extend_from_slice(line.as_ref().to_bytes_with_nul());
@@ -116,9 +122,9 @@ pub fn candidates(expressions: &[&str], lines: &[impl AsRef<CStr>]) -> Vec<BTree
     expressions.iter().map(|text| longest_literal(text).map_or_else(all, with)).collect()
 }
 
-/// The longest text that stands in an expression as it has to stand in each line that is matched;
-/// `None` where there is none, or where it takes more to tell: in alternatives, and in characters of
-/// more than one byte, which are what the locale makes of them.
+/// Returns the longest text that every line which the expression matches must hold. `None` if there
+/// is none, or if finding it takes more analysis: for alternatives, and for characters of more than
+/// one byte, whose meaning depends on the locale.
 fn longest_literal(expression: &str) -> Option<&str> {
     let bytes = expression.as_bytes();
     if !expression.is_ascii() {
@@ -128,19 +134,20 @@ fn longest_literal(expression: &str) -> Option<&str> {
     let (mut begin, mut at, mut depth) = (0, 0, 0_usize);
     while at < bytes.len() {
         let was_outside = depth == 0;
-        // Where the text before this character ends, and where the next one may begin.
+        // `end`: where the literal text before this character ends; `next`: where another may
+        // begin.
         let (end, next) = match bytes[at] {
             b'|' if was_outside => return None,
             b'|' | b'.' | b'^' | b'$' | b'}' => (at, at + 1),
             b'(' | b')' => {
-                // One that closes nothing stands for itself.
+                // A `)` that closes nothing stands for itself.
                 depth = if bytes[at] == b'(' { depth + 1 } else { depth.saturating_sub(1) };
                 (at, at + 1)
             }
             b'[' => (at, bracket_end(bytes, at)?),
-            // `\.` and `\w` alike.
+            // An escape: `\.` and `\w` alike.
             b'\\' => (at, at + 2),
-            // What may also be absent.
+            // The character before this one may also be absent, or come again.
             b'*' | b'+' | b'?' => (at.saturating_sub(1), at + 1),
             b'{' => (at.saturating_sub(1), at + 1 + memchr::memchr(b'}', &bytes[at..])?),
             _ => {
@@ -154,15 +161,16 @@ fn longest_literal(expression: &str) -> Option<&str> {
         (begin, at) = (next, next);
     }
     literals.extend(expression.get(begin..));
-    // Of several the last: expressions begin with what many lines have, and end with what tells them apart.
+    // `max_by_key` returns the last of several equally long ones: expressions begin with what many
+    // lines have, and end with what tells them apart.
     literals.into_iter().max_by_key(|literal| literal.len()).filter(|literal| !literal.is_empty())
 }
 
-/// Returns where the bracket expression ends that opens there.
+/// Returns where the bracket expression that begins at `open` ends, or `None` if nothing closes it.
 fn bracket_end(bytes: &[u8], open: usize) -> Option<usize> {
     let mut at = open + 1;
     at += usize::from(bytes.get(at) == Some(&b'^'));
-    // In the first place it is a member.
+    // A `]` in the first place is a member of the set.
     at += usize::from(bytes.get(at) == Some(&b']'));
     loop {
         match (*bytes.get(at)?, bytes.get(at + 1)) {
@@ -191,7 +199,7 @@ fn repetitions(text: &str) -> u64 {
 impl Drop for Pattern {
     #[expect(unsafe_code, reason = "as above")]
     fn drop(&mut self) {
-        // SAFETY: it has been compiled, and nobody has it any more.
+        // SAFETY: the expression has been compiled, and nothing uses it any more.
         unsafe { libc::regfree(&mut self.0) }
     }
 }
@@ -251,7 +259,7 @@ mod tests {
         }
     }
 
-    /// Expressions and lines of few characters, so that many match.
+    /// The few characters that expressions and lines are made of, so that many match.
     const ALPHABET: &str = "[abé]";
 
     fn expression() -> impl Strategy<Value = String> {

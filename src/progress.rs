@@ -1,6 +1,6 @@
-//! What is told while work goes on, on stderr: on a terminal each step with its clock, its limit
-//! and the memory that comes back; elsewhere a plain line a step. The event log hears of each
-//! step that has ended.
+//! Progress, which is shown on stderr while work goes on. On a terminal each step is drawn with its
+//! clock, its time limit and the memory that has come back; elsewhere it is a plain line. Each step
+//! that ends well is also written to the event log.
 
 use crate::config::Span;
 use crate::history::Recorder;
@@ -16,17 +16,17 @@ use std::io::Write as _;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// A terminal's running steps are drawn again after this time.
+/// Interval at which running steps are redrawn on a terminal.
 const TICK: Duration = Duration::from_millis(100);
 
-/// A gauge has this many columns; none is drawn where the screen is too narrow for it.
+/// Width of a gauge in columns. No gauge is drawn if the screen is too narrow for it.
 const GAUGE: usize = 24;
-/// A line needs this many columns beside its gauge.
+/// Number of columns that a running step's line needs beside its gauge.
 const BESIDE_GAUGE: usize = 52;
-/// A step's words, in columns.
+/// Width in columns that a step's words are padded to.
 const WORDS: usize = 28;
 
-/// Progress is told in one of these ways.
+/// How progress is shown: not at all, as plain lines, or drawn live on a terminal.
 #[derive(Clone)]
 enum Face {
     Silent,
@@ -34,19 +34,21 @@ enum Face {
     Live(MultiProgress, Screen),
 }
 
+/// Shows what a command does on stderr, and writes its steps to the event log.
 #[derive(Clone)]
 pub struct Progress {
     face: Face,
     recorder: Option<Arc<Recorder>>,
-    /// When something began that may take so long, told before each line where no clock is drawn.
+    /// When something with a time limit began, and the limit. Both are printed before each plain
+    /// line; on a terminal, steps have clocks instead.
     clock: Option<(Instant, Duration)>,
-    /// What has been warned of is not warned of again.
+    /// Warnings that were printed already and are not printed again.
     warned: Arc<Mutex<HashSet<String>>>,
 }
 
 impl Progress {
-    /// Nothing where `quiet`; plain lines on `screen` where it is no terminal, or where the log
-    /// of what is done is written to it too (`logs`).
+    /// Creates the progress of a command. It shows nothing if `quiet`, and plain lines if nothing
+    /// can be drawn on `screen` or if log messages are written there too (`logs`).
     pub fn new(quiet: bool, screen: Screen, logs: bool) -> Progress {
         let face = match (quiet, screen.has_cursor && !logs) {
             (true, _) => Face::Silent,
@@ -58,27 +60,28 @@ impl Progress {
         Progress { face, ..Progress::silent() }
     }
 
-    /// Tells nobody.
+    /// Creates progress that shows nothing and writes to no event log.
     pub fn silent() -> Progress {
         Progress { face: Face::Silent, recorder: None, clock: None, warned: Arc::default() }
     }
 
-    /// Returns it so that each step also goes into the event log.
+    /// Returns progress that also writes each step that ends well to the event log.
     pub fn recorded(&self, recorder: &Arc<Recorder>) -> Progress {
         Progress { recorder: Some(recorder.clone()), ..self.clone() }
     }
 
-    /// Returns it so that it tells before each line how much of that time is over, from now on.
+    /// Returns progress that prints, before each plain line, how much of `limit` is over, counted
+    /// from now.
     pub fn timed(&self, limit: Duration) -> Progress {
         Progress { clock: Some((Instant::now(), limit)), ..self.clone() }
     }
 
-    /// One remark.
+    /// Prints a remark on a line of its own.
     pub fn line(&self, text: &str) {
         self.print(&self.clocked(&on_one_line(text)));
     }
 
-    /// A warning, which is told once however often it is given.
+    /// Prints a warning, once however often it is given.
     pub fn warning(&self, text: &str) {
         let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
         if warned.insert(text.to_owned()) {
@@ -86,12 +89,13 @@ impl Progress {
         }
     }
 
-    /// A step begins, on a service or for `what`; it has `limit` to end.
+    /// Begins a step and shows it. `what` is the service or thing that it acts on, and `limit` is
+    /// shown as the time it may take.
     pub fn begin(&self, action: Action, what: &str, limit: Duration) -> Underway<'_> {
         self.begin_with(action, what, "", limit)
     }
 
-    /// A step begins of which there is more to tell while it goes on.
+    /// Begins a step and shows it with `more`, a detail that may change while the step goes on.
     pub fn begin_with(
         &self,
         action: Action,
@@ -114,14 +118,15 @@ impl Progress {
         step
     }
 
-    /// Writes a step into the event log.
+    /// Writes a step to the event log, if there is one.
     pub fn record(&self, done: &Step) {
         if let Some(recorder) = &self.recorder {
             recorder.step(done);
         }
     }
 
-    /// The line with the clock before it, where none is drawn.
+    /// Returns a line with the clock of `timed` before it, unless steps are drawn with clocks of
+    /// their own.
     fn clocked(&self, line: &str) -> String {
         match (&self.face, self.clock) {
             (Face::Lines(_), Some((since, limit))) => {
@@ -131,18 +136,19 @@ impl Progress {
         }
     }
 
-    /// Prints a line; a stderr that is closed is no reason to stop working.
+    /// Prints a line. Errors are ignored, because a closed stderr is no reason to stop working.
     fn print(&self, line: &str) {
         match &self.face {
             Face::Silent => {}
             Face::Lines(screen) => write(&prose(line, &current(*screen))),
-            // Above the steps that are drawn just now.
+            // The line is printed above the steps that are being drawn.
             Face::Live(bars, screen) => bars.suspend(|| write(&prose(line, &current(*screen)))),
         }
     }
 }
 
-/// The terminal may have been resized since the call began.
+/// Returns the screen as it is now, because the terminal may have been resized since the call
+/// began.
 fn current(screen: Screen) -> Screen {
     screen.measured_again(rustix::stdio::stderr())
 }
@@ -152,16 +158,16 @@ fn write(text: &str) {
     let _ = std::io::stderr().write_all(text.as_bytes());
 }
 
-/// A step under way. One that is dropped before it was `done` has failed.
+/// A step under way. If this is dropped before `done` is called, the step has failed.
 pub struct Underway<'a> {
     progress: &'a Progress,
     action: Action,
     what: String,
-    /// It changes while the step goes on, and nobody asks for it afterwards.
+    /// Detail that changes while the step goes on and does not matter afterwards.
     more: String,
     limit: Duration,
     begun: Instant,
-    /// This much memory has come back.
+    /// Memory that has come back so far, or `None` if that has not been reported.
     memory: Option<Mb>,
     bar: Option<ProgressBar>,
     is_over: bool,
@@ -186,13 +192,13 @@ impl Underway<'_> {
         }
     }
 
-    /// Tells that the step now waits for something else.
+    /// Shows that the step now acts on or waits for `what`.
     pub fn now_for(&mut self, what: &str) {
         self.what = what.to_owned();
         self.show_again();
     }
 
-    /// Tells more, or something else than before.
+    /// Shows `more` in place of the detail that was shown before.
     pub fn tell(&mut self, more: &str) {
         self.more = more.to_owned();
         self.show_again();
@@ -205,7 +211,7 @@ impl Underway<'_> {
         }
     }
 
-    /// So much of the memory is back.
+    /// Shows how much memory has come back, and how much is expected.
     pub fn memory(&mut self, back: Mb, expected: Mb) {
         self.memory = Some(back);
         if let Some(bar) = &self.bar {
@@ -214,6 +220,8 @@ impl Underway<'_> {
         }
     }
 
+    /// Ends a step that went well: shows that, writes the step to the event log, and returns it.
+    /// `note` says what was remarkable about it.
     pub fn done(mut self, note: Option<String>) -> Step {
         let words = format!("{} {}", self.action.did(), on_one_line(&self.what));
         let memory = self.memory.map(|memory| format!(", {memory}"));
@@ -238,7 +246,8 @@ impl Underway<'_> {
         done
     }
 
-    /// The line that remains of it on a terminal; the second sign is for one without Unicode.
+    /// Replaces the drawn step with the line that remains of it on a terminal. The second of
+    /// `signs` is for a terminal without Unicode.
     fn leave(&mut self, style: Style, signs: [&str; 2], words: &str, rest: &str) {
         self.is_over = true;
         let Some(bar) = &self.bar else { return };
@@ -260,7 +269,7 @@ impl Drop for Underway<'_> {
     }
 }
 
-/// The step of waiting for the lock, which begins when somebody is in the way.
+/// The step of waiting for the lock, which begins only when somebody else is in the way.
 pub struct Waiting<'a> {
     progress: &'a Progress,
     patience: Duration,
@@ -272,7 +281,8 @@ impl<'a> Waiting<'a> {
         Waiting { progress, patience, step: None }
     }
 
-    /// Who is in the way, at first and when that changes: "held by me (host:12), 20 s left".
+    /// Shows who is in the way, such as "held by comfyui (nora:1234, 20 s left)". Callers call this
+    /// at first and whenever that changes.
     pub fn tell(&mut self, busy: &str) {
         let what = format!("the GPU lock, {busy}");
         match &mut self.step {
@@ -281,17 +291,18 @@ impl<'a> Waiting<'a> {
         }
     }
 
+    /// Ends the step, if it ever began.
     pub fn done(self) {
         self.step.map(|step| step.done(None));
     }
 }
 
-/// Whether a gauge has room beside a step's words and its clock.
+/// Reports whether the screen has room for a gauge beside the words and the clock of a step.
 fn has_gauge(screen: &Screen) -> bool {
     screen.width >= BESIDE_GAUGE + GAUGE
 }
 
-/// A running step's words, on as many lines as they need beside what is drawn before and after them.
+/// Returns a running step's words, wrapped to the room beside what is drawn before and after them.
 fn drawn(words: &str, screen: &Screen) -> String {
     let gauge = if has_gauge(screen) { GAUGE } else { 0 };
     let width = screen.width.saturating_sub(BESIDE_GAUGE - WORDS + gauge);
@@ -299,7 +310,8 @@ fn drawn(words: &str, screen: &Screen) -> String {
     format!("{:WORDS$}", text.trim_end())
 }
 
-/// A running step's line: what, a gauge of its time or of the memory, the clock and its limit.
+/// Returns the style of a running step's line: its words, a gauge of its time or of the memory, and
+/// the clock and its limit.
 fn style(screen: Screen, limit: Duration) -> ProgressStyle {
     let gauge = move |state: &ProgressState, line: &mut dyn std::fmt::Write| {
         let share = match state.len() {

@@ -1,15 +1,17 @@
-//! What must never be shown: passwords inside URLs, and environment values that are named like
-//! secrets.
+//! Masks what must never be shown: passwords inside URLs, and environment values that are named
+//! like secrets.
 
 use serde_json::Value;
 
+/// Text that is shown in place of a secret.
 pub const MASK: &str = "***";
 
-/// A text with the user part of every URL in it replaced, and what a URL's query has under a name
+/// Masks in a text the user part of every URL, and each value in a URL's query whose name is that
 /// of a secret (the password of a Unix socket's URL). Masking the result again changes nothing.
 pub fn mask(text: &str) -> String {
     let masked = mask_once(text);
-    // With a query's secret goes a slash in it, up to which the next look would not have read.
+    // Masking a secret in a query may remove the slash that ended a URL's host, so that the next
+    // pass reads further and finds more.
     if masked == text { masked } else { mask(&masked) }
 }
 
@@ -29,16 +31,17 @@ fn mask_word(word: &str) -> String {
     let last_at = word.rfind('@');
     let mut masked = String::with_capacity(word.len());
     let mut done = 0;
-    // One URL may have another one in its query.
+    // A URL may have another one in its query.
     while let Some(scheme) = word[done..].find("://") {
         let begin = done + scheme + 3;
         let slash_from = |at: usize| word[at..].find('/').map_or(word.len(), |slash| at + slash);
         let mut end = slash_from(begin);
-        // A password may hold a slash; a host and a port hold nothing of the kind.
+        // A password may hold a slash. If what stands before the first slash cannot be a host, it
+        // belongs to such a password, and the user part goes on to the last `@`.
         if let (false, Some(at)) = (is_host(&word[begin..end]), last_at) {
             end = slash_from(at.max(begin));
         }
-        // Where another one follows at once, the colon is its.
+        // If another URL follows at once, the colon belongs to that URL's scheme.
         if word[begin..end].ends_with(':') && word[end..].starts_with("//") {
             end -= 1;
         }
@@ -75,7 +78,7 @@ fn mask_query(url: &str) -> String {
     }
 }
 
-/// Masks every text of a document.
+/// Masks every text of a JSON document.
 pub fn mask_urls(value: &mut Value) {
     match value {
         Value::String(text) => *text = mask(text),
@@ -85,7 +88,7 @@ pub fn mask_urls(value: &mut Value) {
     }
 }
 
-/// Whether an environment variable or a part of a query of this name holds a secret.
+/// Reports whether an environment variable, or a part of a query, with this name holds a secret.
 pub fn is_secret(name: &str) -> bool {
     let name = name.to_ascii_uppercase();
     ["TOKEN", "SECRET", "PASS", "KEY", "CREDENTIAL"].iter().any(|word| name.contains(word))

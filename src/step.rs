@@ -1,4 +1,4 @@
-//! What gpuctl does to a service, step by step: the one vocabulary of plans, progress, the event log
+//! The steps that gpuctl takes on services: the one vocabulary of plans, progress, the event log
 //! and reports.
 
 use crate::model::Mb;
@@ -7,33 +7,33 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// A step does one of these.
+/// What a step does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Action {
-    /// It waits for the lock.
+    /// Waits for the GPU lock.
     Wait,
-    /// The wait for the work of a service that is to make room.
+    /// Waits for the work in flight of a service that is to make room.
     Drain,
     Stop,
     Kill,
     Unload,
-    /// The wait for memory that was given up.
+    /// Waits until memory that was given up is free.
     Reclaim,
     Start,
-    /// The wait for a service that somebody else has started.
+    /// Waits for a service that somebody else has started.
     Await,
     Wake,
-    /// The call that makes a service load its model.
+    /// Makes a service load its model.
     WarmUp,
-    /// The canary is asked for a completion.
+    /// Asks the canary for a completion.
     Test,
-    /// `run`'s command.
+    /// Runs the command of `gpuctl run`.
     Run,
 }
 
 impl Action {
-    /// The action as an order, while it goes on, and once it has ended well.
+    /// Returns what the action is called as an order, while it goes on, and once it has ended well.
     fn forms(self) -> [&'static str; 3] {
         match self {
             Action::Wait => ["wait", "waiting for", "had to wait for"],
@@ -51,46 +51,47 @@ impl Action {
         }
     }
 
-    /// Names the action as an order, and as programs see it.
+    /// Returns what the action is called as an order, and in what programs read.
     pub fn name(self) -> &'static str {
         self.forms()[0]
     }
 
-    /// Names the action while it goes on.
+    /// Returns what the action is called while it goes on.
     pub fn doing(self) -> &'static str {
         self.forms()[1]
     }
 
-    /// Names the action once it has ended well.
+    /// Returns what the action is called once it has ended well.
     pub fn did(self) -> &'static str {
         self.forms()[2]
     }
 }
 
-/// A step that is planned, or has ended well.
+/// A step that is planned or has been completed.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Step {
     pub action: Action,
     pub service: Option<String>,
-    /// Memory that it concerns in a plan, or that came back.
+    /// Memory that the step concerns in a plan, or that came back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_mb: Option<Mb>,
-    /// `None`: it is only planned.
+    /// How long the step took; absent if it is only planned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub elapsed_ms: Option<u64>,
-    /// The most that the own processes of `run`'s command held.
+    /// The most memory that the processes of the command of `gpuctl run` held.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peak_mb: Option<Mb>,
-    /// The most that each service held while `run`'s command ran.
+    /// The most memory that each service held while the command of `gpuctl run` ran.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub service_peaks_mb: BTreeMap<String, Mb>,
-    /// It tells what is remarkable about the step.
+    /// A remark on the step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
 }
 
 impl Step {
-    /// One of which there is nothing more to tell than how long it took, if it is done.
+    /// Returns a step with nothing to tell but how long it took; `elapsed` is `None` if the step is
+    /// only planned.
     pub fn new(action: Action, service: Option<&str>, elapsed: Option<Duration>) -> Step {
         Step {
             action,

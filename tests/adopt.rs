@@ -1,9 +1,11 @@
-//! `adopt`: what was started by hand is tied to a native service, or refused with the reason and nothing changed.
+//! Tests of `adopt`: what was started by hand is tied to a native service, or refused with the
+//! reason and nothing changed.
 
 use rig::{Bystander, Rig, Service, Signal, parent, skip_or_fail, state, until, works};
 use serde_json::json;
 
-/// A server on the card, by hand, that no pattern finds and that has no port on this machine.
+/// Starts a server on the card by hand, which gpuctl finds neither by a pattern nor by the port of
+/// a health check.
 fn by_hand(rig: &Rig) -> (Service, Bystander) {
     let vidi = rig.native("vidi").vram(4000).without_match().without_health().add();
     let server = rig.by_hand(vidi.command());
@@ -15,7 +17,8 @@ fn pids(rig: &Rig) -> serde_json::Value {
     rig.gpuctl("status --json").run().succeeds().json()["services"]["vidi"]["pids"].clone()
 }
 
-/// Refused with that error, its reason and its hint, and nothing recorded.
+/// Asserts that an adoption is refused with this error, its reason and its hint, and that nothing
+/// is recorded.
 #[track_caller]
 fn is_refused(rig: &Rig, pid: i32, error: &str, reason: &str, hint: &str) {
     let refused = rig.gpuctl(&format!("adopt vidi {pid}")).run();
@@ -31,7 +34,7 @@ fn what_was_adopted_is_told_as_text_and_as_json_and_stands_in_the_history() {
     let adopt = format!("adopt vidi {pid}");
     rig.gpuctl(&adopt).run().succeeds().stdout(&format!("vidi: adopted {pid}\n"));
     assert_eq!(pids(&rig), json!([pid]));
-    // Again, and named twice: nothing else becomes of it.
+    // The process is adopted again, and named twice, which changes nothing.
     let again = rig.gpuctl(&format!("{adopt} {pid} --json")).run().succeeds().json();
     assert_eq!(again, json!({"success": true, "service": "vidi", "adopted": [pid]}));
     assert_eq!(pids(&rig), json!([pid]));
@@ -100,7 +103,7 @@ fn a_caller_and_gpuctl_itself_are_not_adopted() {
 fn a_thread_of_the_kernel_is_not_adopted() {
     let rig = Rig::new();
     by_hand(&rig);
-    // kthreadd, outside containers.
+    // The process with PID 2 is kthreadd, except in a container.
     match std::fs::read_to_string("/proc/2/comm").is_ok_and(|name| name.trim() == "kthreadd") {
         true => is_refused(&rig, 2, "usage", "kernel thread", "name the server itself"),
         false => skip_or_fail("kernel", "kernel thread to be seen from here"),
@@ -139,7 +142,8 @@ fn the_server_of_a_multiplexer_is_not_adopted_and_its_pane_is() {
             .is_ok_and(|name| name.trim() == "simserver")
     });
     let pane = pane.unwrap();
-    // Some shells that a pane runs its command with stay above it.
+    // A shell may stay between the pane's command and the server, so the server is looked for
+    // further up.
     let is_server = |pid: &i32| {
         std::fs::read_to_string(format!("/proc/{pid}/comm"))
             .is_ok_and(|name| name.starts_with("tmux"))
@@ -174,14 +178,16 @@ fn a_process_of_a_container_is_not_adopted() {
     is_refused(&rig, pid, "usage", "in a container", "type = \"docker\"");
 }
 
-/// An owner who takes it for the server would have it ended, and the container would run on.
+/// If the owner adopted the forwarder as the server, a stop would end it, and the container would
+/// run on.
 #[test]
 fn who_forwards_a_port_to_a_container_is_not_adopted_and_never_said_to_be_the_server() {
     let Some(rig) = Rig::with_docker() else { return };
     let (port, network, name) = (rig.port(), rig.network(), rig.mark("inside"));
     rig.owns_container(&name);
     let image = rig.engine().image();
-    // It stays until its server has answered, which takes a busy machine longer than to have started it.
+    // The start command stays, since on a busy machine the server takes longer to answer than the
+    // container to be started.
     let run = format!(
         "docker run --detach --name {name} --network {network} --publish 127.0.0.1:{port}:8000 \
         --volume {0}:{0} --env SIMGPU_DIR={0} {image} /bin/simserver --host 0.0.0.0 --port 8000 && \
@@ -196,7 +202,7 @@ fn who_forwards_a_port_to_a_container_is_not_adopted_and_never_said_to_be_the_se
     let started = started.stderr_has("it started the container").stderr_has("docker-proxy");
     let told = started.stderr_text();
     assert!(!told.contains("gpuctl adopt"), "{told}");
-    // The start command is all that there is of it.
+    // Nothing but the start command belongs to the service.
     rig.gpuctl("stop vidi").run().succeeds().stdout_has("stopped vidi").progress();
     rig.gpuctl("stop vidi").run().succeeds().stdout_has("nothing to do");
 
@@ -207,7 +213,7 @@ fn who_forwards_a_port_to_a_container_is_not_adopted_and_never_said_to_be_the_se
     assert!(state(proxy).is_some());
 }
 
-/// The service's user may neither see its environment nor signal it.
+/// The process is another user's, so the caller may neither see its environment nor signal it.
 #[test]
 fn a_process_that_may_not_be_looked_into_is_not_adopted() {
     let rig = Rig::new();

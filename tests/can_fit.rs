@@ -1,9 +1,10 @@
-//! `gpuctl can-fit`: whether a size or a service fits, for this moment or beside what is promised to others.
+//! Tests of `gpuctl can-fit`: whether a size or a service fits, for this moment or beside what is
+//! promised to others.
 
 use rig::{Rig, unconfigured_or_skip, until};
 use serde_json::{Value, json};
 
-/// An empty card has 24576 MB, and 23552 beside the reserve.
+/// Memory in MB that is available on an empty card: 24576 MB without the reserve of 1024 MB.
 const AVAILABLE: u64 = 23552;
 
 #[test]
@@ -221,7 +222,7 @@ fn sizes_need_no_configuration_and_services_do() {
         return;
     }
     let rig = Rig::new();
-    // The card is found where the system has its library.
+    // Without a configuration, gpuctl uses the library that the system has.
     let library = rig.path("lib");
     std::fs::create_dir(&library).unwrap();
     let ours = rig.gpuctl("config show --json").run().succeeds().json();
@@ -249,7 +250,7 @@ fn the_answer_is_about_the_card_that_was_named() {
     ] {
         rig.gpuctl(words).run().exits(code).stdout_has("fit");
     }
-    // Nor is there an estimate for one that is not there, or a plan.
+    // For a card that is not there, there is no estimate either, and no plan.
     rig.set("gpu.total_mb", 24576);
     rig.native("vidi").phases([2]).add();
     for words in ["can-fit 1", "can-fit 1 --budget", "prepare-phase 2", "start vidi --dry-run"] {

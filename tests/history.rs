@@ -1,4 +1,5 @@
-//! `gpuctl history`: every acting command leaves its start, its steps, its result and its duration.
+//! Tests of `gpuctl history`: every acting command leaves its start, its steps, its result and its
+//! duration.
 
 use rig::{Display, Rig, Signal, Trial, until};
 use serde_json::Value;
@@ -10,13 +11,13 @@ fn log(rig: &Rig) -> PathBuf {
     rig.state_dir().join("history.jsonl")
 }
 
-/// The calls that are known, oldest first.
+/// Returns the calls that are known, oldest first.
 fn runs(rig: &Rig) -> Vec<Value> {
     let document = rig.gpuctl("history --json -n 1000").run().succeeds().json();
     document["runs"].as_array().unwrap().clone()
 }
 
-/// "stop vidi, reclaim"
+/// Returns the steps of a call as text, such as "stop vidi, reclaim".
 fn steps(run: &Value) -> String {
     let step = |step: &Value| {
         let words = [&step["action"], &step["service"]];
@@ -25,7 +26,7 @@ fn steps(run: &Value) -> String {
     run["steps"].as_array().unwrap().iter().map(step).collect::<Vec<_>>().join(", ")
 }
 
-/// What makes a line of the log long enough for the next one to begin a new file.
+/// Adds a line to the log that is so long that the next one begins a new file.
 fn fill(rig: &Rig) {
     let text = fs::read_to_string(log(rig)).unwrap();
     fs::write(log(rig), format!("{text}{}\n", " ".repeat(1024 * 1024))).unwrap();
@@ -157,7 +158,7 @@ fn the_last_calls_and_those_since_a_time_are_shown() {
         document["runs"].as_array().unwrap().len()
     };
     assert_eq!(["", "-n 2", "-n 0", "--since 1h", "--since 0"].map(shown), [3, 2, 0, 3, 0]);
-    // An hour ago by its own words.
+    // The first entry of the log is now from 2001.
     let text = fs::read_to_string(log(&rig)).unwrap();
     let first = text.lines().next().unwrap();
     let time = serde_json::from_str::<Value>(first).unwrap()["time"].as_str().unwrap().to_owned();
@@ -193,7 +194,7 @@ fn many_writers_at_once_lose_nothing_also_where_a_new_file_is_begun() {
     assert_eq!(found.len(), 25);
     assert!(found.iter().all(|run| run["state"] == "ended"), "{found:?}");
     assert!(rig.state_dir().join("history.1.jsonl").exists());
-    // The oldest goes with the next file.
+    // The oldest file goes when the next one is begun.
     fill(&rig);
     rig.gpuctl("release-all -q").run().succeeds();
     assert_eq!(runs(&rig).len(), 13);
@@ -208,7 +209,7 @@ fn lines_that_are_damaged_are_passed_over() {
     fs::write(log(&rig), format!("\0\u{1}{{\n{text}{}", &text[..40])).unwrap();
     rig.gpuctl("release-all -q").run().succeeds();
     assert_eq!(runs(&rig).len(), 2);
-    // The last one of a file is no part of the next file's first.
+    // A damaged line at the end of one file is not joined to the first of the next file.
     let text = fs::read_to_string(log(&rig)).unwrap();
     fs::write(rig.state_dir().join("history.1.jsonl"), format!("{text}{}", &text[..40])).unwrap();
     fs::remove_file(log(&rig)).unwrap();

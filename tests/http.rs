@@ -1,11 +1,12 @@
-//! `gpuctl http`: the acceptance criteria of the seeds as they are written, with curl; and what becomes of a request whose
-//! client goes away.
+//! Tests of `gpuctl http`: the acceptance criteria of the seeds as they are written, with curl, and
+//! what becomes of a request whose client goes away.
 
 use rig::{Machine, Rig, Served, answer, skip_or_fail, until, works};
 use serde_json::{Value, json};
 use std::io::Write;
 
-/// The seeds' services, all of them native here, and curl to ask with.
+/// Configures the seeds' services, all of them native here, and serves HTTP. `None`, after
+/// reporting the skip, without curl.
 fn pipeline(rig: &Rig) -> Option<Served> {
     rig.card.describe(&json!({"reclaim_delay_ms": 300}));
     let native = |name, vram, priority, phase| {
@@ -21,7 +22,8 @@ fn pipeline(rig: &Rig) -> Option<Served> {
     rig.http("127.0.0.1")
 }
 
-/// Runs a line of the seeds, of which only the port is another one; what it prints.
+/// Runs a line of the seeds, in which only the port is replaced, and returns the document that it
+/// prints.
 fn curl(rig: &Rig, http: &Served, line: &str) -> Value {
     let line = line.replace("localhost:8000", &format!("localhost:{}", http.port));
     rig.shell(&line.replacen("curl", "curl -sS --fail-with-body", 1)).run().succeeds().json()
@@ -110,9 +112,10 @@ fn a_lock_whose_client_has_gone_before_it_could_be_told_is_given_back() {
         stream.write_all(request.as_bytes()).unwrap();
         drop(stream);
     }
-    // Answered in their order: those before it are begun.
+    // Requests are answered in their order, so those before this one have begun.
     assert_eq!(http.answer(&http.request("GET /openapi.json", "", "")).0, 200);
-    // One that has just been begun may hold it for a moment yet; one that was left lasts an hour.
+    // A request that has just begun may still hold the lock for a moment; a lock that was left
+    // behind would last an hour.
     until("they have ended, and the lock is free", || {
         rig.gpuctls().is_empty() && rig.gpuctl("lock status").run().ended().0 == Some(0)
     });
@@ -172,7 +175,7 @@ fn the_units_serve_two_hundred_at_once_on_a_machine_that_systemd_runs_and_none_o
     let curl = "curl -sS --max-time 100 -o /dev/null -w '%{http_code}\\n'";
     let service = format!("localhost:{port}/gpu/service/one");
     assert_eq!(machine.sh(&format!("{curl} -X POST {service}/start")), "200\n");
-    // More than the socket would serve with systemd's own limits.
+    // With systemd's own limits, the socket would not serve so many.
     let crowd = format!("for i in $(seq 200); do {curl} localhost:{port}/gpu/lock & done; wait");
     for _ in 0..3 {
         assert_eq!(machine.sh(&format!("({crowd}) | sort | uniq -c | tr -s ' '")), " 200 200\n");
@@ -183,7 +186,7 @@ fn the_units_serve_two_hundred_at_once_on_a_machine_that_systemd_runs_and_none_o
     // What a request has started outlives it.
     let count = format!("pgrep -cfx 'sleep {seconds}'");
     assert_eq!(machine.try_sh(&count).0, "1\n");
-    // So the limits of a request are not its own.
+    // The service is in a group of its own, so the limits of a request do not hold for it.
     let group = format!("cat /proc/$(pgrep -fx 'sleep {seconds}')/cgroup");
     assert!(machine.sh(&group).contains("/gpuctl-one-"), "{}", machine.sh(&group));
     assert_eq!(machine.sh(&format!("{curl} -X POST {service}/stop")), "200\n");

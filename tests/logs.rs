@@ -1,4 +1,4 @@
-//! `gpuctl logs`: what a service has printed, wherever its manager keeps it.
+//! Tests of `gpuctl logs`, which shows what a service has printed, wherever its manager keeps it.
 
 use rig::{Rig, Signal, until};
 use serde_json::json;

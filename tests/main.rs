@@ -1,6 +1,7 @@
-//! gpuctl from outside: real processes, containers and units on a simulated card, judged by exit code, output and what
-//! is left in the world. One folder or file for each command, `faults` for the rows of the fault table, and one binary for
-//! all of them: built, linked and given its Docker engine once.
+//! Tests of gpuctl from outside: real processes, containers and units on a simulated card, judged
+//! by exit code, output and what is left behind. There is one folder or file for each command,
+//! `faults` for the rows of the fault table, and one binary for all of them, which is built, linked
+//! and given its Docker engine once.
 
 #![allow(
     clippy::unwrap_used,

@@ -1,5 +1,5 @@
-//! The manual pages and completion scripts in the repository: those that the program makes, complete, and good to the
-//! tools that read them.
+//! Tests of the manual pages and completion scripts in the repository: they are those that the
+//! program makes, complete, and accepted by the tools that read them.
 
 use rig::{Rig, skip_or_fail, works};
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,7 +10,7 @@ fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The files of a folder by name.
+/// Returns the texts of a folder's files, by name.
 fn files(folder: &Path) -> BTreeMap<String, String> {
     let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     let name = |path: &PathBuf| path.file_name().unwrap().to_str().unwrap().to_owned();
@@ -24,7 +24,7 @@ fn pages() -> BTreeMap<String, String> {
 #[test]
 fn the_pages_in_the_repository_are_those_that_the_program_makes_and_no_others() {
     let rig = Rig::new();
-    // The folders above are made too.
+    // gpuctl makes the folders above as well.
     rig.gpuctl("man --out share/man").run().succeeds();
     let made = files(&rig.path("home/share/man"));
     let committed = pages();
@@ -61,7 +61,7 @@ fn a_page_that_cannot_be_written_is_told() {
     outcome.stderr_has("gpuctl: cannot write pages/gpuctl-lock.1: ");
 }
 
-/// The commands that the help of one lists, and those below them.
+/// Collects the names of a command and of all below it, as the help lists them.
 fn commands(rig: &Rig, path: &str, found: &mut BTreeSet<String>) {
     found.insert(path.trim().replace(' ', "-"));
     let help = rig.gpuctl(path.trim_start_matches("gpuctl")).arg("-h").run().succeeds().text();
@@ -131,7 +131,7 @@ fn the_manual_knows_every_exit_code_of_the_contract() {
     }
 }
 
-/// Every Rust file below a folder, in one text.
+/// Returns the text of every Rust file below a folder, joined.
 fn sources(folder: &Path) -> String {
     let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     let text = |path: PathBuf| match path.is_dir() {
@@ -152,7 +152,7 @@ fn the_manual_knows_every_variable_that_the_program_names() {
     let manual = &pages()["gpuctl.1"];
     let named: BTreeSet<&str> = sources.split('"').filter(is_one).collect();
     assert!(named.contains("GPUCTL_CONFIG") && named.contains("KLR_CANARY_MODE"), "{named:?}");
-    // Set for others, or the build's.
+    // These are set for other programs, or belong to the build.
     let not_ours = [
         "CUDA_DEVICE_ORDER",
         "CUDA_VISIBLE_DEVICES",

@@ -1,11 +1,12 @@
-//! The client for Python, with a real Python in a fresh environment: on the machine itself, where it calls the program, and
-//! over HTTP, as in a container.
+//! Tests of the client for Python, with a real Python in a fresh environment: on the machine
+//! itself, where the client calls gpuctl, and over HTTP, as in a container.
 
 use rig::page::{Page, repository};
 use rig::{Invocation, Rig, Served, Signal, signal, skip_or_fail, until, works};
 use serde_json::{Value, json};
 
-/// With two services, and both ways to them; None where there is no Python or no socket.
+/// Makes a rig with two services that Python can reach in both ways; returns `None`, after
+/// reporting the skip, if Python or systemd-socket-activate is missing.
 fn rig() -> Option<(Rig, Served)> {
     let rig = Rig::new();
     if !rig.has_python() {
@@ -23,7 +24,8 @@ fn over(http: &Served, script: Invocation) -> Invocation {
     script.env("GPUCTL_URL", format!("http://localhost:{}", http.port))
 }
 
-/// Runs a script on the machine, and, from the same state again, over HTTP; what it prints.
+/// Runs a script on the machine and, from the same state again, over HTTP, and returns what each
+/// run prints; returns nothing, after reporting the skip, if the rig cannot be made.
 #[track_caller]
 fn on_both_ways(script: &str) -> Vec<String> {
     let Some((rig, http)) = rig() else { return Vec::new() };

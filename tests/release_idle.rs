@@ -1,10 +1,10 @@
-//! `gpuctl release-idle`: what has not worked for a while is given back, and nothing else.
+//! Tests of `gpuctl release-idle`: what has not worked for a while is given back, and nothing else.
 
 use rig::{Rig, Service, until};
 use serde_json::{Value, json};
 use std::fs;
 
-/// A server that says itself how many jobs it has, in a file.
+/// Starts a server whose number of jobs stands in a file, 0 at first.
 fn with_jobs(rig: &Rig, name: &str) -> Service {
     let file = rig.file(&format!("home/{name}-jobs"), "0");
     let service = rig.native(name).vram(2000).add();
@@ -85,12 +85,12 @@ fn what_cannot_be_told_is_not_idle() {
     let plain = rig.native("plain").add();
     rig.gpuctl("start plain").run().succeeds().ignores_stdout().progress();
     wait_until_idle(&rig, "plain", 1);
-    // A probe that fails, and a card that does not tell who works.
+    // The probe of one service fails, and the card does not tell whether the other one works.
     fs::remove_file(rig.path("home/film-jobs")).unwrap();
     rig.card.describe(&json!({"devices": [{"process_utilization": false}]}));
     assert_eq!((idle_s(&rig, "film"), idle_s(&rig, "plain")), (json!(null), json!(null)));
     assert_eq!(release(&rig, "--after 1s")["stopped"], json!([]));
-    // One of the two is enough, where it says that there is no work.
+    // One of the two sources is enough if it says that there is no work.
     fs::write(rig.path("home/film-jobs"), "0").unwrap();
     assert_eq!(release(&rig, "--after 1s")["stopped"], json!(["film"]));
     rig.card.describe(&json!({}));
@@ -140,7 +140,7 @@ fn nothing_is_evicted_while_another_holds_the_lock() {
     );
     assert!(!told.contains("--wait"), "it has no such option: {told}");
     assert!(service.is_healthy());
-    // Nothing is due, so that there is nothing to wait for.
+    // Nothing is due, so there is nothing to wait for.
     rig.gpuctl("release-idle --after 1h").run().succeeds().stdout_has("kept ollama");
     holder.signal(rig::Signal::TERM);
     drop(holder.wait().exits(143));

@@ -1,4 +1,5 @@
-//! `gpuctl restart`: a stop and a start in one call, refused before the stop where the start could not follow.
+//! Tests of `gpuctl restart`: a stop and a start in one call, which is refused before the stop if
+//! the start could not follow.
 
 use rig::{Rig, state, until};
 use serde_json::json;

@@ -1,13 +1,14 @@
-//! `examples/slurm`: jobs of a real Slurm on two nodes, each with a card and services of its own, and one Redis.
+//! Tests of `examples/slurm`: jobs of a real Slurm on two nodes, each with a card and services of
+//! its own, and one Redis for both.
 
 use rig::page::repository;
 use rig::{Card, Corner, Machine, skip_or_fail, until, works};
 use std::fs;
 
-/// Of the machine, for both nodes and their controller.
+/// Address of the machine, which both nodes and their controller use.
 const ADDRESS: &str = "10.77.0.1";
 
-/// A node's name, its first port, and its card.
+/// A node: its name, and the corner of the machine in which its ports and its card are.
 struct Node<'a> {
     name: &'static str,
     corner: Corner<'a>,
@@ -18,7 +19,8 @@ impl Node<'_> {
         &self.corner.card
     }
 
-    /// The chat model and the voice of its own; what a job of `phase-video` needs is the video model.
+    /// Configures the node: a chat model and a voice for the phase `talk`, and for `video`, which
+    /// jobs of the partition `phase-video` need, the voice and a video model.
     fn configure(&self, redis: u16) {
         let corner = &self.corner;
         let service = |name: &str, n: u16, vram: u32, phases: &str| {
@@ -48,7 +50,7 @@ impl Node<'_> {
 #[test]
 fn jobs_on_two_nodes_get_their_cards_or_their_phase_and_everything_is_back_afterwards() {
     for program in ["slurmctld", "slurmd", "sbatch"] {
-        // Asked for its version, sbatch looks for a configuration.
+        // Not by `--version`: even for that, sbatch looks for a configuration.
         if !works("sh", &["-c", &format!("command -v {program}")]) {
             return skip_or_fail(
                 "slurm",
@@ -70,7 +72,7 @@ fn jobs_on_two_nodes_get_their_cards_or_their_phase_and_everything_is_back_after
         assert_eq!(node.ready(), ["chat", "voice"], "{}", node.name);
     }
 
-    // One that takes both cards whole, and one that needs the phase on one node.
+    // One job takes both cards whole, and the next needs the phase on one node.
     let work = "sleep 3";
     machine.sh(&format!(
         "cd /tmp && sbatch --nodes=2 --gres=gpu:1 --output=/io/whole.out --wrap '{work}'"
@@ -92,7 +94,7 @@ fn jobs_on_two_nodes_get_their_cards_or_their_phase_and_everything_is_back_after
     assert_eq!(nodes[0].ready(), ["chat", "voice"], "the other node is not concerned");
     until("the phase is over", || nodes[1].ready() == ["chat", "voice"]);
 
-    // A job without a card concerns nobody.
+    // A job without a card changes nothing for anybody.
     machine.sh("cd /tmp && sbatch --wait --nodelist=n1 --output=/io/none.out --wrap 'true'");
     assert_eq!(nodes[0].ready(), ["chat", "voice"]);
     let states = machine.sh("sinfo --noheader --Node --format='%N %T' | sort -u");
@@ -102,9 +104,11 @@ fn jobs_on_two_nodes_get_their_cards_or_their_phase_and_everything_is_back_after
     }
 }
 
-/// Slurm on one machine with a slurmd for each node, whose prolog and epilog are those of the examples.
+/// Installs Slurm on one machine, with a slurmd for each node, whose prolog and epilog are those of
+/// the examples.
 fn install(shared: &Corner, nodes: &[Node; 2]) {
-    // Names are looked up for the kinds of address that the machine has beside its loopback, so it needs one.
+    // Names are resolved only to kinds of address that the machine has besides its loopback, so it
+    // needs one.
     shared.sh(&format!(
         "ip link add net0 type veth peer name net1 && ip address add {ADDRESS}/24 dev net0 && \
          ip link set net0 up && ip link set net1 up && echo \"{ADDRESS} $(uname -n) n1 n2\" >>/etc/hosts"
@@ -134,7 +138,7 @@ fn install(shared: &Corner, nodes: &[Node; 2]) {
     for name in ["prolog", "epilog"] {
         let script = fs::read_to_string(repository().join("examples/slurm").join(name)).unwrap();
         shared.file(name, &script.replace("/usr/local/sbin:", "/io/bin:/usr/local/sbin:"));
-        // Two nodes are one machine here, and each has a card and a folder of its own.
+        // The two nodes are one machine here, and each has a card and a folder of its own.
         let of = |node: &Node| {
             format!(
                 "{}) export SIMGPU_DIR={} GPUCTL_CONFIG={} GPUCTL_STATE_DIR={} ;;\n",

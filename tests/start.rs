@@ -1,5 +1,5 @@
-//! Starts and the wait until a service is ready: what counts as an answer, who may give it, and how a start that comes to
-//! nothing is told.
+//! Tests of starts and of the wait until a service is ready: what counts as an answer, who may give
+//! it, and how a failed start is reported.
 
 use rig::{Rig, until};
 use serde_json::json;
@@ -74,7 +74,7 @@ fn when_one_start_fails_the_others_are_not_waited_for() {
 #[test]
 fn independent_starts_run_side_by_side_and_so_do_stops() {
     let rig = Rig::new();
-    // One waits for the other, so that one after the other would never come to an end.
+    // Each service waits for the other, so starts one after the other would never come to an end.
     for (name, other) in [("left", "right"), ("right", "left")] {
         let (own, others) = (rig.path(name), rig.path(other));
         let meet = |deed: &str| {
@@ -112,7 +112,7 @@ fn a_port_that_accepts_connections_is_ready_where_the_check_is_tcp() {
     check.stdout_has("stopped");
 }
 
-/// Takes the health check out of the configuration.
+/// Takes the health checks out of the configuration.
 fn without_health(rig: &Rig) {
     let text = fs::read_to_string(rig.path("gpuctl.toml")).unwrap();
     let lines = text.lines().filter(|line| !line.starts_with("health"));
@@ -163,7 +163,7 @@ fn a_start_that_is_refused_names_the_phase_that_would_serve() {
             refused.stderr_has("in the way: comfyui").stderr_has("`gpuctl prepare-phase analysis`"),
         );
     }
-    // Where no phase would serve, none is named.
+    // If no phase would serve, none is named.
     rig.set("services.vidi.vram_mb", 30000);
     let refused = rig.gpuctl("start vidi").run().fails("insufficient_vram").stderr_text();
     assert!(!refused.contains("prepare-phase"), "{refused}");

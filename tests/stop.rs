@@ -1,4 +1,5 @@
-//! `gpuctl stop`. More of it in `services`, by the kind of service, and in `faults`, rows 30 to 32.
+//! Tests of `gpuctl stop`. More of them are in `services`, by the kind of service, and in `faults`,
+//! rows 30 to 32.
 
 use rig::Rig;
 

@@ -1,4 +1,5 @@
-//! From the start of a process to its end: what a pipeline's step waits for, at each call.
+//! The time from the start of a process to its end, which a step of a pipeline waits for at each
+//! call.
 
 use super::measure::{command, compare, gpuctl};
 use super::peers::{self, SEED};
@@ -61,8 +62,8 @@ fn status() -> Vec<Row> {
     rig.gpuctl("prepare-phase 3 --quiet").run().succeeds().text();
     let status = || gpuctl(&rig, "status --json");
     let names = format!("container inspect {} {}", voice.mark(), ollama.mark());
-    // Nothing else is measured between these two: whichever came after it would find the client's program
-    // less close at hand.
+    // Nothing else is measured between these two: the command that ran after it would find Docker's
+    // client less well cached.
     let [ours, inspect] = compare(100, [status(), command(&rig, "docker", &names)]);
     let [beside_reading, reading] = compare(40, [status(), peers::floor(&rig)]);
     let mut seed = peers::seed(&rig, "status");
@@ -97,7 +98,8 @@ fn status() -> Vec<Row> {
     ]
 }
 
-/// Beside another program, where there is that.
+/// Returns a row that compares a command with another program, or says why that program cannot be
+/// run.
 fn against(
     what: &str,
     ours: impl Fn() -> Command,

@@ -1,5 +1,6 @@
-//! A change of phase: what gpuctl adds to the time that the services themselves take to end, to give their memory back
-//! and to become ready, and what the program before it took for the same.
+//! A change of phase: what gpuctl adds to the time that the services themselves take to end, to
+//! give their memory back and to become ready, and what the program that it replaces takes for the
+//! same.
 
 use super::measure::{gpuctl, median, run};
 use super::peers::{self, SEED};
@@ -57,11 +58,12 @@ fn change(what: &str, rig: Rig, kind: Kind, warmup: &str, rounds: usize) -> Vec<
         ours.push(prepare(3));
         prepare(2);
         floor.push(by_hand(&rig, kind, &from, &to));
-        // It takes seconds, and the same ones each time.
+        // The old program takes seconds, and about as many each time, so a few rounds are enough.
         if let (true, Ok(mut seed)) = (round < 3, peers::seed(&rig, "prepare-phase 3")) {
             prepare(2);
             seed.env("REDIS_URL", "redis://127.0.0.1");
-            // The simulated driver takes memory back from when it is first looked at, which this program does not.
+            // The simulated driver begins to take memory back when somebody looks at the card,
+            // which the old program does not do.
             rig.card.peak_mb_during(|| theirs.push(run(&mut seed).wall));
         }
     }
@@ -95,7 +97,7 @@ fn by_hand(rig: &Rig, kind: Kind, from: &Service, to: &Service) -> f64 {
     };
     until("it answers", || to.is_healthy());
     let wall = begun.elapsed().as_secs_f64() * 1e3;
-    // What gpuctl starts next needs its memory.
+    // gpuctl needs this server's memory for what it starts next.
     if server.is_some() {
         drop(server);
         until("it is gone", || rig.card.used_mb() == 0);

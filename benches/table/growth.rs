@@ -1,4 +1,5 @@
-//! Many services and many processes on the card: the time must grow with what the world takes, not with its square.
+//! Many services, and many processes on the card: the time must grow in proportion to their number,
+//! not with its square.
 
 use super::measure::{Sample, command, compare, environment, gpuctl, peak_memory};
 use super::peers;
@@ -12,7 +13,7 @@ use toml::{Table, Value};
 const SIZES: [usize; 3] = [4, 64, 1024];
 const IN_DOCKER: usize = 2;
 
-/// How many services there are, and how many of them run.
+/// How many services there are, and how many of them run, in each measurement.
 const SERVICES: [[usize; 2]; 4] = [[4, 4], [64, 64], [1024, 1024], [1024, 4]];
 
 pub fn measure() -> Section {
@@ -30,7 +31,7 @@ pub fn measure() -> Section {
     }
 }
 
-/// Processes that end with this.
+/// Processes that end when the `Crowd` is dropped.
 struct Crowd(Vec<Child>);
 
 impl Drop for Crowd {
@@ -90,7 +91,8 @@ fn services() -> Vec<Row> {
     rows
 }
 
-/// So many services, of which so many run and are ready, and the ports of these that are not in Docker.
+/// Configures `size` services, `running` of which run and are ready. Returns the processes of those
+/// that run, and their ports, except for the services in Docker.
 fn populate(rig: &Rig, size: usize, running: usize) -> (Crowd, Vec<String>) {
     let serve = peers::compiled("serve");
     let mut services = Table::new();
@@ -125,8 +127,9 @@ fn populate(rig: &Rig, size: usize, running: usize) -> (Crowd, Vec<String>) {
     (crowd, ports)
 }
 
-/// Processes that hold memory on the card, beside four services that do not run. The claims are forged as those of dead
-/// processes whose memory the driver has not taken back, because a real one is an open file in a process of its own.
+/// Measures `status` with processes that hold memory on the card, beside four services that do not
+/// run. The claims are forged as those of dead processes whose memory the driver has not taken
+/// back, because a real one is an open file in a process of its own.
 fn processes() -> Vec<Row> {
     let sizes = SIZES.map(|size| {
         let rig = Rig::new();
@@ -158,7 +161,8 @@ fn processes() -> Vec<Row> {
     sizes.into_iter().flatten().collect()
 }
 
-/// Containers that exist and do not run.
+/// Measures `status` with containers that exist but do not run; returns `None` if there is no
+/// Docker engine.
 fn containers() -> Option<Row> {
     const COUNT: usize = 48;
     let rig = Rig::with_docker()?;
@@ -172,7 +176,8 @@ fn containers() -> Option<Row> {
     Some(Row::beside(&what, ours.wall, other, floor.wall, "ms", Target::None))
 }
 
-/// Of gpuctl alone, without the programs that it runs.
+/// Returns the peak memory in MB of gpuctl alone, without the programs that it runs: the highest of
+/// five calls.
 fn peak(rig: &Rig) -> f64 {
     let of_one = || peak_memory(&mut gpuctl(rig, "status --json"));
     (0..5).map(|_| of_one()).fold(0.0, f64::max)

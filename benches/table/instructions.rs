@@ -1,5 +1,6 @@
-//! Instructions, counted by callgrind: they hardly differ between runs, so that a regression of a few hundredths shows.
-//! The baseline is in benches/instructions.toml; `cargo bench --bench table -- --update` writes it anew.
+//! Instructions, counted by callgrind: they hardly differ between runs, so that a regression of a
+//! few per cent shows. The baseline is in benches/instructions.toml;
+//! `cargo bench --bench table -- --update` writes it anew.
 
 use super::measure::command;
 use super::report::{Row, Section, Target};
@@ -10,7 +11,7 @@ use toml::Table;
 
 const BASELINE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/instructions.toml");
 const CALLS: [&str; 3] = ["--version", "can-fit 1", "status --json"];
-/// More than this above the baseline is a regression.
+/// Highest permitted ratio of a count to the baseline; more is a regression.
 const MARGIN: f64 = 1.05;
 
 pub fn measure() -> Section {
@@ -36,6 +37,7 @@ pub fn measure() -> Section {
     }
 }
 
+/// Counts the instructions of each call, and writes the baseline anew.
 pub fn update() {
     let mut text =
         "# Instructions by callgrind, with this compiler. Written by `make bench-baseline`.\n"
@@ -52,7 +54,9 @@ fn compiler() -> String {
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
-/// The median of three. The process table is part of what is read, so that it must be always the same.
+/// Returns the number of instructions of a call, the median of three counts; the error says why
+/// they cannot be counted. The call runs in a PID namespace of its own, because the process table
+/// is part of what it reads, and must always be the same.
 fn count(call: &str) -> Result<f64, &'static str> {
     if !works("valgrind", &["--version"]) {
         return Err("there is no valgrind");

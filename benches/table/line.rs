@@ -1,4 +1,5 @@
-//! From the end of one command under the lock to the begin of the next one's, and what a long line costs.
+//! The time from the end of one command under the lock to the beginning of the next one's, and what
+//! a long line costs.
 
 use super::measure::median;
 use super::report::{Row, Section, Target};
@@ -7,17 +8,18 @@ use rig::{LOCK_KEY, Redis, Rig, until};
 use std::collections::HashMap;
 use std::fs;
 
-/// Commands in a line behind one another.
+/// Number of commands that wait in a line, one behind another.
 const COMMANDS: usize = 40;
 
-/// Hand-overs in a line that stays as long.
+/// Number of hand-overs that are measured while the line keeps its length.
 const HANDOVERS: usize = 60;
 
-/// As gpuctl runs them: with what stands before each.
+/// Script that takes the lock in Redis, as gpuctl runs it: behind the functions of the line.
 const ACQUIRE: &str = concat!(
     include_str!("../../src/lock/redis/line.lua"),
     include_str!("../../src/lock/redis/acquire.lua")
 );
+/// Script that gives up the lock in Redis, as gpuctl runs it: behind the functions of the line.
 const RELEASE: &str = concat!(
     include_str!("../../src/lock/redis/line.lua"),
     include_str!("../../src/lock/redis/release.lua")
@@ -52,7 +54,8 @@ fn section(rows: Vec<Row>) -> Section {
     }
 }
 
-/// Commands in a line write down when they begin and when they end; the median from an end to the next begin, in ms.
+/// Runs commands in a line, which write down when they begin and when they end, and returns the
+/// median time from an end to the next beginning, in milliseconds.
 fn run_to_run(rig: &Rig, prefix: impl Fn(&str) -> String) -> f64 {
     rig.native("vidi").add();
     rig.gpuctl("start vidi --quiet").run().succeeds();
@@ -67,7 +70,7 @@ fn run_to_run(rig: &Rig, prefix: impl Fn(&str) -> String) -> f64 {
     let line = rig.shell(&script).spawn();
     let processes = || rig.shell("pgrep -c -f 'date [+]%s%N >>stamps; date' || true").run();
     until("all wait", || processes().succeeds().text().trim().parse().unwrap_or(0) > COMMANDS);
-    // Until each of them has its place.
+    // This gives each of them the time to take its place.
     std::thread::sleep(std::time::Duration::from_secs(1));
     rig.file("home/go", "");
     holder.wait().succeeds();
@@ -79,14 +82,15 @@ fn run_to_run(rig: &Rig, prefix: impl Fn(&str) -> String) -> f64 {
     median(pauses.collect())
 }
 
-/// What one client, each on a machine of its own, asks the server.
+/// Clients of the lock in Redis, each as if on a machine of its own, over one connection.
 struct Simulated {
     connection: Connection,
-    /// When each got in line, as the server told it.
+    /// Time at which each client got in line, as the server reported it, by the client's number.
     arrivals: HashMap<usize, String>,
 }
 
-/// In microseconds of the server.
+/// What a hand-over and a waiter's look cost, in microseconds of the server's time, and how many
+/// clients a hand-over wakes.
 struct Costs {
     hand_over: f64,
     woken: f64,
@@ -123,14 +127,16 @@ fn costs(redis: &Redis, waiters: usize) -> Costs {
     let mut hand_over = Vec::new();
     let mut woken = 0.0;
     for holder in 0..HANDOVERS {
-        // It may have been silent for as long as this takes with all the others.
+        // The next client looks again, since it may have been silent for too long while all the
+        // others were asked.
         assert!(!simulated.acquire(holder + 1));
         redis.cli(&["CONFIG", "RESETSTAT"]);
         simulated.release(holder);
         assert!(simulated.acquire(holder + 1), "the longest waiting is next");
         hand_over.push(stat(redis, "eval", "usec"));
         woken += stat(redis, "lpush", "calls");
-        // The line stays as long, and everybody looks once a second.
+        // The line keeps its length, and every client looks from time to time, as waiters do once a
+        // second.
         assert!(!simulated.acquire(holder + waiters + 1));
         if holder % 5 == 0 {
             line(&mut simulated, holder + 2);
@@ -149,7 +155,7 @@ fn stat(redis: &Redis, command: &str, field: &str) -> f64 {
 }
 
 impl Simulated {
-    /// One try; whether it has the lock.
+    /// Tries once to take the lock for a client, and reports whether the client has it.
     fn acquire(&mut self, one: usize) -> bool {
         let beside = |what: &str| format!("{LOCK_KEY}:{what}");
         let keys = ["fence", "queue", "seen", "called", "wake:", "second", "server"].map(beside);

@@ -1,5 +1,5 @@
-//! How fast the lock changes hands: in Redis and in a file, beside flock(1) as the floor and the client that gpuctl
-//! replaces.
+//! How fast the lock changes hands, in Redis and in a file, beside flock(1) as the floor and beside
+//! the client that gpuctl replaces.
 
 use super::measure::{at, median};
 use super::report::{Row, Section, Target};
@@ -14,7 +14,8 @@ use tempfile::TempDir;
 
 const HANDOVERS: usize = 60;
 
-/// What no hand-over takes; only keeps a broken build from hanging.
+/// Longest wait for a hand-over, far more than any takes, which only keeps a broken build from
+/// hanging.
 const LIMIT: Duration = Duration::from_secs(60);
 
 pub fn measure() -> Section {
@@ -75,7 +76,7 @@ enum Kind {
     Redis,
     File,
     Flock,
-    /// A list in Redis alone, by redis-cli.
+    /// A list in Redis alone, used by redis-cli.
     Raw,
 }
 
@@ -90,21 +91,22 @@ impl Kind {
     }
 }
 
-/// A lock on a machine of its own.
+/// A lock of one kind, on a machine of its own.
 struct Lock {
     kind: Kind,
     redis: Option<Redis>,
     rig: Rig,
-    /// In memory, as the place is where the file lies by default.
+    /// Folder of the lock's file, in memory as is the folder in which the file lies by default.
     folder: TempDir,
-    /// How many wait for a list in Redis alone.
+    /// Number of clients that wait for a list in Redis alone; other kinds are not counted.
     waiting: Cell<usize>,
 }
 
-/// One that waits for the lock or has it; ends with this.
+/// A process that waits for the lock or has it. Dropping the `Client` ends the process.
 struct Client {
     process: Child,
-    /// Of flock's command, which ends with it.
+    /// The process's input; for flock(1) and a list in Redis alone, closing it ends the command
+    /// that has the lock.
     input: Option<ChildStdin>,
 }
 
@@ -115,7 +117,8 @@ impl Drop for Client {
     }
 }
 
-/// Who has it since when; gpuctl's token.
+/// The client that has the lock, by its number, the time at which it got it, and its token, which
+/// is empty unless gpuctl gave it.
 struct Taken {
     number: usize,
     at: Instant,
@@ -144,18 +147,18 @@ impl Lock {
         }
     }
 
-    /// For flock(1).
+    /// Returns the path of the file that flock(1) locks.
     fn floor(&self) -> String {
         format!("{}/floor", self.folder.path().display())
     }
 
-    /// `redis-cli` with these words.
+    /// Returns a command line of `redis-cli` with these words.
     fn raw(&self, words: &str) -> String {
         let port = self.redis.as_ref().map(Redis::port).unwrap_or_default();
         format!("redis-cli -p {port} {words}")
     }
 
-    /// A program that sees only this lock, without the rig's shell around it.
+    /// Prepares a call of a program that sees only this lock, without the rig's shell around it.
     fn command(&self, program: &str, arguments: &[&str]) -> Command {
         let mut command = Command::new(program);
         command
@@ -175,7 +178,7 @@ impl Lock {
         self.command(env!("CARGO_BIN_EXE_gpuctl"), &words)
     }
 
-    /// One more in line, told of when it has the lock.
+    /// Starts one more client, and sends to `tell` once that client has the lock.
     fn queue_up(&self, number: usize, tell: &Sender<Taken>) -> Client {
         let mut command = match self.kind {
             Kind::Flock => self.command("flock", &[&self.floor(), "sh", "-c", "echo; read -r end"]),
@@ -191,7 +194,7 @@ impl Lock {
         let told = tell.clone();
         thread::spawn(move || {
             let mut token = String::new();
-            // Nothing comes of one that is ended while it waits.
+            // A client that is ended while it waits prints nothing.
             if BufReader::new(output).read_line(&mut token).is_ok_and(|count| count > 0) {
                 let at = Instant::now();
                 told.send(Taken { number, at, token: token.trim().to_owned() }).ok();
@@ -200,7 +203,7 @@ impl Lock {
         Client { process, input }
     }
 
-    /// Until it waits.
+    /// Waits until the client stands in line for the lock.
     fn watch(&self, client: &mut Client) {
         if self.kind == Kind::Flock {
             let (pid, blocked) = (client.process.id().to_string(), "->");
@@ -220,7 +223,8 @@ impl Lock {
         }
     }
 
-    /// Lets the holder give it up.
+    /// Makes the holder give up the lock, and returns the process that releases it, or `None` for
+    /// flock(1), where the holder's end does that.
     fn release(&self, holder: &mut Client, token: &str) -> Option<Child> {
         holder.input = None;
         (self.kind != Kind::Flock).then(|| {
@@ -235,7 +239,7 @@ impl Lock {
         })
     }
 
-    /// One entry, for a shell.
+    /// Returns the shell command that takes the lock and releases it once.
     fn entry(&self) -> String {
         match self.kind {
             Kind::Flock => format!("flock {} true", self.floor()),
@@ -249,7 +253,8 @@ impl Lock {
     }
 }
 
-/// From the holder's release, its process included, to the next one's first output. The line is always as long.
+/// Returns the times from a holder's release, its process included, to the next holder's first
+/// output, in milliseconds. The line keeps its length throughout.
 fn hand_over(lock: &Lock, waiters: usize) -> Vec<f64> {
     let (tell, told): (_, Receiver<Taken>) = channel();
     let mut clients = vec![lock.queue_up(0, &tell)];
@@ -276,8 +281,9 @@ fn hand_over(lock: &Lock, waiters: usize) -> Vec<f64> {
     times
 }
 
-/// As the services did it before: SET NX, and on failure sleeps of 1, 2, 4, 8, 16 s between tries. The holder works
-/// for a time that suits none of them.
+/// Returns the times of hand-overs as the services did them before gpuctl, in milliseconds: by SET
+/// NX and, after a failure, sleeps of 1, 2, 4, 8 and 16 s between tries. The holder works for times
+/// that suit none of these pauses. Returns `None` if there is no Redis.
 fn by_the_old_client() -> Option<Vec<f64>> {
     let lock = Lock::new(Kind::Redis)?;
     let redis = lock.redis.as_ref().unwrap();

@@ -1,5 +1,6 @@
-//! How much gpuctl adds to what the world takes, and how it compares with what it replaces. `make bench` runs everything
-//! and writes docs/benchmarks.md; `cargo bench --bench table -- growth` runs one part, and writes nothing.
+//! Benchmarks of how much gpuctl adds to what everything around it takes, and of how it compares
+//! with what it replaces. `make bench` runs everything and writes docs/benchmarks.md;
+//! `cargo bench --bench table -- growth` runs one part, and writes nothing.
 
 #![allow(
     clippy::unwrap_used,
@@ -23,7 +24,7 @@ use report::Section;
 use std::process::ExitCode;
 use std::thread;
 
-/// What a part is called by, and what measures it.
+/// The name of a part, and the function that measures it.
 type Part = (&'static str, fn() -> Section);
 
 const PARTS: [Part; 6] = [
@@ -47,16 +48,18 @@ fn main() -> ExitCode {
     print!("{page}");
     let (mut is_whole, mut is_slower) = (true, false);
     for (name, part) in PARTS.iter().filter(|(name, _)| words.is_empty() || is_wanted(name)) {
-        // A thread for each, because a Docker engine's network stays with the one that has asked for it.
+        // Each part has a thread of its own, because a thread that has asked for a Docker engine
+        // stays in the engine's network.
         match thread::spawn(part).join() {
             Ok(section) => {
                 let text = section.text();
                 print!("{text}");
                 page.push_str(&text);
-                // The only figures that are the same on a busy machine.
+                // The counts of instructions are the only figures that are the same on a busy
+                // machine.
                 is_slower |= *name == "instructions" && section.misses_a_target();
             }
-            // It has said why.
+            // The panic has said why.
             Err(_) => {
                 eprintln!("{name} could not be measured");
                 is_whole = false;

@@ -1,18 +1,21 @@
-//! Taking the time of commands: whatever is compared is measured in turn, so that the comparison holds on a noisy machine.
+//! Takes the time of commands. Those that are compared are run in turn, so that the comparison
+//! holds on a noisy machine.
 
 use rig::Rig;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-/// One process, from its start to its end.
+/// What one process took, from its start to its end.
 #[derive(Clone, Copy)]
 pub struct Sample {
-    /// In milliseconds.
+    /// Wall time in milliseconds.
     pub wall: f64,
-    /// User's and system's, in milliseconds, of the process and the children that it has waited for.
+    /// CPU time in milliseconds, user's and system's, of the process and the children that it has
+    /// waited for.
     pub cpu: f64,
 }
 
+/// Runs a command to its end and returns what it took; panics if the command fails.
 #[expect(unsafe_code, clippy::zombie_processes, reason = "only wait4(2) tells what a process took")]
 pub fn run(command: &mut Command) -> Sample {
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
@@ -32,7 +35,8 @@ pub fn run(command: &mut Command) -> Sample {
     Sample { wall, cpu: ms(usage.ru_utime) + ms(usage.ru_stime) }
 }
 
-/// Medians of some commands, which are run in turn; the first round is not counted.
+/// Runs commands in turn for this many rounds, and returns the medians of each; a round before them
+/// is not counted.
 pub fn compare<const N: usize>(rounds: usize, mut commands: [Command; N]) -> [Sample; N] {
     let mut samples = [const { Vec::new() }; N];
     for round in 0..=rounds {
@@ -49,8 +53,8 @@ pub fn compare<const N: usize>(rounds: usize, mut commands: [Command; N]) -> [Sa
     })
 }
 
-/// The most memory that a process has had at once, in MB. `ru_maxrss` would count that of its children, and that of its
-/// parent at the fork.
+/// Returns the most memory that a process has had at once, in MB. `ru_maxrss` would also count that
+/// of its children, and that of its parent at the fork.
 pub fn peak_memory(command: &mut Command) -> f64 {
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let mut process = command.spawn().unwrap();
@@ -69,13 +73,14 @@ pub fn median(values: Vec<f64>) -> f64 {
     at(values, 0.5)
 }
 
-/// The value that this part of all is not above.
+/// Returns the value that this part of all values is not above: 0.5 for the median, 0.99 for the
+/// 99th of 100.
 pub fn at(mut values: Vec<f64>, part: f64) -> f64 {
     values.sort_by(f64::total_cmp);
     values[((values.len() - 1) as f64 * part).round() as usize]
 }
 
-/// A command that sees the rig as its tests do, without the tests' way of waiting.
+/// Prepares a command that sees the rig as the tests do, without the tests' way of waiting.
 pub fn command(rig: &Rig, program: &str, words: &str) -> Command {
     let mut command = Command::new(program);
     command.args(words.split_whitespace()).env_clear().envs(environment(rig));
@@ -84,7 +89,7 @@ pub fn command(rig: &Rig, program: &str, words: &str) -> Command {
     command
 }
 
-/// That of everything that runs on the rig.
+/// Returns the environment of everything that runs on the rig.
 pub fn environment(rig: &Rig) -> Vec<(String, String)> {
     let text = rig.shell("env").run().succeeds().text();
     let pairs = text.lines().filter_map(|line| line.split_once('='));

@@ -1,4 +1,5 @@
-//! What gpuctl is measured beside: the Python program that it replaces, gpustat, and the floors in C.
+//! Programs that gpuctl is measured beside: the Python program that it replaces, gpustat, and the
+//! floors in C.
 
 use super::measure::command;
 use rig::Rig;
@@ -6,12 +7,15 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
+/// What the table calls the Python program that gpuctl replaces.
 pub const SEED: &str = "the seeds' program";
 
 const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches");
 const TARGET: &str = env!("CARGO_TARGET_TMPDIR");
 
-/// The Python environment with their libraries; why not, where it cannot be made.
+/// Returns the `bin` folder of a Python environment with the libraries of the program that gpuctl
+/// replaces, and gpustat. The first call makes the environment; the error says why it cannot be
+/// made.
 pub fn python() -> Result<&'static Path, &'static str> {
     static MADE: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     MADE.get_or_init(|| {
@@ -40,7 +44,8 @@ fn done(command: &mut Command) -> Result<(), String> {
     output.status.success().then_some(()).ok_or_else(|| why.to_owned())
 }
 
-/// The seeds' program on the services of a rig. Its lock is in Redis, which need not be there unless it is asked.
+/// Prepares a call of the Python program that gpuctl replaces, on the services of a rig. Its lock
+/// is in Redis, which has to be there only for calls that use the lock.
 pub fn seed(rig: &Rig, words: &str) -> Result<Command, &'static str> {
     let mut program = with_card(rig, &python()?.join("python"), "");
     program.arg(format!("{SOURCES}/seed/gpu_manager.py")).args(words.split_whitespace());
@@ -51,7 +56,7 @@ pub fn gpustat(rig: &Rig) -> Result<Command, &'static str> {
     Ok(with_card(rig, &python()?.join("gpustat"), "--json"))
 }
 
-/// A program that finds the simulated library where it looks for NVIDIA's.
+/// Prepares a call of a program that finds the simulated library where it looks for NVIDIA's.
 fn with_card(rig: &Rig, program: &Path, words: &str) -> Command {
     let folder = rig.path("library");
     if !folder.exists() {
@@ -67,12 +72,12 @@ fn library() -> PathBuf {
     Path::new(env!("CARGO_BIN_EXE_gpuctl")).with_file_name("libsimgpu.so")
 }
 
-/// The same reading of the card in C.
+/// Prepares a call of the C program that reads the card as gpuctl does and does nothing else.
 pub fn floor(rig: &Rig) -> Command {
     command(rig, compiled("nvml").to_str().unwrap(), library().to_str().unwrap())
 }
 
-/// One of the programs in C.
+/// Compiles the C program of this name in benches/floor, and returns the program's path.
 pub fn compiled(name: &str) -> PathBuf {
     let program = Path::new(TARGET).join(name);
     let source = format!("{SOURCES}/floor/{name}.c");

@@ -1,41 +1,45 @@
-//! The table: what was measured, beside what, and whether the target is met. One form for the terminal and for the page.
+//! The table: what was measured, beside what, and whether the target is met. It has one form for
+//! the terminal and for the page.
 
 use std::fmt::Write;
 use std::fs;
 use std::process::Command;
 use std::thread;
 
+/// A table of the page, with its heading and a note on what was measured.
 pub struct Section {
     pub title: &'static str,
     pub note: &'static str,
     pub rows: Vec<Row>,
 }
 
+/// A row of the table: a figure of gpuctl's, or why it was not measured.
 pub struct Row {
     cells: [String; 6],
-    /// None where there is no target.
+    /// Whether the target is met; `None` if there is no target.
     met: Option<bool>,
 }
 
-/// What a figure of gpuctl's is to be.
+/// The target that a figure of gpuctl's has to meet.
 #[derive(Clone, Copy)]
 pub enum Target {
     None,
     Below(f64),
-    /// At most so many times the other.
+    /// The figure must be at most this many times the other.
     Times(f64),
-    /// At most so many times the other, and so much more.
+    /// The figure must be at most the first number times the other, plus the second.
     TimesAnd(f64, f64),
-    /// At least so many times faster than the other.
+    /// The figure must be at least this many times faster than the other.
     Faster(f64),
-    /// At most 2 % or 100 ms above the other.
+    /// The figure must be at most 2 % or 100 ms above the other, whichever is more.
     Overhead,
 }
 
-/// Of both figures: "ms", "MB", "a second", …
+/// Unit of both figures in a row: "ms", "MB", "a second", …
 pub type Unit = &'static str;
 
 impl Row {
+    /// Makes a row with a figure of gpuctl's and nothing to compare it with.
     pub fn alone(what: &str, figure: f64, unit: Unit, target: Target) -> Row {
         let met = match target {
             Target::Below(limit) => Some(figure < limit),
@@ -56,6 +60,7 @@ impl Row {
         Row { cells, met }
     }
 
+    /// Makes a row that compares a figure of gpuctl's with that of another program or measurement.
     pub fn beside(
         what: &str,
         ours: f64,
@@ -91,6 +96,7 @@ impl Row {
         Row { cells: cells.map(str::to_owned), met }
     }
 
+    /// Makes a row that says why something was not measured.
     pub fn missing(what: &str, other: &str, why: &str) -> Row {
         let why = format!("not measured: {why}");
         Row { cells: [what, "", other, "", &why, ""].map(str::to_owned), met: None }
@@ -143,7 +149,7 @@ impl Section {
     }
 }
 
-/// What the figures are of, and what they were measured on.
+/// Returns the beginning of the page, which says how the figures were measured, and on what.
 pub fn opening() -> String {
     let cores = thread::available_parallelism().unwrap();
     let first = |path: &str, key: &str| {

@@ -1,5 +1,5 @@
-//! Whether a trial may begin, and where: the card as it is, the other card, the limits, what is left
-//! of an earlier trial, whether production is well, and the GPU lock.
+//! Decides whether a trial may begin and on which card, by the memory of both cards, the limits,
+//! the remains of an earlier trial, production's health and the GPU lock.
 
 use super::candidate::{self, Candidate};
 use super::ledger::{later, refuse_unsettled};
@@ -23,7 +23,8 @@ use serde_json::{Map, Value, json};
 use std::sync::PoisonError;
 use std::time::Duration;
 
-/// The verdict by arithmetic over the live card.
+/// Judges a candidate by arithmetic over the live memory of production's card; nothing is started
+/// or stopped. Fails if the card's memory or production's part of it is not known.
 pub fn predict(
     candidate: &std::result::Result<Candidate, String>,
     config: &Config,
@@ -51,8 +52,8 @@ pub fn predict(
     Ok(judge(candidate, canary, Card { total, persistent: used.saturating_sub(own) }))
 }
 
-/// Returns where a candidate is tried that fits: beside production if there is room, else in its
-/// place.
+/// Returns where a candidate that passed the prediction is tried: beside production if the spare
+/// card has room, otherwise in production's place. Fails if its start command cannot work.
 pub fn route(hands: &Hands, candidate: &Candidate, verdict: &Prediction) -> Result<Route> {
     let canary = hands.canary;
     let command = candidate
@@ -63,8 +64,8 @@ pub fn route(hands: &Hands, candidate: &Candidate, verdict: &Prediction) -> Resu
     Ok(spare.map_or(Route::Quiesced, Route::Spare))
 }
 
-/// A command that the shell starts where HOME is not set may not name it by `~`: the shell would take
-/// that for a folder's name, and find out when production is away.
+/// Refuses a start command with `~` in it if the shell that runs it has no `HOME`. The shell would
+/// take `~` for a folder's name, and the trial would fail only once production is away.
 fn refuse_homeless(command: &str, production: &Service, canary: &Canary) -> Result<()> {
     let has_home = canary.has_home
         || matches!(&production.manager, Manager::Native(native) if native.env.contains_key("HOME"));
@@ -80,20 +81,23 @@ fn refuse_homeless(command: &str, production: &Service, canary: &Canary) -> Resu
     }
 }
 
-/// Whether a trial may begin there; `waived`: the window and the cooldown, by an operator's word.
+/// Refuses a trial on `route` if it may not begin now. `waived` lifts the window and the cooldown,
+/// on an operator's order.
 pub fn admit(hands: &Hands, route: Route, waived: bool) -> Result<()> {
     refuse_unsettled(hands.ledger, hands.canary)?;
     maintenance::refuse_held(hands.canary)?;
     hands.permit(route, waived)?;
     refuse_unready(hands, route).or_else(|refusal| {
-        // Another trial may have begun meanwhile, which takes production away, and the port.
+        // A trial that has begun meanwhile is the better reason: it takes production away, and the
+        // port.
         refuse_unsettled(hands.ledger, hands.canary)?;
         Err(refusal)
     })
 }
 
-/// Whether that card is another than production's, and has room for the candidate: for what it
-/// takes of production's card, and for the share that it takes of this one.
+/// Reports whether the card `device` is not production's and has room for the candidate: for the
+/// memory that the candidate takes on production's card, and for its share of this card's memory.
+/// `false` if either card cannot be read.
 fn has_room(device: u32, candidate: &Candidate, verdict: &Prediction, hands: &Hands) -> bool {
     let mut own = hands.executor.reader.lock().unwrap_or_else(PoisonError::into_inner);
     let own = own.read().ok().and_then(|vram| vram.device);
@@ -109,7 +113,8 @@ fn has_room(device: u32, candidate: &Candidate, verdict: &Prediction, hands: &Ha
     own.index != device && there.passed && fits
 }
 
-/// A trial needs production to be well, and its own port to be free.
+/// Refuses a trial if something listens on the canary's port or, for a trial in production's place,
+/// if production is not ready.
 fn refuse_unready(hands: &Hands, route: Route) -> Result<()> {
     let canary = hands.canary;
     let listeners = Listeners::read();
@@ -134,7 +139,8 @@ fn refuse_unready(hands: &Hands, route: Route) -> Result<()> {
 }
 
 impl Hands<'_> {
-    /// Whether a trial may be now, by the limits; the refusal says when it may.
+    /// Refuses a trial that the window, the cooldown, the runs of a day or the downtime budget
+    /// forbid now. The failure says when to try again.
     pub fn permit(&self, route: Route, waived: bool) -> Result<()> {
         let (canary, now) = (self.canary, host::now());
         let limits = &canary.limits;
@@ -177,8 +183,8 @@ impl Hands<'_> {
     }
 }
 
-/// Takes the GPU lock for a trial, which does not wait for it: the refusal says when the lock ends
-/// by itself.
+/// Takes the GPU lock for a trial without waiting for it. The failure says in its detail `next`
+/// when the lock ends by itself, if it does.
 pub fn take_lock_at_once(hands: &Hands) -> Result<Guard> {
     hands.take_lock(Duration::ZERO).map_err(|refusal| {
         let left = refusal.details.get("ttl").and_then(Value::as_u64).map(Duration::from_secs);
@@ -188,7 +194,7 @@ pub fn take_lock_at_once(hands: &Hands) -> Result<Guard> {
     })
 }
 
-/// A refusal belongs into the audit; that it cannot be written there changes nothing.
+/// Writes a refusal into the audit. If that fails, the user is only warned.
 pub fn note_refusal(hands: &Hands, document: &Map<String, Value>, refusal: &Failure) {
     let night = hands.canary.limits.window.night(host::now());
     let facts = json!({

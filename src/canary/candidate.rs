@@ -10,10 +10,10 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-/// A candidate has at most this many bytes: it is a handful of parameters.
+/// Maximum number of bytes that are read of a candidate, which is a handful of parameters.
 const LIMIT: u64 = 1024 * 1024;
 
-/// Parameters by name; only such as are within their bounds.
+/// Parameters by name, all of them within their bounds.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Candidate {
     parameters: BTreeMap<String, Value>,
@@ -21,14 +21,15 @@ pub struct Candidate {
 
 type Bounds = IndexMap<String, Bound>;
 
-/// The first half of SHA-256 of a candidate as JSON with sorted keys and no spaces, as 16 digits.
+/// Returns a candidate's ID: the first 16 hexadecimal digits of the SHA-256 digest of its JSON with
+/// sorted keys and no spaces.
 pub fn id(document: &Map<String, Value>) -> String {
     let sorted: BTreeMap<_, _> = document.iter().collect();
     let text = serde_json::to_string(&sorted).expect("a document is a document");
     short_digest(text.as_bytes())
 }
 
-/// The parameters as people read them: "max_model_len=8192, vllm_memory_util=0.75".
+/// Returns the parameters as people read them: "max_model_len=8192, vllm_memory_util=0.75".
 pub fn told(document: &Map<String, Value>) -> String {
     let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     let all: Vec<String> =
@@ -36,13 +37,13 @@ pub fn told(document: &Map<String, Value>) -> String {
     all.join(", ")
 }
 
-/// Returns the first half of a SHA-256 digest, as 16 hexadecimal digits.
+/// Returns the first 16 hexadecimal digits of the SHA-256 digest of these bytes.
 pub fn short_digest(bytes: &[u8]) -> String {
     let digest = ring::digest::digest(&ring::digest::SHA256, bytes);
     digest.as_ref()[..8].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The parameters in a JSON file, or on stdin for "-".
+/// Reads the parameters from a JSON file, or from stdin if the path is "-".
 pub fn read(path: &Path) -> Result<Map<String, Value>> {
     let shown = path.display();
     let mut text = String::new();
@@ -57,7 +58,7 @@ pub fn read(path: &Path) -> Result<Map<String, Value>> {
     })
 }
 
-/// The parameters of assignments KEY=VALUE, as `--set` has them.
+/// Parses the assignments KEY=VALUE that `--set` takes.
 pub fn assigned(assignments: &[String], bounds: &Bounds) -> Result<Map<String, Value>> {
     let mut document = Map::new();
     for assignment in assignments {
@@ -67,7 +68,8 @@ pub fn assigned(assignments: &[String], bounds: &Bounds) -> Result<Map<String, V
     Ok(document)
 }
 
-/// KEY=VALUE from the command line, typed by the bounds of KEY.
+/// Adds an assignment KEY=VALUE from the command line to a candidate. VALUE becomes a number if it
+/// reads as one and the bounds of KEY are a range, otherwise text. Fails if there is no `=`.
 pub fn set(
     document: &mut Map<String, Value>,
     assignment: &str,
@@ -85,13 +87,14 @@ pub fn set(
             .map(Value::Number),
         _ => None,
     };
-    // What is no number where one is wanted is judged, and told, with the bounds.
+    // Text in place of a number is refused, and reported, with the check of the bounds.
     document.insert(name.to_owned(), value.unwrap_or_else(|| Value::from(text)));
     Ok(())
 }
 
 impl Candidate {
-    /// The text says which parameter is not within which bounds.
+    /// Checks parameters against their bounds. The error is a sentence that names the parameter and
+    /// its bounds.
     pub fn new(
         document: &Map<String, Value>,
         bounds: &Bounds,
@@ -131,7 +134,7 @@ impl Candidate {
         self.parameters.get(name)?.as_f64()
     }
 
-    /// A parameter as it is written on a command line.
+    /// Returns a parameter as it is written on a command line, or `None` if it is not set.
     pub fn text(&self, name: &str) -> Option<String> {
         Some(match self.parameters.get(name)? {
             Value::String(text) => text.clone(),
@@ -139,7 +142,9 @@ impl Candidate {
         })
     }
 
-    /// A start command with `{port}`, `{model}` and the parameters put in.
+    /// Fills the port, the model and the parameters into a start command, in place of `{port}`,
+    /// `{model}` and `{parameter}`; `${…}` is left to the shell. The error names a parameter that
+    /// the candidate does not set.
     pub fn command(
         &self,
         template: &str,

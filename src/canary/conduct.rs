@@ -1,6 +1,5 @@
-//! What the `canary` commands are for, from the question to its answer: a candidate is judged by
-//! arithmetic and tried where that is asked for, what was interrupted is put right, and the
-//! operator's emergencies are carried out.
+//! Carries out the `canary` commands: judges a candidate by arithmetic and tries it if asked to,
+//! puts right what an interrupted trial has left, and serves the operator's emergencies.
 
 use super::admission::{admit, note_refusal, predict, route, take_lock_at_once};
 use super::candidate::{self, Candidate};
@@ -22,19 +21,19 @@ use serde_json::{Map, Value};
 use std::path::Path;
 use std::sync::Mutex;
 
-/// A candidate is judged by these.
+/// A candidate and how it is to be judged.
 pub struct Candidacy {
     /// The candidate's parameters as they were given.
     pub document: Map<String, Value>,
     pub mode: Mode,
-    /// The window and the cooldown are waived, by an operator's word.
+    /// Whether an operator has waived the window and the cooldown (`--now`).
     pub waived: bool,
-    /// Only whether it would be tried, and where.
+    /// Whether to answer only if, and where, the candidate would be tried (`--dry-run`).
     pub is_question: bool,
 }
 
 impl Candidacy {
-    /// Reads a candidate from its file, or else as its parameters were assigned.
+    /// Reads a candidate from its file or, without one, from assignments KEY=VALUE.
     pub fn read(
         file: Option<&Path>,
         assigned: &[String],
@@ -48,22 +47,22 @@ impl Candidacy {
         Ok(Candidacy { document, mode, waived: false, is_question: false })
     }
 
-    /// Returns what the event log calls its trial: "vllm (canary: vllm_memory_util=0.75)".
+    /// Returns the trial's name in the event log: "vllm (canary: vllm_memory_util=0.75)".
     pub fn title(&self, service: &str) -> String {
         format!("{service} ({}: {})", self.mode.name(), candidate::told(&self.document))
     }
 }
 
-/// A candidate has come so far.
+/// How far a candidate has come.
 pub enum Course {
-    /// It was judged by arithmetic alone.
+    /// The candidate was judged by arithmetic alone.
     Predicted,
-    /// It would be tried there.
+    /// The candidate would be tried on this route; only the question was asked.
     Permitted(Route),
     Tried(Box<TrialOutcome>),
 }
 
-/// Judges a candidate by arithmetic; in the mode `canary` one that can work is tried.
+/// Judges a candidate by arithmetic and, in the mode `canary`, tries it if it can work.
 pub fn conduct(
     asked: &Candidacy,
     config: &Config,
@@ -76,7 +75,7 @@ pub fn conduct(
     let prediction = predict(&candidate, config, canary, &mut reader, stop)?;
     let ledger = Ledger::open(config)?;
     if asked.mode == Mode::Canary && candidate.is_ok() && !prediction.passed {
-        // What it does not fit beside may be another trial's canary.
+        // The memory that the candidate lacks may be held by another trial's canary.
         refuse_unsettled(&ledger, canary)?;
     }
     let (Ok(candidate), true, Mode::Canary) = (candidate, prediction.passed, asked.mode) else {
@@ -104,14 +103,15 @@ pub fn conduct(
     let outcome =
         outcome.inspect_err(|refusal| note_refusal(&trial.hands, &asked.document, refusal))?;
     let released = guard.release(progress);
-    // What became of production matters more.
+    // A failure of the trial itself matters more than one of giving the lock back.
     if outcome.failure().is_none() {
         released?;
     }
     Ok((prediction, Course::Tried(Box::new(outcome))))
 }
 
-/// Puts right what a trial that was interrupted has left, and says what was done.
+/// Puts right what an interrupted trial has left, and returns a sentence that says what was done.
+/// Fails if production does not come back.
 pub fn put_right(config: &Config, stop: &Stop, progress: &Progress) -> Result<String> {
     let canary = config.canary()?;
     let ledger = Ledger::open(config)?;
@@ -123,14 +123,15 @@ pub fn put_right(config: &Config, stop: &Stop, progress: &Progress) -> Result<St
     restored.failure.map_or(Ok(told), Err)
 }
 
-/// Begins this night's budget anew, and says so.
+/// Resets the downtime budget of this night, and returns a sentence that says so.
 pub fn reset_budget(config: &Config, stop: &Stop) -> Result<String> {
     let night = config.canary()?.limits.window.night(host::now());
     Ledger::open(config)?.reset_budget(night, stop)?;
     Ok(format!("the budget of {night} has been reset"))
 }
 
-/// Gives up the lock, whosever it is, and says whether there was one.
+/// Releases the GPU lock and removes the maintenance lock's file, even if others hold them, and
+/// returns a sentence that says whether there was either. Fails if processes keep the lock.
 pub fn unlock(config: &Config, progress: &Progress) -> Result<String> {
     let ledger = Ledger::open(config)?;
     let had = maintenance::unlock(config, config.canary()?, &ledger)?;

@@ -1,5 +1,5 @@
-//! Debts: a trial that was interrupted has left production away. Everybody is told of it,
-//! and production that is back settles it.
+//! Debts: a trial that was interrupted has left production away. Commands that act on services warn
+//! of the debt, and production that is back settles it.
 
 use super::ledger::{Journal, Ledger, owed};
 use super::maintenance;
@@ -15,9 +15,9 @@ use crate::world::wait::Stop;
 use serde_json::json;
 use std::sync::Mutex;
 
-/// Tells that production has not been brought back, where it has not.
+/// Warns the user if an interrupted trial's production has not been brought back.
 pub fn tell(config: &Config, progress: &Progress) {
-    // A ledger that cannot be read is told of by the canary's own commands.
+    // The canary's own commands report a ledger that cannot be read.
     let journal = Ledger::open(config).and_then(|ledger| ledger.journal()).ok().flatten();
     if let Some(journal) = journal.filter(Journal::is_orphaned) {
         progress.warning(&owed(&journal).message);
@@ -25,13 +25,14 @@ pub fn tell(config: &Config, progress: &Progress) {
     }
 }
 
-/// Settles the account of a trial that was interrupted, where a look finds production back without our
-/// doing, and tells that.
+/// Settles the debt of an interrupted trial if a look finds that production has come back without
+/// gpuctl's recovery, and tells the user.
 pub fn settle_by_itself(config: &Config, stop: &Stop, progress: &Progress) {
     settle(config, stop, |hands| hands.observe()).iter().for_each(|told| progress.line(told));
 }
 
-/// Does so by what the call has seen of all services anyway, and returns what there is to tell.
+/// Settles the debt like `settle_by_itself`, but by the snapshot of all services that the caller
+/// takes anyway. Returns what to tell the user, or `None` if nothing was settled.
 pub fn settle_by(
     config: &Config,
     stop: &Stop,
@@ -40,7 +41,8 @@ pub fn settle_by(
     settle(config, stop, |_| seen())
 }
 
-/// Whatever keeps it from being settled leaves it to a later call.
+/// Settles the debt if `look` finds production back. Anything that prevents this is only logged,
+/// and the debt is left to a later call.
 fn settle(
     config: &Config,
     stop: &Stop,
@@ -66,7 +68,7 @@ fn try_to_settle(
     let hands = Hands { executor, canary, ledger: &ledger };
     let seen = look(&hands)?;
     let Some(away) = hands.came_back_after(&journal, &seen) else { return Ok(None) };
-    // Its canary is ended by who recovers.
+    // A canary that still runs is ended by `gpuctl canary recover`.
     if !journal.canary_processes().is_empty() {
         return Ok(None);
     }

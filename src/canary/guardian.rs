@@ -1,5 +1,6 @@
-//! A companion of a trial: when the trial's gpuctl ends in any way before it has brought production
-//! back, or is stopped or stuck beyond its time, the guardian takes over its lock and does it.
+//! The guardian, a companion of a trial. If the trial's gpuctl ends in any way before it has
+//! brought production back, or is stopped or stuck beyond its time, the guardian takes over its
+//! lock and brings production back.
 
 use super::ledger::{Journal, Ledger};
 use super::maintenance;
@@ -23,28 +24,31 @@ use serde_json::json;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-/// The subcommand that it is called with.
+/// Subcommand with which gpuctl is started as a guardian.
 const COMMAND: &str = "guardian";
 
-/// A trial may be late by this much, on a machine that has other work to do.
+/// How much later than announced a trial may report before it counts as stuck: the machine may have
+/// other work to do.
 const LITTLE: Duration = Duration::from_secs(2);
 
 #[derive(Serialize, Deserialize)]
 enum Notice {
-    /// It is needed from now on, and goes on with this lock.
+    /// The guardian is needed from now on, and is to take over this lock in Redis, if there is one.
     Lock(Option<Heirloom>),
-    /// Who is still silent then, in time since boot, is stuck.
+    /// The trial counts as stuck if nothing more is heard from it by this time since boot.
     Until(SinceBoot),
 }
 
-/// Our side of it.
+/// The trial's connection to its guardian.
 pub struct Guardian {
     companion: Mutex<Companion>,
+    /// The guardian's process.
     pub group: process::Id,
 }
 
 impl Guardian {
-    /// It keeps the machine's lock by this descriptor, until production is back.
+    /// Starts the guardian, which keeps the machine's lock by the descriptor `lock` until
+    /// production is back.
     pub fn start(config: &Config, lock: BorrowedFd) -> Result<Guardian> {
         let arguments = config.arguments();
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
@@ -55,12 +59,13 @@ impl Guardian {
         Ok(Guardian { companion: Mutex::new(companion), group })
     }
 
-    /// Tells the guardian that it is needed from now on, and goes on with this lock.
+    /// Tells the guardian that it is needed from now on, and which lock in Redis to take over.
     pub fn guard(&self, lock: Option<Heirloom>) {
         self.tell(&Notice::Lock(lock));
     }
 
-    /// Tells the guardian to act unless it hears more within that time.
+    /// Tells the guardian to act unless it hears from the trial again within this time and a little
+    /// more.
     pub fn expect(&self, within: Duration) {
         self.tell(&Notice::Until(SinceBoot::now() + within + LITTLE));
     }
@@ -69,12 +74,15 @@ impl Guardian {
         self.companion.lock().unwrap_or_else(PoisonError::into_inner).tell(notice);
     }
 
+    /// Ends the guardian, which is needed no more, before it acts.
     pub fn dismiss(self) {
         self.companion.into_inner().unwrap_or_else(PoisonError::into_inner).dismiss();
     }
 }
 
-/// The other side.
+/// Runs as the guardian of the trial whose gpuctl is the process `of`: waits until that process
+/// ends, or kills it once it is stuck, and restores production. The answer is yes if production is
+/// back.
 pub fn serve(config: &Config, of: Pid) -> Result<Answer> {
     let trial = process::Id::of(of);
     let mut listener = Listener::new(of)?;
@@ -83,7 +91,8 @@ pub fn serve(config: &Config, of: Pid) -> Result<Answer> {
         match listener.next(until)? {
             Heard::Message(Notice::Lock(lock)) => heirloom = lock,
             Heard::Message(Notice::Until(time)) => until = Some(time),
-            // The machine slept: who was stopped together with us has not had its time yet.
+            // Waking so late means that the machine slept or this process was stopped. The trial
+            // may have been stopped with it, and gets a moment to report.
             Heard::TimedOut if until.is_some_and(|until| (until + LATE).has_come()) => {
                 until = Some(SinceBoot::now() + LITTLE);
             }
@@ -96,10 +105,10 @@ pub fn serve(config: &Config, of: Pid) -> Result<Answer> {
     };
     let canary = config.canary()?;
     let ledger = Ledger::open(config)?;
-    // Production comes back with the lock or without it.
+    // Production is brought back even if the lock cannot be taken over.
     let guard = heirloom.and_then(|lock| Guard::adopt(config, &lock).ok().flatten());
     let progress = Progress::silent();
-    // Without one, or with another's, there is nothing to bring back.
+    // Without a journal, or with another trial's, there is nothing to bring back.
     let me = std::process::id() as Pid;
     let is_ours = |journal: &Journal| journal.keepers.iter().any(|keeper| keeper.pid == me);
     let restored = match ledger.journal()?.filter(is_ours) {
@@ -113,15 +122,15 @@ pub fn serve(config: &Config, of: Pid) -> Result<Answer> {
     Ok(Answer::from(restored?))
 }
 
-/// Kills the gpuctl of the trial, our own parent. Where the kernel holds it in a driver it does
-/// nothing more either from now on, and is not waited for.
+/// Kills the gpuctl of the trial, this process's parent. Its end is not waited for: while the
+/// kernel holds it in a driver, it does nothing more either.
 fn end_stuck(trial: Option<process::Id>) {
     if let Some(handle) = trial.and_then(Handle::of) {
         let _ = handle.signal(Signal::KILL);
     }
 }
 
-/// Tells whether production is back.
+/// Restores production, notes in the audit why, and reports whether production is back.
 fn bring_back(
     config: &Config,
     canary: &Canary,

@@ -1,5 +1,6 @@
-//! What outlives a trial: for how long production was away each night, the audit, the promotions,
-//! and the journal of a trial under way, by which it is put right after any accident.
+//! The canary's files, which outlive every trial: how long production was away each night, the
+//! audit, the promotions, and the journal of a trial under way, from which an interrupted trial is
+//! put right.
 
 use super::candidate::{Candidate, short_digest};
 use super::limits::{PastRuns, after};
@@ -22,34 +23,37 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Others change the budget for a moment only.
+/// How long to wait for another process that changes the ledger, which takes only a moment.
 const LOCK_LIMIT: Duration = Duration::from_secs(5);
 
-/// More seconds than this cannot have been booked for a night.
+/// Most seconds that can have been booked for a night or a run; a higher figure means a damaged
+/// file.
 const MOST: f64 = 1e9;
 
 const LOCK: &str = "gpu_canary.lock";
 const JOURNAL: &str = "gpu_canary_journal.json";
 
+/// The canary's files for one service, in one folder.
 pub struct Ledger {
     folder: PathBuf,
     service: String,
-    /// Where else on this machine it is written down that a trial's journal is in the folder.
+    /// File outside the folder that records, for the whole machine, that a trial's journal is in
+    /// the folder; `None` if none is needed.
     signpost: Option<PathBuf>,
 }
 
-/// This tells for how long production was away in a night.
+/// How long production was away in one night, bookings included.
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Budget {
     seconds_used: f64,
-    /// Each run has cost or may cost this many seconds: booked under its name, so that it is booked
-    /// once.
+    /// Seconds that each run has cost or may cost, by its ID, so that a run is booked only once.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     runs: BTreeMap<String, f64>,
 }
 
 impl Budget {
-    /// Parses the text of its file. A figure that nobody can have booked makes it invalid.
+    /// Parses the text of a budget file. `None` if it is damaged, which includes a sum that nobody
+    /// can have booked.
     pub fn parse(text: &str) -> Option<Budget> {
         let budget: Budget = serde_json::from_str(text).ok()?;
         let is_possible = |seconds: &f64| (0.0..=MOST).contains(seconds);
@@ -57,9 +61,9 @@ impl Budget {
             .then_some(budget)
     }
 
-    /// Books what a run may cost, or in its place what it has cost.
+    /// Books what a run may cost, or replaces that by what the run has cost.
     pub fn book(&mut self, run_id: &str, seconds: f64) {
-        // Milliseconds are more than anybody measures here.
+        // Nothing here is measured more precisely than to the millisecond.
         let rounded = |seconds: f64| (seconds * 1000.0).round() / 1000.0;
         let seconds = rounded(seconds);
         let before = self.runs.insert(run_id.to_owned(), seconds).unwrap_or(0.0);
@@ -67,7 +71,7 @@ impl Budget {
     }
 }
 
-/// A trial under way.
+/// The record of a trial under way, from which the trial is put right if it is interrupted.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Journal {
     pub run_id: String,
@@ -75,25 +79,26 @@ pub struct Journal {
     pub candidate_id: String,
     pub night: Date,
     pub progress: Stage,
-    /// Production was taken away at this moment.
+    /// Time at which production was taken away, or `None` if it was not touched.
     pub away: Option<Moment>,
-    /// The canary's processes are known by this token.
+    /// Token that the canary's processes bear in their environment.
     pub token: String,
-    /// Its start command leads this process.
+    /// Process that leads the group of the canary's start command, once it has been started.
     #[serde(default)]
     pub canary: Option<process::Id>,
-    /// Every process but production's held this much before it was touched.
+    /// Memory that all processes but production's held before production was touched.
     #[serde(default)]
     pub others: Option<Mb>,
     pub boot: String,
-    /// Those who see to it while they live: gpuctl and its guardian.
+    /// Processes that see to the trial while they live: gpuctl and its guardian.
     pub keepers: Vec<process::Id>,
-    /// Who puts it right, once those are gone, and in which boot.
+    /// Boot and process of the `canary recover` that puts the trial right once the keepers are
+    /// gone.
     #[serde(default)]
     pub recovers: Option<(String, process::Id)>,
 }
 
-/// The stage that has been begun; all before it is done.
+/// The stage that a trial has begun; all stages before it are done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Stage {
@@ -105,7 +110,8 @@ pub enum Stage {
     Restoring,
 }
 
-/// A time by both clocks: the one since boot for this boot, the calendar's for a later one.
+/// A moment by two clocks: the clock since boot counts within the same boot, the calendar in a
+/// later one.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Moment {
     pub at: Timestamp,
@@ -117,7 +123,7 @@ impl Moment {
         Moment { at: host::now(), since_boot: SinceBoot::now() }
     }
 
-    /// Returns how long ago it was; `boot`: in which it was.
+    /// Returns how long ago this moment was; `boot` is the ID of the boot in which it was taken.
     pub fn elapsed(&self, boot: &str) -> Duration {
         match boot == host::boot_id() {
             true => self.since_boot.elapsed(),
@@ -127,33 +133,34 @@ impl Moment {
 }
 
 impl Journal {
-    /// The canary's processes: those that bear its token, and those in its group, which may have
-    /// been given another environment.
+    /// Returns the canary's living processes: those that bear its token, and those in its group,
+    /// which may have been given another environment.
     pub fn canary_processes(&self) -> Vec<process::Id> {
         let canary = self.canary.filter(|_| self.boot == host::boot_id());
         group::members(canary, &self.token)
     }
 
-    /// Whether the machine has not been started again since.
+    /// Reports whether the machine has not been rebooted since the trial began.
     pub fn is_of_this_boot(&self) -> bool {
         self.boot == host::boot_id()
     }
 
-    /// Whether somebody is just putting it right.
+    /// Reports whether a living `canary recover` is putting the trial right.
     pub fn is_being_put_right(&self) -> bool {
         let is_at_it =
             |(boot, id): &(String, process::Id)| *boot == host::boot_id() && id.is_alive();
         self.recovers.as_ref().is_some_and(is_at_it)
     }
 
-    /// Whether nobody sees to it any more.
+    /// Reports whether none of the trial's keepers is alive any more.
     pub fn is_orphaned(&self) -> bool {
         !self.is_of_this_boot() || !self.keepers.iter().any(|keeper| keeper.is_alive())
     }
 }
 
-/// Returns the file that names the folder of a trial of root's, for those who are called with another
-/// environment; `None` where the folder follows from the configuration, or root is not who calls.
+/// Returns the file that names the folder of a trial by root, for calls with another environment.
+/// `None` if the configuration itself names the folder, if no configuration was read from a file,
+/// or if the caller is not root.
 fn signpost(config: &Config, canary: &Canary) -> Option<PathBuf> {
     let path = config.path.as_deref().filter(|_| rustix::process::geteuid().is_root())?;
     if config.file.canary.as_ref()?.state_dir.is_some() {
@@ -163,7 +170,8 @@ fn signpost(config: &Config, canary: &Canary) -> Option<PathBuf> {
     Some(Path::new(MACHINES_FOLDER).join("trials").join(short_digest(&whose)))
 }
 
-/// Reads which folder a signpost names; it has to be in a private folder.
+/// Returns the folder that a signpost names, or `None` if the signpost is missing or lies in a
+/// folder that is not private.
 fn follow(signpost: &Path) -> Option<PathBuf> {
     files::is_private(signpost.parent()?).ok()?;
     let mut bytes = Vec::new();
@@ -172,8 +180,8 @@ fn follow(signpost: &Path) -> Option<PathBuf> {
 }
 
 impl Ledger {
-    /// Opens the canary's ledger: the one in which a trial of root's stands that was interrupted, where
-    /// that was called with another GPUCTL_STATE_DIR than we are, else the configured one.
+    /// Opens the canary's ledger in the configured folder or, if an unfinished trial by root was
+    /// called with another GPUCTL_STATE_DIR, in the folder of that trial.
     pub fn open(config: &Config) -> Result<Ledger> {
         let canary = config.canary()?;
         let Some(folder) = canary.state_dir.clone() else {
@@ -192,7 +200,8 @@ impl Ledger {
             .hint("repair it, or choose another folder with canary.state_dir")
     }
 
-    /// The right to change the ledger, until the result is dropped.
+    /// Locks the ledger for a change, until the result is dropped. Fails if another process keeps
+    /// it locked for more than 5 seconds.
     pub fn lock(&self, stop: &Stop) -> Result<files::Locked> {
         files::private_dir(&self.folder).map_err(|e| self.unusable(&self.folder, &e))?;
         let path = self.folder.join(LOCK);
@@ -235,19 +244,20 @@ impl Ledger {
         files::replace_durably(&path, text.as_bytes()).map_err(|e| self.unusable(&path, &e))
     }
 
-    /// Tells for how long production was away in a night, in seconds, bookings included.
+    /// Returns for how many seconds production was away in a night, bookings included.
     pub fn used(&self, night: Date) -> Result<f64> {
         Ok(self.budget(night)?.seconds_used)
     }
 
-    /// Books what a run may cost, or in its place what it has cost. The caller has the lock.
+    /// Books what a run may cost, or replaces that by what the run has cost. The caller has locked
+    /// the ledger.
     pub fn book(&self, night: Date, run_id: &str, seconds: f64) -> Result<()> {
         let mut budget = self.budget(night)?;
         budget.book(run_id, seconds);
         self.write_budget(night, &budget)
     }
 
-    /// Begins a night anew.
+    /// Resets a night's budget, even if its file is damaged, and notes that in the audit.
     pub fn reset_budget(&self, night: Date, stop: &Stop) -> Result<()> {
         let _locked = self.lock(stop)?;
         let before = self.used(night).ok();
@@ -256,12 +266,13 @@ impl Ledger {
         self.audit(night, "budget_reset", facts.as_object().cloned().unwrap_or_default())
     }
 
-    /// Returns when the service's runs began that may still count: those of a day, and of the
-    /// cooldown.
+    /// Returns when those runs of the service began that may still count against the limit of a day
+    /// or the cooldown, and how much of the night's budget is used.
     pub fn history(&self, night: Date, cooldown: Duration) -> Result<PastRuns> {
         let mut runs: Vec<Timestamp> = Vec::new();
         let days = cooldown.as_secs().div_ceil(24 * 3600).max(1) as i64;
-        // A night goes by the date on which it began; a clock may have been set.
+        // A night bears the date on which it began, and the clock may have been set, so a day more
+        // is read at both ends.
         for day in -(days + 1)..=1 {
             let Ok(night) = night.checked_add(day.days()) else { continue };
             let path = self.audit_path(night);
@@ -276,7 +287,7 @@ impl Ledger {
         Ok(PastRuns { runs, used: Duration::from_secs_f64(self.used(night)?) })
     }
 
-    /// Writes an event into a night's audit.
+    /// Appends an event to a night's audit.
     pub fn audit(&self, night: Date, event: &str, details: Map<String, Value>) -> Result<()> {
         files::private_dir(&self.folder).map_err(|e| self.unusable(&self.folder, &e))?;
         let path = self.audit_path(night);
@@ -286,7 +297,8 @@ impl Ledger {
         files::append_line_durably(&path, &line.to_string()).map_err(|e| self.unusable(&path, &e))
     }
 
-    /// The trial that is under way, or was when everything ended.
+    /// Returns the journal of the trial that is under way or was interrupted, or `None` if there is
+    /// none.
     pub fn journal(&self) -> Result<Option<Journal>> {
         let path = self.folder.join(JOURNAL);
         let text = match fs::read_to_string(&path) {
@@ -301,6 +313,7 @@ impl Ledger {
         })
     }
 
+    /// Writes the journal durably and, before the first time, the signpost to its folder.
     pub fn write_journal(&self, journal: &Journal) -> Result<()> {
         let path = self.folder.join(JOURNAL);
         if let Some(signpost) = self.signpost.as_deref().filter(|_| !path.exists()) {
@@ -310,18 +323,19 @@ impl Ledger {
         files::replace_durably(&path, text.as_bytes()).map_err(|e| self.unusable(&path, &e))
     }
 
+    /// Removes the journal, and the signpost to its folder.
     pub fn remove_journal(&self) -> Result<()> {
         let path = self.folder.join(JOURNAL);
         files::remove_durably(&path).map_err(|e| self.unusable(&path, &e))?;
         if let Some(signpost) = self.signpost.as_deref().filter(|signpost| signpost.exists()) {
-            // One that points at a folder without a journal leads nobody astray.
+            // A signpost that stays behind misleads nobody: its folder has no journal.
             let _ = files::remove_durably(signpost);
         }
         Ok(())
     }
 
-    /// Production is not kept from its trial where the machine's folder cannot be written to: the
-    /// journal is where the configuration and the environment say, as ever.
+    /// Writes the signpost. A failure is only logged, so that it does not prevent the trial: the
+    /// journal is still found by the configuration and the environment of this call.
     fn point_at_it(&self, signpost: &Path) {
         let made = signpost.parent().map_or(Ok(()), files::private_dir);
         let text = self.folder.as_os_str().as_bytes();
@@ -330,7 +344,7 @@ impl Ledger {
         }
     }
 
-    /// Writes down that a candidate has passed; gives the file.
+    /// Writes down that a candidate has passed, and returns the file.
     pub fn promote(&self, candidate: &Candidate, run_id: &str, metrics: &Value) -> Result<PathBuf> {
         let folder = self.folder.join("promotions");
         files::private_dir(&folder).map_err(|e| self.unusable(&folder, &e))?;
@@ -351,8 +365,8 @@ impl Ledger {
     }
 }
 
-/// Returns when a service's runs began, from the lines of an audit. One that was cut short by a
-/// power failure is no event.
+/// Returns when a service's runs began, from the lines of an audit. Lines that were cut short by a
+/// power failure are passed over.
 pub fn starts(audit: &str, service: &str) -> impl Iterator<Item = Timestamp> {
     let events = audit.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     events
@@ -360,7 +374,8 @@ pub fn starts(audit: &str, service: &str) -> impl Iterator<Item = Timestamp> {
         .filter_map(|event| event["ts"].as_str()?.parse().ok())
 }
 
-/// Refuses to try anything new while an earlier trial has not ended or has not been put right.
+/// Refuses a new trial while an earlier one is under way (exit code 75) or has been interrupted and
+/// not been put right (5).
 pub fn refuse_unsettled(ledger: &Ledger, canary: &Canary) -> Result<()> {
     match ledger.journal()? {
         None => Ok(()),
@@ -377,13 +392,13 @@ pub fn refuse_unsettled(ledger: &Ledger, canary: &Canary) -> Result<()> {
     }
 }
 
-/// Returns when that time will be over, as it is told.
+/// Returns the time at which `span` will be over, as text.
 pub fn later(span: Duration) -> Option<String> {
     after(host::now(), span).map(|moment| moment.to_string())
 }
 
-/// The failure of a trial that was interrupted and whose production has not been brought back: no
-/// timer is to take it for "not now".
+/// Returns the failure of a trial that was interrupted and whose production has not been brought
+/// back. It exits 5 and not 75, so that no timer takes it for "not now".
 pub fn owed(journal: &Journal) -> Failure {
     let message = format!(
         "a trial was interrupted (run {}), and {} has not been restored since",

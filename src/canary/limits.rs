@@ -1,5 +1,5 @@
-//! Whether a trial may be now, by the limits of the configuration and by what the ledger says. Pure:
-//! it is given the time.
+//! Decides whether a trial may begin now, by the limits of the configuration and the past runs in
+//! the ledger. Pure: the time is a parameter.
 
 use crate::config::Limits;
 use jiff::Timestamp;
@@ -7,15 +7,15 @@ use std::time::Duration;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
-/// The ledger says this of the past.
+/// What the ledger says of a service's past runs.
 pub struct PastRuns {
-    /// The service's runs began at these times, oldest first.
+    /// Times at which the service's runs began, oldest first.
     pub runs: Vec<Timestamp>,
-    /// The time for which production was away this night, bookings included.
+    /// How long production was away this night, bookings included.
     pub used: Duration,
 }
 
-/// Why a run may not be now, and when it may.
+/// The limit that forbids a run now, and the time at which it next permits one.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum NotNow {
     OutsideWindow { next: Timestamp },
@@ -25,6 +25,7 @@ pub enum NotNow {
 }
 
 impl NotNow {
+    /// Returns when to try again.
     pub fn next(&self) -> Timestamp {
         match self {
             NotNow::OutsideWindow { next }
@@ -35,16 +36,17 @@ impl NotNow {
     }
 }
 
-/// A run affects production in one of these ways.
+/// The place where a trial runs, which decides what it does to production.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Route {
-    /// The trial runs beside production, on the card of that number.
+    /// The trial runs beside production, on the card with this index.
     Spare(u32),
     /// The trial runs in production's place.
     Quiesced,
 }
 
-/// Whether a run may begin. `waived`: the window and the cooldown, by an operator's word.
+/// Decides whether a run may begin; `waived` lifts the window and the cooldown, on an operator's
+/// order.
 pub fn permit(
     limits: &Limits,
     history: &PastRuns,
@@ -69,27 +71,28 @@ pub fn permit(
     Ok(())
 }
 
-/// Returns when the last run is long enough ago, where it is not yet.
+/// Returns when the cooldown after the last run ends, or `None` if no cooldown is running.
 pub fn cooled_down(limits: &Limits, history: &PastRuns, now: Timestamp) -> Option<Timestamp> {
     let last = *history.runs.last()?;
     after(last, limits.cooldown).filter(|next| *next > now)
 }
 
-/// Returns when one of the last day's runs no longer counts, where there were too many.
+/// Returns when the limit of runs in 24 hours permits another one, or `None` if it does so now.
 fn rate_permits(limits: &Limits, history: &PastRuns, now: Timestamp) -> Option<Timestamp> {
     let runs = runs_in_a_day(history, now);
     let surplus = (runs.len() + 1).checked_sub(limits.max_runs_per_day).filter(|n| *n > 0)?;
-    // With a limit of 0 none is ever permitted, and a day is as good an answer as any.
+    // A limit of 0 never permits a run, and a day from now is as good an answer as any.
     let last_to_expire = runs.get(surplus - 1).copied().unwrap_or(now);
     after(last_to_expire, DAY)
 }
 
-/// The runs of the last 24 hours. One that a clock step has put into the future counts.
+/// Returns the runs of the last 24 hours. A run that a clock step has put into the future counts.
 pub fn runs_in_a_day(history: &PastRuns, now: Timestamp) -> Vec<Timestamp> {
     let counts = |begun: &&Timestamp| after(**begun, DAY).is_none_or(|expiry| expiry > now);
     history.runs.iter().filter(counts).copied().collect()
 }
 
+/// Returns the time `span` after `moment`, or `None` if the calendar ends before it.
 pub fn after(moment: Timestamp, span: Duration) -> Option<Timestamp> {
     moment.checked_add(jiff::SignedDuration::try_from(span).ok()?).ok()
 }

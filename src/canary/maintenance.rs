@@ -1,5 +1,5 @@
-//! `gpu_maintenance.lock`, for programs that look for that file: HOLDER:PID:TIMESTAMP; and the
-//! operator's word that neither it nor the GPU lock holds any more.
+//! The file `gpu_maintenance.lock` with HOLDER:PID:TIMESTAMP, for other programs that look for it;
+//! and the release of this lock and the GPU lock on an operator's order.
 
 use super::ledger::{Ledger, later};
 use crate::config::{Canary, Config};
@@ -15,23 +15,24 @@ use std::fs;
 use std::io::{Error, ErrorKind};
 use std::path::{Path, PathBuf};
 
-/// The file, ours until it is dropped.
+/// The maintenance lock's file while this process holds it; dropping the value removes it.
 pub struct Maintenance {
     path: PathBuf,
 }
 
 impl Drop for Maintenance {
     fn drop(&mut self) {
-        // One that is left over is seen to be by its PID.
+        // A file that is left over is recognised as stale by its PID.
         let _ = fs::remove_file(&self.path);
     }
 }
 
-/// Makes the file, where one is configured. Fails where another program's is there (75).
+/// Creates the maintenance lock's file, or returns `None` if none is configured. Fails if another
+/// program's file is there (exit code 75).
 pub fn begin(canary: &Canary) -> Result<Option<Maintenance>> {
     let Some(path) = &canary.maintenance_lock else { return Ok(None) };
     clear_stale(canary)?;
-    // Seconds since the epoch, since the other forms of a time have colons too.
+    // Seconds since the epoch: other forms of a time contain colons, which separate the fields.
     let content = format!("canary:{}:{}\n", std::process::id(), host::now().as_second());
     match files::create(path, content.as_bytes()) {
         Ok(()) => Ok(Some(Maintenance { path: path.clone() })),
@@ -42,7 +43,7 @@ pub fn begin(canary: &Canary) -> Result<Option<Maintenance>> {
     }
 }
 
-/// Fails where another program's file is there (75).
+/// Fails if another program's file is there and is not stale (exit code 75).
 pub fn refuse_held(canary: &Canary) -> Result<()> {
     match (&canary.maintenance_lock, read(canary)?) {
         (Some(path), Some(text)) if !is_stale(&text) => Err(held(canary, path, &text)),
@@ -50,14 +51,15 @@ pub fn refuse_held(canary: &Canary) -> Result<()> {
     }
 }
 
-/// Nobody knows for how long: a trial's own time is as good as any.
+/// Returns the failure for a file that another program holds. How long that will last is unknown,
+/// so it suggests the longest time of a trial as the time until the next try.
 fn held(canary: &Canary, path: &Path, text: &str) -> Failure {
     Failure::new(Code::LockBusy, format!("{} is held by {}", path.display(), text.trim()))
         .hint("wait for that program; if it is gone: `gpuctl canary unlock --force`")
         .detail("next", later(canary.limits.reserve))
 }
 
-/// Removes a file whose process is gone.
+/// Removes the maintenance lock's file if the process that it names is gone.
 pub fn clear_stale(canary: &Canary) -> Result<()> {
     match (&canary.maintenance_lock, read(canary)?) {
         (Some(path), Some(text)) if is_stale(&text) => {
@@ -76,19 +78,20 @@ fn read(canary: &Canary) -> Result<Option<String>> {
     }
 }
 
-/// One that we may not look at, or that has another's PID by now, counts as living.
+/// Reports whether the process that a file names is gone. A process that this user may not look at,
+/// or that has been given the same PID since, counts as living.
 fn is_stale(text: &str) -> bool {
     let is_over = |pid| !process::Id::of(pid).unwrap_or(process::Id { pid, start: 0 }).is_alive();
     pid_in(text).is_some_and(is_over)
 }
 
-/// The process that such a file names.
+/// Returns the PID that a maintenance lock's file names, or `None` if it names none.
 pub fn pid_in(text: &str) -> Option<Pid> {
     text.split(':').nth(1)?.trim().parse().ok().filter(|pid| *pid > 0)
 }
 
-/// Gives up the GPU lock and removes the file, whosever they are, but for a lock that processes
-/// keep (`lock_busy`). Tells whether there was one.
+/// Releases the GPU lock and removes the maintenance lock's file, even if others hold them, and
+/// reports whether there was either. Fails with `lock_busy` if processes keep the GPU lock.
 pub fn unlock(config: &Config, canary: &Canary, ledger: &Ledger) -> Result<bool> {
     let holder = lock::look(config).ok().flatten().map(|held| held.holder);
     let released = lock::release(config, None)?;

@@ -1,5 +1,5 @@
-//! The GPU canary: a changed configuration of production is tried in a maintenance window, for a
-//! bounded time, and production always comes back.
+//! The GPU canary: tries a changed configuration of production in a maintenance window, for a
+//! bounded time, and always brings production back.
 
 mod admission;
 pub mod candidate;

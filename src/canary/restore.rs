@@ -1,5 +1,5 @@
-//! Production comes back: by the trial itself, by the guardian of one that was killed, or by
-//! `canary recover`. Whatever was begun is gone through to its end.
+//! Brings production back after a trial: for the trial itself, for the guardian of a trial that was
+//! killed, or for `canary recover`. Whatever was begun is carried through to its end.
 
 use super::ledger::{Journal, Ledger, Stage, refuse_unsettled};
 use super::maintenance;
@@ -22,23 +22,23 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// The start of production is tried again after this time, then after twice as long, and so on.
+/// Pause before production's start is tried again; each further pause is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 
-/// Who brings production back shows this often that it is at work.
+/// How often the process that brings production back shows that it is at work.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 
-/// It tells what bringing production back came to.
+/// What came of bringing production back.
 pub struct Restored {
     /// The time from the end of the test until production was ready, or was given up.
     pub took: Duration,
-    /// The time for which production was away, in all.
+    /// The whole time for which production was away.
     pub downtime: Duration,
-    /// `Some`: it is not back.
+    /// Why production is not back, or `None` if it is.
     pub failure: Option<Failure>,
 }
 
-/// Production is stopped and restored with these.
+/// Everything that is needed to stop and restore production.
 #[derive(Clone, Copy)]
 pub struct Hands<'a> {
     pub executor: Executor<'a>,
@@ -47,8 +47,9 @@ pub struct Hands<'a> {
 }
 
 impl Hands<'_> {
-    /// Observes, plans and carries out. Whether production worked was looked for before it was
-    /// touched; from then on it comes first.
+    /// Observes, plans and carries the plan out. Production's work in flight is cut off: the trial
+    /// looked for work before it touched production, and from then on bringing production back
+    /// comes first.
     fn carry_out(
         &self,
         stop: &Stop,
@@ -60,17 +61,19 @@ impl Hands<'_> {
         outcome.failure.map_or(Ok(()), Err)
     }
 
+    /// Observes all services, and asks production for its health.
     pub fn observe(&self) -> Result<Snapshot> {
         self.executor.look(&|service| Ask::state_if(service.name == self.canary.service))
     }
 
+    /// Stops production; `force` kills it.
     pub fn stop_production(&self, stop: &Stop, force: bool) -> Result<()> {
         let names = [self.canary.service.clone()];
         self.carry_out(stop, |config, snapshot| plan::stop(config, snapshot, &names, force))
     }
 
-    /// Sees that production, which was being stopped, has ended: what does not end soon is killed,
-    /// since it has to be back in time.
+    /// Makes sure that production, which was being stopped, has ended. If it does not end soon, it
+    /// is killed, so that it can be back in time.
     fn see_it_stopped(&self) {
         let soon = Event::at(Instant::now() + self.share());
         let ended = soon.and_then(|soon| self.stop_production(&Stop::never().or(&soon), false));
@@ -79,8 +82,9 @@ impl Hands<'_> {
         }
     }
 
-    /// Starts production as it was: once its memory is back it is not refused for what others
-    /// declare, beside whom it ran, nor after a while for what they have taken since.
+    /// Starts production as it was before the trial, beside the services that ran then. A refusal
+    /// for lack of memory no longer counts once the card is as empty as it was without production
+    /// or, whatever others have taken since, after a third of the restore SLA.
     fn start_production(&self, journal: &Journal, waited: Duration, stop: &Stop) -> Result<()> {
         let service = self.executor.config.service(&journal.service)?;
         self.carry_out(stop, |config, snapshot| {
@@ -95,8 +99,9 @@ impl Hands<'_> {
         })
     }
 
-    /// Tells for how long production was away, where it is ready without our doing: somebody has
-    /// started it again since, or it was never stopped, and what would have stopped it is long over.
+    /// Returns how long production was away if it is ready without gpuctl's doing: somebody has
+    /// started it again, or it was never stopped and whatever would have stopped it is long over.
+    /// `None` if neither is the case.
     pub fn came_back_after(&self, journal: &Journal, seen: &Snapshot) -> Option<Duration> {
         let production = seen.services.iter().find(|one| one.name == journal.service)?;
         let Presence::Up(Running { age: Some(age), .. }) = &production.presence else {
@@ -112,12 +117,12 @@ impl Hands<'_> {
         since.checked_sub(*age).or_else(|| is_over.then_some(Duration::ZERO))
     }
 
-    /// Returns what one step of bringing it back may take of the time for all of them.
+    /// Returns the part of the restore SLA that one step of bringing production back may take.
     fn share(&self) -> Duration {
         self.canary.restore_sla / 3
     }
 
-    /// Takes the GPU lock for the canary.
+    /// Takes the GPU lock in the canary's name, after waiting for it no longer than `patience`.
     pub fn take_lock(&self, patience: Duration) -> Result<Guard> {
         let services = [self.canary.service.clone()];
         let purpose = Purpose {
@@ -143,9 +148,9 @@ impl Hands<'_> {
     }
 }
 
-/// Ends the canary, starts production again and settles the account. Nothing calls it off but the end
-/// of the machine: it is what has to be done. `came_back`: production is ready without our doing, and
-/// was away for that long. Whoever watches over us hears by `at_work` for how long we may be silent.
+/// Ends the canary, starts production again and settles the account; only the end of the machine
+/// stops this. `came_back` is how long production was away if it is ready already without gpuctl's
+/// doing. `at_work` is told the time until the next sign of life, for a guardian that watches.
 pub fn restore(
     hands: &Hands,
     journal: &mut Journal,
@@ -200,7 +205,7 @@ pub fn restore(
         }
         Some(_) => {
             note(hands, journal, "restore_failed", facts);
-            // It is owed still; the time until it is paid is booked then.
+            // Production is still owed, and the time until it is back is booked then.
             hands.ledger.write_journal(journal)?;
         }
     }
@@ -211,7 +216,8 @@ pub fn restore(
     Ok(Restored { took, downtime, failure })
 }
 
-/// Ends the canary, and starts production until it is ready, its time is over or the machine goes down.
+/// Ends the canary, then tries to start production until it is ready, its time is over or the
+/// machine is going down.
 fn bring_back(
     hands: &Hands,
     journal: &mut Journal,
@@ -226,15 +232,16 @@ fn bring_back(
         }
         note(hands, journal, "canary_stopped", json!({"reason": ended.err().map(|e| e.message)}));
     }
-    // One that was being stopped is stopped first: it may answer for a moment still. In another boot
-    // it is the boot that starts it.
+    // Production that was being stopped may still answer for a moment, so it is stopped completely
+    // first. After a reboot, it is the boot that starts production.
     let was_stopped_here = journal.progress == Stage::Away && journal.is_of_this_boot();
     if was_stopped_here && came_back.is_none() {
         hands.see_it_stopped();
     }
     if journal.progress != Stage::Ready {
         journal.progress = Stage::Restoring;
-        // Without it the worst is that production is stopped and started once more.
+        // If the journal cannot be written, the worst is that production is stopped and started
+        // once more.
         let _ = hands.ledger.write_journal(journal);
     }
     let service = hands.executor.config.service(&journal.service)?;
@@ -244,7 +251,7 @@ fn bring_back(
     let due = Event::at(starting + limit)?;
     let result = loop {
         let stop = Stop::never().or(going_down);
-        // The first try has its own end, and tells what it has waited for.
+        // The first try has its own time limit, and its failure says what it has waited for.
         let stop = if last.is_some() { stop.or(&due) } else { stop };
         let Err(failure) = hands.start_production(journal, starting.elapsed(), &stop) else {
             break Ok(());
@@ -256,23 +263,24 @@ fn bring_back(
         if starting.elapsed() >= limit {
             break Err(failure);
         }
-        // Memory that is not back yet, a port that is still taken: another try is all there is.
+        // Memory may not be back yet, or a port may still be taken: all that helps is another try.
         let (name, why) = (&service.name, &failure.message);
         let told = format!("{name} does not start ({why}); the next try is in {}", Span(pause));
         hands.executor.progress.line(&told);
         last = Some(failure);
         wait(&[due.fd()], &Stop::never().or(going_down), Instant::now() + pause);
         pause *= 2;
-        // The canary may have its place: one that was just being started when its gpuctl was killed.
+        // A canary that was just being started when its gpuctl was killed may have production's
+        // place.
         let _ = server::stop(journal);
     };
-    // One that was just being started when its gpuctl was killed bore no token yet.
+    // Once more: a canary that was just being started when its gpuctl was killed bore no token yet.
     let _ = server::stop(journal);
     due.set();
     result
 }
 
-/// The failure of a start that a machine refuses because it is going down.
+/// Returns the failure of a start that the machine refuses because it is going down.
 fn machine_ends(journal: &Journal) -> Failure {
     let message =
         format!("the machine is going down, and {} is not started any more", journal.service);
@@ -280,7 +288,8 @@ fn machine_ends(journal: &Journal) -> Failure {
         .hint("the next boot starts it, or `gpuctl canary recover`")
 }
 
-/// Puts right what a trial that was interrupted has left; `None`: there is nothing to put right.
+/// Puts right what an interrupted trial has left, or returns `None` if there is nothing to put
+/// right. Fails while a trial is under way.
 pub fn recover(hands: &Hands) -> Result<Option<Restored>> {
     if let Some(journal) = hands.ledger.journal()? {
         await_guardian(hands, &journal)?;
@@ -294,14 +303,14 @@ pub fn recover(hands: &Hands) -> Result<Option<Restored>> {
         Some(_) => {}
     }
     let guard = hands.take_lock(hands.executor.config.lock.wait)?;
-    // Who had the lock before us may have done it.
+    // The previous holder of the lock may have put it right already.
     let restored = match hands.ledger.journal()? {
         None => None,
         Some(mut journal) => {
             hands.audit(&journal, "recover", json!({}))?;
             let seen = hands.observe().ok();
             let came_back = seen.and_then(|seen| hands.came_back_after(&journal, &seen));
-            // Nobody else settles it meanwhile.
+            // From now on no other call settles the debt.
             let me = process::Id::of(std::process::id() as Pid);
             journal.recovers = me.map(|me| (host::boot_id(), me));
             hands.ledger.write_journal(&journal)?;
@@ -313,8 +322,8 @@ pub fn recover(hands: &Hands) -> Result<Option<Restored>> {
     Ok(restored)
 }
 
-/// Waits for the guardian of a trial whose gpuctl has ended: it brings production back, or ends a
-/// moment later of what has ended gpuctl.
+/// Waits for the guardian of a trial whose gpuctl has ended. The guardian either brings production
+/// back, or ends a moment later from the same cause as that gpuctl.
 fn await_guardian(hands: &Hands, journal: &Journal) -> Result<()> {
     let Some((trial, guardians)) = journal.keepers.split_first() else { return Ok(()) };
     if journal.is_orphaned() || trial.is_alive() {
@@ -329,23 +338,26 @@ fn await_guardian(hands: &Hands, journal: &Journal) -> Result<()> {
     stop.check()
 }
 
-/// Puts what the trial has really cost in the place of what was booked for it.
+/// Replaces what was booked for a trial by what the trial has really cost.
 fn settle(hands: &Hands, journal: &Journal, downtime: Duration) -> Result<()> {
     let _locked = hands.ledger.lock(&Stop::never())?;
     hands.ledger.book(journal.night, &journal.run_id, downtime.as_secs_f64())
 }
 
-/// An event that must not keep production away where it cannot be written.
+/// Writes an event of a trial into the audit. If that fails, the user is only warned, so that it
+/// does not keep production away.
 fn note(hands: &Hands, journal: &Journal, event: &str, details: Value) {
     if let Err(failure) = hands.audit(journal, event, details) {
         hands.executor.progress.warning(&format!("{event} is missing from the audit: {failure}"));
     }
 }
 
+/// Returns a time in seconds, rounded to milliseconds.
 pub fn seconds(span: Duration) -> f64 {
     (span.as_secs_f64() * 1000.0).round() / 1000.0
 }
 
+/// Returns a time in milliseconds, rounded to microseconds.
 pub fn milliseconds(span: Duration) -> f64 {
     seconds(span * 1000)
 }

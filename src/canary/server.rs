@@ -1,5 +1,5 @@
-//! The canary itself: a second server, started with the candidate's configuration, asked whether
-//! it is healthy and for one completion, and ended again.
+//! The canary itself: a second server that is started with the candidate's configuration, asked for
+//! its health and for one completion, and ended again.
 
 use super::candidate::Candidate;
 use super::ledger::Journal;
@@ -18,18 +18,18 @@ use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::time::{Duration, Instant};
 
-/// A canary has nothing to save.
+/// How long the canary has to end before it is killed; it has nothing to save.
 pub const GRACE: Duration = Duration::from_secs(1);
 
-/// The server is looked at again after this time.
+/// Pause before the server is looked at again.
 const POLL: Duration = Duration::from_millis(100);
 
 const LOG: &str = "canary";
 
-/// Progress and history call it so.
+/// Name of the canary in the progress and in the event log.
 pub const NAME: &str = "the canary";
 
-/// A server on trial.
+/// A canary that has been started.
 pub struct Server {
     child: Child,
     group: Option<process::Id>,
@@ -38,18 +38,19 @@ pub struct Server {
     log_from: u64,
 }
 
-/// It tells what came of the trial.
+/// What came of testing the canary.
 #[derive(Clone, Debug, Default)]
 pub struct Tested {
-    /// Why it is rejected; `None`: it has passed.
+    /// Why the candidate is rejected, or `None` if it has passed.
     pub rejection: Option<String>,
     pub latency: Option<Duration>,
     pub oom_events: usize,
 }
 
-/// Starts the canary, on the card of that number or in production's place: where that is native,
-/// in its folder and with its variables, which may name its card. `token`: its processes are known
-/// by it, and not taken for production's, whatever pattern that has.
+/// Starts the canary on the card with the index `device`, or else in production's place. If
+/// production is native, the canary runs in its folder and with its variables, which may name its
+/// card. Its processes bear `token`, by which they are known and not taken for production's,
+/// whatever pattern production has.
 pub fn start(
     canary: &Canary,
     production: &Service,
@@ -69,7 +70,7 @@ pub fn start(
     env.insert(variable::LOCK_TOKEN.to_owned(), token.to_owned());
     if let Some(device) = device {
         env.insert("CUDA_VISIBLE_DEVICES".to_owned(), device.to_string());
-        // Otherwise CUDA counts the cards by their speed, and NVML by their slot.
+        // Without this, CUDA counts the cards by their speed; NVML counts them by their slot.
         env.insert("CUDA_DEVICE_ORDER".to_owned(), "PCI_BUS_ID".to_owned());
     }
     let without = &[variable::SERVICE, variable::FENCE];
@@ -80,12 +81,13 @@ pub fn start(
 }
 
 impl Server {
-    /// Names the group by the process that leads it; `None` where that had ended before.
+    /// Returns the process that leads the canary's group, or `None` if it ended before it was seen.
     pub fn group(&self) -> Option<process::Id> {
         self.group
     }
 
-    /// Asks it whether it is healthy, until it is; the text says why it never was.
+    /// Waits until the canary is healthy, and returns `None` then. If the canary ends or runs out
+    /// of memory before, returns a sentence that says so.
     pub fn until_healthy(&mut self, canary: &Canary, stop: &Stop) -> Result<Option<String>> {
         let check = Health::Http(self.url(canary, "/health"));
         loop {
@@ -99,7 +101,7 @@ impl Server {
             if let Some(death) = self.death() {
                 return Ok(Some(death));
             }
-            // It may hang then: production is not kept away for nothing.
+            // A server without memory may hang, and production is not to be kept away for nothing.
             if self.oom_events(canary) > 0 {
                 return Ok(Some("it ran out of memory before it was healthy".to_owned()));
             }
@@ -112,7 +114,7 @@ impl Server {
         }
     }
 
-    /// Asks for one completion and judges the answer.
+    /// Asks the canary for one completion and judges the answer and its latency.
     pub fn complete(&mut self, canary: &Canary, stop: &Stop) -> Result<Tested> {
         let url = self.url(canary, "/v1/completions");
         let request = json!({
@@ -144,7 +146,7 @@ impl Server {
         Ok(Tested { rejection, latency: Some(latency), oom_events: 0 })
     }
 
-    /// Lines of its log that tell of a lack of memory.
+    /// Returns how many lines of the canary's log report a lack of memory.
     pub fn oom_events(&self, canary: &Canary) -> usize {
         logs::lines_from(&self.log, self.log_from)
             .iter()
@@ -152,13 +154,13 @@ impl Server {
             .count()
     }
 
-    /// Returns how it ended, where it has.
+    /// Describes how the canary ended, or returns `None` if it still runs.
     fn death(&mut self) -> Option<String> {
         let status = self.child.try_wait().ok()??;
         let left =
             self.group.map_or_else(Vec::new, |leader| group::members(Some(leader), &self.token));
         if status.success() && !left.is_empty() {
-            // A script that has put the server into the background.
+            // The start command was a script that has put the server into the background.
             return None;
         }
         let last = logs::lines_from(&self.log, self.log_from).pop();
@@ -171,12 +173,12 @@ impl Server {
     }
 }
 
-/// Ends the canary and all that it has started.
+/// Ends the canary and all that it has started, and reports whether SIGKILL was needed.
 pub fn stop(journal: &Journal) -> Result<bool> {
     end("the canary", || journal.canary_processes(), FirstMove::Term, GRACE, &Stop::never())
 }
 
-/// The text says what is wrong with the answer.
+/// Asks for a completion. The error is a sentence that says what is wrong with the answer.
 fn ask(url: &str, request: &Value, limit: Duration) -> std::result::Result<(), String> {
     let answer = http::client(limit).post(url).send_json(request).map_err(|e| e.to_string())?;
     if !answer.status().is_success() {

@@ -73,7 +73,7 @@ fn clock_changes_move_the_window_with_the_clock_on_the_wall() {
 fn a_window_that_begins_in_the_hour_that_is_skipped_opens_after_it() {
     let window = window("02:30-05:00");
     assert_eq!(window.opens_next(at("2026-03-08T05:00:00Z")), at("2026-03-08T07:30:00Z"));
-    // In the hour that comes twice it is open both times.
+    // The window is open both times in the hour that comes twice.
     let twice = self::window("01:15-01:45");
     assert!(twice.contains(at("2026-11-01T05:30:00Z")));
     assert!(twice.contains(at("2026-11-01T06:30:00Z")));
@@ -263,7 +263,7 @@ fn a_small_card_leaves_no_room_for_the_cache() {
     let config = Config::of_text(BOX).expect("a good configuration");
     let canary = config.canary().expect("a canary");
     let candidate = Candidate::new(&document(json!({"vllm_memory_util": 0.6})), &canary.bounds);
-    // 0.6 of it is 6069.6 MB, of which 6070 are needed.
+    // 0.6 of the card is 6069.6 MB, of which 6070 are needed.
     let judged = judge(&candidate, canary, Card { total: Mb(10116), persistent: Mb(0) });
     assert_eq!((judged.status, judged.allocation), (Status::Fail, Some(Mb(6069))));
     let judged = judge(&candidate, canary, Card { total: Mb(10117), persistent: Mb(0) });
@@ -285,9 +285,10 @@ fn the_start_command_takes_what_is_in_braces_and_leaves_the_shells_alone() {
     assert!(command("serve {max_model_len}").is_err());
 }
 
-/// What is told where the card's memory does not suffice, as it stands in the sources of vLLM V1 (`core/kv_cache_utils.py`,
-/// `worker/utils.py`, `worker/gpu_model_runner.py`, `config/compilation.py`, `csrc/cumem_allocator.cpp`), PyTorch
-/// (`CUDACachingAllocator.cpp`), Triton and NCCL.
+/// Log lines that report a lack of memory on the card, as they stand in the sources of vLLM V1
+/// (`core/kv_cache_utils.py`, `worker/utils.py`, `worker/gpu_model_runner.py`,
+/// `config/compilation.py`, `csrc/cumem_allocator.cpp`), PyTorch (`CUDACachingAllocator.cpp`),
+/// Triton and NCCL.
 const OUT_OF_MEMORY: [&str; 17] = [
     "ValueError: To serve at least one request with the models's max seq len (40960), (5.62 GiB KV cache is needed, which is larger than the available KV cache memory (4.50 GiB). Based on the available memory, the estimated maximum model length is 32768. Try increasing `gpu_memory_utilization` or decreasing `max_model_len` when initializing the engine.",
     "ValueError: To serve at least one request with the model's max seq len (32768), 4.00 GiB KV cache is needed, which is larger than the available KV Cache memory (1.20 GiB).",
@@ -308,7 +309,7 @@ const OUT_OF_MEMORY: [&str; 17] = [
     "host:71:71 [0] include/alloc.h:320 NCCL WARN Cuda failure 2 'out of memory'",
 ];
 
-/// What the same programs tell where all is well, or where something else is wrong.
+/// Log lines of the same programs when all is well, or when something else is wrong.
 const OTHER_NEWS: [&str; 14] = [
     "INFO 09-24 20:54:35 [gpu_worker.py:391] Free memory on device (43.93/44.42 GiB) on startup. Desired GPU memory utilization is (0.9, 39.98 GiB). Actual usage is 27.72 GiB for weight, 1.4 GiB for peak activation, 0.21 GiB for non-torch memory, and 3.45 GiB for CUDAGraph memory.",
     "INFO 10-04 22:27:39 model_runner.py:1333] CUDA graphs can take additional 1~3 GiB memory per GPU. If you are running out of memory, consider decreasing `gpu_memory_utilization` or enforcing eager mode.",

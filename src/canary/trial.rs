@@ -1,5 +1,5 @@
-//! A trial from its beginning to its end: production away, the canary in its place, production
-//! back; or the canary beside it on another card.
+//! A trial from beginning to end: production is stopped, the canary takes its place, and production
+//! comes back; or the canary runs beside production on another card.
 
 use super::candidate::Candidate;
 use super::guardian::Guardian;
@@ -21,13 +21,13 @@ use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-/// It tells what came of a trial.
+/// What came of a trial.
 pub struct TrialOutcome {
     pub route: Route,
     pub tested: Tested,
     pub restored: Option<Restored>,
     pub promotion: Option<PathBuf>,
-    /// Why it was broken off.
+    /// Why the trial was broken off, or `None` if it ran to its end.
     pub broken_off: Option<Failure>,
 }
 
@@ -36,7 +36,8 @@ impl TrialOutcome {
         self.tested.rejection.is_none()
     }
 
-    /// Why it is no answer: production is not back, or it was broken off.
+    /// Returns why the trial gave no answer: production is not back, or the trial was broken off.
+    /// `None` if it gave one.
     pub fn failure(&self) -> Option<Failure> {
         let lost = self.restored.as_ref().and_then(|restored| restored.failure.clone());
         let lost = lost.map(|failure| failure.hint("`gpuctl canary recover` tries again"));
@@ -44,19 +45,20 @@ impl TrialOutcome {
     }
 }
 
-/// A trial that may begin.
+/// A trial that has been admitted and holds the GPU lock.
 pub struct Trial<'a> {
     pub hands: Hands<'a>,
     pub candidate: &'a Candidate,
     pub guard: &'a Guard,
-    /// The window and the cooldown are waived.
+    /// Whether an operator has waived the window and the cooldown.
     pub waived: bool,
-    /// Every process but production's holds this much.
+    /// Memory that all processes but production's hold, if it is known.
     pub others: Option<Mb>,
     pub state_dir: &'a Path,
 }
 
 impl Trial<'_> {
+    /// Tries the candidate beside production or in its place, as `route` says.
     pub fn run(&self, route: Route) -> Result<TrialOutcome> {
         let limit = self.hands.canary.limits.reserve;
         let (service, candidate) = (&self.hands.canary.service, self.candidate.told());
@@ -77,7 +79,7 @@ impl Trial<'_> {
     /// Tries the candidate in production's place.
     fn quiesced(&self) -> Result<TrialOutcome> {
         let Executor { config, reader, stop, .. } = self.hands.executor;
-        // It may be one that is spoken to at an address that its engine knows.
+        // Production may be a container whose address only its engine knows, hence this look.
         let seen = self.hands.observe()?;
         let survey = Survey { config, reader, stop, managed: &seen.managed };
         drain::refuse_busy(config.service(&self.hands.canary.service)?, &survey)?;
@@ -87,7 +89,7 @@ impl Trial<'_> {
         let maintenance = match self.begin(&journal) {
             Ok(maintenance) => maintenance,
             Err(failure) => {
-                // Where there is a journal already, the guardian settles it.
+                // If the journal has been written, the guardian settles it.
                 if matches!(self.hands.ledger.journal(), Ok(None)) {
                     guardian.dismiss();
                 }
@@ -107,7 +109,8 @@ impl Trial<'_> {
         self.conclude(&journal, Route::Quiesced, tested, Some(restored), broken_off)
     }
 
-    /// Writes down what is about to be done, and books what it may cost.
+    /// Checks under the ledger's lock that the trial may still begin, writes the journal, and books
+    /// the most that the trial may cost.
     fn begin(&self, journal: &Journal) -> Result<Option<Maintenance>> {
         let maintenance = maintenance::begin(self.hands.canary)?;
         let _locked = self.hands.ledger.lock(self.hands.executor.stop)?;
@@ -119,7 +122,7 @@ impl Trial<'_> {
         Ok(maintenance)
     }
 
-    /// Tries the candidate beside production, on the card of that number.
+    /// Tries the candidate beside production, on the card with the index `device`.
     fn spare(&self, device: u32) -> Result<TrialOutcome> {
         let mut journal = self.journal(Vec::new())?;
         {
@@ -130,7 +133,8 @@ impl Trial<'_> {
         self.audit(&journal, "spare_path_selected", json!({"gpu": device}))?;
         let deadline = Event::at(Instant::now() + self.hands.canary.timeout)?;
         let stop = self.hands.executor.stop.or(&deadline);
-        // Before the canary is there: it ends with us, whenever that is.
+        // The watchdog is told before the canary is started, so that the canary ends with this
+        // process, whenever that is.
         self.guard.watch_over(None, &journal.token, server::GRACE)?;
         let mut server = self.start(&mut journal, Some(device))?;
         self.audit(&journal, "canary_started", json!({}))?;
@@ -144,7 +148,7 @@ impl Trial<'_> {
         self.conclude(&journal, Route::Spare(device), tested, None, broken_off)
     }
 
-    /// Returns what a test came to, and why it was broken off if it was.
+    /// Returns the result of a test, and why the test was broken off if it was.
     fn judge(&self, result: Result<Tested>, deadline: &Event) -> (Tested, Option<Failure>) {
         let timed_out = deadline.happened() && self.hands.executor.stop.check().is_ok();
         let rejected = |why: String| Tested { rejection: Some(why), ..Tested::default() };
@@ -178,7 +182,7 @@ impl Trial<'_> {
     fn try_in_place(&self, journal: &mut Journal, stop: &Stop) -> Result<Tested> {
         self.audit(journal, "canary_start", json!({"path": "quiesced"}))?;
         stop.check()?;
-        // Where it cannot be written, production has not been touched.
+        // If the journal cannot be written, production has not been touched.
         let away = Journal { progress: Stage::Away, away: Some(Moment::now()), ..journal.clone() };
         self.hands.ledger.write_journal(&away)?;
         *journal = away;
@@ -199,12 +203,13 @@ impl Trial<'_> {
         Ok(server)
     }
 
-    /// Asks the canary what there is to ask, until something is wrong.
+    /// Tests the canary until something is wrong, and rejects it if its log reports a lack of
+    /// memory.
     fn examine(&self, journal: &Journal, server: &mut Server, stop: &Stop) -> Result<Tested> {
         let result = self.ask(journal, server, stop);
         let oom_events = server.oom_events(self.hands.canary);
         let mut tested = match result {
-            // What keeps it from answering in time.
+            // A lack of memory is what keeps the canary from answering in time.
             Err(_) if oom_events > 0 && self.hands.executor.stop.check().is_ok() => {
                 Tested::default()
             }
@@ -246,7 +251,7 @@ impl Trial<'_> {
         restored: Option<Restored>,
         mut broken_off: Option<Failure>,
     ) -> Result<TrialOutcome> {
-        // What was measured while others may have used the card is worth nothing.
+        // A measurement is worth nothing if others may have used the card meanwhile.
         if tested.rejection.is_none()
             && let Err(lost) = self.guard.confirm()
         {

@@ -1,26 +1,29 @@
-//! Whether a candidate can work, by arithmetic alone. Pure.
+//! Decides by arithmetic alone whether a candidate can work. Pure: the card's memory is a
+//! parameter.
 
 use super::candidate::Candidate;
 use crate::config::Canary;
 use crate::model::Mb;
 use serde::Serialize;
 
-/// The candidate's share of the whole card, as vLLM takes it.
+/// Name of the parameter that sets the candidate's share of the whole card, as vLLM takes it.
 const SHARE: &str = "vllm_memory_util";
 
-/// 10000 * 0.69 is a little less than 6900 to a computer, in MB.
+/// Tolerance in MB against rounding: in floating point, 10000 * 0.69 is a little less than 6900.
 const BLUR: f64 = 1e-6;
 
+/// How a candidate was judged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
     Pass,
     Fail,
-    /// It is not a candidate at all.
+    /// The parameters are not a candidate at all: one is unknown or out of bounds, or one that is
+    /// needed is missing.
     Invalid,
 }
 
-/// A judgement and the figures that it rests on.
+/// A verdict and the figures that it rests on.
 #[derive(Clone, Debug, Serialize)]
 pub struct Prediction {
     pub status: Status,
@@ -34,22 +37,23 @@ pub struct Prediction {
     pub model: Mb,
     #[serde(rename = "kv_cache_mb")]
     pub kv_cache: Option<Mb>,
-    /// Every process but production's holds this much.
+    /// Memory that all processes but production's hold.
     #[serde(rename = "persistent_mb")]
     pub persistent: Option<Mb>,
     #[serde(rename = "available_mb")]
     pub available: Option<Mb>,
 }
 
-/// The card, as it matters here.
+/// The memory of a card, as far as a verdict needs it.
 #[derive(Clone, Copy, Debug)]
 pub struct Card {
     pub total: Mb,
-    /// Every process but production's holds this much.
+    /// Memory that all processes but production's hold.
     pub persistent: Mb,
 }
 
-/// Judges a candidate, whose problem is the reason where it is none.
+/// Judges a candidate. An `Err` is the reason why the parameters are not a candidate at all, and
+/// leads to `Status::Invalid`.
 pub fn judge(candidate: &Result<Candidate, String>, canary: &Canary, card: Card) -> Prediction {
     let available = card.total.saturating_sub(card.persistent);
     let verdict = |status, reason, allocation: Option<Mb>| Prediction {

@@ -1,4 +1,4 @@
-//! The commands that start and stop services, and what they have in common.
+//! The command lines of the commands that start and stop services, and the options that they share.
 
 use clap::Args;
 use std::ffi::OsString;
@@ -71,11 +71,11 @@ pub struct ReleaseIdleArgs {
 pub struct RunArgs {
     #[command(flatten)]
     pub target: Target,
-    /// With --vram: stop or unload services of a lower priority than this only [default: any]
+    /// With --vram: stop or unload only services of a lower priority than this [default: any]
     #[arg(long, value_name = "N", requires = "vram", allow_negative_numbers = true)]
     pub priority: Option<i64>,
-    /// Afterwards make ready again what was stopped or unloaded, the highest priority first, however
-    /// the command ended, also when gpuctl is killed
+    /// Afterwards make ready again what was stopped or unloaded, highest priority first, however
+    /// the command ended, even if gpuctl is killed
     #[arg(long)]
     pub restore: bool,
     #[command(flatten)]
@@ -98,15 +98,15 @@ pub struct Target {
     /// Phase to prepare, by number or name, instead of one service
     #[arg(long)]
     pub phase: Option<String>,
-    /// Room to make for a command that is no service: a SIZE such as 8000 or 8GB, the lowest priority
-    /// first
+    /// Memory to make free for a command that is no service: a SIZE such as 8000 or 8GB, from the
+    /// lowest priority first
     #[arg(long, value_name = "SIZE")]
     pub vram: Option<String>,
 }
 
 #[derive(Debug, Args)]
 pub struct AdoptArgs {
-    /// Native service that they belong to
+    /// Native service that the processes belong to
     pub service: String,
     /// Processes to adopt, by PID
     #[arg(required = true, value_name = "PID", value_parser = pid)]
@@ -133,7 +133,8 @@ pub struct ActArgs {
 
 #[derive(Debug, Args)]
 pub struct DryRun {
-    /// Print the plan and change nothing; exit with the code that the real run would be refused with
+    /// Print the plan and change nothing; exit with the code with which the real run would be
+    /// refused
     #[arg(long)]
     pub dry_run: bool,
 }
@@ -161,7 +162,7 @@ pub struct WaitArgs {
 
 #[derive(Debug, Args)]
 pub struct Force {
-    /// Kill at once (SIGKILL, `docker kill`), whatever it is working at
+    /// Kill at once (SIGKILL, `docker kill`), whatever work is in flight
     #[arg(long, conflicts_with = "drain")]
     pub force: bool,
 }

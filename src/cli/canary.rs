@@ -83,7 +83,7 @@ impl From<CanaryMode> for Mode {
 
 #[derive(Debug, Args)]
 pub struct CanaryUnlockArgs {
-    /// Required, because it releases whoever holds it
+    /// Required, because the lock is released whoever holds it
     #[arg(long, required = true)]
     pub force: bool,
 }

@@ -1,4 +1,4 @@
-//! `gpuctl config`.
+//! The command line of `gpuctl config`.
 
 use super::examples;
 use clap::{Args, Subcommand, ValueEnum};
@@ -8,17 +8,17 @@ use std::path::PathBuf;
 pub enum ConfigCommand {
     /// Write a commented starting configuration
     ///
-    /// It looks at this machine: the card's processes, the ports that model servers use, containers,
-    /// units and compose projects, and writes a service for each server that it finds. What is a
-    /// guess is marked as one. It starts and stops nothing. Where nothing is found, the least that
-    /// a configuration may say is written.
+    /// It looks at this machine: the card's processes, the ports that model servers use,
+    /// containers, units and compose projects, and writes a service for each server that it finds.
+    /// Guesses are marked as such. It starts and stops nothing. If nothing is found, a minimal
+    /// configuration is written.
     #[command(after_long_help = examples::CONFIG_INIT)]
     Init(ConfigInitArgs),
     /// Write a configuration for the services of a compose project that use the card
     ///
-    /// Those are taken that reserve a GPU or bear a label gpuctl.KEY, such as gpuctl.vram_mb. Ports,
-    /// stop_grace_period and start_period are taken over; guesses are told as such. It needs the compose
-    /// plugin of Docker's client, or the project as JSON (a file named .json).
+    /// It takes the services that reserve a GPU or have a label gpuctl.KEY, such as gpuctl.vram_mb.
+    /// Ports, stop_grace_period and start_period are taken over; guesses are marked as such. It
+    /// needs the compose plugin of Docker's client, or the project as JSON (a file named .json).
     #[command(after_long_help = examples::CONFIG_IMPORT)]
     Import(ConfigImportArgs),
     /// Validate the configuration
@@ -47,7 +47,7 @@ pub struct ConfigImportArgs {
 // Where a first configuration is written. A doc comment would become the help of both commands.
 #[derive(Debug, Args)]
 pub struct ConfigTarget {
-    /// Where to write [default: --config, $GPUCTL_CONFIG, or ~/.config/gpuctl/config.toml]
+    /// File to write [default: --config, $GPUCTL_CONFIG, or ~/.config/gpuctl/config.toml]
     #[arg(long, value_name = "PATH")]
     pub output: Option<PathBuf>,
     /// Overwrite an existing file
@@ -76,6 +76,6 @@ pub enum ConfigExample {
     LlmBox,
     /// A small card and two programs
     SmallBox,
-    /// The least
+    /// The least that a configuration may say
     Minimal,
 }

@@ -1,5 +1,5 @@
-//! What stands under "Examples" in the help of each command and in its manual page. A test parses
-//! every line, so each is a command line that works.
+//! The examples in the help of each command and in its manual page. A test parses every line, so
+//! each is a valid command line.
 
 pub const GPUCTL: &str = "\
 Examples:

@@ -1,4 +1,4 @@
-//! `gpuctl lock`.
+//! The command line of `gpuctl lock`.
 
 use super::{WaitArgs, examples};
 use clap::{Args, Subcommand};
@@ -14,8 +14,8 @@ pub enum LockCommand {
     Acquire(LockAcquireArgs),
     /// Give the GPU lock back
     ///
-    /// It takes back what `lock acquire` took. The lock of `gpuctl run` ends with its command, and is left alone
-    /// unless --force is given.
+    /// It gives back what `lock acquire` took. The lock of `gpuctl run` ends with its command, and
+    /// is left alone unless --force is given.
     #[command(after_long_help = examples::LOCK_RELEASE)]
     Release(LockReleaseArgs),
     /// Show who holds the GPU lock: exit 0 when it is free, 1 when it is held
@@ -33,7 +33,7 @@ pub struct LockAcquireArgs {
     pub ttl: Option<String>,
     #[command(flatten)]
     pub waiting: WaitArgs,
-    /// Also end it when this process ends
+    /// Also end the lock when this process ends
     #[arg(long)]
     pub pid: Option<i32>,
 }

@@ -1,4 +1,4 @@
-//! The commands that only look.
+//! The command lines of the commands that only look and change nothing.
 
 use clap::Args;
 use std::time::Duration;
@@ -17,7 +17,7 @@ pub struct StatusArgs {
     pub prometheus: bool,
 }
 
-/// Seconds between two looks.
+/// Parses the time between two looks, a number of seconds from 0.1 to 86400 (one day).
 fn interval(text: &str) -> Result<Duration, String> {
     let seconds = text.parse().ok().filter(|seconds| (0.1..=86400.0).contains(seconds));
     seconds
@@ -30,10 +30,10 @@ pub struct CanFitArgs {
     /// How much: a SIZE such as 20000 or 20GB, or a service
     #[arg(value_name = "SIZE|SERVICE")]
     pub what: String,
-    /// The unit of a SIZE that was typed as two words
+    /// Unit of a SIZE that was typed as two words
     #[arg(hide = true)]
     pub unit: Option<String>,
-    /// Keep this much free besides [default: gpu.reserve_mb]
+    /// Keep this much free as well [default: gpu.reserve_mb]
     #[arg(long, value_name = "SIZE")]
     pub margin: Option<String>,
     /// Also count what running services have declared and not yet used
@@ -56,7 +56,7 @@ pub struct LogsArgs {
     /// Service whose log to show
     #[arg(value_name = "SERVICE")]
     pub service: String,
-    /// Go on with what it prints from now on, until Ctrl-C
+    /// Keep showing what the service prints, until Ctrl-C
     #[arg(short, long)]
     pub follow: bool,
     /// Show this many of the last lines

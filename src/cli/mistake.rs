@@ -1,4 +1,5 @@
-//! A bad command line, told as every other failure is: what is wrong with it, and what to write.
+//! Turns clap's error about a bad command line into a `Failure` like any other, which says what is
+//! wrong and what to write instead.
 
 use super::Cli;
 use crate::error::Failure;
@@ -9,16 +10,17 @@ use clap::CommandFactory;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use std::num::ParseIntError;
 
-/// This is what clap knows of a bad command line.
+/// A bad command line, as far as clap describes it.
 struct Misuse<'a> {
     error: &'a clap::Error,
-    /// The command that was called, without gpuctl's own name: "lock acquire".
+    /// Name of the command that was called, such as "lock acquire". Empty for gpuctl itself.
     command: String,
-    /// "gpuctl lock acquire [OPTIONS] [HOLDER]"
+    /// Usage of the command, such as "gpuctl lock acquire [OPTIONS] [HOLDER]". Empty if clap gives
+    /// none.
     usage: String,
 }
 
-/// Tells what is wrong with the words that gpuctl was called with.
+/// Returns the failure for `words`, the command line that clap has refused with `error`.
 pub fn mistake(error: &clap::Error, words: &[String]) -> Failure {
     let misuse = Misuse::of(error, words);
     let (problem, hints) = misuse.told(words);
@@ -33,12 +35,12 @@ impl<'a> Misuse<'a> {
         let usage = usage.trim().trim_start_matches("Usage: ").lines().next().unwrap_or_default();
         let is_plain = |word: &&str| word.starts_with(|c: char| c.is_ascii_lowercase());
         let command: Vec<&str> = usage.split_whitespace().skip(1).take_while(is_plain).collect();
-        // Of a value that is wrong clap does not say whose it was.
+        // For a wrong value, clap does not say which command it belongs to.
         let command = if usage.is_empty() { called(words) } else { command.join(" ") };
         Misuse { error, command, usage: usage.to_owned() }
     }
 
-    /// The texts that clap gives for this kind.
+    /// Returns the texts that clap gives for this kind of context.
     fn texts(&self, kind: ContextKind) -> Vec<String> {
         let texts = match self.error.get(kind) {
             Some(ContextValue::String(text)) => vec![text.clone()],
@@ -57,7 +59,7 @@ impl<'a> Misuse<'a> {
         self.texts(kind).join(", ")
     }
 
-    /// The last hint: how the command is called.
+    /// Returns the last hint, which says how the command is called.
     fn advice(&self) -> String {
         let help = ["gpuctl", &self.command, "--help"].join(" ").replace("  ", " ");
         match self.usage.is_empty() {
@@ -127,12 +129,13 @@ impl<'a> Misuse<'a> {
         (problem, hint.into_iter().collect())
     }
 
-    /// "`lock acquire`"
+    /// Returns the name of the command in backticks, such as "`lock acquire`", or "`gpuctl`".
     fn name(&self) -> String {
         format!("`{}`", if self.command.is_empty() { "gpuctl" } else { &self.command })
     }
 
-    /// A word or an option that the command does not take; for some it is known what was meant.
+    /// Describes a word or an option that the command does not take, with hints if it is known what
+    /// was meant.
     fn unknown(&self, word: &str, words: &[String]) -> (String, Vec<String>) {
         let name = self.name();
         let own = words.iter().take_while(|own| *own != "--");
@@ -165,7 +168,8 @@ impl<'a> Misuse<'a> {
     }
 }
 
-/// The command that these words call, as far as they name one: "config init".
+/// Returns the name of the command that `words` call, such as "config init". Empty if they name
+/// none.
 fn called(words: &[String]) -> String {
     let (mut command, mut names) = (Cli::command(), Vec::new());
     for word in words.iter().skip(1).take_while(|word| *word != "--") {

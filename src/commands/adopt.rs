@@ -1,4 +1,4 @@
-//! `gpuctl adopt`.
+//! `gpuctl adopt`: ties processes that were started by hand to a native service.
 
 use crate::canary::debt;
 use crate::cli::AdoptArgs;

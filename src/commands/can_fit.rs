@@ -1,4 +1,5 @@
-//! `gpuctl can-fit`: answers for this moment, or with `--budget` for what is promised.
+//! `gpuctl can-fit`: reports whether a size or a service fits now, or with `--budget` also beside
+//! what running services have declared and not yet used.
 
 use crate::cli::CanFitArgs;
 use crate::error::Result;
@@ -26,7 +27,8 @@ pub fn run(arguments: &CanFitArgs, session: Session) -> Result<Answer> {
         Some(text) => size(text)?,
         None => config.gpu.reserve,
     };
-    // For this moment the driver's word is enough; what runs matters for an estimate or a budget.
+    // The driver's reading is enough to answer for now; what runs matters only for an estimate or a
+    // budget.
     let (vram, promised) = match reader.read() {
         Ok(vram) if !arguments.budget => (vram, Mb(0)),
         _ => {

@@ -1,4 +1,4 @@
-//! `gpuctl canary`: a changed configuration of production, judged and tried.
+//! `gpuctl canary`: judges and tries a changed configuration of production.
 
 use crate::canary::conduct::{Candidacy, Course, conduct, put_right, reset_budget, unlock};
 use crate::cli::{CanaryCheckArgs, CanaryCommand, CandidateArgs};

@@ -1,4 +1,4 @@
-//! `gpuctl completions`, and what its scripts ask.
+//! `gpuctl completions`, and the hidden command that the completion scripts call.
 
 use crate::cli::{Cli, CompleteArgs, CompletionsArgs, Shell};
 use crate::completion::{Offer, offer};
@@ -17,8 +17,8 @@ pub fn run(arguments: &CompletionsArgs) -> Result<Answer> {
     .map(|()| Answer::Yes)
 }
 
-/// The first line says what may come: `files`; a `command` after `--`; or `values`, which follow,
-/// one a line, with what each is after a tab.
+/// Prints what may come next on a command line. The first line is `files`, `command` for a command
+/// after `--`, or `values`; values follow one per line, each with a tab and a description.
 pub fn complete(arguments: &CompleteArgs, environment: &Environment) -> Result<Answer> {
     let words: Vec<String> =
         arguments.words.iter().map(|word| word.to_string_lossy().into_owned()).collect();

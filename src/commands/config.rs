@@ -1,4 +1,5 @@
-//! `gpuctl config`: the configuration that is there, looked at.
+//! `gpuctl config`: checks and shows the configuration, and finds its path; `first` writes a new
+//! one.
 
 mod first;
 
@@ -56,7 +57,8 @@ fn check(session: Session) -> Result<Answer> {
     print(&report, &form).map(|()| Answer::Yes)
 }
 
-/// Warns of a server that its unload puts to sleep and no plan would wake.
+/// Returns a warning if the service's unload call puts its server to sleep and no plan would wake
+/// it.
 fn of_sleep(service: &Service) -> Option<String> {
     let (name, base) = (&service.name, mask(service.sleeps_for_good()?));
     Some(format!(

@@ -1,4 +1,4 @@
-//! `gpuctl doctor`: works without a configuration, and with one that is wrong.
+//! `gpuctl doctor`: checks every precondition, even if the configuration is missing or wrong.
 
 use crate::cli::Global;
 use crate::config::Environment;

@@ -1,4 +1,4 @@
-//! `gpuctl history`: what earlier calls did.
+//! `gpuctl history`: shows what earlier calls did.
 
 use crate::cli::HistoryArgs;
 use crate::config::Span;
@@ -12,7 +12,7 @@ use crate::world::host;
 pub fn run(arguments: &HistoryArgs, session: &Session) -> Result<Answer> {
     let span = |text| Span::of_any_length(text).ok_or_else(|| no_duration("--since", text, ""));
     let since = arguments.since.as_deref().map(span).transpose()?;
-    // Before all times, everything is later.
+    // If the time lies before any that can be expressed, every call is later.
     let oldest = since.and_then(|since| host::now().checked_sub(since.0).ok());
     let mut runs = read(session.config.state_dir()?)?;
     let earlier = runs.len();

@@ -1,4 +1,5 @@
-//! `gpuctl http`: one request from stdin, the command that it stands for, one answer on stdout.
+//! `gpuctl http`: reads one request from stdin, carries out the command that it stands for, and
+//! writes one answer to stdout.
 
 use super::dispatch;
 use crate::cli::{Cli, Global};
@@ -21,7 +22,7 @@ pub fn run(global: &Global, environment: &Environment) -> Result<Answer> {
     log.line(&format!("answered {status}: {failure}"));
     match reply.send(status, allowed.as_deref(), &failure_document(&failure)) {
         Ok(true) => Ok(Answer::Yes),
-        // It was answered before it failed; the log is who else can be told.
+        // The request was answered before it failed, so the failure can only be logged.
         Ok(false) => Err(failure),
         Err(error) => Err(unprinted(&error)),
     }
@@ -33,7 +34,8 @@ fn serve(
     reply: &Reply,
     log: &Progress,
 ) -> std::result::Result<(), Rejection> {
-    // Without a configuration nobody can show a token, and who needs none is told what is wrong with it.
+    // If there is no valid configuration, no client can show a token, and one that needs none is
+    // told by the command what is wrong.
     let token = match load(global, environment) {
         Ok(config) => config.http.token().map_err(|failure| {
             log.warning(&failure.message);

@@ -1,4 +1,4 @@
-//! `gpuctl lock`: the GPU lock by hand.
+//! `gpuctl lock`: takes, releases and shows the GPU lock by hand.
 
 use crate::cli::{LockAcquireArgs, LockCommand, LockReleaseArgs};
 use crate::error::{Failure, Result};
@@ -55,7 +55,7 @@ fn release(arguments: &LockReleaseArgs, session: &Session) -> Result<Answer> {
     };
     let released = lock::release(config, token)?;
     print(&ReleasedReport::new(config, &released), &session.form)?;
-    // That nobody holds it is what was asked for.
+    // A lock that nobody holds is a success too: that is what the caller wants.
     Ok(Answer::from(!matches!(released, Release::Anothers(_) | Release::Kept(_))))
 }
 

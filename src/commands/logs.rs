@@ -1,4 +1,4 @@
-//! `gpuctl logs`: hands over to the program that shows the log, wherever its manager keeps it.
+//! `gpuctl logs`: hands over to the program that shows a service's log where its manager keeps it.
 
 use crate::cli::LogsArgs;
 use crate::error::{Failure, Result};
@@ -18,7 +18,8 @@ pub fn run(arguments: &LogsArgs, session: Session) -> Result<Answer> {
     let part = LogPart { lines: arguments.lines, follow: arguments.follow };
     let viewer = match &service.manager {
         Manager::Native(_) => {
-            // A unit that has started it may have had another state folder than a shell.
+            // The gpuctl that started the service, perhaps in a unit, may have used another state
+            // folder.
             let living = members(&config, &[], &service.name, &[], &HashSet::new()).proven;
             let home = living.iter().find_map(|id| logs::home_of(id.pid, &service.name));
             logs::viewer(

@@ -1,4 +1,4 @@
-//! `gpuctl man`.
+//! `gpuctl man`: prints the manual page of gpuctl, or writes all pages into a folder.
 
 use crate::cli::ManArgs;
 use crate::error::{Failure, Result};

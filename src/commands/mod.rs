@@ -1,4 +1,5 @@
-//! One file for each subcommand, which names, in order, the steps that it consists of.
+//! The subcommands. Each has a file of its own, which names the steps of the command in their
+//! order.
 
 mod adopt;
 mod can_fit;
@@ -31,14 +32,14 @@ use crate::report::Form;
 use crate::session::{Session, load};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// Carries out what was typed, and prints what came of it.
+/// Carries out the command that was typed and prints its report.
 pub fn run(cli: &Cli, environment: &Environment) -> Result<Answer> {
     dispatch(cli, environment, &Form::new(cli.global.json, environment))
 }
 
-/// The same, with the report in a form of the caller's.
+/// Carries out the command that was typed, with its report in the given form.
 fn dispatch(cli: &Cli, environment: &Environment, form: &Form) -> Result<Answer> {
-    // A panic has told where it happened; what is left is the exit code of a bug.
+    // A panic has already printed where it happened; what remains is the exit code of a bug.
     let run = AssertUnwindSafe(|| choose(cli, environment, form));
     catch_unwind(run).unwrap_or_else(|_| Err(Failure::bug("gpuctl panicked")))
 }
@@ -49,7 +50,8 @@ fn choose(cli: &Cli, environment: &Environment, form: &Form) -> Result<Answer> {
     match &cli.command {
         Command::Status(arguments) => match arguments.watch {
             Some(every) => watch::run(every, session()?),
-            // It settles by the look that it takes anyway: two might take too long.
+            // `status` settles a trial by the look that it takes anyway; two looks might take too
+            // long.
             None => status::run(arguments, open()?),
         },
         Command::CanFit(arguments) => can_fit::run(arguments, session()?),

@@ -1,4 +1,4 @@
-//! `gpuctl prepare-phase`.
+//! `gpuctl prepare-phase`: makes the services of a phase ready.
 
 use crate::cli::PreparePhaseArgs;
 use crate::error::Result;
@@ -11,7 +11,7 @@ use crate::session::{Session, act::act};
 pub fn run(arguments: &PreparePhaseArgs, session: Session) -> Result<Answer> {
     let phase = session.config.phase(&arguments.phase)?;
     let subject = Subject::Phase { phase, name: session.config.phases[&phase].clone() };
-    // Of the others only those matter that have to be well to be asked to unload.
+    // Another service's health matters only if it unloads: it has to be healthy to be asked to.
     let asks =
         |service: &Service| service.phases.contains(&phase) || service.evict == Evict::Unload;
     act(session, "prepare-phase", subject, &arguments.acting, asks, |config, snapshot| {

@@ -1,4 +1,4 @@
-//! `gpuctl release-all`.
+//! `gpuctl release-all`: stops every managed service.
 
 use crate::cli::ReleaseAllArgs;
 use crate::error::Result;

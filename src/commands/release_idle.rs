@@ -1,4 +1,5 @@
-//! `gpuctl release-idle`: looks, notes what it has seen, and evicts what has not worked for a while.
+//! `gpuctl release-idle`: looks at the services, notes what it sees, and evicts those that have not
+//! worked for a while.
 
 use crate::canary::debt;
 use crate::cli::ReleaseIdleArgs;
@@ -36,20 +37,21 @@ pub fn run(arguments: &ReleaseIdleArgs, session: Session) -> Result<Answer> {
     }
     Notes::keep(&session.config, &before);
     if plan.evict.is_empty() {
-        // Most calls of a timer, of which the event log is not to be full.
+        // Most calls of a timer end here, and they are not to fill the event log.
         let nothing = Outcome { kept: plan.kept.clone(), ..Outcome::default() };
         session.conclude(&ActReport::done(subject, &plan, &nothing))?;
         return Ok(Answer::Yes);
     }
     session.recorded("release-idle", "", |mut session| {
         let guard = session.hold_lock(&subject, "release-idle", Duration::ZERO, None)?;
-        // One that has come to work in the meantime is idle no more.
+        // A service that has begun to work in the meantime is no longer idle.
         let now = session.executor(&reader).look(&|_| Ask::StateAndJobs)?;
         require_card(&now)?;
         let due = plan::idle(&session.config, &now, &names, after);
         let unloads = |service: &Service| service.evict == Evict::Unload;
         let release = |config: &Config, snapshot: &Snapshot| plan::release(config, snapshot, &due);
-        // Who has been given work since is not idle.
+        // A service that has been given work since then is not idle, so that work is not waited
+        // for.
         let drain = Drain::Within(Duration::ZERO);
         let (plan, outcome) = carry_out(&session, &reader, drain, unloads, release, &|_| ())?;
         guard.release(&session.progress)?;

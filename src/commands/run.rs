@@ -1,4 +1,5 @@
-//! `gpuctl run`: the lock, a service, a phase or room made ready, and a command under the lock.
+//! `gpuctl run`: takes the lock, makes a service, a phase or room ready, and runs a command under
+//! the lock.
 
 use crate::canary::debt;
 use crate::cli::{RunArgs, Target};
@@ -31,10 +32,10 @@ pub fn run(arguments: &RunArgs, session: Session, environment: &Environment) -> 
         patience: arguments.waiting.patience(&session.config)?,
         grace,
     };
-    // Before anything is stopped for it.
+    // The program is looked for before anything is stopped for it.
     could_start(&arguments.command[0], environment.search_path())?;
     debt::tell(&session.config, &session.progress);
-    // Its arguments may hold secrets.
+    // Only the command's name: its arguments may hold secrets.
     let title = format!("{}: {}", task.subject.title(), arguments.command[0].to_string_lossy());
     session.recorded("run", &title, |session| task.run(session))
 }
@@ -50,7 +51,8 @@ fn subject(target: &Target, config: &Config) -> Result<Subject> {
     })
 }
 
-/// Restores what a gpuctl owed that is gone, in the words in which it told its watchdog.
+/// Pays the debt of a gpuctl that is gone by restoring the services that it evicted. `debt` is what
+/// that gpuctl sent to its watchdog.
 pub fn pay(config: &Config, debt: Value) -> Result<()> {
     let debt = serde_json::from_value(debt)
         .map_err(|e| Failure::new(Code::Internal, format!("received an unknown debt: {e}")))?;

@@ -1,4 +1,4 @@
-//! `gpuctl status`.
+//! `gpuctl status`: shows the memory, the services and the lock.
 
 use crate::canary::ledger::Ledger;
 use crate::cli::StatusArgs;
@@ -21,9 +21,9 @@ pub fn run(arguments: &StatusArgs, session: Session) -> Result<Answer> {
         let message = "--prometheus and --json cannot be used together";
         return Err(Failure::new(Code::Usage, message).hint("use one or the other"));
     }
-    // What takes longest is begun before anything else is.
+    // The managers take longest to answer, so they are asked before anything else.
     let managers = Managers::of_all(config, &session.stop);
-    // No service is started here, which would inherit it.
+    // `status` starts no service, which would inherit this scheduling policy.
     host::give_way();
     let mut reader = Reader::open(&config.gpu);
     let mut report = sight(managers, config, &mut reader, &session.stop, &session.progress)?;
@@ -33,14 +33,15 @@ pub fn run(arguments: &StatusArgs, session: Session) -> Result<Answer> {
     report.checked = (!arguments.check.is_empty()).then_some(checked);
     match &session.form {
         _ if arguments.prometheus => print_text(&prometheus::text(&report, is_owed(config)))?,
-        // The exit code is what was asked for.
+        // The exit code is all that was asked for.
         Form::Text(_) if session.quiet && !arguments.check.is_empty() => {}
         form => print(&report, form)?,
     }
     Ok(Answer::from(checked))
 }
 
-/// Whether production has to be brought back after a trial; `None` where that cannot be told.
+/// Reports whether production still has to be brought back after an interrupted trial, or `None` if
+/// the ledger cannot be read.
 fn is_owed(config: &Config) -> Option<bool> {
     let journal = Ledger::open(config).and_then(|ledger| ledger.journal()).ok()?;
     Some(journal.is_some_and(|journal| journal.is_orphaned()))

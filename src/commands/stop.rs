@@ -1,4 +1,4 @@
-//! `gpuctl stop`.
+//! `gpuctl stop`: stops the services that are named.
 
 use crate::cli::StopArgs;
 use crate::error::Result;

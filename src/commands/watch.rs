@@ -1,5 +1,5 @@
-//! `gpuctl status --watch`: looks again and again. A look that takes long leaves the one before it
-//! on the screen, with its age.
+//! `gpuctl status --watch`: looks again and again. While a look takes long, the previous one stays
+//! on the screen with its age.
 
 use crate::error::{Failure, Result};
 use crate::exit::Answer;
@@ -15,7 +15,7 @@ use crate::world::wait::{Aside, Woken, wait};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// The age of what is shown is told anew this often.
+/// Interval at which the age of what is shown is updated while a look is under way.
 const TICK: Duration = Duration::from_secs(1);
 
 pub fn run(every: Duration, session: Session) -> Result<Answer> {
@@ -26,7 +26,7 @@ pub fn run(every: Duration, session: Session) -> Result<Answer> {
         let (config, reader, stop) = (config.clone(), reader.clone(), stop.clone());
         Aside::begin(move || {
             let mut reader = reader.lock().unwrap_or_else(PoisonError::into_inner);
-            // The screen is the looks'.
+            // The screen belongs to the display, so nothing else may print there.
             sight(
                 Managers::of_all(&config, &stop),
                 &config,
@@ -47,7 +47,7 @@ pub fn run(every: Duration, session: Session) -> Result<Answer> {
             [terminal.fd()].into_iter().chain(ended).chain(display.keys()).collect();
         let woken = wait(&watched, &stop, until);
         if let Err(signal) = stop.check() {
-            // How it ends, and no failure.
+            // A signal is the usual end of a watch, not a failure.
             return Ok(Answer::Passed(signal.code.status()));
         }
         if display.is_quit() {

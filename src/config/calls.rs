@@ -1,4 +1,5 @@
-//! How a service is spoken to: what its `api` gives, and the keys that stand over that.
+//! The calls and probes of a service: those that its `api` key implies, and the keys that override
+//! them.
 
 use super::complaint::Complaint;
 use super::file::{BusyTable, CallTable, ServiceTable};
@@ -9,7 +10,8 @@ use ureq::http::{HeaderName, HeaderValue, Method};
 
 type Resolved<T> = std::result::Result<T, Complaint<&'static str>>;
 
-/// All that a service is asked for over HTTP, and how.
+/// Calls and probes by which gpuctl asks one service for its health and jobs, and makes it load or
+/// unload.
 pub struct Calls {
     pub server: Option<ApiServer>,
     pub headers: Headers,
@@ -20,6 +22,8 @@ pub struct Calls {
 }
 
 impl Calls {
+    /// Resolves the calls of a service from its table. Fails with the key that is wrong and the
+    /// reason.
     pub fn of(entry: &ServiceTable, manager: &Manager) -> Resolved<Calls> {
         let server = server(entry, manager)?;
         let health = match (&entry.health, &server) {
@@ -29,7 +33,7 @@ impl Calls {
         };
         let jobs = match (&entry.busy, &server) {
             (Some(busy), _) => Some(probe(busy, manager).map_err(|problem| ("busy", problem))?),
-            // It tells nobody.
+            // Ollama does not report its jobs.
             (None, Some(ApiServer { api: Api::Ollama, .. })) => None,
             (None, Some(server)) => Some(JobProbe::Server(server.clone())),
             (None, None) => None,
@@ -65,7 +69,8 @@ fn server(entry: &ServiceTable, manager: &Manager) -> Resolved<Option<ApiServer>
     }
 }
 
-/// What is wrong with a header is told without its value.
+/// Validates the headers of a service. A complaint never shows a header's value, which may be
+/// secret.
 fn headers(entry: &ServiceTable) -> Resolved<Headers> {
     for (name, value) in &entry.headers {
         let problem = match (name.parse::<HeaderName>(), HeaderValue::from_str(value)) {
@@ -128,7 +133,8 @@ fn health(url: &str, manager: &Manager) -> std::result::Result<Health, String> {
     }
 }
 
-/// Refuses what is no URL that the service could be asked at.
+/// Refuses a URL that is not http:// or https://, or that contains `{container}` although the
+/// service is not a container.
 fn http_url(url: &str, manager: &Manager) -> std::result::Result<(), String> {
     refuse_address(url, manager)?;
     match is_http(url) {
@@ -137,7 +143,7 @@ fn http_url(url: &str, manager: &Manager) -> std::result::Result<(), String> {
     }
 }
 
-/// Refuses the address of a container for what is none.
+/// Refuses a URL or host that contains `{container}` if the service is not a container.
 fn refuse_address(place: &str, manager: &Manager) -> std::result::Result<(), String> {
     match place.contains(CONTAINER) && !matches!(manager, Manager::Containers(_)) {
         true => Err(format!("{CONTAINER} stands for the address of a container, which it is not")),
@@ -151,7 +157,8 @@ fn is_http(url: &str) -> bool {
     };
     match (uri.scheme_str(), uri.authority()) {
         (Some("http" | "https"), Some(authority)) if !authority.host().is_empty() => {
-            // The parser takes any number for a port, and then says that there is none.
+            // The parser accepts any number as a port, and then reports an impossible one as
+            // missing.
             let address = authority.as_str().rsplit('@').next().unwrap_or_default();
             match address[authority.host().len()..].strip_prefix(':') {
                 Some(port) => port.parse().is_ok_and(|port: u16| port != 0),

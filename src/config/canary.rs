@@ -1,5 +1,5 @@
-//! `[canary]`: what the file says of the trial of a changed configuration, the `KLR_*` variables
-//! that stand over it, and the value that comes of both.
+//! The `[canary]` section, which configures the trial of a changed configuration, the `KLR_*`
+//! variables that override it, and the settings that result from both.
 
 use super::Environment;
 use super::complaint::Complaint;
@@ -16,11 +16,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// A changed configuration of one service is tried before it is promoted.
+/// The trial of a changed configuration of one service before it is promoted.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct CanaryTable {
-    /// The production service, one of those above. Required.
+    /// Name of the production service, one of [services]. Required.
     pub service: String,
     /// How to judge a candidate: by arithmetic only, or by a real server in the place of
     /// production [$KLR_CANARY_MODE].
@@ -40,16 +40,16 @@ pub struct CanaryTable {
     pub max_latency: Span,
     /// How long production may be away in one night [$KLR_GPU_MAINTENANCE_MAX_DOWNTIME].
     pub max_downtime: Span,
-    /// When trials may take place: HH:MM-HH:MM, both ends included. It may cross midnight and
-    /// carry a time zone [$KLR_GPU_MAINTENANCE_WINDOW].
+    /// Time of day in which trials may take place: HH:MM-HH:MM, both ends included. It may cross
+    /// midnight and carry a time zone [$KLR_GPU_MAINTENANCE_WINDOW].
     pub window: String,
     /// IANA name of the window's time zone.
     pub time_zone: String,
-    /// How long to rest between two runs [$KLR_CANARY_COOLDOWN_HOURS].
+    /// Least time between two runs [$KLR_CANARY_COOLDOWN_HOURS].
     pub cooldown: Span,
-    /// How many runs there may be in any 24 hours.
+    /// Most runs in any 24 hours.
     pub max_runs_per_day: u32,
-    /// Whether to try it on another card, beside production [$KLR_ALLOW_SPARE_GPU].
+    /// Whether a candidate may be tried on another card, beside production [$KLR_ALLOW_SPARE_GPU].
     pub allow_spare_gpu: bool,
     /// NVML index of that card [$KLR_SPARE_GPU_ID].
     pub spare_gpu: u32,
@@ -60,8 +60,8 @@ pub struct CanaryTable {
     /// File of the form HOLDER:PID:TIMESTAMP, for programs that look for it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub maintenance_lock: Option<String>,
-    /// Folder of budget, audit and promotions, instead of the state folder; for root, unless
-    /// GPUCTL_STATE_DIR is set, /var/lib/gpuctl.
+    /// Folder of the budget, the audit and the promotions. By default the state folder, or for root
+    /// /var/lib/gpuctl unless GPUCTL_STATE_DIR is set.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state_dir: Option<String>,
     /// Extended regular expression that finds an out-of-memory error in the canary's log.
@@ -69,13 +69,14 @@ pub struct CanaryTable {
     /// What a candidate may set, and within which bounds: { min = 0.6, max = 0.9 }, or
     /// { one_of = ["tiny", "base"] }.
     pub bounds: IndexMap<String, Bound>,
-    /// What a choice adds to the need for memory, in MB, by parameter and value:
-    /// { whisper_model_size = { small = 1000 } }.
+    /// Memory in MB that a choice adds to the need, by parameter and value: { whisper_model_size =
+    /// { small = 1000 } }.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub extra_mb: BTreeMap<String, BTreeMap<String, Mb>>,
 }
 
-/// What CUDA, PyTorch, Triton, NCCL and vLLM say where the card's memory does not suffice.
+/// Regular expressions for what CUDA, PyTorch, Triton, NCCL and vLLM print when the card's memory
+/// does not suffice.
 const OUT_OF_MEMORY: [&str; 10] = [
     "CUDA out of memory",
     "OutOfMemoryError",
@@ -142,7 +143,7 @@ impl Mode {
     }
 }
 
-/// A parameter of a candidate may be one of these.
+/// The values that a parameter of a candidate may have.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(untagged, deny_unknown_fields)]
 pub enum Bound {
@@ -150,7 +151,7 @@ pub enum Bound {
     OneOf { one_of: Vec<String> },
 }
 
-/// The canary works with these settings.
+/// Validated settings of the canary.
 #[derive(Clone, Debug)]
 pub struct Canary {
     pub service: String,
@@ -159,25 +160,32 @@ pub struct Canary {
     pub model: String,
     pub port: u16,
     pub timeout: Duration,
+    /// Time within which production has to be back.
     pub restore_sla: Duration,
+    /// Time that the test completion may take.
     pub max_latency: Duration,
     pub limits: Limits,
-    /// The other card, where it may be used.
+    /// NVML index of the other card, or `None` if trials may not use one.
     pub spare_gpu: Option<u32>,
     pub model_mb: Mb,
+    /// Least memory that the cache must have.
     pub kv_cache_min: Mb,
     pub maintenance_lock: Option<PathBuf>,
-    /// `None`: there is no state folder either.
+    /// Folder of the canary's ledger, or `None` if the section names none and there is no state
+    /// folder either.
     pub state_dir: Option<PathBuf>,
-    /// Whether `~` means something to the shell that starts the canary.
+    /// Whether `HOME` is set, so that the shell that starts the canary can expand `~`.
     pub has_home: bool,
+    /// Pattern that finds an out-of-memory error in the canary's log.
     pub oom: Arc<Pattern>,
     pub bounds: IndexMap<String, Bound>,
+    /// Memory that a choice adds to what the candidate needs, by parameter and value.
     pub extra: BTreeMap<String, BTreeMap<String, Mb>>,
 }
 
 impl CanaryTable {
-    /// Puts the environment's word over the file's; a complaint is about a variable.
+    /// Overrides settings of the file by the `KLR_*` variables of the environment. Fails with the
+    /// variable that is wrong and the reason.
     pub fn overlay(&mut self, environment: &Environment) -> Result<(), Complaint<&'static str>> {
         let span = |text: &str| Span::parse(text).ok_or("not a duration");
         let some_time = |text: &str| match span(text)? {
@@ -204,7 +212,7 @@ impl CanaryTable {
         over(environment, "KLR_GPU_MAINTENANCE_WINDOW", &mut self.window, |text| {
             match Window::parse(text, zone, &zones) {
                 Err(("window", _)) => Err("not a window such as \"03:00-07:00\""),
-                // A wrong time_zone is the file's.
+                // A wrong `time_zone` is in the file, and `resolve` complains about it.
                 _ => Ok(text.to_owned()),
             }
         })?;
@@ -221,7 +229,8 @@ impl CanaryTable {
         })
     }
 
-    /// Gives the section its meaning, with the environment's word in it already.
+    /// Validates the section, after `overlay` has applied the environment, and returns the
+    /// settings. Fails with the key that is wrong and the reason.
     pub fn resolve(
         &self,
         services: &[Service],

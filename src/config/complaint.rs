@@ -1,4 +1,5 @@
-//! What is wrong with a configuration, before it is known where in the file that stands.
+//! The type of a complaint about a configuration whose place in the file is not known yet.
 
-/// The key, or the variable of the environment, that is wrong, and what is wrong with it.
+/// Complaint about a configuration: the key or environment variable that is wrong, and what is
+/// wrong with it.
 pub type Complaint<Key> = (Key, String);

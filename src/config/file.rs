@@ -43,10 +43,10 @@ pub struct ConfigFile {
     pub canary: Option<super::canary::CanaryTable>,
 }
 
-/// The client of the container engine where the configuration names none.
+/// Client of the container engine that is used if the configuration names none.
 pub const DOCKER: &str = "docker";
 
-/// The program that is Docker's client.
+/// The client of the container engine.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(transparent)]
 pub struct DockerClient(pub String);
@@ -91,12 +91,12 @@ impl Default for GpuTable {
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct LockTable {
-    /// Where the lock is kept beside the machine's: redis://, rediss:// or redis+unix://; or
-    /// file:///path, a machine's lock of one's own. Without it $REDIS_URL counts; $GPUCTL_LOCK_URL
-    /// takes precedence over both.
+    /// URL of the lock that is kept beside the machine's: redis://, rediss:// or redis+unix://; or
+    /// file:///path for another file of the machine's lock. If it is missing, $REDIS_URL counts;
+    /// $GPUCTL_LOCK_URL takes precedence over both.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
-    /// Name of the lock: the key in Redis, or of the file.
+    /// Name of the lock: its key in Redis, and part of the name of the machine's file.
     pub key: String,
     /// How long a lock taken by `gpuctl lock acquire` lasts.
     pub ttl: Span,
@@ -115,14 +115,14 @@ impl Default for LockTable {
     }
 }
 
-/// Without a token, `gpuctl http` answers only this machine, and no page of another site.
+/// If there is no token, `gpuctl http` answers only this machine, and no page of another site.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct HttpTable {
     /// The token that a request has to show, as Authorization: Bearer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token: Option<String>,
-    /// File that has the token, which nobody else may read.
+    /// File that contains the token. It must not be readable or writable for others.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_file: Option<String>,
 }
@@ -133,7 +133,7 @@ impl HttpTable {
     }
 }
 
-/// A service. Which keys it takes depends on `type`.
+/// A service. Which keys it takes depends on its `type`.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ServiceTable {
@@ -147,11 +147,11 @@ pub struct ServiceTable {
     /// compose services.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub project: Option<String>,
-    /// compose: one service of the project, with all its replicas; without it all of the project.
+    /// compose: one service of the project, with all its replicas, instead of the whole project.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service: Option<String>,
-    /// compose: the project's files, from which containers that are missing are created. Without them,
-    /// the containers that the project has tell where its files are.
+    /// compose: the project's files, from which missing containers are created. If none are given,
+    /// the project's containers say where its files are.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub files: Vec<String>,
     /// systemd: name of the unit. Required for systemd services.
@@ -160,28 +160,29 @@ pub struct ServiceTable {
     /// systemd: a unit of the calling user (systemctl --user).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<bool>,
-    /// The most memory that it needs; plans count on this while it runs.
+    /// The most memory that the service needs; plans count on this while it runs.
     pub vram_mb: Mb,
-    /// When memory is short, the lowest is stopped first. A service never causes one of the same
-    /// or a higher priority to be stopped.
+    /// When memory is short, the service with the lowest priority is stopped first. No service
+    /// causes one of the same or a higher priority to be stopped.
     #[serde(default)]
     pub priority: i64,
-    /// Numbers or names of the phases that need it.
+    /// Numbers or names of the phases that need the service.
     #[serde(default)]
     pub phases: Vec<PhaseRef>,
-    /// Where it shows that it is ready: http:// or https:// (any 2xx answer), or tcp://host:port (it
-    /// accepts a connection). Without it, a container's HEALTHCHECK counts, or that it is alive.
+    /// URL that shows whether the service is ready: http:// or https:// (any 2xx answer), or
+    /// tcp://host:port (it accepts a connection). If it is missing, a container's HEALTHCHECK
+    /// counts, or else that the service is alive.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health: Option<String>,
     /// Native: start command, run by sh -c. It may stay in the foreground, or leave the server in
     /// the background and exit 0. Required for native services.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start: Option<String>,
-    /// Native: extended regular expression, as for pgrep -f, that finds its processes where gpuctl
-    /// did not start them.
+    /// Native: extended regular expression, as for pgrep -f, that finds the service's processes if
+    /// gpuctl did not start them.
     #[serde(default, rename = "match", skip_serializing_if = "Option::is_none")]
     pub pattern: Option<String>,
-    /// Native: a command that stops it, run by sh -c instead of sending TERM.
+    /// Native: command that stops the service, run by sh -c instead of sending TERM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stop: Option<String>,
     /// Native: variables added to the environment of the start and stop commands.
@@ -190,47 +191,48 @@ pub struct ServiceTable {
     /// Native: folder in which the start and stop commands run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cwd: Option<String>,
-    /// How long it may take from its start until it is ready.
+    /// How long the service may take from its start until it is ready.
     #[serde(default = "start_timeout")]
     pub start_timeout: Span,
-    /// How long it may take to end before it is killed.
+    /// How long the service may take to end before it is killed.
     #[serde(default = "stop_timeout")]
     pub stop_timeout: Span,
-    /// What kind of server it is. With `url` it gives health, busy and unload, each of which a key of
-    /// its own stands over, and the call that wakes it.
+    /// Kind of server. Together with `url` it provides health, busy and unload, each of which a key
+    /// of its own overrides, and the call that wakes the server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub api: Option<Api>,
     /// Base URL of the server that `api` names.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
-    /// HTTP headers sent with every call to it. Their values are never shown, and with them no
-    /// redirect is followed.
+    /// HTTP headers sent with every call to the service. Their values are never shown, and no
+    /// redirect is followed if there are any.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub headers: BTreeMap<String, String>,
-    /// How it is asked how many jobs it has: a URL with a JSON pointer or the name of a metric, or a
-    /// command.
+    /// How to ask the service for the number of its jobs: a URL with a JSON pointer or the name of
+    /// a metric, or a command.
     #[serde(default, deserialize_with = "optional_table", skip_serializing_if = "Option::is_none")]
     pub busy: Option<BusyTable>,
-    /// How long its jobs may take to end before it is stopped or unloaded; the default of --drain.
+    /// How long the service's jobs may take to end before it is stopped or unloaded; the default of
+    /// --drain.
     #[serde(default = "drain")]
     pub drain: Span,
-    /// How long it must have been without work to be given back.
+    /// How long the service must have been idle before `release-idle` gives its memory back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle: Option<Span>,
-    /// A call that makes it load its model: it is ready when that is answered.
+    /// A call that makes the service load its model: the service is ready once it is answered.
     #[serde(default, deserialize_with = "optional_table", skip_serializing_if = "Option::is_none")]
     pub warm_up: Option<CallTable>,
-    /// How its memory is taken back when another needs it: by stopping it, or by asking it to
-    /// unload its models, after which it keeps running.
+    /// How the service's memory is taken back when another one needs it: by stopping the service,
+    /// or by asking it to unload its models, after which it keeps running.
     #[serde(default)]
     pub evict: EvictKey,
-    /// The HTTP call that makes it unload, where it is not the api's own.
+    /// The HTTP call that makes the service unload, instead of the one of its `api`.
     #[serde(default, deserialize_with = "optional_table", skip_serializing_if = "Option::is_none")]
     pub unload: Option<CallTable>,
 }
 
-/// serde takes a list for a struct as well, its items for the fields in their order: `gpu = []`
-/// would be a table of defaults.
+/// A table that is read from a map only. Plain serde also accepts a list for a struct and takes its
+/// items for the fields in their order, so `gpu = []` would be a table of defaults.
 #[derive(Clone, Debug)]
 pub struct StrictTable<T>(pub T);
 
@@ -298,7 +300,7 @@ pub enum EvictKey {
     Unload,
 }
 
-/// How a service is asked how many jobs it has.
+/// How to ask a service for the number of its jobs.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct BusyTable {
@@ -308,10 +310,10 @@ pub struct BusyTable {
     /// JSON pointer (RFC 6901) into the answer: a number, true or false, or a list of jobs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub json: Option<String>,
-    /// Name of a metric, where the answer is a Prometheus page; its samples are added up.
+    /// Name of a metric, if the answer is a Prometheus page; its samples are added up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metric: Option<String>,
-    /// Instead of a URL: a command that prints the number, run by sh -c.
+    /// Command that prints the number, run by sh -c, instead of a URL.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub command: Option<String>,
 }

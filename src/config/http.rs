@@ -1,4 +1,4 @@
-//! `[http]`: the token that a request over HTTP has to show.
+//! The `[http]` section: the token that a request over HTTP has to show.
 
 use super::file::HttpTable;
 use crate::error::{Failure, Result};
@@ -8,21 +8,23 @@ use std::io::{ErrorKind, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// Far more than any token has.
+/// Maximum number of bytes that are read from the token's file, far more than any token has.
 const LONGEST: u64 = 4096;
 
-/// Where the token is.
+/// The token of `gpuctl http`, or the place where it is kept.
 #[derive(Clone, Debug)]
 pub enum HttpToken {
-    /// Nobody needs one, and only who is on this machine may ask.
+    /// No token is needed, and only clients on this machine may ask.
     None,
+    /// The token itself, as the configuration contains it.
     Written(String),
-    /// In a file of its own, which only `gpuctl http` needs to be able to read.
+    /// Path of the file that contains the token. Only `gpuctl http` needs to be able to read that
+    /// file.
     InFile(PathBuf),
 }
 
 impl HttpToken {
-    /// Reads the table; the key that is wrong, and why.
+    /// Resolves the `[http]` table. Fails with the key that is wrong and the reason.
     pub fn of(table: &HttpTable) -> std::result::Result<HttpToken, (&'static str, String)> {
         let wrong = |key, problem: &str| Err((key, problem.to_owned()));
         match (&table.token, &table.token_file) {
@@ -39,7 +41,8 @@ impl HttpToken {
         }
     }
 
-    /// The token itself, from its file where it is in one, which nobody else may read or change.
+    /// Returns the token, or `None` if none is needed. A file that contains it has to belong to
+    /// this user or root; nobody else may change it, and nobody outside its group may read it.
     pub fn token(&self) -> Result<Option<String>> {
         let path = match self {
             HttpToken::None => return Ok(None),
@@ -80,7 +83,8 @@ impl HttpToken {
     }
 }
 
-/// Opens a regular file; a FIFO that nobody writes to would never open.
+/// Opens a regular file. Anything else is refused, since opening a FIFO that nobody writes to would
+/// never end.
 fn open(path: &Path) -> std::io::Result<File> {
     match fs::metadata(path)?.is_file() {
         true => File::open(path),
@@ -88,7 +92,8 @@ fn open(path: &Path) -> std::io::Result<File> {
     }
 }
 
-/// Whether a header field can hold it.
+/// Reports whether a token fits into a header field: printable ASCII characters, at least one, and
+/// no space.
 fn can_be_shown(token: &str) -> bool {
     !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic())
 }

@@ -1,5 +1,5 @@
-//! A first configuration from a compose project: what the project says is taken over, and what it does
-//! not say is guessed, as a guess.
+//! Writes a first configuration from a compose project. What the project says is taken over; the
+//! rest is guessed and marked as a guess.
 
 use super::file::{ConfigFile, DOCKER};
 use super::span::Span;
@@ -13,7 +13,7 @@ use std::fmt::Write;
 use std::path::Path;
 use toml::Value;
 
-/// The keys of a service that a label may give, as `gpuctl.KEY`.
+/// Keys of a service that a label `gpuctl.KEY` may set.
 const LABELS: [&str; 11] = [
     "vram_mb",
     "priority",
@@ -28,10 +28,10 @@ const LABELS: [&str; 11] = [
     "evict",
 ];
 
-/// A service is given this much where nothing tells, in MB.
+/// Memory in MB that is written for a service if no label says how much it needs.
 const GUESS_MB: i64 = 8000;
 
-/// What `docker compose config --format json` prints.
+/// The output of `docker compose config --format json`, as far as gpuctl uses it.
 #[derive(Deserialize)]
 struct ComposeProject {
     name: String,
@@ -45,7 +45,8 @@ struct ComposeService {
     labels: BTreeMap<String, String>,
     deploy: Option<Deploy>,
     gpus: Option<serde_json::Value>,
-    /// Each a text, "nvidia.com/gpu=all" or "/dev/nvidia0:/dev/nvidia0", or an object with a `source`.
+    /// Devices of the service, each a text such as "nvidia.com/gpu=all" or
+    /// "/dev/nvidia0:/dev/nvidia0", or an object with a `source`.
     devices: Vec<serde_json::Value>,
     runtime: Option<String>,
     ports: Vec<PublishedPort>,
@@ -119,9 +120,9 @@ impl ComposeService {
     }
 }
 
-/// Writes a configuration for the services of a project that use a card or bear labels of gpuctl, from
-/// the project as compose prints it in JSON. `file` is where it comes from, as an absolute path; `docker` is the
-/// engine's client.
+/// Returns a configuration for those services of a compose project that use a card or have a label
+/// `gpuctl.KEY`. `project` is the project as compose prints it in JSON, `file` the absolute path
+/// that it comes from, and `docker` the engine's client.
 pub fn imported(project: &[u8], file: &Path, docker: &str) -> Result<String> {
     let shown = file.display();
     let project: ComposeProject = serde_json::from_slice(project).map_err(|e| {
@@ -148,7 +149,7 @@ pub fn imported(project: &[u8], file: &Path, docker: &str) -> Result<String> {
             "give those that use the card a reservation (deploy.resources.reservations.devices) or a label, such as gpuctl.vram_mb: \"8000\"",
         ));
     }
-    // A label can say anything.
+    // A label can contain anything, so the result may be no valid configuration.
     toml::from_str::<ConfigFile>(&text).map_err(|e| {
         let problem = e.message().to_owned();
         Failure::new(
@@ -159,7 +160,8 @@ pub fn imported(project: &[u8], file: &Path, docker: &str) -> Result<String> {
     Ok(text)
 }
 
-/// Gives the phases that labels name a number each, which labels cannot.
+/// Writes a `[phases]` table that gives each phase named by a label a number that no label uses,
+/// since labels cannot number phases.
 fn write_phases<'a>(text: &mut String, services: impl Iterator<Item = &'a ComposeService>) {
     let labels = services.flat_map(ComposeService::own_labels);
     let listed = labels.filter(|(key, _)| *key == "phases").flat_map(|(_, list)| phases(list));
@@ -223,7 +225,7 @@ fn write_service(
         (Some(url), Some(_)) if !is_told("url") => {
             keys.push(("url", url.into(), "the port that it publishes"));
         }
-        // Its own healthcheck counts where it has one.
+        // If the service has a healthcheck of its own, that one counts.
         (Some(url), None) if !is_told("health") && check.is_none() => {
             keys.push((
                 "health",
@@ -236,7 +238,7 @@ fn write_service(
     text.push_str(&format!("\n[services.{}]\n", toml_key(name)));
     for (key, value, remark) in keys {
         let remark = if remark.is_empty() { String::new() } else { format!("   # {remark}") };
-        // Writing to a text cannot fail.
+        // Writing to a `String` cannot fail.
         let _ = writeln!(text, "{key} = {value}{remark}");
     }
     Ok(())
@@ -247,7 +249,7 @@ fn toml_key(name: &str) -> String {
     if is_bare { name.to_owned() } else { format!("{name:?}") }
 }
 
-/// The value of a label, which is a text, as its key wants it.
+/// Converts the text of a label into the value that its key expects.
 fn of_label(key: &str, text: &str) -> Value {
     match key {
         "phases" => Value::Array(phases(text).collect()),
@@ -255,7 +257,7 @@ fn of_label(key: &str, text: &str) -> Value {
     }
 }
 
-/// The phases of a label: "2,3", "speech, video".
+/// Parses the phases in a label, such as "2,3" or "speech, video".
 fn phases(text: &str) -> impl Iterator<Item = Value> {
     text.split(',').map(str::trim).filter(|phase| !phase.is_empty()).map(number_or_text)
 }
@@ -264,14 +266,16 @@ fn number_or_text(text: &str) -> Value {
     text.trim().parse::<i64>().map_or_else(|_| text.into(), Value::from)
 }
 
-/// A length of time of compose, as the configuration has it.
+/// Converts a length of time from compose into the configuration's form. `None` if it is missing,
+/// zero, or not valid.
 fn span(text: Option<&str>) -> Option<String> {
     let span = Span::parse(text?)?;
     Some(span.to_string().replace(' ', "")).filter(|_| !span.0.is_zero())
 }
 
 impl PublishedPort {
-    /// Where it is asked on this machine.
+    /// Returns the URL at which this machine reaches the port, or `None` if it is not a single
+    /// published TCP port.
     fn url(&self) -> Option<String> {
         let is_tcp = self.protocol.as_deref().is_none_or(|protocol| protocol == "tcp");
         let port: u16 = self.published.as_deref()?.parse().ok().filter(|port| *port != 0)?;

@@ -42,48 +42,50 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// A commented configuration to start from: the four services of a video pipeline.
+/// Example configuration with comments: the four services of a video pipeline.
 pub const PIPELINE: &str = include_str!("template.toml");
-/// The least that a configuration may say, with the rest as comments.
+/// Example configuration with the least that is required, and the rest as comments.
 pub const MINIMAL: &str = include_str!("../../examples/minimal.toml");
-/// A machine for language models.
+/// Example configuration of a machine for language models.
 pub const LLM_BOX: &str = include_str!("../../examples/llm-box.toml");
-/// A small card.
+/// Example configuration of a machine with a small card.
 pub const SMALL_BOX: &str = include_str!("../../examples/small-box.toml");
 
-/// The other parts work with this: the configuration, validated.
+/// The validated configuration, which all other parts of gpuctl work with.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Absolute; `None` when there is no file.
+    /// Absolute path of the file, or `None` if there is no file.
     pub path: Option<PathBuf>,
-    /// The file's content, expanded, defaults filled in.
+    /// Content of the file, expanded and with the defaults filled in.
     pub file: ConfigFile,
-    /// The client of the container engine.
+    /// Client of the container engine: the name or path of a program.
     pub docker: String,
     pub gpu: Gpu,
     pub lock: Lock,
-    /// What a request over HTTP has to show.
+    /// Token that a request over HTTP has to show.
     pub http: HttpToken,
-    /// Every phase that is named or listed, with its name.
+    /// Every phase that has a name or is listed by a service: its number, and its name if it has
+    /// one.
     pub phases: BTreeMap<u32, Option<String>>,
-    /// The services stand in the order of the file.
+    /// The services, in the order of the file.
     pub services: Vec<Service>,
     canary: Option<Canary>,
     state_dir: Option<PathBuf>,
 }
 
+/// The card that gpuctl manages, and what is configured about it.
 #[derive(Clone, Debug)]
 pub struct Gpu {
     pub selector: Selector,
-    /// Kept free for the desktop.
+    /// Memory that is kept free for the desktop.
     pub reserve: Mb,
-    /// Stands in for NVML's figure where NVML cannot be read.
+    /// Size of the card that is assumed if NVML cannot be read.
     pub total: Option<Mb>,
-    /// `None`: the system's.
+    /// NVML library to load, or `None` for the system's.
     pub library: Option<PathBuf>,
 }
 
-/// Which card.
+/// The card that is meant, by NVML index or by UUID.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Selector {
     Index(u32),
@@ -91,6 +93,7 @@ pub enum Selector {
 }
 
 impl Selector {
+    /// Parses a number as an index, and takes any other text for a UUID.
     pub fn parse(text: &str) -> Selector {
         match text.parse() {
             Ok(index) => Selector::Index(index),
@@ -100,7 +103,8 @@ impl Selector {
 }
 
 impl Gpu {
-    /// The card of a configuration that says nothing of it.
+    /// Returns the card to use without a configuration: the one that was typed, or else index 0,
+    /// with the default reserve.
     pub fn unconfigured(typed: Option<&str>) -> Gpu {
         let selector = typed.map_or(Selector::Index(0), Selector::parse);
         Gpu { selector, reserve: file::GpuTable::default().reserve_mb, total: None, library: None }
@@ -116,22 +120,24 @@ impl fmt::Display for Selector {
     }
 }
 
-/// The GPU lock.
+/// Settings of the GPU lock.
 #[derive(Clone, Debug)]
 pub struct Lock {
     pub place: Place,
-    /// The lock has this key in Redis, and the machine's file is named after it.
+    /// Name of the lock: its key in Redis, and part of the name of the machine's file.
     pub key: String,
-    /// A lock that is taken by hand lasts this long.
+    /// Time for which a lock taken by `gpuctl lock acquire` lasts, unless `--ttl` is given.
     pub ttl: Duration,
-    /// Acting commands wait this long for it.
+    /// Time that acting commands wait for the lock, unless `--wait` is given.
     pub wait: Duration,
-    /// The token of the lock that the caller holds, under which this command acts.
+    /// Token of the lock that the caller holds and under which this command acts, or `None` if the
+    /// caller holds none.
     pub token: Option<String>,
 }
 
 impl Config {
-    /// Finds, reads and validates. Without a file the defaults hold and there are no services.
+    /// Finds, reads and validates the configuration. If there is no file, the defaults apply and
+    /// there are no services.
     pub fn load(
         named: Option<&Path>,
         gpu: Option<&str>,
@@ -141,21 +147,23 @@ impl Config {
             return validate::validate(None, ConfigFile::default(), gpu, environment);
         };
         let text = trust::read(&path)?;
-        // One name for one file: services remember it, and two names would be two configurations.
+        // One file gets one name: records of starts contain it, and under two names the file would
+        // count as two configurations.
         let path = path.canonicalize().unwrap_or(path);
         let source = text::ConfigText { path: &path, text: &text };
         let file = source.parse()?;
         validate::validate(Some(&source), file, gpu, environment)
     }
 
-    /// The arguments by which another gpuctl has the same configuration.
+    /// Returns the command-line arguments with which another gpuctl has the same configuration and
+    /// card.
     pub fn arguments(&self) -> Vec<String> {
         let path = self.path.iter().map(|path| path.to_string_lossy().into_owned());
         let path = path.flat_map(|path| ["--config".to_owned(), path]);
         ["--gpu".to_owned(), self.gpu.selector.to_string()].into_iter().chain(path).collect()
     }
 
-    /// Refuses a command that is about services where there is no file.
+    /// Fails if there is no configuration file, so that a command about services is refused.
     pub fn require_file(&self) -> Result<()> {
         match self.path {
             Some(_) => Ok(()),
@@ -164,6 +172,7 @@ impl Config {
         }
     }
 
+    /// Returns the service of this name, or a failure that hints at a similar name.
     pub fn service(&self, name: &str) -> Result<&Service> {
         self.require_file()?;
         let found = self.services.iter().find(|service| service.name == name);
@@ -179,12 +188,13 @@ impl Config {
         })
     }
 
-    /// The place of a service among all of them.
+    /// Returns the index of a service in `services`, or `None` if there is no service of this name.
     pub fn place_of(&self, service: &str) -> Option<usize> {
         self.services.iter().position(|other| other.name == service)
     }
 
-    /// A phase by its number or name.
+    /// Returns the number of a phase that is given by number or name, or a failure that hints at a
+    /// similar name.
     pub fn phase(&self, wanted: &str) -> Result<u32> {
         self.require_file()?;
         let found = self
@@ -213,7 +223,7 @@ impl Config {
         }))
     }
 
-    /// Returns the canary's section, and refuses the command where there is none.
+    /// Returns the settings of the canary, or fails if the configuration has no `[canary]` section.
     pub fn canary(&self) -> Result<&Canary> {
         self.require_file()?;
         self.canary.as_ref().ok_or_else(|| {
@@ -222,7 +232,8 @@ impl Config {
         })
     }
 
-    /// Returns where logs of native services are kept.
+    /// Returns the folder for the logs of native services and other state, or fails if no variable
+    /// tells where it is.
     pub fn state_dir(&self) -> Result<&Path> {
         self.state_dir.as_deref().ok_or_else(|| {
             Failure::new(
@@ -236,12 +247,12 @@ impl Config {
 
 #[cfg(any(test, fuzzing))]
 impl Config {
-    /// A configuration from its text, in an environment without variables.
+    /// Parses and validates a configuration in TOML, in an environment without variables.
     pub fn of_text(text: &str) -> Result<Config> {
         Config::of_file("test.toml", text)
     }
 
-    /// Parses and validates the text of a file of that name.
+    /// Parses and validates the text of a file of this name, in an environment without variables.
     pub fn of_file(name: &str, text: &str) -> Result<Config> {
         let source = text::ConfigText { path: Path::new(name), text };
         validate::validate(Some(&source), source.parse()?, None, &Environment::empty())

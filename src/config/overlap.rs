@@ -1,22 +1,26 @@
-//! Patterns that find the start command of another service: what was started by hand could be taken
-//! for the wrong one.
+//! Finds patterns that match the start command of another service, because of which a process
+//! started by hand could be taken for the wrong service.
 
 use super::Config;
 use crate::model::{Manager, Native};
 use crate::pattern::Pattern;
 use std::fmt;
 
-/// A service whose `match` finds another native service's `start`.
+/// Overlap of two native services: the `match` of one finds the `start` of the other.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Overlap {
+    /// Name of the service whose `match` it is.
     pub finder: String,
+    /// Name of the service whose `start` is found.
     pub found: String,
-    /// It is more than the name of a program that both are started with.
+    /// Whether the pattern finds more than the name of a program with which both services are
+    /// started.
     pub is_certain: bool,
 }
 
 impl fmt::Display for Overlap {
-    /// "services.a.match finds the start of service b"
+    /// Writes "services.a.match finds the start command of service b", or "the program of service
+    /// b" if the overlap is not certain.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Overlap { finder, found, is_certain } = self;
         let what = if *is_certain { "the start command" } else { "the program" };
@@ -25,6 +29,7 @@ impl fmt::Display for Overlap {
 }
 
 impl Overlap {
+    /// Returns what to do about the overlap.
     pub fn hint(&self) -> String {
         let Overlap { finder, found, .. } = self;
         format!(
@@ -33,7 +38,7 @@ impl Overlap {
     }
 }
 
-/// All of them, in the order of the configuration.
+/// Returns all overlaps of the native services, in the order of the configuration.
 pub fn overlaps(config: &Config) -> Vec<Overlap> {
     let natives = || {
         config.services.iter().filter_map(|service| match &service.manager {
@@ -44,7 +49,7 @@ pub fn overlaps(config: &Config) -> Vec<Overlap> {
     let program = |native: &Native| native.start.split_whitespace().next().map(str::to_owned);
     let mut found = Vec::new();
     for (finder, own) in natives() {
-        // One that is no expression was refused with the configuration.
+        // A pattern that is not a valid expression was refused when the configuration was read.
         let Some(pattern) = own.pattern.as_deref().and_then(|text| Pattern::new(text).ok()) else {
             continue;
         };

@@ -1,4 +1,4 @@
-//! Phases as the configuration has them: by number or by name, in either order.
+//! Phases as the configuration writes them: by number or by name, with either of them as the key.
 
 use super::complaint::Complaint;
 use crate::model::{Service, nearest};
@@ -17,10 +17,12 @@ pub enum PhaseRef {
 }
 
 impl PhaseRef {
-    /// Text that is a number is one.
+    /// Parses a phase. Text that is a number stands for the phase of that number, other text for a
+    /// name.
     pub fn parse(text: &str) -> PhaseRef {
         match text.parse() {
-            // Written as the number is: "1" and "01" would be one phase with two names.
+            // Only the usual form of a number counts: otherwise "1" and "01" would be one phase
+            // with two names.
             Ok(number) if u32::to_string(&number) == text => PhaseRef::Number(number),
             _ => PhaseRef::Name(text.to_owned()),
         }
@@ -55,7 +57,7 @@ impl<'de> Deserialize<'de> for PhaseRef {
     }
 }
 
-/// A number has a name, and a name a number.
+/// Returns the JSON Schema of `[phases]`, which maps a number to a name or a name to a number.
 pub fn schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
     schemars::json_schema!({
         "type": "object",
@@ -64,7 +66,7 @@ pub fn schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
     })
 }
 
-/// The phases that have a name.
+/// Numbers and names of the phases that have a name.
 #[derive(Default)]
 pub struct PhaseNames {
     by_number: BTreeMap<u32, String>,
@@ -72,7 +74,8 @@ pub struct PhaseNames {
 }
 
 impl PhaseNames {
-    /// Reads them, whichever of number and name is the key in the file.
+    /// Reads the names from the `[phases]` table, in which either the number or the name may be the
+    /// key. Fails with the key that is wrong and the reason.
     pub fn of(
         table: &BTreeMap<String, PhaseRef>,
     ) -> std::result::Result<PhaseNames, Complaint<String>> {
@@ -94,7 +97,7 @@ impl PhaseNames {
                 return Err("a phase must be a number, as in 4 = \"video\" or video = 4".to_owned());
             }
         };
-        // "01" is neither.
+        // "01" is accepted neither as a number nor as a name.
         if name.is_empty() || name.parse::<u64>().is_ok() {
             return Err("a phase's name must be a word, not a number".to_owned());
         }
@@ -107,7 +110,7 @@ impl PhaseNames {
         }
     }
 
-    /// Returns the numbers of the phases that a service lists.
+    /// Returns the numbers of the phases that a service lists, or fails if a name is not known.
     pub fn numbers(&self, phases: &[PhaseRef]) -> std::result::Result<BTreeSet<u32>, String> {
         let number = |phase: &PhaseRef| match phase {
             PhaseRef::Number(number) => Ok(*number),
@@ -127,7 +130,8 @@ impl PhaseNames {
         }
     }
 
-    /// Returns every phase that has a name or is listed by a service.
+    /// Returns the number of every phase that has a name or is listed by a service, with its name
+    /// if it has one.
     pub fn with<'a>(
         self,
         services: impl IntoIterator<Item = &'a Service>,

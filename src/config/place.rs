@@ -1,4 +1,4 @@
-//! Where the GPU lock is kept.
+//! The place where the GPU lock is kept: a file on this machine, and Redis if one is configured.
 
 use super::file;
 use redis::Client;
@@ -7,25 +7,28 @@ use std::fmt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-/// Folders in which every user may make files and nobody may remove another's, that outlive every
-/// login, and in which cleaners leave alone what is locked; the first one that is there.
+/// Folders for the file of the machine's lock: the first, or the second if the first is missing or
+/// not open to all users. In both, every user can create files and nobody can remove another's;
+/// they outlive every login, and cleaners leave locked files in them alone.
 const FOLDERS: [&str; 2] = ["/run/lock", "/var/tmp"];
 
-/// The GPU lock is kept here.
+/// Place where the GPU lock is kept.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Place {
-    /// The file of the machine's lock.
+    /// Path of the file of the machine's lock.
     pub file: PathBuf,
-    /// Its URL is one that the client takes, and may hold a password.
+    /// URL of the Redis that keeps the lock between machines, or `None` if the machine's lock alone
+    /// counts. The client has accepted this URL, which may contain a password.
     pub redis: Option<String>,
+    /// Source of the lock's URL.
     pub source: UrlSource,
 }
 
-/// Where the URL of the lock is from. `$REDIS_URL` may be meant for another program altogether, so
-/// whoever is told of the lock's place is told this too.
+/// Source of the lock's URL. `$REDIS_URL` may be meant for another program altogether, so messages
+/// about the lock say if its URL comes from there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum UrlSource {
-    /// There is none: the machine's lock alone counts.
+    /// No URL is given, so the machine's lock alone counts.
     Nowhere,
     Config,
     GpuctlLockUrl,
@@ -33,7 +36,8 @@ pub enum UrlSource {
 }
 
 impl UrlSource {
-    /// The variable of the environment that it is.
+    /// Returns the environment variable that the URL comes from, or `None` if it is from no
+    /// variable.
     pub fn variable(self) -> Option<&'static str> {
         match self {
             UrlSource::Nowhere | UrlSource::Config => None,
@@ -44,7 +48,7 @@ impl UrlSource {
 }
 
 impl fmt::Display for UrlSource {
-    /// "lock.url", "$REDIS_URL"
+    /// Writes the source as messages name it: "lock.url", "$REDIS_URL" or "the default".
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self, self.variable()) {
             (_, Some(variable)) => write!(f, "${variable}"),
@@ -55,8 +59,8 @@ impl fmt::Display for UrlSource {
 }
 
 impl Place {
-    /// ", in Redis (from $REDIS_URL)", to be put after whatever is told of the lock; empty where it
-    /// is in Redis because somebody has said so of gpuctl, or not at all.
+    /// Returns ", in Redis (from $REDIS_URL)", to be appended to a message about the lock. The text
+    /// is empty if the lock is not in Redis, or if a setting of gpuctl's own puts it there.
     pub fn by_chance(&self) -> String {
         match (&self.redis, self.source) {
             (Some(_), source @ UrlSource::RedisUrl) => format!(", in Redis (from {source})"),
@@ -64,7 +68,8 @@ impl Place {
         }
     }
 
-    /// Reads the place from its URL; without one it is the machine's lock alone.
+    /// Resolves the place from the lock's table, whose URL comes from `source`. If there is no URL,
+    /// the machine's lock alone counts. Fails with what is wrong with the URL.
     pub fn of(lock: &file::LockTable, source: UrlSource) -> std::result::Result<Place, String> {
         let file = machines(&lock.key);
         let Some(url) = &lock.url else { return Ok(Place { file, redis: None, source }) };
@@ -72,7 +77,8 @@ impl Place {
             Some(("redis" | "rediss" | "redis+unix", _)) => match Client::open(url.as_str()) {
                 Ok(_) => Ok(Place { file, redis: Some(url.to_owned()), source }),
                 Err(error) => {
-                    // The kind behind it says nothing, and a detail might show a password.
+                    // The error's kind, which follows, adds nothing, and its detail might show a
+                    // password.
                     let told = error.to_string();
                     let why = told.split(" - ").next().unwrap_or_default();
                     Err(format!(
@@ -88,7 +94,7 @@ impl Place {
     }
 }
 
-/// The file of the machine's lock, the same for everybody.
+/// Returns the path of the file of the machine's lock, which is the same for every user.
 fn machines(key: &str) -> PathBuf {
     let is_for_all = |folder: &&str| {
         let meta = Path::new(folder).metadata();

@@ -1,11 +1,11 @@
-//! The configuration as it may be shown: without passwords in URLs, without the values of headers,
-//! and without those of variables that are named like secrets.
+//! The configuration as it may be shown: its token, passwords in URLs, the values of headers, and
+//! the values of variables that are named like secrets are masked.
 
 use super::file::ConfigFile;
 use crate::redact::{MASK, is_secret, mask_urls};
 use serde_json::Value;
 
-/// A configuration as a document without its secrets.
+/// Returns a configuration as a document in which secrets are masked.
 pub fn masked(file: &ConfigFile) -> serde_json::Result<Value> {
     let mut file = file.clone();
     if let Some(token) = &mut file.http.token {
@@ -15,7 +15,7 @@ pub fn masked(file: &ConfigFile) -> serde_json::Result<Value> {
     for (_, value) in variables.filter(|(name, _)| is_secret(name)) {
         *value = MASK.to_owned();
     }
-    // A header's name tells nothing: whatever is sent along may be the key.
+    // A header's name does not show whether its value is secret, so every value is masked.
     let headers = file.services.values_mut().flat_map(|service| &mut service.headers);
     headers.for_each(|(_, value)| *value = MASK.to_owned());
     let mut document = serde_json::to_value(file)?;
@@ -23,7 +23,8 @@ pub fn masked(file: &ConfigFile) -> serde_json::Result<Value> {
     Ok(document)
 }
 
-/// Whether a configuration's text holds a secret itself, and not the name of a variable that does.
+/// Reports whether the text of a configuration contains a secret itself, rather than the name of a
+/// variable that holds it.
 pub fn writes_secrets(file: &ConfigFile, text: &str) -> bool {
     let (Ok(shown), Ok(whole)) = (masked(file), serde_json::to_value(file)) else { return false };
     differs(&shown, &whole, &|secret| text.contains(secret))

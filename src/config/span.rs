@@ -1,4 +1,4 @@
-//! Lengths of time as the configuration and the command line have them.
+//! Lengths of time, as they are written in the configuration and on the command line.
 
 use jiff::fmt::friendly::{Designator, SpanPrinter};
 use schemars::JsonSchema;
@@ -12,18 +12,20 @@ use std::time::Duration;
 pub struct Span(pub Duration);
 
 impl Span {
-    /// Longer than anybody waits for a service; keeps clock arithmetic from overflowing.
+    /// Maximum length that `parse` accepts, 7 days: longer than anybody waits for a service, and
+    /// short enough that clock arithmetic does not overflow.
     pub const MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 
     pub const fn seconds(seconds: u64) -> Span {
         Span(Duration::from_secs(seconds))
     }
 
+    /// Parses a length of time of at most `Span::MAX`.
     pub fn parse(text: &str) -> Option<Span> {
         Span::of_any_length(text).filter(|span| span.0 <= Span::MAX)
     }
 
-    /// Parses a length of time that may also be longer, as for a look into the past.
+    /// Parses a length of time that may exceed `Span::MAX`, as for a look into the past.
     pub fn of_any_length(text: &str) -> Option<Span> {
         Some(Span(match text.trim().parse::<u64>() {
             Ok(seconds) => Duration::from_secs(seconds),
@@ -32,7 +34,8 @@ impl Span {
     }
 }
 
-/// A length of time is shown to people as they may write it: "500ms", "90s" as "1m 30s".
+/// Writes a length of time for people, in a form that they may also type: "500ms", or "1m 30s" for
+/// 90 seconds.
 impl fmt::Display for Span {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const PRINTER: SpanPrinter = SpanPrinter::new().designator(Designator::Compact);

@@ -1,5 +1,5 @@
-//! From the file's text to its types, and from a key back to its line: every complaint about a
-//! configuration names file, line and key.
+//! Parses the text of a configuration file, and finds the line of a key in it, so that every
+//! complaint names the file, the line and the key.
 
 use super::file::{ConfigFile, StrictTable};
 use super::words;
@@ -8,18 +8,19 @@ use crate::exit::Code;
 use crate::redact::mask;
 use std::path::Path;
 
-/// A configuration file's text and what is needed to complain about it.
+/// Text of a configuration file, with the path that complaints about it name.
 pub struct ConfigText<'a> {
     pub path: &'a Path,
     pub text: &'a str,
 }
 
-/// Whether a configuration of that name is read as JSON; any other is TOML.
+/// Reports whether a configuration of this name is read as JSON. Any other is read as TOML.
 pub fn is_json(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension == "json")
 }
 
 impl ConfigText<'_> {
+    /// Parses the text as JSON or TOML, depending on the file's name.
     pub fn parse(&self) -> Result<ConfigFile> {
         if is_json(self.path) {
             let mut reader = serde_json::Deserializer::from_str(self.text);
@@ -42,12 +43,14 @@ impl ConfigText<'_> {
         line: Option<usize>,
     ) -> Failure {
         let text = error.inner().to_string();
-        // Both readers' messages begin or end with the position, which is told already.
+        // The messages of both parsers begin or end with the position, which the failure names
+        // anyway.
         let problem = text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
         let problem = problem.split(" at line ").next().unwrap_or(problem);
         let key = error.path().to_string();
         let mut told = words::told(problem);
-        // What a variable was set to, or a header holds, is nobody's business, whatever its type.
+        // The value of a variable or a header may be a secret, so it is never shown, whatever its
+        // type.
         if [".env.", ".headers."].iter().any(|secret| format!("{key}.").contains(secret)) {
             told = told.without_value();
         }
@@ -56,7 +59,7 @@ impl ConfigText<'_> {
         told.hints.iter().fold(failure, |failure, hint| failure.hint(mask(hint)))
     }
 
-    /// A complaint about a key whose type is right and whose value is not.
+    /// Returns the failure for a key whose value has the right type but is not acceptable.
     pub fn complaint(&self, key: &[&str], problem: &str) -> Failure {
         self.failure(self.line_of(key), &format!("{}: {problem}", key.join(".")))
     }
@@ -74,7 +77,8 @@ impl ConfigText<'_> {
         1 + self.text.as_bytes()[..offset].iter().filter(|&&byte| byte == b'\n').count()
     }
 
-    /// The line of a key, or of the nearest table above it that is written down.
+    /// Returns the line of a key, or of the nearest table above it that the file contains. `None`
+    /// if it contains none of these.
     fn line_of(&self, key: &[&str]) -> Option<usize> {
         if is_json(self.path) {
             let mut offset = None;

@@ -1,5 +1,5 @@
-//! Reading a file whose content gets run: it must be the caller's or root's, and nobody else may
-//! write it.
+//! Reads a configuration file, whose commands gpuctl runs: the file has to belong to the caller or
+//! root, and nobody else may be able to write to it.
 
 use crate::error::{Failure, Result};
 use crate::exit::Code;
@@ -9,9 +9,10 @@ use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-/// Far more than any configuration needs.
+/// Maximum size of a configuration in bytes (1 MiB), far more than any needs.
 const LIMIT: u64 = 1024 * 1024;
 
+/// Reads the text of a configuration file, provided that the file can be trusted.
 pub fn read(path: &Path) -> Result<String> {
     let mut file = open(path)?;
     judge(&file, path)?;
@@ -33,7 +34,7 @@ fn unreadable(path: &Path, error: &std::io::Error) -> Failure {
     }
 }
 
-/// Opens a regular file.
+/// Opens a configuration file, or fails if it is not a regular file.
 pub fn open(path: &Path) -> Result<fs::File> {
     let failed = |e: std::io::Error| unreadable(path, &e);
     // Not blocking: a FIFO that nobody writes to would never open otherwise.
@@ -47,7 +48,8 @@ pub fn open(path: &Path) -> Result<fs::File> {
     Ok(file)
 }
 
-/// Whose it is, and who may write it; of the open file, so that it cannot be exchanged in between.
+/// Fails unless the file belongs to this user or root, and nobody else may write to it. It judges
+/// the open file, which cannot be exchanged before it is read.
 pub fn judge(file: &fs::File, path: &Path) -> Result<()> {
     let shown = path.display();
     let meta = file.metadata().map_err(|e| unreadable(path, &e))?;
@@ -80,15 +82,16 @@ pub fn judge(file: &fs::File, path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Whether a group has no member but this user, as far as the files of this machine tell.
+/// Reports whether a group has no member but this user, as far as /etc/group and /etc/passwd show.
 fn is_private_group(gid: u32, uid: u32) -> bool {
     let read = |path| fs::read_to_string(path).unwrap_or_default();
     has_no_other_member(&read("/etc/group"), &read("/etc/passwd"), gid, uid)
 }
 
-/// What group(5) and passwd(5) say: it is the user's first group, bears its name, lists nobody
-/// else, and is nobody else's first group. A group or a user that they do not know may have members
-/// that they do not know either.
+/// Reports whether a group has no member but one user, judged by the texts of group(5) and
+/// passwd(5): it is that user's first group, bears the user's name, lists nobody else, and is
+/// nobody else's first group. `false` if they do not list the group or the user, which may then
+/// have members that they do not list either.
 pub fn has_no_other_member(groups: &str, users: &str, gid: u32, uid: u32) -> bool {
     let group = groups.lines().map(|line| line.split(':').collect::<Vec<_>>());
     let mut group = group.filter(|fields| fields.get(2) == Some(&gid.to_string().as_str()));
@@ -102,6 +105,7 @@ pub fn has_no_other_member(groups: &str, users: &str, gid: u32, uid: u32) -> boo
         && members.filter(|member| !member.is_empty()).all(|member| member == owner[0])
 }
 
+/// Reads the text of an open configuration file, or fails if it is too large or not UTF-8.
 pub fn text(file: &mut fs::File, path: &Path) -> Result<String> {
     let shown = path.display();
     let mut text = String::new();

@@ -1,4 +1,5 @@
-//! From the file's types to the model: expansion, the rules between keys, and what is refused.
+//! Turns a parsed configuration file into a `Config`: expands `~` and variables, applies the rules
+//! between keys, and refuses what cannot work.
 
 use super::calls::Calls;
 use super::complaint::Complaint;
@@ -14,6 +15,8 @@ use std::ffi::CStr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+/// Validates a parsed configuration. `source` is its text, or `None` if there is no file; `gpu` is
+/// the card that the command line names; variables of the environment override the file.
 pub fn validate(
     source: Option<&ConfigText>,
     mut file: ConfigFile,
@@ -77,7 +80,8 @@ pub fn validate(
         key: file.lock.key.clone(),
         ttl: file.lock.ttl.0,
         wait: file.lock.wait.0,
-        // One that is no text is a wrong one: nobody's lock.
+        // A token that is not UTF-8 still counts as given: altered here, it is that of nobody's
+        // lock.
         token: environment
             .raw(variable::LOCK_TOKEN)
             .map(|token| token.to_string_lossy().into_owned()),
@@ -146,7 +150,9 @@ fn wrong_variable(name: &str, problem: &str) -> Failure {
     Failure::new(Code::Config, format!("${name}: {problem}"))
 }
 
-/// Expands `~` and variables in paths, commands and URLs; patterns and bodies are left alone.
+/// Expands `~` and variables in paths, commands, URLs, headers and the values of variables.
+/// Patterns and the bodies of requests are left alone. Fails with the key that is wrong and the
+/// reason.
 fn expand(
     file: &mut ConfigFile,
     environment: &Environment,
@@ -199,8 +205,8 @@ fn same_instance(a: &Manager, b: &Manager) -> bool {
     }
 }
 
-/// Whether two services have a container in common, by their names: a project has that of each of its
-/// services.
+/// Reports whether two services have a container in common, judged by their names. A whole project
+/// has the containers of each of its services.
 fn share_containers(a: &Containers, b: &Containers) -> bool {
     match (a, b) {
         (Containers::Named(a), Containers::Named(b)) => a == b,
@@ -281,7 +287,8 @@ fn service(
     })
 }
 
-/// The keys that belong to the service's type, all of them and no others.
+/// Resolves the manager of a service. Fails if a key belongs to another type of service, or if the
+/// type needs a key that is missing.
 fn manager(
     entry: &file::ServiceTable,
 ) -> std::result::Result<Manager, Complaint<Option<&'static str>>> {
@@ -337,7 +344,7 @@ fn manager(
             if unit.is_empty() || unit.starts_with('-') || !unit.chars().all(plain) {
                 return Err((Some("unit"), "is not the name of a unit".to_owned()));
             }
-            // Asked for one of these, `systemctl show` fails for all units.
+            // If one of its units is a template, `systemctl show` fails for all of them.
             if unit.ends_with('@') || unit.contains("@.") {
                 let problem = "is a template; name an instance of it, such as name@0.service";
                 return Err((Some("unit"), problem.to_owned()));
@@ -373,8 +380,8 @@ fn is_plain_name(name: &str) -> bool {
         && name.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
 }
 
-/// Refuses a pattern that says nothing about the service: one that matches the empty command
-/// line, or command lines that have nothing in common; and one that is no expression at all.
+/// Refuses a pattern that is not a valid expression, or that says nothing about the service because
+/// it matches the empty command line or command lines that have nothing in common.
 fn refuse_broad(pattern: &str) -> std::result::Result<(), String> {
     const UNLIKE: [&CStr; 4] = [c"/sbin/init", c"sshd: user@pts/0", c"python3 -m app 80", c"bash"];
     let compiled = Pattern::new(pattern).map_err(|why| {

@@ -1,5 +1,5 @@
-//! When a trial of the canary may cost production time: the maintenance window in its time zone, and
-//! how often and for how long. Pure: it is given the time.
+//! The maintenance window in its time zone, and the other limits on when, how often and for how
+//! long a trial of the canary may take production away. Pure: the caller passes the time.
 
 use super::Span;
 use jiff::civil::{Date, Time};
@@ -8,7 +8,7 @@ use jiff::{Timestamp, ToSpan};
 use std::fmt;
 use std::time::Duration;
 
-/// A time of day, every day. Both ends belong to it.
+/// Daily maintenance window in a time zone. It may cross midnight, and both ends belong to it.
 #[derive(Clone, Debug)]
 pub struct Window {
     start: Time,
@@ -18,7 +18,9 @@ pub struct Window {
 }
 
 impl Window {
-    /// "03:00-07:00", or with a time zone of its own: "03:00-07:00 Europe/Berlin".
+    /// Parses a window: "03:00-07:00", which is in `time_zone`, or "03:00-07:00 Europe/Berlin",
+    /// which names its own. Fails with the key that is wrong, `window` or `time_zone`, and the
+    /// reason.
     pub fn parse(
         text: &str,
         time_zone: &str,
@@ -51,6 +53,7 @@ impl Window {
         self.end < self.start
     }
 
+    /// Reports whether the window is open at the time `now`.
     pub fn contains(&self, now: Timestamp) -> bool {
         let time = now.to_zoned(self.zone.clone()).time();
         match self.crosses_midnight() {
@@ -59,7 +62,7 @@ impl Window {
         }
     }
 
-    /// The date that a night goes by: that of the day on which it began.
+    /// Returns the date of the night that `now` belongs to: the day on which that night began.
     pub fn night(&self, now: Timestamp) -> Date {
         let local = now.to_zoned(self.zone.clone());
         match self.crosses_midnight() && local.time() <= self.end {
@@ -68,13 +71,13 @@ impl Window {
         }
     }
 
-    /// Returns when another night than that of `now` opens.
+    /// Returns when the window next opens for another night than that of `now`.
     pub fn next_night(&self, now: Timestamp) -> Timestamp {
         let next = self.opens_next(now);
         if self.night(next) == self.night(now) { self.opens_next(next) } else { next }
     }
 
-    /// Returns when it opens next, strictly after `now`.
+    /// Returns when the window opens next, strictly after `now`.
     pub fn opens_next(&self, now: Timestamp) -> Timestamp {
         let local = now.to_zoned(self.zone.clone());
         let opening = |date: Date| date.to_datetime(self.start).to_zoned(self.zone.clone());
@@ -91,14 +94,14 @@ impl Window {
         now
     }
 
-    /// A moment to come, as people near the window read it: "03:00 New York, in 11h", with its date
-    /// where it is more than a day away.
+    /// Formats a coming moment for people, in the window's time zone: "03:00 New York, in 11h". The
+    /// date is added if the moment is more than a day away.
     pub fn tell(&self, moment: Timestamp, now: Timestamp) -> String {
         let left = Duration::try_from(moment.duration_since(now)).unwrap_or_default();
         let local = moment.to_zoned(self.zone.clone());
         let form = if left > Duration::from_secs(24 * 3600) { "%Y-%m-%d %H:%M" } else { "%H:%M" };
         let city = self.zone_name.rsplit('/').next().unwrap_or_default().replace('_', " ");
-        // Minutes are told as those that are begun, and seconds where there are no more.
+        // Less than a minute is shown in seconds; anything longer is rounded up to whole minutes.
         let left = match left.as_secs() {
             seconds @ 0..60 => Span::seconds(seconds),
             seconds => Span::seconds(seconds.div_ceil(60) * 60),
@@ -114,15 +117,17 @@ impl fmt::Display for Window {
     }
 }
 
-/// They limit how often a trial may be, and for how long it may keep production away.
+/// Limits on when and how often a trial may run, and for how long it may keep production away.
 #[derive(Clone, Debug)]
 pub struct Limits {
     pub window: Window,
-    /// Two runs lie at least this far apart.
+    /// Minimum time between two runs.
     pub cooldown: Duration,
+    /// Maximum number of runs in any 24 hours.
     pub max_runs_per_day: usize,
-    /// Production may be away for this long in a night.
+    /// Maximum time that production may be away in one night.
     pub max_downtime: Duration,
-    /// One run may keep production away for this long.
+    /// Maximum time that one run may keep production away: the test's timeout and the time to
+    /// restore.
     pub reserve: Duration,
 }

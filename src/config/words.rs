@@ -1,16 +1,17 @@
-//! What serde says of a value or a key that it cannot take, in words for whoever wrote the file, with
-//! what to write instead.
+//! Translates serde's messages about keys and values that it cannot accept into plain words for the
+//! author of the file, with hints at what to write instead.
 
 use crate::model::nearest;
 
-/// Keys of which so many are named where none is like the one that was written.
+/// Maximum number of keys that a hint lists if none of them resembles the one that was written.
 const MOST_KEYS: usize = 24;
 
+/// A problem with a key or value in plain words, with hints at what to write instead.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Told {
     pub problem: String,
     pub hints: Vec<String>,
-    /// The problem without what was written.
+    /// The problem without the value that was written, if `problem` contains one.
     private: Option<String>,
 }
 
@@ -24,7 +25,8 @@ impl Told {
         self
     }
 
-    /// Tells nothing of the value that was written.
+    /// Returns the problem without the value that was written, and without hints that might contain
+    /// it.
     pub fn without_value(self) -> Told {
         match self.private {
             Some(problem) => Told::new(problem),
@@ -33,7 +35,8 @@ impl Told {
     }
 }
 
-/// Takes the message apart. One of another form, such as a reader's about its syntax, is passed on.
+/// Translates a message of serde. A message of any other form, such as a parser's about the syntax,
+/// is passed on as it is.
 pub fn told(message: &str) -> Told {
     let message = message.trim();
     let of = |kind: &str| message.strip_prefix(kind);
@@ -53,7 +56,8 @@ pub fn told(message: &str) -> Told {
     }
 }
 
-/// "`a`, expected one of `b`, `c`", "`a`, expected `b`" or "`a`, there are no fields"
+/// Translates the rest of a message about an unknown key or value, such as "`a`, expected one of
+/// `b`, `c`", "`a`, expected `b`" or "`a`, there are no fields".
 fn unknown(rest: &str, is_key: bool) -> Told {
     let mut quoted = rest.split('`').skip(1).step_by(2);
     let word = quoted.next().unwrap_or_default();
@@ -86,7 +90,8 @@ fn missing(key: &str) -> Told {
     }
 }
 
-/// "integer `4`" where "a sequence" was expected.
+/// Translates a message about a value of the wrong type, such as "integer `4`" if "a sequence" was
+/// expected.
 fn unexpected(found: &str, expected: &str) -> Told {
     let (kind, value) = found.split_once(' ').unwrap_or((found, ""));
     let plain = value.trim_matches('`');

@@ -1,4 +1,4 @@
-//! The canary: whether a restore is owed, and whether a trial could be run at all.
+//! Checks of the canary: whether a restore is owed, and whether a trial could be run at all.
 
 use super::check::{Check, CheckId};
 use super::state::folder;
@@ -38,7 +38,8 @@ pub fn examine(case: &Examined) -> Vec<Check> {
     checks
 }
 
-/// `settled`: what was owed until just now.
+/// Checks the ledger, and whether a restore is owed. `settled` describes the debt that this call
+/// has just settled, if there was one.
 fn ledger(config: &Config, canary: &Canary, settled: Option<String>) -> Vec<Check> {
     let ledger = match Ledger::open(config) {
         Ok(ledger) => ledger,
@@ -74,7 +75,8 @@ fn ledger(config: &Config, canary: &Canary, settled: Option<String>) -> Vec<Chec
     vec![restore, kept]
 }
 
-/// Whether a night's downtime is enough for one trial in production's place.
+/// Checks whether the downtime that is allowed in a night is enough for one trial in production's
+/// place.
 fn budget(canary: &Canary) -> Check {
     let (needed, had) = (canary.limits.reserve, canary.limits.max_downtime);
     let told = format!("a trial may take {}, and {} are allowed a night", Span(needed), Span(had));

@@ -1,12 +1,15 @@
-//! A check: its id, what it is about, its verdict, what was found, and what to do about it.
+//! A check of `gpuctl doctor`: its id, what it is about, its verdict, what was found, and what to
+//! do.
 
 use crate::error::Failure;
 use crate::redact::mask;
 use serde::Serialize;
 
-/// The ids in the order in which they are told, each with the title of its area.
+/// Defines `CheckId` from the ids, in the order in which they are reported, and the titles of their
+/// areas.
 macro_rules! ids {
     ($($title:literal { $($name:ident = $id:literal,)* })*) => {
+        /// Id of a check. The variants are in the order in which checks are reported.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
         pub enum CheckId {
             $($(#[serde(rename = $id)] $name,)*)*
@@ -16,14 +19,14 @@ macro_rules! ids {
             #[cfg(test)]
             pub const ALL: &'static [CheckId] = &[$($(CheckId::$name,)*)*];
 
-            /// Returns what the JSON calls it; a contract.
+            /// Returns the id as JSON has it. This name is a contract and never changes.
             pub fn name(self) -> &'static str {
                 match self {
                     $($(CheckId::$name => $id,)*)*
                 }
             }
 
-            /// The title of its area.
+            /// Returns the title of the area that the check belongs to.
             pub fn title(self) -> &'static str {
                 match self {
                     $($(CheckId::$name)|* => $title,)*
@@ -119,27 +122,29 @@ ids! {
     }
 }
 
+/// Verdict of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
     Pass,
-    /// It works, and may surprise.
+    /// What was checked works, but may surprise.
     Warn,
-    /// Some command will not do what it should.
+    /// At least one command will not do what it should.
     Fail,
-    /// It could not be told, or there is nothing to be told.
+    /// The check could not be made, or there is nothing to check.
     Skip,
 }
 
+/// One check of `gpuctl doctor` with its result.
 #[derive(Debug, Serialize)]
 pub struct Check {
     pub id: CheckId,
     pub verdict: Verdict,
-    /// The service or phase that it is about.
+    /// Name of the service or phase that the check is about, if it is about one.
     pub subject: Option<String>,
-    /// It says what was found.
+    /// What was found.
     pub message: String,
-    /// It says what to do; whoever warns or fails has to say so.
+    /// What to do about it. Every check that warns or fails has a fix.
     pub fix: Option<String>,
 }
 
@@ -164,7 +169,8 @@ impl Check {
         Check::new(id, Verdict::Fail, message.as_ref(), Some(fix.into()))
     }
 
-    /// Returns what another command would fail with; `otherwise` is the fix where it has no hint.
+    /// Returns a failed check for a failure that other commands would meet too. Its hints are the
+    /// fix, or `otherwise` if it has none.
     pub fn failure(id: CheckId, failure: &Failure, otherwise: &str) -> Check {
         let fix = match failure.hints.is_empty() {
             true => otherwise.to_owned(),
@@ -173,6 +179,7 @@ impl Check {
         Check::fail(id, &failure.message, fix)
     }
 
+    /// Returns the check as one about this service or phase.
     pub fn of(self, subject: impl Into<String>) -> Check {
         Check { subject: Some(subject.into()), ..self }
     }

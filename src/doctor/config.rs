@@ -1,4 +1,5 @@
-//! The configuration: found, trusted, valid, and no place for passwords that others may read.
+//! Checks of the configuration: that it is found, trusted and valid, and holds no password that
+//! others may read.
 
 use super::check::{Check, CheckId};
 use crate::config::{Config, Environment, trust, writes_secrets};
@@ -29,7 +30,7 @@ pub fn examine(
             "write one with `gpuctl config init`, or name one with --config PATH",
         )];
         checks.extend(skipped([CheckId::ConfigPermissions, CheckId::ConfigSecrets]));
-        // The environment has its say all the same.
+        // Variables of the environment can make even the defaults invalid.
         checks.push(valid());
         return checks;
     };
@@ -80,7 +81,7 @@ pub fn examine(
     checks
 }
 
-/// Whether `gpuctl http` could compare what it is shown.
+/// Checks whether `gpuctl http` can read the token that requests have to show.
 fn token(config: &Config) -> Check {
     let id = CheckId::HttpToken;
     match config.http.token() {

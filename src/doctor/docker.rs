@@ -1,4 +1,4 @@
-//! Docker: its client, its engine, and how the containers were made.
+//! Checks of Docker: its client, its engine, and how the containers were made.
 
 use super::check::{Check, CheckId};
 use super::gpu::names_card;
@@ -19,8 +19,8 @@ use std::path::Path;
 const TOOLKIT: &str = "install the NVIDIA container toolkit, run `nvidia-ctk runtime configure --runtime=docker`, \
     and restart Docker";
 
-/// The first engine of Docker's that does not lock up for good where containers end at the same moment
-/// (moby/moby#46661).
+/// First version of Docker's engine that does not hang for good if containers end at the same
+/// moment (moby/moby#46661).
 const SOUND: [u32; 3] = [20, 10, 27];
 
 pub fn examine(case: &Examined) -> Vec<Check> {
@@ -80,7 +80,7 @@ pub fn examine(case: &Examined) -> Vec<Check> {
     checks
 }
 
-/// How the containers of all services were made, and whether the engine has what they want.
+/// Checks how the containers of all services were made, and whether the engine has what they need.
 fn containers(
     config: &Config,
     snapshot: &Snapshot,
@@ -194,7 +194,7 @@ fn gpu(container: &Container, card: &Selector, client: &str) -> Check {
     }
 }
 
-/// Whether its health check reaches it.
+/// Checks whether a service's health check reaches its container.
 fn ports(service: &Service, container: &Container, engine: &Engine) -> Check {
     let (id, name) = (CheckId::DockerPorts, &container.name);
     let health = format!("services.{}.health", service.name);
@@ -285,7 +285,7 @@ fn restart(container: &Container, client: &str) -> Check {
     Check::warn(id, message, container.without_restart(client, "unless-stopped"))
 }
 
-/// Whether the engine can give containers the card that they ask for.
+/// Checks whether the engine can give containers the card that they ask for.
 fn runtime<'a>(known: &[String], made: impl Iterator<Item = &'a Container>) -> Check {
     let id = CheckId::DockerRuntime;
     let mut wanted = None;

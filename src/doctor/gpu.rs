@@ -1,4 +1,4 @@
-//! The card through NVML, and all that is known by looking at the services once.
+//! Checks of the card through NVML, and of all that one look at the services shows.
 
 use super::check::{Check, CheckId};
 use super::{Examined, memory, services};
@@ -8,13 +8,14 @@ use crate::world::nvml::{Fault, Layer, Reader};
 use crate::world::ports::Listeners;
 use crate::world::process::{self, ProcessTable};
 
-/// More MB than this without a process are suspicious; the driver itself takes some hundreds.
+/// Least memory in MB that is reported if no process accounts for it. The driver itself takes some
+/// hundreds.
 const UNLISTED: u64 = 1024;
 
 pub fn examine(case: &Examined) -> Vec<Check> {
     let (Some(config), Some(looked)) = (&case.config, case.looked()) else {
         let mut reader = Reader::open(&case.gpu);
-        // Why there is no reading, the reader remembers.
+        // If there is no reading, the reader remembers why.
         let vram = reader.read().unwrap_or_default();
         let mut checks = judge(case, &vram, reader.fault());
         checks.extend(
@@ -74,7 +75,7 @@ fn judge(case: &Examined, vram: &Vram, fault: Option<&Fault>) -> Vec<Check> {
     checks
 }
 
-/// The driver's word is short; here is room for what usually helps.
+/// Returns the remedy for a fault, with what usually helps besides.
 fn remedy(fault: &Fault) -> String {
     let more = match fault.layer {
         Layer::Library => {
@@ -93,7 +94,7 @@ fn size(case: &Examined, vram: &Vram) -> Check {
         (Some(measured), None) => {
             Check::pass(id, format!("{measured}; gpu.total_mb, the fallback, is not set"))
         }
-        // Sellers' figures and the driver's differ by a few MB.
+        // The driver's figure differs a little from the nominal size of a card.
         (Some(measured), Some(told)) if measured.0.abs_diff(told.0) * 20 > measured.0 => {
             Check::warn(
                 id,
@@ -145,7 +146,8 @@ fn processes(vram: &Vram) -> [Check; 2] {
     [listed, seen]
 }
 
-/// `CUDA_VISIBLE_DEVICES`, which NVML and so gpuctl take no notice of.
+/// Checks whether `CUDA_VISIBLE_DEVICES` names the card that gpuctl watches, in gpuctl's
+/// environment and in those of native services. NVML, and so gpuctl, ignores this variable.
 fn environments(case: &Examined, device: Option<&Device>) -> Vec<Check> {
     let selector = &case.gpu.selector;
     let judge = |value: &str, whose: &str, fix: String| match names_card(value, selector, device) {
@@ -179,7 +181,8 @@ fn environments(case: &Examined, device: Option<&Device>) -> Vec<Check> {
     checks
 }
 
-/// Whether a list of cards names the one in question, as far as that can be told.
+/// Reports whether a list of indices and UUIDs, separated by commas, names the card that is meant.
+/// A UUID may be cut short. If the list cannot be compared with the card, the answer is yes.
 pub fn names_card(list: &str, selector: &Selector, device: Option<&Device>) -> bool {
     let index = match selector {
         Selector::Index(index) => Some(*index),
@@ -191,7 +194,7 @@ pub fn names_card(list: &str, selector: &Selector, device: Option<&Device>) -> b
     };
     list.split(',').map(str::trim).any(|entry| match entry.parse::<i64>() {
         Ok(number) => index.is_none_or(|index| i64::from(index) == number),
-        // A part of a card, of which NVML's index says nothing.
+        // "MIG-…" names a part of a card, which cannot be compared with NVML's index.
         Err(_) if entry.starts_with("MIG-") || entry == "all" => true,
         Err(_) => !entry.is_empty() && uuid.is_none_or(|uuid| uuid.starts_with(entry)),
     })

@@ -1,4 +1,5 @@
-//! The lock's place: the file of the machine's, the server beside it, and what is there.
+//! Checks of the GPU lock: the file of the machine's lock, the Redis beside it, and the lock that
+//! is held.
 
 use super::check::{Check, CheckId};
 use super::{Examined, UNCONFIGURED};
@@ -10,7 +11,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
-/// Every command that acts asks it several times.
+/// Latency above which Redis is reported as slow, since every command that acts asks it several
+/// times.
 const SLOW: Duration = Duration::from_millis(100);
 
 pub fn examine(case: &Examined) -> Vec<Check> {
@@ -33,8 +35,8 @@ pub fn examine(case: &Examined) -> Vec<Check> {
     }
 }
 
-/// Returns where the machine's lock is: every user of it has to be able to open its file, and
-/// nobody to remove it.
+/// Checks the folder of the machine's lock: every user of the lock has to be able to open its file,
+/// and nobody may be able to remove another user's file.
 fn folder(config: &Config) -> Check {
     let path = &config.lock.place.file;
     let parent = path.parent().unwrap_or(Path::new("/"));
@@ -53,7 +55,7 @@ fn folder(config: &Config) -> Check {
     }
 }
 
-/// Returns what is held, or what keeps the place from holding a lock.
+/// Checks the lock that was found: who holds it, or why it cannot be read.
 fn record(found: &Result<Option<Held>>) -> Check {
     let id = CheckId::LockRecord;
     match found {

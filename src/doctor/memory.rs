@@ -1,4 +1,5 @@
-//! The memory that services and phases declare, against what the card has and what was seen.
+//! Checks of the memory that services and phases declare, against what the card has and what was
+//! seen.
 
 use super::check::{Check, CheckId};
 use crate::config::Config;
@@ -6,10 +7,12 @@ use crate::model::{Mb, Service, Snapshot};
 use crate::notes::Notes;
 use crate::plan::CardBudget;
 
-/// After so many calls of `run` that watched a service, it has shown what it takes.
+/// Number of calls of `gpuctl run` that have to have watched a service before its peak counts as
+/// all that it needs.
 const ENOUGH_RUNS: u64 = 5;
 
-/// Judges what a service declares by the most that it was seen to hold.
+/// Checks what a service declares against `peak`, the most that it was seen to hold. `runs` is the
+/// number of calls of `gpuctl run` that have watched it.
 fn need(service: &Service, peak: Mb, runs: u64) -> Check {
     let (name, declared) = (&service.name, service.vram);
     let fix = format!("set services.{name}.vram_mb = {}", peak.0);
@@ -26,6 +29,7 @@ fn need(service: &Service, peak: Mb, runs: u64) -> Check {
     }
 }
 
+/// Checks the reserve, and the memory that each service and each phase declares.
 pub fn judge(config: &Config, snapshot: &Snapshot) -> Vec<Check> {
     let ids = [CheckId::VramReserve, CheckId::VramService, CheckId::VramPhase];
     let Some(total) = snapshot.vram.total else {
@@ -60,7 +64,7 @@ pub fn judge(config: &Config, snapshot: &Snapshot) -> Vec<Check> {
         let peak = notes.peak(&service.name)?;
         Some(need(service, peak, notes.runs(&service.name)).of(&service.name))
     }));
-    // What others than services hold now is not to be had.
+    // Memory that processes of no service hold now is not available.
     let now = CardBudget::of(config, snapshot).capacity.unwrap_or(room);
     for (number, title) in &config.phases {
         let members: Vec<&Service> =

@@ -1,7 +1,7 @@
-//! `doctor`: every precondition of the other commands, each with what was found and what to do.
-//! Each area gathers its facts on a thread of its own and judges them; nothing of the services
-//! is changed, no lock is taken, and what does not answer by the deadline is told as such. Production
-//! that is back settles a trial that was interrupted, as at any call.
+//! `gpuctl doctor`: checks every precondition of the other commands, and reports what was found and
+//! what to do. Each area gathers and judges its facts on a thread of its own; an area that does not
+//! finish by the deadline is reported as failed. No service is changed and the GPU lock is not
+//! taken, but production that is back settles an interrupted trial, as at any call.
 
 mod canary;
 mod check;
@@ -30,30 +30,32 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-/// All areas, side by side, have this long, which is more than any of them takes by its own limits.
+/// Time that all areas have, side by side. It is more than any of them takes by its own limits.
 const LIMIT: Duration = Duration::from_millis(11_500);
 
-/// All areas of `doctor` examine this.
+/// Settings and facts that all areas of `doctor` work with.
 struct Examined {
-    /// `None`: it cannot be used; what needs none is examined all the same.
+    /// The configuration, or `None` if it cannot be used. Checks that need none are made all the
+    /// same.
     config: Option<Config>,
     gpu: Gpu,
     state_dir: Option<PathBuf>,
-    /// The folders in which gpuctl's own environment has programs looked for.
+    /// `PATH` in gpuctl's own environment, the folders in which programs are looked for.
     path: Option<OsString>,
     visible_devices: Option<String>,
     stop: Stop,
     looked: OnceLock<Looked>,
 }
 
-/// The one look at all services that the areas share, and what is wrong with the card.
+/// Result of the one look at all services that the areas share, and what is wrong with the card.
 struct Looked {
     snapshot: Result<Snapshot>,
     fault: Option<Fault>,
 }
 
 impl Examined {
-    /// Looks, or waits for the area that is looking; nothing without a configuration.
+    /// Returns the shared look at all services: takes it, or waits for the area that is taking it.
+    /// `None` if there is no configuration.
     fn looked(&self) -> Option<&Looked> {
         let config = self.config.as_ref()?;
         Some(self.looked.get_or_init(|| {
@@ -65,12 +67,12 @@ impl Examined {
     }
 }
 
-/// A check that needs the configuration says this where there is none to be used.
+/// Message of a check that needs a configuration if there is none that can be used.
 const UNCONFIGURED: &str = "needs a valid configuration";
 
 type Area = fn(&Examined) -> Vec<Check>;
 
-/// Each area comes with the check that is told to have failed where the area does not end.
+/// The areas, each with the check that is reported as failed if the area does not finish in time.
 const AREAS: [(CheckId, Area); 8] = [
     (CheckId::SystemKernel, state::kernel),
     (CheckId::NvmlDriver, gpu::examine),
@@ -82,7 +84,7 @@ const AREAS: [(CheckId, Area); 8] = [
     (CheckId::CanaryLedger, canary::examine),
 ];
 
-/// All checks, in the order of their ids.
+/// Makes all checks and returns them in the order of their ids.
 pub fn examine(
     named: Option<&Path>,
     gpu: Option<&str>,

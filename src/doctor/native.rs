@@ -1,4 +1,5 @@
-//! What native services are started with: programs and folders.
+//! Checks of native services: the programs and folders that they are started with, and their
+//! patterns.
 
 use super::check::{Check, CheckId};
 use super::programs::first;
@@ -49,7 +50,7 @@ pub fn examine(case: &Examined) -> Vec<Check> {
     checks
 }
 
-/// Whether a service's pattern finds another's start.
+/// Checks whether a service's pattern finds another service's start command.
 fn finds(name: &str, overlaps: &[Overlap]) -> Check {
     let id = CheckId::NativeMatch;
     let mut own = overlaps.iter().filter(|overlap| overlap.finder == name);
@@ -61,7 +62,8 @@ fn finds(name: &str, overlaps: &[Overlap]) -> Check {
     }
 }
 
-/// Whether the program of a command, the value of `key`, can be run.
+/// Checks whether the program of the shell command `text`, which is the value of `key`, can be run
+/// in the folder `cwd`. `path` is the value of `PATH`.
 pub fn command(
     id: CheckId,
     key: &str,

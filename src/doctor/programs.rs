@@ -1,15 +1,15 @@
-//! The program that a shell command begins with: as far as the text tells, which the shell alone
-//! reads to the end.
+//! Finds the program that a shell command begins with, as far as its text shows that: only the
+//! shell itself understands every command.
 
-/// Words that only hand on to the next one.
+/// Words that only run the command that follows them.
 const PREFIXES: [&str; 4] = ["exec", "nohup", "setsid", "env"];
 
-/// The shell does these itself.
+/// Words that the shell carries out itself, separated by spaces.
 const SHELL: &str = "! . : [ [[ ( { alias bg break case cd command continue echo eval exit export false fg for \
     function getopts hash if jobs kill local printf pwd read readonly return set shift source test time times trap \
     true type ulimit umask unalias unset until wait while";
 
-/// The first program of a command; `None` where it cannot be told.
+/// Returns the first program of a command, or `None` if the text does not show it.
 pub fn first(command: &str) -> Option<String> {
     let mut words = Words(command);
     loop {
@@ -26,7 +26,8 @@ pub fn first(command: &str) -> Option<String> {
     }
 }
 
-/// Words of a command line; `None` for one that the shell would make something else of.
+/// Words of a command line up to the first operator, such as `;`. A word that the shell would
+/// change, for example by replacing a variable, is `None`.
 struct Words<'a>(&'a str);
 
 impl Iterator for Words<'_> {

@@ -1,4 +1,5 @@
-//! Services as they were found: their state, who has their ports, and what their patterns match.
+//! Checks of the services as they were found: their state, which processes use their ports, and
+//! what their patterns match.
 
 use super::check::{Check, CheckId};
 use crate::config::Config;
@@ -9,6 +10,7 @@ use crate::model::{
 use crate::world::ports::{Listeners, local_port};
 use crate::world::process::ProcessTable;
 
+/// Checks each service, and whether services share ports.
 pub fn judge(
     config: &Config,
     snapshot: &Snapshot,
@@ -43,7 +45,7 @@ fn state(service: &Service, observed: &Observed) -> Check {
     }
     match observed.state {
         State::Unknown => Check::skip(CheckId::ServiceState, "its manager cannot be queried"),
-        // Who answers in its place is another check's matter.
+        // A process that answers in its place is reported by the check of its port.
         State::Error if observed.answered_by.is_none() => Check::fail(
             CheckId::ServiceState,
             detail(),
@@ -86,7 +88,7 @@ fn url(health: &Health) -> String {
     }
 }
 
-/// Whether somebody else listens where the service would.
+/// Checks whether another process listens on the port of the service.
 fn port(
     service: &Service,
     observed: &Observed,
@@ -113,7 +115,7 @@ fn port(
         Presence::Down(_) | Presence::Dead(_) | Presence::Missing(_) => true,
         Presence::Up(_) | Presence::Stopping(_) => false,
     };
-    // Of two that share a port, the other one is no stranger.
+    // If two services share a port, the other one is no stranger.
     let is_shared = config.services.iter().any(|other| {
         other.name != service.name
             && other.health.as_ref().and_then(local_port) == Some(port)
@@ -134,7 +136,8 @@ fn port(
     )
 }
 
-/// Whether a service that runs and has a probe can be asked for its jobs.
+/// Checks whether a running service that has a job probe can be asked for its jobs. `None` if the
+/// service does not run or has no probe.
 fn jobs(service: &Service, observed: &Observed) -> Option<Check> {
     let id = CheckId::ServiceJobs;
     let why = match (observed.jobs, &observed.jobs_unknown) {
@@ -192,7 +195,8 @@ fn strangers(name: &str, observed: &Observed) -> Check {
     )
 }
 
-/// Services with one and the same port: no fault, unless a phase wants both.
+/// Checks whether services share a port or URL, or use the canary's port. Two that share one are a
+/// failure if a phase needs both, and otherwise a warning.
 fn shared(config: &Config) -> Vec<Check> {
     let id = CheckId::ServiceShared;
     let mut checks = Vec::new();

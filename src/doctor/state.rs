@@ -1,4 +1,4 @@
-//! The state folder and what is in it, and the kernel.
+//! Checks of the state folder and its content, and of the kernel.
 
 use super::Examined;
 use super::check::{Check, CheckId};
@@ -7,11 +7,11 @@ use rustix::fs::statvfs;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Below it, writing fails soon.
+/// Free space in bytes (100 MiB) below which writing to the disk may soon fail.
 const SPACE: u64 = 100 * 1024 * 1024;
 const LOGS: u64 = 1024 * 1024 * 1024;
 
-/// The first kernel that has pidfds to wait for and close_range with its flags.
+/// First version of Linux that can wait for pidfds and has close_range with its flags.
 const KERNEL: (u32, u32) = (5, 11);
 
 const FIX: &str =
@@ -25,7 +25,8 @@ pub fn examine(case: &Examined) -> Vec<Check> {
     vec![folder(CheckId::StateFolder, path, FIX), space(path), logs(&path.join("logs"))]
 }
 
-/// Whether a private folder is there, or can be made, and may be written to. Makes nothing.
+/// Checks whether a private folder exists and can be written to, or can be created. Creates
+/// nothing.
 pub fn folder(id: CheckId, path: &Path, fix: &str) -> Check {
     let shown = path.display();
     match (files::could_be_private(path), path.symlink_metadata().is_ok()) {
@@ -69,13 +70,14 @@ fn logs(folder: &Path) -> Check {
         Some((_, largest)) if total > LOGS => Check::warn(
             CheckId::StateLogs,
             format!("{told}; the largest is {}", largest.display()),
-            // The server that writes it goes on at the new end.
+            // A server that is writing to the log goes on at its new end.
             format!("truncate --size 0 {}", largest.display()),
         ),
         _ => Check::pass(CheckId::StateLogs, told),
     }
 }
 
+/// Checks whether the kernel is new enough.
 pub fn kernel(_: &Examined) -> Vec<Check> {
     let release = rustix::system::uname().release().to_string_lossy().into_owned();
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|n| n.parse().ok());

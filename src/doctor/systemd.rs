@@ -1,4 +1,5 @@
-//! systemd: whether it can be asked and told, and how the services' units are installed.
+//! Checks of systemd: whether it answers, whether this user may start and stop units, and how the
+//! services' units are installed.
 
 use super::check::{Check, CheckId};
 use super::{Examined, UNCONFIGURED};
@@ -62,8 +63,8 @@ pub fn examine(case: &Examined) -> Vec<Check> {
     checks
 }
 
-/// Whether this user may start and stop the system's units, as far as that can be known beforehand:
-/// for a single unit polkit tells it only when that is to be started or stopped.
+/// Checks whether this user may start and stop the system's units, as far as that can be known
+/// beforehand: for a single unit, polkit decides only when it is to be started or stopped.
 fn permission(case: &Examined) -> Check {
     let id = CheckId::SystemdPermission;
     if geteuid().is_root() {
@@ -121,7 +122,8 @@ fn judge(unit: &str, is_user: bool, installed: Option<&Installed>) -> Vec<Check>
     vec![Check::pass(CheckId::SystemdUnit, unit), boot]
 }
 
-/// Whether the health check asks the server of a unit that a socket starts, and not that socket.
+/// Checks whether the health check of a unit that a socket starts asks the server, and not the
+/// socket. `None` if no socket starts the unit, or its health check uses no port of this machine.
 fn socket(
     service: &Service,
     installed: Option<&Installed>,

@@ -1,25 +1,26 @@
-//! Services that share calls of the engine's client.
+//! Groups services of containers, so that several of them share a call of the engine's client.
 
 use crate::error::Result;
 use crate::model::Service;
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 
-/// More services than that share calls: the engine does not get on faster with more at once.
+/// Largest number of calls made for services that can share one: the engine does not get on faster
+/// with more at once.
 const AT_ONCE: usize = 4;
 
-/// Services whose containers one call is made for, by whoever needs it first.
+/// Services whose containers are handled by one call, which the first thread that needs it makes.
 pub struct Batch<'a, T> {
     services: Vec<&'a Service>,
     results: OnceLock<Vec<Result<T>>>,
 }
 
-/// The batches that services are in, by their names.
+/// The batch that each service is in, by the service's name.
 pub type Batches<'a, T> = HashMap<&'a str, Arc<Batch<'a, T>>>;
 
 impl<'a, T: Clone> Batch<'a, T> {
-    /// Puts services of containers into batches; those with one key can share a call, and those without
-    /// have calls of their own.
+    /// Puts services of containers into batches. Services with equal keys can share a call, and
+    /// those without a key have calls of their own.
     pub fn all<K: PartialEq>(
         services: impl Iterator<Item = &'a Service>,
         key: impl Fn(&Service) -> Option<K>,
@@ -45,7 +46,7 @@ impl<'a, T: Clone> Batch<'a, T> {
         batches
     }
 
-    /// Has the work done for all of the batch, once, and returns what came of one.
+    /// Does the work for all services of the batch, once, and returns the result for one of them.
     pub fn result(
         &self,
         service: &str,

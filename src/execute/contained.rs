@@ -1,5 +1,5 @@
-//! Starts and stops services of containers, in the order in which they depend on each other, and many
-//! services in few calls of the client.
+//! Starts and stops services of containers, in the order in which they depend on each other, and
+//! many services in few calls of the client.
 
 mod order;
 
@@ -21,13 +21,15 @@ use order::{awaited, has_completed, levels, service_of};
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-/// How long containers may take to end: their own time counts where it is longer.
+/// Returns how long a service's containers may take to end: their own time counts if it is longer
+/// than the service's.
 pub fn stop_limit(service: &Service, managed: &Managed) -> Duration {
     let own = managed.containers.iter().filter_map(|container| container.setup.stop_timeout);
     own.fold(service.stop_timeout, Duration::max)
 }
 
-/// Whether its containers can be started in one call, together with those of other services.
+/// Reports whether a service's containers can be started in one call, together with those of
+/// others.
 pub fn is_startable_at_once(managed: &Managed) -> bool {
     let is_simple = |container: &Container| match &container.presence {
         Presence::Up(running) => running.trouble != Some(Trouble::Paused),
@@ -38,13 +40,13 @@ pub fn is_startable_at_once(managed: &Managed) -> bool {
         && managed.containers.iter().all(is_simple)
 }
 
-/// Whether its containers can be stopped in one call.
+/// Reports whether a service's containers can be stopped in one call.
 pub fn is_stoppable_at_once(managed: &Managed) -> bool {
     levels(managed.containers.iter().collect()).len() == 1
 }
 
-/// What the engine is told of a container: its name where that is what the configuration says, else its
-/// id, which no other can come to have.
+/// Returns the reference to a container that the engine is given: its name, as the configuration
+/// says it, or, if compose has made the container, its id, which no other can come to have.
 fn reference(container: &Container) -> &str {
     match container.setup.compose {
         Some(_) => &container.id,
@@ -52,7 +54,7 @@ fn reference(container: &Container) -> &str {
     }
 }
 
-/// Stops services, and tells of each whether it had to be killed.
+/// Stops services, and returns for each whether it had to be killed.
 pub fn stop(services: &[&Service], force: bool, context: &Context) -> Vec<Result<bool>> {
     let managed: Vec<&Managed> =
         services.iter().map(|service| context.before.managed(&service.name)).collect();
@@ -65,7 +67,8 @@ pub fn stop(services: &[&Service], force: bool, context: &Context) -> Vec<Result
     .collect()
 }
 
-/// Stops containers that compose has made anew since the plan was made, and tells whether there were any.
+/// Stops containers that compose has made anew since the plan was made, and returns whether there
+/// were any.
 pub fn stop_made_anew(service: &Service, context: &Context) -> Result<bool> {
     let Manager::Containers(which @ Containers::Compose(_)) = &service.manager else {
         return Ok(false);
@@ -79,10 +82,11 @@ pub fn stop_made_anew(service: &Service, context: &Context) -> Result<bool> {
     stop_again(service, false, context).map(|_| true)
 }
 
-/// Stops what has taken the place of containers that are gone: compose makes them anew.
+/// Stops what has taken the place of containers that are gone, because compose makes them anew.
+/// Returns whether it had to be killed.
 fn stop_again(service: &Service, force: bool, context: &Context) -> Result<bool> {
     let Manager::Containers(which @ Containers::Compose(_)) = &service.manager else {
-        // Removed in the meantime, which is as good as stopped.
+        // The container was removed in the meantime, which is as good as stopped.
         return Ok(false);
     };
     let (presence, managed) = containers(which, context.config, context.stop);
@@ -95,7 +99,7 @@ fn stop_again(service: &Service, force: bool, context: &Context) -> Result<bool>
     }
 }
 
-/// Ends the containers that a unit has run, where the end of its client was not theirs.
+/// Ends the containers that a unit has run and that did not end with their client.
 pub fn end_left_by_unit(service: &Service, force: bool, context: &Context) -> Result<()> {
     let managed = context.before.managed(&service.name);
     let ids: Vec<&str> = managed.containers.iter().map(|one| one.id.as_str()).collect();
@@ -110,12 +114,13 @@ pub fn end_left_by_unit(service: &Service, force: bool, context: &Context) -> Re
             stopped.into_iter().map(|done| done.map(|_| ())).collect()
         }
     };
-    // One that was made to be removed at its end is gone.
+    // A container that was made to be removed at its end is gone.
     let is_gone = |done: &Result<()>| matches!(done, Err(it) if it.code == Code::NotFound);
     ended.into_iter().filter(|done| !is_gone(done)).collect()
 }
 
-/// Stops the containers of services, those that others depend on last.
+/// Stops the containers of services, those that others depend on last. Returns for each service
+/// whether one of its containers had to be killed.
 fn stop_containers(
     services: &[&Service],
     managed: &[&Managed],
@@ -150,12 +155,12 @@ fn stop_containers(
     results
 }
 
-/// Starts services, and returns what each is made of.
+/// Starts services, and returns the containers that each is made of.
 pub fn start(services: &[&Service], stop: &Stop, context: &Context) -> Vec<Result<Managed>> {
     let started = start_containers(services, stop, context);
     let each = services.iter().zip(started);
     each.map(|(service, done)| match (done, &service.manager) {
-        // Compose makes containers anew.
+        // Compose has made the containers anew, so they are looked for again.
         (Err(gone), Manager::Containers(which @ Containers::Compose(of_service)))
             if gone.code == Code::NotFound =>
         {
@@ -195,8 +200,8 @@ fn start_containers(services: &[&Service], stop: &Stop, context: &Context) -> Ve
     managed.iter().map(result).collect()
 }
 
-/// Makes the containers that compose has yet to make for what a plan starts, and tells whether there were
-/// any: what they depend on is known only then.
+/// Makes the containers that compose has yet to make for what a plan starts, and returns whether
+/// there were any: what they depend on is known only then.
 pub fn create_missing(plan: &Plan, context: &Context) -> Result<bool> {
     let mut projects: Vec<(&ComposeFiles, Vec<&Compose>, Duration)> = Vec::new();
     for start in plan.start.iter().filter(|start| start.how == StartHow::Start) {
@@ -221,7 +226,7 @@ pub fn create_missing(plan: &Plan, context: &Context) -> Result<bool> {
     let engine = context.engine(context.stop);
     for (files, services, limit) in &projects {
         let told: Vec<String> = services.iter().map(|compose| compose.told()).collect();
-        // It may have to fetch an image.
+        // Compose may have to fetch an image, which takes time.
         context.progress.line(&format!("creating the containers of {}", told.join(" and ")));
         compose::create(&engine, services, files, *limit)?;
     }
@@ -244,7 +249,8 @@ fn start_in_order(
         };
         let (paused, others): (Vec<&Container>, Vec<&Container>) =
             level.into_iter().partition(is_paused);
-        // What was up when it was looked at may have been stopped for this start.
+        // A container that was up when it was looked at may have been stopped for this start, so it
+        // is started as well.
         let has_to = |one: &&Container| !has_completed(one, &all);
         let mut others: Vec<&str> = others.into_iter().filter(has_to).map(reference).collect();
         let paused: Vec<&str> = paused.into_iter().map(reference).collect();
@@ -262,7 +268,8 @@ fn start_in_order(
     Ok(managed)
 }
 
-/// Waits until what these containers depend on is as far as they want it.
+/// Waits until what these containers depend on is as far as they want it; fails if it cannot get
+/// there or is not there by the deadline.
 fn await_dependencies(
     level: &[&Container],
     all: &[&Container],
@@ -327,7 +334,7 @@ fn is_as_far(container: &Container, condition: Condition) -> Result<bool> {
         (Condition::Healthy, Presence::Down(how)) if container.exit_code.is_some() => {
             failed(how.as_deref().unwrap_or("has ended"))
         }
-        // One without a check of its own is as well as can be told.
+        // A container without a check of its own counts as healthy.
         (Condition::Healthy, Presence::Up(running)) => {
             Ok(matches!(running.own_health, None | Some(Healthy::Yes)))
         }

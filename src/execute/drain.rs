@@ -1,5 +1,6 @@
-//! The work in flight of those who have to make room: waited for before anything is stopped or
-//! unloaded, looked for again just before each one's own stop, or cut off where that is wanted.
+//! Deals with the work in flight of services that have to make room: it is waited for before
+//! anything is stopped or unloaded, looked for again just before each service's own stop, or cut
+//! off if that is wanted.
 
 mod survey;
 
@@ -22,14 +23,16 @@ use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 use survey::can_work;
 
-/// Two questions for the jobs are a twentieth of the time waited so far apart, within these bounds.
+/// Shortest pause between two questions for the jobs. A pause is a twentieth of the time waited so
+/// far, up to `LONGEST`.
 const SHORTEST: Duration = Duration::from_millis(100);
+/// Longest pause between two questions for the jobs.
 const LONGEST: Duration = Duration::from_secs(1);
 
-/// Who cuts work off asks only for so long whether there is any.
+/// Time that a service has to say whether it works if its work is to be cut off anyway.
 const GLANCE: Duration = Duration::from_secs(2);
 
-/// Told of who has worked on the card without an answer, and does so no more.
+/// Note on a service that has worked on the card without an answer, and does so no more.
 const SILENT_STILL: &str = "it still does not answer, and no longer works on the card";
 
 /// How long work in flight is waited for.
@@ -37,13 +40,13 @@ const SILENT_STILL: &str = "it still does not answer, and no longer works on the
 pub enum Drain {
     /// Each service has as long as it is configured to have.
     Configured,
-    /// This long, whoever works.
+    /// Every service has this long, whatever it is configured to have.
     Within(Duration),
-    /// Not at all.
+    /// Work is not waited for at all.
     CutOff,
 }
 
-/// Work in flight is waited for in this way, since this time.
+/// How long work in flight is waited for, and since when.
 #[derive(Clone, Copy, Debug)]
 pub struct DrainClock {
     drain: Drain,
@@ -51,6 +54,7 @@ pub struct DrainClock {
 }
 
 impl DrainClock {
+    /// Returns the clock of a wait that begins now.
     pub fn start(drain: Drain) -> DrainClock {
         DrainClock { drain, begun: Instant::now() }
     }
@@ -68,7 +72,7 @@ impl DrainClock {
     }
 }
 
-/// A service that works, and what on.
+/// A service that is at work, and what it is at work on.
 struct AtWork<'a> {
     service: &'a Service,
     on: InFlight,
@@ -85,8 +89,8 @@ impl<'a> Survey<'a> {
     }
 }
 
-/// Waits until nobody whom the plan evicts is at work; the steps tell of those who were. Fails with
-/// `service_busy` when the time is over.
+/// Waits until no service that the plan evicts is at work, unless it is to be killed; the steps
+/// report those that were. Fails with `service_busy` when their time is over.
 pub(super) fn drain(plan: &Plan, context: &Context) -> Result<Vec<Step>> {
     let is_waited_for = |eviction: &&Eviction| eviction.how != EvictHow::Kill;
     let victims: Vec<&Service> = plan
@@ -102,8 +106,9 @@ pub(super) fn drain(plan: &Plan, context: &Context) -> Result<Vec<Step>> {
     }
 }
 
-/// Looks once more whether services work, just before they are stopped or unloaded, and waits for
-/// what they have taken on since; `force` does not wait. Tells whether there was anything.
+/// Looks once more whether services are at work, just before they are stopped or unloaded, and
+/// waits for what they have taken on since, unless `force` is set. Returns whether there was
+/// anything to wait for.
 pub(super) fn once_more(services: &[&Service], force: bool, context: &Context) -> Result<bool> {
     if force || context.drain.drain == Drain::CutOff {
         return Ok(false);
@@ -116,7 +121,8 @@ pub(super) fn once_more(services: &[&Service], force: bool, context: &Context) -
     until_idle(&services, &outcome, false, context).map(|waited| !waited.is_empty())
 }
 
-/// Tells what is cut off, where nobody waits for it.
+/// Returns a note on the work that an eviction cuts off, or `None` if there is none or it is waited
+/// for.
 pub(super) fn cut_off(eviction: &Eviction, context: &Context) -> Result<Option<String>> {
     let service = context.service(&eviction.service);
     let cuts = eviction.how == EvictHow::Kill || context.drain.drain == Drain::CutOff;
@@ -130,7 +136,7 @@ pub(super) fn cut_off(eviction: &Eviction, context: &Context) -> Result<Option<S
     }))
 }
 
-/// Refuses to touch a service that works now.
+/// Fails if a service is at work now.
 pub fn refuse_busy(service: &Service, survey: &Survey) -> Result<()> {
     let found = survey.ask(&[service], TRY_LIMIT)?;
     match found.into_iter().find_map(|found| found.ok().flatten()) {
@@ -142,8 +148,8 @@ pub fn refuse_busy(service: &Service, survey: &Survey) -> Result<()> {
     }
 }
 
-/// Fills in, for a plan that is only shown, what those are at work on whom it would evict. Fails where
-/// they would not be waited for.
+/// Fills in, for a plan that is only shown, what the services that it would evict are at work on.
+/// Fails if there is work and the time to wait for it is zero.
 pub fn look(plan: &Plan, snapshot: &mut Snapshot, drain: Drain, survey: &Survey) -> Result<()> {
     let is_victim = |service: &&Service| {
         plan.evict.iter().any(|eviction| eviction.service == service.name)
@@ -171,12 +177,14 @@ pub fn look(plan: &Plan, snapshot: &mut Snapshot, drain: Drain, survey: &Survey)
     }
 }
 
-/// Whether there may be work: it runs, is given time to, and says how many jobs it has.
+/// Reports whether a service can be asked for its work: it runs, is given time to, and says how
+/// many jobs it has.
 fn can_be_asked(service: &Service, observed: &Observed) -> bool {
     can_work(&observed.presence) && service.jobs.is_some()
 }
 
-/// Waits as [`wait_until_idle`] does, and notes who was seen at work, and when at last.
+/// Waits as `wait_until_idle` does, and notes which services were seen at work and when they last
+/// were.
 fn until_idle(
     services: &[&Service],
     outcome: &str,
@@ -189,8 +197,8 @@ fn until_idle(
     waited
 }
 
-/// Waits until none of the services is at work. A failure to tell is told of, unless it is a later look
-/// than the first.
+/// Waits until none of the services is at work; fails when the time of one is over. A service that
+/// cannot be asked is not waited for, and the first look warns of that.
 fn wait_until_idle(
     services: &[&Service],
     outcome: &str,
@@ -208,7 +216,7 @@ fn wait_until_idle(
         for (service, found) in services.iter().zip(found) {
             let name = service.name.as_str();
             let known = working.get(name).map(|(on, _)| *on);
-            // Who has told of jobs has them until it tells otherwise, or is gone.
+            // A service that has reported jobs has them until it reports otherwise or is gone.
             let known_jobs = known.filter(|on| on.jobs().is_some());
             let is_silent_still = found.is_err() && known == Some(InFlight::OnCard);
             let on = match (found, known_jobs) {
@@ -260,7 +268,7 @@ fn wait_until_idle(
     }
 }
 
-/// "1 job left"
+/// Describes the work that is left, as in "1 job left".
 fn left(on: InFlight) -> String {
     match on {
         InFlight::Jobs(_) => format!("{on} left"),

@@ -1,5 +1,5 @@
-//! One eviction: the service is stopped by its manager, or asked to unload and stopped if its
-//! memory does not come back.
+//! Carries out one eviction: the service is stopped by its manager, or asked to unload and stopped
+//! if its memory does not come back.
 
 mod unload;
 
@@ -22,21 +22,22 @@ use crate::world::{group, native, process, starts, systemd};
 use std::time::{Duration, Instant};
 use unload::{Footprint, LIMIT as UNLOAD_LIMIT, Unloaded, ask_to_unload};
 
-/// A service that somebody looks after is watched this long for its return. Most supervisors
-/// wait a second or three.
+/// Time for which a stopped service is watched for its return if something looks after it. Most
+/// supervisors wait a second or three.
 const SUPERVISOR_LIMIT: Duration = Duration::from_secs(4);
-/// systemd may take this long to notice that a unit was killed.
+/// Time that systemd may take to notice that a unit was killed.
 const KILLED_LIMIT: Duration = Duration::from_secs(10);
 
 /// What came of an eviction.
 pub struct EvictedBy {
-    /// What was done at last, a stop or an unload; `None` where it had unloaded before.
+    /// The last thing that was done, a stop or an unload; `None` if the service had unloaded
+    /// before.
     pub step: Option<Step>,
-    /// What a service that has unloaded still holds, where the driver tells.
+    /// Memory that a service which has unloaded still holds, if the driver reports it.
     pub keeps: Option<Mb>,
 }
 
-/// Evicts a service; `required` is what the plan will start.
+/// Evicts a service; `required` is the memory that the plan's starts will take.
 pub fn evict(
     eviction: &Eviction,
     required: Mb,
@@ -72,14 +73,15 @@ pub fn evict(
     Ok(EvictedBy { step: Some(step.done(joined([reason, note]))), keeps: None })
 }
 
-/// Remarks in one.
+/// Joins remarks into one.
 fn joined(notes: impl IntoIterator<Item = Option<String>>) -> Option<String> {
     notes.into_iter().flatten().reduce(|a, b| format!("{a}; {b}"))
 }
 
-/// Stops it and says what was remarkable. Whether it works is asked as late as it can be.
+/// Stops a service and returns what was remarkable. Whether it works is asked as late as possible.
 fn stop(eviction: &Eviction, batches: &Batches<bool>, context: &Context) -> Result<Option<String>> {
-    // An unload call that an interruption cut short has failed, too, and is no reason to stop it.
+    // An unload call that an interruption cut short has failed, too, and is no reason to stop the
+    // service.
     context.stop.check()?;
     let service = context.service(&eviction.service);
     let force = eviction.how == EvictHow::Kill;
@@ -115,7 +117,7 @@ fn stop(eviction: &Eviction, batches: &Batches<bool>, context: &Context) -> Resu
                         let left = end_leftovers(service, unit, *user, force, context)?;
                         return Ok(joined([cut, left]));
                     }
-                    // Who may not stop it may not kill it either.
+                    // A user who may not stop the unit may not kill it either.
                     Err(failure) if failure.code == Code::Permission => return Err(failure),
                     Err(_) => {}
                 }
@@ -129,9 +131,9 @@ fn stop(eviction: &Eviction, batches: &Batches<bool>, context: &Context) -> Resu
     }
 }
 
-/// Ends what a unit that has stopped has left: containers that it has run, and what is in its control group
-/// (KillMode=process). Fails where it is up again, or where that cannot be told: what lives in there then may be no
-/// leftover.
+/// Ends what a unit that has stopped has left behind: containers that it has run, and processes in
+/// its control group (KillMode=process). Fails if the unit is up again, or if that cannot be
+/// determined: what lives in there then may be no leftover.
 fn end_leftovers(
     service: &Service,
     unit: &str,
@@ -207,7 +209,7 @@ fn stop_native(eviction: &Eviction, native: &Native, context: &Context) -> Resul
     Ok(joined([cut, note, killing]))
 }
 
-/// Watches for a while whether a service that has a supervisor comes back.
+/// Watches for a while whether a service that has a supervisor comes back, and fails if it does.
 fn see_it_stay_gone(
     service: &Service,
     supervisor: &Supervisor,
@@ -234,7 +236,7 @@ fn see_it_stay_gone(
     Ok(())
 }
 
-/// Watches for a while whether containers that have a supervisor come back.
+/// Watches for a while whether containers that have a supervisor come back, and fails if they do.
 fn see_containers_stay_gone(
     service: &Service,
     which: &Containers,
@@ -253,7 +255,7 @@ fn see_containers_stay_gone(
     Ok(())
 }
 
-/// Forgets what was recorded of a native service's starts, nothing of which is left.
+/// Forgets what was recorded of a native service's starts, of which nothing is left.
 fn forget_starts(service: &Service, config: &Config) {
     let Ok(state_dir) = config.state_dir() else { return };
     let at = config.place_of(&service.name);

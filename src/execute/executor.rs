@@ -1,4 +1,4 @@
-//! A plan from the look that it is made from to its last step.
+//! Takes a plan from the look that it is made from to its last step.
 
 use super::drain::{self, Drain, DrainClock};
 use super::{Context, Evicting, Outcome, contained, execute};
@@ -13,7 +13,8 @@ use crate::world::nvml::Reader;
 use crate::world::wait::Stop;
 use std::sync::{Mutex, PoisonError};
 
-/// Whoever has a plan carried out does it with this: a command, the one who restores after it, the canary.
+/// What a plan is carried out with: by a command, by the gpuctl that restores after it, or by the
+/// canary.
 #[derive(Clone, Copy)]
 pub struct Executor<'a> {
     pub config: &'a Config,
@@ -23,15 +24,15 @@ pub struct Executor<'a> {
 }
 
 impl Executor<'_> {
-    /// Looks at everything.
+    /// Looks at everything; `asks` decides what each service itself is asked.
     pub fn look(&self, asks: &dyn Fn(&Service) -> Ask) -> Result<Snapshot> {
         let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
         observe(self.config, &mut reader, self.stop, asks)
     }
 
-    /// Looks, at the health only of services that `asks` for, plans, waits for the work of those who
-    /// have to go, and carries out; `witness` is told of each eviction. That a step failed stands in
-    /// the outcome.
+    /// Looks, makes the plan, waits for the work of the services that have to go, and carries the
+    /// plan out. Only services for which `asks` is true are asked for their health; `witness` is
+    /// called at each moment of an eviction. If a step fails, the outcome says so.
     pub fn carry_out(
         &self,
         drain: Drain,
@@ -52,7 +53,7 @@ impl Executor<'_> {
             }
             let waited = drain::drain(&plan, &context)?;
             if !waited.is_empty() {
-                // Nothing is as it was when the plan was made.
+                // Nothing need be as it was when the plan was made, so a new one is made.
                 drained.extend(waited);
                 continue;
             }

@@ -1,5 +1,5 @@
-//! The last look: what was done is told as done only when it is seen. Every needed service has to
-//! be ready, and everything that was stopped has to be gone.
+//! Takes the last look: what was done is reported as done only when it is seen. Every needed
+//! service has to be ready, and everything that was stopped has to be gone.
 
 use super::{Context, LONGEST, SHORTEST, contained, ready, reclaim};
 use crate::error::{Failure, Result};
@@ -13,12 +13,12 @@ use crate::world::wait::wait;
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
-/// A process that only mentions a service which was stopped may be there for so long: somebody's `ps`
-/// or `pgrep`.
+/// Time for which a process that only mentions a stopped service may be there, such as somebody's
+/// `ps` or `pgrep`.
 const PASSING: Duration = Duration::from_secs(2);
 
-/// Looks until all needed services are well at once, as long as the slowest of them may take. Returns
-/// what it saw then.
+/// Looks until all needed services are ready at once and all stopped ones are gone, as long as the
+/// slowest of them may take. Returns what was seen then.
 pub fn look(plan: &Plan, stopped: &[String], context: &Context) -> Result<Snapshot> {
     let needed: Vec<&Service> = plan.needed.iter().map(|name| context.service(name)).collect();
     let gone: Vec<&Service> = stopped
@@ -30,7 +30,7 @@ pub fn look(plan: &Plan, stopped: &[String], context: &Context) -> Result<Snapsh
     let stops = gone.iter().map(|service| service.stop_timeout);
     let begun = Instant::now();
     let deadline = begun + starts.chain(stops).max().unwrap_or(Duration::ZERO);
-    // Those that were stopped once more.
+    // Services whose containers were made anew and were stopped once more.
     let mut made_anew: HashSet<&str> = HashSet::new();
     loop {
         let after = see(plan, context)?;
@@ -68,7 +68,7 @@ pub fn look(plan: &Plan, stopped: &[String], context: &Context) -> Result<Snapsh
         else {
             return Ok(after);
         };
-        // It is there and does not answer now, or its manager is bringing it back.
+        // The service is there and does not answer now, or its manager is bringing it back.
         let is_coming = matches!(observed.state, State::Starting | State::Unresponsive);
         if !is_coming || Instant::now() >= deadline {
             return Err(ready::lost(service, observed, context));
@@ -77,15 +77,15 @@ pub fn look(plan: &Plan, stopped: &[String], context: &Context) -> Result<Snapsh
     }
 }
 
-/// Whether its engine cannot be reached, which is no news of its containers and may be over in a
-/// moment.
+/// Reports whether a service's engine cannot be reached, which says nothing about its containers
+/// and may be over in a moment.
 fn is_away(service: &Service, after: &Snapshot) -> bool {
     matches!(service.manager, Manager::Containers(_))
         && matches!(&after.service(&service.name).presence,
             Presence::Unknown(failure) if failure.code == Code::Unavailable)
 }
 
-/// Returns who has unloaded, and holds more than it kept then by now.
+/// Returns the services that have unloaded, and by now hold more than they kept then.
 pub fn loaded_again<'a>(
     keeps: &HashMap<String, Mb>,
     after: &Snapshot,
@@ -99,7 +99,7 @@ pub fn loaded_again<'a>(
     context.config.services.iter().filter(has_loaded).collect()
 }
 
-/// Room that was made for no service has to be there still.
+/// Fails if room that was made for something other than a service is not there any more.
 pub fn has_room(plan: &Plan, after: &Snapshot, context: &Context) -> Result<()> {
     let vram = &after.vram;
     match vram.free.map(|free| free.saturating_sub(context.config.gpu.reserve)) {
@@ -110,14 +110,14 @@ pub fn has_room(plan: &Plan, after: &Snapshot, context: &Context) -> Result<()> 
     }
 }
 
-/// All services and the card as they are now; the health of the needed ones.
+/// Looks at all services and the card as they are now, and at the health of the needed services.
 pub fn see(plan: &Plan, context: &Context) -> Result<Snapshot> {
     let seen = context.look(&|service| Ask::state_if(plan.needed.contains(&service.name)))?;
     Notes::keep(context.config, &seen);
     Ok(seen)
 }
 
-/// A service that was stopped and not started since, and is there again, or may be.
+/// Returns a service that was stopped and not started since, and is there again, or may be.
 fn came_back<'a>(
     plan: &Plan,
     stopped: &[String],
@@ -166,7 +166,7 @@ fn told_of_return(service: &Service, back: &Observed, context: &Context) -> Fail
     started_again(service, &who, &fix)
 }
 
-/// The failure of a service that somebody has started again, and what keeps them from it.
+/// Returns the failure of a service that `who` has started again; `fix` says how to prevent that.
 pub fn started_again(service: &Service, who: &str, fix: &str) -> Failure {
     let message = format!("{}: {who} started it again as soon as it was stopped", service.name);
     Failure::new(Code::StopFailed, message).hint(format!("{fix}; then run the command again"))

@@ -1,5 +1,5 @@
 //! Carries a plan out and never decides: evictions side by side, the wait for their memory, starts
-//! side by side. What was done is reported also when it stops half-way.
+//! side by side. What was done is reported even if the work stops half-way.
 
 mod batch;
 mod contained;
@@ -33,22 +33,23 @@ use std::sync::PoisonError;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// A look at what is being started follows the one before after this time at first, and after no more
-/// than that at last.
+/// Shortest pause between two looks at something that is waited for. The pauses grow as the wait
+/// goes on, up to `LONGEST`.
 const SHORTEST: Duration = Duration::from_millis(100);
+/// Longest pause between two looks at something that is waited for.
 const LONGEST: Duration = Duration::from_secs(1);
 
-/// The card is read again after this time.
+/// Pause between two readings of the card.
 const POLL: Duration = Duration::from_millis(50);
 
-/// The steps of one plan work with this, and with all that their executor has.
+/// What the steps of one plan work with, besides what their executor has.
 struct Context<'a> {
     executor: Executor<'a>,
-    /// The world that the plan was made from.
+    /// The snapshot that the plan was made from.
     before: &'a Snapshot,
-    /// Is told of each eviction, by the thread that carries it out.
+    /// Called at each moment of an eviction, by the thread that carries the eviction out.
     witness: &'a (dyn Fn(Evicting) + Sync),
-    /// How long work in flight is waited for.
+    /// How long work in flight is waited for, and since when.
     drain: DrainClock,
 }
 
@@ -60,11 +61,11 @@ impl<'a> Deref for Context<'a> {
     }
 }
 
-/// A moment of an eviction.
+/// A moment of an eviction, as it is reported to the witness of a plan.
 pub enum Evicting<'a> {
-    /// Nothing has been done yet.
+    /// The eviction begins; nothing has been done yet.
     Begins(&'a Eviction),
-    /// It has been carried out.
+    /// The eviction has been carried out.
     Ended(&'a Eviction),
 }
 
@@ -78,7 +79,8 @@ impl Context<'_> {
         Docker::of(&self.config.docker, stop)
     }
 
-    /// Waits for the time of the next reading: NVML wakes nobody when memory comes back.
+    /// Waits for the time of the next reading of the card: NVML wakes nobody when memory comes
+    /// back.
     fn pause(&self) -> Result<()> {
         wait(&[], self.stop, Instant::now() + POLL);
         self.stop.check()
@@ -89,23 +91,24 @@ impl Context<'_> {
     }
 }
 
-/// It tells what was done, and how it ended.
+/// What was done for a plan, and how it ended.
 #[derive(Debug, Default)]
 pub struct Outcome {
     pub stopped: Vec<String>,
     pub unloaded: Vec<String>,
     pub started: Vec<String>,
     pub kept: Vec<String>,
-    /// Free memory rose by this much through the evictions; `None` where that cannot be measured.
+    /// Amount by which free memory rose through the evictions, or `None` if it cannot be measured.
     pub freed: Option<Mb>,
     pub elapsed: Duration,
     pub steps: Vec<Step>,
     pub failure: Option<Failure>,
-    /// What those that have unloaded held then, as far as the driver tells; also those that had before.
+    /// Memory that services held after they had unloaded, as far as the driver reports it; those
+    /// that had unloaded before the plan are included.
     pub keeps: HashMap<String, Mb>,
 }
 
-/// Carries the plan out.
+/// Carries the plan out, and returns what was done even if a step fails.
 fn execute(plan: &Plan, context: &Context) -> Outcome {
     let begun = Instant::now();
     let keep = |name: &String| Some((name.clone(), context.before.service(name).used?));
@@ -134,8 +137,8 @@ fn carry_out(plan: &Plan, context: &Context, outcome: &mut Outcome) -> Result<()
     }
 }
 
-/// Looks until what was done is seen. Who has loaded again since its unload is evicted once more, and
-/// stopped where that does not last either.
+/// Looks until what was done is seen. A service that has loaded again since its unload is evicted
+/// once more, and stopped if that does not last either.
 fn see_done(plan: &Plan, context: &Context, outcome: &mut Outcome) -> Result<()> {
     let mut how = EvictHow::Unload;
     loop {
@@ -153,8 +156,8 @@ fn see_done(plan: &Plan, context: &Context, outcome: &mut Outcome) -> Result<()>
     }
 }
 
-/// Who was left alone and has ended meanwhile, of itself or by what others do (a unit that conflicts
-/// with one that was started), is not told as kept.
+/// Removes from the kept services those that have ended meanwhile, of themselves or by what others
+/// do (a unit that conflicts with one that was started), and warns of each.
 fn forget_ended(now: &Snapshot, context: &Context, outcome: &mut Outcome) {
     outcome.kept.retain(|name| {
         let is_gone = matches!(
@@ -169,7 +172,8 @@ fn forget_ended(now: &Snapshot, context: &Context, outcome: &mut Outcome) {
     });
 }
 
-/// Evicts who has loaded again since its unload, for a job that came in between, which is waited for.
+/// Evicts the services that have loaded again since their unload, for a job that came in between
+/// and is waited for.
 fn evict_again(
     now: &Snapshot,
     how: EvictHow,
@@ -210,7 +214,8 @@ fn evict_all(
         dependent.iter().filter(depends).map(|it| it.service.as_str()).collect()
     };
     let waves = in_order(evictions.iter().collect(), |it| it.service.as_str(), after);
-    // What cannot be evicted keeps what it depends on, and leaves the others to be.
+    // A service that cannot be evicted keeps what it depends on; the others are evicted all the
+    // same.
     let (mut failures, mut left) = (Vec::new(), Vec::new());
     for wave in waves {
         let is_free = |it: &&Eviction| after(it).iter().all(|name| !left.contains(name));
@@ -223,8 +228,8 @@ fn evict_all(
     first_of(failures, context)
 }
 
-/// The first of the failures of steps side by side; the others are told beside it, but for what ends
-/// all steps alike.
+/// Returns the first of the failures of steps that ran side by side. The others are shown as
+/// warnings, except for those that end all steps alike.
 fn first_of(failures: Vec<Failure>, context: &Context) -> Result<()> {
     let is_its_own = |failure: &Failure| {
         !matches!(failure.code, Code::Internal | Code::Interrupted(_) | Code::LockLost)
@@ -237,7 +242,8 @@ fn first_of(failures: Vec<Failure>, context: &Context) -> Result<()> {
     first.map_or(Ok(()), Err)
 }
 
-/// Evicts services side by side, and returns those that could not be.
+/// Evicts services side by side, and returns those that could not be evicted, each with its
+/// failure.
 fn evict_wave<'a>(
     evictions: &[&'a Eviction],
     required: Mb,
@@ -277,8 +283,9 @@ fn evict_wave<'a>(
     failures
 }
 
-/// Waits for the memory of what was evicted. Who has loaded again meanwhile is unloaded once more;
-/// where an unload gave back too little, the service is stopped after all: once, and then it is known.
+/// Waits for the memory of what was evicted. Services that have loaded again meanwhile are unloaded
+/// once more. If an unload gave back too little, the service is stopped after all; this happens at
+/// most once.
 fn reclaim(plan: &Plan, context: &Context, outcome: &mut Outcome) -> Result<()> {
     let before = context.before;
     if before.vram.source == Source::Estimate {
@@ -349,7 +356,7 @@ fn start_wave(starts: &[&Start], context: &Context, outcome: &mut Outcome) -> Re
             &stop,
             context,
         );
-        // The others' waits would only delay the news.
+        // Waiting for the others would only delay the news.
         result.inspect_err(|_| failed.set())
     });
     let mut failures = Vec::new();
@@ -360,17 +367,17 @@ fn start_wave(starts: &[&Start], context: &Context, outcome: &mut Outcome) -> Re
                 outcome.started.push(start.service.clone());
                 outcome.steps.push(done);
             }
-            // It was ready.
+            // The service was ready already.
             Ok(None) => {}
             Err(failure) => failures.push(failure),
         }
     }
-    // One that was given up because of another tells nothing.
+    // A start that was given up because another failed explains nothing, so it comes last.
     failures.sort_by_key(|failure| failure.code == Code::Internal);
     first_of(failures, context)
 }
 
-/// Those of these services that are containers.
+/// Returns those of the named services that are containers.
 fn contained<'a>(
     names: impl Iterator<Item = &'a String>,
     context: &'a Context<'a>,
@@ -379,7 +386,8 @@ fn contained<'a>(
     services.filter(|service| matches!(service.manager, Manager::Containers(_)))
 }
 
-/// Runs a step for each item on a thread of its own.
+/// Runs a step for each item on a thread of its own, and returns the results in the order of the
+/// items.
 fn side_by_side<T: Sync, R: Send>(
     items: &[T],
     step: impl Fn(&T) -> Result<R> + Sync,

@@ -1,4 +1,5 @@
-//! While a command runs: what it and the services hold at most, looked at every second.
+//! Watches how much memory a command and the services hold at most while the command runs, with a
+//! look every second.
 
 use super::Executor;
 use crate::model::{Mb, Pid, Vram};
@@ -12,25 +13,25 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-/// A command takes its memory within this time, if it wants to be seen.
+/// Time until the first look. What a shorter command holds is not seen.
 const FIRST: Duration = Duration::from_millis(200);
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// Whose a process on the card is.
+/// What a process on the card belongs to.
 enum Holding {
     Service(String),
     Command,
 }
 
-/// This is what is watched with.
+/// A watch of the memory that a command and the services hold while the command runs.
 pub struct NeedWatch<'a> {
     pub executor: Executor<'a>,
-    /// The processes that the command consists of.
+    /// Returns the processes that the command consists of.
     pub command: &'a (dyn Fn() -> Vec<process::Id> + Sync),
 }
 
 impl NeedWatch<'_> {
-    /// Watches until `over` happens, which also cuts a look short.
+    /// Watches until `over` happens, which also cuts a look short, and returns what was seen.
     pub fn watch(&self, over: &Arc<Event>) -> RunSeen {
         let stop = Stop::never().or(over);
         let mut seen =
@@ -45,7 +46,8 @@ impl NeedWatch<'_> {
             let Ok(vram) = self.read(seen.sampled) else { return seen };
             let pids = gpu_pids(&vram);
             if pids != known {
-                // A look at all that the managers say costs more, and is needed when somebody came.
+                // Asking all managers costs more, and is needed only when the processes on the card
+                // have changed.
                 let Some(found) = self.look(&stop) else { return seen };
                 (known, holdings) = (pids, found);
             }

@@ -23,19 +23,21 @@ use crate::world::wait::{Event, Handle, Stop, Woken, wait};
 use std::time::{Duration, Instant};
 use wake::has_put_aside;
 
-/// A service without a health check counts as ready once it has lived this long.
+/// Time that a service without a health check has to live to count as ready.
 const SETTLING: Duration = Duration::from_millis(500);
 
-/// A watch may begin so long after another has started its containers, which share a call.
+/// Longest time between the start of a service's containers, in a call that it shares with others,
+/// and the beginning of its own watch.
 const LATE: Duration = Duration::from_secs(10);
 
-/// The kernel tells when a process began to a hundredth of a second.
+/// Resolution in which the kernel reports when a process began: a hundredth of a second.
 const TICK: Duration = Duration::from_millis(10);
 
-/// A manager restarts a service this often before it counts as looping.
+/// Number of restarts by its manager at which a service counts as looping.
 const RESTARTS: u64 = 2;
 
-/// `None` where it was found ready.
+/// Makes a service ready, and returns the step that did it, or `None` if the service was found
+/// ready.
 pub fn make_ready(
     service: &Service,
     how: StartHow,
@@ -63,7 +65,8 @@ pub fn make_ready(
         StartHow::Start => watch.start(batches)?,
     }
     let mut ready = watch.until_ready();
-    // What was awaited only for being like it is over, and was not it, or has left nothing of it.
+    // The process that was awaited because it might be the service has ended: it was another one,
+    // or has left nothing of the service.
     let was_there = context.before.service(&service.name).is_alive();
     if how == StartHow::Await
         && !was_there
@@ -88,7 +91,7 @@ pub fn make_ready(
     Ok(Some(step.done(slept.then(|| "woken from sleep".to_owned()))))
 }
 
-/// Whether containers, or some of them, do not run.
+/// Reports whether a service's containers, or some of them, do not run.
 fn has_to_start(presence: &Presence) -> bool {
     match presence {
         Presence::Down(_) => true,
@@ -101,7 +104,7 @@ fn is_death(failure: &Failure) -> bool {
     failure.code == Code::StartFailed
 }
 
-/// The failure of a service that was ready and is not any more.
+/// Returns the failure of a service that was ready and is not any more.
 pub fn lost(service: &Service, observed: &Observed, context: &Context) -> Failure {
     let why = match (&observed.detail, observed.is_alive()) {
         (Some(detail), _) => format!("it was ready and is no longer: {detail}"),
@@ -115,19 +118,21 @@ struct Watch<'a> {
     service: &'a Service,
     stop: &'a Stop,
     context: &'a Context<'a>,
-    /// It tells what became of a native service's start command.
+    /// The start of a native service, which reports what became of the start command.
     started: Option<Started>,
-    /// Its containers, as they were when they were started.
+    /// The service's containers, as they were when they were started.
     managed: Option<Managed>,
-    /// The service as it is spoken to, at each of its places; empty where that is to be found out.
+    /// Copies of the service, one for each address that it is reached at; empty while these are to
+    /// be found out.
     located: Vec<Service>,
-    /// What happens to them; begun where their own HEALTHCHECK is waited for.
+    /// The engine's events of the containers, which are listened to while their own HEALTHCHECK is
+    /// waited for.
     events: Option<Events>,
-    /// Why its manager could not be asked at last.
+    /// Why the service's manager could not be asked, if the last attempt failed.
     away: Option<Failure>,
-    /// Restarts by its manager when the watch began.
+    /// Number of restarts by the service's manager when the watch began.
     restarts: Option<u64>,
-    /// Processes whose death is news.
+    /// Processes of the service whose death wakes the watch.
     deaths: Vec<Handle>,
     begun: Instant,
 }
@@ -172,14 +177,14 @@ impl<'a> Watch<'a> {
                     Some(batch) => batch.result(&self.service.name, start),
                     None => start(&[self.service]).remove(0),
                 };
-                // A start by hand makes the engine count from nothing.
+                // A start by gpuctl makes the engine count restarts from zero.
                 self.restarts = Some(0);
                 managed.map(|managed| self.managed = Some(managed))
             }
             Manager::Systemd { unit, user } => systemd::start(unit, *user, limit, self.stop),
         }
         .map_err(|failure| match failure.code {
-            // A manager that waits for the service itself, and was waited for long enough.
+            // The manager waits for the service itself, and was waited for long enough.
             Code::Unavailable
                 if self.begun.elapsed() >= limit
                     && matches!(self.service.manager, Manager::Systemd { .. }) =>
@@ -211,7 +216,7 @@ impl<'a> Watch<'a> {
                 Some(Healthy::Yes) => {}
                 Some(Healthy::No(reason) | Healthy::Silent(reason)) => why = reason,
                 None => {
-                    // One that hangs has more to tell than those before it.
+                    // A check that hangs says more than those before it.
                     let silent = asked.elapsed();
                     if silent > LONGEST {
                         why = format!("its health check has not answered for {}", span(silent));
@@ -234,8 +239,8 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// Decides without a health check: by what its manager says, or that it stays alive for a
-    /// moment.
+    /// Decides about a service without a health check: by what its manager says of its health, or
+    /// by whether it stays alive for a moment.
     fn settle(&mut self) -> Result<Option<Healthy>> {
         if let Some(healthy) = self.hear()? {
             return Ok(Some(healthy));
@@ -258,11 +263,11 @@ impl<'a> Watch<'a> {
             return Ok(Some(healthy));
         }
         let settled = Instant::now() + SETTLING;
-        // A death wakes it, and is looked into.
+        // A death wakes the watch, and is looked into.
         while self.sleep(settled)? {}
         let name = &self.service.name;
         match self.look_after_it()?.presence(name) {
-            // What its manager has started again, or is about to, does not stay alive.
+            // A service that its manager has started again, or is about to, does not stay alive.
             Presence::Up(Running { restarts, trouble, .. })
                 if Some(restarts) != self.restarts || trouble.is_some() =>
             {
@@ -272,8 +277,8 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// Finds the main processes of the containers that it has started, by their control groups, and
-    /// watches these: the engine need not be asked. Tells whether it sees all.
+    /// Finds the main processes of the containers that were started, by their control groups, and
+    /// watches them, so that the engine need not be asked. Reports whether it found all of them.
     fn sees_containers(&mut self) -> bool {
         let Some(managed) = &self.managed else { return false };
         let ids: Vec<&str> = managed.containers.iter().map(|one| one.id.as_str()).collect();
@@ -283,12 +288,14 @@ impl<'a> Watch<'a> {
         !ids.is_empty() && self.deaths.len() == ids.len()
     }
 
-    /// Sleeps until the deadline unless something happens to the service; tells whether it did.
+    /// Sleeps until the deadline unless something happens to the service; reports whether anything
+    /// did.
     fn sleep(&mut self, deadline: Instant) -> Result<bool> {
         Ok(self.wait_for(None, deadline)? == Woken::Event)
     }
 
-    /// Waits for `event` or news of the service, which is looked into before this returns.
+    /// Waits until the deadline for `event` or for news of the service, which is looked into before
+    /// this returns.
     fn wait_for(&mut self, event: Option<&Event>, deadline: Instant) -> Result<Woken> {
         let mut watched = Vec::new();
         watched.extend(event.map(Event::fd));
@@ -305,7 +312,7 @@ impl<'a> Watch<'a> {
         Ok(woken)
     }
 
-    /// Whether nothing is there that is the service, or that may be.
+    /// Reports whether no process or container is left that is the service, or that may be.
     fn is_gone(&self) -> bool {
         let (service, context) = (self.service, self.context);
         let on_gpu = || gpu_pids(&context.vram().unwrap_or_default());
@@ -314,7 +321,8 @@ impl<'a> Watch<'a> {
             && look.unproven(&service.name).is_empty()
     }
 
-    /// Whether its engine, which has ended it with itself, was restarted since it started the containers.
+    /// Reports whether the service's containers have ended because their engine was restarted after
+    /// it had started them.
     fn was_ended_with_its_engine(&self) -> bool {
         let own = self.managed.iter().flat_map(|managed| &managed.containers);
         let own = own.filter(|one| !one.setup.is_podmans);
@@ -323,10 +331,11 @@ impl<'a> Watch<'a> {
         !ids.is_empty() && engine.has_forgotten_start(&ids, self.begun.elapsed() + LATE)
     }
 
-    /// Asks its manager whether it is still coming up, and fails with what it left behind if not.
+    /// Asks the manager whether the service is still coming up, and if not, fails with what the
+    /// service left behind.
     fn look_after_it(&mut self) -> Result<Look<'a>> {
         let (service, context) = (self.service, self.context);
-        // Asked before the look: what ends after it is judged by the next one.
+        // This is asked before the look: what ends after it is judged by the next one.
         let has_ended = self.started.as_mut().is_some_and(Started::has_ended);
         let on_gpu = || gpu_pids(&context.vram().unwrap_or_default());
         let look = look(context.config, &[service], &context.before.managed, self.stop, on_gpu);
@@ -336,8 +345,8 @@ impl<'a> Watch<'a> {
             self.deaths.clear();
             return self.start(None).map(|()| look);
         }
-        // What runs for longer than our own start was just being started by a gpuctl that was killed:
-        // before it executed its program, it could not be seen.
+        // A service that has run for longer than this start was just being started by a gpuctl that
+        // was killed: before it executed its program, it could not be seen.
         let is_anothers = matches!(&presence, Presence::Up(Running { age: Some(age), .. })
             if *age > self.begun.elapsed() + TICK);
         if is_anothers {
@@ -371,14 +380,14 @@ impl<'a> Watch<'a> {
                 self.deaths = handles.filter(|handle| !handle.has_ended()).collect();
                 Ok(look)
             }
-            // Its start command may still be putting it into the background.
+            // The start command may still be putting the service into the background.
             Presence::Down(_) if self.started.is_some() => Ok(look),
-            // Somebody is starting it by hand, for all that can be told.
+            // Somebody is starting the service by hand, as far as gpuctl can tell.
             Presence::Down(_) if !look.unproven(&service.name).is_empty() => Ok(look),
             Presence::Down(ending) => {
                 Err(self.died(&ending.unwrap_or_else(|| "exited before it was ready".to_owned())))
             }
-            // An engine that is away for a moment is no news of its containers.
+            // An engine that is away for a moment says nothing about its containers.
             Presence::Unknown(failure)
                 if failure.code == Code::Unavailable
                     && matches!(service.manager, Manager::Containers(_)) =>

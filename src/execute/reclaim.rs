@@ -1,5 +1,5 @@
-//! The wait for memory: a stopped service has given its memory back when the driver says so, not
-//! when its process or port is gone.
+//! Waits for memory: a stopped service has given its memory back when the driver says so, not when
+//! its process or port is gone.
 
 use super::Context;
 use crate::config::Span;
@@ -12,10 +12,11 @@ use crate::world::process;
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
+/// Time within which the memory of what was evicted has to come back.
 pub const LIMIT: Duration = Duration::from_secs(15);
 
-/// Waits until what the stopped services held is free, and then makes sure that there is room
-/// for what the plan starts. Returns the last reading.
+/// Waits until what the evicted services held is free, and then makes sure that there is room for
+/// what the plan starts. Returns the last reading.
 pub fn wait_for_memory(
     plan: &Plan,
     stopped: &[String],
@@ -47,16 +48,17 @@ pub fn wait_for_memory(
     }
 }
 
-/// This has to disappear from the card.
+/// What has to disappear from the card.
 struct Expectation<'a> {
     stopped: &'a [String],
-    /// The stopped services' processes on the card.
+    /// The processes on the card of the services that were stopped or have unloaded, and dead ones
+    /// if the plan waits for their memory.
     pids: HashSet<Pid>,
-    /// Those of them that may stay, with what they keep.
+    /// Members of `pids` that may stay, with what they keep, because their service has unloaded.
     may_stay: HashSet<Pid>,
-    /// They held this much together; `None` where the driver does not tell.
+    /// Memory that is to come back altogether, or `None` if the driver does not report it.
     held: Option<Mb>,
-    /// Memory in use that is listed for no other process, before anything was stopped.
+    /// Memory in use that was listed for no other process before anything was stopped, in MB.
     unlisted: i128,
 }
 
@@ -100,13 +102,15 @@ impl Expectation<'_> {
         }
     }
 
-    /// A process of a service that has unloaded and lives keeps its context.
+    /// Reports whether a process belongs to a service that has unloaded and lives, so that it keeps
+    /// its context.
     fn stays(&self, process: &GpuProcess) -> bool {
         self.may_stay.contains(&process.pid) && !process::is_ending(process.pid)
     }
 
-    /// Others come and go meanwhile, so theirs is taken out of the account. A tenth of the size
-    /// may stay: the driver rounds, and the figures of processes do not add up to the total.
+    /// Reports whether the memory is back. Other processes come and go meanwhile, so theirs is
+    /// taken out of the account. A tenth of the size may stay, because the driver rounds and the
+    /// figures of processes do not add up to the total.
     fn is_met(&self, now: &Vram, has_room: bool) -> bool {
         let own =
             || now.processes.iter().flatten().filter(|process| self.pids.contains(&process.pid));
@@ -120,7 +124,7 @@ impl Expectation<'_> {
         !still_there && is_back
     }
 
-    /// Returns what is no longer in use of what was.
+    /// Returns how much of the memory that was in use has come back.
     fn back(&self, now: &Vram) -> Mb {
         let back = self.unlisted - unlisted(now, &self.pids);
         Mb(u64::try_from(back).unwrap_or(0))
@@ -151,14 +155,14 @@ impl Expectation<'_> {
     }
 }
 
-/// Memory in use that is listed for no process but those in `own`.
+/// Returns the memory in use that is listed for no process but those in `own`, in MB.
 fn unlisted(vram: &Vram, own: &HashSet<Pid>) -> i128 {
     let others = vram.processes.iter().flatten().filter(|process| !own.contains(&process.pid));
     let listed: i128 = others.map(|process| i128::from(process.memory.unwrap_or_default().0)).sum();
     i128::from(vram.used.unwrap_or_default().0) - listed
 }
 
-/// The memory came back, and others took it meanwhile.
+/// Returns the failure of a plan whose memory came back and was taken by others meanwhile.
 pub fn no_room(plan: &Plan, now: &Vram, room: Mb) -> Failure {
     let holders: Vec<&GpuProcess> = now.processes.iter().flatten().collect();
     let told: Vec<String> = holders.iter().map(|process| process.to_string()).collect();

@@ -1,4 +1,4 @@
-//! What a call has evicted is made ready again, the highest priority first.
+//! Makes ready again what a call has evicted, the highest priority first.
 
 use super::drain::Drain;
 use super::{Executor, reclaim};
@@ -15,10 +15,10 @@ use crate::world::wait::{Stop, wait};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-/// Memory that is not back yet is looked for again after this time.
+/// Time after which memory that is not back yet is looked for again.
 const RETRY: Duration = Duration::from_millis(100);
 
-/// Pays the debt of a gpuctl that is gone, and leaves in the event log what was done.
+/// Pays the debt of a gpuctl that is gone, and records in the event log what was done.
 pub fn restore_for_another(config: &Config, mut debt: Debt) -> Result<()> {
     let owed = debt.services(config);
     let names: Vec<&str> = owed.iter().map(|service| service.name.as_str()).collect();
@@ -36,8 +36,8 @@ pub fn restore_for_another(config: &Config, mut debt: Debt) -> Result<()> {
 }
 
 impl Executor<'_> {
-    /// Pays a debt as far as that can be done, and tells after each service what is left of it. The
-    /// failure names those that are not ready.
+    /// Pays a debt as far as that can be done, and calls `tell` after each service with what is
+    /// left of it. The failure names the services that are not ready.
     pub fn restore(&self, debt: &mut Debt, tell: &dyn Fn(&Debt)) -> Result<()> {
         let owed = debt.services(self.config);
         if owed.is_empty() {
@@ -45,7 +45,7 @@ impl Executor<'_> {
         }
         let names: Vec<&str> = owed.iter().map(|service| service.name.as_str()).collect();
         self.progress.line(&format!("restoring {}", names.join(", ")));
-        // What does not end is up, as it is to be.
+        // A service whose eviction does not come to its end is up, as it is to be.
         if debt.is_underway() {
             let finished = self.carry_out_owed(|_| false, |_, snapshot| Ok(debt.finish(snapshot)));
             finished.unwrap_or_else(|failure| log::warn!("what was begun is not over: {failure}"));
@@ -75,7 +75,8 @@ impl Executor<'_> {
         Err(failure.detail("not_restored", names))
     }
 
-    /// What the command held may be on its way back for a while.
+    /// Makes an owed service ready. While there is no room, it tries again until the deadline,
+    /// because what the command held may be on its way back.
     fn make_ready(&self, debt: &Debt, service: &Service, deadline: Instant) -> Result<()> {
         loop {
             let is_it = |other: &Service| other.name == service.name;
@@ -90,7 +91,8 @@ impl Executor<'_> {
         }
     }
 
-    /// Who makes room here may work for others than the command, and is waited for.
+    /// Carries out a plan for a debt. Services that make room here may work for others than the
+    /// command, so their work is waited for.
     fn carry_out_owed(
         &self,
         asks: impl Fn(&Service) -> bool,

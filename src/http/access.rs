@@ -1,5 +1,6 @@
-//! Who may ask: whoever shows the token; without one, who is on this machine, and no browser for
-//! another site, which may send what it likes from a page that a user of this machine looks at.
+//! Decides which clients may ask. If there is a token, those that show it may; otherwise those on
+//! this machine, except a browser that asks on behalf of a page of another site: such a page could
+//! send any request while a user of this machine looks at it.
 
 use super::Rejection;
 use super::request::Request;
@@ -8,7 +9,8 @@ use crate::world::client::Peer;
 use std::net::IpAddr;
 use subtle::ConstantTimeEq;
 
-/// Refuses with 403 who may not ask; `machine` is the name of this one.
+/// Refuses a request with status 403 if its client may not ask. `token` is the one that has to be
+/// shown, if any, and `machine` is this machine's host name.
 pub fn admit(
     request: &Request,
     peer: Peer,
@@ -38,8 +40,8 @@ pub fn admit(
     }
 }
 
-/// Whether a host, with its port, is this machine: a name that somebody else's DNS gives our address
-/// is not.
+/// Reports whether a host, which may have a port, is this machine. A name to which somebody else's
+/// DNS gives this machine's address is not.
 fn is_this(host: Option<&str>, machine: &str) -> bool {
     let Some(host) = host else { return true };
     let name = host.rsplit_once(':').map_or(host, |(name, port)| {
@@ -57,7 +59,8 @@ fn is_this(host: Option<&str>, machine: &str) -> bool {
     is_ours || name == "localhost" || name.ends_with(".localhost")
 }
 
-/// Whether no browser sends it, or one for a page of ours, or for the user.
+/// Reports whether no browser sent the request, or one did on behalf of its user or of a page of
+/// this host.
 fn is_same_origin(request: &Request) -> bool {
     let is_ours = |origin: &String| {
         let place = origin.split_once("://").map(|(_, place)| place);

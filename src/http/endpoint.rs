@@ -1,4 +1,4 @@
-//! The endpoints: one table, by which requests are answered and the OpenAPI document is made.
+//! The table of endpoints, from which requests are answered and the OpenAPI document is made.
 
 use super::Rejection;
 use crate::exit::Code;
@@ -7,16 +7,17 @@ use crate::report::{
 };
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 
-/// One method of one path.
+/// An endpoint: one method of one path, and the command that it stands for.
 pub struct Endpoint {
     pub method: &'static str,
-    /// Names in braces stand for one segment each: the command's arguments, in their order.
+    /// Path of the endpoint. Names in braces stand for one segment each: the command's arguments,
+    /// in their order.
     pub path: &'static str,
-    /// The words of the command; none for the document about all of this.
+    /// Words of the command, or none for the OpenAPI document.
     pub command: &'static [&'static str],
-    /// What of the command's options makes no sense here.
+    /// Names of the command's options that make no sense over HTTP.
     pub without: &'static [&'static str],
-    /// What is answered.
+    /// Function that returns the schema of the answer.
     pub schema: fn(&mut SchemaGenerator) -> Schema,
 }
 
@@ -29,6 +30,7 @@ const fn endpoint<Answered: JsonSchema>(
     Endpoint { method, path, command, without, schema: SchemaGenerator::subschema_for::<Answered> }
 }
 
+/// All endpoints.
 #[rustfmt::skip]
 pub const ENDPOINTS: &[Endpoint] = &[
     endpoint::<StatusReport>("GET", "/gpu/status", &["status"], &["watch", "prometheus"]),
@@ -39,14 +41,16 @@ pub const ENDPOINTS: &[Endpoint] = &[
     endpoint::<ActReport>("POST", "/gpu/service/{service}/restart", &["restart"], &[]),
     endpoint::<ActReport>("POST", "/gpu/release-all", &["release-all"], &[]),
     endpoint::<LockStatusReport>("GET", "/gpu/lock", &["lock", "status"], &[]),
-    // A process of another machine or container cannot be watched, and a token in a URL gets into logs.
+    // `pid` is left out since a process of another machine or container cannot be watched, and
+    // `token` since a URL that contains it gets into logs.
     endpoint::<AcquiredReport>("POST", "/gpu/lock/acquire", &["lock", "acquire"], &["pid"]),
     endpoint::<ReleasedReport>("POST", "/gpu/lock/release", &["lock", "release"], &["token"]),
     endpoint::<serde_json::Value>("GET", "/openapi.json", &[], &[]),
 ];
 
 impl Endpoint {
-    /// The endpoint of a request, and what stands in the place of its names.
+    /// Returns the endpoint of a request, and the segments that stand in the place of its names.
+    /// Rejects an unknown path with status 404, and a method that the path does not have with 405.
     pub fn find(
         method: &str,
         path: &[String],
@@ -61,7 +65,7 @@ impl Endpoint {
                 Rejection::new(404, Code::NotFound, message).hint("GET /openapi.json lists them")
             );
         }
-        // Of a HEAD everything is as of a GET, but for the body that is not sent.
+        // A HEAD request is answered like a GET, but without the body.
         let wanted = if method == "HEAD" { "GET" } else { method };
         let methods: Vec<&str> = here.iter().flat_map(|(it, _)| it.methods()).copied().collect();
         let found = here.into_iter().find(|(endpoint, _)| endpoint.method == wanted);
@@ -80,7 +84,7 @@ impl Endpoint {
         }
     }
 
-    /// The names in braces.
+    /// Returns the names in braces, in the order of the path.
     pub fn names(&self) -> impl Iterator<Item = &'static str> {
         self.segments().filter_map(name)
     }

@@ -1,5 +1,5 @@
-//! One request over HTTP: what it says, who may ask it, and which command it is. Everything here is
-//! decided from the text alone, but for `receive`, which reads it.
+//! One request over HTTP: what it says, whether its client may ask, and which command it stands
+//! for. Everything here is decided from the text alone, except that `receive` reads it.
 
 mod access;
 mod endpoint;
@@ -22,12 +22,13 @@ pub use words::fields;
 use crate::error::Failure;
 use crate::exit::Code;
 
-/// An answer to a request that is no command.
+/// The failure with which a request is answered, and its HTTP status.
 #[derive(Debug)]
 pub struct Rejection {
-    /// The HTTP status.
+    /// HTTP status of the answer.
     pub status: u16,
-    /// The methods that the path has, where it has not the one that was asked.
+    /// Methods that the path has, for the header `Allow`, if it does not have the one that was
+    /// asked for.
     pub allowed: Option<String>,
     pub failure: Failure,
 }
@@ -41,7 +42,8 @@ impl Rejection {
         Rejection::new(400, Code::Usage, message)
     }
 
-    /// A failure of which the client, who has not shown who it is, is told nothing.
+    /// Returns the rejection for a token that cannot be read. It does not say why, since the client
+    /// has not shown who it is.
     pub fn concealed(code: Code) -> Rejection {
         let message = "the token cannot be read; what is wrong with it is in the log of gpuctl";
         Rejection::new(code.http_status(), code, message)
@@ -53,7 +55,7 @@ impl Rejection {
     }
 }
 
-/// A command's own failure.
+/// Answers a command's own failure with the HTTP status of its exit code.
 impl From<Failure> for Rejection {
     fn from(failure: Failure) -> Self {
         Rejection { status: failure.code.http_status(), allowed: None, failure }

@@ -9,7 +9,7 @@ use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
-/// OpenAPI 3.1, whose schemas are those of JSON Schema.
+/// Returns the document in the form of OpenAPI 3.1, whose schemas are those of JSON Schema.
 pub fn document() -> Value {
     let settings = SchemaSettings::draft2020_12().for_serialize();
     let mut generator =
@@ -94,14 +94,14 @@ fn operation(endpoint: &Endpoint, answered: Value) -> Value {
     operation
 }
 
-/// A field of a body, which may also be null, as if it were not there.
+/// Returns the schema of a field in a body. It may also be null, which counts as if it were absent.
 fn field(schema: Value, description: &str) -> Value {
     let mut schema = json!({"anyOf": [schema, {"type": "null"}]});
     schema["description"] = description.into();
     schema
 }
 
-/// What each HTTP status says, beside 200.
+/// Returns the meaning of each HTTP status other than 200.
 fn failures() -> BTreeMap<u16, String> {
     let mut all: BTreeMap<u16, String> = BTreeMap::new();
     for code in Code::ALL {

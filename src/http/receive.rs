@@ -1,4 +1,4 @@
-//! A request as it comes in: head and body within their time.
+//! Reads a request from the client: its head and its body, within a time limit.
 
 use super::Rejection;
 use super::endpoint::Endpoint;
@@ -8,21 +8,21 @@ use crate::exit::Code;
 use crate::world::client::{self, Arrival};
 use std::time::{Duration, Instant};
 
-/// A request has so much time to arrive.
+/// Time that a request has to arrive, its body included.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// A request that has arrived, and may be answered.
+/// A request that has arrived completely and may be answered.
 pub struct Received {
     pub endpoint: &'static Endpoint,
-    /// What stands in the path in the place of the endpoint's names.
+    /// Segments of the path that stand in the place of the endpoint's names.
     pub arguments: Vec<String>,
-    /// The parameters of query and body.
+    /// Parameters from the query and the body.
     pub given: Vec<(String, String)>,
-    /// The token of the lock that the caller holds.
+    /// Token of the GPU lock that the caller holds, if it has sent one.
     pub lock_token: Option<String>,
 }
 
-/// Reads a request. `admit` sees its head before more of it is looked at.
+/// Reads a request. `admit` may refuse it by its head, before anything more of it is looked at.
 pub fn receive(
     admit: impl FnOnce(&Request) -> Result<(), Rejection>,
 ) -> Result<Received, Rejection> {

@@ -1,37 +1,42 @@
-//! The head of a request, as httparse reads it: what is malformed or ambiguous is refused.
+//! Parses the head of a request by httparse, and refuses what is malformed or ambiguous.
 
 use super::Rejection;
 use httparse::{EMPTY_HEADER, Header, Status};
 use percent_encoding::percent_decode_str;
 
-/// A head may have so many bytes,
+/// Maximum number of bytes in the head of a request.
 pub const HEAD: usize = 16 * 1024;
-/// and a body so many.
+/// Maximum number of bytes in the body of a request.
 pub const BODY: usize = 64 * 1024;
-/// More header fields than any client sends.
+/// Maximum number of header fields, more than any client sends.
 const FIELDS: usize = 100;
 
-/// What a head says, as far as it matters here.
+/// The head of a request, as far as gpuctl needs it.
 #[derive(Debug)]
 pub struct Request {
     pub method: String,
-    /// The path's segments, decoded.
+    /// Segments of the path, percent-decoded.
     pub path: Vec<String>,
+    /// Parameters of the query, decoded.
     pub query: Vec<(String, String)>,
-    /// The host that the client has asked for, with its port.
+    /// Host that the client has asked for, with its port.
     pub host: Option<String>,
     pub origin: Option<String>,
+    /// Value of the header `Sec-Fetch-Site`, by which a browser says whether the request comes from
+    /// a page of another site.
     pub fetch_site: Option<String>,
     pub authorization: Option<String>,
+    /// Token of the GPU lock that the caller holds, from the header `Gpuctl-Lock-Token`.
     pub lock_token: Option<String>,
-    /// How many bytes of a body follow.
+    /// Number of bytes in the body that follows.
     pub length: usize,
-    /// Whether the client waits for a word before it sends its body.
+    /// Whether the client waits for the status 100 (Continue) before it sends its body.
     pub waits: bool,
 }
 
 impl Request {
-    /// Reads a head, and tells how many bytes it has; `None` while its end has not come.
+    /// Parses a head, and returns it with its size in bytes, or `None` if its end has not arrived
+    /// yet.
     pub fn parse(bytes: &[u8]) -> Result<Option<(Request, usize)>, Rejection> {
         let mut fields = [EMPTY_HEADER; FIELDS];
         let mut parsed = httparse::Request::new(&mut fields);
@@ -80,7 +85,8 @@ fn too_large(message: String) -> Rejection {
     Rejection::new(431, crate::exit::Code::Usage, message)
 }
 
-/// A header field that may stand once.
+/// Returns the value of a header field, if there is one. A field that is given twice or is not
+/// UTF-8 is refused.
 fn only(fields: &[Header], name: &str) -> Result<Option<String>, Rejection> {
     let mut found = fields.iter().filter(|field| field.name.eq_ignore_ascii_case(name));
     let (first, second) = (found.next(), found.next());
@@ -94,7 +100,8 @@ fn only(fields: &[Header], name: &str) -> Result<Option<String>, Rejection> {
     first.map(text).transpose()
 }
 
-/// The host of a target that is a URL, as proxies are sent it, and the rest.
+/// Splits a target into its host and its path. Only a target that is a URL, as clients send it to
+/// proxies, has a host.
 fn split(target: &str) -> Result<(Option<&str>, &str), Rejection> {
     let scheme = ["http://", "https://"].iter().find(|scheme| {
         target.get(..scheme.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(scheme))
@@ -119,12 +126,12 @@ fn decode(text: &str) -> Result<String, Rejection> {
 }
 
 fn pairs(query: &str) -> Result<Vec<(String, String)>, Rejection> {
-    // It would put signs of its own in the place of what is no text.
+    // `form_urlencoded` would replace what is not UTF-8 instead of refusing it.
     decode(query)?;
     Ok(form_urlencoded::parse(query.as_bytes()).into_owned().collect())
 }
 
-/// No argument of a program can hold one.
+/// Refuses a text with a NUL character, which no argument of a program can hold.
 pub fn no_nul(text: &str) -> Result<(), Rejection> {
     match text.contains('\0') {
         true => Err(Rejection::malformed("it has a NUL character")),

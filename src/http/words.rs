@@ -1,5 +1,5 @@
-//! From a request to the command line that it stands for: query parameters and the fields of a JSON
-//! body are the command's options, by their own names.
+//! Turns a request into the command line that it stands for: query parameters and the fields of a
+//! JSON body are the command's options, by their own names.
 
 use super::Rejection;
 use super::endpoint::Endpoint;
@@ -10,7 +10,8 @@ use crate::model::nearest;
 use clap::{Arg, CommandFactory, Parser};
 use serde_json::Value;
 
-/// The command that an endpoint calls, and what it takes besides the path.
+/// Returns the options and arguments that an endpoint's command takes besides those in the path,
+/// without global ones and those that the endpoint leaves out.
 pub fn parameters(endpoint: &Endpoint) -> Vec<Arg> {
     let mut command = Cli::command();
     command.build();
@@ -32,12 +33,13 @@ fn is_flag(argument: &Arg) -> bool {
     !argument.is_positional() && !takes_value(argument)
 }
 
-/// The name of an option as a parameter: `dry_run`.
+/// Returns the name of an option as a parameter, such as `dry_run`.
 pub fn name(argument: &Arg) -> String {
     argument.get_long().unwrap_or(argument.get_id().as_str()).replace('-', "_")
 }
 
-/// The command line for what stands in the path and what was given besides.
+/// Parses the command line of an endpoint from the arguments in the path and the parameters that
+/// were given besides. Unknown and invalid ones are refused.
 pub fn command(
     endpoint: &Endpoint,
     arguments: Vec<String>,
@@ -86,7 +88,7 @@ fn unknown(key: &str, known: &[Arg]) -> Rejection {
     }
 }
 
-/// The fields of a body, which is a JSON object or empty.
+/// Returns the fields of a body, which has to be a JSON object or empty, with their values as text.
 pub fn fields(body: &[u8]) -> Result<Vec<(String, String)>, Rejection> {
     if body.trim_ascii().is_empty() {
         return Ok(Vec::new());
@@ -98,7 +100,7 @@ pub fn fields(body: &[u8]) -> Result<Vec<(String, String)>, Rejection> {
         let text = match value {
             Value::Null => continue,
             Value::String(text) => text,
-            // JSON has one kind of number, and 5.0 is 5.
+            // JSON has only one kind of number, so 5.0 is 5.
             Value::Number(number) => number
                 .as_f64()
                 .filter(|whole| whole.fract() == 0.0)
@@ -114,7 +116,7 @@ pub fn fields(body: &[u8]) -> Result<Vec<(String, String)>, Rejection> {
     Ok(given)
 }
 
-/// The schema of a parameter.
+/// Returns the JSON Schema of a parameter.
 pub fn schema(argument: &Arg) -> Value {
     let value = serde_json::json!({"type": ["string", "integer"]});
     match (takes_value(argument), is_list(argument) || is_repeated(argument)) {
@@ -128,7 +130,7 @@ fn is_repeated(argument: &Arg) -> bool {
     matches!(argument.get_action(), clap::ArgAction::Append)
 }
 
-/// What it means, in the words of the command's help.
+/// Returns the description of a parameter, in the words of the command's help.
 pub fn help(argument: &Arg) -> String {
     let names = argument.get_value_names().filter(|_| takes_value(argument));
     let names = names.into_iter().flatten().map(|name| name.to_string()).collect::<Vec<_>>();

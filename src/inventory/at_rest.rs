@@ -1,12 +1,14 @@
-//! What does not show itself and is taken for a model server by its name: a container by its image, a unit that does not
-//! run.
+//! Finds what does not show itself and is taken for a model server by its name: containers by their
+//! image, and units that do not run.
 
 use super::{Clue, Home, Sighting, Speech};
 use crate::model::{Api, Container, ContainerNetwork, Mb, Presence};
 use crate::world::systemd;
 use crate::world::wait::Stop;
 
-/// Returns the kind of server that a container is by its image, and the port of this machine that leads to it.
+/// Returns the kind of server that a container is, judged by its image, and the port of this
+/// machine that leads to it, if there is one. `None` if the image does not have the name of a model
+/// server.
 pub fn by_image(container: &Container) -> Option<(Api, Option<u16>)> {
     let image = container.setup.image.split('@').next()?;
     let name = image.rsplit('/').next()?.split(':').next()?;
@@ -21,8 +23,8 @@ pub fn by_image(container: &Container) -> Option<(Api, Option<u16>)> {
     Some((api, port))
 }
 
-/// Returns the units that have the name of a model server, are installed and do not run. There are none where their
-/// manager cannot be asked.
+/// Returns the installed units that have the name of a model server and do not run, of the calling
+/// user (`user`) or of the system. None are found if their manager cannot be asked.
 pub fn units(user: bool, stop: &Stop) -> Vec<Sighting> {
     let api_of = |unit: &str| Api::of_name(unit.strip_suffix(".service").unwrap_or(unit));
     let files = systemd::unit_files(user, stop).unwrap_or_default();

@@ -1,5 +1,6 @@
-//! Writes what was found as a configuration. Pure: the same inventory is always the same text. Every
-//! figure and pattern that is a guess is said to be one, and no secret of a command line is copied.
+//! Writes an inventory as a configuration. Pure: the same inventory always gives the same text.
+//! Every figure and pattern that is a guess is marked as one, and no secret of a command line is
+//! copied.
 
 use super::{Clue, Home, Inventory, Sighting, Speech};
 use crate::config::{DOCKER, MINIMAL};
@@ -9,24 +10,25 @@ use crate::redact::{is_secret, mask};
 use std::collections::BTreeSet;
 use std::fmt::Write;
 
-/// Kept free for a desktop unless what is there needs that much.
+/// Memory that is kept free for a desktop, unless the largest sighting leaves less.
 const RESERVE: Mb = Mb(1024);
-/// What something is taken to need of which nothing is on the card.
+/// Memory that a service is assumed to need if it was never seen to hold any.
 const GUESS: Mb = Mb(4096);
 
-/// What `gpuctl http` may want.
+/// Section for `gpuctl http`, written as a comment.
 const HTTP: &str = "# [http]\n\
     # token_file = \"~/.config/gpuctl/http-token\"   # whoever shows this token may ask `gpuctl http` from elsewhere, too";
 
-/// Where the example of a service begins in the least configuration.
+/// Text with which the example of a service begins in `MINIMAL`.
 const EXAMPLE: &str = "# A service for each program";
 
-/// Text is collected in a `String`, to which writing cannot fail.
+/// Appends a formatted line to a `String`, which cannot fail.
 macro_rules! line {
     ($text:expr, $($form:tt)*) => { let _ = writeln!($text, $($form)*); };
 }
 
-/// Returns the configuration; where nothing was found, with the example of a service as a comment.
+/// Returns the configuration that an inventory gives. If nothing was found, the example of a
+/// service is added as a comment.
 pub fn draft(inventory: &Inventory) -> String {
     let mut text = String::from(
         "# Configuration of gpuctl, from a look at this machine. What is marked as a guess is one: correct it, then run\n\
@@ -171,7 +173,7 @@ fn service(
     answers(text, sighting);
 }
 
-/// Where it answers, and what it can be asked.
+/// Writes where a service answers, and which API it has.
 fn answers(text: &mut String, sighting: &Sighting) {
     let has_own = match &sighting.home {
         Home::Container { has_healthcheck, .. } | Home::Compose { has_healthcheck, .. } => {
@@ -246,7 +248,8 @@ fn by_hand(
     }
 }
 
-/// The command line for `sh -c`, with variables for its secrets, and their names.
+/// Returns the command line for `sh -c`, in which variables replace secrets, and the names of these
+/// variables.
 fn command_of(words: &[String]) -> (String, Vec<String>) {
     let mut left_out = Vec::new();
     let mut is_value_secret = None;
@@ -276,13 +279,14 @@ fn command_of(words: &[String]) -> (String, Vec<String>) {
     (command, left_out)
 }
 
-/// "--api-key" is API_KEY in the environment.
+/// Returns the name of the variable that replaces an option's secret: API_KEY for "--api-key".
 fn variable_of(option: &str) -> String {
     let upper = option.trim_start_matches('-').to_ascii_uppercase();
     upper.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect()
 }
 
-/// A pattern from the script's name and the port that finds this family and nobody else.
+/// Returns a pattern, made from the name of the program or script and the port, that finds
+/// processes of this family and no others. `None` if no such pattern is found.
 fn pattern_of(
     words: &[String],
     port: Option<u16>,
@@ -340,7 +344,7 @@ fn name_of_api(api: Api) -> &'static str {
     }
 }
 
-/// A name of its own for each.
+/// Returns a name for a service that is not among `names` yet, and adds it to these.
 fn name_of(sighting: &Sighting, names: &mut BTreeSet<String>) -> String {
     let raw = match (&sighting.home, &sighting.speech) {
         (Home::Container { name, .. }, _) => name.clone(),
@@ -363,7 +367,7 @@ fn name_of(sighting: &Sighting, names: &mut BTreeSet<String>) -> String {
     free.unwrap_or(name)
 }
 
-/// Writes a text as TOML has it.
+/// Returns a text as a quoted TOML string.
 fn quoted(text: &str) -> String {
     toml::Value::from(text).to_string()
 }
@@ -372,7 +376,7 @@ fn quoted_key(name: &str) -> String {
     if name.contains('.') { quoted(name) } else { name.to_owned() }
 }
 
-/// Writes a word as the shell has it.
+/// Returns a word as the shell has to read it, in quotes if it needs them.
 fn shell_word(word: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,@%+".contains(c);
     match !word.is_empty() && word.chars().all(is_plain) {
@@ -381,14 +385,14 @@ fn shell_word(word: &str) -> String {
     }
 }
 
-/// Not to be expanded.
+/// Escapes a text so that it survives the expansion of `$` and `~` in a configuration.
 fn doubled(text: &str) -> String {
     let text = text.replace('$', "$$");
-    // A tilde is expanded at the beginning.
+    // A tilde is expanded only at the beginning.
     if text.starts_with('~') { format!("./{text}") } else { text }
 }
 
-/// Writes a text for a comment, where nothing may end the line.
+/// Returns a text for a comment, without control characters, which could end its line.
 fn plain(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).collect()
 }

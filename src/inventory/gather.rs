@@ -1,4 +1,5 @@
-//! Looks at the card, the processes, the ports, the engine and its containers; changes nothing.
+//! Gathers the inventory: looks at the card, the processes, the ports, the engine and its
+//! containers, and changes nothing.
 
 use super::{Clue, Home, Inventory, Sighting, Speech, at_rest, speech};
 use crate::config::Gpu;
@@ -15,17 +16,18 @@ use std::iter;
 use std::path::Path;
 use std::thread;
 
-/// The ports that model servers listen on unless they are told otherwise.
+/// Ports on which model servers listen by default.
 const USUAL_PORTS: [u16; 16] = [
     1234, 3000, 5000, 5001, 7860, 7861, 8000, 8001, 8080, 8099, 8188, 8888, 9000, 11434, 30000,
     50000,
 ];
-/// So many ports are asked at most.
+/// Maximum number of ports that are probed.
 const MOST_PORTS: usize = 32;
-/// What a person's shell or a start script is, and no part of the server.
+/// Names of processes that are a person's shell, a terminal or a start script, and no part of a
+/// server.
 const SHELLS: [&str; 12] =
     ["sh", "bash", "dash", "zsh", "fish", "ksh", "busybox", "tmux", "screen", "sshd", "sudo", "su"];
-/// Who manages a process, before anything else is known of it.
+/// The manager of a process, as control groups and ancestors show it.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Origin {
     Leader(Pid),
@@ -33,7 +35,7 @@ enum Origin {
     Unit(String, bool),
 }
 
-/// It is what was found of the processes of one origin.
+/// What was found about the processes of one origin.
 #[derive(Default)]
 struct Finding {
     pids: BTreeSet<Pid>,
@@ -42,7 +44,8 @@ struct Finding {
     peak: Mb,
 }
 
-/// Looks at all of it; `docker` is the engine's client, and programs are found in the folders of `path`.
+/// Gathers the inventory of this machine. `docker` is the client of the container engine, and
+/// programs are looked for in the folders of `path`.
 pub fn gather(gpu: &Gpu, docker: &str, path: Option<&OsStr>, stop: &Stop) -> Inventory {
     let mut reader = Reader::open(gpu);
     let ((client, told), units, table, holders) = thread::scope(|scope| {
@@ -55,7 +58,7 @@ pub fn gather(gpu: &Gpu, docker: &str, path: Option<&OsStr>, stop: &Stop) -> Inv
         (asked, units.concat(), table, holders)
     });
     let containers = told.containers;
-    // Control groups do not tell of every container: a user's podman may have none.
+    // Control groups do not show every container: a user's podman may have none.
     let mains: HashMap<Pid, &str> =
         containers.iter().filter_map(|one| Some((one.main()?, one.id.as_str()))).collect();
     let origin_of = |pid: Pid| origin_of(pid, &table, &mains);
@@ -70,7 +73,7 @@ pub fn gather(gpu: &Gpu, docker: &str, path: Option<&OsStr>, stop: &Stop) -> Inv
         finding.held = finding.held + held;
         finding.peak = finding.peak + process.peak.map_or(held, |peak| peak.max(held));
     }
-    // Whoever listens on a port that leads to a container does so for that container.
+    // A process that listens on a port that leads to a container does so for that container.
     let forwarded: BTreeSet<u16> = containers.iter().flat_map(published).collect();
     let is_forwarder = |pid: Pid| table.get(pid).is_some_and(docker::is_engines_own);
     for (port, pids) in holders.iter().filter(|(port, _)| !forwarded.contains(port)) {
@@ -115,13 +118,13 @@ pub fn gather(gpu: &Gpu, docker: &str, path: Option<&OsStr>, stop: &Stop) -> Inv
         ..Inventory::default()
     };
     let mut taken = BTreeSet::new();
-    // What is at rest cannot have the port that another listens on now.
+    // A server that does not run cannot have a port on which something listens now.
     let is_free = |port: &u16| !holders.contains_key(port);
     for (origin, finding) in &findings {
         if let Some(mut sighting) = sighting(origin, finding, &answers, &containers, &table) {
             sighting.port = sighting.port.filter(|port| sighting.is_up() || is_free(port));
             taken.extend(finding.pids.iter().copied());
-            // Of the replicas of one service, each is a container of its own.
+            // Each replica of a service is a container, and so a finding, of its own.
             match inventory.sightings.iter_mut().find(|other| other.home == sighting.home) {
                 Some(other) => other.add(sighting),
                 None => inventory.sightings.push(sighting),
@@ -140,8 +143,8 @@ pub fn gather(gpu: &Gpu, docker: &str, path: Option<&OsStr>, stop: &Stop) -> Inv
     inventory
 }
 
-/// Asks the engine for its containers, and podman where that tells of none; returns the client that did, and what it
-/// told. A client that is not installed tells of none.
+/// Asks the engine for its containers, and podman if the engine reports none. Returns the client
+/// that reported them, and what it reported. A client that is not installed reports none.
 fn engine(docker: &str, path: Option<&OsStr>, stop: &Stop) -> (String, Inspected) {
     let told = |client: &str| match program::find(OsStr::new(client), Path::new(""), path) {
         Ok(_) => Docker::of(client, stop).all(),
@@ -155,7 +158,8 @@ fn engine(docker: &str, path: Option<&OsStr>, stop: &Stop) -> (String, Inspected
     }
 }
 
-/// Returns who manages a process; `mains` are the main processes of containers.
+/// Returns the manager of a process. `mains` maps the main process of each container to the
+/// container's id.
 fn origin_of(pid: Pid, table: &ProcessTable, mains: &HashMap<Pid, &str>) -> Origin {
     let groups = process::control_groups(pid);
     let line = || iter::once(pid).chain(table.ancestors(pid));
@@ -164,7 +168,7 @@ fn origin_of(pid: Pid, table: &ProcessTable, mains: &HashMap<Pid, &str>) -> Orig
         return Origin::Container(container.to_owned());
     }
     match process::unit_of(&groups) {
-        // A user's manager is a unit, too, and what it starts without one is nobody's.
+        // A user's systemd is a unit too, and what it starts without a unit has no manager.
         Some(unit) if !unit.starts_with("user@") => {
             Origin::Unit(unit.to_owned(), groups.contains("/user@"))
         }
@@ -172,7 +176,8 @@ fn origin_of(pid: Pid, table: &ProcessTable, mains: &HashMap<Pid, &str>) -> Orig
     }
 }
 
-/// The first process of what a person has started: no shell, and in the same session.
+/// Returns the first process of what a person has started: the furthest ancestor before a shell or
+/// another session, or the process itself.
 fn leader_of(pid: Pid, table: &ProcessTable) -> Pid {
     let Some(own) = table.get(pid) else { return pid };
     let session = own.session;
@@ -188,7 +193,7 @@ fn is_shell(name: &str) -> bool {
     SHELLS.contains(&name) || name.starts_with("tmux")
 }
 
-/// The ports of this machine that lead to a container which runs.
+/// Returns the ports of this machine that lead to a container, or none if it does not run.
 fn published(container: &Container) -> impl Iterator<Item = u16> {
     let is_up = container.is_up();
     let own = container.setup.bindings.iter().filter(move |one| is_up && one.is_on_loopback());
@@ -228,13 +233,15 @@ fn sighting(
         }
         _ if !is_known && !is_seen => None,
         Origin::Unit(unit, user) => Some(seen(Home::Unit { unit: unit.clone(), user: *user })),
-        // That of an engine that tells us nothing of it.
+        // The process belongs to a container of an engine that does not report it.
         Origin::Leader(pid) if process::is_in_container(*pid) => None,
         Origin::Leader(pid) => Some(seen(by_hand(*pid, table))),
     }
 }
 
-/// A container that shows nothing of what it is, where its image or its access to the card does.
+/// Turns the sighting of a container that shows nothing by itself into one that its image or its
+/// access to the card explains. `None` if neither does, or if it is an ended one-off container of
+/// compose.
 fn by_its_making(sighting: Sighting, container: &Container) -> Option<Sighting> {
     let (setup, is_up) = (&container.setup, container.is_up());
     if !is_up && setup.compose.as_ref().is_some_and(|labels| labels.is_one_off) {
@@ -268,7 +275,8 @@ fn by_hand(leader: Pid, table: &ProcessTable) -> Home {
     let mut words = process::arguments(leader);
     let cwd = process::folder(leader);
     if let Some(program) = words.first_mut().filter(|program| !program.contains('/')) {
-        // A virtual environment that was activated is not, where gpuctl starts it.
+        // A virtual environment that was active for this process is not when gpuctl starts it, so
+        // the program's path is written out.
         let [environment, path] = process::variables(leader, ["VIRTUAL_ENV", "PATH"]);
         let folders = environment.map(|folder| format!("{folder}/bin")).into_iter();
         let folders =
@@ -284,7 +292,7 @@ fn by_hand(leader: Pid, table: &ProcessTable) -> Home {
         family.extend(table.children(pid));
         next += 1;
     }
-    // A start script, or the shell that it was typed in with all its words.
+    // The pattern may find a start script too, or a shell that was given the whole command.
     family.extend(table.ancestors(leader).filter(|above| *above > 1));
     Home::Hand { family, words, cwd: cwd.map(|cwd| cwd.display().to_string()) }
 }

@@ -1,5 +1,5 @@
-//! What is on this machine that may become a service, for a first configuration: gathered in one
-//! place, and written down as a configuration from that alone.
+//! The inventory of this machine for a first configuration: what is found here that may become a
+//! service. `gather` collects it, and `draft` writes a configuration from that alone.
 
 mod at_rest;
 mod draft;
@@ -16,47 +16,52 @@ use crate::notes::Notes;
 use crate::world::ports::local_port;
 use std::path::PathBuf;
 
-/// This machine as a first configuration sees it.
+/// What is found on this machine for a first configuration.
 #[derive(Clone, Debug, Default)]
 pub struct Inventory {
-    /// The NVML library that was named, where it is not the system's.
+    /// NVML library that an existing configuration names, or `None` for the system's.
     pub library: Option<PathBuf>,
-    /// The client of the engine that its containers are from.
+    /// Client of the engine whose containers were found.
     pub client: String,
-    /// Why that engine did not tell of all its containers.
+    /// Reason why that engine did not report all its containers.
     pub trouble: Option<Failure>,
+    /// The card, or `None` if it could not be read.
     pub device: Option<Device>,
+    /// Size of the card, if it is known.
     pub total: Option<Mb>,
+    /// Everything that may become a service.
     pub sightings: Vec<Sighting>,
-    /// Processes on the card that nothing shows to be a server: a desktop, a game, a training run.
+    /// Names of the processes on the card that nothing shows to be a server (a desktop, a game, a
+    /// training run), with the memory that they hold.
     pub others: Vec<(String, Option<Mb>)>,
-    /// The command lines of all processes, by which a `match` is judged.
+    /// Command lines of all processes, against which a proposed `match` is tried.
     pub commands: Vec<(Pid, String)>,
 }
 
-/// Something that may be a service.
+/// Something found on this machine that may become a service.
 #[derive(Clone, Debug)]
 pub struct Sighting {
     pub home: Home,
     pub port: Option<u16>,
     pub speech: Speech,
-    /// What its processes hold on the card.
+    /// Memory that the sighted processes hold on the card now.
     pub held: Mb,
-    /// The most that it was seen to hold, now or before.
+    /// Most memory that the sighted processes, or the service that they belong to, were seen to
+    /// hold.
     pub peak: Mb,
     pub clue: Clue,
 }
 
-/// What shows that it is a model server.
+/// Evidence that a sighting is a model server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Clue {
-    /// It holds memory on the card, or answers as one does.
+    /// The server holds memory on the card, or answers as a model server does.
     Seen,
-    /// Its container may use the card.
+    /// The container may use the card.
     Card { is_up: bool },
-    /// The name of the image that its container was made from.
+    /// The image of the container has the name of a model server.
     Image { name: String, is_up: bool },
-    /// The name of its unit, which does not run.
+    /// The unit does not run, and has the name of a model server.
     Unit,
 }
 
@@ -69,7 +74,7 @@ impl Sighting {
         }
     }
 
-    /// Whether it is what a service of a configuration is.
+    /// Reports whether a service of a configuration already manages what was sighted.
     fn is_managed_by(&self, service: &Service) -> bool {
         match (&self.home, &service.manager) {
             (Home::Container { name, .. }, Manager::Containers(Containers::Named(own))) => {
@@ -90,7 +95,7 @@ impl Sighting {
         }
     }
 
-    /// Adds another part of the same service.
+    /// Merges another part of the same service, such as a replica, into this sighting.
     fn add(&mut self, other: Sighting) {
         self.held = self.held + other.held;
         self.peak = self.peak + other.peak;
@@ -104,7 +109,8 @@ impl Sighting {
 }
 
 impl Inventory {
-    /// Remembers what a configuration that is there has noted of what its services have held.
+    /// Raises the peaks of sightings to what gpuctl has noted for the same services of an existing
+    /// configuration.
     pub fn recall(&mut self, config: &Config) {
         let notes = Notes::read(config);
         for sighting in &mut self.sightings {
@@ -116,12 +122,14 @@ impl Inventory {
     }
 }
 
-/// Who starts and stops it.
+/// The manager of a sighting, which starts and stops it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Home {
-    /// Nobody but the person who has typed its command.
+    /// Started by hand: nobody manages it but the person who typed its command.
     Hand {
+        /// The first process of what was started, with its descendants and ancestors.
         family: Vec<Pid>,
+        /// The command and its arguments.
         words: Vec<String>,
         cwd: Option<String>,
     },
@@ -140,12 +148,14 @@ pub enum Home {
     },
 }
 
-/// What a port answers.
+/// Answer of a port to the requests that tell servers apart.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Speech {
+    /// A server of this kind.
     Known(Api),
-    /// HTTP, with a success at this path if at any.
+    /// A server of unknown kind that speaks HTTP, with the path that reports success, if there is
+    /// one.
     Http(Option<&'static str>),
-    /// It takes connections, or nobody asked.
+    /// No answer in HTTP, or a port that was not asked.
     Other,
 }

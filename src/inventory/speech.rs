@@ -1,4 +1,4 @@
-//! Asks a port what it is: each server is known by an answer that no other gives.
+//! Asks a port what kind of server it is. Each kind is recognised by an answer that no other gives.
 
 use super::Speech;
 use crate::model::{Api, Headers};
@@ -6,12 +6,13 @@ use crate::world::http::{Fetcher, ServiceReply};
 use serde_json::Value;
 use std::time::Duration;
 
-/// An answer may take this long; what takes longer is not recognised.
+/// Time that an answer may take. A server that takes longer is not recognised.
 const LIMIT: Duration = Duration::from_millis(300);
 
-/// Where servers of no known kind tell that they are well.
+/// Paths at which servers of no known kind may report that they are healthy.
 const HEALTH_PATHS: [&str; 5] = ["/health", "/healthz", "/v1/models", "/docs", "/"];
 
+/// Asks a port of this machine what kind of server it is.
 pub fn ask(port: u16) -> Speech {
     let fetcher = Fetcher::new(LIMIT);
     let get =
@@ -36,7 +37,7 @@ pub fn ask(port: u16) -> Speech {
     Speech::Http(HEALTH_PATHS.iter().find(is_well).copied())
 }
 
-/// Whose models an OpenAI-like server lists.
+/// Returns the owner of the first model that an OpenAI-like server lists, which tells its kind.
 fn models_of(answer: &Value) -> Option<&str> {
     answer["data"][0]["owned_by"].as_str()
 }

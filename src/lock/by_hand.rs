@@ -1,4 +1,4 @@
-//! The lock by hand: taken, to be kept when gpuctl ends, and given back by its token.
+//! The lock by hand: taken to be kept when gpuctl ends, and given back by its token.
 
 use super::claim::{Claim, Releaser, Renewal, TTL};
 use super::entry::enter;
@@ -16,16 +16,17 @@ use crate::world::host::random_hex;
 use crate::world::wait::Stop;
 use std::time::Duration;
 
-/// What is wanted of a lock by hand.
+/// The terms of a lock to be taken by hand: its holder, its time, and perhaps a process.
 pub struct Wanted<'a> {
     pub holder: &'a str,
     pub ttl: Duration,
-    /// The process that it ends with as well.
+    /// Process that the lock ends with, if that process ends before the lock's time is over.
     pub pid: Option<Pid>,
 }
 
 impl Wanted<'_> {
-    /// Refuses a holder that could not be shown, and a lock that lasts no time.
+    /// Checks what is wanted: refuses a holder's name that could not be shown, and a lock that
+    /// lasts no time.
     pub fn new(holder: &str, ttl: Duration, pid: Option<Pid>) -> Result<Wanted<'_>> {
         let refused = |message: String| Failure::new(Code::Usage, message);
         if holder.is_empty() || holder != shown(holder) {
@@ -39,16 +40,16 @@ impl Wanted<'_> {
     }
 }
 
-/// A lock that is ours for now, and that nobody else knows the token of.
+/// A lock taken by hand that this process still holds, and whose token nobody else knows.
 pub struct ByHand {
     pub claim: Claim,
     machine: Machine,
-    /// `None`: the machine's lock is all.
+    /// The lock in Redis, or `None` if no Redis is configured.
     redis: Option<Redis>,
 }
 
-/// Takes the lock. It ends with us until it is left: where that fails, nobody has the token that
-/// would release it.
+/// Takes the lock by hand. The machine's lock ends with this process until `ByHand::leave` has
+/// succeeded: before that, nobody has the token that would release the lock.
 pub fn acquire(
     config: &Config,
     wanted: &Wanted,
@@ -79,14 +80,15 @@ pub fn acquire(
 }
 
 impl ByHand {
-    /// Leaves it to whoever has its token.
+    /// Makes the lock outlast this process: from now on it belongs to the bearer of its token.
     pub fn leave(mut self) -> Result<()> {
         let Claim { holder, record, ttl, .. } = &mut self.claim;
         record.until_since_boot_ms = Some((SinceBoot::now() + *ttl).time().as_millis() as u64);
         self.machine.put_down(holder, record)
     }
 
-    /// Gives it back, since nobody will ever have its token.
+    /// Gives the lock in Redis back because its token could not be delivered; the machine's lock
+    /// ends with this process.
     pub fn give_back(&mut self) -> Result<()> {
         if let Some(redis) = &mut self.redis {
             redis.release(Releaser::Holder(&self.claim.record.token), None)?;
@@ -95,31 +97,33 @@ impl ByHand {
     }
 }
 
-/// The lock that the caller holds, by the token that it has put into the environment.
+/// Returns the lock that the caller of gpuctl holds under the token that it has put into the
+/// environment. Fails if the lock is not held under that token any more.
 pub fn joined(config: &Config, token: &str) -> Result<Held> {
     look(config)?.filter(|held| held.is_of(token)).ok_or_else(|| not_held(&config.lock.place))
 }
 
-/// What came of a release.
+/// Result of a release.
 pub enum Release {
     Released,
-    /// Nobody holds it.
+    /// Nobody holds the lock.
     Free,
-    /// It is that of a `run`, with which it ends.
+    /// The lock is that of a `gpuctl run`, and ends with it.
     LeftToRun(Held),
-    /// It is held under another token.
+    /// The lock is held under another token.
     Anothers(Held),
-    /// What processes keep is not to be taken away.
+    /// The lock is kept by living processes, and so was not taken away.
     Kept(Held),
 }
 
-/// Releases what was taken by hand under a token; without one, whatever was.
+/// Releases the lock that was taken by hand under `token`. Without a token, releases whatever lock
+/// was taken by hand, and in Redis whatever lock no process of this machine keeps.
 pub fn release(config: &Config, token: Option<&str>) -> Result<Release> {
     let machine = Machine::find(&config.lock.place.file)?;
     let kept = |machine: &Machine| -> Result<Option<Held>> {
         Ok(machine.held()?.filter(Held::lasts_with_processes))
     };
-    // Given away, the command would work on beside the next one's.
+    // If the lock were given away, the command would work on beside that of the next holder.
     if let Some(token) = token
         && let Some(machine) = &machine
         && let Some(held) = kept(machine).ok().flatten().filter(|held| held.is_of(token))
@@ -140,13 +144,14 @@ pub fn release(config: &Config, token: Option<&str>) -> Result<Release> {
         && held.is_of(token)
         && held.is_renewed()
     {
-        // On another machine; what is left of one here is taken away.
+        // The lock is kept by a `run` on another machine. What a dead `run` has left on this
+        // machine is taken away below.
         let place = machine.as_ref().map(|machine| machine.lock().place()).transpose()?;
         if place.is_none_or(|place| !held.was_in(&place)) {
             return Ok(Release::LeftToRun(held));
         }
     }
-    // Before somebody can come in on this machine, whose lock is not meant.
+    // Done before somebody can come in on this machine, whose lock is not meant.
     if let (None, Some(redis)) = (token, &mut redis) {
         released = redis.release(Releaser::Anybody, None)?;
     }

@@ -1,4 +1,5 @@
-//! A claim on the lock: who wants it, for what, and in Redis for how long.
+//! A claim on the lock (who wants it, for what, and in Redis for how long), and the time limits of
+//! the lock in Redis.
 
 use super::machine::Machine;
 use super::record::Record;
@@ -7,63 +8,70 @@ use crate::error::{Failure, Result};
 use crate::exit::Code;
 use std::time::{Duration, Instant};
 
-/// A lock that is renewed lasts this long: so long a holder that has vanished may hold up others elsewhere.
+/// Time for which a lock in Redis lasts after each renewal, and so the longest time for which a
+/// holder that has vanished holds up processes on other machines.
 pub const TTL: Duration = Duration::from_secs(30);
 
-/// Two renewals are this far apart.
+/// Pause between two renewals of the lock in Redis.
 pub const RENEWAL: Duration = Duration::from_secs(10);
 
-/// Two tries to renew are this far apart where the server cannot be reached.
+/// Pause between two tries to renew the lock while the server cannot be reached.
 pub const RETRY: Duration = Duration::from_millis(500);
 
-/// A holder has given up so long before the end of its time.
+/// How long before the end of the lock's time in Redis its holder has ended its work.
 pub const MARGIN: Duration = Duration::from_secs(2);
 
-/// A grace may be this long: what is left of a lock's time after a renewal, less the next one and what
-/// it takes to end the work.
+/// Longest grace of a command under a lock in Redis: what is left of the lock's time after a
+/// renewal, less the pause until the next one and the time that it takes to end the work.
 const MOST_GRACE: Duration = Duration::from_secs(15);
 
-/// Who wants the lock, for what, and for how long.
+/// A claim on the lock: who wants it, for what, and for how long.
 pub struct Claim {
     pub holder: String,
-    /// Its fence is 0 until the lock is taken.
+    /// The record to be written; its fence is 0 until the lock is taken.
     pub record: Record,
     pub ttl: Duration,
-    /// When it began to wait.
+    /// Moment at which the wait for the lock began.
     pub since: Instant,
 }
 
 impl Claim {
-    /// One that who has this machine's lock makes good.
+    /// Creates a claim whose record names this machine's lock, which the claimant has to have
+    /// before it takes the lock in Redis.
     pub fn new(holder: &str, record: Record, ttl: Duration, machine: &Machine) -> Result<Claim> {
         let record = Record { place: machine.lock().place()?, ..record };
         Ok(Claim { holder: holder.to_owned(), record, ttl, since: Instant::now() })
     }
 }
 
-/// How a lock is renewed.
+/// The condition under which a lock in Redis is renewed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Renewal {
+    /// The lock's time is not over yet.
     InTime,
-    /// Its time may have run out: it is the token's again where nobody has come since.
+    /// The lock's time may be over: the lock is renewed if nobody else has taken it since.
     Late,
-    /// Only where nobody waits for it.
+    /// The lock is renewed only if nobody waits for it.
     Unwanted,
-    /// It is the last one: nothing works under the lock any more, so that its second record ends.
+    /// The renewal is the last one: nothing works under the lock any more, so that its second
+    /// record ends.
     Last,
 }
 
-/// Who gives a lock up.
+/// The party that gives up a lock in Redis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Releaser<'a> {
-    /// Who has ended all that worked under its token.
+    /// The holder with this token, which has ended all that worked under it.
     Holder(&'a str),
-    /// Who knows the token of a lock that was taken by hand.
+    /// A caller with the token of a lock that was taken by hand, which does not know what works
+    /// under it.
     Bearer(&'a str),
+    /// A caller without a token, which takes away whatever lock there is.
     Anybody,
 }
 
-/// Refuses a grace that ends after a lock's time in Redis, if it begins when the lock is lost.
+/// Refuses a grace so long that it would end after the lock's time in Redis if it began when the
+/// lock was lost.
 pub fn check_grace(grace: Duration) -> Result<()> {
     if grace <= MOST_GRACE {
         return Ok(());

@@ -1,8 +1,9 @@
-//! The way to the lock: in the line of the machine's, through its door, and where a Redis is
-//! configured through that, too.
+//! The way to the lock: through the line and the door of the machine's lock and, if a Redis is
+//! configured, through the lock there.
 //!
-//! Who waits has a place in the line, and nothing else that could hold up others while it is
-//! stopped: it goes through the door for a moment, looks, and comes back where it cannot stay.
+//! A waiting process has a place in the line, and nothing else with which it could hold up others
+//! while it is stopped: it goes through the door for a moment, looks, and comes back if it cannot
+//! stay.
 
 use super::claim::{Claim, Releaser};
 use super::line::WaitingLine;
@@ -17,22 +18,23 @@ use crate::world::host;
 use crate::world::wait::{Stop, wait};
 use std::time::{Duration, Instant};
 
-/// Two tries are this far apart at a server that will be ready in a moment.
+/// Pause between two tries at a Redis server that will be ready in a moment.
 const UNREADY_PAUSE: Duration = Duration::from_millis(100);
 
-/// What has to change before another try may have another result.
+/// What has to change before another try to take the lock can succeed.
 enum Obstacle {
-    /// The place of one who waits before us.
+    /// Another process waits ahead of this one, at this place in the line.
     Waiter(u64),
     Here(InTheWay),
-    /// The lock in Redis is in the way.
+    /// The lock in Redis is held, or another waiter's turn.
     Elsewhere,
-    /// The server will be ready soon.
+    /// The Redis server will be ready soon.
     Unready(Failure),
 }
 
-/// Takes the lock of the machine and that in Redis, in turn; of the latter, the time since boot at
-/// which it ends unless it is renewed.
+/// Takes the machine's lock and the lock in Redis, waiting for them as long as `patience` allows.
+/// Returns the time since boot at which the lock in Redis ends unless it is renewed, or `None` if
+/// no Redis is configured.
 pub fn enter(
     config: &Config,
     machine: &mut Machine,
@@ -52,7 +54,8 @@ pub fn enter(
         && !left_nothing
         && !cannot_be_asked
     {
-        // The place in its line, or the lock, which are forgotten by themselves where this fails.
+        // Gives up the place in the line in Redis, or the lock; if this fails, the server forgets
+        // both by itself.
         let _ = redis.release(Releaser::Holder(&entry.claim.record.token), None);
     }
     entered
@@ -126,10 +129,12 @@ impl Entry<'_> {
         }
     }
 
-    /// One try to take the lock in Redis, where there is one.
+    /// Tries once to take the lock in Redis, if one is configured. Returns the time since boot at
+    /// which that lock ends, or else what is in the way.
     fn try_redis(&mut self) -> Result<std::result::Result<Option<SinceBoot>, (Obstacle, Busy)>> {
         let Some(redis) = &mut self.redis else { return Ok(Ok(None)) };
-        // The lock's time began at the latest when the server did as it was asked.
+        // The server counts the lock's time from a later moment, so that the time counted from here
+        // is over first.
         let asked = SinceBoot::now();
         Ok(match redis.attempt(self.claim, !self.patience.total.is_zero(), self.stop)? {
             Attempt::Taken(fence) => {

@@ -1,7 +1,7 @@
-//! The file of the machine's lock, and the record in it of who has taken the lock last.
+//! The file of the machine's lock, and the record in it of who took the lock last.
 //!
-//! Only who has the door writes a record, so that a reader meets no more than one writer, and that
-//! one for microseconds: what two looks find the same is whole.
+//! Only a process that has the door writes a record, so that a reader meets at most one writer, and
+//! that one for microseconds: content that two looks find the same is whole.
 
 use super::record::Record;
 use crate::error::{Failure, Result};
@@ -21,28 +21,30 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-/// No record is longer; bytes behind it are locked only.
+/// Greatest length of a record in bytes; the file's bytes behind it are only locked, never written.
 pub const RECORD_LIMIT: u64 = 1 << 16;
 
-/// Shells keep the first ten descriptors for their scripts, which would close ours by using it.
+/// Lowest number of the lock's descriptor: shells keep the first ten descriptors for their scripts,
+/// which would close the lock's by using its number.
 const BEYOND_SHELLS: i32 = 10;
 
-/// A record begins with this, and its number.
+/// Text at the beginning of a record, before the digits of its number.
 const SEQ: &str = "{\"seq\":\"";
 const SEQ_AT: usize = SEQ.len();
 
-/// Nobody sleeps longer without a look at the file: a change may be made by one that is killed
-/// before it tells of it.
+/// Longest time that a waiter sleeps without a look at the file: a process that changes the file
+/// may be killed before it wakes the waiters.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// A content that changes more often is no record of ours.
+/// Greatest number of times that a file is read again because its content has changed; content that
+/// changes more often is no record of gpuctl.
 const MOST_LOOKS: usize = 1000;
 
-/// The content of the lock's file: who has taken the lock last.
+/// The content of the lock's file, which says who took the lock last.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Written {
-    /// It stands where who sleeps on the file is told of a change: the digits of a number that
-    /// rises with every record.
+    /// Number of the record in four hexadecimal digits, one higher than that of the record before.
+    /// Waiters sleep on these bytes of the file until they change.
     #[serde(skip)]
     pub seq: [u8; SharedWord::SIZE],
     pub holder: String,
@@ -51,22 +53,22 @@ pub struct Written {
 }
 
 impl Written {
-    /// Parses the first line; `None` for anything but a whole record. What stands behind it is left
-    /// of a longer one, by a gpuctl that was killed.
+    /// Parses the first line; returns `None` for anything but a whole record. Bytes behind the line
+    /// are what a gpuctl that was killed has left of a longer record.
     pub fn parse(text: &str) -> Option<Written> {
         let line = text.split_once('\n')?.0;
         let seq = line.as_bytes().get(SEQ_AT..SEQ_AT + SharedWord::SIZE)?.try_into().ok()?;
         Some(Written { seq, ..serde_json::from_str(line).ok()? })
     }
 
-    /// Returns it as the file has it, with its number.
+    /// Returns the record as it is written to the file, with the number `seq`.
     pub fn text(&self, seq: u16) -> String {
         let record = serde_json::to_string(self).expect("a record of plain fields");
         format!("{SEQ}{seq:04x}\",{}\n", &record[1..])
     }
 }
 
-/// The lock's file, opened.
+/// The file of the machine's lock, open.
 #[derive(Clone)]
 pub struct LockFile {
     pub path: PathBuf,
@@ -74,7 +76,7 @@ pub struct LockFile {
 }
 
 impl LockFile {
-    /// Opens the lock's file, which is made for everybody where there is none.
+    /// Opens the lock's file for reading and writing; creates it for all users if there is none.
     pub fn open(path: &Path) -> Result<LockFile> {
         let opened = match existing(path, OFlags::RDWR) {
             Err(e) if e.kind() == ErrorKind::NotFound => {
@@ -85,7 +87,7 @@ impl LockFile {
         opened.map(|file| LockFile::of(path, file)).map_err(|e| unusable(path, &e))
     }
 
-    /// Whether it can be opened, or be made where there is none.
+    /// Fails if the lock's file cannot be opened or, if there is none, created.
     pub fn could_open(path: &Path) -> Result<()> {
         if LockFile::there(path, OFlags::RDWR)?.is_none() {
             let folder = files::nearest(path.parent().unwrap_or(Path::new("/")));
@@ -95,7 +97,7 @@ impl LockFile {
         Ok(())
     }
 
-    /// Opens the one that is there.
+    /// Opens the lock's file if there is one; otherwise returns `None`.
     pub fn there(path: &Path, flags: OFlags) -> Result<Option<LockFile>> {
         match existing(path, flags) {
             Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
@@ -108,25 +110,28 @@ impl LockFile {
         LockFile { path: path.to_owned(), file: Arc::new(file) }
     }
 
-    /// What names this lock among all machines'. Another file of the same name is made anew only
-    /// when nobody has this one open any more, who could be its holder.
+    /// Returns a name for this lock that is unique among those of all machines: the boot, device
+    /// and inode of its file. The inode number goes to another file only when no process that could
+    /// be the holder has this one open any more.
     pub fn place(&self) -> Result<String> {
         let meta = self.file.metadata().map_err(|e| self.failed(e))?;
         Ok(format!("{}:{:x}:{:x}", boot_id(), meta.dev(), meta.ino()))
     }
 
-    /// Whether its name is another file's by now, or nobody's.
+    /// Reports whether the file was removed: its path names another file by now, or none.
     pub fn is_removed(&self) -> Result<bool> {
         let there = fs::symlink_metadata(&self.path).ok();
         let ours = self.file.metadata().map_err(|e| self.failed(e))?;
         Ok(there.is_none_or(|there| (there.dev(), there.ino()) != (ours.dev(), ours.ino())))
     }
 
+    /// Returns the failure that an error of the file means to a user.
     pub fn failed(&self, error: impl Into<Error>) -> Failure {
         unusable(&self.path, &error.into())
     }
 
-    /// The record of who has taken the lock last; `None`: nobody has yet.
+    /// Returns the record of who took the lock last, or `None` if nobody has taken it yet. Fails if
+    /// the record is damaged.
     pub fn read(&self) -> Result<Option<Written>> {
         let mut bytes = self.content()?;
         for _ in 0..MOST_LOOKS {
@@ -155,8 +160,9 @@ impl LockFile {
         Ok(bytes)
     }
 
-    /// Writes a record, by who has the door, and wakes who waits for that. In one go, so that the
-    /// first line is the old one or the new one, whenever we are killed.
+    /// Writes a record and wakes the processes that wait for one; the caller must have the door.
+    /// The record is written in one go, so that the first line is the old one or the new one
+    /// whenever this process is killed.
     pub fn write(&self, holder: &str, record: &Record) -> Result<()> {
         let put = || {
             let mut last = [0; SharedWord::SIZE];
@@ -172,15 +178,16 @@ impl LockFile {
             self.file.set_len(text.len() as u64)
         };
         put().map_err(|e| self.failed(e))?;
-        // It is written. Where files cannot be mapped, who waits looks by itself.
+        // The record is written. If files cannot be mapped, waiters look by themselves.
         if let Ok(word) = SharedWord::of(&self.file, SEQ_AT) {
             word.wake();
         }
         Ok(())
     }
 
-    /// Happens when another record than this one is written. It may happen without that: one that
-    /// was killed wakes nobody, nor can anybody where files cannot be mapped.
+    /// Begins to wait until the file holds another record than `written`. The wait may end without
+    /// that, after `LOOK` at the latest: a writer that was killed wakes nobody, and nobody can be
+    /// woken if files cannot be mapped.
     pub fn changed(&self, written: &Written) -> Result<Aside<()>> {
         let (word, seq) = (SharedWord::of(&self.file, SEQ_AT), written.seq);
         Aside::begin(move || match word {
@@ -189,22 +196,22 @@ impl LockFile {
         })
     }
 
-    /// Empties it, where it holds what nobody can read.
+    /// Empties the file, to discard a record that cannot be read.
     pub fn clear(&self) -> Result<()> {
         self.file.set_len(0).map_err(|e| self.failed(e))
     }
 }
 
-/// Opens a file that is there, without following links or waiting for what is no file. It does not make one:
-/// where others may write too, the kernel lets nobody open the file of another in that way
-/// (fs.protected_regular).
+/// Opens an existing regular file, without following a link and without blocking on another kind of
+/// file. Does not create one: the kernel lets nobody open another user's file with `O_CREAT` in a
+/// folder that others may write to (fs.protected_regular).
 fn existing(path: &Path, flags: OFlags) -> std::io::Result<File> {
     let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let opened = match rustix::fs::open(path, flags, Mode::empty()) {
         Err(Errno::LOOP) => return Err(Error::other("it is a link")),
         opened => opened?,
     };
-    // Before there is a lock: to close a descriptor ends those of this process.
+    // Done before there is a lock: closing a descriptor of a file ends this process's locks on it.
     let file = File::from(fcntl_dupfd_cloexec(&opened, BEYOND_SHELLS).unwrap_or(opened));
     match file.metadata()?.is_file() {
         true => Ok(file),
@@ -212,7 +219,9 @@ fn existing(path: &Path, flags: OFlags) -> std::io::Result<File> {
     }
 }
 
-/// Makes an empty file that everybody may open, all at once, and the folder of one's own for it.
+/// Creates an empty file that is open to everybody (mode 666) as soon as it has its name, and a
+/// folder for it (mode 700) if there is none. Succeeds if another process has created the file
+/// first.
 fn make(path: &Path) -> std::io::Result<()> {
     let folder = path.parent().unwrap_or(Path::new("/"));
     DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
@@ -223,7 +232,7 @@ fn make(path: &Path) -> std::io::Result<()> {
     let made = rustix::fs::fchmod(&file, Mode::from_raw_mode(0o666))
         .map_err(Error::from)
         .and_then(|()| fs::hard_link(&draft, path));
-    // The first error is the one to tell.
+    // The first error is the one to report.
     let _ = fs::remove_file(&draft);
     match made {
         Err(e) if e.kind() == ErrorKind::AlreadyExists => Ok(()),

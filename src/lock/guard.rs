@@ -1,6 +1,6 @@
-//! Holding the lock while gpuctl acts. The machine's ends with the last process that has its
-//! descriptor. That of Redis is renewed by a thread at a third of its time, its loss calls off the
-//! work, and it is released whatever the work comes to.
+//! Holding the lock while gpuctl acts. The machine's lock ends with the last process that has its
+//! descriptor. The lock in Redis is renewed by a thread every third of its time; its loss calls off
+//! the work, and it is released whatever the work comes to.
 
 use super::claim::{Claim, MARGIN, RENEWAL, RETRY, Releaser, Renewal, TTL};
 use super::entry::enter;
@@ -25,22 +25,23 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// The lock, held. Dropping it releases it.
+/// The lock, held until the guard is released or dropped.
 pub struct Guard {
     renewed: Option<Renewed>,
-    /// `None` once it is given up.
+    /// The machine's lock, or `None` once it is given up.
     machine: Option<Machine>,
     config: Config,
-    /// What it has started, or found, may keep the machine's lock beside it.
+    /// Whether other processes may keep the machine's lock too: those that this process has
+    /// started, or has found when it joined.
     has_company: AtomicBool,
     lease: Arc<Lease>,
-    /// It stands beside a command that works under the lock.
+    /// The watchdog beside a command that works under the lock, if there is one.
     watchdog: Arc<Mutex<Option<Watchdog>>>,
     fence: u64,
     token: String,
 }
 
-/// What has to be renewed: the lock in Redis.
+/// The lock in Redis, with the thread that renews it.
 struct Renewed {
     hold: Arc<Mutex<Hold>>,
     quit: Arc<Event>,
@@ -50,35 +51,40 @@ struct Renewed {
 struct Hold {
     redis: Redis,
     token: String,
-    /// So much before the end of its time the lock counts as lost, for what has to be ended first.
+    /// How long before the end of its time the lock counts as lost, so that there is time to end
+    /// what works under it.
     margin: Duration,
-    /// The end of its time.
+    /// Time since boot at which the lock ends unless it is renewed.
     until: SinceBoot,
     watchdog: Arc<Mutex<Option<Watchdog>>>,
 }
 
-/// A lock in Redis that is handed on.
+/// A lock in Redis that its holder hands on to a companion.
 #[derive(Serialize, Deserialize)]
 pub struct Heirloom {
     token: String,
     fence: u64,
 }
 
-/// What a command wants the lock for.
+/// What a command of gpuctl wants the lock for.
 pub struct Purpose<'a> {
-    /// The service or phase that it acts for.
+    /// Name that the lock shows for its holder, such as that of the service or phase that the
+    /// command acts for.
     pub holder: &'a str,
-    /// What gpuctl was called for: "run render.sh".
+    /// What gpuctl was called for, such as `run render.sh`.
     pub command: &'a str,
+    /// Names of the services that the command acts for.
     pub services: &'a [String],
-    /// How long to wait for it.
+    /// How long to wait for the lock.
     pub patience: Duration,
-    /// What ending a command takes when the lock is lost; `None`: nothing but gpuctl works under it.
+    /// Time that it takes to end the command when the lock is lost, or `None` if nothing but gpuctl
+    /// works under the lock.
     pub margin: Option<Duration>,
 }
 
 impl Guard {
-    /// Takes the lock, or joins the one that the caller holds and has named in the environment.
+    /// Takes the lock, or joins the lock that the caller of gpuctl holds and whose token it has put
+    /// into the environment.
     pub fn take(
         config: &Config,
         purpose: &Purpose,
@@ -108,12 +114,12 @@ impl Guard {
         let mut claim = Claim::new(&holder, record, TTL, &machine)?;
         let patience = Patience::new(purpose.patience);
         let mut redis = redis(config);
-        // It comes up while we wait.
+        // The watchdog comes up while this process waits.
         let watchdog = purpose.margin.map(|_| Watchdog::start(machine.fd(), config)).transpose()?;
         let place = machine.lock().place()?;
         let entered =
             enter(config, &mut machine, redis.as_mut(), &mut claim, &patience, stop, tell);
-        // The lock's file that it keeps may have been removed meanwhile.
+        // The lock's file that the watchdog has open may have been removed meanwhile.
         let is_kept = entered.is_ok() && machine.lock().place()? == place;
         let (watchdog, idle) = if is_kept { (watchdog, None) } else { (None, watchdog) };
         idle.into_iter().for_each(Watchdog::dismiss);
@@ -126,8 +132,9 @@ impl Guard {
         Ok(guard)
     }
 
-    /// Goes on with the lock in Redis of a gpuctl that has died, where it still is that one's; the
-    /// machine's we have inherited.
+    /// Goes on with the lock in Redis of a gpuctl that has died, whose machine's lock this process
+    /// has inherited. Returns `None` if the lock in Redis is not the dead gpuctl's any more, or no
+    /// Redis is configured.
     pub fn adopt(config: &Config, heirloom: &Heirloom) -> Result<Option<Guard>> {
         let Some(mut redis) = redis(config) else { return Ok(None) };
         let mut record = Record::ours(heirloom.token.clone(), "guardian", &[])?;
@@ -142,7 +149,8 @@ impl Guard {
         Ok(Some(guard))
     }
 
-    /// What a companion needs to go on with the lock in Redis.
+    /// Returns what a companion needs to go on with the lock in Redis, or `None` if no Redis is
+    /// configured.
     pub fn heirloom(&self) -> Option<Heirloom> {
         let heirloom = || Heirloom { token: self.token.clone(), fence: self.fence };
         self.renewed.as_ref().map(|_| heirloom())
@@ -160,7 +168,7 @@ impl Guard {
             let record = machine.join(token, stop)?.ok_or_else(not_held)?.record;
             return Guard::of(config, machine, &record);
         };
-        // Before Redis is asked, so that nobody comes in between.
+        // Done before Redis is asked, so that nobody comes in between.
         let is_here = machine.join(token, stop)?.is_some();
         if !is_here {
             machine.slip_in(stop)?;
@@ -191,7 +199,8 @@ impl Guard {
         })
     }
 
-    /// Has the lock in Redis renewed from now on.
+    /// Starts to renew the lock in Redis, which ends at `until`. The lock counts as lost `margin`
+    /// and another `MARGIN` before its end.
     fn renew(&mut self, redis: Redis, margin: Duration, until: SinceBoot) -> Result<()> {
         let (token, watchdog) = (self.token.clone(), self.watchdog.clone());
         let hold = Hold { redis, token, margin: margin + MARGIN, until, watchdog };
@@ -210,11 +219,13 @@ impl Guard {
         Ok(())
     }
 
-    /// The descriptor that keeps the machine's lock, for a command that works under it.
+    /// Returns the descriptor that keeps the machine's lock, for a command that works under the
+    /// lock.
     pub fn descriptor(&self) -> BorrowedFd<'_> {
         self.machine.as_ref().expect("it is given up in the end only").fd()
     }
 
+    /// Returns the lease by which work under the lock notices that the lock is lost.
     pub fn lease(&self) -> &Arc<Lease> {
         &self.lease
     }
@@ -227,9 +238,10 @@ impl Guard {
         &self.token
     }
 
-    /// Has a watchdog end a command, and whatever bears its token, when we cannot any more; without
-    /// a group one that is not there yet, and begins to work as soon as it is: its processes are
-    /// those that bear the token. The watchdog keeps the machine's lock until it has ended them.
+    /// Makes the watchdog end a command, and all processes that bear `token`, once this process no
+    /// longer can. Without a `group`, the command is one that is not there yet, and its processes
+    /// are those that bear the token. The watchdog keeps the machine's lock until it has ended
+    /// them. Fails if the lock is lost.
     pub fn watch_over(
         &self,
         group: Option<process::Id>,
@@ -241,7 +253,7 @@ impl Guard {
         self.lease.check()
     }
 
-    /// Has the watchdog be there, if it is not there yet, and know of the lock.
+    /// Starts the watchdog, if there is none yet, and tells it about the lock.
     pub fn stand_by(&self) -> Result<()> {
         self.has_company.store(true, Ordering::Relaxed);
         let mut place = lock(&self.watchdog);
@@ -255,17 +267,19 @@ impl Guard {
         Ok(())
     }
 
-    /// Tells the watchdog what it is to do after the command where we cannot any more.
+    /// Tells the watchdog what it has to do after the command if this process cannot do it any
+    /// more.
     pub fn owe(&self, debt: &Value) {
         lock(&self.watchdog).iter_mut().for_each(|watchdog| watchdog.owe(debt.clone()));
     }
 
-    /// The command has ended, and the watchdog is needed for what is owed still.
+    /// Tells the watchdog that the command has ended and that what is owed is still to be done.
     pub fn command_ended(&self) {
         lock(&self.watchdog).iter_mut().for_each(Watchdog::command_ended);
     }
 
-    /// Asks whether the lock is still ours, where more than the next renewal hangs on it.
+    /// Renews the lock in Redis now and fails if it is lost, for a step that must not rely on the
+    /// next renewal.
     pub fn confirm(&self) -> Result<()> {
         if let Some(renewed) = &self.renewed
             && lock(&renewed.hold).confirm()?.is_none()
@@ -275,12 +289,12 @@ impl Guard {
         self.lease.check()
     }
 
-    /// Dismisses the watchdog: the command has ended, and nothing is owed.
+    /// Dismisses the watchdog, because the command has ended and nothing is owed.
     pub fn forget_command(&self) {
         lock(&self.watchdog).take().into_iter().for_each(Watchdog::dismiss);
     }
 
-    /// Gives the lock back; fails where it was lost before, so that others may have acted too.
+    /// Gives the lock back. Fails if it was lost before, so that others may have acted too.
     pub fn release(mut self, progress: &Progress) -> Result<()> {
         let released = self.end();
         self.lease.check()?;
@@ -301,13 +315,13 @@ impl Guard {
         }
     }
 
-    /// Renews it no more, and gives it back; tells whether it was still ours.
+    /// Stops renewing the lock and gives it back; returns whether it was still ours.
     fn end(&mut self) -> Result<bool> {
-        // Of a command that never began.
+        // The watchdog may be that of a command that never began.
         self.forget_command();
         let Some(renewed) = self.renewed.take() else { return Ok(true) };
         renewed.quit.set();
-        // It has nothing to tell, and a panic of it has told of itself.
+        // The thread returns nothing, and a panic in it has been reported already.
         let _ = renewed.thread.join();
         let mut hold = lock(&renewed.hold);
         let has_company = self.has_company.load(Ordering::Relaxed);
@@ -318,7 +332,8 @@ impl Guard {
             let next = self.machine.as_ref().and_then(next);
             return Ok(hold.redis.release(by, next.as_ref())? && is_ours);
         }
-        // Who is left there is not us; and who comes in there now takes the lock in Redis over.
+        // Once the machine's lock is given up, a process that still has it is not this one, and a
+        // process that takes it takes over the lock in Redis.
         self.machine = None;
         give_back(&self.config, &mut hold.redis, by)?;
         Ok(is_ours)
@@ -327,7 +342,8 @@ impl Guard {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        // The work has failed already, and tells why; the lock ends by itself.
+        // The work has failed already and reports why; a lock that is not given back ends by
+        // itself.
         let _ = self.end();
     }
 }
@@ -336,11 +352,11 @@ fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Renews until told to quit, or until the lock is lost.
+/// Renews the lock in Redis until `quit` happens or the lock is lost.
 fn keep(shared: &Mutex<Hold>, lease: &Lease, quit: &Event) {
     let mut pause = RENEWAL;
     loop {
-        // Also where no timer can be had, the work asks the lease before every step.
+        // The work asks the lease before every step, even if no timer can be had.
         let end = lease.valid_until().and_then(|until| Event::at_since_boot(until).ok());
         let mut watched = vec![quit.fd()];
         watched.extend(end.iter().map(|end| end.fd()));
@@ -356,7 +372,7 @@ fn keep(shared: &Mutex<Hold>, lease: &Lease, quit: &Event) {
             }
             Ok(None) => {
                 let now = hold.redis.look().ok().flatten();
-                // What is left of ours is the second record.
+                // A lock under our own token is only what is left of it in the second record.
                 let now = now.filter(|held| !held.is_of(&hold.token));
                 let now = now.map_or("nobody holds it".to_owned(), |held| {
                     format!("it is held by {}", held.describe())
@@ -373,7 +389,7 @@ fn keep(shared: &Mutex<Hold>, lease: &Lease, quit: &Event) {
 }
 
 impl Hold {
-    /// When it counts as lost, since boot.
+    /// Returns the time since boot at which the lock counts as lost.
     fn end(&self) -> SinceBoot {
         self.until.earlier(self.margin)
     }
@@ -382,7 +398,8 @@ impl Hold {
         self.until.has_come()
     }
 
-    /// Renews it: until when it is ours now; `None` where it is not any more.
+    /// Renews the lock. Returns the time since boot at which it now counts as lost, or `None` if it
+    /// is not ours any more.
     fn confirm(&mut self) -> Result<Option<SinceBoot>> {
         let asked = SinceBoot::now();
         let how = if self.is_late() { Renewal::Late } else { Renewal::InTime };

@@ -1,5 +1,5 @@
-//! Which processes keep the machine's lock: those that have an open descriptor of its file on
-//! which the kernel has set one of our locks, as far as we may look into them.
+//! Finds the processes that keep the machine's lock: those with an open descriptor of its file on
+//! which the kernel has set one of gpuctl's locks, as far as this process may look into them.
 
 use super::record::KeeperProcess;
 use crate::model::Pid;
@@ -8,7 +8,8 @@ use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-/// Everybody but us.
+/// Returns the processes that keep the machine's lock, other than this one, in the order of their
+/// PIDs.
 pub fn keepers(file: &File, path: &Path) -> Vec<KeeperProcess> {
     let (Ok(meta), Ok(entries)) = (file.metadata(), fs::read_dir("/proc")) else {
         return Vec::new();
@@ -29,7 +30,8 @@ fn named(pid: Pid) -> KeeperProcess {
 fn keeps(pid: Pid, path: &Path, inode: u64) -> bool {
     let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
     entries.flatten().any(|entry| {
-        // Of another mount namespace it may have another path, but no other name.
+        // A process of another mount namespace may have the file at another path, but under no
+        // other name.
         let is_it = fs::read_link(entry.path()).is_ok_and(|at| at.file_name() == path.file_name());
         is_it && {
             let number = entry.file_name();
@@ -39,8 +41,8 @@ fn keeps(pid: Pid, path: &Path, inode: u64) -> bool {
     })
 }
 
-/// Whether a descriptor has the door of the file, or is inside. What waits has a lock of its
-/// process alone.
+/// Reports whether a descriptor, by its `fdinfo`, has the file's door or is inside. A waiter has
+/// neither: its lock is one of its process, not of the descriptor.
 fn tells_of_a_lock(info: &str, inode: u64) -> bool {
     let mut locks = info.lines().filter_map(|line| line.strip_prefix("lock:"));
     locks.any(|lock| {
@@ -52,7 +54,7 @@ fn tells_of_a_lock(info: &str, inode: u64) -> bool {
     })
 }
 
-/// Descriptors of this file that our caller has passed on to us.
+/// Returns the descriptors of this file that the caller of gpuctl has passed on to it.
 pub fn inherited(file: &File) -> std::io::Result<Vec<BorrowedFd<'static>>> {
     let ours = file.metadata()?;
     let numbers = fs::read_dir("/proc/self/fd")?.flatten().filter_map(|entry| {

@@ -1,11 +1,11 @@
-//! The line of those who wait for the machine's lock, the longest waiting first.
+//! The line of the processes that wait for the machine's lock, the longest waiting first.
 //!
-//! A place in it is a lock of the kernel's on one byte of the lock's file: the byte that bears the
-//! time since boot at which its owner came. So the places stand in the order of arrival, every one
-//! is told from every other, and one is gone at the moment in which its owner ends, however that
-//! ends: there is nothing that could be left over. Who waits sleeps until the one before it has
-//! left, in the kernel, so that each is woken once, when it may be its turn. A waiter that is
-//! stopped keeps its place and holds up nobody.
+//! A place in the line is a lock of the kernel on one byte of the lock's file, the byte whose
+//! offset is the time since boot at which the place's owner came. So the places stand in the order
+//! of arrival, no two are the same, and a place is gone at the moment at which its owner ends,
+//! however it ends: nothing can be left over. A waiter sleeps in the kernel until the one before it
+//! has left, so that each is woken once, when it may be its turn. A waiter that is stopped keeps
+//! its place and holds up nobody.
 
 use super::file::LockFile;
 use crate::error::Result;
@@ -19,30 +19,36 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Before it, the file's bytes mean something else.
+/// Offset of the first byte that can be a place in the line; the bytes before it are for the record
+/// and for the lock of those inside.
 const FIRST: u64 = 1 << 20;
 
-/// The kernel tells nobody when one who waits before us is stopped by a signal.
+/// Longest sleep of a waiter between two looks at the line: the kernel reports to nobody that a
+/// waiter ahead was stopped by a signal.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// Our part in the line.
+/// The line, as seen by a process that waits in it or is about to.
 pub struct WaitingLine {
     file: Arc<File>,
-    /// `None`: we stand behind everybody.
+    /// This process's own place, or `None` if it has none and so stands behind everybody.
     place: Option<u64>,
-    /// The place that is waited for, and the thread that does it.
+    /// The place that this process waits for, and the thread that waits until that place is given
+    /// up.
     before: Option<(u64, Aside<std::io::Result<()>>)>,
 }
 
-/// Who waits before us.
+/// The waiters ahead of this process.
 pub struct Ahead {
+    /// Number of waiters ahead, including those that are stopped.
     pub count: usize,
-    /// The place of the next before us that is not stopped; `None`: it is our turn.
+    /// Place of the nearest waiter ahead that is not stopped, or `None` if it is this process's
+    /// turn.
     pub next: Option<u64>,
 }
 
-/// Who has the machine's lock next, and for how long it has waited.
+/// The waiter that has the machine's lock next, and for how long it has waited.
 pub struct NextHere {
+    /// Name of that machine's lock, by which Redis knows it (`LockFile::place`).
     pub place: String,
     pub waited: Duration,
 }
@@ -52,7 +58,8 @@ impl WaitingLine {
         WaitingLine { file: file.clone(), place: None, before: None }
     }
 
-    /// Who is next, for one who has no place in it.
+    /// Returns the longest waiting process that is not stopped, or `None` if there is none; for a
+    /// caller that has no place in the line itself.
     pub fn next(lock: &LockFile) -> Result<Option<NextHere>> {
         let waited = WaitingLine::longest_wait(&lock.file).map_err(|e| lock.failed(e))?;
         waited.map(|waited| Ok(NextHere { place: lock.place()?, waited })).transpose()
@@ -77,7 +84,8 @@ impl WaitingLine {
         }
     }
 
-    /// Takes a place at the end, where we have none yet; tells whether that is new.
+    /// Takes a place at the end of the line, if this process has none yet; returns whether the
+    /// place is new.
     pub fn queue_up(&mut self) -> std::io::Result<bool> {
         if self.place.is_some() {
             return Ok(false);
@@ -90,6 +98,7 @@ impl WaitingLine {
         Ok(true)
     }
 
+    /// Returns the waiters ahead of this process: all of them, if it has no place.
     pub fn ahead(&self) -> std::io::Result<Ahead> {
         let end = self.place.unwrap_or(i64::MAX as u64);
         let mut places = self.taken(FIRST..end)?;
@@ -99,7 +108,8 @@ impl WaitingLine {
         Ok(Ahead { count: places.len(), next })
     }
 
-    /// Every place within a range, with its owner. The kernel names one at a time, any of them.
+    /// Returns every place within a range that is taken, with its owner. The kernel names one of
+    /// them at a time, in no particular order.
     fn taken(&self, range: Range<u64>) -> std::io::Result<Vec<(u64, Pid)>> {
         let (mut found, mut unasked) = (Vec::new(), vec![range]);
         while let Some(range) = unasked.pop() {
@@ -115,7 +125,8 @@ impl WaitingLine {
         Ok(found)
     }
 
-    /// Sleeps until a place is given up, or its owner may have been stopped.
+    /// Sleeps until `place` is given up, or until `LOOK` has passed, since its owner may have been
+    /// stopped.
     pub fn wait_for(&mut self, place: u64, stop: &Stop, deadline: Instant) -> Result<()> {
         let before = match self.before.take().filter(|(before, _)| *before == place) {
             Some((_, before)) => before,
@@ -128,17 +139,17 @@ impl WaitingLine {
             }
         };
         wait(&[before.ended().fd()], stop, deadline.min(Instant::now() + LOOK));
-        // That it cannot be locked shows at the next look.
+        // A place that cannot be locked shows at the next look.
         if before.take().is_none() {
             self.before = Some((place, before));
         }
         Ok(())
     }
 
-    /// Gives up our place; the next one is woken.
+    /// Gives up this process's place, which wakes the next waiter.
     pub fn leave(&mut self) {
         if let Some(place) = self.place.take() {
-            // It ends with this process where it cannot be given up.
+            // A place that cannot be given up ends with this process.
             let _ = byte_locks::unlock(&self.file, LockOwner::Process, place);
         }
     }

@@ -1,14 +1,15 @@
-//! The machine's lock: the kernel's, on one file for everybody on the machine.
+//! The machine's lock, which the kernel keeps, on one file for everybody on the machine.
 //!
-//! *The door* is a flock(2) on the whole file. Who has it may go in as soon as nobody is inside.
-//! *Inside* is everybody who has a shared lock on the file's first byte: the holder, and commands
-//! of gpuctl that work under its token beside it. Both are locks of an open description: they are
-//! inherited with the descriptor, and end when the last process that has it does, whatever becomes
-//! of the others. So there is nobody to be proved dead, and nothing to be renewed.
+//! *The door* is a flock(2) on the whole file. A process that has the door may go in as soon as
+//! nobody is inside. *Inside* is every process with a shared lock on the byte `INSIDE` of the file:
+//! the holder, and commands of gpuctl that work under its token beside it. Both locks belong to an
+//! open file description: they are inherited with the descriptor, and end when the last process
+//! that has the descriptor ends, whatever becomes of the others. So no process has to be proved
+//! dead, and nothing has to be renewed.
 //!
 //! The file's content is a record of the last holder. It is there for people, with one exception:
-//! what `lock acquire` has taken has no process that could hold a lock, so that its record is
-//! honoured until its time, or the process that it was taken for, ends it.
+//! what `lock acquire` has taken has no process that could hold a lock, so its record is honoured
+//! until the record's time, or the process that the lock was taken for, ends.
 
 use super::file::{LockFile, RECORD_LIMIT, Written};
 use super::keepers::{inherited, keepers};
@@ -27,41 +28,43 @@ use std::io::Error;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// The byte of the file that is locked by who is inside; nothing is ever written for it.
+/// Offset of the byte of the file that the processes inside have locked; nothing is ever written
+/// there.
 const INSIDE: u64 = RECORD_LIMIT;
 
-/// What others keep locked for microseconds is waited for this long.
+/// Longest wait for a lock that other processes keep for microseconds only.
 const MOMENT: Duration = Duration::from_secs(5);
 
-/// What keeps one from going in that is first in the line.
+/// What keeps the process that is first in the line from going in.
 pub enum InTheWay {
-    /// Somebody has the door.
+    /// Another process has the door.
     Door,
-    /// Somebody is inside.
+    /// Other processes are inside.
     Inside,
-    /// A lock that was taken by hand.
+    /// A lock that was taken by hand is not over.
     ByHand { written: Box<Written>, left: Duration, process: Option<Handle> },
-    /// Somebody has removed the file.
+    /// The file was removed after it was opened.
     Removed,
 }
 
-/// The machine's lock, as one who may take it or look at it has it open.
+/// The machine's lock, open for a process that may take it or look at it.
 pub struct Machine {
     lock: LockFile,
 }
 
 impl Machine {
-    /// Opens it to take it.
+    /// Opens the machine's lock to take it; creates its file if there is none.
     pub fn open(path: &Path) -> Result<Machine> {
         Ok(Machine::of(LockFile::open(path)?))
     }
 
-    /// Opens the one that is there, to change its record.
+    /// Opens the machine's lock to change its record. Returns `None` if its file does not exist.
     pub fn find(path: &Path) -> Result<Option<Machine>> {
         Ok(LockFile::there(path, OFlags::RDWR)?.map(Machine::of))
     }
 
-    /// Opens it to look at it only; `None` where there is none, and so nobody has the lock.
+    /// Opens the machine's lock only to look at it. Returns `None` if its file does not exist,
+    /// which means that nobody has the lock.
     pub fn look_at(path: &Path) -> Result<Option<Machine>> {
         Ok(LockFile::there(path, OFlags::RDONLY)?.map(Machine::of))
     }
@@ -70,7 +73,8 @@ impl Machine {
         Machine { lock }
     }
 
-    /// The descriptor that has the lock, and that whoever is to keep it inherits.
+    /// Returns the descriptor that has the lock; every process that is to keep the lock has to
+    /// inherit it.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.lock.file.as_fd()
     }
@@ -79,13 +83,14 @@ impl Machine {
         &self.lock
     }
 
-    /// Opens the file anew that has been removed.
+    /// Opens the lock's file anew, after the file that was open has been removed.
     pub fn open_again(&mut self) -> Result<()> {
         *self = Machine::open(&self.lock.path)?;
         Ok(())
     }
 
-    /// Takes the door and the right to be inside alone, if that can be done now; otherwise neither.
+    /// Takes the door, and the right to be inside alone, if both can be had now; otherwise takes
+    /// neither and returns what is in the way.
     pub fn try_door(&self) -> Result<Option<InTheWay>> {
         let obstacle = self.look_through_door()?;
         if obstacle.is_some() {
@@ -103,7 +108,7 @@ impl Machine {
             return Ok(Some(InTheWay::Removed));
         }
         if let Some(written) = self.lock.read()? {
-            // Opened first: one that ends after that wakes us.
+            // Opened first, so that a process that ends after the check wakes us.
             let process = written.record.process();
             if let Some(left) = written.record.left() {
                 return Ok(Some(InTheWay::ByHand { written: Box::new(written), left, process }));
@@ -112,13 +117,15 @@ impl Machine {
         Ok((!self.try_inside(LockMode::Exclusive)?).then_some(InTheWay::Inside))
     }
 
-    /// Gives up the door, and what it had led to.
+    /// Gives up the door, and the right to be inside.
     pub fn step_back(&self) -> Result<()> {
         self.leave()?;
         flock(&*self.lock.file, FlockOperation::Unlock).map_err(|e| self.lock.failed(e))
     }
 
-    /// Who is in the way; `None`: one that is about to take the lock.
+    /// Returns the holder behind an obstacle, or `None` if another gpuctl is about to take the
+    /// lock. If nobody waits ahead (`is_first`) and no holder is known, a program that has locked
+    /// the file and is not gpuctl counts as the holder.
     pub fn held_beyond(&self, obstacle: &InTheWay, is_first: bool) -> Result<Option<Held>> {
         if let InTheWay::ByHand { written, left, .. } = obstacle {
             return Ok(Some(held_by_hand(Written::clone(written), *left)));
@@ -127,7 +134,7 @@ impl Machine {
         if held.is_some() || !is_first {
             return Ok(held);
         }
-        // Who has locked the file, and is no gpuctl.
+        // A program that has locked the file and is not gpuctl.
         let keeper =
             keepers(&self.lock.file, &self.lock.path).into_iter().find(|one| one.name != "gpuctl");
         Ok(keeper.map(|keeper| Held {
@@ -138,7 +145,7 @@ impl Machine {
         }))
     }
 
-    /// Sleeps until that is not in the way any more, or may not be.
+    /// Sleeps until `obstacle` is not in the way any more, or may not be.
     pub fn wait_for(&self, obstacle: InTheWay, stop: &Stop, deadline: Instant) -> Result<()> {
         let file = self.lock.file.clone();
         let ended = match obstacle {
@@ -146,7 +153,7 @@ impl Machine {
             InTheWay::ByHand { written, left, process } => {
                 return self.wait_for_hand(&written, left, process.as_ref(), stop, deadline);
             }
-            // One that is left behind ends with this process.
+            // A thread that is left behind ends with this process.
             InTheWay::Door => Aside::begin(move || {
                 flock(&*file, FlockOperation::LockExclusive).map_err(Error::from)
             })?,
@@ -172,7 +179,8 @@ impl Machine {
         Ok(())
     }
 
-    /// Goes in through the door, and leaves a record of it with its fence.
+    /// Goes in through the door and writes the record. A fence that Redis has not set becomes the
+    /// time in microseconds, or one more than the last.
     pub fn go_in(&self, holder: &str, record: &mut Record) -> Result<()> {
         if record.fence == 0 {
             let last = self.lock.read()?.map_or(0, |last| last.record.fence);
@@ -187,8 +195,9 @@ impl Machine {
             .map_err(|e| self.lock.failed(e))
     }
 
-    /// Whether others hold the lock, who share its byte. One that has the byte alone is about to go in,
-    /// or waits at the door, and the record is not its own yet, but that of a holder who is gone.
+    /// Reports whether others hold the lock, which means that they share the byte `INSIDE`. A
+    /// process that has the byte alone is about to go in, or waits at the door; the record is then
+    /// not its own yet, but that of a holder that is gone.
     pub fn others_are_inside(&self) -> Result<bool> {
         let range = INSIDE..INSIDE + 1;
         let others = byte_locks::any(&self.lock.file, LockOwner::Description, range);
@@ -196,8 +205,8 @@ impl Machine {
         Ok(others.is_some_and(|others| others.mode == LockMode::Shared))
     }
 
-    /// Goes in beside a holder, by its token, and without the door; the record that says so, or
-    /// `None` where nobody holds the lock under that token any more.
+    /// Goes in beside a holder by its token, without the door, and returns the holder's record.
+    /// Returns `None` if nobody holds the lock under that token any more.
     pub fn join(&self, token: &str, stop: &Stop) -> Result<Option<Written>> {
         self.slip_in(stop)?;
         let written = self.lock.read()?.filter(|written| written.record.token == token);
@@ -214,12 +223,13 @@ impl Machine {
         Ok(written)
     }
 
-    /// Keeps others out, beside whoever is inside.
+    /// Goes in without the door, beside the processes that are inside, to keep others out. Fails if
+    /// another process keeps the byte `INSIDE` to itself for longer than `MOMENT`.
     pub fn slip_in(&self, stop: &Stop) -> Result<()> {
-        // What our caller has passed on to us is for us: what we start keeps the lock by our own
-        // descriptor, or not at all.
+        // What our caller has passed on is for this process: what this process starts keeps the
+        // lock by our own descriptor, or not at all.
         for fd in inherited(&self.lock.file).map_err(|e| self.lock.failed(e))? {
-            // One that is closed by now is inherited by nobody.
+            // A descriptor that is closed by now is inherited by nobody.
             let _ = fcntl_setfd(fd, FdFlags::CLOEXEC);
         }
         match self.try_inside(LockMode::Shared)? {
@@ -230,7 +240,7 @@ impl Machine {
         }
     }
 
-    /// Locks what others lock for a moment only.
+    /// Takes a lock that others keep for a moment only; fails if it cannot be had within `MOMENT`.
     fn in_a_moment(
         &self,
         stop: &Stop,
@@ -247,7 +257,7 @@ impl Machine {
         })
     }
 
-    /// Happens when nobody else is inside any more, for a moment at least.
+    /// Begins to wait until nobody else is inside any more, for a moment at least.
     pub fn alone(&self) -> Result<Aside<std::io::Result<()>>> {
         let file = self.lock.file.clone();
         Aside::begin(move || {
@@ -256,14 +266,14 @@ impl Machine {
         })
     }
 
-    /// Gives up what `join` has taken.
+    /// Gives up the right to be inside, which `join` for instance has taken.
     fn leave(&self) -> Result<()> {
         byte_locks::unlock(&self.lock.file, LockOwner::Description, INSIDE)
             .map_err(|e| self.lock.failed(e))
     }
 
-    /// Closes the descriptors that our caller has passed on to us, in a process that is to keep the
-    /// lock no longer.
+    /// Closes the descriptors that the caller of gpuctl has passed on, in a process that is to keep
+    /// the lock no longer.
     pub fn forget_inherited(&self) -> Result<()> {
         for fd in inherited(&self.lock.file).map_err(|e| self.lock.failed(e))? {
             // SAFETY: nothing in this process owns it.
@@ -273,7 +283,7 @@ impl Machine {
         Ok(())
     }
 
-    /// Who holds the lock; `None`: nobody.
+    /// Returns who holds the lock, or `None` if nobody does.
     pub fn held(&self) -> Result<Option<Held>> {
         let written = self.lock.read()?;
         if let Some(written) = &written
@@ -287,7 +297,8 @@ impl Machine {
         Ok(Some(self.kept(written)))
     }
 
-    /// A lock that processes keep: those of the record, or what they have left.
+    /// Describes a lock that processes keep, with these processes unless the record's own process
+    /// is alive.
     fn kept(&self, written: Option<Written>) -> Held {
         let (holder, record) = match written {
             Some(Written { holder, record, .. }) => (holder, Some(record)),
@@ -301,20 +312,20 @@ impl Machine {
         Held { holder, record, ends: Ends::WithProcesses, keepers }
     }
 
-    /// Writes the record of the lock that we hold.
+    /// Writes the record of the lock that this process holds.
     pub fn put_down(&self, holder: &str, record: &Record) -> Result<()> {
         self.lock.write(holder, record)
     }
 
-    /// Ends a lock that was taken by hand: the one of that token, or whatever there is. Tells
-    /// whether there was one.
+    /// Ends the lock that was taken by hand under `token`; without a token, any lock that was taken
+    /// by hand, or a damaged record. Returns whether there was one.
     pub fn end_by_hand(&self, token: Option<&str>) -> Result<bool> {
         let is_meant = |written: &Written| {
             token.is_none_or(|token| token == written.record.token)
                 && written.record.left().is_some()
         };
         let there = match self.lock.read() {
-            // What nobody can read is honoured as a lock until it is cleared: nobody goes in.
+            // A record that nobody can read counts as a lock until it is cleared: nobody goes in.
             Err(failure) if failure.code == Code::Config && token.is_none() => {
                 return self.lock.clear().map(|()| true);
             }
@@ -323,7 +334,7 @@ impl Machine {
         if !there.as_ref().is_some_and(is_meant) {
             return Ok(false);
         }
-        // For as long as it is there, others have the door for a moment only.
+        // While a lock by hand lasts, others have the door for a moment only.
         self.in_a_moment(&Stop::never(), |file| {
             flock(file, FlockOperation::LockExclusive).map_err(Error::from)
         })?;

@@ -1,6 +1,6 @@
-//! The GPU lock: one holder at a time, the longest waiting next, and a number (the fence) that
-//! rises with every holder. The machine's lock is the kernel's; where a Redis is configured, its
-//! lock is taken too, by at most one gpuctl of each machine.
+//! The GPU lock: one holder at a time, the longest waiting process next, and a number (the fence)
+//! that rises with every holder. The machine's lock is kept by the kernel. If a Redis is
+//! configured, the lock there is taken as well, by at most one gpuctl of each machine.
 
 mod by_hand;
 mod claim;
@@ -33,32 +33,33 @@ use machine::Machine;
 use redis::Redis;
 use std::time::{Duration, Instant};
 
-/// What came of a try.
+/// Result of one try to take the lock in Redis.
 pub enum Attempt {
     /// The lock was taken, with this fence.
     Taken(u64),
     Busy(Box<Busy>),
-    /// The server is there and will be ready soon.
+    /// The server is loading its data, or has answered before and cannot be reached now: another
+    /// try may succeed.
     Unready(Failure),
 }
 
-/// Why the lock cannot be had now.
+/// Why the lock cannot be taken now.
 pub struct Busy {
-    /// `None` where it is free for a moment, for another one who waits.
+    /// The lock's holder, or `None` if another waiter is about to take the lock.
     pub held: Option<Held>,
-    /// How many are before us in the line.
+    /// Number of waiters ahead of this process in the line.
     pub ahead: usize,
-    /// Whether that is known from Redis, and not from this machine.
+    /// Whether the holder is known from Redis, and not from this machine's lock.
     pub is_elsewhere: bool,
 }
 
-/// How long to wait for the lock.
+/// How long a process waits for the lock: the time in all, and the moment at which it is over.
 pub struct Patience {
     pub total: Duration,
     pub deadline: Instant,
 }
 
-/// Who tells for whom we wait, at first and when that changes.
+/// Reports which holder this process waits for, at first and whenever the holder changes.
 pub struct Teller<'a> {
     config: &'a Config,
     tell: &'a mut dyn FnMut(&str),
@@ -66,7 +67,8 @@ pub struct Teller<'a> {
 }
 
 impl Busy {
-    /// "held by comfyui (nora:1234, 29 s left), 2 waiting before us".
+    /// Describes why the lock is busy:
+    /// `held by comfyui (nora:1234, 29 s left), 2 waiting before us`.
     pub fn describe(&self, place: &Place) -> String {
         let mut text = match &self.held {
             Some(held) => format!("held by {}", held.describe()),
@@ -83,6 +85,7 @@ impl Busy {
         text + &by_chance
     }
 
+    /// Returns the failure of a caller that does not wait for the lock, or no longer.
     pub fn refusal(&self, place: &Place, patience: &Patience) -> Failure {
         let waited = match patience.total.is_zero() {
             true => String::new(),
@@ -102,7 +105,8 @@ impl Busy {
             Ends::WithProcesses if held.is_stopped() => failure.hint(
                 "its process is stopped, and holds the lock for as long as it is there: continue it (kill -CONT), or end it",
             ),
-            // Who does not wait does not mean to, or cannot.
+            // A caller that does not wait does not mean to, or cannot: it gets no advice to wait
+            // longer.
             _ if patience.total.is_zero() => {
                 failure.hint("try again when it is free; `gpuctl lock status` shows the holder")
             }
@@ -143,7 +147,8 @@ impl<'a> Teller<'a> {
         self.named(busy).refusal(&self.config.lock.place, patience)
     }
 
-    /// Who is in the way of one who waits on this machine for another one that waits for Redis.
+    /// Adds the holder of the lock in Redis if `busy` names none: the process that this one waits
+    /// for on its machine may itself be waiting for Redis.
     fn named(&self, busy: Busy) -> Busy {
         if busy.held.is_some() {
             return busy;
@@ -153,8 +158,8 @@ impl<'a> Teller<'a> {
     }
 }
 
-/// Who holds the lock. What Redis has of a holder that had this machine's is left of a dead one,
-/// unless somebody has that still.
+/// Returns who holds the lock, or `None` if nobody does. A record in Redis that names this
+/// machine's lock is left over from a dead holder, unless the machine's lock is still held.
 pub fn look(config: &Config) -> Result<Option<Held>> {
     let machine = Machine::look_at(&config.lock.place.file);
     if let Some(mut redis) = redis(config)
@@ -176,18 +181,20 @@ fn redis(config: &Config) -> Option<Redis> {
     Redis::at(&config.lock.place, &config.lock.key)
 }
 
-/// Whether the machine's lock could be taken, as far as that hangs on its file.
+/// Fails if the file of the machine's lock cannot be opened or, if there is none, created.
 pub fn could_open(config: &Config) -> Result<()> {
     LockFile::could_open(&config.lock.place.file)
 }
 
-/// The server of the lock, which has to let us do with its key what the lock needs; `None` where the
-/// lock is the machine's alone.
+/// Returns facts about the Redis server that keeps the lock, or `None` if no Redis is configured.
+/// Fails if the server cannot be asked, or does not let its user do with the lock's key what the
+/// lock needs.
 pub fn server(config: &Config) -> Option<Result<ServerFacts>> {
     redis(config).map(|mut redis| redis.server())
 }
 
-/// That the lock which the caller holds, by the token that it has put into the environment, is over.
+/// Returns the failure of a caller whose `GPUCTL_LOCK_TOKEN` names a lock that is not held any
+/// more.
 fn not_held(place: &Place) -> Failure {
     Failure::new(
         Code::LockLost,

@@ -1,13 +1,14 @@
-//! The lock in Redis: one string key that clients of the older kind respect too (`SET key NAME NX
-//! EX 600`), and beside it a counter, the line of those who wait, and a list for each to be woken
-//! by. Every decision is made by a script, in one step on the server.
+//! The lock in Redis: one string key that older clients respect too (`SET key NAME NX EX 600`), and
+//! beside it a counter, the line of the waiters, and a list for each of them by which it is woken.
+//! Every decision is made by a script, in one step on the server.
 //!
-//! Layout: `KEY` the lock, `KEY:fence` the counter, `KEY:queue` waiters by arrival, `KEY:seen`
-//! waiters by when they last looked, `KEY:called` whose turn it is, `KEY:wake:TOKEN` what wakes
-//! one. `KEY:second` is the second record of a holder that renews its lock: the number of renewals
-//! and the value. It outlives the key, whatever becomes of that, until its holder has given the
-//! lock back, or has not renewed it for its whole time by the clock of one who waits. `KEY:server`
-//! is the server that gave the lock last, by its replication ID.
+//! Layout: `KEY` is the lock, `KEY:fence` the counter, `KEY:queue` the waiters by their arrival,
+//! `KEY:seen` the waiters by the time of their last look, `KEY:called` the one whose turn it is,
+//! `KEY:wake:TOKEN` the list that wakes a waiter. `KEY:second` is the second record of a holder
+//! that renews its lock: the number of renewals and the value. The second record outlives the key,
+//! whatever becomes of that, until its holder has given the lock back, or has not renewed it for
+//! its whole time by the clock of a waiter. `KEY:server` is the replication ID of the server that
+//! gave the lock last.
 
 mod explain;
 mod server;
@@ -28,61 +29,69 @@ use explain::is_interruption;
 use redis::{Client, Cmd, Connection, RedisError, Value};
 use std::time::{Duration, Instant};
 
-/// A script, by its name.
+/// Text of the script with this name, behind the functions of `line.lua`.
 macro_rules! script {
     ($name:literal) => {
         concat!(include_str!("redis/line.lua"), include_str!(concat!("redis/", $name, ".lua")))
     };
 }
 
-/// A question may take this long; a server that takes longer hangs.
+/// Time limit of a question to the server; a server that takes longer counts as hanging.
 const CALL_LIMIT: Duration = Duration::from_secs(3);
 
-/// A renewal may take this long, so that there is time for another one.
+/// Time limit of a renewal, so short that there is time for another one.
 pub const RENEWAL_LIMIT: Duration = Duration::from_secs(2);
 
-/// Two tries to reach a server that was there are this far apart.
+/// Pause between two tries to reach a server that was reached before.
 const RECONNECT: Duration = Duration::from_millis(50);
 
-/// A client of the older kind wakes nobody when it deletes the key, nor does a key that expires.
-/// Shorter than the silence that `line.lua` takes for a waiter's end.
+/// Longest pause of a waiter between two looks at the lock: an older client that deletes the key
+/// wakes nobody, nor does a key that expires. The pause is shorter than the silence after which
+/// `line.lua` takes a waiter for gone.
 const LOOK: Duration = Duration::from_millis(800);
 
-/// A question to be woken may take this long: so long it outlives a waiter that has found the lock
-/// free itself.
+/// Time limit of the blocking call that wakes a waiter, and so the longest time for which that call
+/// outlives a waiter that has found the lock free by itself.
 const LISTEN: Duration = Duration::from_secs(10);
 
-/// A failure's details hold the server's own code by this name.
+/// Key of the server's own error code in the details of a failure.
 const ERROR: &str = "redis_error";
 const LOADING: &str = "LOADING";
 
+/// A client of the lock in Redis.
 pub struct Redis {
     client: Client,
     key: String,
-    /// Where its URL is from.
+    /// The place where the server's URL is configured.
     source: UrlSource,
     connection: Option<Connection>,
-    /// The server was there, so that it may come back.
+    /// Whether the server was reached before, so that it may come back.
     was_reached: bool,
-    /// The last question was asked more than once: it may have been carried out the first time.
+    /// Whether the last question was asked more than once, so that it may have been carried out the
+    /// first time.
     asked_again: bool,
-    /// When this waiter got in line, by the server's clock.
+    /// Time at which this waiter got in line, in microseconds by the server's clock; empty until
+    /// the server has given it.
     arrival: String,
-    /// What wakes it, on a connection of its own that is kept over many looks.
+    /// The call that wakes this waiter, on a connection of its own that is kept over many looks.
     call: Option<Aside<redis::RedisResult<Value>>>,
-    /// It has told who holds the lock: its absence is waited out from then on.
+    /// Whether the server has answered a try to take the lock; from then on, its absence is waited
+    /// out.
     has_answered: bool,
-    /// The second record of the lock's holder, and since when (since boot) it is the same.
+    /// The second record of the lock's holder, and the time since boot since which it has not
+    /// changed.
     second: (String, SinceBoot),
-    /// Until the next look.
+    /// Pause until the next look.
     pause: Duration,
 }
 
-/// The connection, where it can be used again, whether there ever was one, and the answer.
+/// Result of a call: the connection if it can be used again, whether there was a connection at all,
+/// and the answer.
 type Exchange = (Option<Connection>, bool, redis::RedisResult<Value>);
 
 impl Redis {
-    /// `None` where the lock is the machine's alone.
+    /// Creates a client for the lock at `place`, without connecting. Returns `None` if no Redis is
+    /// configured.
     pub fn at(place: &Place, key: &str) -> Option<Redis> {
         let url = place.redis.as_deref()?;
         Some(Redis {
@@ -100,7 +109,7 @@ impl Redis {
         })
     }
 
-    /// "127.0.0.1:6379 (from $REDIS_URL)"
+    /// Returns the server's address and its source, such as `127.0.0.1:6379 (from $REDIS_URL)`.
     fn place(&self) -> String {
         let address = mask(&self.client.get_connection_info().addr().to_string());
         format!("{address} (from {})", self.source)
@@ -110,7 +119,7 @@ impl Redis {
         format!("{}:{what}", self.key)
     }
 
-    /// Runs a script, and makes an error of what keeps the key from being a lock.
+    /// Runs a script on the server and returns the items of its answer as text.
     fn script<const K: usize, const A: usize>(
         &mut self,
         text: &str,
@@ -126,7 +135,9 @@ impl Redis {
         }
     }
 
-    /// One question, on a thread of its own: the library's own limits are for single reads.
+    /// Sends a command and returns the answer, within `limit`. The command is sent from a thread of
+    /// its own, because the library's own limits are for single reads, and again if the connection
+    /// to a server that was reached before breaks.
     fn ask(&mut self, command: Cmd, limit: Duration, stop: &Stop) -> Result<Value> {
         let deadline = Instant::now() + limit;
         self.asked_again = false;
@@ -137,7 +148,8 @@ impl Redis {
                 (self.client.clone(), self.connection.take(), command.clone());
             let exchange = Aside::begin(move || exchange(&client, connection, &command, limit))?;
             wait(&[exchange.ended().fd()], stop, deadline);
-            // Left behind with its connection: a late answer would be taken for the next one's.
+            // The thread is left behind with its connection: a late answer would be taken for that
+            // to the next question.
             let Some((connection, reached, answer)) = exchange.take() else {
                 stop.check()?;
                 return Err(match trouble {
@@ -151,7 +163,7 @@ impl Redis {
             self.was_reached |= reached;
             match answer {
                 Ok(value) => return Ok(value),
-                // Every script can be run again: it knows its own token.
+                // Every script can be run again, as it knows its own token.
                 Err(e) if e.is_io_error() && self.was_reached && Instant::now() < deadline => {
                     log::debug!("Redis at {}: {e}; connecting again", self.place());
                     if !reached || self.asked_again {
@@ -165,7 +177,8 @@ impl Redis {
         }
     }
 
-    /// Who holds the lock, also where that is only known by its second record.
+    /// Returns who holds the lock, or `None` if nobody does; a holder whose key is gone is known by
+    /// its second record.
     pub fn look(&mut self) -> Result<Option<Held>> {
         let (key, second) = (self.key.clone(), self.beside("second"));
         let answer =
@@ -210,9 +223,11 @@ fn exchange(
     }
 }
 
-/// While it sets up a connection, the library takes for the connection's end what the kernel tells each read with a limit
-/// once this process has been stopped and continued; see signal(7). The limit is that of all tries together: who asks does
-/// not wait any longer, and a question that nobody waits for is not to be asked.
+/// Connects to the server, and tries again if a signal interrupts that. Once this process has been
+/// stopped and continued, the kernel interrupts each read that has a limit, see signal(7), which
+/// the library takes for the connection's end while it sets a connection up. All tries share the
+/// one `limit`: the caller does not wait any longer, and a question that nobody waits for is not to
+/// be asked.
 fn connect(client: &Client, limit: Duration) -> redis::RedisResult<Connection> {
     let deadline = Instant::now() + limit;
     loop {
@@ -224,7 +239,8 @@ fn connect(client: &Client, limit: Duration) -> redis::RedisResult<Connection> {
     }
 }
 
-/// A server that wants a password breaks off a question as long as ours without saying why.
+/// Sends a short PING over a new connection and fails if the server wants a password: such a server
+/// breaks off a command as long as a script without saying why.
 fn introduce(mut connection: Connection) -> redis::RedisResult<Connection> {
     match redis::cmd("PING").exec(&mut connection) {
         Err(e) if e.code() == Some("NOAUTH") => Err(e),
@@ -245,7 +261,8 @@ fn is_loading(failure: &Failure) -> bool {
     failure.details.get(ERROR) == Some(&LOADING.into())
 }
 
-/// What PTTL said: -1 for no end, -2 for no key.
+/// Parses an answer to PTTL, in milliseconds: `None` for -1 (the key has no end), zero for -2
+/// (there is no key).
 fn left_of(pttl: &str) -> Option<Duration> {
     match pttl {
         "-2" => Some(Duration::ZERO),
@@ -254,7 +271,8 @@ fn left_of(pttl: &str) -> Option<Duration> {
 }
 
 impl Redis {
-    /// One try to take the lock for one who has the machine's, and with `queues` a place in the line.
+    /// Tries once to take the lock, for a process that has the machine's lock. With `queues`, the
+    /// process gets a place in the line if the lock cannot be taken.
     pub fn attempt(&mut self, claim: &Claim, queues: bool, stop: &Stop) -> Result<Attempt> {
         match self.try_once(claim, queues, stop) {
             Err(failure) if is_loading(&failure) => Ok(Attempt::Unready(failure)),
@@ -314,7 +332,7 @@ impl Redis {
             }
             ["turn", left, ahead, arrival] => {
                 self.arrival = (*arrival).to_owned();
-                // Another's turn is short.
+                // The turn of another waiter is short.
                 let pause = left_of(left).map(|left| left + Duration::from_millis(1));
                 self.pause = pause.unwrap_or(LOOK);
                 let ahead = ahead.parse().unwrap_or(0);
@@ -324,7 +342,7 @@ impl Redis {
         }
     }
 
-    /// Sleeps until another try may have another result; after one that found the lock busy.
+    /// Sleeps until another try may succeed; to be called after a try that found the lock busy.
     pub fn wait_for_change(&mut self, claim: &Claim, stop: &Stop, deadline: Instant) -> Result<()> {
         let look = deadline.min(Instant::now() + self.pause);
         let call = match self.call.take() {
@@ -335,14 +353,14 @@ impl Redis {
         match call.take() {
             None => self.call = Some(call),
             Some(Ok(_)) => {}
-            // What is the matter shows at the next look.
+            // The next look shows what is the matter.
             Some(Err(_)) => drop(wait(&[], stop, look)),
         }
         Ok(())
     }
 
-    /// Lets the lock of that token live for so long at least; false where it is not the token's any
-    /// more, or not to be renewed in that way.
+    /// Renews the lock of that token, so that it lives for another `ttl` at least. Returns `false`
+    /// if the lock is not the token's any more, or may not be renewed under the condition `how`.
     pub fn renew(&mut self, token: &str, ttl: Duration, how: Renewal) -> Result<bool> {
         let key = self.key.clone();
         let [second, queue, seen, called, server] =
@@ -361,11 +379,11 @@ impl Redis {
         )? == ["1"])
     }
 
-    /// Gives up the lock or the place in the line; tells whether there was such a lock. `next`: who
-    /// has the machine's lock after us.
+    /// Gives up the lock, or the place in the line, and returns whether there was such a lock.
+    /// `next` is the waiter that has the machine's lock after this process.
     pub fn release(&mut self, by: Releaser, next: Option<&NextHere>) -> Result<bool> {
-        // Asked first, and as often as it takes: the answer to a release that was done and whose
-        // reply was lost is the same as to one of a lock that was gone before.
+        // The holder is asked for first, and as often as it takes: a release that was done and
+        // whose reply was lost has the same answer as one of a lock that was gone before.
         let (token, whose) = match by {
             Releaser::Holder(token) => (Some(token), "holder"),
             Releaser::Bearer(token) => (Some(token), "bearer"),
@@ -374,7 +392,7 @@ impl Redis {
         let was_held = match token.map(|token| (token, self.look())) {
             None => true,
             Some((token, Ok(held))) => held.is_some_and(|held| held.is_of(token)),
-            // What is no lock is not ours.
+            // A key that is no lock is not ours.
             Some((_, Err(failure))) if failure.code == Code::Config => false,
             Some((_, Err(failure))) => return Err(failure),
         };

@@ -1,5 +1,5 @@
 //! A companion of the gpuctl that runs a command under the lock. It ends the command when that
-//! gpuctl dies, or has stopped telling that the lock is still held; it does then what that gpuctl owed
+//! gpuctl dies, or no longer reports that the lock is held; then it does what that gpuctl owed
 //! others; and it keeps the lock in Redis for what the command has left in the background.
 
 use super::claim::{MARGIN, Releaser, Renewal, TTL};
@@ -22,78 +22,85 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::time::Duration;
 
-/// The subcommand that it is called with.
+/// Name of the subcommand that runs the watchdog.
 const COMMAND: &str = "watchdog";
 
-/// So long before the end of a lock that its gpuctl does not renew we do.
+/// How long before the end of the lock's time the watchdog renews the lock itself, if its gpuctl
+/// has not: the time that a renewal may take.
 const ASKING: Duration = RENEWAL_LIMIT;
 
 #[derive(Serialize, Deserialize)]
 enum Message {
-    /// What to end, and how long it may take before it is killed. The token is a secret, which is
-    /// why it is no argument; without a group it is what tells the command's processes.
+    /// The command to end, and how long it may take before it is killed. The token is a secret,
+    /// which is why it is no argument of the watchdog; without a group, the token alone tells which
+    /// the command's processes are.
     Command { group: Option<process::Id>, token: String, grace: Duration },
     /// The command has ended.
     Ended,
-    /// What is to be done once the command has ended, in the words of who does it.
+    /// What has to be done once the command has ended, in the form that `serve` passes on to `pay`.
     Debt(Value),
-    /// The lock in Redis, to be given back when the last process has ended that keeps the machine's.
+    /// The lock in Redis, which has to be given back when the last process that keeps the machine's
+    /// lock has ended.
     Keep(Kept),
-    /// The lock is held until then.
+    /// The time since boot until which the lock is held.
     Valid(SinceBoot),
 }
 
-/// Our side of it.
+/// The watchdog, as seen by the gpuctl that has started it.
 pub struct Watchdog {
     companion: Companion,
 }
 
 impl Watchdog {
-    /// It keeps the machine's lock by this descriptor, until it has done what it is for.
+    /// Starts a watchdog. It keeps the machine's lock, by the descriptor `lock`, until its work is
+    /// done.
     pub fn start(lock: BorrowedFd, config: &Config) -> Result<Watchdog> {
         let arguments = config.arguments();
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         Ok(Watchdog { companion: Companion::start(COMMAND, &arguments, Some(lock))? })
     }
 
-    /// One that only keeps the lock in Redis.
+    /// Starts a watchdog that only keeps the lock in Redis.
     pub fn keep(kept: Kept) -> Result<()> {
         let mut companion = Companion::start(COMMAND, &[], None)?;
         companion.tell(&Message::Keep(kept));
         Ok(())
     }
 
-    /// Tells it of the lock in Redis.
+    /// Tells the watchdog about the lock in Redis that it has to keep.
     pub fn keep_for(&mut self, kept: Kept) {
         self.companion.tell(&Message::Keep(kept));
     }
 
+    /// Tells the watchdog which command it has to end if this gpuctl cannot.
     pub fn watch(&mut self, group: Option<process::Id>, token: &str, grace: Duration) {
         self.companion.tell(&Message::Command { group, token: token.to_owned(), grace });
     }
 
-    /// There is no command any more.
+    /// Tells the watchdog that there is no command any more.
     pub fn command_ended(&mut self) {
         self.companion.tell(&Message::Ended);
     }
 
-    /// Tells it what is to be done after the command.
+    /// Tells the watchdog what it has to do after the command.
     pub fn owe(&mut self, debt: Value) {
         self.companion.tell(&Message::Debt(debt));
     }
 
+    /// Tells the watchdog until when the lock is held.
     pub fn extend(&mut self, valid_until: SinceBoot) {
         self.companion.tell(&Message::Valid(valid_until));
     }
 
-    /// It ends, and with it the last process that is ours.
+    /// Ends the watchdog, and with it the last process that this gpuctl has started for itself.
     pub fn dismiss(self) {
         self.companion.dismiss();
     }
 }
 
-/// Gives back the lock in Redis, by one who has not the machine's any more, or has it kept for those
-/// who have; tells whether it was the token's.
+/// Gives back the lock in Redis, for a caller that has the machine's lock no longer. If processes
+/// that worked under the token still keep the machine's lock, a watchdog is started that keeps the
+/// lock in Redis for them. Returns whether the lock was the token's.
 pub fn give_back(config: &Config, redis: &mut Redis, by: Releaser) -> Result<bool> {
     let (Releaser::Holder(token) | Releaser::Bearer(token)) = by else {
         return redis.release(by, None);
@@ -106,28 +113,29 @@ pub fn give_back(config: &Config, redis: &mut Redis, by: Releaser) -> Result<boo
             redis.release(by, next.as_ref())
         }
         Some(held) if held.ends == Ends::WithProcesses => {
-            // Nobody is there who could be told that it was lost: where nobody came, it is not.
+            // There is nobody to tell that the lock was lost: if nobody has taken it since, it is
+            // not.
             let is_ours = redis.renew(token, TTL, Renewal::Late)?;
             if let Some(kept) = Kept::new(config, token).filter(|_| is_ours) {
                 Watchdog::keep(kept)?;
             }
             Ok(is_ours)
         }
-        // Taken by hand, and not over.
+        // The lock was taken by hand and is not over.
         Some(_) => redis.renew(token, Duration::ZERO, Renewal::Last),
     }
 }
 
-/// The other side: listens until it has to act, or is dismissed. It ends the command, and has what
-/// is owed then paid.
+/// Runs the watchdog for the gpuctl with the PID `of`: listens until it has to act or is dismissed,
+/// ends the command, and then does what is owed by calling `pay`.
 pub fn serve(of: Pid, pay: impl FnOnce(Value) -> Result<()>) -> Result<Answer> {
     let mut listener = Listener::new(of)?;
     let (mut command, mut debt, mut kept, mut valid) = (None, None, None::<Kept>, None);
-    // The end of the lock's time for which that was tried.
+    // The end of the lock's time before which the watchdog has tried to renew it.
     let mut tried = None;
     loop {
         let is_tried = tried == valid;
-        // Where nothing works yet, nothing has to be ended.
+        // While nothing works yet, nothing has to be ended.
         let is_needed = command.is_some() || debt.is_some();
         let until = valid.filter(|_| is_needed).map(|until: SinceBoot| match is_tried {
             true => until,
@@ -142,8 +150,9 @@ pub fn serve(of: Pid, pay: impl FnOnce(Value) -> Result<()>) -> Result<Answer> {
             Heard::Message(Message::Keep(lock)) => kept = Some(lock),
             Heard::Message(Message::Valid(until)) => valid = Some(until),
             Heard::Gone => break,
-            // A gpuctl that is only stopped keeps the machine's lock, and that in Redis for as long
-            // as nobody wants it. One that was suspended with us has been kept from renewing it.
+            // A gpuctl that is only stopped keeps the machine's lock, and the one in Redis for as
+            // long as nobody wants it. A gpuctl that was suspended together with this process could
+            // not renew it.
             Heard::TimedOut => {
                 let is_late = valid.is_some_and(|until| (until + LATE).has_come());
                 let ask = || kept.as_ref()?.hold_on(is_late);
@@ -152,7 +161,7 @@ pub fn serve(of: Pid, pay: impl FnOnce(Value) -> Result<()>) -> Result<Answer> {
                 match held.zip(grace.or(debt.as_ref().map(|_| Duration::ZERO))) {
                     Some((until, grace)) => valid = Some(until.earlier(grace + MARGIN)),
                     None if is_tried || is_late => {
-                        // What is owed cannot be paid where the card may be another's.
+                        // What is owed cannot be paid when the card may be another's.
                         (kept, debt) = (None, None);
                         break;
                     }
@@ -166,7 +175,8 @@ pub fn serve(of: Pid, pay: impl FnOnce(Value) -> Result<()>) -> Result<Answer> {
     }
     match (debt, kept) {
         (Some(debt), kept) => {
-            // Meanwhile another one renews the lock in Redis, and gives it back when we have ended.
+            // Meanwhile another watchdog renews the lock in Redis, and gives it back when this one
+            // has ended.
             let _ = kept.map(Watchdog::keep).transpose();
             pay(debt)?;
         }

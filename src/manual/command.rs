@@ -1,4 +1,4 @@
-//! The page of one command.
+//! The manual page of one command.
 
 use super::facts::{self, Fact};
 use super::roff::{Roff, bold, italic};
@@ -7,7 +7,8 @@ use crate::arguments::{exclude, is_list, may_do_without, takes_value};
 use clap::builder::StyledStr;
 use clap::{Arg, Command};
 
-/// `way` leads from gpuctl itself to the command.
+/// Returns in roff the page of the last command of `way`, which is the path to it from gpuctl
+/// itself.
 pub fn page(way: &[&Command]) -> String {
     let Some((command, above)) = way.split_last() else { return String::new() };
     let name = way.iter().map(|command| command.get_name()).collect::<Vec<_>>();
@@ -58,14 +59,14 @@ pub fn page(way: &[&Command]) -> String {
     page.finish()
 }
 
-/// An about text as the NAME section has it.
+/// Returns an about text with a lower-case first letter, as the NAME section has it.
 fn lower(about: &str) -> String {
     let mut letters = about.chars();
     let first = letters.next().map(|first| first.to_lowercase().to_string()).unwrap_or_default();
     format!("{first}{}", letters.as_str())
 }
 
-/// The first paragraph is the about text, which has no full stop.
+/// Adds a full stop to the first paragraph, which is an about text without one.
 fn sentence(text: &str) -> String {
     match text.split_once("\n\n") {
         Some((first, rest)) => format!("{first}.\n\n{rest}"),
@@ -89,7 +90,8 @@ fn own(command: &Command) -> impl Iterator<Item = &Arg> {
 fn synopsis(name: &str, command: &Command) -> String {
     let mut parts = vec![bold(name), format!("[{}]", italic("GLOBAL OPTION")) + "..."];
     let mut placed: Vec<&Arg> = Vec::new();
-    // What may stand first and what has to stand last, whatever the order of definition.
+    // Options may stand first and positional arguments have to stand last, whatever the order of
+    // their definition.
     let (positionals, options): (Vec<&Arg>, Vec<&Arg>) =
         own(command).partition(|argument| argument.is_positional());
     for argument in options.iter().chain(&positionals) {
@@ -117,7 +119,7 @@ fn synopsis(name: &str, command: &Command) -> String {
     parts.join("\n")
 }
 
-/// `--wait DUR`, `SERVICE...`
+/// Returns an argument as it is typed: `--wait DUR`, `SERVICE...`.
 fn form(argument: &Arg) -> String {
     let names = argument.get_value_names().unwrap_or_default();
     let names: Vec<String> = names.iter().map(|name| italic(name)).collect();
@@ -153,7 +155,7 @@ fn options(page: &mut Roff, command: &Command) {
     }
 }
 
-/// The help text, with the values to choose from and the default.
+/// Returns an argument's help text, with the values to choose from and the default.
 fn explanation(argument: &Arg) -> String {
     let help = argument.get_long_help().or(argument.get_help());
     let mut text = help.map(StyledStr::to_string).unwrap_or_default();
@@ -169,7 +171,7 @@ fn explanation(argument: &Arg) -> String {
         })
         .collect();
     if !values.is_empty() {
-        // What stands in brackets is the default.
+        // The values go before the default, which stands in brackets.
         let at = text.find(" [").unwrap_or(text.len());
         text.insert_str(at, &format!(": {}", values.join(", ")));
     }
@@ -179,7 +181,8 @@ fn explanation(argument: &Arg) -> String {
     text
 }
 
-/// The command above, the ones beside, and the configuration.
+/// Returns references to the pages of the command above, of the commands beside this one, and of
+/// the configuration.
 fn see_also(name: &[&str], above: &[&Command]) -> String {
     let mut pages = Vec::new();
     if let Some(parent) = above.last() {

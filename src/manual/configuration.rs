@@ -1,4 +1,4 @@
-//! The page of the configuration file, made from its JSON Schema.
+//! The manual page of the configuration file, made from the file's JSON Schema.
 
 use super::DATE;
 use super::roff::{Roff, bold, italic};
@@ -76,7 +76,8 @@ pub fn page() -> String {
     page.finish()
 }
 
-/// One of the file's tables, or the table that each of its names stands for.
+/// Writes the section of one of the file's tables. If the table's keys are free names, the section
+/// is about the table that each name stands for.
 fn table(page: &mut Roff, schema: &Value, name: &str, property: &Value) {
     let shape = resolved(schema, property);
     let each = resolved(schema, &shape["additionalProperties"]);
@@ -118,7 +119,7 @@ fn entry(page: &mut Roff, schema: &Value, key: &str, property: &Value, is_requir
     page.item(&term, &text);
 }
 
-/// Returns what may stand for a key, as roff.
+/// Returns in roff which values a key may have.
 fn kind(schema: &Value, property: &Value) -> String {
     let shape = resolved(schema, property);
     let reference = reference(property).unwrap_or_default();
@@ -143,7 +144,8 @@ fn properties(shape: &Value) -> impl Iterator<Item = (&String, &Value)> {
     shape["properties"].as_object().into_iter().flatten()
 }
 
-/// The name of the definition that a property refers to, or may refer to.
+/// Returns the name of the definition that a property refers to, or may refer to; `None` if it
+/// refers to none.
 fn reference(property: &Value) -> Option<&str> {
     let reference = property["$ref"].as_str().or(property["anyOf"][0]["$ref"].as_str());
     reference?.strip_prefix("#/$defs/")

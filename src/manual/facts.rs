@@ -1,18 +1,18 @@
-//! What the clap types do not know of a command: how it may end, what it reads and writes.
+//! What the clap types do not know of a command: how it may end, and what it reads and writes.
 
 use crate::exit::Code;
 
-/// Something of the environment or the file system, and what it is for.
+/// Environment variables or files that belong together, and what they are for.
 pub struct Fact {
     pub names: &'static [&'static str],
     pub text: &'static str,
     pub topic: Topic,
 }
 
-/// A command may have to do with these.
+/// What a fact is about. A page only shows facts about the topics of its command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Topic {
-    /// Every command has to do with this.
+    /// A topic of every command.
     Any,
     Config,
     Lock,
@@ -157,15 +157,16 @@ pub const FILES: &[Fact] = &[
     ),
 ];
 
-/// It tells what a command has to do with, and how it may end.
+/// What a command has to do with, and how it may end.
 pub struct Concern {
     topics: &'static [Topic],
-    /// It says when the answer is no.
+    /// What the exit code 1 of the command means, or `None` if the command has no answer that could
+    /// be no.
     no: Option<&'static str>,
     codes: Vec<Code>,
 }
 
-/// Returns the concern of the command at the end of these words, or of gpuctl itself without any.
+/// Returns the concern of the command that these words name, or of gpuctl itself if there are none.
 pub fn concern(path: &str) -> Concern {
     use Topic::{Canary, Config, Install, Lock, Run, State};
     const EVERYTHING: &[Topic] = &[Config, Lock, State, Canary, Run, Install];
@@ -201,7 +202,7 @@ pub fn concern(path: &str) -> Concern {
         "canary" | "canary run" => {
             (&[Config, Lock, State, Canary], &[ASK, TAKE, STOP, START, NOT_NOW])
         }
-        // It cuts off no work: production is not there.
+        // `service_busy` cannot occur: production is not there, so it has no work in flight.
         "canary recover" => {
             (&[Config, Lock, State, Canary], &[ASK, TAKE, &[Code::StopFailed], START])
         }
@@ -228,7 +229,8 @@ impl Concern {
         topic == Topic::Any || self.topics.contains(&topic)
     }
 
-    /// Each status and what it means, lowest first.
+    /// Returns each exit status with its meaning, lowest first; `128+n` for signals and `any other`
+    /// come last.
     pub fn exit_statuses(&self) -> Vec<(String, String)> {
         let mut codes = self.codes.clone();
         codes.sort_by_key(|code| code.status());

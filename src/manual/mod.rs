@@ -1,5 +1,5 @@
-//! The manual: a page for each command, made from the clap types and the tables here, and one for
-//! the configuration, made from its schema.
+//! The manual: a page for each command, made from the clap types and from tables, and one for the
+//! configuration, made from its schema.
 
 mod command;
 mod configuration;
@@ -9,17 +9,17 @@ mod roff;
 use crate::cli::Cli;
 use clap::{Command, CommandFactory};
 
-/// The date in the footer of each page; it is the release's, so that one source makes the same
-/// pages.
+/// Date in the footer of each page: that of the release, so that the same source always makes the
+/// same pages.
 const DATE: &str = "2026-11-21";
 
 pub struct Page {
-    /// `gpuctl-status.1`
+    /// File name of the page: `gpuctl-status.1`.
     pub name: String,
     pub text: String,
 }
 
-/// Every page, that of gpuctl itself first.
+/// Returns every page, that of gpuctl itself first.
 pub fn pages() -> Vec<Page> {
     let mut root = Cli::command();
     root.build();
@@ -29,7 +29,8 @@ pub fn pages() -> Vec<Page> {
     pages
 }
 
-/// `way` leads from the root to the command.
+/// Adds the pages of the last command of `way`, which is the path to it from the root, and of all
+/// commands below it.
 fn of_command_and_below(way: &[&Command], pages: &mut Vec<Page>) {
     let words: Vec<&str> = way.iter().map(|command| command.get_name()).collect();
     pages.push(Page { name: format!("{}.1", words.join("-")), text: command::page(way) });
@@ -38,7 +39,7 @@ fn of_command_and_below(way: &[&Command], pages: &mut Vec<Page>) {
     }
 }
 
-/// The commands that have a page.
+/// Returns the commands directly below this one that have a page: all but `help` and hidden ones.
 fn documented(command: &Command) -> impl Iterator<Item = &Command> {
     command
         .get_subcommands()
@@ -50,8 +51,8 @@ mod tests {
     use super::*;
     use clap::Parser;
 
-    /// Calls of gpuctl in the examples of a command and those below it, without what the shell
-    /// makes of the rest of the line.
+    /// Collects the calls of gpuctl in the examples of a command and of those below it, without the
+    /// rest of the line that is for the shell.
     fn examples(command: &Command, found: &mut Vec<String>) {
         let text = command.get_after_long_help().map(ToString::to_string).unwrap_or_default();
         assert!(text.starts_with("Examples:\n  "), "{} has no examples", command.get_name());

@@ -1,11 +1,11 @@
-//! A manual page in the macros of man(7), which groff and mandoc read alike.
+//! Writes a manual page in the macros of man(7), which groff and mandoc read alike.
 
 /// A page that is being written. Text may hold `code` in backticks, which comes out bold.
 pub struct Roff {
     text: String,
 }
 
-/// Longer lines of source are bad style to mandoc.
+/// Longest line of source in bytes; longer ones are bad style to mandoc.
 const WIDTH: usize = 78;
 
 impl Roff {
@@ -25,13 +25,13 @@ impl Roff {
         self.text.push_str(&format!(".SH {}\n", escaped(heading)));
     }
 
-    /// A line as it is.
+    /// Adds a line of roff as it is.
     pub fn raw(&mut self, line: &str) {
         self.text.push_str(line);
         self.text.push('\n');
     }
 
-    /// Text that is filled; blank lines part its paragraphs.
+    /// Adds text that is filled; blank lines part its paragraphs.
     pub fn prose(&mut self, text: &str) {
         for (index, paragraph) in text.trim().split("\n\n").enumerate() {
             if index > 0 {
@@ -41,14 +41,14 @@ impl Roff {
         }
     }
 
-    /// `term` is roff already.
+    /// Adds an entry of a list; `term` is roff already.
     pub fn item(&mut self, term: &str, text: &str) {
         self.raw(".TP");
         self.raw(term);
         self.fill(text);
     }
 
-    /// Shown as it is, line by line.
+    /// Adds text that is shown as it is, line by line.
     pub fn code(&mut self, text: &str) {
         self.raw(".EX");
         for line in text.lines() {
@@ -64,7 +64,7 @@ impl Roff {
     fn fill(&mut self, text: &str) {
         let mut length = 0;
         for word in marked(text).split_whitespace() {
-            // Each sentence begins a line, as the tools for manuals like it.
+            // Each sentence begins a new line, as the tools for manuals like it.
             let is_end =
                 self.text.ends_with('.') && length > 0 && word.starts_with(char::is_uppercase);
             if length > 0 && (is_end || length + 1 + word.len() > WIDTH) {
@@ -89,18 +89,18 @@ pub fn italic(text: &str) -> String {
     format!("\\fI{}\\fP", escaped(text))
 }
 
-/// Escaped, `code` in bold.
+/// Escapes text, and sets `code` in backticks in bold.
 fn marked(text: &str) -> String {
     let parts = text.split('`').enumerate();
     parts.map(|(index, part)| if index % 2 == 1 { bold(part) } else { escaped(part) }).collect()
 }
 
-/// Keeps the beginning of a line from being taken for a request.
+/// Keeps the beginning of a line from being taken for a roff request.
 fn guarded(line: String) -> String {
     if line.starts_with(['.', '\'']) { format!("\\&{line}") } else { line }
 }
 
-/// Every character as itself, wherever it stands.
+/// Escapes text so that every character is shown as itself, wherever it stands.
 fn escaped(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {

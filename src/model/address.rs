@@ -1,22 +1,22 @@
-//! Services that are spoken to by the addresses of their containers, which are known while these run.
+//! Services that are reached at the addresses of their containers, which are known while these run.
 
 use super::{ApiServer, Health, HttpCall, JobProbe, Managed, Service, Unload};
 use std::net::IpAddr;
 
-/// It stands in a URL for the address of the service's container.
+/// Placeholder in a URL or host for the address of the service's container.
 pub const CONTAINER: &str = "{container}";
 
-/// The reason why nobody can be asked by a container's own address.
+/// Reason why a service that is reached at its container's own address cannot be asked.
 pub const NO_ADDRESS: &str = "its container has no address of its own";
 
 impl Service {
-    /// Whether anything that it is asked goes to its container's own address.
+    /// Reports whether anything that the service is asked goes to its container's own address.
     pub fn is_by_address(&self) -> bool {
         self.clone().places().any(|place| place.contains(CONTAINER))
     }
 
-    /// Returns it as it is spoken to: at each of these addresses of its containers, where it is spoken to
-    /// by them, else as it is configured.
+    /// Returns the service as it is asked at each of these addresses of its containers, if it is
+    /// reached at those; otherwise returns it once, as it is configured.
     pub fn at(&self, addresses: &[IpAddr]) -> Vec<Service> {
         match self.is_by_address() {
             true => addresses.iter().map(|address| self.at_address(*address)).collect(),
@@ -39,7 +39,7 @@ impl Service {
         service
     }
 
-    /// All the URLs and hosts that it is asked at.
+    /// Returns all URLs and hosts at which the service is asked.
     fn places(&mut self) -> impl Iterator<Item = &mut String> {
         let health = self.health.as_mut().map(|health| match health {
             Health::Http(url) => url,
@@ -61,7 +61,7 @@ impl Service {
 }
 
 impl Managed {
-    /// Returns the addresses of its containers, one of each.
+    /// Returns the addresses of the service's containers, one of each container.
     pub fn addresses(&self) -> Vec<IpAddr> {
         self.containers.iter().filter_map(|one| one.addresses.first().copied()).collect()
     }

@@ -1,5 +1,5 @@
-//! How a service is spoken to over HTTP: what kind of server it is, what is asked of it, and what
-//! is sent along.
+//! How gpuctl speaks to a service over HTTP: what kind of server the service is, what is asked of
+//! it, and what is sent along.
 
 use crate::redact::MASK;
 use serde::{Deserialize, Serialize};
@@ -19,14 +19,15 @@ pub enum Api {
 }
 
 impl Api {
-    /// Returns the kind of server that an image, a unit or a program of this name is, by the name alone.
+    /// Returns the kind of server that an image, a unit or a program is, judged by its name alone.
+    /// Returns `None` if the name is not known.
     pub fn of_name(name: &str) -> Option<Api> {
         let name = name.to_ascii_lowercase();
         let begins = |with: &[&str]| {
             let rest = with.iter().find_map(|with| name.strip_prefix(with));
             rest.is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_alphanumeric()))
         };
-        // Others are often named after it: ollama-webui, ollama-exporter.
+        // Other programs are often named after Ollama: ollama-webui, ollama-exporter.
         if name == "ollama" {
             Some(Api::Ollama)
         } else if begins(&["comfyui"]) {
@@ -42,7 +43,7 @@ impl Api {
         }
     }
 
-    /// Returns the port that it listens on unless it is told otherwise.
+    /// Returns the port that such a server listens on unless it is told otherwise.
     pub fn usual_port(self) -> u16 {
         match self {
             Api::Comfyui => 8188,
@@ -54,38 +55,39 @@ impl Api {
     }
 }
 
-/// A server whose interface is known, and where it is.
+/// A server whose interface gpuctl knows, and its address.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ApiServer {
     pub api: Api,
-    /// Its base URL, without a slash at the end.
+    /// Base URL of the server, without a slash at the end.
     pub url: String,
 }
 
 impl ApiServer {
-    /// Whether it sleeps after an unload, and has to be woken. The others load again when they are
-    /// asked for something.
+    /// Reports whether the server sleeps after an unload and has to be woken. The other kinds load
+    /// their models again when they are asked for something.
     pub fn can_sleep(&self) -> bool {
         self.api == Api::Vllm
     }
 
-    /// Whether an unload only moves its model off the card, where it stays until it is asked to take
-    /// it back.
+    /// Reports whether an unload only moves the server's model off the card, until the server is
+    /// asked to take it back.
     pub fn puts_aside(&self) -> bool {
         self.api == Api::Sdwebui
     }
 
+    /// Returns the URL of a path on the server.
     pub fn at(&self, path: &str) -> String {
         format!("{}{path}", self.url)
     }
 
-    /// Returns where it shows that it is ready.
+    /// Returns the URL at which the server shows that it is ready.
     pub fn health_url(&self) -> String {
         self.at(match self.api {
             Api::Comfyui => "/system_stats",
             Api::Ollama => "/api/version",
             Api::Vllm | Api::LlamaServer => "/health",
-            // It is there only where the interface was switched on (--api).
+            // This path exists only if the interface was switched on (--api).
             Api::Sdwebui => "/sdapi/v1/progress?skip_current_image=true",
         })
     }
@@ -106,7 +108,7 @@ impl fmt::Debug for Headers {
 pub struct HttpCall {
     pub url: String,
     pub method: String,
-    /// Sent as JSON.
+    /// Body of the call, sent as JSON.
     pub body: Option<String>,
 }
 
@@ -121,12 +123,12 @@ pub enum Unload {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum JobProbe {
     Server(ApiServer),
-    /// A JSON pointer into the answer, to a number, true or false, or a list.
+    /// The answer is JSON, in which the pointer leads to a number, true or false, or a list.
     Json {
         url: String,
         pointer: String,
     },
-    /// A metric of a Prometheus page: the sum of its samples.
+    /// The answer is a Prometheus page; the samples of the metric are added up.
     Metric {
         url: String,
         name: String,

@@ -1,22 +1,24 @@
-//! Sizes of memory, as the configuration and the command line have them.
+//! Sizes of memory, as they are written in the configuration and on the command line.
 
 use schemars::JsonSchema;
 use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::fmt;
 
-/// A memory size in MB of 1,048,576 bytes, as NVML tools and the seeds count.
+/// A memory size in MB of 1,048,576 bytes, the unit of NVML's tools and of the project's seeds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(transparent)]
 pub struct Mb(pub u64);
 
 impl Mb {
-    /// Far more than any card has; a larger figure is a typing error.
+    /// Greatest size that is accepted: far more than any card has, so that a larger figure is a
+    /// typing error.
     pub const MAX: Mb = Mb(16 * 1024 * 1024);
 
-    /// Says how a size is written.
+    /// Description of how a size is written, for messages.
     pub const FORM: &str = "a number of MB such as 20000, or a number with a unit: 20000MB, 20GB, 20G or 20GiB, at most 16777216 MB";
 
+    /// Converts a number of bytes, rounding down.
     pub fn of_bytes(bytes: u64) -> Mb {
         Mb(bytes / (1024 * 1024))
     }
@@ -25,7 +27,8 @@ impl Mb {
         Mb(self.0.saturating_sub(other.0))
     }
 
-    /// Parses `20000`, `20000MB`, `20GB`, `20G` or `20GiB`; G, GB and GiB all mean 1024 MB.
+    /// Parses `20000`, `20000MB`, `20GB`, `20G` or `20GiB`; G, GB and GiB all mean 1024 MB. Returns
+    /// `None` for anything else, and for more than `Mb::MAX`.
     pub fn parse(text: &str) -> Option<Mb> {
         let text = text.trim();
         let digits = text.bytes().take_while(u8::is_ascii_digit).count();

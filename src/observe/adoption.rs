@@ -1,5 +1,5 @@
-//! Which processes may be tied to a service by hand. What is known of each is gathered in one place;
-//! what stands against it is decided from that alone.
+//! Decides which processes may be tied to a service by hand. What is known of a process is gathered
+//! in one place, and objections are decided from that alone.
 
 use super::{evidence, look, ownership};
 use crate::config::Config;
@@ -10,25 +10,25 @@ use crate::world::process::{self, Id, Process, ProcessTable};
 use crate::world::wait::Stop;
 use std::collections::HashSet;
 
-/// These are known of a process that is to be adopted.
+/// What is known of a process that is to be adopted.
 #[derive(Clone, Debug, Default)]
 struct Facts {
-    /// There is a process of that number.
+    /// Whether a process with this number exists.
     exists: bool,
     is_kernel: bool,
-    /// We may see what it shows of itself.
+    /// Whether gpuctl may read what the process shows of itself.
     is_readable: bool,
     is_gpuctl: bool,
     is_caller: bool,
     is_multiplexer: bool,
     is_contained: bool,
     name: String,
-    /// The service that it belongs to already.
+    /// The service that the process belongs to already, if any.
     owner: Option<String>,
 }
 
-/// The identities of processes that may become a service's; fails at the first that may not.
-/// `on_card` are those that hold memory on the card.
+/// Returns the identities of processes that may become a service's; fails at the first that may
+/// not. `on_card` holds the processes that hold memory on the card.
 pub fn adoptable(
     config: &Config,
     service: &str,
@@ -53,7 +53,8 @@ pub fn adoptable(
 
 fn gather(pid: Pid, table: &ProcessTable) -> Facts {
     let Some(process) = table.get(pid) else {
-        // Not on the list: of the kernel, hidden from us, ended, or a thread of another process.
+        // The number is not in the table if the process is the kernel's, is hidden from gpuctl, has
+        // ended, or is a thread of another process.
         let is_kernel = Process::of(pid).is_some_and(|process| process.is_kernel);
         let exists = is_kernel || process::is_hidden(pid);
         return Facts { exists, is_kernel, ..Facts::default() };
@@ -71,7 +72,7 @@ fn gather(pid: Pid, table: &ProcessTable) -> Facts {
     }
 }
 
-/// Why a process cannot become a service's; `None` where it can.
+/// Returns why a process cannot become a service's, or `None` if it can.
 fn objection(service: &str, pid: Pid, facts: &Facts) -> Option<Failure> {
     let refuse = |why: &str, hint: &str| {
         let message = format!("process {pid} cannot be adopted by {service}: {why}");

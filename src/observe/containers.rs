@@ -1,4 +1,5 @@
-//! From what an engine says of containers to what a service of one or several of them is in.
+//! Derives the presence of a service that consists of one or several containers from what the
+//! engine says of them.
 
 use crate::config::Config;
 use crate::model::{
@@ -10,7 +11,8 @@ use crate::world::docker::{self, Docker, Inspected};
 use crate::world::wait::Stop;
 use std::collections::HashSet;
 
-/// Asks the engine for the containers of one service.
+/// Asks the engine for the containers of one service, and returns the service's presence and what
+/// they are.
 pub fn containers(which: &Containers, config: &Config, stop: &Stop) -> (Presence, Managed) {
     let engine = Docker::of(&config.docker, stop);
     let told = match which {
@@ -20,7 +22,7 @@ pub fn containers(which: &Containers, config: &Config, stop: &Stop) -> (Presence
     contained(which, &told, config, &engine)
 }
 
-/// Returns what a service is in, by its containers, and which these are.
+/// Returns the presence of a service by its containers, and which containers these are.
 pub fn contained(
     which: &Containers,
     told: &Inspected,
@@ -42,7 +44,7 @@ pub fn contained(
         }
     }
     let presence = match (which, &told.trouble) {
-        // What was not told of may be there.
+        // A container that the engine did not report may exist all the same.
         (Containers::Named(_), Some(why)) if managed.containers.is_empty() => {
             return (Presence::Unknown(why.clone()), managed);
         }
@@ -70,8 +72,9 @@ fn is_of(container: &Container, compose: &Compose) -> bool {
     container.setup.compose.as_ref().is_some_and(|labels| compose.has(labels))
 }
 
-/// The files of a project: those of the configuration, else those that its containers name, and with either
-/// the files of variables that these name; none where one of them is not there.
+/// Returns the files of a project: those of the configuration, or else those that its containers
+/// name, and in either case the env files that the containers name. `None` if none are known or one
+/// of them does not exist.
 fn files(compose: &Compose, all: &[Container]) -> Option<ComposeFiles> {
     let mut labels = all.iter().filter_map(|one| one.setup.compose.as_ref());
     let named = labels.find(|labels| labels.project == compose.project);
@@ -88,9 +91,11 @@ fn files(compose: &Compose, all: &[Container]) -> Option<ComposeFiles> {
     are_there.then_some(files)
 }
 
-/// Finds what containers depend on, and the depended on of that: the containers that no service of the
-/// configuration has, which are started first and never stopped, the services that have the others, and what has
-/// no container. What only has to do its work to its end is no service that could be ready.
+/// Fills in what a service's containers depend on, also by way of others: the containers that no
+/// configured service has, which are started first and never stopped; the services that have the
+/// others; and the compose services that have no container. A container that only has to work to
+/// its end counts as one of the first even if a service has it, because such a service could never
+/// be ready.
 fn depended_on(managed: &mut Managed, compose: &Compose, all: &[Container], config: &Config) {
     let mut needed: Vec<&Container> = managed.containers.iter().collect();
     let own = needed.len();
@@ -138,7 +143,8 @@ fn depended_on(managed: &mut Managed, compose: &Compose, all: &[Container], conf
     (managed.dependencies, managed.needs, managed.unmade) = (containers, services, unmade);
 }
 
-/// What containers are in together. `all` are those of which some may wait for their work to be done.
+/// Returns the presence of several containers taken together. `all` includes those that may wait
+/// for one of them to complete its work.
 fn presence_of(own: &[Container], all: &[Container]) -> Presence {
     if let [only] = own {
         return only.presence.clone();
@@ -189,7 +195,7 @@ fn presence_of(own: &[Container], all: &[Container]) -> Presence {
     })
 }
 
-/// Whether it has ended with success, and others of its project wait for just that.
+/// Reports whether a container has ended with success and others of its project wait for just that.
 fn has_done_its_work(container: &Container, all: &[Container]) -> bool {
     let Some(own) = &container.setup.compose else { return false };
     let others = all.iter().filter_map(|one| one.setup.compose.as_ref());

@@ -1,4 +1,4 @@
-//! What processes show of themselves, gathered from /proc for the ones that could matter.
+//! Gathers from /proc what processes show of themselves, for those processes that could matter.
 
 use super::ownership::{self, Credentials, Evidence, Ownership, Panes};
 use crate::config::Config;
@@ -14,13 +14,14 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ffi::CString;
 use std::path::Path;
 
-/// Programs that mention a service on their command line without being it.
+/// Names of programs that mention a service on their command line without being it.
 const VIEWERS: &str = "ag awk bat batcat cat code cp curl cursor diff ed egrep emacs emacsclient find \
     gdb gedit git gpuctl grep gvim head helix hx joe journalctl jq kak kate less lnav man mcedit micro more \
     most multitail mv nano nvim pgrep pico pkill rg rsync scp screen script sed ssh strace subl sudo \
     tail tar tee tmux vi view vim vimdiff watch wget zed";
 
-/// Programs that call gpuctl for somebody; one that has gpuctl on its command line is no service.
+/// Names of programs that call others for somebody; such a process is no service if gpuctl is on
+/// its command line.
 const CALLERS: &str = "bash busybox chrt dash doas env fish flock ionice ksh nice nohup setsid sh \
     systemd-run taskset time timeout xargs zsh";
 
@@ -29,20 +30,21 @@ pub struct Scene {
     pub table: ProcessTable,
     pub listeners: Listeners,
     evidence: HashMap<Pid, Evidence>,
-    /// The control groups of the processes that show something.
+    /// The control groups of the processes that show something or are in the scope of a start.
     groups: HashMap<Pid, String>,
-    /// The services in whose scopes processes are.
+    /// The processes that are in the scope of a service's start, each with that service.
     scopes: HashMap<Pid, usize>,
-    /// The processes that were recorded, and whose they are.
+    /// The processes that were recorded, each with its service.
     recorded: Vec<(usize, Id)>,
     /// The services that have been ready since a recorded start.
     pub was_ready: HashSet<usize>,
-    /// The ports that processes listen on, as far as they were asked for: their descriptors are looked
-    /// through once.
+    /// The ports that processes listen on, kept for each process that was asked about, so that its
+    /// descriptors are looked through only once.
     ports: RefCell<HashMap<Pid, Vec<u16>>>,
 }
 
-/// Looks at the processes of this machine. `on_card` are those that hold memory on the card.
+/// Reads the processes of this machine and what they show of themselves. `on_card` are those that
+/// hold memory on the card.
 pub fn look_around(config: &Config, on_card: &HashSet<Pid>, listeners: Listeners) -> Scene {
     let table = ProcessTable::read();
     let mut evidence: HashMap<Pid, Evidence> = HashMap::new();
@@ -73,7 +75,8 @@ pub fn look_around(config: &Config, on_card: &HashSet<Pid>, listeners: Listeners
             (pid, groups, is_contained, scope)
         })
     });
-    // A multiplexer's panes are anybody's, and so is what was left behind in one.
+    // The panes of a multiplexer may belong to anybody, so a scope with a multiplexer in it proves
+    // nothing.
     let is_shared = |pid: Pid| table.get(pid).is_some_and(ownership::is_multiplexer);
     let multiplexers = groups.iter().filter(|(pid, ..)| is_shared(*pid));
     let shared: HashSet<usize> = multiplexers.filter_map(|(.., scope)| *scope).collect();
@@ -97,8 +100,8 @@ pub fn look_around(config: &Config, on_card: &HashSet<Pid>, listeners: Listeners
 }
 
 impl Scene {
-    /// Decides whose the processes are, given what the managers have said, and `more` processes that
-    /// are known to be a service's.
+    /// Decides which service each process belongs to, given what the managers have said. `more` are
+    /// processes that are known to be a service's besides the recorded ones.
     pub fn ownership(
         &mut self,
         config: &Config,
@@ -131,7 +134,7 @@ impl Scene {
             }
         }
         let listens = |pid: Pid, port: u16| {
-            // What a container listens for is the container's.
+            // A port on which a process in a container listens is the container's.
             let is_own = |it: &Process| match self.evidence.get(&pid) {
                 Some(shown) => !shown.is_contained,
                 None => !is_contained(it, &process::control_groups(pid)),
@@ -141,25 +144,27 @@ impl Scene {
         ownership::decide(&self.table, &claims, &self.evidence, &listens)
     }
 
-    /// Returns what a start, in clock ticks since boot, may have left in the panes of multiplexers.
+    /// Returns what a start may have left in the panes of terminal multiplexers. `since` is the
+    /// time of the start, in clock ticks since boot.
     pub fn panes_since(&self, ownership: &Ownership, service: usize, since: u64) -> Panes {
         ownership::panes_since(&self.table, &self.evidence, ownership, service, since)
     }
 
-    /// The containers that have come up since then, by their ids.
+    /// Returns the ids of the containers in which a process has started since a time, in clock
+    /// ticks since boot.
     pub fn containers_since(&self, since: u64) -> BTreeSet<String> {
         let young = self.table.iter().filter(|process| process.ticks >= since);
         let groups = young.map(|process| process::control_groups(process.pid));
         groups.filter_map(|groups| process::container_of(&groups).map(str::to_owned)).collect()
     }
 
-    /// Whether a service's `match` finds a process, and whether that is on the card.
+    /// Reports whether a service's `match` finds a process, and whether the process is on the card.
     pub fn shows(&self, pid: Pid, service: usize) -> (bool, bool) {
         let shown = self.evidence.get(&pid);
         shown.map_or((false, false), |it| (it.matches.contains(&service), it.is_on_card))
     }
 
-    /// Whether a process listens on a port; false where we may not look.
+    /// Reports whether a process listens on a port; `false` if gpuctl may not look.
     pub fn listens(&self, pid: Pid, port: u16) -> bool {
         let ports = || self.table.get(pid).map_or_else(Vec::new, |it| self.listeners.ports_of(it));
         self.listeners.is_taken(port)
@@ -167,7 +172,7 @@ impl Scene {
     }
 }
 
-/// The services in whose unit or container a process is, by its control groups.
+/// Returns the services whose unit or container a process with these control groups is in.
 pub fn in_groups(groups: &str, managed: &[Managed]) -> Vec<usize> {
     let is_in = |of: &&Managed| {
         of.containers.iter().any(|container| groups.contains(container.id.as_str()))
@@ -177,15 +182,16 @@ pub fn in_groups(groups: &str, managed: &[Managed]) -> Vec<usize> {
     found.map(|(service, _)| service).collect()
 }
 
-/// Whether a process of these control groups is in a container that gpuctl is not in itself, or listens for one.
+/// Reports whether a process with these control groups is in a container that gpuctl is not in
+/// itself, or is a container engine or its port forwarder.
 pub fn is_contained(process: &Process, groups: &str) -> bool {
     process::is_in_container(process.pid)
         || is_in_other_container(groups)
         || docker::is_engines_own(process)
 }
 
-/// Tells whether it is in a container that shares the machine's PID namespace and is not gpuctl's
-/// own.
+/// Reports whether these control groups are those of a container that shares the machine's PID
+/// namespace and is not gpuctl's own.
 fn is_in_other_container(groups: &str) -> bool {
     process::container_of(groups).is_some()
         && groups != process::control_groups(std::process::id() as Pid)
@@ -198,24 +204,25 @@ fn natives(config: &Config) -> impl Iterator<Item = (usize, &Native)> {
     })
 }
 
-/// A log to which a recorded start writes, and since when, in clock ticks.
+/// A log to which a recorded start writes, and the time of that start, in clock ticks since boot.
 struct Log {
     service: usize,
     file: FileId,
     since: u64,
 }
 
-/// The systemd scope of a start, and since when it can be, in clock ticks.
+/// The systemd scope of a start, and the time since which a process can be in it, in clock ticks
+/// since boot.
 struct StartScope {
     service: usize,
-    /// What the service was called when it was started.
+    /// The name that the service had when it was started.
     mark: String,
     name: String,
     since: u64,
 }
 
-/// Reads which processes were recorded when services were started, and returns the logs and the scopes
-/// of these.
+/// Reads which processes were recorded when services were started, and returns the logs and the
+/// scopes of these starts.
 fn read_records(
     config: &Config,
     recorded: &mut Vec<(usize, Id)>,
@@ -236,20 +243,23 @@ fn read_records(
     (logs, scopes)
 }
 
-/// Whether what is in a scope comes from a start within the start, or works under the lock.
+/// Reports whether a process in a scope comes from another service's start within this start, or
+/// works under the lock.
 fn is_of_another(pid: Pid, scope: &StartScope) -> bool {
     let [mark, token] = process::variables(pid, [variable::SERVICE, variable::LOCK_TOKEN]);
     token.is_some() || mark.is_some_and(|mark| mark != scope.mark)
 }
 
-/// Reads which processes bear the mark of what this configuration's gpuctl has started.
+/// Notes which processes bear the mark of a service that gpuctl has started with this
+/// configuration.
 fn add_marks(config: &Config, table: &ProcessTable, evidence: &mut HashMap<Pid, Evidence>) {
     let services: HashMap<&str, usize> =
         natives(config).map(|(at, _)| (config.services[at].name.as_str(), at)).collect();
     let own = config.path.as_deref();
     let file = own.and_then(FileId::of);
     let is_own = |from: &str| {
-        // Both as text: that is how the mark was written, also for a path that is none.
+        // Both are compared as text, because that is how the mark is written, even for a path that
+        // is not UTF-8.
         let is_same = own.is_none_or(|own| from == own.to_string_lossy());
         is_same || (file.is_some() && FileId::of(Path::new(from)) == file)
     };
@@ -257,7 +267,7 @@ fn add_marks(config: &Config, table: &ProcessTable, evidence: &mut HashMap<Pid, 
         let [mark, from, token] =
             process::variables(pid, [variable::SERVICE, variable::CONFIG, variable::LOCK_TOKEN]);
         let service = *services.get(mark?.as_str())?;
-        // What works under the lock uses the service, or is tried in its place.
+        // A process that works under the lock uses the service, or is tried in its place.
         let is_ours = token.is_none() && from.as_deref().is_none_or(is_own);
         is_ours.then_some((pid, service))
     };
@@ -266,8 +276,8 @@ fn add_marks(config: &Config, table: &ProcessTable, evidence: &mut HashMap<Pid, 
     }
 }
 
-/// Adds the scopes in which somebody bears our mark: their starts are recorded in another state folder,
-/// as that of a unit is for a shell.
+/// Adds the scopes in which a process bears a service's mark. Their starts may be recorded in
+/// another state folder: a gpuctl in a unit has another one than a gpuctl in a shell.
 fn add_scopes(
     config: &Config,
     table: &ProcessTable,
@@ -290,7 +300,7 @@ fn add_scopes(
     }
 }
 
-/// Reads which processes the services' patterns find, and which of these only mention a service.
+/// Notes which processes the services' patterns find, and which of these only mention a service.
 fn add_matches(config: &Config, table: &ProcessTable, evidence: &mut HashMap<Pid, Evidence>) {
     let patterns: Vec<(usize, &str)> =
         natives(config).filter_map(|(at, native)| Some((at, native.pattern.as_deref()?))).collect();
@@ -303,7 +313,7 @@ fn add_matches(config: &Config, table: &ProcessTable, evidence: &mut HashMap<Pid
     for ((service, text), lines_to_ask) in patterns.iter().zip(candidates(&texts, &lines)) {
         let mut lines_to_ask =
             lines_to_ask.into_iter().filter(|at| !callers.contains(&pids[*at])).peekable();
-        // One that is no expression was refused with the configuration.
+        // A pattern that is no valid expression was refused with the configuration.
         let pattern = lines_to_ask.peek().and_then(|_| Pattern::new(text).ok());
         for at in lines_to_ask {
             if pattern.as_ref().is_some_and(|pattern| pattern.matches(&lines[at])) {
@@ -316,7 +326,7 @@ fn add_matches(config: &Config, table: &ProcessTable, evidence: &mut HashMap<Pid
     }
 }
 
-/// Reads which processes write to the log of a recorded start.
+/// Notes which processes write to the log of a recorded start.
 fn add_logs(logs: &[Log], table: &ProcessTable, evidence: &mut HashMap<Pid, Evidence>) {
     let Some(earliest) = logs.iter().map(|log| log.since).min() else { return };
     let outputs = |pid: Pid| {
@@ -335,19 +345,20 @@ fn add_logs(logs: &[Log], table: &ProcessTable, evidence: &mut HashMap<Pid, Evid
     }
 }
 
-/// Whether a process cannot be a service by what it is called with: it only mentions one.
+/// Reports whether a process cannot be a service, because its command only mentions one or it works
+/// under the lock.
 fn is_bystander(table: &ProcessTable, pid: Pid) -> bool {
     let Some(process) = table.get(pid) else { return true };
     let arguments = process::arguments(pid);
     let programs = programs(process, &arguments);
     let is_one_of = |names| programs.iter().any(|program| is_listed(names, program));
-    // It has ended since it was seen.
+    // The process has ended since it was seen.
     if arguments.is_empty() {
         return true;
     }
     let [token] = process::variables(pid, [variable::LOCK_TOKEN]);
     let calls_gpuctl = || arguments.iter().any(|argument| names_gpuctl(argument));
-    // What works under the lock uses the service, or is tried in its place.
+    // A process that works under the lock uses the service, or is tried in its place.
     token.is_some()
         || is_one_of(VIEWERS)
         || (is_one_of(CALLERS) && calls_gpuctl())
@@ -358,20 +369,21 @@ fn is_bystander(table: &ProcessTable, pid: Pid) -> bool {
 fn programs<'a>(process: &'a Process, arguments: &'a [String]) -> Vec<&'a str> {
     let word = |argument: &'a String| base_name(argument.split_whitespace().next().unwrap_or(""));
     let own = arguments.first().map(word).map(|name| name.trim_start_matches('-'));
-    // The kernel names an interpreter's process after the script, and keeps 15 bytes of it.
+    // The kernel names an interpreter's process after the script, and keeps 15 bytes of that name.
     let script = arguments.get(1).map(word).filter(|script| {
         script.starts_with(process.name.as_str()) && own != Some(process.name.as_str())
     });
     own.into_iter().chain(script).collect()
 }
 
-/// Whether a program is on a list, as `vim.basic` and `tmux: server` are too.
+/// Reports whether a program is on a list of names; `vim.basic` counts as `vim`, and `tmux: server`
+/// as `tmux`.
 fn is_listed(names: &str, program: &str) -> bool {
     let word = program.split(['.', ':']).next().unwrap_or(program);
     names.split_whitespace().any(|name| name == word)
 }
 
-/// Whether an argument is gpuctl, or a shell's text that calls it.
+/// Reports whether an argument is gpuctl, or a shell's text that calls it.
 fn names_gpuctl(argument: &str) -> bool {
     argument
         .split(|c: char| c.is_whitespace() || ";|&()`'\"".contains(c))

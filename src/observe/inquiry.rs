@@ -1,4 +1,4 @@
-//! What services themselves are asked in a look, beside their managers.
+//! Asks the services themselves in a look, side by side with their managers.
 
 use crate::config::Config;
 use crate::error::Result;
@@ -11,44 +11,48 @@ use crate::world::server::Called;
 use crate::world::wait::Stop;
 use std::time::{Duration, Instant};
 
-/// An answer may take this much beyond its own limit, for names that do not resolve.
+/// Time that an answer may take beyond its own limit, for names that do not resolve.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// A stranger may take this long to answer for a service that is not there.
+/// How long a look waits for the health check of a service that does not run, which only a stranger
+/// could answer.
 const ABSENT_LIMIT: Duration = Duration::from_secs(1);
 
-/// What a service itself is asked in a look.
+/// What a look asks a service itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ask {
-    /// Who hangs is waited for by nobody who does not need its answer.
+    /// Nothing, so that a caller that does not need the answer never waits for a service that
+    /// hangs.
     Nothing,
-    /// Whether it is well, and awake.
+    /// Whether the service is healthy, and whether it is awake.
     State,
-    /// Its jobs, too.
+    /// What `State` asks, and the number of the service's jobs.
     StateAndJobs,
 }
 
 impl Ask {
-    /// Asks for its state, or for nothing.
+    /// Returns `Ask::State` if the state is wanted, or else `Ask::Nothing`.
     pub fn state_if(is_wanted: bool) -> Ask {
         if is_wanted { Ask::State } else { Ask::Nothing }
     }
 }
 
-/// The questions to the services in a look, under way.
+/// The questions that a look has put to the services.
 pub struct Inquiry<'a> {
-    /// For each service by its place one for each of the places that it is asked at.
+    /// One entry for each address that a service is asked at, for each service by its place in the
+    /// configuration.
     of: Vec<Vec<Questionnaire>>,
-    /// The places of the services that are asked when the managers have answered, and for what.
+    /// The services that are asked only after the managers have answered, by their places in the
+    /// configuration, and what each of them is asked.
     later_asked: Vec<(usize, Ask)>,
     questions: Questions,
-    /// Those that could only be asked when the managers had answered.
+    /// The questions that could be put only after the managers had answered, if there are any.
     later: Option<Questions>,
     begun: Instant,
     stop: &'a Stop,
 }
 
-/// The questions that a look has for a service.
+/// The questions that a look puts to a service at one of its addresses.
 struct Questionnaire {
     health: Option<Question>,
     sleep: Option<Question>,
@@ -77,6 +81,8 @@ fn for_jobs(service: &Service) -> Option<Question> {
 }
 
 impl<'a> Inquiry<'a> {
+    /// Puts the questions that need no answer of a manager. The limits on the answers count from
+    /// `begun`, the beginning of the look.
     pub fn begin(
         config: &Config,
         asks: &dyn Fn(&Service) -> Ask,
@@ -99,9 +105,10 @@ impl<'a> Inquiry<'a> {
         Ok(Inquiry { of, later_asked, questions, later: None, begun, stop })
     }
 
-    /// Asks what only the managers' answers show to be asked: containers by their own addresses, and
-    /// services that were left out and are `needed` after all. `located` gives the service of a place as
-    /// each of its containers is spoken to.
+    /// Puts the questions that depend on the managers' answers: to containers at their own
+    /// addresses, and to services that were left out and are `needed` after all. `located` returns
+    /// copies of the service at a place in the configuration, one for each address that it is
+    /// reached at.
     pub fn ask_later(
         &mut self,
         needed: impl Iterator<Item = usize>,
@@ -126,8 +133,9 @@ impl<'a> Inquiry<'a> {
         answer(&self.questions).or_else(|| self.later.as_ref().and_then(answer))
     }
 
-    /// Returns what the health check of a service found, by its place, and how long it took; `None`
-    /// where there was nothing to ask. Nobody waits long for one that is not there.
+    /// Returns what the health check of the service at a place in the configuration found and how
+    /// long it took, or `None` if there was nothing to ask. A service that does not run is not
+    /// waited for long.
     pub fn health(&self, at: usize, is_absent: bool) -> Option<(Healthy, Duration)> {
         let patience = if is_absent { ABSENT_LIMIT } else { TRY_LIMIT + GRACE };
         let told = |answer| match answer {
@@ -136,11 +144,11 @@ impl<'a> Inquiry<'a> {
         };
         let questions = self.of[at].iter().filter_map(|of| of.health.as_ref());
         let answers = questions.map(|question| told(self.answer(question, patience)));
-        // Of several containers the first whose answer is not good counts.
+        // The first bad answer among several containers counts.
         answers.reduce(|first, next| if first.0 == Healthy::Yes { next } else { first })
     }
 
-    /// Whether a service was put to sleep, or why that cannot be told.
+    /// Reports whether a service was put to sleep, or why that cannot be determined.
     pub fn sleeps(&self, at: usize) -> Called<bool> {
         let questions = self.of[at].iter().filter_map(|of| of.sleep.as_ref());
         let mut answers =
@@ -151,16 +159,16 @@ impl<'a> Inquiry<'a> {
         answers.try_fold(false, |any, sleeps| Ok(any || sleeps?))
     }
 
-    /// Returns the jobs of a service, or why they cannot be told; `None` where they were not asked
-    /// for.
+    /// Returns the number of a service's jobs, or why it cannot be determined; `None` if the
+    /// service was not asked for it.
     pub fn jobs(&self, at: usize) -> Option<Count> {
         let questions = self.of[at].iter().filter_map(|of| of.jobs.as_ref());
         total(questions.map(|question| counted(self.answer(question, TRY_LIMIT + GRACE))))
     }
 }
 
-/// Asks several services for their jobs, side by side, each as all its places are spoken to; `None` for
-/// one that cannot be asked.
+/// Counts the jobs of several services, side by side. Each service is given as copies, one for each
+/// address that it is reached at. The count of a service that cannot be asked is `None`.
 pub fn count_jobs(
     services: &[Vec<Service>],
     limit: Duration,
@@ -176,7 +184,7 @@ pub fn count_jobs(
     Ok(answers)
 }
 
-/// Adds up what was counted at several places; `None` where there was nothing to ask.
+/// Adds up the jobs that were counted at several addresses; `None` if there was nothing to ask.
 fn total(counts: impl Iterator<Item = Count>) -> Option<Count> {
     counts.reduce(|sum, next| Ok(sum? + next?))
 }

@@ -1,5 +1,5 @@
-//! A look at services through their managers: who is alive, which process belongs to whom, and
-//! who really listens on a port.
+//! Looks at services through their managers: which of them are alive, which process belongs to
+//! which service, and what really listens on a port.
 
 mod answering;
 mod contested;
@@ -27,10 +27,10 @@ use std::thread::{self, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 use unit::{in_unit, with_containers};
 
-/// A look waits no longer than this for processes that are ending.
+/// Longest time that a look waits for processes that are ending.
 const ENDING: Duration = Duration::from_secs(1);
 
-/// It puts together what the managers said.
+/// What the managers and the process table say of services, put together.
 pub struct Look<'a> {
     config: &'a Config,
     presences: HashMap<String, Presence>,
@@ -39,27 +39,29 @@ pub struct Look<'a> {
     scene: Scene,
     ownership: Ownership,
     places: HashMap<&'a str, usize>,
-    /// Who listens on which port: looked for once, and only where somebody has to be named.
+    /// The processes that listen on each port. They are looked for once, and only if one has to be
+    /// named.
     holders: OnceCell<HashMap<u16, Vec<Pid>>>,
 }
 
-/// What the managers of some services are asked in a look. The client of the container engine, which
-/// takes longest of all, is under way.
+/// The questions to the managers of some services in a look. The client of the container engine,
+/// which takes longest of all, is running already.
 pub struct Managers<'a> {
     services: Vec<&'a Service>,
     engine: Docker<'a>,
     inspected: Option<Box<dyn FnOnce() -> Inspected + Send + 'a>>,
-    /// The system's, and the user's.
+    /// The units that the system's manager is asked about, and those for the user's.
     units: [Vec<&'a str>; 2],
     stop: &'a Stop,
 }
 
 impl<'a> Managers<'a> {
-    /// Asks those of all services.
+    /// Asks the managers of all services.
     pub fn of_all(config: &'a Config, stop: &'a Stop) -> Managers<'a> {
         Managers::ask(config, config.services.iter().collect(), stop)
     }
 
+    /// Begins to ask the managers of these services.
     pub fn ask(config: &'a Config, services: Vec<&'a Service>, stop: &'a Stop) -> Managers<'a> {
         let (mut named, mut projects) = (Vec::new(), BTreeSet::new());
         let mut units = [Vec::new(), Vec::new()];
@@ -84,8 +86,8 @@ impl<'a> Managers<'a> {
     }
 }
 
-/// Asks the managers of these services side by side, and meanwhile `on_gpu` for the processes
-/// that hold GPU memory. `known` is what the managers of the others have said before.
+/// Asks the managers of `services` side by side, and meanwhile `on_gpu` for the processes that hold
+/// GPU memory. `known` is what the managers of the other services have said before.
 pub fn look<'a>(
     config: &'a Config,
     services: &[&Service],
@@ -96,7 +98,9 @@ pub fn look<'a>(
     look_by(Managers::ask(config, services.to_vec(), stop), config, known, on_gpu)
 }
 
-/// Looks by what the managers, which are asked already, answer.
+/// Looks at services through `managers`, which have been asked already, and meanwhile asks `on_gpu`
+/// for the processes that hold GPU memory. `known` is what the managers of the other services have
+/// said.
 pub fn look_by<'a>(
     managers: Managers,
     config: &'a Config,
@@ -111,7 +115,8 @@ pub fn look_by<'a>(
         let system = some(system).map(|s| s.spawn(systemd::show(system, false, stop)));
         let user = some(user).map(|s| s.spawn(systemd::show(user, true, stop)));
         let has_port = |service: &Service| service.health.as_ref().and_then(local_port).is_some();
-        // Before the driver is waited for, which is asked on a thread of its own.
+        // The driver is asked on a thread of its own; the listeners are read before it is waited
+        // for.
         let listeners = config.services.iter().any(has_port).then(Listeners::read);
         let on_gpu = on_gpu();
         let listeners = listeners.unwrap_or_default();
@@ -119,7 +124,7 @@ pub fn look_by<'a>(
         let mut managed = known.to_vec();
         managed.resize_with(config.services.len(), Managed::default);
         if inspected.as_ref().is_some_and(|asked| !asked.is_finished()) {
-            // What this takes of descriptors is looked through while the engine is waited for.
+            // The descriptors that this needs are looked through while the engine is waited for.
             scene.ownership(config, &managed, &[]);
         }
         let inspected: Inspected = answer(inspected)
@@ -164,17 +169,17 @@ pub fn look_by<'a>(
     })
 }
 
-/// A native service's processes at one moment.
+/// The processes of a native service at one moment.
 pub struct Members {
     pub proven: Vec<process::Id>,
-    /// Those that may be its own as well.
+    /// Processes that may be the service's as well, but are not proven to be.
     pub unproven: Vec<Pid>,
-    /// Who may start it again.
+    /// What may start the service again, if anything.
     pub supervisor: Option<Supervisor>,
 }
 
-/// The processes of a native service now, where `known` ones and all that comes from them count as
-/// proven.
+/// Returns the processes that a native service has now. The `known` ones and all that come from
+/// them count as proven.
 pub fn members(
     config: &Config,
     managed: &[Managed],
@@ -188,7 +193,7 @@ pub fn members(
     let ownership = scene.ownership(config, managed, &known);
     let table = &scene.table;
     let members = ownership.members(at);
-    // What gpuctl has started has no other supervisor.
+    // Processes that gpuctl has started have no other supervisor.
     let is_found = |pid: &Pid| ownership.of(*pid).is_some_and(|it| it.proof == Proof::Match);
     let found: Vec<Pid> = members.iter().copied().filter(is_found).collect();
     let unproven = ownership.unproven.iter().filter(|(of, _)| *of == at);
@@ -199,20 +204,21 @@ pub fn members(
     }
 }
 
-/// The failure of services that claim one and the same thing.
+/// Returns the failure of services that claim one and the same thing.
 fn claimed_by(config: &Config, what: &str, services: &BTreeSet<usize>) -> Failure {
     let names: Vec<&str> = services.iter().map(|at| config.services[*at].name.as_str()).collect();
     Failure::new(Code::Config, format!("{what} belongs to both {}", names.join(" and ")))
 }
 
-/// Returns the answer of a manager, or nothing if it was not asked.
+/// Returns the answer of a manager, or the default if it was not asked.
 fn answer<T: Default>(asked: Option<ScopedJoinHandle<Result<T>>>) -> Result<T> {
     let panicked = |_| Err(Failure::new(Code::Internal, "a thread of gpuctl panicked"));
     asked.map_or_else(|| Ok(T::default()), |asked| asked.join().unwrap_or_else(panicked))
 }
 
 impl Look<'_> {
-    /// Returns what a native service's processes say of its state, or why that cannot be told.
+    /// Returns the presence of a native service by its processes; `Presence::Unknown` with the
+    /// reason if it cannot be determined.
     fn native(&self, service: &Service, on_gpu: &HashSet<Pid>) -> Presence {
         let (table, ownership) = (&self.scene.table, &self.ownership);
         let at = self.places[service.name.as_str()];
@@ -252,8 +258,9 @@ impl Look<'_> {
         })
     }
 
-    /// Why it cannot be told that nothing of a native service runs: somebody whom we may not look
-    /// into has its port, or, where it has none, is on the card.
+    /// Returns why it cannot be determined that nothing of a native service runs, if so: a process
+    /// that gpuctl may not inspect listens on the service's port or, if the service has none, is on
+    /// the card.
     fn hidden(&self, service: &Service, on_gpu: &HashSet<Pid>) -> Option<Failure> {
         let Scene { table, listeners, .. } = &self.scene;
         let what = match service.health.as_ref().and_then(local_port) {
@@ -280,8 +287,8 @@ impl Look<'_> {
         })
     }
 
-    /// Whether a port is still taken when the processes that were ending have ended: the kernel closes
-    /// their sockets after it has ceased to show them.
+    /// Reports whether a port is still taken when the processes that were ending have ended. The
+    /// kernel closes their sockets only after it has ceased to show them.
     fn outlasts_the_ending(&self, port: u16) -> bool {
         let deadline = Instant::now() + ENDING;
         let pids = self.scene.table.iter().map(|process| process.pid);
@@ -292,31 +299,35 @@ impl Look<'_> {
         Listeners::read().is_taken(port)
     }
 
-    /// Returns what a start, in clock ticks since boot, may have left in the panes of multiplexers.
+    /// Returns what a start may have left in the panes of terminal multiplexers. `since` is the
+    /// time of the start, in clock ticks since boot.
     pub fn panes_since(&self, service: &str, since: u64) -> Panes {
         self.scene.panes_since(&self.ownership, self.places[service], since)
     }
 
-    /// The containers that have come up since then, by their ids.
+    /// Returns the ids of the containers in which a process has started since a time, in clock
+    /// ticks since boot.
     pub fn containers_since(&self, since: u64) -> BTreeSet<String> {
         self.scene.containers_since(since)
     }
 
-    /// Whether it would be started by whoever asks it anything.
+    /// Reports whether any connection to the service would start it, because systemd listens for
+    /// it.
     pub fn starts_when_asked(&self, service: &str) -> bool {
         self.managed[self.places[service]].socket.is_some()
     }
 
-    /// Returns a service as it is spoken to now, at each of its places.
+    /// Returns copies of a service, one for each address that it is reached at now.
     pub fn located(&self, service: &Service) -> Vec<Service> {
         service.at(&self.managed[self.places[&*service.name]].addresses())
     }
 
+    /// Returns what a service's manager or its processes say of whether it runs.
     pub fn presence(&self, service: &str) -> Presence {
         self.presences[service].clone()
     }
 
-    /// The processes that may be a service's and are not proven to be.
+    /// Returns the processes that may be a service's and are not proven to be.
     pub fn unproven(&self, service: &str) -> Vec<Unproven> {
         let table = &self.scene.table;
         let at = self.places[service];
@@ -330,10 +341,10 @@ impl Look<'_> {
         of_service.filter_map(shown).collect()
     }
 
-    /// The service that a process belongs to.
+    /// Returns the name of the service that a process belongs to, if any.
     pub fn service_of(&self, pid: Pid) -> Option<&str> {
         let owner = self.ownership.of(pid).map(|owner| owner.service);
-        // Whose control group it is in was asked of those alone that showed something.
+        // The control groups were read only for the processes that showed something.
         let in_group = || {
             let groups = process::control_groups(pid);
             evidence::in_groups(&groups, &self.managed).first().copied()

@@ -1,4 +1,5 @@
-//! Asks the world once, everything side by side, and returns it as plain data.
+//! Asks the managers, the services and the driver once, all side by side, and returns the answers
+//! as plain data.
 
 mod adoption;
 mod containers;
@@ -32,7 +33,8 @@ use inquiry::Inquiry;
 use std::collections::HashSet;
 use std::time::Instant;
 
-/// One look at everything that is configured; `asks` tells what each service itself is asked.
+/// Takes one look at everything that is configured. `asks` decides what each service itself is
+/// asked.
 pub fn observe(
     config: &Config,
     reader: &mut Reader,
@@ -42,7 +44,8 @@ pub fn observe(
     observe_by(Managers::of_all(config, stop), config, reader, stop, asks)
 }
 
-/// Looks by what the managers of all services, which are asked already, answer.
+/// Takes one look at everything that is configured, through `managers`, which have been asked about
+/// all services already. `asks` decides what each service itself is asked.
 pub fn observe_by(
     managers: Managers,
     config: &Config,
@@ -51,17 +54,18 @@ pub fn observe_by(
     asks: &dyn Fn(&Service) -> Ask,
 ) -> Result<Snapshot> {
     let services: Vec<&Service> = config.services.iter().collect();
-    // A socket each and a second hold on it, and what everything else takes.
+    // Each service takes a socket and a second descriptor for it; the rest is for everything else.
     host::allow_open_files(2 * services.len() as u64 + 64);
     let begun = Instant::now();
-    // One whose unit a socket may start is asked once its manager has told that it runs.
+    // A question may start a unit through its socket, so if a service is a unit, all are asked
+    // after the managers have reported what runs.
     let is_unit = |service: &&Service| matches!(service.manager, Manager::Systemd { .. });
     let asks_at_once = !services.iter().any(is_unit);
     let mut notes = Notes::read(config);
     let mut inquiry = None;
     let mut vram = Vram::default();
     let look = look_by(managers, config, &[], || {
-        // After the managers, which take longest.
+        // The managers take longest, so they are asked first.
         inquiry = asks_at_once.then(|| Inquiry::begin(config, asks, begun, stop));
         vram = reader
             .read_use(notes.sampled())
@@ -89,7 +93,8 @@ pub fn observe_by(
         .map(|(at, service)| {
             let presence = look.presence(&service.name);
             let (healthy, took) = match (&service.health, &presence) {
-                // It holds its port and does not answer; its state is known without.
+                // A frozen service holds its port and does not answer; its state is known without
+                // asking.
                 (Some(_), Presence::Up(running)) if is_frozen(running) => (None, None),
                 (Some(_), presence) => {
                     let is_absent = matches!(presence, Presence::Down(_) | Presence::Missing(_));
@@ -111,7 +116,7 @@ pub fn observe_by(
                 true => inquiry.sleeps(at),
                 false => Ok(false),
             };
-            // One that may be asleep is not known to be ready.
+            // A service that may be asleep is not known to be ready.
             let healthy = match &sleeps {
                 Ok(_) => healthy,
                 Err(failed) => {
@@ -173,13 +178,13 @@ pub fn observe_by(
     Ok(Snapshot { vram, services, managed: look.managed })
 }
 
-/// The processes that hold GPU memory.
+/// Returns the processes that hold GPU memory.
 pub fn gpu_pids(vram: &Vram) -> HashSet<Pid> {
     vram.processes.iter().flatten().map(|process| process.pid).collect()
 }
 
-/// Looks at services through their managers, and tells of the processes of a reading which are theirs.
-/// `known` is what the managers of the others have said before.
+/// Returns a reading in which each process names the service that it belongs to. The managers of
+/// `services` are asked for this; `known` holds what the managers of the others have said before.
 pub fn attributed(
     mut vram: Vram,
     config: &Config,
@@ -192,24 +197,25 @@ pub fn attributed(
     vram
 }
 
-/// Tells whose the processes on the card are.
+/// Sets which service each process on the card belongs to, and whether the process is ending.
 fn attribute(vram: &mut Vram, look: &Look) {
     for process in vram.processes.iter_mut().flatten() {
         process.is_ending = process::is_ending(process.pid);
-        // What is dying is nobody's any more: its memory is on its way back.
+        // A dying process belongs to nobody any more: its memory is on its way back.
         let service = look.service_of(process.pid).filter(|_| !process.is_ending);
         process.service = service.map(str::to_owned);
     }
 }
 
-/// The command line of a process that NVML names by the first word of it. In a PID namespace of
-/// our own its number may be another's here.
+/// Returns the command line of a process on the card with its secrets masked, or `None` if its
+/// first word is not the name that NVML gives: in a PID namespace of gpuctl's own, the number may
+/// belong to another process.
 fn command_of(process: &GpuProcess) -> Option<String> {
     let words = process::arguments(process.pid);
     (words.first() == Some(&process.name)).then(|| mask(&words.join(" ")))
 }
 
-/// Returns what a service's processes hold; `None` where that cannot be told.
+/// Returns the memory that a service's processes hold, or `None` if that cannot be determined.
 fn used(vram: &Vram, service: &Service, presence: &Presence) -> Option<Mb> {
     if matches!(presence, Presence::Unknown(_)) {
         return None;
@@ -223,15 +229,16 @@ fn used(vram: &Vram, service: &Service, presence: &Presence) -> Option<Mb> {
             .sum()
     };
     let (own, others) = (sum(true)?, sum(false).unwrap_or_default());
-    // In a PID namespace of our own the driver's list leaves processes out. Much memory that is
-    // listed for nobody may then be that of a service that seems to hold none.
+    // In a PID namespace of gpuctl's own, the driver's list leaves processes out. Much memory that
+    // is listed for nobody may then be that of a service that seems to hold none.
     let unlisted = vram.used.unwrap_or_default().saturating_sub(own + others);
     let is_hidden =
         own == Mb(0) && matches!(presence, Presence::Up(_)) && unlisted.0 * 4 >= service.vram.0;
     (!is_hidden || service.vram == Mb(0)).then_some(own)
 }
 
-/// Fills in the figures without NVML: what runs, or may be running for all that can be told, holds what it declares.
+/// Fills in the figures that NVML does not give: each service that runs, or may be running as far
+/// as gpuctl can tell, counts with the memory that it declares.
 fn estimate(config: &Config, vram: &mut Vram, observed: &[Observed]) {
     vram.total = config.gpu.total;
     if let Some(total) = vram.total {
@@ -243,7 +250,7 @@ fn estimate(config: &Config, vram: &mut Vram, observed: &[Observed]) {
     }
 }
 
-/// Alive and given no time to run.
+/// Reports whether a service is alive but given no time to run.
 fn is_frozen(running: &Running) -> bool {
     matches!(running.trouble, Some(Trouble::Paused | Trouble::Suspended))
 }

@@ -1,6 +1,6 @@
-//! Whose process it is: at most one owner for each process, with the proof. This is a pure function
-//! of the process table and of the evidence that was gathered; nothing else decides whom gpuctl may
-//! signal.
+//! Decides which service a process belongs to: at most one owner for each process, with the proof.
+//! This is a pure function of the process table and of the evidence that was gathered; nothing else
+//! decides which processes gpuctl may signal.
 
 mod by_match;
 mod panes;
@@ -17,72 +17,75 @@ use crate::model::{Pid, Proof};
 use crate::world::process::{Id, Process, ProcessTable};
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-/// A service has this to show for its processes. Services are numbered as in the
-/// configuration.
+/// What a service has to show for its processes. Services are numbered as in the configuration.
 #[derive(Clone, Debug, Default)]
 pub struct Credentials {
-    /// gpuctl started it itself, or its owner did by hand. What is in a container is never part of
-    /// such a service.
+    /// Whether the service is native: gpuctl has started it as a process, or somebody has by hand.
+    /// A process in a container is never part of a native service.
     pub is_native: bool,
-    /// The port of its health check, where that asks this machine.
+    /// The port of the service's health check, or `None` if it has none on this machine.
     pub port: Option<u16>,
-    /// Somebody listens on that port.
+    /// Whether anything listens on `port`.
     pub is_port_taken: bool,
-    /// The main processes of its containers.
+    /// The main processes of the service's containers.
     pub containers: Vec<Pid>,
-    /// The processes that were recorded when it was started, or that were adopted.
+    /// The processes that were recorded when the service was started, or that were adopted.
     pub recorded: Vec<Id>,
 }
 
-/// A process shows this of itself, beside its place in the process table.
+/// What a process shows of itself, besides its place in the process table.
 #[derive(Clone, Debug, Default)]
 pub struct Evidence {
-    /// It is a viewer, an editor or a caller of gpuctl, which mention a service without being it.
+    /// Whether the process only mentions a service, as a viewer, an editor, a caller of gpuctl or a
+    /// command under the lock does.
     pub is_bystander: bool,
-    /// It lives in a PID namespace below gpuctl's.
+    /// Whether the process is in a container that gpuctl is not in itself, or is a container engine
+    /// or its port forwarder.
     pub is_contained: bool,
-    /// The services in whose unit, container or scope it is.
+    /// The services whose unit, container or scope the process is in.
     pub control_group: Vec<usize>,
-    /// The services to whose recorded log its output goes.
+    /// The services to whose recorded log the process writes.
     pub log: Vec<usize>,
-    /// The service that `GPUCTL_SERVICE` names in its environment.
+    /// The service that `GPUCTL_SERVICE` names in the process's environment.
     pub mark: Option<usize>,
-    /// The services whose `match` finds its command line.
+    /// The services whose `match` finds the process's command line.
     pub matches: Vec<usize>,
-    /// It holds memory on the card.
+    /// Whether the process holds memory on the card.
     pub is_on_card: bool,
 }
 
-/// The service that a process belongs to.
+/// The service that a process belongs to, and what proves it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Owner {
     pub service: usize,
     pub proof: Proof,
 }
 
-/// A process that two services have proven equally well.
+/// A process for which several services have equally strong proof, so that it belongs to none.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dispute {
     pub pid: Pid,
     pub services: BTreeSet<usize>,
 }
 
-/// The answer for all processes.
+/// The owners of all processes, and what could not be decided.
 #[derive(Clone, Debug, Default)]
 pub struct Ownership {
     owners: HashMap<Pid, Owner>,
-    /// Processes that a service's `match` finds, or that listen on its port while nothing is proven
-    /// to be it, and that nothing proves to be anybody's.
+    /// Services with processes that may be theirs but are proven to be nobody's: the service's
+    /// `match` finds the process, or the process listens on the port of a service that has no
+    /// proven process.
     pub unproven: Vec<(usize, Pid)>,
     pub disputes: Vec<Dispute>,
 }
 
 impl Ownership {
+    /// Returns the service that a process belongs to, if any.
     pub fn of(&self, pid: Pid) -> Option<Owner> {
         self.owners.get(&pid).copied()
     }
 
-    /// The processes of a service, by number.
+    /// Returns the processes of a service, sorted by number.
     pub fn members(&self, service: usize) -> Vec<Pid> {
         let owned = self.owners.iter().filter(|(_, owner)| owner.service == service);
         let mut members: Vec<Pid> = owned.map(|(pid, _)| *pid).collect();
@@ -91,8 +94,9 @@ impl Ownership {
     }
 }
 
-/// Decides for every process of the table. `listens` tells whether a process listens on a port; it
-/// is asked only where the answer matters, because it costs a look at all descriptors.
+/// Decides the owner of every process in the table. `listens` reports whether a process listens on
+/// a port; it is called only if the answer matters, because it costs a look at all descriptors of
+/// the process.
 pub fn decide(
     table: &ProcessTable,
     claims: &[Credentials],
@@ -136,10 +140,10 @@ struct Court<'a> {
     evidence: &'a HashMap<Pid, Evidence>,
     listens: &'a dyn Fn(Pid, u16) -> bool,
     callers: HashSet<Pid>,
-    /// The main processes of containers.
+    /// The main processes of containers, each with its service.
     mains: Vec<(Pid, usize)>,
     recorded: Vec<(Id, usize)>,
-    /// The processes that each service's `match` finds.
+    /// The processes that each service's `match` finds, except for bystanders.
     matched: HashMap<usize, Vec<Pid>>,
     nothing: Evidence,
     ownership: Ownership,
@@ -150,8 +154,9 @@ impl Court<'_> {
         self.evidence.get(&pid).unwrap_or(&self.nothing)
     }
 
-    /// Never part of a service, and nothing is inherited through it: gpuctl and its callers, PID 1,
-    /// and the servers of terminal multiplexers, whose panes are anybody's.
+    /// Reports whether a process is never part of a service and passes nothing on to its
+    /// descendants: gpuctl and its callers, PID 1, and the servers of terminal multiplexers, whose
+    /// panes may belong to anybody.
     fn is_barrier(&self, process: &Process) -> bool {
         process.pid == 1
             || process.name == "gpuctl"
@@ -172,7 +177,7 @@ impl Court<'_> {
         free
     }
 
-    /// Gives a process to the one service that has proven it, or to nobody where two have.
+    /// Gives a process to the one service that has proven it, or to nobody if several have.
     fn give(&mut self, pid: Pid, services: BTreeSet<usize>, proof: Proof) {
         match (services.len(), services.first()) {
             (1, Some(service)) => {
@@ -183,11 +188,12 @@ impl Court<'_> {
         }
     }
 
-    /// Gives away what is proven so, and tells whether anything is.
+    /// Gives away the free processes that have this kind of proof, and reports whether there were
+    /// any.
     fn prove(&mut self, proof: Proof) -> bool {
         let before = self.ownership.owners.len();
-        // Most processes of a machine show nothing, and are looked at only where they may come from
-        // what was recorded.
+        // Most processes of a machine show nothing; they are looked at only when they may come from
+        // a recorded start.
         let shown: BTreeSet<Pid> = match proof {
             Proof::Container => self.mains.iter().map(|(main, _)| *main).collect(),
             Proof::Start if !self.recorded.is_empty() => self.free().into_iter().collect(),
@@ -202,7 +208,8 @@ impl Court<'_> {
         self.ownership.owners.len() > before
     }
 
-    /// The services for which a process has a proof of its own.
+    /// Returns the services for which a process has a proof of its own, apart from what it
+    /// inherits.
     fn proven(&self, pid: Pid, proof: Proof) -> BTreeSet<usize> {
         let shown = self.shows(pid);
         let may_be = |service: &usize| !self.claims[*service].is_native || !shown.is_contained;
@@ -220,7 +227,7 @@ impl Court<'_> {
             }
             Proof::Start => {
                 let recorded = self.recorded.iter().filter(|(id, _)| self.comes_from(pid, *id));
-                // Who only looks at a log does not write to it; a viewer's own output may go there.
+                // A bystander only reads the log, though its own output may go there.
                 let log = shown.log.iter().filter(|_| !shown.is_bystander);
                 recorded.map(|(_, at)| at).chain(log).copied().collect()
             }
@@ -230,18 +237,20 @@ impl Court<'_> {
         services.into_iter().filter(may_be).collect()
     }
 
-    /// Whether it is a recorded process, or in the session or group that one made.
+    /// Reports whether a process is a recorded one, or is in a session or group that a recorded one
+    /// made.
     fn comes_from(&self, pid: Pid, recorded: Id) -> bool {
         let Some(process) = self.table.get(pid) else { return false };
-        // The kernel gives a number to nobody else while a session or group still bears it.
+        // The kernel gives a number to no other process while a session or group still bears it.
         let was_reused =
             self.table.get(recorded.pid).is_some_and(|now| now.ticks != recorded.start);
         let is_meant = pid == recorded.pid || self.makers(process).contains(&Some(recorded.pid));
         is_meant && !was_reused && process.ticks >= recorded.start
     }
 
-    /// The processes that made the group and the session of a process. gpuctl's own group and session,
-    /// and those that its callers have made, say nothing: their members are the caller's.
+    /// Returns the processes that made the group and the session of a process. `None` stands for
+    /// gpuctl's own group and session and for those that its callers have made: their members are
+    /// the caller's, so they prove nothing.
     fn makers(&self, process: &Process) -> [Option<Pid>; 2] {
         let me = self.table.me();
         let group = Some(process.group).filter(|group| me.is_none_or(|me| me.group != *group));
@@ -249,8 +258,8 @@ impl Court<'_> {
         [group, session].map(|maker| maker.filter(|pid| !self.callers.contains(pid)))
     }
 
-    /// Gives every free process to the owner of its nearest ancestor that has one, else to that of
-    /// the process that made its group or session.
+    /// Gives every free process to the owner of its nearest ancestor that has one, or else to the
+    /// owner of the process that made its group or session.
     fn inherit(&mut self) {
         loop {
             let found: Vec<(Pid, Owner)> = self
@@ -274,13 +283,14 @@ impl Court<'_> {
         self.ancestors(pid).into_iter().chain(makers).find_map(|other| self.ownership.of(other))
     }
 
-    /// The parents of a process, nearest first, as far as things are inherited.
+    /// Returns the ancestors of a process, nearest first, up to the first that passes nothing on.
     fn ancestors(&self, pid: Pid) -> Vec<Pid> {
         let may_pass = |pid: &Pid| self.table.get(*pid).is_some_and(|p| !self.is_barrier(p));
         self.table.ancestors(pid).take_while(may_pass).collect()
     }
 
-    /// The first process of the multiplexer's pane that a process is in, if it is in one.
+    /// Returns the first process of the terminal multiplexer's pane that a process is in, or `None`
+    /// if it is in no pane.
     fn pane(&self, pid: Pid) -> Option<Pid> {
         let mut first = pid;
         for ancestor in self.table.ancestors(pid) {
@@ -296,13 +306,13 @@ impl Court<'_> {
         None
     }
 
-    /// Whether one of a process's family listens on the service's port.
+    /// Reports whether a member of a process's family listens on the service's port.
     fn serves(&self, pid: Pid, service: usize) -> bool {
         let port = self.claims[service].port;
         port.is_some_and(|port| self.family(pid).iter().any(|pid| (self.listens)(*pid, port)))
     }
 
-    /// A process, its descendants, and those in the group or session that it made.
+    /// Returns a process, its descendants, and those in the group or session that it made.
     fn family(&self, pid: Pid) -> Vec<Pid> {
         let mut family = vec![pid];
         let mut seen = HashSet::from([pid]);

@@ -1,9 +1,9 @@
-//! From what a service's manager and its health check say to the state that people are shown.
+//! Derives the state that users are shown from what a service's manager and its health check say.
 
 use crate::config::Span;
 use crate::model::{AnsweredBy, Healthy, Presence, Service, State, Trouble, Unproven};
 
-/// The state of a service and why.
+/// Returns the state of a service, and why it is in that state if there is something to say.
 pub fn judge(
     service: &Service,
     presence: &Presence,
@@ -12,9 +12,9 @@ pub fn judge(
     unproven: &[Unproven],
 ) -> (State, Option<String>) {
     match (answered_by, presence) {
-        // Whoever answers, it does not.
+        // A service that its manager has given up is dead, whatever answers in its place.
         (_, Presence::Dead(_)) => {}
-        // The other of two services that share a port, which is no fault.
+        // Two services may share a port; that the other one answers is no fault.
         (Some(AnsweredBy { who, service: Some(_), .. }), Presence::Down(_)) => {
             return (State::Stopped, Some(who.clone()));
         }
@@ -53,7 +53,7 @@ pub fn judge(
     let why = match healthy {
         Some(Healthy::Yes) => return (State::Ready, None),
         Some(Healthy::No(why) | Healthy::Silent(why)) => running.not_begun().unwrap_or(why),
-        // Not ready, as far as anybody has asked.
+        // Nobody has asked the service, so it is not known to be ready.
         None => return (State::Starting, None),
     };
     match running.age {

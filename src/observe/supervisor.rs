@@ -1,4 +1,5 @@
-//! Who may start a service again as soon as it is stopped: a supervisor, a loop in a script, a unit.
+//! Finds what may start a service again as soon as it is stopped: a supervisor, a loop in a script,
+//! a unit.
 
 use crate::model::{Container, Pid};
 use crate::redact::mask;
@@ -7,7 +8,7 @@ use crate::world::process::{self, Id, Process, ProcessTable};
 use std::collections::HashSet;
 use std::fmt;
 
-/// Somebody who looks after what gpuctl has not started.
+/// Something that looks after a process or container that gpuctl has not started.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Supervisor {
     Parent { id: Id, command: String },
@@ -15,7 +16,7 @@ pub enum Supervisor {
 }
 
 impl Supervisor {
-    /// Whether it may still act.
+    /// Reports whether the supervisor may still act, which a unit always may.
     pub fn is_there(&self) -> bool {
         match self {
             Supervisor::Parent { id, .. } => id.is_alive(),
@@ -23,7 +24,7 @@ impl Supervisor {
         }
     }
 
-    /// Returns what keeps it from acting.
+    /// Returns what the user can do to keep the supervisor from acting.
     pub fn remedy(&self) -> String {
         match self {
             Supervisor::Parent { id, .. } => format!("stop process {} first", id.pid),
@@ -35,7 +36,7 @@ impl Supervisor {
 }
 
 impl fmt::Display for Supervisor {
-    /// "process 12 (bash loop.sh)"
+    /// Writes the supervisor as in "process 12 (bash loop.sh)".
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Supervisor::Parent { id, command } => write!(f, "process {} ({command})", id.pid),
@@ -44,7 +45,7 @@ impl fmt::Display for Supervisor {
     }
 }
 
-/// The supervisor of these processes, if they have one outside of them.
+/// Returns what looks after these processes from outside of them, or `None` if nothing does.
 pub fn supervisor_of(members: &[Pid], table: &ProcessTable) -> Option<Supervisor> {
     let own: HashSet<&Pid> = members.iter().collect();
     let callers = table.callers();
@@ -59,7 +60,8 @@ pub fn supervisor_of(members: &[Pid], table: &ProcessTable) -> Option<Supervisor
     })
 }
 
-/// Who looks after one of these containers: the unit that podman names, or who runs a client that waits for its end.
+/// Returns what looks after one of these containers: the unit that podman names, or the unit or
+/// process that runs a client which stays until the container ends.
 pub fn supervisor_of_containers(containers: &[Container]) -> Option<Supervisor> {
     if let Some(unit) = containers.iter().find_map(|one| one.setup.unit.clone()) {
         return Some(Supervisor::Unit(unit));
@@ -67,7 +69,7 @@ pub fn supervisor_of_containers(containers: &[Container]) -> Option<Supervisor> 
     let table = ProcessTable::read();
     let runs = |it: &&Process| containers.iter().any(|one| docker::is_run_by(one, it));
     let unit = |client: Pid| {
-        // By itself, or by a shell, which ends with it.
+        // The first process started the client, directly or through a shell that ends with it.
         let is_by_init = table.ancestors(client).take(2).any(|pid| pid == 1);
         unit_of(client).filter(|_| is_by_init).map(Supervisor::Unit)
     };
@@ -75,14 +77,14 @@ pub fn supervisor_of_containers(containers: &[Container]) -> Option<Supervisor> 
     clients.find_map(|client| unit(client).or_else(|| supervisor_of(&[client], &table)))
 }
 
-/// Who has started a process, where that can be told.
+/// Returns what has started a process and may do so again, or `None` if that cannot be determined.
 pub fn started_by(pid: Pid) -> Option<Supervisor> {
     supervisor_of(&[pid], &ProcessTable::read())
 }
 
 fn supervised_by(parent: &Process) -> Option<Supervisor> {
     let words = process::arguments(parent.pid);
-    // What an orphan is given to, and a shell at which somebody sits, start nothing of themselves.
+    // Processes that adopt orphans, and shells at which somebody sits, start nothing of themselves.
     let is_idle = matches!(parent.name.as_str(), "systemd" | "gpuctl")
         || super::ownership::is_multiplexer(parent)
         || words.len() < 2
@@ -91,7 +93,7 @@ fn supervised_by(parent: &Process) -> Option<Supervisor> {
     (!is_idle).then(|| Supervisor::Parent { id: parent.id(), command })
 }
 
-/// The unit whose control group a process is in, and gpuctl is not.
+/// Returns the unit whose control group a process is in, unless gpuctl is in that one too.
 fn unit_of(pid: Pid) -> Option<String> {
     let unit = |pid| process::unit_of(&process::control_groups(pid)).map(str::to_owned);
     unit(pid).filter(|found| Some(found) != unit(std::process::id() as Pid).as_ref())

@@ -8,17 +8,17 @@ use crate::model::{Evict, GpuProcess, Mb, Observed, Service, Snapshot, Vram};
 use serde_json::{Value, json};
 use std::collections::HashSet;
 
-/// Stands for a command that is no service among the names of services, none of which has a space.
+/// Name of a command among the names of services, none of which has a space.
 pub const COMMAND: &str = "the command";
 
-/// The card's memory as commitments. A service commits the larger of what it declares and what it
-/// holds while it runs: an idle one that holds little will take the rest at its next job. One that
-/// unloads on request commits only what it holds.
+/// The card's memory as commitments. A service that runs commits the larger of what it declares and
+/// what it holds, because an idle one that holds little will take the rest at its next job. One
+/// that unloads on request commits only what it holds.
 #[derive(Clone, Debug)]
 pub struct CardBudget {
-    /// All services together may commit this much; `None` where the card's size is not known.
+    /// Memory that all services together may commit, or `None` if the card's size is not known.
     pub capacity: Option<Mb>,
-    /// This much is in use on the card, by whomever.
+    /// Memory in use on the card, by services and others, or `None` if it is not known.
     in_use: Option<Mb>,
     services: Vec<Commitment>,
 }
@@ -28,11 +28,13 @@ struct Commitment {
     service: String,
     committed: Mb,
     held: Mb,
-    /// Counted when a plan needs the service: it will be used to the full.
+    /// Memory that the service commits if a plan needs it, because it will then be used to the
+    /// full.
     needed: Mb,
 }
 
 impl CardBudget {
+    /// Returns the budget of the card as it is in a snapshot.
     pub fn of(config: &Config, snapshot: &Snapshot) -> CardBudget {
         let observed = || config.services.iter().zip(&snapshot.services);
         let held: Mb = observed().map(|(service, observed)| presumed(service, observed)).sum();
@@ -57,26 +59,27 @@ impl CardBudget {
         }
     }
 
-    /// Returns it with one more that will need so much, and holds nothing yet.
+    /// Returns the budget with one more entry, which will need `needed` and holds nothing yet.
     pub fn with(mut self, name: &str, needed: Mb) -> CardBudget {
         let (service, committed, held) = (name.to_owned(), Mb(0), Mb(0));
         self.services.push(Commitment { service, committed, held, needed });
         self
     }
 
-    /// All that is committed now.
+    /// Returns all memory that is committed now.
     pub fn committed(&self) -> Mb {
         self.services.iter().map(|service| service.committed).sum()
     }
 
-    /// Returns what is promised to services and not yet in use. They cannot hold more than is in
-    /// use, as those are presumed to whose manager cannot be asked.
+    /// Returns the memory that is promised to services and not yet in use. Services whose manager
+    /// cannot be asked are presumed to hold theirs, so no more counts as held than is in use on the
+    /// card.
     pub fn unused(&self) -> Mb {
         let held: Mb = self.services.iter().map(|service| service.held).sum();
         self.committed().saturating_sub(self.in_use.map_or(held, |in_use| held.min(in_use)))
     }
 
-    /// Returns what would be committed with `needed` in full use and `evicted` gone.
+    /// Returns the memory that would be committed with `needed` in full use and `evicted` gone.
     pub fn demand(&self, needed: &HashSet<&str>, evicted: &HashSet<&str>) -> Mb {
         let share = |entry: &Commitment| match entry.service.as_str() {
             name if needed.contains(name) => entry.needed,
@@ -86,9 +89,9 @@ impl CardBudget {
         self.services.iter().map(share).sum()
     }
 
-    /// Whether that fits. What needs nothing always does, however full the card is. Where the
-    /// card's size is not known, only a plan that leaves nothing but what is needed on the card can
-    /// be said to be the best there is; `None`: undecidable.
+    /// Reports whether the card has room with `needed` in full use and `evicted` gone. What needs
+    /// nothing always fits, however full the card is. If the card's size is not known, the answer
+    /// is `None`, which means undecidable, unless nothing but `needed` would be left on the card.
     pub fn fits(&self, needed: &HashSet<&str>, evicted: &HashSet<&str>) -> Option<bool> {
         let demand = self.demand(needed, evicted);
         let everything = self.services.iter().map(|entry| entry.service.as_str()).collect();
@@ -100,14 +103,14 @@ impl CardBudget {
         }
     }
 
-    /// Returns what a service commits now.
+    /// Returns the memory that a service commits now.
     pub fn commitment_of(&self, service: &str) -> Mb {
         let entry = self.services.iter().find(|entry| entry.service == service);
         entry.map_or(Mb(0), |entry| entry.committed)
     }
 }
 
-/// Returns what it holds, or must be presumed to hold.
+/// Returns the memory that a service holds or, if that is not known, must be presumed to hold.
 pub fn presumed(service: &Service, observed: &Observed) -> Mb {
     let unknown = if observed.may_run() { service.vram } else { Mb(0) };
     observed.used.unwrap_or(unknown)
@@ -121,7 +124,8 @@ fn commitment(service: &Service, observed: &Observed) -> Mb {
     }
 }
 
-/// The refusal of a plan that does not fit: what is needed, what there is, and who is in the way.
+/// Returns the refusal of a plan that does not fit: what is needed, what can be freed, and what is
+/// in the way.
 pub fn insufficient(
     config: &Config,
     snapshot: &Snapshot,
@@ -198,8 +202,8 @@ pub fn insufficient(
         .detail("blockers", blockers)
 }
 
-/// Refuses a plan that does not fit. One that starts nothing is let through with a warning: what
-/// runs already is not made worse by saying so.
+/// Fails if a plan does not fit. A plan that starts nothing is let through with a warning, because
+/// what runs already is not made worse by it.
 pub fn ensure_fits(
     config: &Config,
     snapshot: &Snapshot,
@@ -219,7 +223,7 @@ pub fn ensure_fits(
     Err(refusal)
 }
 
-/// The failure of what cannot be done without a reading of the card.
+/// Returns the failure of something that cannot be done without a reading of the card.
 pub fn reading_required(vram: &Vram) -> Failure {
     let why = vram.error.as_deref().unwrap_or("the driver gives no figure");
     let failure = Failure::new(Code::Unavailable, format!("VRAM cannot be read: {why}"));

@@ -1,5 +1,5 @@
-//! Decides, from the configuration and a snapshot, what to stop, unload and start. Pure: no I/O,
-//! no clock, no logging. A plan that cannot work is refused before anything is done.
+//! Decides, from the configuration and a snapshot, what to stop, unload and start. The planner is
+//! pure: no I/O, no clock, no logging. A plan that cannot work is refused before anything is done.
 
 mod fit;
 mod phase;
@@ -26,22 +26,22 @@ use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::time::Duration;
 
-/// A plan is done in three stages: evictions side by side, then the wait for their
-/// memory, then starts side by side.
+/// What is to be done, in three stages: evictions side by side, then the wait for their memory,
+/// then starts side by side.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
     pub evict: Vec<Eviction>,
-    /// The starts will take this much; it is to be free, beside the reserve, before any of them
+    /// Memory that the starts will take; it has to be free, beside the reserve, before any of them
     /// begins.
     pub required: Mb,
     pub start: Vec<Start>,
     /// Services that have to be ready in the end, whether they are started or not.
     pub needed: Vec<String>,
-    /// The memory of dead processes, which the driver has yet to take back, is waited for.
+    /// Whether the memory of dead processes, which the driver has yet to take back, is waited for.
     pub awaits_dead: bool,
     /// Services that run and are left running.
     pub kept: Vec<String>,
-    /// Those of them that have unloaded, and would have had to if they had not.
+    /// Kept services that have unloaded already, and would have been asked to if they had not.
     pub unloaded: Vec<String>,
     pub warnings: Vec<String>,
 }
@@ -51,14 +51,15 @@ pub struct Plan {
 pub struct Eviction {
     pub service: String,
     pub how: EvictHow,
-    /// It holds this much now; `None` where that cannot be told.
+    /// Memory that the service holds now, or `None` if that cannot be determined.
     pub frees: Option<Mb>,
 }
 
+/// How a service gives its memory back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum EvictHow {
     Stop,
-    /// SIGKILL or `docker kill` at once.
+    /// SIGKILL or `docker kill`, at once.
     Kill,
     Unload,
 }
@@ -70,17 +71,20 @@ pub struct Start {
     pub how: StartHow,
 }
 
+/// How a service becomes ready.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StartHow {
     Start,
-    /// It is on its way already.
+    /// The service is on its way already, and is only waited for.
     Await,
-    /// It is ready, but may have been put to sleep by an unload.
+    /// The service is ready, but may have been put to sleep by an unload.
     Wake,
 }
 
-/// Stops the named services, or waits for those that are being stopped; those that do not run are
-/// left as they are.
+/// Plans to stop the named services, or to wait for those that are being stopped already; services
+/// that do not run are left as they are. Fails for a service whose manager cannot be asked or does
+/// not know it, and for a service that may be running as a process which is not proven to be its
+/// own.
 pub fn stop(config: &Config, snapshot: &Snapshot, names: &[String], force: bool) -> Result<Plan> {
     let mut plan = Plan::default();
     for service in &config.services {
@@ -103,7 +107,8 @@ pub fn stop(config: &Config, snapshot: &Snapshot, names: &[String], force: bool)
     Ok(plan)
 }
 
-/// Stops every service that runs.
+/// Plans to stop every service that runs. Fails if it cannot be determined whether one of them
+/// runs.
 pub fn release_all(config: &Config, snapshot: &Snapshot, force: bool) -> Result<Plan> {
     let mut plan = Plan::default();
     for service in &config.services {
@@ -118,8 +123,8 @@ pub fn release_all(config: &Config, snapshot: &Snapshot, force: bool) -> Result<
     Ok(plan)
 }
 
-/// Names those of the services that hold memory and have not worked for `after`, or else for the time
-/// of their own. One of which that is not known is not idle.
+/// Returns the named services that have not worked for `after`, or else for the time that each is
+/// configured with. A service whose idle time is not known, or which has unloaded, is left out.
 pub fn idle(
     config: &Config,
     snapshot: &Snapshot,
@@ -129,7 +134,7 @@ pub fn idle(
     let is_idle = |service: &&Service| {
         let observed = snapshot.service(&service.name);
         let limit = after.or(service.idle).filter(|_| names.contains(&service.name));
-        // What works now has been idle for no time at all.
+        // A service that works now has been idle for no time at all.
         let idle = observed.idle.filter(|idle| !idle.is_zero());
         let is_due = limit.zip(idle).is_some_and(|(limit, idle)| idle >= limit);
         is_due && !has_unloaded(service, observed)
@@ -137,7 +142,7 @@ pub fn idle(
     config.services.iter().filter(is_idle).map(|service| service.name.clone()).collect()
 }
 
-/// Evicts the named services, each as it is configured to be.
+/// Plans to evict those of the named services that run, each in the way it is configured for.
 pub fn release(config: &Config, snapshot: &Snapshot, names: &[String]) -> Result<Plan> {
     let mut plan = Plan::default();
     for service in &config.services {
@@ -151,13 +156,14 @@ pub fn release(config: &Config, snapshot: &Snapshot, names: &[String]) -> Result
 }
 
 impl Plan {
-    /// Nothing is to be stopped or started.
+    /// Reports whether nothing is to be stopped, started or waited for; services may still be
+    /// woken.
     pub fn is_empty(&self) -> bool {
         self.evict.is_empty() && self.starts_nothing() && !self.awaits_dead
     }
 
-    /// Warns of containers that the engine removes when they end, and nobody makes anew, as a unit does that runs one;
-    /// refuses to stop one that it is to start again.
+    /// Warns of containers that the engine removes when they end (`--rm`), except for those of a
+    /// unit, which makes them anew. Fails if such a container would have to be started again.
     pub fn warn_of_removal(&mut self, snapshot: &Snapshot) -> Result<()> {
         for eviction in self.evict.iter().filter(|eviction| eviction.how != EvictHow::Unload) {
             let managed = snapshot.managed(&eviction.service);
@@ -192,7 +198,8 @@ impl Plan {
         }
     }
 
-    /// Adds what makes a needed service ready, whatever state it is in.
+    /// Adds what makes a needed service ready, whatever state it is in; fails if that is
+    /// impossible.
     fn need(&mut self, service: &Service, observed: &Observed) -> Result<()> {
         self.needed.push(service.name.clone());
         if let Some(stranger @ AnsweredBy { service: None, .. }) = &observed.answered_by {
@@ -214,7 +221,8 @@ impl Plan {
                 }
                 StartHow::Wake
             }
-            // One that works and does not answer is waited for, and never restarted by a plan.
+            // A service that works and does not answer is waited for, and never restarted by a
+            // plan.
             (Presence::Up(_), State::Starting | State::Unresponsive) => StartHow::Await,
             (Presence::Up(running), _) => {
                 let goes_on = Some(Trouble::Paused) == running.trouble
@@ -246,8 +254,8 @@ impl Plan {
         Ok(())
     }
 
-    /// Sees to the ports that needed services share with others: who holds one must go entirely,
-    /// and who is not evicted is in the way.
+    /// Clears the ports that needed services share with others: a service that holds such a port
+    /// must be stopped, not only unloaded. Fails if it is not evicted at all.
     fn clear_ports(&mut self, needed: &[&Service], snapshot: &Snapshot) -> Result<()> {
         for service in needed {
             let answered_by = &snapshot.service(&service.name).answered_by;
@@ -262,7 +270,7 @@ impl Plan {
         Ok(())
     }
 
-    /// Waits for the memory of dead processes where there is no room without it.
+    /// Makes the plan wait for the memory of dead processes if there is no room without it.
     fn wait_for_the_dead(&mut self, config: &Config, snapshot: &Snapshot) {
         let vram = &snapshot.vram;
         let has_room =
@@ -270,7 +278,7 @@ impl Plan {
         self.awaits_dead = vram.dead() > Mb(0) && self.required > Mb(0) && !has_room;
     }
 
-    /// Evicts a service in the way it is configured for.
+    /// Adds the eviction of a service, in the way that the service is configured for.
     fn evict(&mut self, service: &Service, observed: &Observed) {
         let how = how_to_evict(service, observed);
         self.evict.push(Eviction { how, ..Eviction::stop(observed, false) });
@@ -284,8 +292,8 @@ impl Eviction {
     }
 }
 
-/// Divides all services into those that have to be ready for the wanted ones to be, which are they
-/// themselves and those that their containers depend on, and the others.
+/// Divides all services into those that have to be ready, which are the wanted ones and those that
+/// their containers depend on, and the others.
 fn with_needs<'a>(
     config: &'a Config,
     snapshot: &Snapshot,
@@ -300,8 +308,8 @@ fn with_needs<'a>(
     config.services.iter().partition(|service| names.contains(service.name.as_str()))
 }
 
-/// The way that a service is configured for. One that has unloaded already and still has to go can only
-/// be stopped.
+/// Returns the way in which a service is configured to be evicted; but a service that has unloaded
+/// already and still has to go can only be stopped.
 fn how_to_evict(service: &Service, observed: &Observed) -> EvictHow {
     match can_unload(service, observed) && !has_unloaded(service, observed) {
         true => EvictHow::Unload,
@@ -309,26 +317,26 @@ fn how_to_evict(service: &Service, observed: &Observed) -> EvictHow {
     }
 }
 
-/// Whether it can be asked to unload, instead of being stopped.
+/// Reports whether a service can be asked to unload instead of being stopped.
 fn can_unload(service: &Service, observed: &Observed) -> bool {
     service.evict == Evict::Unload && matches!(observed.state, State::Ready | State::Asleep)
 }
 
-/// Whether it has nothing left to give but what its context keeps, and will want its memory back when
-/// it is woken or used.
+/// Reports whether a service that can unload holds no more than its context keeps. It will want its
+/// memory back when it is woken or used.
 fn has_unloaded(service: &Service, observed: &Observed) -> bool {
     let Observed { used, kept, .. } = observed;
     let holds_residue = used.is_some_and(|held| service.holds_residue(held, *kept));
     can_unload(service, observed) && holds_residue
 }
 
-/// The manager's failure, told of a service.
+/// Returns the manager's failure with the service's name in front.
 fn about(service: &Service, failure: &Failure) -> Failure {
     Failure { message: format!("{}: {}", service.name, failure.message), ..failure.clone() }
 }
 
-/// A service that may be running, for all that can be told, spoils every plan that counts on its
-/// being stopped.
+/// Fails if it cannot be determined whether a service runs, because that spoils every plan that
+/// counts on its being stopped.
 fn refuse_unknown(service: &Service, observed: &Observed) -> Result<()> {
     match &observed.presence {
         Presence::Unknown(failure) => {
@@ -342,15 +350,17 @@ fn refuse_unknown(service: &Service, observed: &Observed) -> Result<()> {
     }
 }
 
-/// So many processes are told of in a message; its details have all of them.
+/// Largest number of processes that a message names; its details have all of them.
 const MOST_NAMED: usize = 16;
 
-/// Whether somebody may be starting it by hand: what its `match` finds is no older than a start takes.
+/// Reports whether somebody may be starting a service by hand: a process that may be its own is no
+/// older than a start may take.
 fn is_coming_up(service: &Service, observed: &Observed) -> bool {
     observed.unproven.iter().any(|process| process.age < service.start_timeout)
 }
 
-/// A service of which there is nothing but what may be its own cannot be said to be stopped.
+/// Fails if a service does not run but processes may be its own without being proven to be: then it
+/// cannot be said to be stopped.
 fn refuse_unproven(service: &Service, observed: &Observed) -> Result<()> {
     let Some(first) = observed.unproven.first().filter(|_| !observed.can_be_stopped()) else {
         return Ok(());
@@ -376,7 +386,7 @@ fn refuse_unproven(service: &Service, observed: &Observed) -> Result<()> {
     .detail("unproven", observed.unproven.iter().map(|one| one.pid).collect::<Vec<_>>()))
 }
 
-/// A warning where the sizes are estimated.
+/// Adds a warning if the figures of memory are estimated.
 fn warn_of_estimate(plan: &mut Plan, snapshot: &Snapshot) {
     if let (Source::Estimate, Some(error)) = (snapshot.vram.source, &snapshot.vram.error) {
         let basis = match snapshot.vram.total {

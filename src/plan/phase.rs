@@ -1,4 +1,4 @@
-//! `prepare-phase`: what a phase needs, and what has to make room for it.
+//! Plans `prepare-phase`: what a phase needs, and what has to make room for it.
 
 use super::fit::CardBudget;
 use super::preempt::make_room;
@@ -9,8 +9,9 @@ use crate::exit::Code;
 use crate::model::{Mb, Service, Snapshot};
 use std::collections::HashSet;
 
-/// Eagerly, everything that the phase does not need is evicted; lazily, only as much as the
-/// needed services require. A phase that needs nothing releases everything, eagerly.
+/// Plans what makes a phase ready. Everything that the phase does not need is evicted; if `lazy` is
+/// set, only as much as the needed services require. A phase that needs nothing releases
+/// everything, unless `lazy` is set.
 pub fn prepare_phase(config: &Config, snapshot: &Snapshot, phase: u32, lazy: bool) -> Result<Plan> {
     let is_listed = |service: &Service| service.phases.contains(&phase);
     let (needed, others) = with_needs(config, snapshot, is_listed);
@@ -29,7 +30,7 @@ pub fn prepare_phase(config: &Config, snapshot: &Snapshot, phase: u32, lazy: boo
         for service in &others {
             let observed = snapshot.service(&service.name);
             refuse_unknown(service, observed)?;
-            // Who only listens on its port is a stranger to the phase.
+            // A process that only listens on the service's port is a stranger to the phase.
             if observed.unproven.iter().any(|one| one.matches || one.is_on_card) {
                 refuse_unproven(service, observed)?;
             }
@@ -37,21 +38,22 @@ pub fn prepare_phase(config: &Config, snapshot: &Snapshot, phase: u32, lazy: boo
                 plan.evict(service, observed);
             }
         }
-        // Who has unloaded has to go only where the phase does not fit beside what it keeps.
+        // A service that has unloaded has to go only if the phase does not fit beside what it
+        // keeps.
         make_room(config, snapshot, &budget, &names, &empty, &mut plan)?;
         let stays = |name: &String| plan.kept.contains(name);
         plan.unloaded = empty.iter().map(|service| service.name.clone()).filter(stays).collect();
     }
     plan.clear_ports(&needed, snapshot)?;
     plan.wait_for_the_dead(config, snapshot);
-    // What a phase does not need has given its memory back when the phase is prepared.
+    // A phase is prepared only when what it does not need has given its memory back.
     plan.awaits_dead |= !lazy && snapshot.vram.dead() > Mb(0);
     warn_of_estimate(&mut plan, snapshot);
     Ok(plan)
 }
 
-/// The refusal to start a service for want of memory, with the phase that would make it ready, if
-/// there is one: a phase stops what it does not need, whatever its priority.
+/// Adds to the refusal to start a service for want of memory the phase that would make the service
+/// ready, if there is one: a phase stops what it does not need, whatever its priority.
 pub fn name_phase(
     refusal: Failure,
     config: &Config,

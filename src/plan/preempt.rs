@@ -1,5 +1,6 @@
-//! Who has to go so that the needed services fit: who is going already, then lowest priority first, then the reprieve, as in
-//! Kubernetes' preemption: each victim, highest priority first, is spared again if it fits after all.
+//! Decides which services have to go so that the needed ones fit: those that are being stopped
+//! already, then lowest priority first. Then comes the reprieve, as in Kubernetes' preemption: each
+//! victim, highest priority first, is spared again if the needed services fit all the same.
 
 use super::fit::{CardBudget, ensure_fits, insufficient};
 use super::{
@@ -12,7 +13,8 @@ use crate::model::{Mb, Presence, Service, Snapshot};
 use std::cmp::Reverse;
 use std::collections::HashSet;
 
-/// `start`: one service, which preempts strictly lower priorities, or nobody.
+/// Plans `start`: makes one service ready. If `preempt` is set, it preempts services of strictly
+/// lower priority; otherwise none.
 pub fn start(
     config: &Config,
     snapshot: &Snapshot,
@@ -23,8 +25,8 @@ pub fn start(
     make_ready(config, snapshot, service, may_go, Plan::default())
 }
 
-/// `restart`: stops the service, whatever state it is in, and makes it ready as `start` does. It is
-/// refused before the stop where the start could not follow.
+/// Plans `restart`: stops the service, whatever state it is in, and makes it ready as `start` does.
+/// It is refused before the stop if the start could not follow.
 pub fn restart(
     config: &Config,
     snapshot: &Snapshot,
@@ -40,7 +42,8 @@ pub fn restart(
     make_ready(config, snapshot, service, |other| other.priority < service.priority, plan)
 }
 
-/// Adds to a plan what makes one service ready, and those that it depends on, where others `may_go` for it.
+/// Adds to a plan what makes one service ready, and those that it depends on. The services for
+/// which `may_go` is true may be evicted for this.
 pub fn make_ready(
     config: &Config,
     snapshot: &Snapshot,
@@ -54,7 +57,7 @@ pub fn make_ready(
     }
     let budget = CardBudget::of(config, snapshot);
     if plan.is_empty() {
-        // It runs already; what is on the card beside it is not its business.
+        // The service runs already; what is on the card beside it is not its business.
         for other in others {
             plan.keep_if_alive(snapshot.service(&other.name));
         }
@@ -70,8 +73,8 @@ pub fn make_ready(
     Ok(plan)
 }
 
-/// `start` of a service that ran a moment ago beside all that is on the card now: it goes back as it
-/// was, also where it would not be let in for what everybody has declared.
+/// Plans the start of a service that ran a moment ago beside all that is on the card now. It goes
+/// back as it was, even if the declared sizes of all services would not let it in.
 pub fn start_again(config: &Config, snapshot: &Snapshot, service: &Service) -> Result<Plan> {
     let mut plan = Plan::default();
     for one in with_needs(config, snapshot, |one| one.name == service.name).0 {
@@ -81,7 +84,8 @@ pub fn start_again(config: &Config, snapshot: &Snapshot, service: &Service) -> R
     Ok(plan)
 }
 
-/// The services that run and whose containers need this one, which cannot be stopped without them.
+/// Returns the services that run and whose containers need this one, so that it cannot be stopped
+/// without them; none if it is only to unload.
 fn dependents<'a>(config: &'a Config, snapshot: &Snapshot, service: &Service) -> Vec<&'a Service> {
     if how_to_evict(service, snapshot.service(&service.name)) == EvictHow::Unload {
         return Vec::new();
@@ -93,7 +97,7 @@ fn dependents<'a>(config: &'a Config, snapshot: &Snapshot, service: &Service) ->
 }
 
 /// Evicts as few of the candidates as the needed services require beside those that the plan evicts
-/// already, or refuses.
+/// already; fails if that is not enough.
 pub fn make_room(
     config: &Config,
     snapshot: &Snapshot,
@@ -110,7 +114,7 @@ pub fn make_room(
         let all = dependents(config, snapshot, service).into_iter();
         all.filter(|dependent| !gone.contains(&dependent.name)).collect::<Vec<_>>()
     };
-    // Who has to stay keeps what it depends on.
+    // A service that has to stay keeps what it depends on.
     let may_go = |name: &str| candidates.iter().any(|service| service.name == name);
     let is_free = |service: &Service| dependents(service).iter().all(|it| may_go(&it.name));
     let mut candidates: Vec<&Service> = candidates
@@ -142,7 +146,7 @@ pub fn make_room(
     if !fits_without(&victims) && plan.starts_nothing() {
         victims.clear();
     } else if !fits_without(&victims) {
-        // Who cannot be asked may be what is in the way, and might have been stopped.
+        // A service whose manager cannot be asked may be in the way, and might have been stopped.
         for service in
             config.services.iter().filter(|service| !needed.contains(service.name.as_str()))
         {

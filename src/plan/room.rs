@@ -1,4 +1,5 @@
-//! `run --vram`: room for a command that is no service; and afterwards everything back as it was.
+//! Plans `run --vram`: room for a command that is no service, and afterwards everything back as it
+//! was.
 
 use super::fit::{COMMAND, CardBudget};
 use super::preempt::{make_ready, make_room, start_again};
@@ -10,8 +11,8 @@ use crate::model::{Mb, Service, Snapshot};
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 
-/// Makes room of that size, lowest priority first, by evicting any service, or only those of a
-/// strictly lower priority than `below`.
+/// Plans to make room of a size, lowest priority first, by evicting any service or, if `below` is
+/// given, only those of a strictly lower priority.
 pub fn clear(config: &Config, snapshot: &Snapshot, size: Mb, below: Option<i64>) -> Result<Plan> {
     let mut plan = Plan { required: size, ..Plan::default() };
     let budget = CardBudget::of(config, snapshot).with(COMMAND, size);
@@ -26,27 +27,28 @@ pub fn clear(config: &Config, snapshot: &Snapshot, size: Mb, below: Option<i64>)
     Ok(plan)
 }
 
-/// What a call has evicted and is to make ready again when it is through.
+/// The services that a call has evicted and is to make ready again at its end.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Debt {
     pub evicted: Vec<Evicted>,
     /// Services that did not run when the call began, and make room again for those that did.
     newcomers: Vec<String>,
-    /// All services together could commit so much then; `None` where the card's size is not known.
+    /// Memory that all services together could commit when the call began, or `None` if the card's
+    /// size was not known.
     capacity: Option<Mb>,
 }
 
-/// A service that was evicted, or was just being evicted.
+/// A service that was evicted, or whose eviction was under way.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Evicted {
     pub service: String,
     how: EvictHow,
-    /// The eviction has come to its end.
+    /// Whether the eviction has come to its end.
     is_over: bool,
 }
 
 impl Debt {
-    /// The debt of a call that begins, which has evicted nothing yet.
+    /// Returns the debt of a call that begins, which has evicted nothing yet.
     pub fn new(config: &Config, snapshot: &Snapshot) -> Debt {
         let newcomers = snapshot.services.iter().filter(|service| !service.may_run());
         Debt {
@@ -56,7 +58,7 @@ impl Debt {
         }
     }
 
-    /// An eviction begins, of a service that ran.
+    /// Notes that an eviction begins; a service that did not run when the call began is not owed.
     pub fn begin(&mut self, eviction: &Eviction) {
         let Eviction { service, how, .. } = eviction;
         match self.evicted.iter_mut().find(|evicted| evicted.service == *service) {
@@ -69,23 +71,23 @@ impl Debt {
         }
     }
 
-    /// An eviction has come to its end.
+    /// Notes that an eviction has come to its end.
     pub fn end(&mut self, eviction: &Eviction) {
         let known = self.evicted.iter_mut().find(|it| it.service == eviction.service);
         known.into_iter().for_each(|known| known.is_over = true);
     }
 
-    /// An eviction was begun whose end was not seen.
+    /// Reports whether an eviction was begun whose end was not seen.
     pub fn is_underway(&self) -> bool {
         self.evicted.iter().any(|evicted| !evicted.is_over)
     }
 
-    /// The service is ready again.
+    /// Takes a service, which is ready again, out of the debt.
     pub fn settle(&mut self, service: &str) {
         self.evicted.retain(|evicted| evicted.service != service);
     }
 
-    /// Returns what is owed, the highest priority first.
+    /// Returns the services that are owed, the highest priority first.
     pub fn services<'a>(&self, config: &'a Config) -> Vec<&'a Service> {
         let is_owed = |name: &str| self.evicted.iter().any(|evicted| evicted.service == name);
         let mut owed: Vec<&Service> =
@@ -94,8 +96,8 @@ impl Debt {
         owed
     }
 
-    /// Plans to carry to its end what was begun: a service that was told to end may answer for a
-    /// moment still.
+    /// Plans to carry the evictions that were begun to their end, because a service that was told
+    /// to end may answer for a moment still.
     pub fn finish(&self, snapshot: &Snapshot) -> Plan {
         let begun = self.evicted.iter().filter(|evicted| !evicted.is_over);
         let evictions = begun.filter_map(|evicted| {
@@ -107,14 +109,14 @@ impl Debt {
         Plan { evict: evictions.collect(), ..Plan::default() }
     }
 
-    /// Plans to make a service ready again. Who did not run when the call began makes room for it; and
-    /// where others hold about as much as then, it goes back as it was, also where it would not be let
-    /// in for what everybody has declared.
+    /// Plans to make a service ready again. Services that did not run when the call began make room
+    /// for it. If others hold about as much as then, it goes back as it was, even if the declared
+    /// sizes of all services would not let it in.
     pub fn pay(&self, config: &Config, snapshot: &Snapshot, service: &Service) -> Result<Plan> {
         let may_go = |other: &Service| self.newcomers.contains(&other.name);
         make_ready(config, snapshot, service, may_go, Plan::default()).or_else(|refusal| {
             let capacity = CardBudget::of(config, snapshot).capacity;
-            // What the desktop takes meanwhile is what the reserve is for.
+            // The reserve is there for what the desktop takes meanwhile.
             let is_cleared = match (capacity, self.capacity) {
                 (Some(now), Some(then)) => now + config.gpu.reserve >= then,
                 (now, then) => now == then,

@@ -1,5 +1,5 @@
-//! Plans and refusals, in tables: the seeds' box (a card of 24576 MB with an 800 MB desktop) and
-//! what is on it, against what is decided.
+//! Tests plans and refusals in tables: what is on the seeds' box, a card of 24576 MB with a desktop
+//! of 800 MB, against what is decided.
 
 use super::*;
 use crate::exit::Code;
@@ -33,14 +33,14 @@ const BOX: &str = r#"
     1 = "crawl"
 "#;
 
-/// The box, where the service of that priority unloads.
+/// Returns the configuration of the box, in which the service of this priority unloads.
 fn unloading(priority: &str, api: &str) -> String {
     let line = format!("priority = {priority}\n");
     let keys = format!("evict = \"unload\"\napi = \"{api}\"\nurl = \"http://localhost:1\"\n");
     BOX.replace(&line, &format!("{line}{keys}"))
 }
 
-/// A world in which services hold what the test says, and a desktop 800 MB.
+/// A world in which services hold what the test says, and a desktop holds 800 MB.
 struct Scenario {
     config: Config,
     snapshot: Snapshot,
@@ -95,7 +95,7 @@ impl Scenario {
         found.expect("the test names configured services")
     }
 
-    /// The service is up in this state and holds this much.
+    /// Puts a service up in this state, holding `used` MB.
     fn with(mut self, name: &str, state: State, used: u64) -> Scenario {
         let service = self.service(name);
         service.presence = Presence::Up(Running::default());
@@ -118,7 +118,7 @@ impl Scenario {
         self
     }
 
-    /// The container of the one depends on that of the other.
+    /// Makes the container of `name` depend on that of `on`.
     fn depending(mut self, name: &str, on: &str) -> Scenario {
         let services = self.snapshot.services.len();
         self.snapshot.managed.resize_with(services, Managed::default);
@@ -128,7 +128,7 @@ impl Scenario {
         self
     }
 
-    /// No NVML: the sizes are estimates from `total`.
+    /// Takes NVML away, so that the sizes are estimates from `total`.
     fn without_nvml(mut self, total: Option<u64>) -> Scenario {
         let declared = |observed: &&Observed| observed.is_alive();
         let names: Vec<&str> =
@@ -160,7 +160,7 @@ impl Scenario {
     }
 }
 
-/// A plan in one line: `-stopped ~unloaded +started =kept`.
+/// Writes a plan in one line: `-stopped ~unloaded +started =kept`.
 fn short(plan: Result<Plan>) -> String {
     match plan {
         Err(refusal) => format!("refused {}", refusal.code.status()),
@@ -209,23 +209,23 @@ fn a_lazy_phase_stops_only_what_is_in_the_way_lowest_priority_first() {
 
 #[test]
 fn nobody_is_stopped_on_whom_one_depends_that_stays() {
-    // Ollama would be enough, and of the lowest priority.
+    // Ollama alone would be enough, and has the lowest priority.
     let both = || world(BOX).ready("vidi", 4000).ready("ollama", 10000).depending("vidi", "ollama");
     assert_eq!(short(both().prepare_lazily(3)), "-vidi -ollama +cosyvoice");
     assert_eq!(short(both().start("cosyvoice")), "-vidi -ollama +cosyvoice");
-    // Of a higher priority than who is to be started.
+    // Vidi, which depends on Ollama, has a higher priority than the service to be started.
     let above = BOX.replace("priority = 40", "priority = 60");
     let above = world(&above).ready("vidi", 4000).ready("ollama", 10000);
     assert_eq!(short(above.depending("vidi", "ollama").start("cosyvoice")), "refused 3");
-    // Who is down does not mind.
+    // A dependent service that is down does not mind.
     let down = world(BOX).ready("ollama", 18000).depending("vidi", "ollama");
     assert_eq!(short(down.prepare_lazily(4)), "-ollama +comfyui");
-    // Neither does one that is to unload, and stays up.
+    // A dependent service does not mind an unload either, because Ollama stays up.
     let unloads = unloading("10", "ollama");
     let unloads = world(&unloads).ready("vidi", 4000).ready("ollama", 16000);
     let plan = unloads.depending("vidi", "ollama").prepare_lazily(3);
     assert_eq!(short(plan), "~ollama +cosyvoice =vidi");
-    // Who goes along is stopped, and no second time where it goes anyway.
+    // A dependent that goes along is stopped, and not a second time if it goes anyway.
     let unloads = unloading("40", "vllm");
     let plan = world(&unloads).ready("vidi", 4000).ready("ollama", 10000);
     let plan = plan.depending("vidi", "ollama").prepare_lazily(4);
@@ -284,12 +284,12 @@ fn a_service_that_unloads_commits_what_it_holds_and_is_asked_instead_of_stopped(
     assert_eq!(short(world(&soft).ready("ollama", 9000).start("comfyui")), "~ollama +comfyui");
     assert_eq!(short(world(&soft).ready("ollama", 9000).prepare(4)), "~ollama +comfyui");
     assert_eq!(short(world(&soft).ready("ollama", 0).prepare(4)), "+comfyui =ollama");
-    // What its context keeps is left to it, where it fits.
+    // What Ollama's context keeps is left to it if the phase fits beside it.
     assert_eq!(short(world(&soft).ready("ollama", 1536).prepare(4)), "+comfyui =ollama");
     let large = soft.replace("20000", "22500");
     assert_eq!(short(world(&large).ready("ollama", 1536).prepare(4)), "-ollama +comfyui");
     assert_eq!(short(world(&large).ready("ollama", 1536).start("comfyui")), "-ollama +comfyui");
-    // One that is not ready cannot be asked.
+    // A service that is not ready cannot be asked to unload.
     let starting = world(&soft).with("ollama", State::Starting, 9000);
     assert_eq!(short(starting.prepare(4)), "-ollama +comfyui");
 }
@@ -337,7 +337,7 @@ fn of_two_services_that_share_a_port_the_one_makes_way_for_the_other() {
         world
     };
     assert_eq!(short(world("vidi").prepare(3)), "-vidi +cosyvoice");
-    // It fits beside it, but not on the same port.
+    // CosyVoice fits on the card beside Vidi, but not on the same port.
     assert_eq!(short(world("vidi").start("cosyvoice")), "refused 5");
 }
 
@@ -386,7 +386,7 @@ fn what_the_starts_take_is_required_beside_the_reserve() {
     assert_eq!(plan.required, Mb(3000));
     let plan = world(BOX).with("vidi", State::Error, 4000).start("vidi").expect("it fits");
     assert_eq!(plan.required, Mb(4000));
-    // The driver does not tell what it holds: it may have taken everything already.
+    // The driver does not report what Vidi holds: it may have taken everything already.
     let mut untold = world(BOX).with("vidi", State::Starting, 4000);
     untold.service("vidi").used = None;
     assert_eq!(untold.start("vidi").expect("it fits").required, Mb(0));

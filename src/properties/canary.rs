@@ -1,5 +1,5 @@
-//! The canary's files and its candidates: a figure that nobody booked is no figure, and nothing
-//! beyond the bounds is a candidate.
+//! Properties of the canary's files and candidates: a sum that nobody can have booked is no budget,
+//! and what is out of bounds is no candidate.
 
 use crate::canary::candidate::{self, Candidate};
 use crate::canary::ledger::{Budget, Journal, starts};
@@ -38,7 +38,7 @@ pub fn candidate(input: &[u8]) {
         let again = candidate.document();
         let again = Candidate::new(again.as_object().expect("an object"), bounds);
         assert_eq!(again.as_ref().map(Candidate::id), Ok(candidate::id(&document)));
-        // Both are put into a shell's command.
+        // Both numbers are put into a shell command.
         for number in ["vllm_memory_util", "max_model_len"] {
             let text = candidate.text(number).unwrap_or_default();
             let is_plain = |c: char| c.is_ascii_alphanumeric() || ".+-".contains(c);
@@ -62,7 +62,7 @@ pub fn ledger(input: &[u8]) {
         assert_eq!(serde_json::to_string(&again).expect("plain fields"), written);
     }
     assert!(pid_in(&text).is_none_or(|pid| pid > 0));
-    // A start counts, whatever was cut short before it.
+    // A start counts, even if the line before it was cut short.
     let start = r#"{"ts":"2026-01-10T04:00:00Z","event":"canary_start","service":"vllm"}"#;
     let before = starts(&text, "vllm").count();
     assert_eq!(starts(&format!("{text}\n{start}\n"), "vllm").count(), before + 1);

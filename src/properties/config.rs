@@ -1,4 +1,5 @@
-//! A configuration is taken or refused, and what is shown of it is a configuration again.
+//! Properties of a configuration: any text is either taken or refused, and what is shown of a
+//! configuration is a configuration again.
 
 use crate::config::file::ConfigFile;
 use crate::config::{Config, masked};
@@ -40,15 +41,15 @@ mod tests {
     use proptest::prelude::*;
     use serde_json::Value;
 
-    /// A good configuration is damaged in one of these ways.
+    /// How a good configuration is damaged.
     #[derive(Clone, Copy, Debug)]
     enum Damage {
         None,
-        /// It ends after so many bytes.
+        /// The text ends after this many bytes.
         Cut(usize),
-        /// The value of so manieth key is one of another type.
+        /// The value of the key with this number is of another type.
         Retyped(usize, &'static str),
-        /// A URL with the secret stands where no URL belongs.
+        /// The value of the key with this number is a URL with the secret.
         Misplaced(usize),
     }
 
@@ -63,7 +64,7 @@ mod tests {
         ]
     }
 
-    /// One in which a secret stands wherever one may; one `key = value` a line.
+    /// Returns a configuration, one `key = value` a line, with a secret wherever one may stand.
     fn configuration(secret: &str) -> String {
         format!(
             r#"

@@ -1,11 +1,11 @@
-//! The event log keeps its whole lines, whatever lies between them.
+//! Property of the event log: whole lines are read, whatever lies between them.
 
 use crate::history::{RunState, runs};
 use crate::step::Action;
 
 const RUN: &str = "c0ffee123456";
 
-/// One call in the words of the log, and what cannot be read between any two of its lines.
+/// Checks that the lines of one call are read, whatever input lies between any two of them.
 pub fn history(input: &[u8]) {
     let text = String::from_utf8_lossy(input);
     for run in runs(&text, |_, _| false) {

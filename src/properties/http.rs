@@ -1,4 +1,5 @@
-//! Requests over HTTP.
+//! Property of HTTP requests: without a token none from elsewhere is admitted, none chooses another
+//! configuration, and each stands for a command that HTTP offers.
 
 use crate::cli::Command;
 use crate::http::{Endpoint, Request, admit, command, fields};

@@ -1,4 +1,4 @@
-//! A lock's record is read as it was written, and nothing else is taken for one.
+//! Properties of a lock's record: it is read as it was written, and nothing else is taken for one.
 
 use crate::lock::{Ends, Held, Record, Written, shown};
 use jiff::Timestamp;
@@ -13,7 +13,7 @@ pub fn lock(input: &[u8]) {
 fn in_redis(value: &str) {
     let held = Held::decode(value, Some(Duration::from_secs(30)));
     match &held.record {
-        // A client that knows nothing of records: shown as it is.
+        // Written by a client that knows nothing of records, and shown as it is.
         None => assert_eq!(held.holder, value),
         Some(record) => {
             let (legacy, _) = value.split_once("|gpuctl1|").expect("ours bear the mark");
@@ -25,7 +25,7 @@ fn in_redis(value: &str) {
     }
     assert!(held.describe().starts_with(&held.holder));
 
-    // Whatever somebody calls himself, his record is found, and Redis finds where to put the fence.
+    // Whatever name the holder has, the record is found, and Redis finds where to put the fence.
     let holder = shown(value);
     let ours = record().encode(&holder);
     assert!(ours.starts_with(&format!("{holder}|gpuctl1|{{\"fence\":0")));
@@ -39,9 +39,9 @@ fn in_a_file(text: &str) {
     let whole = written.text(7);
     let written = Written { seq: *b"0007", ..written };
     assert_eq!(Written::parse(&whole), Some(written.clone()));
-    // What a longer one has left behind it changes nothing.
+    // What a longer record has left behind this one changes nothing.
     assert_eq!(Written::parse(&format!("{whole}{text}")), Some(written));
-    // Cut short it is damaged, and damaged is not free.
+    // A record that is cut short is damaged, and a damaged record does not mean a free lock.
     for end in (0..whole.len()).filter(|end| whole.is_char_boundary(*end)) {
         assert!(Written::parse(&whole[..end]).is_none(), "{}", &whole[..end]);
     }

@@ -1,6 +1,6 @@
-//! What holds whatever is read: one property for each thing that gpuctl reads and others write. A
-//! property takes any bytes and panics where it does not hold. `make fuzz` tries to break them;
-//! the tests hold them to the inputs in fuzz/corpus.
+//! Properties that hold for any input: one for each thing that gpuctl reads and others write. A
+//! property takes any bytes and panics if it does not hold for them. `make fuzz` tries to break the
+//! properties; the tests check them with the inputs in fuzz/corpus.
 
 mod canary;
 mod config;

@@ -1,13 +1,13 @@
-//! The properties hold for every input in fuzz/corpus: what people and programs really write, and
-//! what has broken one of them before.
+//! Checks that the properties hold for every input in fuzz/corpus: what people and programs really
+//! write, and what has broken a property before.
 
 use proptest::test_runner::{Config, RngSeed};
 use std::fs;
 use std::panic::catch_unwind;
 use std::path::Path;
 
-/// Returns settings with the same inputs in every run; `PROPTEST_CASES` asks for more,
-/// `PROPTEST_RNG_SEED` for others.
+/// Returns settings that give every run the same inputs; the variable `PROPTEST_CASES` asks for
+/// more inputs, `PROPTEST_RNG_SEED` for others.
 pub fn settings() -> Config {
     let config = Config::default();
     let seed = match config.rng_seed {

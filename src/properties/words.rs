@@ -1,4 +1,4 @@
-//! Sizes, spans, windows, URLs and logs, as people and programs write them.
+//! Properties of sizes, spans, windows, URLs and logs, as people and programs write them.
 
 use crate::config::{Selector, Span, Window};
 use crate::model::{Mb, nearest};
@@ -48,7 +48,7 @@ fn window(text: &str) {
     let shown = window.to_string();
     let again = Window::parse(&shown, "UTC", &ZONES).expect("what is shown is a window");
     assert_eq!(again.to_string(), shown);
-    // Of these some lie in the hours that New York and Berlin skip or have twice.
+    // Some of these moments lie in the hours that New York and Berlin skip or have twice.
     let hours = (0..48).map(|hour| hour * 3600);
     let days = [1_772_928_000, 1_774_742_400, 1_792_886_400, 1_793_491_200];
     for moment in days.into_iter().flat_map(|day| hours.clone().map(move |hour| day + hour)) {

@@ -1,5 +1,5 @@
-//! What Docker, systemd and /proc say: whatever it is, it is answered, and what says clearly that
-//! a service runs is never read as its absence.
+//! Properties of what Docker, systemd and /proc say: any of it is read or refused, and a clear
+//! statement that a service runs is never read as its absence.
 
 use crate::exit::Code;
 use crate::model::{Pid, Presence};
@@ -30,7 +30,7 @@ pub fn docker(input: &[u8]) {
 pub fn systemd(input: &[u8]) {
     let text = String::from_utf8_lossy(input);
     systemd::read(&["vllm.service", "ollama.service", "a@0.service"], &text);
-    // What is said of another unit changes nothing.
+    // What is said of another unit changes nothing for this one.
     let vllm = "Id=vllm.service\nLoadState=loaded\nActiveState=active\nSubState=running\n\
         MainPID=4242\nControlGroup=/system.slice/vllm.service\nNRestarts=1\n";
     let shown = systemd::read(&["vllm.service", "ollama.service"], &format!("{vllm}\n{text}"));
@@ -62,7 +62,7 @@ fn stat(text: &str) {
     if let Some(process) = Process::parse(1, text, 100) {
         assert_eq!(process.started.time().as_secs(), process.ticks / 100);
     }
-    // The kernel writes a name as it is.
+    // The kernel writes a process's name as it is, without escaping anything.
     let rest = "S 17 42 43 34816 42 4194304 200 0 0 0 1 2 3 4 20 0 1 0 56789 9 8 7";
     let process = Process::parse(42, &format!("42 ({text}) {rest}\n"), 100);
     let process = process.expect("the fields that follow are whole");

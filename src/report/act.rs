@@ -1,4 +1,4 @@
-//! What an acting command did, or with `--dry-run` would do.
+//! The report of an acting command: what it did or, with `--dry-run`, what it would do.
 
 use crate::config::Config;
 use crate::execute::Outcome;
@@ -8,7 +8,7 @@ use crate::step::{Action, Step};
 use schemars::JsonSchema;
 use serde::Serialize;
 
-/// It tells what an acting command did, or would do.
+/// What an acting command did or, with `--dry-run`, would do.
 #[derive(Serialize, JsonSchema)]
 pub struct ActReport {
     pub success: bool,
@@ -27,7 +27,7 @@ pub struct ActReport {
     pub warnings: Vec<String>,
 }
 
-/// A command acts for one of these.
+/// What a command acts for.
 #[derive(Clone, Serialize, JsonSchema)]
 #[serde(untagged)]
 pub enum Subject {
@@ -41,9 +41,9 @@ pub enum Subject {
     Services {
         services: Vec<String>,
     },
-    /// Services that have not worked for a while.
+    /// The services that have been idle for a while.
     Idle {},
-    /// Room for a command that is no service.
+    /// Free memory for a command that is no service.
     Room {
         vram_mb: Mb,
     },
@@ -51,7 +51,7 @@ pub enum Subject {
 }
 
 impl ActReport {
-    /// The plan, for `--dry-run`.
+    /// Builds the report of a plan that is not carried out, for `--dry-run`.
     pub fn planned(
         subject: Subject,
         plan: &Plan,
@@ -113,7 +113,8 @@ impl ActReport {
         }
     }
 
-    /// Returns what was done.
+    /// Builds the report of a plan that was carried out. `success` is false if the outcome holds a
+    /// failure.
     pub fn done(subject: Subject, plan: &Plan, outcome: &Outcome) -> ActReport {
         ActReport {
             success: outcome.failure.is_none(),
@@ -131,7 +132,8 @@ impl ActReport {
     }
 }
 
-/// Tells what the service is at work at, or why that cannot be told.
+/// Describes the work that the service has in flight, or says why that is unknown. `None` if it has
+/// none or was not asked for its jobs.
 fn note_work(snapshot: &Snapshot, service: &str) -> Option<String> {
     let observed = snapshot.service(service);
     let unknown = observed.jobs_unknown.as_ref();
@@ -143,7 +145,8 @@ fn note_work(snapshot: &Snapshot, service: &str) -> Option<String> {
     }
 }
 
-/// Names the processes that may be the service's and that nothing proves to be.
+/// Names the processes that may belong to the service but are not proven to, and are therefore left
+/// alone. `None` if there are none.
 fn note_unproven(snapshot: &Snapshot, service: &str) -> Option<String> {
     let unproven = &snapshot.service(service).unproven;
     let named: Vec<String> = unproven.iter().map(Unproven::to_string).collect();

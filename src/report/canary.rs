@@ -1,4 +1,4 @@
-//! What the `canary` commands say.
+//! Reports of the `canary` commands.
 
 use super::{LockReport, Report};
 use crate::canary::candidate;
@@ -19,7 +19,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use std::time::Duration;
 
-/// A verdict by arithmetic.
+/// The verdict that arithmetic gives on a candidate, and the candidate itself.
 #[derive(Serialize)]
 pub struct VerdictReport {
     #[serde(flatten)]
@@ -27,7 +27,8 @@ pub struct VerdictReport {
     mode: Mode,
     candidate: Map<String, Value>,
     candidate_id: String,
-    /// It says how the candidate was tried, or for `--dry-run` would be.
+    /// How the candidate was tried or, with `--dry-run`, would be: `spare` or `quiesced`. `None` if
+    /// arithmetic alone decided.
     #[serde(skip_serializing_if = "Option::is_none")]
     path: Option<&'static str>,
 }
@@ -78,17 +79,17 @@ fn name(route: Route) -> &'static str {
     }
 }
 
-/// It tells what a trial came to.
+/// The result of a candidate's trial.
 #[derive(Serialize)]
 pub struct CanaryRunReport {
     #[serde(flatten)]
     verdict: VerdictReport,
-    /// Why it was rejected.
+    /// Why the trial rejected the candidate, or `None` if the candidate passed.
     rejection: Option<String>,
     llm_latency_ms: Option<f64>,
     oom_events: usize,
     downtime_seconds: f64,
-    /// `None`: production was never away.
+    /// Whether production came back after the trial, or `None` if production was never away.
     restored: Option<bool>,
     restore_seconds: Option<f64>,
     promotion: Option<String>,
@@ -134,14 +135,14 @@ impl Report for CanaryRunReport {
     }
 }
 
-/// `canary status`.
+/// The report of `canary status`.
 #[derive(Serialize)]
 pub struct CanaryStatusReport {
     service: String,
     mode: Mode,
     window: String,
     in_window: bool,
-    /// The window opens next at this time.
+    /// Time at which the window opens next.
     next_window: String,
     #[serde(skip)]
     opens: String,
@@ -150,12 +151,12 @@ pub struct CanaryStatusReport {
     budget_left: Option<f64>,
     runs_24h: usize,
     max_runs_per_day: usize,
-    /// Seconds.
+    /// Seconds that are left of the cooldown after the latest run, or 0 if no cooldown is running.
     cooldown_left: f64,
     lock: LockReport,
     /// Whether production still has to be brought back after a trial that was interrupted.
     restore_owed: bool,
-    /// The trial that is under way, or was interrupted.
+    /// Identifier of the trial that is under way or was interrupted, or `None` if there is none.
     run_id: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
@@ -234,7 +235,7 @@ impl Report for CanaryStatusReport {
     }
 }
 
-/// One sentence on what was done.
+/// The report of a `canary` command whose result is one sentence on what was done.
 #[derive(Serialize)]
 pub struct DoneReport {
     success: bool,

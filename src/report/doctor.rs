@@ -1,4 +1,5 @@
-//! `doctor`: all checks, area by area, what to do below each that wants it, and the sum.
+//! The report of `doctor`: the checks area by area, each with its fix if it has one, and then the
+//! totals.
 
 use super::Report;
 use crate::doctor::{Check, Verdict};
@@ -7,9 +8,11 @@ use crate::screen::{BAD, FAINT, GOOD, STRONG, Screen, WARNING};
 use serde::Serialize;
 use std::fmt::Write;
 
-/// Columns beside the ids that are worth having; else what follows goes below them.
+/// Number of columns beside the ids that is worth filling. On a screen with fewer, all lines of a
+/// message but the first, and its fix, begin in column 4 instead of beside the ids.
 const LEAST: usize = 20;
 
+/// The report of `doctor`: all checks, and the number of checks with each verdict.
 #[derive(Serialize)]
 pub struct DoctorReport {
     pub success: bool,
@@ -18,7 +21,7 @@ pub struct DoctorReport {
     pub failed: usize,
     pub skipped: usize,
     pub checks: Vec<Check>,
-    /// Whether people are shown only what is not well.
+    /// Whether the text for people omits the totals and the checks that passed or were skipped.
     #[serde(skip)]
     quiet: bool,
 }

@@ -1,4 +1,4 @@
-//! `history`: earlier calls as a time line.
+//! The report of `history`: earlier calls as a timeline.
 
 use super::Report;
 use crate::history::{Run, RunState};
@@ -11,14 +11,15 @@ use serde::Serialize;
 use std::fmt::Write;
 use std::time::Duration;
 
-/// A call's steps begin in this column: below its command.
+/// Column in which a call's steps begin, which is that of its command.
 const INDENT: usize = 10;
 
+/// The report of `history`: the calls that were asked for.
 #[derive(Serialize)]
 pub struct HistoryReport {
-    /// Oldest first.
+    /// The calls, oldest first.
     pub runs: Vec<Run>,
-    /// Calls that were not asked for.
+    /// Number of calls in the event log that were not asked for.
     #[serde(skip)]
     pub left_out: usize,
 }
@@ -57,7 +58,7 @@ impl Report for HistoryReport {
     }
 }
 
-/// How a call has ended, and what is told of that.
+/// Returns how a call ended, and the duration and the error to print after that.
 fn ending(run: &Run) -> (Text, String) {
     let took = run.elapsed_ms.map(|ms| span(Duration::from_millis(ms))).unwrap_or_default();
     match (run.state, run.exit_code, &run.error) {
@@ -74,7 +75,7 @@ fn ending(run: &Run) -> (Text, String) {
     }
 }
 
-/// "stopped vidi 1.2 s (not gone within 30s, killed)"
+/// Describes a step that was done, such as "stopped vidi 1.2s (not gone within 30s, killed)".
 fn step(step: &Step) -> String {
     let past = match step.action {
         Action::Wait => "waited for the lock",
@@ -90,7 +91,8 @@ fn step(step: &Step) -> String {
     format!("{past}{service}{memory} {took}{peaks}{note}")
 }
 
-/// "it held 6000 MB at most; comfyui 19800 MB"
+/// Describes the most memory that the command and the services held during a step, such as "it held
+/// 6000 MB at most; comfyui 19800 MB". `None` if no figure is known.
 fn peaks(step: &Step) -> Option<String> {
     let own = step.peak_mb.map(|peak| format!("it held {peak} at most"));
     let services = step.service_peaks_mb.iter().map(|(name, peak)| match &own {

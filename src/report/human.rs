@@ -1,4 +1,4 @@
-//! The reports as text for people.
+//! Text for people: what the reports in `mod.rs` and `act.rs` print on a screen.
 
 use super::{
     ActReport, AdoptReport, CanFitReport, CheckReport, LogReport, PathReport, Report, Subject,
@@ -10,7 +10,7 @@ use crate::screen::text::{counted, span};
 use std::fmt::Write;
 use std::time::Duration;
 
-/// Text is collected in a `String`, to which writing cannot fail.
+/// Appends a formatted line to a `String`, to which writing cannot fail.
 macro_rules! line {
     ($text:expr, $($form:tt)*) => { let _ = writeln!($text, $($form)*); };
 }
@@ -56,7 +56,8 @@ impl Report for ActReport {
 }
 
 impl ActReport {
-    /// One line: what was stopped, freed and started, and how long it took.
+    /// Returns one line that says what was stopped, unloaded, freed, started and kept, and how long
+    /// that took.
     pub fn summary(&self) -> String {
         let named = |verb: &str, names: &[String]| {
             (!names.is_empty()).then(|| format!("{verb} {}", names.join(", ")))
@@ -79,7 +80,8 @@ impl ActReport {
 }
 
 impl Subject {
-    /// Gives the name as it follows the command's: "4 (video)"; nothing for all services.
+    /// Returns the subject as it follows a command's name, such as "4 (video)". Empty for all
+    /// services and for idle services.
     pub fn name(&self) -> String {
         match self {
             Subject::Phase { phase, name: Some(name) } => format!("{phase} ({name})"),
@@ -91,6 +93,7 @@ impl Subject {
         }
     }
 
+    /// Returns the subject as it opens a summary, such as "phase 4 (video)" or "all services".
     pub fn title(&self) -> String {
         match self {
             Subject::Phase { .. } => format!("phase {}", self.name()),

@@ -1,6 +1,6 @@
-//! One status after another. On a terminal each is drawn in the place of the last one: on its
-//! second page, so that what was there comes back, in one write, and nothing is cleared that is not
-//! drawn at once. Elsewhere they follow one another.
+//! The display of `status --watch`. On a terminal each status is drawn over the one before, on the
+//! alternate screen, so that the earlier contents come back. Each is drawn in one write that clears
+//! nothing without drawing it again at once. Elsewhere the statuses are printed one after another.
 
 use super::{Form, Report, StatusReport, print_part};
 use crate::config::Span;
@@ -14,20 +14,23 @@ use rustix::fd::BorrowedFd;
 use serde::Serialize;
 use std::time::{Duration, Instant};
 
-/// The second page, without a cursor, and lines that are too long cut instead of wrapped.
+/// Escape sequences that switch to an empty alternate screen, hide the cursor, and make the
+/// terminal cut long lines instead of wrapping them.
 const ENTER: &str = "\x1b[?1049h\x1b[?25l\x1b[?7l\x1b[H\x1b[2J";
 const LEAVE: &str = "\x1b[?7h\x1b[?25h\x1b[?1049l";
-/// The terminal shows nothing between these, if it knows how to.
+/// Escape sequences that move the cursor to the top left and make a terminal that supports it show
+/// nothing new until `END`.
 const BEGIN: &str = "\x1b[?2026h\x1b[H";
 const END: &str = "\x1b[J\x1b[?2026l";
 const CLEAR_REST: &str = "\x1b[K";
 
-/// The next look may be this much later than due before the age of the last one is told.
+/// How late the next status may be before the display shows the age of the last one.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// The key that ends it.
+/// The key that ends `status --watch`.
 const QUIT: u8 = b'q';
 
+/// Shows one status after another, drawn on a terminal or printed as text or lines of JSON.
 pub struct Display {
     form: Form,
     every: Duration,
@@ -41,7 +44,7 @@ struct Seen {
     since: Instant,
 }
 
-/// A line of JSON.
+/// One line of JSON: a status and the time at which it was taken.
 #[derive(Serialize)]
 struct Sample<'a> {
     time: String,
@@ -50,6 +53,8 @@ struct Sample<'a> {
 }
 
 impl Display {
+    /// Opens the display. On a terminal that can be drawn on, this switches to the alternate
+    /// screen.
     pub fn open(form: Form, every: Duration) -> Result<Display> {
         let page = match &form {
             Form::Text(screen) if screen.has_cursor => Some(AlternateScreen::enter()?),
@@ -58,7 +63,8 @@ impl Display {
         Ok(Display { form, every, page, last: None })
     }
 
-    /// A new status; whether anybody still reads.
+    /// Shows a new status, which was taken at the time `at`. Returns false if the reader has gone
+    /// away.
     pub fn show(&mut self, report: StatusReport, at: Timestamp) -> Result<bool> {
         let is_first = self.last.is_none();
         let seen = self.last.insert(Seen { report, at, since: Instant::now() });
@@ -77,12 +83,14 @@ impl Display {
         }
     }
 
-    /// The last one, where it is drawn: the terminal may have another size, and it has grown older.
+    /// Draws the last status again, because the terminal may have been resized and the status has
+    /// grown older. Does nothing if statuses are printed, not drawn. Returns false if the reader
+    /// has gone away.
     pub fn draw_again(&self) -> Result<bool> {
         let (Form::Text(screen), Some(page)) = (&self.form, &self.page) else { return Ok(true) };
         let screen = screen.measured_again(rustix::stdio::stdout());
-        // The last column stays empty: where a line reaches it, clearing the rest of the line would
-        // take its last sign.
+        // The last column stays empty. If a line reached it, clearing the rest of that line would
+        // erase its last character.
         let screen = Screen { width: screen.width.saturating_sub(1).max(1), ..screen };
         let Some(seen) = &self.last else { return draw("looking...", &screen) };
         let time = seen.at.to_zoned(TimeZone::system()).strftime("%F %T").to_string();
@@ -101,18 +109,20 @@ impl Display {
         draw(&format!("{heading}{}", seen.report.fitted(&screen, room)), &screen)
     }
 
-    /// Readable when a key was pressed; `None` where none is waited for.
+    /// Returns the descriptor that becomes readable when a key is pressed, or `None` if the display
+    /// reads no keys or gpuctl is in the background.
     pub fn keys(&self) -> Option<BorrowedFd<'static>> {
         self.page.as_ref()?.keys.as_ref()?.fd()
     }
 
-    /// Whether the key that ends it was pressed.
+    /// Reports whether the key that ends `status --watch` was pressed.
     pub fn is_quit(&self) -> bool {
         let keys = self.page.as_ref().and_then(|page| page.keys.as_ref());
         keys.is_some_and(|keys| keys.have(QUIT))
     }
 
-    /// Gives the terminal back while `stopped` lasts.
+    /// Gives the terminal back while `stopped` runs, which suspends gpuctl until it is continued,
+    /// and takes it again afterwards.
     pub fn step_aside(&mut self, stopped: impl FnOnce()) -> Result<()> {
         let had_page = self.page.take().is_some();
         stopped();
@@ -136,7 +146,8 @@ fn draw(text: &str, screen: &Screen) -> Result<bool> {
     print_part(&format!("{BEGIN}{}{END}", lines.join("\n")))
 }
 
-/// The terminal's second page, and its keys where they are ours, until it is dropped.
+/// The terminal's alternate screen and, if gpuctl may read them, its keys. Both are given back when
+/// this is dropped.
 struct AlternateScreen {
     keys: Option<Keys>,
 }
@@ -150,7 +161,7 @@ impl AlternateScreen {
 
 impl Drop for AlternateScreen {
     fn drop(&mut self) {
-        // Where the terminal is gone there is nothing to put back.
+        // If the terminal is gone, there is nothing to put back.
         let _ = print_part(LEAVE);
     }
 }

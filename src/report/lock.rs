@@ -1,4 +1,4 @@
-//! The GPU lock: in `status`, and what the `lock` commands say.
+//! Reports of the GPU lock: its part of `status`, and the results of the `lock` commands.
 
 use super::Report;
 use crate::config::Config;
@@ -10,7 +10,7 @@ use crate::screen::text::on_one_line;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-/// What is known of a holder that is a gpuctl.
+/// What is known of a holder that is a gpuctl process.
 #[derive(Serialize, JsonSchema)]
 pub struct Details {
     pub command: String,
@@ -19,20 +19,20 @@ pub struct Details {
     pub stopped: bool,
 }
 
-/// Who holds the lock. Figures that are not known are `None`.
+/// Who holds the GPU lock. Values that are not known are null.
 #[derive(Serialize, JsonSchema)]
 pub struct LockReport {
     pub backend: &'static str,
     pub holder: Option<String>,
-    /// Seconds; -1: it never ends by itself; -2: no lock.
+    /// Seconds until the lock ends; -1 if it does not end by itself, -2 if nobody holds it.
     pub ttl: Option<i64>,
-    /// Host and PID of the holder, as far as they are known.
+    /// Host and PID of the holder, or its host alone if the PID is not known.
     pub owner: Option<String>,
-    /// What the holder does, who has called it, when it took the lock (seconds since 1970), and
-    /// whether it is stopped by a signal.
+    /// What the holder runs, who called it, when it took the lock (seconds since 1970), and whether
+    /// it is stopped by a signal.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub details: Option<Details>,
-    /// Processes that keep the lock of a holder that has ended.
+    /// Processes that keep the lock after its holder has ended.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub keepers: Vec<KeeperProcess>,
     #[serde(skip)]
@@ -71,13 +71,13 @@ impl LockReport {
         }
     }
 
-    /// "free" or who holds it, for people.
+    /// Describes the lock for people: "free", who holds it, or why that is unknown.
     pub fn describe(&self) -> &str {
         &self.text
     }
 }
 
-/// `lock status`.
+/// The answer to `lock status`.
 #[derive(Serialize, JsonSchema)]
 pub struct LockStatusReport {
     #[serde(flatten)]
@@ -101,13 +101,13 @@ impl Report for LockStatusReport {
     }
 }
 
-/// `lock acquire`: the token alone, for people and `$(...)`.
+/// The answer to `lock acquire`; as text the token alone, for `$(...)`.
 #[derive(Serialize, JsonSchema)]
 pub struct AcquiredReport {
     token: String,
     fence: u64,
     holder: String,
-    /// Seconds; -1: it never ends by itself.
+    /// Seconds until the lock ends; -1 if it does not end by itself.
     ttl: i64,
 }
 
@@ -121,7 +121,7 @@ impl AcquiredReport {
         }
     }
 
-    /// Tells of a lock that the caller holds already.
+    /// Builds the report of a lock that the caller already holds under `token`.
     pub fn of(held: &Held, token: &str) -> AcquiredReport {
         AcquiredReport {
             token: token.to_owned(),
@@ -138,11 +138,11 @@ impl Report for AcquiredReport {
     }
 }
 
-/// `lock release`.
+/// The answer to `lock release`.
 #[derive(Serialize, JsonSchema)]
 pub struct ReleasedReport {
     released: bool,
-    /// Who holds it, where it was not released.
+    /// The holder of the lock, if it was not released.
     #[serde(skip_serializing_if = "Option::is_none")]
     holder: Option<String>,
     #[serde(skip)]

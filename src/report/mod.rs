@@ -1,5 +1,5 @@
-//! What is told: serialisable structs with the fields of the contract, and how they reach stdout.
-//! Nothing else prints.
+//! Reports: serialisable structs whose fields are part of the contract with users, and the
+//! functions that print them. Nothing else prints results.
 
 mod act;
 mod canary;
@@ -34,22 +34,24 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use std::io::{self, ErrorKind, Write};
 
-/// A report in its two forms.
+/// A result that can be printed as JSON, by way of `Serialize`, or as text for people.
 pub trait Report: Serialize {
+    /// Returns the report as text for people, laid out for `screen`.
     fn text(&self, screen: &Screen) -> String;
 }
 
-/// The form in which results are wanted.
+/// The form in which a command is to print its result.
 #[derive(Clone, Debug)]
 pub enum Form {
     Json,
-    /// JSON as the answer to an HTTP request.
+    /// JSON that is sent as the answer to an HTTP request.
     Http(Reply),
-    /// Text for people, on this screen.
+    /// Text for people, laid out for this screen.
     Text(Screen),
 }
 
 impl Form {
+    /// Returns `Json` if `as_json`, otherwise `Text` for the screen at stdout.
     pub fn new(as_json: bool, environment: &Environment) -> Form {
         match as_json {
             true => Form::Json,
@@ -58,18 +60,20 @@ impl Form {
     }
 }
 
-/// Prints a report on stdout. A reader that has gone away is no failure of the command.
+/// Prints a report on stdout, or sends it to the HTTP client. It is no failure if the reader has
+/// gone away.
 pub fn print(report: &impl Report, form: &Form) -> Result<()> {
     let printed = put(report, form)?;
     printed.or_else(|e| if is_gone(&e) { Ok(()) } else { Err(unprinted(&e)) })
 }
 
-/// Prints a report that is of no use unread: that nobody reads it is a failure too.
+/// Prints a report that is of no use unread, such as the token of a lock. It is a failure if the
+/// reader has gone away.
 pub fn deliver(report: &impl Report, form: &Form) -> Result<()> {
     put(report, form)?.map_err(|e| unprinted(&e))
 }
 
-/// Whether whoever was to read it has gone away.
+/// Reports whether an error means that the reader of the output has gone away.
 fn is_gone(error: &io::Error) -> bool {
     use ErrorKind::{BrokenPipe, ConnectionReset, NotConnected, TimedOut};
     [BrokenPipe, ConnectionReset, NotConnected, TimedOut].contains(&error.kind())
@@ -87,17 +91,19 @@ fn document(report: &impl Report) -> Result<Value> {
     serde_json::to_value(report).map_err(Failure::bug)
 }
 
-/// Prints a document that is asked for as such.
+/// Prints a JSON document that was asked for as such, such as the schema of the configuration.
 pub fn print_json(document: &Value) -> Result<()> {
     print_text(&format!("{document:#}\n"))
 }
 
-/// Prints text that is asked for as such (a template, a schema).
+/// Prints text that was asked for as such, such as a manual page. It is no failure if the reader
+/// has gone away.
 pub fn print_text(text: &str) -> Result<()> {
     print_part(text).map(drop)
 }
 
-/// Prints one of several parts; whether the reader is still there for the next one.
+/// Prints one of several parts of the output. Returns false if the reader has gone away and needs
+/// no more.
 pub fn print_part(text: &str) -> Result<bool> {
     match write(text) {
         Ok(()) => Ok(true),
@@ -106,7 +112,8 @@ pub fn print_part(text: &str) -> Result<bool> {
     }
 }
 
-/// Prints in one go, as far as the reader takes it: what a terminal is drawn with must not come in parts.
+/// Writes to stdout in one go, as far as the reader takes it, because a terminal must not be drawn
+/// on in parts.
 fn write(text: &str) -> io::Result<()> {
     let mut rest = text.as_bytes();
     while !rest.is_empty() {
@@ -119,11 +126,12 @@ fn write(text: &str) -> io::Result<()> {
     Ok(())
 }
 
+/// Returns the failure of a command whose output could not be written to stdout.
 pub fn unprinted(error: &io::Error) -> Failure {
     Failure::new(Code::Io, format!("cannot write to stdout: {error}"))
 }
 
-/// A failure as JSON.
+/// Returns a failure as a JSON document.
 pub fn failure_document(failure: &Failure) -> Value {
     let hint = match failure.hints.is_empty() {
         true => Value::Null,
@@ -138,8 +146,8 @@ pub fn failure_document(failure: &Failure) -> Value {
     }})
 }
 
-/// A failure, on stdout as JSON or on stderr as lines; on stderr too where stdout takes nothing.
-/// Whether that succeeds changes nothing.
+/// Prints a failure as JSON on stdout if `as_json`, or else as lines on stderr, which also serves
+/// if stdout cannot be written to. An error while writing to stderr is ignored.
 #[expect(clippy::disallowed_methods, reason = "the one place that prints errors")]
 pub fn print_failure(failure: &Failure, as_json: bool, environment: &Environment) {
     if as_json {
@@ -156,6 +164,7 @@ pub fn print_failure(failure: &Failure, as_json: bool, environment: &Environment
     let _ = stderr.write_all(prose(&text, &Screen::of(&stderr, environment)).as_bytes());
 }
 
+/// The answer to `can-fit`.
 #[derive(Serialize, JsonSchema)]
 pub struct CanFitReport {
     pub fits: bool,
@@ -163,13 +172,13 @@ pub struct CanFitReport {
     pub margin_mb: Mb,
     pub free_mb: Mb,
     pub available_mb: Mb,
-    /// The memory that running services have declared and not yet used, where `--budget` asks for it.
+    /// Memory that running services have declared and not yet used; only with `--budget`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub promised_mb: Option<Mb>,
     pub source: Source,
 }
 
-/// It tells what `adopt` did.
+/// The report of `adopt`: the processes that were adopted, and for which service.
 #[derive(Serialize)]
 pub struct AdoptReport {
     pub success: bool,
@@ -177,26 +186,26 @@ pub struct AdoptReport {
     pub adopted: Vec<Pid>,
 }
 
-/// It holds the last lines of a service's log.
+/// The report of `logs`: the last lines of a service's log.
 #[derive(Serialize)]
 pub struct LogReport {
     pub service: String,
     pub lines: Vec<String>,
 }
 
-/// It tells what `config check` found.
+/// The report of `config check` on a configuration that is valid.
 #[derive(Serialize)]
 pub struct CheckReport {
     pub valid: bool,
     pub path: String,
     pub services: Vec<String>,
     pub phases: Vec<u32>,
-    /// These work and may surprise.
+    /// Warnings about settings that are valid but may have surprising effects.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
 }
 
-/// A path, for `config path` and `config init`.
+/// The report of `config path`, `config init` and `config import`: the path of a configuration.
 #[derive(Serialize)]
 pub struct PathReport {
     pub path: Option<String>,

@@ -1,5 +1,5 @@
-//! `status --prometheus`: the text format that node_exporter's textfile collector reads. What is
-//! not known has no sample. docs/metrics.md lists them all.
+//! The report of `status --prometheus`, in the text format that node_exporter's textfile collector
+//! reads. A value that is not known has no sample. docs/metrics.md lists all metrics.
 
 use super::StatusReport;
 use crate::model::{Mb, Source, State};
@@ -14,7 +14,8 @@ struct Exposition {
 }
 
 impl Exposition {
-    /// A gauge, where it has a sample.
+    /// Appends a gauge with those of its samples that are known; without any, the gauge is left
+    /// out.
     fn gauge<'a>(
         &mut self,
         name: &str,
@@ -38,7 +39,7 @@ impl Exposition {
     }
 
     fn line(&mut self, line: std::fmt::Arguments) {
-        // A string takes whatever is written.
+        // Writing to a `String` cannot fail.
         let _ = writeln!(self.text, "{line}");
     }
 }
@@ -55,7 +56,8 @@ fn yes_or_no(yes: bool) -> f64 {
     f64::from(u8::from(yes))
 }
 
-/// `restore_owed`: whether the canary has left production away.
+/// Returns the metrics of a status. `restore_owed` says whether production has to be brought back
+/// after a canary trial that was interrupted; `None` if that is not known.
 pub fn text(report: &StatusReport, restore_owed: Option<bool>) -> String {
     let mut page = Exposition::default();
     gpu(&mut page, report);

@@ -1,4 +1,4 @@
-//! The answer to an HTTP client: one document, and never a second one.
+//! The answer to an HTTP request: one JSON document, which is never followed by a second one.
 
 use crate::world::client;
 use crate::world::host::now;
@@ -8,7 +8,7 @@ use std::fmt;
 use std::rc::Rc;
 use ureq::http::StatusCode;
 
-/// What is left to be answered.
+/// The answer to one HTTP request, which is sent at most once. Clones share this answer.
 #[derive(Clone, Default)]
 pub struct Reply {
     is_sent: Rc<Cell<bool>>,
@@ -22,12 +22,13 @@ impl fmt::Debug for Reply {
 }
 
 impl Reply {
-    /// Only the head is wanted.
+    /// Makes `send` leave out the body, as a HEAD request asks for.
     pub fn without_body(&self) {
         self.is_bare.set(true);
     }
 
-    /// Answers; whether that was still to be done. Fails where the client has gone away.
+    /// Sends the answer, with the methods in `allowed` in its `Allow` header. Returns false, and
+    /// sends nothing, if the request was answered before. Fails if the client has gone away.
     pub fn send(
         &self,
         status: u16,

@@ -1,4 +1,4 @@
-//! `status`: the card, its processes, the services and the lock.
+//! The report of `status`: the card, its processes, the services and the lock.
 
 use super::LockReport;
 use crate::config::Config;
@@ -10,6 +10,7 @@ use indexmap::IndexMap;
 use schemars::JsonSchema;
 use serde::Serialize;
 
+/// The answer to `status`.
 #[derive(Serialize, JsonSchema)]
 pub struct StatusReport {
     pub schema: u32,
@@ -17,11 +18,12 @@ pub struct StatusReport {
     pub vram: VramReport,
     pub services: IndexMap<String, ServiceReport>,
     pub lock: LockReport,
-    /// Whether all services that `--check` names are ready or busy.
+    /// Whether all services that `--check` names are ready or busy; absent without `--check`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub checked: Option<bool>,
 }
 
+/// The card.
 #[derive(Serialize, JsonSchema)]
 pub struct GpuReport {
     pub index: Option<u32>,
@@ -30,6 +32,7 @@ pub struct GpuReport {
     pub driver_version: Option<String>,
 }
 
+/// The card's memory.
 #[derive(Serialize, JsonSchema)]
 pub struct VramReport {
     pub source: Source,
@@ -39,7 +42,7 @@ pub struct VramReport {
     pub available_mb: Option<Mb>,
     pub reserve_mb: Mb,
     pub committed_mb: Mb,
-    /// What running services have declared and not yet used.
+    /// Memory that running services have declared and not yet used.
     #[serde(skip)]
     pub promised: Mb,
     pub processes: Option<Vec<ProcessReport>>,
@@ -48,13 +51,14 @@ pub struct VramReport {
     pub error: Option<String>,
 }
 
+/// A process that holds memory on the card.
 #[derive(Serialize, JsonSchema)]
 pub struct ProcessReport {
     pub pid: Pid,
     pub name: String,
     pub memory_mb: Option<Mb>,
     pub service: Option<String>,
-    /// It is for people only: it may hold what is nobody else's business.
+    /// The command line, for people only: it may hold what is nobody else's business.
     #[serde(skip)]
     pub command: Option<String>,
 }
@@ -71,6 +75,7 @@ impl From<&GpuProcess> for ProcessReport {
     }
 }
 
+/// A service of the configuration.
 #[derive(Serialize, JsonSchema)]
 pub struct ServiceReport {
     pub state: State,
@@ -80,27 +85,28 @@ pub struct ServiceReport {
     pub priority: i64,
     pub phases: Vec<u32>,
     pub pids: Vec<Pid>,
-    /// Jobs that it has, running or waiting; `None` where that cannot be told.
+    /// Number of the service's jobs, running or waiting; null if it is not known.
     pub jobs: Option<u64>,
-    /// The most that its processes have held; `None` where nothing was seen yet.
+    /// The most memory that the service's processes were seen to hold; null if none was seen yet.
     pub peak_mb: Option<Mb>,
-    /// The seconds for which it has not worked; `None` where that cannot be told.
+    /// Seconds for which the service has not worked; null if that is not known.
     pub idle_s: Option<u64>,
-    /// Its health check took this many milliseconds; `None` unless that found it ready.
+    /// Milliseconds that the health check took; null unless it found the service ready.
     pub health_ms: Option<f64>,
     pub uptime_s: Option<u64>,
     pub detail: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-    /// Its container or unit, or whatever its manager calls it.
+    /// The service's container or unit, or whatever its manager calls it.
     #[serde(skip)]
     pub place: Option<String>,
-    /// Its part of an estimate.
+    /// Memory for which the service counts in an estimate.
     #[serde(skip)]
     pub estimated_mb: Mb,
 }
 
-/// Returns what is left of the free memory beside the reserve.
+/// Returns the free memory that is left beyond the reserve, or `None` if the free memory is not
+/// known.
 pub fn available(vram: &Vram, reserve: Mb) -> Option<Mb> {
     vram.free.map(|free| free.saturating_sub(reserve))
 }

@@ -1,4 +1,5 @@
-//! `status` as people see it: a bar of the memory, the services, the processes, the lock.
+//! The text of `status` for people: the card, a bar of its memory, the lock, the services and the
+//! processes.
 
 use super::status::ServiceReport;
 use super::{Report, StatusReport};
@@ -14,7 +15,7 @@ fn size(size: Option<Mb>) -> String {
     size.map_or_else(|| "?".to_owned(), |size| size.0.to_string())
 }
 
-/// The column of what a service's manager calls it.
+/// Title of the column with each service's manager and the name that it has there.
 const MANAGER: &str = "MANAGED BY";
 
 impl Report for StatusReport {
@@ -25,8 +26,9 @@ impl Report for StatusReport {
 }
 
 impl StatusReport {
-    /// Returns as much as fits into so many lines: something of every service comes before who is on
-    /// the card, and that before the bar.
+    /// Returns as much of the text as fits into `lines` lines. The processes are left out first,
+    /// then the card and the bar of its memory, and then everything but the services, which are
+    /// returned even if they do not fit.
     pub fn fitted(&self, screen: &Screen, lines: usize) -> String {
         let (services, memory) = (self.services(screen), self.memory(screen));
         let facts = memory.lines().next().map(|line| format!("{line}\n")).unwrap_or_default();
@@ -81,7 +83,8 @@ impl StatusReport {
         text
     }
 
-    /// Who holds the card's memory, in the order of the bar; `None` where it is not known.
+    /// Returns the parts of the card's memory in the order of the bar, or `None` if its total, used
+    /// or free size is not known.
     fn parts(&self) -> Option<Vec<Part>> {
         let vram = &self.vram;
         let (total, used, free) = (vram.total_mb?, vram.used_mb?, vram.free_mb?);
@@ -150,12 +153,12 @@ impl StatusReport {
         };
         let counts_jobs = self.services.values().any(|service| service.jobs.is_some());
         let table = if counts_jobs { table } else { table.without("JOBS") };
-        // Where gpuctl manages all of them itself there is nothing to tell.
+        // If gpuctl manages all services itself, the column would say nothing new.
         let table = match self.services.values().any(|service| service.place.is_some()) {
             true => table,
             false => table.without(MANAGER),
         };
-        // It says more than what is held now.
+        // A peak is worth showing only if it is more than what is held now.
         let has_held_more = |service: &ServiceReport| service.peak_mb > service.used_mb;
         let table = match self.services.values().any(has_held_more) {
             true => table,
@@ -226,14 +229,15 @@ impl ServiceReport {
     }
 }
 
-/// A command line, its program by its name alone: what follows tells more.
+/// Returns a command line without the folder of its program, which says less than the arguments
+/// that follow.
 fn without_folder(command: &str) -> &str {
     let end = command.find(' ').unwrap_or(command.len());
     &command[command[..end].rfind('/').map_or(0, |slash| slash + 1)..]
 }
 
-/// A sign and a word. The sign alone has the colour: not every palette makes yellow or green words
-/// legible on a light ground.
+/// Returns a state as a sign and a word. Only the sign is coloured, because not every palette makes
+/// yellow or green words legible on a light background.
 fn state(state: State, screen: &Screen) -> Text {
     let (style, unicode, ascii) = match state {
         State::Ready => (GOOD, "●", "*"),
@@ -247,7 +251,8 @@ fn state(state: State, screen: &Screen) -> Text {
         State::Unknown => (WARNING, "?", "?"),
     };
     let sign = if screen.has_unicode { unicode } else { ascii };
-    // As wide as the usual ones, so that `--watch` does not move what stands beside it.
+    // The word is padded to the width of the usual states, so that `--watch` does not move the
+    // columns beside it.
     Text::styled(style, sign).then(format!(" {:8}", state.name()))
 }
 
@@ -259,7 +264,8 @@ fn latency(milliseconds: f64) -> String {
     }
 }
 
-/// An age to its two largest units, of a day and more to the hour.
+/// Formats an age in seconds: to the second below an hour, to the minute below a day, and to the
+/// hour from then on.
 fn age(seconds: u64) -> String {
     let precision = match seconds {
         0..3600 => 1,

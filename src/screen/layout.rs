@@ -1,18 +1,19 @@
-//! Text in columns of a screen: parts of it styled, wide characters counted as such, cut or broken
-//! where it does not fit. Nothing in it can move the cursor.
+//! Text laid out in the columns of a screen: it can be styled, counts wide characters as such, and
+//! is cut or wrapped if it does not fit. Nothing in it can move the cursor.
 
 use super::Screen;
 use super::text::on_one_line;
 use anstyle::Style;
 use unicode_width::UnicodeWidthChar;
 
-/// A text's lines begin in these columns: the first one, and those that follow it.
+/// Columns in which the lines of a text begin: the first line, and all lines after it.
 pub type Indents = [usize; 2];
 
-/// A text of the page, with what follows set in.
+/// Indents of ordinary text: the first line begins at the left edge, and the lines after it are
+/// indented.
 pub const HANGING: Indents = [0, 2];
 
-/// A piece of a line.
+/// A piece of a line, which may have several styles. Its control characters are escaped.
 #[derive(Clone, Default)]
 pub struct Text {
     spans: Vec<(Style, String)>,
@@ -27,34 +28,36 @@ impl Text {
         Text { spans: vec![(style, on_one_line(text.as_ref()))] }
     }
 
+    /// Returns the text with unstyled text appended.
     pub fn then(self, text: impl AsRef<str>) -> Text {
         self.then_styled(Style::new(), text)
     }
 
+    /// Returns the text with text in this style appended.
     pub fn then_styled(mut self, style: Style, text: impl AsRef<str>) -> Text {
         self.spans.push((style, on_one_line(text.as_ref())));
         self
     }
 
-    /// The width in columns.
+    /// Returns the width in columns.
     pub fn width(&self) -> usize {
         self.spans.iter().flat_map(|(_, text)| text.chars()).map(columns).sum()
     }
 
-    /// Returns the text as it is printed on that screen.
+    /// Returns the text as it is printed on this screen.
     pub fn on(&self, screen: &Screen) -> String {
         let spans = self.spans.iter().filter(|(_, text)| !text.is_empty());
         spans.map(|(style, text)| screen.paint(*style, text)).collect()
     }
 
-    /// So much of it as fits into so many columns, and the rest.
+    /// Splits the text into the part that fits into `left` columns and the rest.
     fn split(&self, mut left: usize) -> (Text, Text) {
         let (mut head, mut tail) = (Text::default(), Text::default());
         for (style, text) in &self.spans {
             let mut end = 0;
             for (start, c) in text.char_indices() {
                 if columns(c) > left {
-                    // Nothing narrower that follows may slip in.
+                    // A narrower character further on must not slip in.
                     left = 0;
                     break;
                 }
@@ -67,7 +70,8 @@ impl Text {
         (head, tail)
     }
 
-    /// Splits it so that no word is in two, if there is a space before it.
+    /// Splits the text at the last space that leaves a head of at most `left` columns, so that no
+    /// word is cut in two. Without such a space it splits within a word.
     fn split_at_word(&self, left: usize) -> (Text, Text) {
         let mut column = 0;
         let columns = self.spans.iter().flat_map(|(_, text)| text.chars()).map(|c| {
@@ -85,7 +89,8 @@ impl Text {
         }
     }
 
-    /// Cuts the text where it does not fit, with a sign at its end that there was more.
+    /// Returns the text cut to a number of columns. If anything was cut off, an ellipsis (or `~`)
+    /// is its last character.
     pub fn cut(&self, columns: usize, screen: &Screen) -> Text {
         if self.width() <= columns {
             return self.clone();
@@ -95,18 +100,18 @@ impl Text {
     }
 }
 
-/// Returns the columns of a character by itself: what terminals make of several that combine
-/// differs.
+/// Returns the width of a character on its own, in columns. Terminals differ in what they make of
+/// several characters that combine.
 fn columns(c: char) -> usize {
     c.width().unwrap_or(0)
 }
 
-/// The words of a text, to flow.
+/// Splits a text into words, as pieces for `flow`.
 pub fn words(text: &str) -> impl Iterator<Item = Text> {
     text.split_whitespace().map(Text::new)
 }
 
-/// Facts, to flow as a list.
+/// Turns facts into the pieces of a list for `flow`, with a comma after each but the last.
 pub fn listed(mut facts: Vec<Text>) -> Vec<Text> {
     if let Some(last) = facts.pop() {
         facts = facts.into_iter().map(|fact| fact.then(",")).collect();
@@ -115,8 +120,8 @@ pub fn listed(mut facts: Vec<Text>) -> Vec<Text> {
     facts
 }
 
-/// Lines of sentences, each wrapped between its words where a person reads them on a terminal. In
-/// a file or a pipe they stay as they are, whatever `COLUMNS` says: scripts count on their lines.
+/// Wraps each line of a text between its words if it is printed on a terminal. In a file or a pipe
+/// the lines stay as they are, whatever `COLUMNS` says, because scripts rely on them.
 pub fn prose(text: &str, screen: &Screen) -> String {
     let wrapped = |line: &str| {
         let words = line.trim_start_matches(' ');
@@ -127,14 +132,15 @@ pub fn prose(text: &str, screen: &Screen) -> String {
     text.lines().map(|line| if screen.is_terminal { wrapped(line) } else { plain(line) }).collect()
 }
 
-/// Pieces with a gap between them, on as many lines as they need.
+/// Lays pieces out on as many lines as they need, with `gap` columns between them. A piece that is
+/// wider than a line is split.
 pub fn flow(
     pieces: impl IntoIterator<Item = Text>,
     gap: usize,
     [first, rest]: Indents,
     screen: &Screen,
 ) -> String {
-    // At least one wide character beside the indentation.
+    // Each line has room for at least one wide character after its indentation.
     let limit = screen.limit().max(first.max(rest) + 2);
     let mut text = " ".repeat(first);
     let (mut column, mut is_first) = (first, true);

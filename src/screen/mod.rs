@@ -1,4 +1,5 @@
-//! Where text goes: how large it may be, and whether it may have colour and signs beyond ASCII.
+//! The screen that text is printed on: how large it is, and whether it takes colour and characters
+//! beyond ASCII.
 
 pub mod bar;
 pub mod layout;
@@ -12,37 +13,38 @@ use rustix::termios::{isatty, tcgetwinsize};
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 
-/// Lines in a file or a pipe are this wide.
+/// Width in columns if neither a terminal nor `COLUMNS` gives one, as in a file or a pipe.
 const PLAIN_WIDTH: usize = 100;
 
-/// `COLUMNS` is believed in this range.
+/// Range in which the value of `COLUMNS` is believed; any other value is ignored.
 const PLAUSIBLE: RangeInclusive<usize> = 1..=1000;
 
-/// It tells what a stream is connected to.
+/// What a stream is connected to: a terminal, a file or a pipe, and what can be printed there.
 #[derive(Clone, Copy, Debug)]
 pub struct Screen {
     /// The width in columns.
     pub width: usize,
-    /// The height in lines, where a terminal tells it.
+    /// The height in lines, or `None` if this is no terminal or the terminal does not report it.
     pub height: Option<usize>,
     pub is_terminal: bool,
-    /// Whether a line has to fit into the width; in a file or a pipe it may be longer.
+    /// Whether a line has to fit into the width. In a file or a pipe it may be longer, unless
+    /// `COLUMNS` is set.
     pub is_bounded: bool,
     pub has_colour: bool,
     pub has_unicode: bool,
-    /// Whether it can be drawn on in any place.
+    /// Whether the cursor can be moved, so that text can be drawn anywhere on the screen.
     pub has_cursor: bool,
 }
 
 impl Screen {
-    /// Colour on a terminal, unless `NO_COLOR` is set or it is a dumb one; elsewhere only where
-    /// `CLICOLOR_FORCE` asks for it.
+    /// Returns the screen that a stream is connected to. It has colour if it is a terminal whose
+    /// `TERM` is set and not `dumb`, or if `CLICOLOR_FORCE` asks for it, unless `NO_COLOR` is set.
     pub fn of(stream: impl AsFd, environment: &Environment) -> Screen {
         let is_terminal = isatty(&stream);
         let is_set = |name| environment.get(name).is_some_and(|value| value != "0");
         let suits = is_terminal && environment.get("TERM").is_some_and(|term| term != "dumb");
         let (columns, lines) = if is_terminal { size(&stream) } else { (None, None) };
-        // As `watch` has it, which reads us through a pipe.
+        // watch(1) sets `COLUMNS` and reads our output through a pipe.
         let asked = || {
             environment.get("COLUMNS")?.parse().ok().filter(|columns| PLAUSIBLE.contains(columns))
         };
@@ -59,18 +61,18 @@ impl Screen {
         }
     }
 
-    /// Measures the screen again, after the terminal may have been resized.
+    /// Returns the screen with its size measured again, after the terminal may have been resized.
     pub fn measured_again(self, stream: impl AsFd) -> Screen {
         let (columns, lines) = size(stream);
         Screen { width: columns.unwrap_or(self.width), height: lines.or(self.height), ..self }
     }
 
-    /// Returns how long a line may be.
+    /// Returns the width in columns that a line may have, or `usize::MAX` if there is no limit.
     pub fn limit(&self) -> usize {
         if self.is_bounded { self.width } else { usize::MAX }
     }
 
-    /// The text in this style, or as it is.
+    /// Returns the text in this style, or unstyled if the screen has no colour.
     pub fn paint(&self, style: Style, text: impl Display) -> String {
         match self.has_colour {
             true => format!("{style}{text}{style:#}"),
@@ -79,15 +81,20 @@ impl Screen {
     }
 }
 
-/// Columns and lines, as far as the terminal tells.
+/// Returns the columns and lines of a terminal, each `None` if the terminal does not report it.
 fn size(stream: impl AsFd) -> (Option<usize>, Option<usize>) {
     let told = |cells: u16| Some(usize::from(cells)).filter(|cells| *cells > 0);
     tcgetwinsize(stream).map_or((None, None), |size| (told(size.ws_col), told(size.ws_row)))
 }
 
-/// The styles in use: the terminal's own sixteen colours, which its owner chose to be legible.
+/// Style of what is well. All styles use the terminal's own sixteen colours, which its owner chose
+/// to be legible.
 pub const GOOD: Style = AnsiColor::Green.on_default();
+/// Style of what deserves attention.
 pub const WARNING: Style = AnsiColor::Yellow.on_default();
+/// Style of what has failed.
 pub const BAD: Style = AnsiColor::Red.on_default();
+/// Style of what is to stand out, such as a heading.
 pub const STRONG: Style = Style::new().bold();
+/// Style of what matters less than the text around it.
 pub const FAINT: Style = Style::new().dimmed();

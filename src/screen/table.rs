@@ -1,4 +1,5 @@
-//! A table that fits a screen: the least important columns go first, then one is cut.
+//! A table that fits a screen: if there is not enough room, the least important columns are left
+//! out, and then columns that may be cut are cut.
 
 use super::layout::Text;
 use super::{STRONG, Screen};
@@ -7,11 +8,13 @@ const GAP: usize = 2;
 
 pub struct Column {
     pub title: &'static str,
-    /// Figures stand on the right.
+    /// Whether the column holds figures, which are aligned to the right.
     pub is_figure: bool,
-    /// It decides which columns go where there is no room for all: the lowest first, 0 never.
+    /// Rank by which columns are left out if there is no room for all: the lowest first, and those
+    /// of rank 0 never.
     pub rank: u8,
-    /// It may be cut to this width; else it is as wide as its widest cell.
+    /// Width to which the column may be cut before another is left out, or `None` if it is always
+    /// as wide as its widest cell. If no more columns can be left out, it is cut further.
     pub at_least: Option<usize>,
 }
 
@@ -21,7 +24,7 @@ pub struct Table {
 }
 
 impl Table {
-    /// Returns it without the column of that title.
+    /// Returns the table without the column that has this title.
     pub fn without(mut self, title: &str) -> Table {
         if let Some(at) = self.columns.iter().position(|column| column.title == title) {
             self.columns.remove(at);
@@ -30,7 +33,7 @@ impl Table {
         self
     }
 
-    /// The line of titles, then a line for each row.
+    /// Returns the line of titles, and then a line for each row.
     pub fn lines(&self, screen: &Screen) -> Vec<String> {
         let limit = screen.limit();
         let natural: Vec<usize> =
@@ -75,7 +78,7 @@ impl Table {
         std::iter::once(titles).chain(rows).collect()
     }
 
-    /// Returns its width where there is room for all of it.
+    /// Returns the width in columns that the table has if there is room for all of it.
     pub fn width(&self) -> usize {
         let widths = (0..self.columns.len()).map(|index| self.natural_width(index));
         widths.sum::<usize>() + GAP * self.columns.len().saturating_sub(1)

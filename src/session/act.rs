@@ -1,5 +1,5 @@
-//! What all acting commands have in common: take the lock, observe, plan, carry out or only show,
-//! report.
+//! What all acting commands have in common: they take the lock, observe, plan, carry the plan out
+//! or only show it, and report.
 
 use super::Session;
 use crate::canary::debt;
@@ -18,8 +18,9 @@ use crate::world::nvml::Reader;
 use crate::world::{compose, native};
 use std::sync::Mutex;
 
-/// Observes (the health only of services that `asks` for), plans, carries out; `command` is what
-/// the event log calls it.
+/// Takes the lock, observes, plans and carries the plan out, or only shows it (`--dry-run`). Only
+/// services that `asks` accepts are asked for their health; `command` is the call's name in the
+/// event log.
 pub fn act(
     session: Session,
     command: &str,
@@ -31,7 +32,7 @@ pub fn act(
     let patience = acting.waiting.patience(&session.config)?;
     let drain = acting.drain.drain()?;
     debt::tell(&session.config, &session.progress);
-    // The driver is woken while the lock is waited for.
+    // Opened before the lock is waited for, so that the driver wakes up meanwhile.
     let reader = Mutex::new(Reader::open(&session.config.gpu));
     if acting.dry_run.dry_run {
         let mut before = session.executor(&reader).look(&|it| Ask::state_if(asks(it)))?;
@@ -55,8 +56,9 @@ pub fn act(
     })
 }
 
-/// Carries out, under the lock, what can be started; `witness` is told of each eviction. What was
-/// done before a step failed belongs to the failure.
+/// Plans and carries the plan out under the lock, unless something in it cannot be started;
+/// `witness` is told of each eviction. If a step fails, the failure's details say what was done
+/// before.
 pub fn carry_out(
     session: &Session,
     reader: &Mutex<Reader>,
@@ -77,7 +79,8 @@ pub fn carry_out(
     }
 }
 
-/// Plans for the card that is meant, and only what can be done.
+/// Makes a plan. Fails if the configured card does not exist, or if something in the plan cannot be
+/// done.
 fn decide(
     session: &Session,
     before: &Snapshot,
@@ -91,7 +94,7 @@ fn decide(
     Ok(plan)
 }
 
-/// Fails where the card that is meant is not there.
+/// Fails if the configured card does not exist.
 pub fn require_card(seen: &Snapshot) -> Result<()> {
     match seen.vram.no_such_gpu {
         true => Err(reading_required(&seen.vram)),
@@ -99,7 +102,8 @@ pub fn require_card(seen: &Snapshot) -> Result<()> {
     }
 }
 
-/// Refuses what cannot be started for want of a folder or a program before anything is stopped for it.
+/// Refuses a plan with a service that cannot be started for want of a folder or a program, before
+/// anything is stopped for it. The check creates folders only if `is_real`.
 fn refuse_unstartable(
     plan: &Plan,
     session: &Session,

@@ -1,4 +1,4 @@
-//! The lock and the event log around what a command does.
+//! The lock and the event log around the work of a command.
 
 use super::Session;
 use crate::config::Config;
@@ -12,7 +12,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 impl Session {
-    /// Does what a command is for, and leaves in the event log what was done.
+    /// Does the work of a command, and records in the event log what was done. If the event log
+    /// cannot be written, the user is warned and the work is done all the same.
     pub fn recorded(
         mut self,
         command: &str,
@@ -21,7 +22,7 @@ impl Session {
     ) -> Result<Answer> {
         let recorder = match Recorder::begin(&self.config, command, subject) {
             Ok(recorder) => Arc::new(recorder),
-            // What is to be done matters more than that it is written down.
+            // The work matters more than the record of it.
             Err(failure) => {
                 self.progress.warning(&failure.message);
                 return work(self);
@@ -33,7 +34,8 @@ impl Session {
         result
     }
 
-    /// Takes the lock for what is to be done; from now on its loss calls the work off.
+    /// Takes the GPU lock for the work of a command; from now on the loss of the lock stops this
+    /// session's work.
     pub fn hold_lock(
         &mut self,
         subject: &Subject,
@@ -51,7 +53,8 @@ impl Session {
 }
 
 impl Subject {
-    /// The services that something is done for.
+    /// Returns the services that a command acts for; none for room, `release-all` and
+    /// `release-idle`.
     pub fn services(&self, config: &Config) -> Vec<String> {
         let is_meant = |service: &&Service| match self {
             Subject::Phase { phase, .. } => service.phases.contains(phase),
@@ -63,7 +66,8 @@ impl Subject {
     }
 }
 
-/// Returns what the lock shows: the service that it is held for, where it is one.
+/// Returns the name that the lock shows for its holder: that of the service if the lock is held for
+/// exactly one, otherwise the phase, the size of the room, the services or the command.
 fn holder(subject: &Subject, services: &[String]) -> String {
     match (subject, services) {
         (_, [service]) => service.clone(),

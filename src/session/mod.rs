@@ -1,5 +1,5 @@
-//! What every command that looks at the world works with, and what the acting ones have in common:
-//! the lock, a look, a plan, its steps, the last look, the report.
+//! The session with which every command that looks at the world works, and what the acting commands
+//! have in common: the lock, a look, a plan, its steps, the last look, the report.
 
 pub mod act;
 mod held;
@@ -23,19 +23,21 @@ use crate::world::wait::Stop;
 use crate::world::{caller, client};
 use std::sync::Mutex;
 
-/// Every command that looks at the world works with this.
+/// What every command that looks at the world works with.
 pub struct Session {
     pub config: Config,
     pub stop: Stop,
-    /// The same while the lock is waited for, which ends when nobody waits for the answer any more.
+    /// Stops the wait for the lock: on the same occasions as `stop`, and when the HTTP client that
+    /// waits for the answer is gone.
     pub patient: Stop,
     pub progress: Progress,
     pub form: Form,
-    /// Nothing but errors, and what is asked for as such.
+    /// Whether to print only errors, and what was asked for as such.
     pub quiet: bool,
 }
 
 impl Session {
+    /// Raises the limits of this process, handles signals and loads the configuration.
     pub fn open(global: &Global, environment: &Environment, form: Form) -> Result<Session> {
         caller::lift_limits()?;
         let stop =
@@ -57,18 +59,19 @@ impl Session {
         })
     }
 
-    /// The same, once production that is back has settled the trial that was interrupted.
+    /// Settles the debt of an interrupted trial if its production is back, and returns the session.
     pub fn settled(self) -> Session {
         debt::settle_by_itself(&self.config, &self.stop, &self.progress);
         self
     }
 
-    /// Returns what carries plans out for it.
+    /// Returns the executor that carries out this session's plans.
     pub fn executor<'a>(&'a self, reader: &'a Mutex<Reader>) -> Executor<'a> {
         Executor { config: &self.config, stop: &self.stop, reader, progress: &self.progress }
     }
 
-    /// Prints what was done or found, unless the exit code is all that is wanted.
+    /// Prints what was done or found. With `--quiet` text is left out, since only the exit code is
+    /// wanted then.
     pub fn conclude(&self, report: &impl Report) -> Result<()> {
         match (self.quiet, &self.form) {
             (true, Form::Text(_)) => Ok(()),
@@ -77,6 +80,8 @@ impl Session {
     }
 }
 
+/// Loads the configuration that the global options or the environment name, or else the one that is
+/// found in the usual places.
 pub fn load(global: &Global, environment: &Environment) -> Result<Config> {
     Config::load(global.config.as_deref(), global.gpu.as_deref(), environment)
 }

@@ -1,4 +1,4 @@
-//! All that there is to see.
+//! The look at everything: services, card and lock.
 
 use crate::canary::debt;
 use crate::config::Config;
@@ -13,11 +13,13 @@ use crate::world::nvml::Reader;
 use crate::world::wait::{Aside, Stop};
 use std::time::{Duration, Instant};
 
-/// Beyond the limits that looking at the lock has itself.
+/// How long to wait for the look at the lock after everything else has been seen. That look has
+/// shorter limits of its own.
 const LOCK_LIMIT: Duration = Duration::from_secs(5);
 
-/// All that there is to see, the lock beside everything else: a server that hangs costs no more
-/// than a health check that does. Production that is back settles its trial.
+/// Looks at the services and the card, and at the lock beside them: a Redis server that hangs costs
+/// no more time than a health check that does. If production is back, the debt of its trial is
+/// settled.
 pub fn sight(
     managers: Managers,
     config: &Config,
@@ -40,7 +42,7 @@ pub fn sight(
     Ok(StatusReport::new(config, &snapshot, &held))
 }
 
-/// Who holds the lock, as far as its place answers in time.
+/// Returns who holds the lock. Fails if the place of the lock does not answer in time.
 fn found(looking: &Aside<Result<Option<Held>>>, stop: &Stop) -> Result<Option<Held>> {
     let silent = || Err(Failure::new(Code::Unavailable, "the lock is not answering"));
     looking.result_by(stop, Instant::now() + LOCK_LIMIT).unwrap_or_else(silent)

@@ -1,5 +1,5 @@
-//! A command under the lock: what it needs is made ready, it runs to its end, and what was evicted
-//! for it is restored where that is wanted.
+//! The command of `gpuctl run`, which works under the lock: what it needs is made ready, it runs to
+//! its end, and what was evicted for it is restored if that is wanted.
 
 use super::Session;
 use super::act::carry_out;
@@ -24,22 +24,25 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+/// A call of `gpuctl run`.
 pub struct Task<'a> {
     pub command: &'a [OsString],
     pub subject: Subject,
-    /// Only services of a lower priority make room.
+    /// Priority below which services make room for `--vram`, or `None` if any service may.
     pub below: Option<i64>,
-    /// What was evicted is made ready again afterwards.
+    /// Whether what was evicted is made ready again afterwards.
     pub restores: bool,
     pub drain: Drain,
+    /// How long to wait for the lock.
     pub patience: Duration,
+    /// How long the command has until it is killed, when it has to be ended.
     pub grace: Duration,
 }
 
 impl Task<'_> {
     pub fn run(&self, mut session: Session) -> Result<Answer> {
         let reader = Mutex::new(Reader::open(&session.config.gpu));
-        // Its arguments may hold secrets.
+        // The command's arguments are left out, since they may hold secrets.
         let title = format!("run {}", self.command[0].to_string_lossy());
         let guard = session.hold_lock(&self.subject, &title, self.patience, Some(self.grace))?;
         if self.restores {
@@ -59,14 +62,14 @@ impl Task<'_> {
         let restored = self.restore(&session, &guard, &reader, &mut lock(&debt));
         guard.forget_command();
         if let (Err(failure), false) = (&restored, matches!(ending, Ok(Ending::Exited(0)))) {
-            // What went wrong before stands over it.
+            // What went wrong before is what the call fails with.
             session.progress.warning(&failure.message);
         }
-        // Where the lock is lost, nothing else that went wrong matters.
+        // If the lock is lost, nothing else that went wrong matters.
         let ending = ending?;
         let token = guard.token().to_owned();
         if let Err(lost) = guard.release(&session.progress) {
-            // What the command has left is not to work on beside the next one's.
+            // Processes that the command has left behind must not work on beside the next holder's.
             end_command(None, &token, self.grace)?;
             return Err(lost);
         }
@@ -76,7 +79,8 @@ impl Task<'_> {
         }
     }
 
-    /// Takes a lock that was lost again, for what is owed: the card may be another's by now.
+    /// Takes the lock again after it was lost, for the debt that is owed: the card may be another
+    /// holder's by now. If that fails, returns `None` after a warning of what is not restored.
     fn hold_again(&self, session: &mut Session, title: &str, debt: &Debt) -> Option<Guard> {
         session.stop = Stop::never();
         let patience = session.config.lock.wait;
@@ -138,7 +142,7 @@ impl Task<'_> {
         }
     }
 
-    /// Restores what was evicted, where that is wanted and the lock is still ours.
+    /// Restores what was evicted, if that is wanted and for as long as the lock is held.
     fn restore(
         &self,
         session: &Session,
@@ -154,7 +158,7 @@ impl Task<'_> {
         executor.restore(debt, &|debt| guard.owe(&json!(debt)))
     }
 
-    /// Runs the command to its end; where the lock is lost, to the end that we make of it.
+    /// Runs the command to its end. If the lock is lost, the command is ended, and the call fails.
     fn work(&self, session: &Session, guard: &Guard, reader: &Mutex<Reader>) -> Result<Ending> {
         let begun = Instant::now();
         let needed = self.subject.services(&session.config);
@@ -165,14 +169,14 @@ impl Task<'_> {
             (variable::LOCK_TOKEN, guard.token().as_ref()),
             (variable::FENCE, fence.as_ref()),
         ];
-        // For what the command calls gpuctl for: the same services, the same lock.
+        // A gpuctl that the command calls is to find the same services and the same lock.
         let path = session.config.path.as_ref();
         variables.extend(path.map(|path| (variable::CONFIG, path.as_os_str())));
 
         let until_lost = session.stop.clone().without_signals();
         let mut group = None;
         let started = Job::start(self.command, &variables, guard.descriptor(), |pid| {
-            // A signal that came before signals were the command's.
+            // A signal that came before signals were passed on to the command stops gpuctl instead.
             session.stop.check()?;
             let named = process::Id::of(pid).ok_or_else(|| vanished(pid))?;
             group = Some(named);
@@ -187,7 +191,7 @@ impl Task<'_> {
             over.set();
             (ending, watching.and_then(|watching| watching.join().ok()).unwrap_or_default())
         });
-        // Also what a command has left in the background that ended by itself.
+        // If the command has ended by itself, this ends what it has left in the background.
         if let (Ok((ended, job)), Some(group), Err(_)) = (&mut ending, group, guard.lease().check())
         {
             session.progress.line("the GPU lock is lost; ending the command");
@@ -203,7 +207,7 @@ impl Task<'_> {
             service_peaks_mb: seen.peaks,
             ..Step::new(Action::Run, None, Some(begun.elapsed()))
         });
-        // Where the lock is lost, nothing else that went wrong matters.
+        // If the lock is lost, nothing else that went wrong matters.
         guard.lease().check()?;
         ending?.0.ok_or_else(|| Failure::new(Code::Internal, "the command was left while it ran"))
     }

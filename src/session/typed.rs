@@ -1,4 +1,4 @@
-//! What was typed, as what it means.
+//! Turns arguments as they were typed into the values that they mean.
 
 use crate::cli::{DrainArgs, ReleaseIdleArgs, WaitArgs};
 use crate::config::{Config, Span};
@@ -8,17 +8,18 @@ use crate::exit::Code;
 use crate::model::{Mb, Service};
 use std::time::Duration;
 
-/// A duration as it was typed.
+/// Parses a duration of at most 7 days as it was typed for `flag`.
 pub fn duration(flag: &str, text: &str) -> Result<Duration> {
     Span::parse(text).map(|span| span.0).ok_or_else(|| no_duration(flag, text, ", 7 days at most"))
 }
 
+/// Returns the failure for a text that is not a duration; `limit` ends the hint.
 pub fn no_duration(flag: &str, text: &str, limit: &str) -> Failure {
     Failure::new(Code::Usage, format!("{flag}: \"{text}\" is not a duration"))
         .hint(format!("90s, 10m, 1h30m or a number of seconds{limit}"))
 }
 
-/// Reads a size as it was typed.
+/// Parses a size as it was typed.
 pub fn size(text: &str) -> Result<Mb> {
     Mb::parse(text).ok_or_else(|| {
         Failure::new(Code::Usage, format!("\"{text}\" is not a valid size"))
@@ -49,7 +50,8 @@ impl WaitArgs {
 }
 
 impl ReleaseIdleArgs {
-    /// The services that may be released: those that were named, else all for which it is known when.
+    /// Returns the services that may be released: those that were named, or else all. Fails if a
+    /// named service has no `idle` time and no `after` is given.
     pub fn names(&self, after: Option<Duration>, config: &Config) -> Result<Vec<String>> {
         let named = &self.services;
         config.require_file()?;

@@ -1,5 +1,6 @@
-//! The kernel's locks on single bytes of a file (fcntl(2)): of a process, which end with it and go
-//! to no child of it, or of an open description, which end with the last descriptor of that.
+//! The kernel's locks on single bytes of a file (fcntl(2)). A lock of a process ends with it and is
+//! not inherited by its children; a lock of an open file description ends with the last descriptor
+//! of that description.
 
 use crate::model::Pid;
 use std::fs::File;
@@ -7,35 +8,37 @@ use std::io::{Error, Result};
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 
-/// A lock belongs to one of these.
+/// The kind of owner that a lock belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LockOwner {
-    /// This process; it loses the lock as soon as it closes any descriptor of the file.
+    /// This process, which loses the lock as soon as it closes any descriptor of the file.
     Process,
-    /// Everybody who has inherited the descriptor.
+    /// The open file description, shared by all processes that have inherited the descriptor.
     Description,
 }
 
-/// A lock keeps others from one of these.
+/// The kind of lock, which decides what others can lock at the same time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LockMode {
-    /// An exclusive one.
+    /// A lock that keeps others from an exclusive lock only.
     Shared,
-    /// Any other one.
+    /// A lock that keeps others from any lock.
     Exclusive,
 }
 
-/// A lock that others have.
+/// A lock that another owner holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Taken {
-    /// Its bytes, as far as they are within the range that was asked for.
+    /// The locked bytes, cut to the range that was asked for.
     pub bytes: Range<u64>,
     pub mode: LockMode,
-    /// The process that has it; 0 where that is not in our PID namespace, -1 of a description.
+    /// PID of the process that holds the lock; 0 if it is outside this PID namespace, -1 if an open
+    /// file description holds the lock.
     pub pid: Pid,
 }
 
-/// Takes a lock on a byte, or changes the mode of the one that is there, if that can be done now.
+/// Takes a lock on a byte, or changes the mode of the lock already held on it. `false` if another
+/// owner's lock prevents that now.
 pub fn try_lock(file: &File, owner: LockOwner, mode: LockMode, at: u64) -> Result<bool> {
     match set(file, owner, kind(mode), at, false) {
         Ok(()) => Ok(true),
@@ -44,17 +47,19 @@ pub fn try_lock(file: &File, owner: LockOwner, mode: LockMode, at: u64) -> Resul
     }
 }
 
-/// Takes it as soon as it can be taken, however long that is.
+/// Takes a lock on a byte, or changes the mode of the lock already held on it, and waits for as
+/// long as that takes.
 pub fn lock(file: &File, owner: LockOwner, mode: LockMode, at: u64) -> Result<()> {
     set(file, owner, kind(mode), at, true)
 }
 
-/// Gives it back.
+/// Releases the lock on a byte.
 pub fn unlock(file: &File, owner: LockOwner, at: u64) -> Result<()> {
     set(file, owner, libc::F_UNLCK, at, false)
 }
 
-/// One of the locks of others within a range, whatever its mode; which one, nobody can say.
+/// Returns a lock, of either mode, that others hold within a range, or `None` if there is none. If
+/// there are several, it can be any of them.
 pub fn any(file: &File, owner: LockOwner, range: Range<u64>) -> Result<Option<Taken>> {
     let command = match owner {
         LockOwner::Process => libc::F_GETLK,
@@ -66,7 +71,7 @@ pub fn any(file: &File, owner: LockOwner, range: Range<u64>) -> Result<Option<Ta
         return Ok(None);
     }
     let start = range.start.max(lock.l_start as u64);
-    // A length of 0 is one without an end.
+    // A length of 0 means that the lock has no end.
     let end = match lock.l_len {
         0 => range.end,
         length => range.end.min((lock.l_start + length) as u64),

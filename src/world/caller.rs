@@ -1,5 +1,5 @@
-//! What a caller hands down to gpuctl: signals that it blocks or ignores, and limits. None of it is
-//! to reach a service.
+//! What gpuctl inherits from its caller: signals that are blocked or ignored, and resource limits.
+//! None of it must reach a service.
 
 use crate::error::{Failure, Result};
 use crate::exit::Code;
@@ -10,16 +10,17 @@ use std::thread;
 
 /// The highest signal number on Linux.
 const LAST_SIGNAL: i32 = 64;
-/// Files that gpuctl has open at once at most, with a few services.
+/// Largest number of files that gpuctl has open at once, with a few services.
 const FILES: u64 = 64;
-/// Threads and processes that it has at once at most, with a few services.
+/// Largest number of threads and processes that gpuctl has at once, with a few services.
 const TASKS: usize = 32;
-/// A limit above this is none that gpuctl could meet.
+/// Limit on processes that gpuctl never reaches: a limit this high is neither raised nor tested.
 const MANY_TASKS: u64 = 4096;
 
-/// Unblocks all signals and gives those that the caller ignores their defaults back, but for SIGHUP,
-/// which nohup(1) ignores for good reason, and for SIGPIPE, which Rust ignores itself. A file that may
-/// not grow any more is told by the write that fails, and ends nobody.
+/// Unblocks all signals and restores the default action of those that the caller ignores, except
+/// SIGHUP, which nohup(1) ignores for good reason, and SIGPIPE, which Rust ignores itself. SIGXFSZ
+/// is ignored, so that a file that may not grow any more makes a write fail instead of ending the
+/// process.
 #[expect(unsafe_code, reason = "no crate of ours sets a mask or a disposition")]
 pub fn reset_signals() {
     // SAFETY: plain system calls on values of our own, before there is another thread.
@@ -35,10 +36,11 @@ pub fn reset_signals() {
     }
 }
 
-/// Gives a new process the default for what gpuctl itself ignores.
+/// Restores the default actions of SIGHUP and SIGXFSZ, which gpuctl may ignore, in a new process.
 ///
 /// # Safety
-/// It is for the time between fork and exec: two system calls, and nothing else.
+/// Must be called only in a new process, between fork and exec. It makes two system calls, and does
+/// nothing else.
 #[expect(unsafe_code, reason = "as above")]
 pub unsafe fn reset_ignored() {
     // SAFETY: plain system calls, safe in a signal handler.
@@ -48,8 +50,9 @@ pub unsafe fn reset_ignored() {
     }
 }
 
-/// Raises the limits that the caller has set, as far as it may, and makes sure that what is left is
-/// enough: whoever finds that out in the middle has stopped services for nothing.
+/// Raises the limits that the caller has set on files and processes, as far as permitted, and fails
+/// if what remains is not enough. Finding that out in the middle would mean that services were
+/// stopped for nothing.
 pub fn lift_limits() -> Result<()> {
     for resource in [Resource::Fsize, Resource::Nofile, Resource::Nproc] {
         lift(resource);
@@ -74,10 +77,11 @@ pub fn lift_limits() -> Result<()> {
     Ok(())
 }
 
-/// Lifts a limit that is too low: for good where that is allowed, else to the highest that is.
+/// Raises a limit that is too low: the hard limit too if that is permitted, otherwise only the soft
+/// limit, up to the hard one.
 fn lift(resource: Resource) {
     let limit = getrlimit(resource);
-    // The usual limits of a machine are no caller's doing.
+    // The usual limits of a machine were not set by the caller.
     let (enough, wanted) = match resource {
         Resource::Nofile => (FILES, Some(4096)),
         Resource::Nproc => (MANY_TASKS, None),
@@ -87,18 +91,18 @@ fn lift(resource: Resource) {
         return;
     }
     if setrlimit(resource, Rlimit { current: wanted, maximum: wanted }).is_err() {
-        // Without it, what needs more says so itself.
+        // If this fails, whatever needs more reports it itself.
         let _ = setrlimit(resource, Rlimit { current: limit.maximum, ..limit });
     }
 }
 
-/// Whether so many threads can be there at once.
+/// Reports whether `count` threads can exist at once.
 fn may_begin(count: usize) -> bool {
     let (end, ended) = mpsc::channel::<()>();
     let ended = std::sync::Arc::new(std::sync::Mutex::new(ended));
     let begin = || {
         let ended = ended.clone();
-        // It goes when the other end of the channel does.
+        // The thread ends when the other end of the channel is dropped.
         thread::Builder::new().spawn(move || ended.lock().is_ok_and(|it| it.recv().is_ok()))
     };
     let begun: Vec<_> = (0..count).map_while(|_| begin().ok()).collect();

@@ -12,17 +12,19 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long a client that reads nothing is written to, and waited for until it has read the last of it.
+/// How long to wait for a client that reads nothing, while the answer is written and after its last
+/// part.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// So many bytes go into anything that poll(2) calls writable without blocking.
+/// Number of bytes that can be written without blocking to anything that poll(2) calls writable.
 const PART: usize = 4096;
-/// What a client still sends after it was answered is thrown away up to this size.
+/// Limit in bytes on what is read and thrown away of what a client still sends after the answer.
 const REST: usize = 1024 * 1024;
 
-/// Where the client is.
+/// Whether the client is on this machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Peer {
-    /// It is on this machine: on the loopback, at a Unix socket, or whoever called us with no socket at all.
+    /// A client on this machine: over the loopback or a Unix socket, or a caller that uses no
+    /// socket at all.
     Local,
     Remote,
 }
@@ -36,7 +38,7 @@ pub enum Arrival {
     Late,
 }
 
-/// Where the client is; a socket that does not tell is nobody of this machine.
+/// Reports where the client is; a socket that does not reveal it counts as remote.
 pub fn peer() -> Peer {
     let is_local = |address: &SocketAddrAny| {
         let is_unix = address.address_family() == AddressFamily::UNIX;
@@ -46,25 +48,27 @@ pub fn peer() -> Peer {
     };
     match getpeername(stdin()) {
         Err(Errno::NOTSOCK) => Peer::Local,
-        // Of a Unix socket without a name there is no address at all.
+        // A Unix socket without a name has no address at all.
         Ok(None) => Peer::Local,
         Ok(Some(address)) if is_local(&address) => Peer::Local,
         Ok(_) | Err(_) => Peer::Remote,
     }
 }
 
-/// A socket as stderr is the client's, who is to read nothing but the answer: inetd gives us one.
+/// Redirects stderr to /dev/null if it is a socket, as inetd passes one: the client at its other
+/// end must read nothing but the answer.
 pub fn keep_stderr_apart() {
     let is_socket = |kind| FileType::from_raw_mode(kind) == FileType::Socket;
     if fstat(stderr()).is_ok_and(|it| is_socket(it.st_mode))
         && let Ok(null) = rustix::fs::open("/dev/null", OFlags::WRONLY, Mode::empty())
     {
-        // Where it fails, what is told there is lost with the connection.
+        // If this fails, the client also reads what is printed there.
         let _ = dup2_stderr(null);
     }
 }
 
-/// Reads what there is, at most so much; waits for it until the deadline.
+/// Reads what has arrived, at most `most` bytes, and appends it to `into`. Waits for something to
+/// arrive until the deadline.
 pub fn read(into: &mut Vec<u8>, most: usize, deadline: Instant) -> std::io::Result<Arrival> {
     if wait(&[stdin()], &Stop::never(), deadline) == Woken::TimedOut {
         return Ok(Arrival::Late);
@@ -80,7 +84,7 @@ pub fn read(into: &mut Vec<u8>, most: usize, deadline: Instant) -> std::io::Resu
     }
 }
 
-/// Writes all of it, for as long as the client goes on reading.
+/// Writes all bytes; fails if the client reads nothing for `PATIENCE`.
 pub fn write(bytes: &[u8]) -> std::io::Result<()> {
     for mut rest in bytes.chunks(PART) {
         while !rest.is_empty() {
@@ -97,8 +101,9 @@ pub fn write(bytes: &[u8]) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Ends the answer, and waits until the client has taken it: a socket that is closed while something
-/// in it is unread is reset, and the answer is lost. Fails where the client had gone away before.
+/// Ends the answer and waits, at most for `PATIENCE`, until the client has taken it: closing a
+/// socket that holds unread data resets it, and the answer is lost. Fails if the client had gone
+/// away before.
 pub fn hang_up() -> std::io::Result<()> {
     match shutdown(stdout(), Shutdown::Write) {
         Err(Errno::NOTSOCK) => return Ok(()),
@@ -109,14 +114,15 @@ pub fn hang_up() -> std::io::Result<()> {
     Ok(())
 }
 
-/// Happens when the client has closed the connection, or its half of it; `None` where there is none.
+/// Returns an event that happens when the client has closed the connection or its half of it;
+/// `None` if there is no connection to watch.
 pub fn watch() -> Result<Option<Arc<Event>>> {
     if getpeername(stdin()) == Err(Errno::NOTSOCK) {
         return Ok(None);
     }
     let event = Event::new()?;
     let gone = event.clone();
-    // It ends with the process.
+    // The thread ends with the process.
     thread::spawn(move || {
         becomes(PollFd::from_borrowed_fd(stdin(), PollFlags::RDHUP), None);
         gone.set();
@@ -124,7 +130,8 @@ pub fn watch() -> Result<Option<Arc<Event>>> {
     Ok(Some(event))
 }
 
-/// Waits until a descriptor is as asked, or broken.
+/// Waits until a descriptor is in the requested state or broken; `false` if that takes longer than
+/// `limit`.
 fn becomes(fd: PollFd, limit: Option<Duration>) -> bool {
     let deadline = limit.map(|limit| Instant::now() + limit);
     loop {

@@ -25,14 +25,18 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// More than any command that we run has to say.
+/// Limit in bytes on what is kept of each of a command's outputs; no command that gpuctl runs
+/// prints as much.
 const OUTPUT_LIMIT: usize = 8 * 1024 * 1024;
 
-/// Longer than any limit that a command has.
+/// How long the thread that notes a program's end waits for it: longer than any limit that a
+/// command has.
 const LONGEST: Duration = Duration::from_secs(8 * 24 * 3600);
-/// A thread that waits for an end that has come wakes up within this time.
+/// How long to wait for the thread that notes a program's end, once the program has ended; the
+/// thread wakes up well within this time.
 const NOTING: Duration = Duration::from_secs(1);
 
+/// What a command returned: its exit status and its output.
 pub struct Output {
     pub status: ExitStatus,
     pub stdout: Vec<u8>,
@@ -40,7 +44,8 @@ pub struct Output {
 }
 
 impl Output {
-    /// The first line that the command printed on stderr, for tools that go on with advice.
+    /// Returns the first line that the command printed on stderr, for tools that follow it with
+    /// advice. If there is none, says how the command ended.
     pub fn complaint(&self) -> String {
         match self.stderr.lines().find(|line| !line.trim().is_empty()) {
             Some(line) => mask(line.trim()),
@@ -48,7 +53,8 @@ impl Output {
         }
     }
 
-    /// The last line that the command printed on stderr, which is where tools put the reason.
+    /// Returns the last line that the command printed on stderr, which is where most tools put the
+    /// reason. If there is none, says how the command ended.
     pub fn reason(&self) -> String {
         match self.stderr.lines().rev().find(|line| !line.trim().is_empty()) {
             Some(line) => mask(line.trim()),
@@ -57,7 +63,7 @@ impl Output {
     }
 }
 
-/// "exited with code 3" or "was killed by signal 9".
+/// Describes how a command ended: "exited with code 3" or "was killed by signal 9".
 pub fn describe(status: ExitStatus) -> String {
     match (status.code(), status.signal()) {
         (Some(code), _) => format!("exited with code {code}"),
@@ -71,9 +77,10 @@ pub fn run(program: &str, args: &[&str], limit: Duration, stop: &Stop) -> Result
     begin(program, args, &[], limit)?.finish(stop)
 }
 
-/// Starts a program with more variables, its own process group, no input, and a deadline after
-/// which the group is killed (`unavailable`). A program that is not installed is `unavailable` too.
-/// It is under way on return: what is begun on a thread waits for its turn beside all others.
+/// Starts a program with additional variables, in its own process group and without input. A
+/// program that is not done within `limit` is killed with its group, which fails with
+/// `Code::Unavailable`, as does a program that is not installed. On return the program is already
+/// running, whereas work begun on a thread first waits for its turn.
 pub fn begin(
     program: &str,
     args: &[&str],
@@ -85,7 +92,7 @@ pub fn begin(
     start(command, program, limit)
 }
 
-/// Runs a shell command of the configuration in the same way.
+/// Runs a shell command from the configuration to its end, under the same conditions as [`begin`].
 pub fn run_shell(
     text: &str,
     env: &BTreeMap<String, String>,
@@ -112,16 +119,17 @@ fn shell(text: &str, env: &BTreeMap<String, String>, cwd: Option<&Path>) -> Comm
     command
 }
 
-/// A program that is under way.
+/// A program that was started and has not been waited for yet.
 #[must_use = "whoever begins a program waits for it"]
 pub struct Begun {
     child: Child,
-    /// The command line as it may be shown, without secrets.
+    /// Command line with secrets masked, for messages and the log.
     line: String,
     stdout: Pipe,
     stderr: Pipe,
     ended: Option<Handle>,
-    /// When it has ended, where that is told of: whoever waits for it may come much later.
+    /// Time at which the program ended, noted only for the debug log: the caller may come to wait
+    /// for the program much later.
     end: Option<Aside<Instant>>,
     begun: Instant,
     limit: Duration,
@@ -145,7 +153,7 @@ fn start(mut command: Command, program: &str, limit: Duration) -> Result<Begun> 
     })
 }
 
-/// Notes when a program ends.
+/// Notes the time at which a program ends, on a thread of its own; `None` if that cannot be done.
 fn end_of(child: &Child) -> Option<Aside<Instant>> {
     let ended = Handle::open(child.id() as i32)?;
     let noted = Aside::begin(move || {
@@ -156,18 +164,19 @@ fn end_of(child: &Child) -> Option<Aside<Instant>> {
 }
 
 impl Begun {
-    /// Waits for its end.
+    /// Waits until the program ends. If `stop` or the limit comes first, the program is killed and
+    /// this fails.
     pub fn finish(self, stop: &Stop) -> Result<Output> {
         self.answer(|_| false, stop)
     }
 
-    /// Returns what becomes readable when it prints something, or ends.
+    /// Returns descriptors of which one becomes readable when the program prints something or ends.
     pub fn fds(&self) -> Vec<BorrowedFd<'_>> {
         let pipes = [&self.stdout, &self.stderr].into_iter().filter_map(Pipe::fd);
         self.ended.iter().map(Handle::fd).chain(pipes).collect()
     }
 
-    /// Takes what it has printed since the last time.
+    /// Returns what the program has printed on stdout since the last call.
     pub fn read(&mut self) -> Vec<u8> {
         self.stdout.read();
         self.stderr.read();
@@ -178,15 +187,15 @@ impl Begun {
         self.ended.as_ref().is_none_or(Handle::has_ended)
     }
 
-    /// Ends a program of which nothing more is wanted.
+    /// Kills a program of which nothing more is wanted.
     pub fn end(mut self) {
         kill_group(&self.child);
-        // It is killed, and what became of it does not matter.
+        // The program was killed, and its exit status does not matter.
         let _ = self.child.wait();
     }
 
-    /// Waits until what it has printed `is_whole`, which counts as success, or for its end: a large
-    /// program takes milliseconds to end after its last word.
+    /// Waits until `is_whole` accepts the output so far, which counts as success, or until the
+    /// program ends. A large program takes milliseconds to end after its last output.
     pub fn answer(
         mut self,
         mut is_whole: impl FnMut(&[u8]) -> bool,
@@ -194,7 +203,7 @@ impl Begun {
     ) -> Result<Output> {
         let woken = loop {
             let woken = wait(&self.fds(), stop, self.begun + self.limit);
-            // Asked first: what a program has written is in its pipes once it has ended.
+            // Asked before reading: once a program has ended, all that it wrote is in its pipes.
             let has_ended = self.ended.as_ref().is_some_and(Handle::has_ended);
             self.stdout.read();
             self.stderr.read();
@@ -213,7 +222,7 @@ impl Begun {
         let status = self.child.wait().map_err(|e| {
             Failure::new(Code::Internal, format!("cannot wait for `{}`: {e}", self.line))
         })?;
-        // Not `{command:?}`, which shows the environment that it was given.
+        // Not `{command:?}`, which would show the environment that the program was given.
         if let Some(end) = &self.end {
             wait(&[end.ended().fd()], &Stop::never(), Instant::now() + NOTING);
             let ended = end.take().unwrap_or_else(Instant::now);
@@ -224,7 +233,7 @@ impl Begun {
             Woken::Event => {}
             Woken::Stopped => stop.check()?,
             Woken::TimedOut => {
-                // What was left of another limit is no even number.
+                // A limit that is the rest of another one is not a round number.
                 let limit = self.limit.as_millis().next_multiple_of(10);
                 let limit = Span(Duration::from_millis(limit as u64));
                 return Err(Failure::new(
@@ -238,33 +247,34 @@ impl Begun {
     }
 }
 
-/// Programs that have said all, and had not ended when they were left.
+/// Returns the programs whose output was complete and that had not ended when they were left
+/// running.
 fn left() -> MutexGuard<'static, Vec<Begun>> {
     static LEFT: Mutex<Vec<Begun>> = Mutex::new(Vec::new());
     LEFT.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Before gpuctl ends: a program that was left costs no time where init reaps it and nobody is told
-/// of its end.
+/// Waits, before gpuctl ends, for programs that were left running. If init reaps them and the debug
+/// log need not report their end, this returns at once and saves the time.
 pub fn leave() {
     if !host::has_init() || log::log_enabled!(log::Level::Debug) {
         reap();
     }
 }
 
-/// Waits for the ends of programs that were left before.
+/// Waits for the programs that were left running to end.
 fn reap() {
     let left = std::mem::take(&mut *left());
     for program in left {
-        // What it had to say is known.
+        // The program's output is known already.
         let _ = program.finish(&Stop::never());
     }
 }
 
-/// What a program writes is read as it comes: neither of its pipes fills up, and nobody waits
-/// for the end of one that another process keeps open.
+/// Output of a program, read as it arrives: the pipe never fills up, and nothing waits for the end
+/// of a pipe that another process keeps open.
 struct Pipe {
-    /// `None` at its end.
+    /// The pipe to read from; `None` once its end is reached.
     source: Option<OwnedFd>,
     text: Vec<u8>,
 }
@@ -280,7 +290,7 @@ impl Pipe {
         self.source.as_ref().map(OwnedFd::as_fd)
     }
 
-    /// All that has been written by now.
+    /// Reads all that has been written so far.
     fn read(&mut self) {
         let mut part = [0; 16 * 1024];
         while let Some(source) = &self.source {
@@ -297,7 +307,8 @@ impl Pipe {
     }
 }
 
-/// A command line as it may be shown: without the environment, and without passwords in URLs.
+/// Returns a command line as it may be shown: without the environment, and with passwords in URLs
+/// masked.
 fn line(command: &Command) -> String {
     let words: Vec<_> = std::iter::once(command.get_program())
         .chain(command.get_args())
@@ -319,30 +330,30 @@ fn not_started(program: &str, command: &Command, error: &std::io::Error) -> Fail
     }
 }
 
-/// A configured folder that is not there.
+/// Returns the failure for a configured folder that does not exist.
 pub fn absent(cwd: &Path) -> Failure {
     Failure::new(Code::Config, format!("the folder {} does not exist", cwd.display()))
 }
 
 fn kill_group(child: &Child) {
     if let Some(group) = rustix::process::Pid::from_raw(child.id() as i32) {
-        // It may have ended on its own just now.
+        // The group may have ended on its own just now.
         let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
     }
 }
 
-/// Starts gpuctl itself beside us, to outlive us: its own session, `input` as its input, one
-/// descriptor of ours that it `keeps`, and nothing else of what we were given.
+/// Starts another gpuctl process that outlives this one. It has a session of its own, `input` as
+/// its input, the descriptor that it `keeps`, and nothing else of what this process was given.
 pub fn start_companion(
     arguments: &[&str],
     input: OwnedFd,
     keeps: Option<BorrowedFd>,
 ) -> Result<Child> {
-    // The file may have been replaced since; this is what runs now.
+    // The program file may have been replaced since; this is what runs now.
     let mut command = new("/proc/self/exe");
     command.args(arguments).stdin(input).stdout(Stdio::null()).stderr(Stdio::null());
     command.arg0("gpuctl");
-    // It is neither part of a service nor a command under the lock.
+    // A companion is neither part of a service nor a command under the lock.
     for name in [variable::SERVICE, variable::LOCK_TOKEN, variable::FENCE] {
         command.env_remove(name);
     }
@@ -351,7 +362,7 @@ pub fn start_companion(
     command.spawn().map_err(|e| not_started("gpuctl", &command, &e))
 }
 
-/// A program with our own input and output, and with more variables.
+/// Prepares a program that uses gpuctl's own input and output and gets additional variables.
 pub fn foreground(words: &[OsString], variables: &[(&str, &OsStr)]) -> Command {
     reap();
     #[expect(clippy::disallowed_methods, reason = "the one place that spawns processes")]
@@ -360,8 +371,8 @@ pub fn foreground(words: &[OsString], variables: &[(&str, &OsStr)]) -> Command {
     command
 }
 
-/// Becomes another program, which has the caller's terminal, input, output and signals as if it had
-/// been called itself. Returns only where it cannot be started.
+/// Replaces gpuctl by another program, which has the caller's terminal, input, output and signals
+/// as if the caller had run it directly. Returns only if the program cannot be started.
 pub fn become_program(program: &str, args: &[String]) -> Failure {
     reap();
     let mut command = new(program);

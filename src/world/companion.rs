@@ -1,5 +1,6 @@
-//! A gpuctl beside a gpuctl, in a session of its own, that goes on when the first one dies. The
-//! two talk over a pipe, one line of JSON a message; the kernel tells the companion of the end.
+//! A second gpuctl process, in a session of its own, that goes on when the first one dies. It
+//! receives messages over a pipe, one line of JSON each, and the kernel reports to it that the
+//! first process has ended.
 
 use super::clock::SinceBoot;
 use super::command::{close_on_exec, start_companion};
@@ -17,18 +18,19 @@ use std::process::Child;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// A process ends within this time after its descriptors.
+/// How long a process may take to end after its descriptors have been closed.
 const END_LIMIT: Duration = Duration::from_secs(1);
 
-/// Our side of it. When it is dropped, the companion takes us for dead.
+/// The starting process's side of a companion. When this is dropped, the companion takes that
+/// process for dead.
 pub struct Companion {
     pipe: std::fs::File,
     child: Child,
 }
 
 impl Companion {
-    /// Starts gpuctl with a subcommand that takes our PID, and these arguments. It keeps a
-    /// descriptor of ours, if any, for as long as it lives.
+    /// Starts gpuctl with a subcommand that takes this process's PID, and with `arguments`. The
+    /// companion keeps the descriptor `keeps`, if any, for as long as it lives.
     pub fn start(
         subcommand: &str,
         arguments: &[&str],
@@ -45,43 +47,44 @@ impl Companion {
         self.child.id() as Pid
     }
 
-    /// Tells it something; where it has been killed, nobody listens.
+    /// Sends a message to the companion; the message is lost if the companion has been killed.
     pub fn tell(&mut self, message: &impl Serialize) {
         let mut line = serde_json::to_vec(message).expect("a message of plain fields");
         line.push(b'\n');
         let _ = self.pipe.write_all(&line);
     }
 
-    /// It is needed no more, and ends before it can take us for dead.
+    /// Ends a companion that is no longer needed, before it can take this process for dead.
     pub fn dismiss(mut self) {
-        // It has nothing to tell.
+        // The companion's exit status does not matter.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// The companion's side.
+/// The companion's side, which receives messages from the process that started it.
 pub struct Listener {
     input: OwnedFd,
     other: Option<Handle>,
     heard: Vec<u8>,
 }
 
+/// What came of waiting for a message.
 pub enum Heard<M> {
     Message(M),
-    /// The other one has ended.
+    /// The process that started the companion has ended.
     Gone,
     TimedOut,
 }
 
 impl Listener {
-    /// Listens on stdin to the process that has started us.
+    /// Listens on stdin to `other`, the process that started this one.
     pub fn new(other: Pid) -> Result<Listener> {
         close_on_exec()
             .map_err(|e| Failure::new(Code::Internal, format!("cannot mark descriptors: {e}")))?;
         let input = rustix::io::dup(rustix::stdio::stdin())
             .map_err(|e| Failure::new(Code::Io, format!("cannot read from stdin: {e}")))?;
-        // What asks us politely to end is for the other one, who tells when we may.
+        // A polite request to end is meant for the other process, which says when this one may end.
         for signal in [SIGINT, SIGTERM, SIGHUP] {
             signal_hook::flag::register(signal, Arc::default())
                 .map_err(|e| Failure::new(Code::Internal, format!("cannot handle signals: {e}")))?;
@@ -89,7 +92,8 @@ impl Listener {
         Ok(Listener { input, other: Handle::open(other), heard: Vec::new() })
     }
 
-    /// A pipe is closed a moment before its process has ended, and counts as ended for others.
+    /// Returns `Gone` once the other process has ended: its pipe is closed a moment before that,
+    /// when others do not see its end yet.
     fn gone<M>(&self) -> Heard<M> {
         if let Some(other) = &self.other {
             wait(&[other.fd()], &Stop::never(), Instant::now() + END_LIMIT);
@@ -97,7 +101,8 @@ impl Listener {
         Heard::Gone
     }
 
-    /// The next message, waited for until that moment.
+    /// Returns the next message, waiting for it until the moment `until`, or without a limit if
+    /// that is `None`.
     pub fn next<M: DeserializeOwned>(&mut self, until: Option<SinceBoot>) -> Result<Heard<M>> {
         loop {
             if let Some(end) = self.heard.iter().position(|byte| *byte == b'\n') {
@@ -112,7 +117,7 @@ impl Listener {
             watched.extend(timer.iter().map(|timer| timer.fd()));
             let far = Instant::now() + Duration::from_secs(24 * 60 * 60);
             wait(&watched, &Stop::never(), far);
-            // What was told in time counts, though it is read too late.
+            // A message that was sent in time counts, even if it is read too late.
             if wait(&[self.input.as_fd()], &Stop::never(), Instant::now()) == Woken::Event {
                 let mut part = [0; 4096];
                 match rustix::io::read(&self.input, &mut part) {

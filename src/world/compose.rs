@@ -1,4 +1,4 @@
-//! Compose, as a part of Docker's command line: makes the containers of a project from its files.
+//! Compose, a part of Docker's command line, which reads a project and creates its containers.
 
 use super::docker::Docker;
 use crate::error::{Failure, Result};
@@ -7,13 +7,14 @@ use crate::model::{Compose, ComposeFiles};
 use std::path::Path;
 use std::time::Duration;
 
-/// A project is read within this time.
+/// Longest time that compose may take to read a project.
 const READ_LIMIT: Duration = Duration::from_secs(15);
 
-/// What reads a project where the client cannot.
+/// Hint at other ways to read a project if the client cannot.
 const ELSEWHERE: &str = "install Docker's client with the compose plugin, or import what `docker compose config --format json` printed elsewhere, from a file named .json";
 
-/// The words after the client's name for services of one project, or all of it.
+/// Returns the client's arguments that run `compose up` for services of one project, or for all of
+/// it.
 fn arguments(services: &[&Compose], files: &ComposeFiles, then: &[&str]) -> Vec<String> {
     let mut words = vec!["compose".to_owned(), "--project-name".to_owned()];
     words.extend(services.first().map(|compose| compose.project.clone()));
@@ -28,17 +29,18 @@ fn arguments(services: &[&Compose], files: &ComposeFiles, then: &[&str]) -> Vec<
     words.push("up".to_owned());
     words.extend(then.iter().map(|word| (*word).to_owned()));
     let names: Option<Vec<String>> = services.iter().map(|it| it.service.clone()).collect();
-    // One that is all of the project has no name, and then none is given.
+    // A service that stands for the whole project has no name, and then none is given.
     words.extend(names.unwrap_or_default());
     words
 }
 
-/// The command that does it by hand.
+/// Returns the command that creates and starts the containers of a service by hand.
 pub fn command_line(engine: &Docker, compose: &Compose, files: &ComposeFiles) -> String {
     format!("{} {}", engine.program(), arguments(&[compose], files, &["--detach"]).join(" "))
 }
 
-/// The failure of a service of which there is no container, nor the files to create one from.
+/// Returns the failure of a compose service that has no containers and, as far as gpuctl knows, no
+/// files to create them from. Its hints say how to create them.
 pub fn not_created(engine: &Docker, compose: &Compose) -> Failure {
     Failure::new(Code::NotFound, format!("there is no container of {}", compose.told()))
         .hint(format!(
@@ -48,7 +50,8 @@ pub fn not_created(engine: &Docker, compose: &Compose) -> Failure {
         .hint("with files = [\"/path/to/compose.yaml\"] in its section, gpuctl does so itself")
 }
 
-/// Refuses where there are no files to create containers from, or the client has no compose.
+/// Makes sure that the containers of a service could be created. Fails if there are no files to
+/// create them from, or if the client has no compose.
 pub fn could_create(
     engine: &Docker,
     compose: &Compose,
@@ -70,7 +73,7 @@ pub fn could_create(
     }
 }
 
-/// Returns a project as compose understands it, in JSON, with the services of all profiles.
+/// Returns a project as compose understands its file, in JSON, with the services of all profiles.
 pub fn resolved(engine: &Docker, file: &Path) -> Result<Vec<u8>> {
     let shown = file.to_string_lossy();
     let words = ["compose", "--profile", "*", "--file", &shown, "config", "--format", "json"];
@@ -91,9 +94,9 @@ pub fn resolved(engine: &Docker, file: &Path) -> Result<Vec<u8>> {
     }
 }
 
-/// Makes the containers that are missing of services of one project, and of those that they depend on,
-/// and leaves those that there are as they are. It starts nothing: what is started when is gpuctl's to
-/// say. In one call, as two of compose get in each other's way.
+/// Creates the missing containers of services of one project, and of the services that these depend
+/// on, and leaves existing ones as they are. None is started, since gpuctl decides what is started
+/// when. All is done in one call, as two calls of compose get in each other's way.
 pub fn create(
     engine: &Docker,
     services: &[&Compose],

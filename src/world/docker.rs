@@ -1,5 +1,5 @@
-//! Docker through its command line. States are read from inspected fields: the wording of
-//! messages differs between versions.
+//! Docker and podman through their command-line clients. States are read from inspected fields,
+//! since the wording of messages differs between versions.
 
 mod acting;
 mod client;
@@ -25,17 +25,21 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 const ASK_LIMIT: Duration = Duration::from_secs(5);
-/// Docker's client is written in Go, whose garbage collector and further threads take a tenth of
-/// the time in which it answers, and are of no use for so little work (measured with 28.2.2).
+/// Environment variables that curb the garbage collector and the threads of Docker's client, which
+/// is written in Go. Both are of no use for so little work, and take a tenth of the time in which
+/// the client answers (measured with 28.2.2).
 const LEAN: [(&str, &str); 3] = [("GOGC", "off"), ("GOMEMLIMIT", "256MiB"), ("GOMAXPROCS", "1")];
-/// Go's runtime looks every 20 µs whether anything has to be done; that it need not wake up so exactly saves another
-/// thirtieth. Not for what starts containers: podman's would inherit it.
+/// Timer slack of the client while it answers. Go's runtime checks every 20 µs whether there is
+/// work, and waking it less exactly saves another thirtieth of the time. Calls that start
+/// containers do without it, since podman's containers would inherit it.
 const SLACK: Duration = Duration::from_millis(1);
-/// A reference that is shorter than what `docker ps` shows of ids is taken for a name alone: another
-/// container's id may come to begin with it.
+/// Least number of characters for which a reference may be the beginning of an id; `docker ps`
+/// shows that many of an id. A shorter reference counts only as a name, since another container's
+/// id may come to begin with it.
 const SHORTEST_ID: usize = 12;
 
-/// Engines, and what listens on this machine for their containers.
+/// Names of processes that are container engines, or that listen on this machine for an engine's
+/// containers.
 const ENGINES_OWN: [&str; 8] = [
     "dockerd",
     "docker-proxy",
@@ -47,30 +51,31 @@ const ENGINES_OWN: [&str; 8] = [
     "pasta.avx2",
 ];
 
-/// The engine, through a client.
+/// A container engine, spoken to through its client.
 #[derive(Clone, Copy)]
 pub struct Docker<'a> {
-    /// docker, podman, or the path of one.
+    /// The client: "docker", "podman", or the path of either.
     program: &'a str,
     stop: &'a Stop,
 }
 
-/// What an engine says of the containers that it was asked for.
+/// The answer of an engine that was asked for containers.
 #[derive(Clone, Debug, Default)]
 pub struct Inspected {
     pub containers: Vec<Container>,
-    /// Why it did not say all; what it does not tell of is missing otherwise.
+    /// Why the answer may be incomplete. If this is `None`, a container that is not in the answer
+    /// does not exist.
     pub trouble: Option<Failure>,
 }
 
-/// The engine, as far as containers with a GPU depend on it.
+/// Facts about an engine that containers with a GPU depend on.
 pub struct Engine {
     pub version: String,
     pub is_podmans: bool,
-    /// The runtimes by name; the NVIDIA container toolkit adds "nvidia".
+    /// Names of the engine's runtimes; the NVIDIA container toolkit adds "nvidia".
     pub runtimes: Vec<String>,
-    /// It is a rootless one of Docker's, whose containers are in a network that this machine's programs do
-    /// not reach.
+    /// Whether this is a rootless engine of Docker's, whose containers are in a network that
+    /// programs on this machine do not reach.
     pub is_apart: bool,
 }
 
@@ -78,10 +83,11 @@ pub struct Engine {
 #[serde(rename_all = "PascalCase", default)]
 struct Info {
     server_version: String,
-    /// Why the client cannot tell of the engine.
+    /// Errors that kept the client from learning about the engine.
     server_errors: Option<Vec<String>>,
     runtimes: Option<BTreeMap<String, serde_json::Value>>,
-    /// Such as "name=seccomp,profile=default"; podman has none.
+    /// Options such as "name=seccomp,profile=default", or `None` from podman, which reports no such
+    /// options.
     security_options: Option<Vec<String>>,
     #[serde(rename = "version")]
     of_podman: PodmanVersion,
@@ -93,8 +99,9 @@ struct PodmanVersion {
     version: String,
 }
 
-/// Finds the container that the engine means by a reference: a whole id, a name, or the beginning
-/// of an id, in this order, as another one's id may begin with the name of this one.
+/// Finds the container that the engine means by a reference: a full id, a name, or the beginning of
+/// an id. They are tried in this order, since the name of one container may be the beginning of
+/// another's id.
 pub fn resolve<'a>(containers: &'a [Container], reference: &str) -> Option<&'a Container> {
     let find = |is_meant: &dyn Fn(&Container) -> bool| containers.iter().find(|one| is_meant(one));
     let begins = |one: &Container| reference.len() >= SHORTEST_ID && one.id.starts_with(reference);
@@ -103,14 +110,15 @@ pub fn resolve<'a>(containers: &'a [Container], reference: &str) -> Option<&'a C
         .or_else(|| find(&begins))
 }
 
-/// What it has said of all containers; `None` where it has not said all. What is still being printed does
-/// not end so.
+/// Parses the client's output if it describes every container that was asked for. Returns `None` if
+/// one is missing, or if the list is still being printed and is not closed yet.
 fn whole(references: &[&str], text: &[u8]) -> Option<Vec<Container>> {
     let all = text.trim_ascii_end().ends_with(b"\n]").then(|| parse(text).ok())??;
     references.iter().all(|one| resolve(&all, one).is_some()).then_some(all)
 }
 
-/// The address to which a process of Docker's forwards a published port, if it is such a process.
+/// Returns the container's IPv4 address to which a `docker-proxy` process forwards a published
+/// port. Returns `None` if the process is not such a proxy.
 pub fn forwards_to(pid: Pid) -> Option<Ipv4Addr> {
     let words = process::arguments(pid);
     let is_proxy = words.first().is_some_and(|program| program.ends_with("docker-proxy"));
@@ -118,24 +126,27 @@ pub fn forwards_to(pid: Pid) -> Option<Ipv4Addr> {
     words.get(at + 1)?.parse().ok()
 }
 
-/// Whether a process is an engine, or forwards ports for one: what answers there is a container.
+/// Reports whether a process is an engine, or forwards ports for one. A container answers on the
+/// ports of such a process.
 pub fn is_engines_own(process: &Process) -> bool {
     ENGINES_OWN.contains(&process.name.as_str())
 }
 
-/// Whether a container is called as compose calls those that it makes: "mcn-tts-1", and before "mcn_tts_1".
+/// Reports whether a container has a name like those that compose chooses: "mcn-tts-1", or
+/// "mcn_tts_1" in older versions.
 fn is_named_by_compose(container: &str) -> bool {
     let parts: Vec<&str> = container.rsplitn(3, ['-', '_']).collect();
     parts.len() == 3 && parts[0].parse::<u32>().is_ok()
 }
 
-/// The failure of a container that the engine has given up.
+/// Returns the failure of a container that the engine could not remove and has given up ("dead").
 fn dead(name: &str) -> Failure {
     Failure::new(Code::StartFailed, "dead: the engine could not remove it")
         .hint(format!("`docker rm --force {name}` tries again; then create it again"))
 }
 
 impl<'a> Docker<'a> {
+    /// Returns the engine behind the client `program`. Calls to it end early when `stop` happens.
     pub fn of(program: &'a str, stop: &'a Stop) -> Docker<'a> {
         Docker { program, stop }
     }
@@ -144,13 +155,13 @@ impl<'a> Docker<'a> {
         self.program
     }
 
-    /// Runs the client to its end, for as long as it may take; `None`: as something that is answered at
-    /// once.
+    /// Runs the client to its end, for at most `limit`. `None` stands for the limit of a call that
+    /// the engine answers at once.
     pub fn run(&self, arguments: &[&str], limit: Option<Duration>) -> Result<Output> {
         command::run(self.program, arguments, limit.unwrap_or(ASK_LIMIT), self.stop)
     }
 
-    /// Asks the engine something that it answers at once.
+    /// Begins to ask the engine something that it answers at once.
     fn ask(&self, arguments: &[&str]) -> Result<Begun> {
         let begin = || command::begin(self.program, arguments, &LEAN, ASK_LIMIT);
         host::with_timer_slack(SLACK, begin)
@@ -160,8 +171,10 @@ impl<'a> Docker<'a> {
         self.ask(&[&["container", "inspect", "--"], references].concat())
     }
 
-    /// Asks for all containers in one call, which is under way on return; what is returned waits for
-    /// the answer. Those of compose projects are listed first, which takes a call of its own.
+    /// Asks for the named containers and those of compose projects, and returns a function that
+    /// waits for the answer; the call is already under way on return. Containers of projects are
+    /// listed first, which takes a call of its own. If there are several projects, the containers
+    /// of all compose projects are listed.
     pub fn inspect(
         self,
         named: Vec<&'a str>,
@@ -182,7 +195,7 @@ impl<'a> Docker<'a> {
         }
     }
 
-    /// Asks for all containers that there are.
+    /// Returns all containers that the engine has.
     pub fn all(&self) -> Inspected {
         let listed = self.ask(&["ps", "--all", "--quiet", "--no-trunc"]);
         let answer = listed.and_then(|listed| self.told_of_listed(&[], listed));
@@ -221,12 +234,13 @@ impl<'a> Docker<'a> {
         Ok(Inspected { containers, trouble })
     }
 
+    /// Asks the engine for its version and its setup. Fails if the engine cannot be reached.
     pub fn engine(&self) -> Result<Engine> {
         let info = self.ask(&["info", "--format", "{{json .}}"])?.finish(self.stop)?;
         let told: Info = serde_json::from_slice(&info.stdout).unwrap_or_default();
         let is_podmans = !told.of_podman.version.is_empty();
         let version = [told.server_version, told.of_podman.version].concat();
-        // A client without an engine prints its own part, and may call that a success.
+        // A client that reaches no engine prints its own part, and may call that a success.
         if !info.status.success() || version.is_empty() {
             let error = told.server_errors.and_then(|errors| errors.first().map(|e| mask(e)));
             return Err(refusal(&error.unwrap_or_else(|| reason::reason(&info))));
@@ -237,7 +251,7 @@ impl<'a> Docker<'a> {
         Ok(Engine { version, is_podmans, runtimes, is_apart })
     }
 
-    /// The failure of a container that there is not.
+    /// Returns the failure of a container that does not exist, with hints on how to create it.
     pub fn missing(&self, container: &str) -> Failure {
         let program = self.program;
         let failure = Failure::new(
@@ -245,7 +259,7 @@ impl<'a> Docker<'a> {
             format!("there is no Docker container named \"{container}\""),
         );
         let failure = match is_named_by_compose(container) {
-            // Compose refuses a container of such a name that it has not made.
+            // Compose refuses a container of such a name if it did not create the container itself.
             true => failure.hint(format!(
                 "if it is one of compose's: `{program} compose up --no-start` creates it, in the folder of its compose file; with type = \"compose\", its project and its service, gpuctl does so itself"
             )),

@@ -9,20 +9,22 @@ use rustix::process::Signal;
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-/// A process is gone this soon after SIGKILL, unless the kernel is stuck in a driver.
+/// How long a process may take to end after SIGKILL; only one that is stuck in the kernel, in a
+/// driver, takes longer.
 const KILL_LIMIT: Duration = Duration::from_secs(5);
 
-/// An end begins in one of these ways.
+/// How the ending of processes begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FirstMove {
     Term,
     Kill,
-    /// It has been asked by its own stop command.
+    /// No signal at first, because the service's own stop command has asked the processes to end.
     Wait,
 }
 
-/// Ends processes: TERM and CONT, then after `limit` KILL. What they have forked meanwhile is looked
-/// for again by `survivors` until nobody is left. Tells whether time ran out and KILL was needed.
+/// Ends processes with SIGTERM and SIGCONT (unless `first` says otherwise) and, after `limit`, with
+/// SIGKILL, until `survivors` finds none: they may have forked meanwhile. Reports whether time ran
+/// out and SIGKILL was needed; fails if processes survive even that.
 pub fn end(
     name: &str,
     survivors: impl Fn() -> Vec<process::Id>,
@@ -65,7 +67,8 @@ pub fn end(
     }
 }
 
-/// Sleeps until every one of them has ended, or it is time for something else.
+/// Waits until all of these processes have ended, which returns `Woken::Event`, or until `stop` or
+/// the deadline comes first.
 fn wait_for_all(handles: &[Handle], stop: &Stop, deadline: Instant) -> Woken {
     handles
         .iter()

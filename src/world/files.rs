@@ -1,4 +1,5 @@
-//! Files that are nobody's business but ours: made private, never through a link, replaced whole.
+//! Files that concern gpuctl alone: they are private, never opened through a link, and replaced as
+//! a whole.
 
 use super::wait::{Aside, Stop, wait};
 use rustix::fs::{Access, FlockOperation, Mode, OFlags, access, flock};
@@ -8,8 +9,8 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// Makes a folder of mode 0700, or makes sure that the one that is there is ours alone
-/// (`PermissionDenied`).
+/// Creates a folder of mode 0700. If there is one already, makes sure that it belongs to this user
+/// and that nobody else may write to it (`PermissionDenied`).
 pub fn private_dir(path: &Path) -> Result<()> {
     match DirBuilder::new().recursive(true).mode(0o700).create(path) {
         Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
@@ -18,7 +19,8 @@ pub fn private_dir(path: &Path) -> Result<()> {
     is_private(path)
 }
 
-/// Makes sure that a folder is ours alone, and makes none.
+/// Makes sure that a folder belongs to this user and that nobody else may write to it, without
+/// creating it.
 pub fn is_private(path: &Path) -> Result<()> {
     let meta = path.symlink_metadata()?;
     if !meta.is_dir() {
@@ -31,8 +33,8 @@ pub fn is_private(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Makes sure that a private folder is there that may be written to, or that one could be made, and
-/// makes none.
+/// Makes sure that a private folder exists and may be written to, or that it could be created,
+/// without creating it.
 pub fn could_be_private(path: &Path) -> Result<()> {
     let may_write = |folder: &Path| access(folder, Access::WRITE_OK | Access::EXEC_OK);
     match path.symlink_metadata() {
@@ -42,23 +44,24 @@ pub fn could_be_private(path: &Path) -> Result<()> {
     }
 }
 
-/// The nearest folder above that is there.
+/// Returns the path itself if it exists, else the nearest folder above it that does.
 pub fn nearest(path: &Path) -> &Path {
     let there = path.ancestors().find(|above| above.exists());
     there.unwrap_or(Path::new(if path.is_absolute() { "/" } else { "." }))
 }
 
-/// Opens a regular file of mode 0600 in a private folder, made if need be.
+/// Opens a regular file in a private folder. If there is none, creates it with mode 0600.
 pub fn open(path: &Path, flags: OFlags) -> Result<File> {
     regular(path, flags | OFlags::CREATE)
 }
 
-/// Opens one that is there for reading.
+/// Opens an existing regular file for reading.
 pub fn existing(path: &Path) -> Result<File> {
     regular(path, OFlags::RDONLY)
 }
 
-/// Makes sure that one could be opened for writing, or could be made, and makes none.
+/// Makes sure that a regular file could be opened for writing, or that there is none yet, without
+/// creating it.
 pub fn could_be_written(path: &Path) -> Result<()> {
     match regular(path, OFlags::WRONLY) {
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
@@ -66,7 +69,8 @@ pub fn could_be_written(path: &Path) -> Result<()> {
     }
 }
 
-/// Opens a regular file without blocking: a FIFO in its place would never open otherwise.
+/// Opens a regular file without following a link or blocking: a FIFO in its place would never open
+/// otherwise.
 fn regular(path: &Path, flags: OFlags) -> Result<File> {
     let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let file = File::from(rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)?);
@@ -76,24 +80,24 @@ fn regular(path: &Path, flags: OFlags) -> Result<File> {
     }
 }
 
-/// A file that is locked by flock(2) until this is dropped, also where a process has inherited it
-/// that was forked meanwhile and has not become another program yet.
+/// A file that is locked by flock(2) until this is dropped. The lock ends even if a process that
+/// was forked meanwhile has inherited the file and has not executed another program yet.
 pub struct Locked(pub File);
 
 impl Drop for Locked {
     fn drop(&mut self) {
-        // Closing it does the same where nobody else has it.
+        // Closing the file does the same if no other process has it open.
         let _ = flock(&self.0, FlockOperation::Unlock);
     }
 }
 
-/// Gives a file new content: a reader sees the old one or the new one, whenever we are killed.
-/// Two writers at once have to be kept apart by the caller.
+/// Replaces the content of a file. A reader sees the old content or the new one, whenever gpuctl is
+/// killed. The caller has to keep two writers apart.
 pub fn replace(path: &Path, content: &[u8]) -> Result<()> {
     put(path, content, |_| Ok(()))
 }
 
-/// Replaces a file's content so that it also stays replaced when the machine loses its power.
+/// Replaces the content of a file so that it stays replaced even if the machine loses its power.
 pub fn replace_durably(path: &Path, content: &[u8]) -> Result<()> {
     put(path, content, File::sync_all)?;
     sync_folder(path)
@@ -103,14 +107,14 @@ fn put(path: &Path, content: &[u8], finish: impl FnOnce(&File) -> Result<()>) ->
     let new = draft(path);
     let written = fill(&new, content, finish).and_then(|()| fs::rename(&new, path));
     if written.is_err() {
-        // The first error is the one to tell.
+        // The first error is the one to report.
         let _ = fs::remove_file(&new);
     }
     written
 }
 
-/// Gives a file of a person's its content, private as a new one, in folders that are made if need be:
-/// also where others may make files of any name beside it.
+/// Writes a file that belongs to the user, such as the configuration, as a new file of mode 0600,
+/// and creates missing folders. This is safe even if others may create files of any name beside it.
 pub fn put_in_place(path: &Path, content: &[u8]) -> Result<()> {
     let folder =
         path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -126,25 +130,26 @@ pub fn put_in_place(path: &Path, content: &[u8]) -> Result<()> {
             fs::rename(&new, path)
         });
     if written.is_err() {
-        // The first error is the one to tell.
+        // The first error is the one to report.
         let _ = fs::remove_file(&new);
     }
     written
 }
 
-/// Makes a file with its content, or fails where there is one (`AlreadyExists`): nobody sees it
-/// without.
+/// Creates a file along with its content, so that nobody sees the file without it. Fails if the
+/// file exists (`AlreadyExists`).
 pub fn create(path: &Path, content: &[u8]) -> Result<()> {
     let new = draft(path);
-    // One that was left over may be another name of the file that is there.
+    // A draft that was left over may be another name of the existing file.
     let _ = fs::remove_file(&new);
     let made = fill(&new, content, |_| Ok(())).and_then(|()| fs::hard_link(&new, path));
-    // The first error is the one to tell.
+    // The first error is the one to report.
     let _ = fs::remove_file(&new);
     made
 }
 
-/// Removes a file, so that it stays removed when the machine loses its power.
+/// Removes a file so that it stays removed even if the machine loses its power. A missing file is
+/// no error.
 pub fn remove_durably(path: &Path) -> Result<()> {
     match fs::remove_file(path) {
         Err(e) if e.kind() != ErrorKind::NotFound => Err(e),
@@ -152,12 +157,13 @@ pub fn remove_durably(path: &Path) -> Result<()> {
     }
 }
 
-/// Adds a whole line to a file. One that was cut short before stays a line of its own.
+/// Appends a whole line to a file. A line that was cut short before stays a line of its own.
 pub fn append_line(path: &Path, line: &str) -> Result<()> {
     append(path, line).map(drop)
 }
 
-/// Adds a whole line to a file, which stays there once this returns, also when the machine loses its power.
+/// Appends a whole line to a file. Once this returns, the line stays there even if the machine
+/// loses its power.
 pub fn append_line_durably(path: &Path, line: &str) -> Result<()> {
     append(path, line)?.sync_all()?;
     sync_folder(path)
@@ -191,10 +197,11 @@ fn sync_folder(path: &Path) -> Result<()> {
     File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
 }
 
-/// The right to change what lies beside a file, until the result is dropped: `None` where another
-/// process has had it for longer than `limit`.
+/// Locks a file, which gives the right to change what lies beside it until the result is dropped.
+/// Returns `None` if another process holds the lock for longer than `limit`, or if `stop` happens
+/// first.
 pub fn lock(path: &Path, limit: Duration, stop: &Stop) -> Result<Option<Locked>> {
-    // Opened for reading: who watches the folder is not to be woken by it.
+    // Opened for reading, so that a process that watches the folder is not woken.
     let file = open(path, OFlags::RDONLY)?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => return Ok(Some(Locked(file))),

@@ -1,15 +1,15 @@
-//! The processes that a command consists of: those in the group that its leader made, and those that
-//! bear the token that it was given, whatever group they have made for themselves.
+//! The processes that a command consists of: those in the group that its leader made, and those
+//! that bear the command's token, in whatever group they are.
 
 use super::process::{self, Process, ProcessTable};
 use crate::model::{Pid, variable};
 use std::fs;
 use std::path::Path;
 
-/// The processes of the group that `leader` leads or led, and those that bear the token; without a
-/// leader the latter alone, and never us among them.
+/// Returns the processes in the group that `leader` leads or led, and those that bear `token`, but
+/// never this process; without a leader, only those that bear the token.
 pub fn members(leader: Option<process::Id>, token: &str) -> Vec<process::Id> {
-    // One that is just being replaced by a program has no environment for a moment.
+    // A process that is just being replaced by a program has no environment for a moment.
     let found = find(&ProcessTable::read(), leader, token);
     if found.is_empty() { find(&ProcessTable::read(), leader, token) } else { found }
 }
@@ -22,7 +22,7 @@ fn find(table: &ProcessTable, leader: Option<process::Id>, token: &str) -> Vec<p
 }
 
 fn in_group(table: &ProcessTable, leader: process::Id) -> impl Iterator<Item = process::Id> {
-    // A number is not given to another process while a group still bears it.
+    // A PID is not given to another process while a group still has that number.
     let is_gone = table.get(leader.pid).is_some_and(|process| process.ticks != leader.start);
     let in_group = table.iter().filter(move |process| !is_gone && process.group == leader.pid);
     in_group.map(Process::id)
@@ -36,7 +36,8 @@ fn bearers(table: &ProcessTable, token: &str) -> impl Iterator<Item = process::I
     })
 }
 
-/// The processes in a control group and in those below it; `path` is as /proc has it.
+/// Returns the living processes in a control group and in the groups below it; `path` is as in
+/// /proc/PID/cgroup.
 pub fn in_control_group(path: &str) -> Vec<process::Id> {
     let roots = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/sys/fs/cgroup/systemd"];
     let folders = roots.iter().map(|root| Path::new(root).join(path.trim_start_matches('/')));

@@ -1,5 +1,5 @@
-//! Health checks over HTTP(S) and TCP. A try is bounded whatever the server does: the status counts
-//! once the answer is complete.
+//! Health checks over HTTP(S) and TCP. Each try ends within its limit whatever the server does, and
+//! an HTTP status counts only once the answer is complete.
 
 use super::http::{self, ServiceReply};
 use super::wait::Aside;
@@ -8,10 +8,10 @@ use crate::model::{Headers, Health, Healthy};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::time::Duration;
 
-/// The longest that one try may take.
+/// Longest time that one try of a health check may take.
 pub const TRY_LIMIT: Duration = Duration::from_secs(10);
 
-/// One try under way.
+/// Begins one try of a health check, on a thread of its own.
 pub fn begin(health: &Health, headers: &Headers, limit: Duration) -> Result<Aside<Healthy>> {
     let (health, headers) = (health.clone(), headers.clone());
     Aside::begin(move || match &health {
@@ -20,7 +20,7 @@ pub fn begin(health: &Health, headers: &Headers, limit: Duration) -> Result<Asid
     })
 }
 
-/// Any success is healthy.
+/// Returns what the reply to a health check means: any success status is healthy.
 pub fn of_reply(reply: ServiceReply) -> Healthy {
     match reply.success() {
         Ok(_) => Healthy::Yes,
@@ -29,7 +29,8 @@ pub fn of_reply(reply: ServiceReply) -> Healthy {
     }
 }
 
-/// Whether somebody accepts a connection.
+/// Reports whether a server accepts a TCP connection within `limit`, which is shared out among the
+/// addresses of the host.
 pub fn tcp(host: &str, port: u16, limit: Duration) -> Healthy {
     let shown = format!("tcp://{host}:{port}");
     let addresses = match (host, port).to_socket_addrs() {

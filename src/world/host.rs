@@ -1,5 +1,6 @@
-//! This machine and its clocks: what a lock's record says of its holder, so that others can tell
-//! whether the holder is theirs to judge.
+//! This machine, its clocks, and what the kernel grants this process. Part of this goes into a
+//! lock's record, by which other processes decide whether the lock's holder is one that they can
+//! judge.
 
 use super::clock::SinceBoot;
 use crate::error::{Failure, Result};
@@ -13,7 +14,8 @@ use std::num::NonZeroU64;
 use std::sync::LazyLock;
 use std::time::Duration;
 
-/// Which boot of which kernel this is; two processes with the same one share a process table.
+/// Returns the id of the current boot of the kernel. Two processes with the same id share a process
+/// table.
 pub fn boot_id() -> String {
     static ID: LazyLock<String> = LazyLock::new(|| {
         fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
@@ -21,11 +23,13 @@ pub fn boot_id() -> String {
     ID.clone()
 }
 
+/// Returns the host name of this machine.
 pub fn name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
-/// The name of the user that gpuctl runs as, or the number of one that the machine has no name for.
+/// Returns the name of the user that gpuctl runs as, or the user's number if the machine has no
+/// name for it.
 pub fn user() -> String {
     let id = rustix::process::geteuid().as_raw().to_string();
     let users = fs::read_to_string("/etc/passwd").unwrap_or_default();
@@ -34,7 +38,8 @@ pub fn user() -> String {
     user.map_or(id.clone(), |fields| fields[0].to_owned())
 }
 
-/// The PID namespace that gpuctl is in: the same number is another process in another one.
+/// Returns the number of the PID namespace that gpuctl is in, or `None` if it cannot be read. A PID
+/// means another process in another namespace.
 pub fn pid_namespace() -> Option<u64> {
     static NUMBER: LazyLock<Option<u64>> = LazyLock::new(|| {
         let link = fs::read_link("/proc/self/ns/pid").ok()?;
@@ -43,47 +48,48 @@ pub fn pid_namespace() -> Option<u64> {
     *NUMBER
 }
 
-/// Whether PID 1 is the machine's init, which reaps whatever is left to it. In a container it may be
-/// any program, and many a program reaps nobody but its own.
+/// Reports whether PID 1 is the machine's init, which reaps every process that is left to it. In a
+/// container, PID 1 may be any program, and many programs reap only their own children.
 pub fn has_init() -> bool {
-    /// The number of the machine's own PID namespace: `PROC_PID_INIT_INO` of linux/proc_ns.h.
+    /// Number of the machine's own PID namespace, `PROC_PID_INIT_INO` in linux/proc_ns.h.
     const MACHINES_OWN: u64 = 0xEFFF_FFFC;
     pid_namespace() == Some(MACHINES_OWN)
 }
 
-/// Has as many files opened at once as that, where the machine lets us.
+/// Raises the number of files that this process may have open at once to `count`, as far as the
+/// machine allows.
 pub fn allow_open_files(count: u64) {
     let limit = getrlimit(Resource::Nofile);
     if limit.current.is_some_and(|current| current < count) {
         let current = Some(limit.maximum.map_or(count, |maximum| maximum.min(count)));
-        // Without it, what needs more says so itself.
+        // If this fails, whatever needs more files reports that itself.
         let _ = setrlimit(Resource::Nofile, Rlimit { current, ..limit });
     }
 }
 
-/// Returns on how many processors this process may run. The shares that control groups grant are not looked
-/// at, which would take the reading of several files.
+/// Returns the number of processors that this process may run on. The shares that control groups
+/// grant are ignored, since several files would have to be read for them.
 pub fn processors() -> usize {
     sched_getaffinity(None).map_or(1, |processors| processors.count() as usize)
 }
 
-/// Gives all threads of this process one heap. Ours are many and short, and the C library would make a
-/// heap for each, which took half a millisecond of a `status`.
+/// Makes all threads of this process share one heap. They are many and short-lived, and the C
+/// library would make a heap for each, which took half a millisecond of a `status`.
 #[expect(unsafe_code, reason = "the allocator is the C library's")]
 pub fn share_heap() {
-    // SAFETY: it sets a number, before there is another thread.
+    // SAFETY: the call sets a number, before there is another thread.
     unsafe {
         libc::mallopt(libc::M_ARENA_MAX, 1);
     }
 }
 
-/// Has the threads of this process that begin from now on, and the one that calls this, take no processor
-/// from whoever works on it when they wake up: what they wait for comes sooner. Their share of a busy
-/// machine stays what it is, and what a caller has chosen for it stands. Programs that are started from
-/// then on inherit it.
+/// Makes the calling thread, and those that this process begins from now on, take no processor from
+/// a running task when they wake up (`SCHED_BATCH`): what they wait for comes sooner. Their share
+/// of a busy machine stays the same, and a policy that gpuctl's caller has chosen stands. Programs
+/// that are started from now on inherit it.
 #[expect(unsafe_code, reason = "no crate of ours sets a scheduling policy")]
 pub fn give_way() {
-    // SAFETY: plain numbers, and none but this thread is meant.
+    // SAFETY: the calls take plain numbers and affect only this thread.
     unsafe {
         let parameters = std::mem::zeroed();
         if libc::sched_getscheduler(0) == libc::SCHED_OTHER {
@@ -92,29 +98,30 @@ pub fn give_way() {
     }
 }
 
-/// Does something on this thread; programs that it starts may be woken from their sleeps that much later than they asked.
+/// Runs `work` on this thread. Programs that it starts may be woken from their sleeps later than
+/// they asked, by up to `slack`.
 pub fn with_timer_slack<T>(slack: Duration, work: impl FnOnce() -> T) -> T {
-    // Where it cannot be had, they are woken as ever.
+    // If the slack cannot be set, they are woken as usual.
     let _ = set_current_timer_slack(NonZeroU64::new(slack.as_nanos() as u64));
     let result = work();
     let _ = set_current_timer_slack(None);
     result
 }
 
-/// Returns the time since boot in clock ticks, by which the kernel tells when a process was
-/// started.
+/// Returns the time since boot in clock ticks, the unit in which the kernel reports when a process
+/// was started.
 pub fn ticks() -> u64 {
     let per_second = u128::from(rustix::param::clock_ticks_per_second().max(1));
     (SinceBoot::now().time().as_nanos() * per_second / 1_000_000_000) as u64
 }
 
-/// The date and time.
+/// Returns the current date and time.
 #[expect(clippy::disallowed_methods, reason = "the one place that reads the calendar's clock")]
 pub fn now() -> Timestamp {
     Timestamp::now()
 }
 
-/// So many random bytes, as lower-case hexadecimal digits.
+/// Returns `BYTES` random bytes as lower-case hexadecimal digits.
 pub fn random_hex<const BYTES: usize>() -> Result<String> {
     let mut bytes = [0_u8; BYTES];
     let mut filled = 0;

@@ -1,5 +1,5 @@
-//! The one HTTP client: health checks, questions and calls to services. A call is bounded whatever
-//! the server does, and its answer is whole or none.
+//! The one HTTP client, for health checks, questions and calls to services. A call ends within its
+//! limit whatever the server does, and its answer is either complete or none.
 
 use crate::model::Headers;
 use crate::redact::mask;
@@ -17,13 +17,13 @@ use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
 
 const REDIRECTS: u32 = 5;
 
-/// Far more than any service has to say, in bytes.
+/// Longest body of an answer in bytes, which is far more than any service has to say.
 const BODY_LIMIT: u64 = 16 * 1024 * 1024;
 
-/// A connection's buffers, in bytes: as long as the header of an answer, and the URL, may be.
+/// Size of each buffer of a connection in bytes, which limits the header of an answer and the URL.
 const BUFFER: usize = 16 * 1024;
 
-/// What came of a call. The texts name the URL, without its secrets.
+/// Outcome of a call. Its texts name the URL, without its secrets.
 #[derive(Clone, Debug)]
 pub enum ServiceReply {
     Answer {
@@ -31,14 +31,15 @@ pub enum ServiceReply {
         status: u16,
         body: Arc<[u8]>,
     },
-    /// It took the connection, and gave no answer in time.
+    /// There was no complete answer in time.
     Silent(String),
-    /// Nobody listens, or the answer broke off.
+    /// There was no usable answer for another reason: nobody listens, for example, or the answer
+    /// broke off.
     Failed(String),
 }
 
 impl ServiceReply {
-    /// Returns the body of an answer that is a success.
+    /// Returns the body of an answer whose status is a success, or why there is none.
     pub fn success(self) -> std::result::Result<Arc<[u8]>, NoAnswer> {
         match self {
             ServiceReply::Answer { status, body, .. } if (200..300).contains(&status) => Ok(body),
@@ -50,6 +51,8 @@ impl ServiceReply {
         }
     }
 
+    /// Returns the body of an answer whose status is a success, parsed as JSON, or why there is
+    /// none.
     pub fn json(self) -> std::result::Result<Value, NoAnswer> {
         let url = match &self {
             ServiceReply::Answer { url, .. } => url.clone(),
@@ -61,19 +64,21 @@ impl ServiceReply {
     }
 }
 
-/// Why there is no answer that can be used.
+/// Reason why there is no answer that can be used.
 #[derive(Clone, Debug)]
 pub struct NoAnswer {
     pub why: String,
-    /// It was not answered in time, by somebody who is there.
+    /// Whether the reason is only that no complete answer came in time.
     pub is_silence: bool,
 }
 
 impl NoAnswer {
+    /// Returns a reason other than silence.
     pub fn other(why: impl Into<String>) -> NoAnswer {
         NoAnswer { why: why.into(), is_silence: false }
     }
 
+    /// Returns the reason that no complete answer came in time.
     pub fn silence(why: impl Into<String>) -> NoAnswer {
         NoAnswer { why: why.into(), is_silence: true }
     }
@@ -85,13 +90,13 @@ impl fmt::Display for NoAnswer {
     }
 }
 
-/// "503 Service Unavailable"
+/// Returns a status with its name: "503 Service Unavailable".
 fn named(status: u16) -> String {
     ureq::http::StatusCode::from_u16(status)
         .map_or_else(|_| status.to_string(), |status| status.to_string())
 }
 
-/// Calls one URL. Headers are secrets, and are not taken to where a redirect leads.
+/// Calls one URL. Headers are secrets, so a call that has any does not follow redirects.
 pub fn call(
     agent: &ureq::Agent,
     method: &str,
@@ -131,27 +136,29 @@ pub fn call(
     }
 }
 
-/// Whether the time was over before an answer that had begun was whole.
+/// Reports whether the time was over before an answer that had begun was complete.
 fn is_timeout(error: &std::io::Error) -> bool {
     let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<ureq::Error>());
     matches!(inner, Some(ureq::Error::Timeout(_)))
 }
 
-/// All that is fetched in one look: a URL is asked once, whoever names it.
+/// All URLs that are fetched in one look. Each is asked once for the same headers, however many
+/// services name it.
 pub struct Fetcher {
     agent: ureq::Agent,
     replies: Mutex<HashMap<(String, Headers), Fetched>>,
 }
 
-/// A reply that the first who asks fetches, and the others wait for.
+/// A reply that the first caller fetches while the others wait for it.
 type Fetched = Arc<OnceLock<ServiceReply>>;
 
 impl Fetcher {
-    /// Each call may take so long.
+    /// Returns a fetcher that has fetched nothing yet, each of whose calls may take `limit`.
     pub fn new(limit: Duration) -> Fetcher {
         Fetcher { agent: client(limit), replies: Mutex::default() }
     }
 
+    /// Returns the reply to a GET of `url`, which is called only once for the same headers.
     pub fn get(&self, url: &str, headers: &Headers) -> ServiceReply {
         let mut replies = self.replies.lock().unwrap_or_else(PoisonError::into_inner);
         let reply = replies.entry((url.to_owned(), headers.clone())).or_default().clone();
@@ -160,9 +167,9 @@ impl Fetcher {
     }
 }
 
-/// An HTTP client with a limit on everything; statuses are answers, not errors. The services are
-/// this machine's own, so a proxy of the environment is not asked, and certificates are judged by
-/// the machine's own authorities (`SSL_CERT_FILE` names others).
+/// Returns an HTTP client with a limit on everything, for which any status is an answer and not an
+/// error. The services run on this machine, so a proxy of the environment is not used. Certificates
+/// are checked against the machine's own authorities (`SSL_CERT_FILE` names others).
 pub fn client(limit: Duration) -> ureq::Agent {
     let config = ureq::Agent::config_builder()
         .timeout_global(Some(limit))
@@ -178,8 +185,8 @@ pub fn client(limit: Duration) -> ureq::Agent {
     ureq::Agent::with_parts(config, DefaultConnector::default(), Addresses::default())
 }
 
-/// Addresses of URLs. Where one stands in the URL, or `localhost`, there is nothing to ask: to look
-/// up a name in bounded time, a thread of its own is begun.
+/// Resolver of the hosts in URLs. An address or `localhost` is not looked up, since it takes a
+/// thread of its own to look up a name in limited time.
 #[derive(Debug, Default)]
 struct Addresses(DefaultResolver);
 

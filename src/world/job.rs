@@ -1,5 +1,5 @@
-//! A command in the foreground, as a shell runs one: in a process group of its own that is given
-//! the terminal, so that Ctrl-C and Ctrl-Z are for the command, and pagers and shells work.
+//! A command in the foreground, run as a shell runs one: in a process group of its own that is
+//! given the terminal, so that Ctrl-C and Ctrl-Z reach the command, and pagers and shells work.
 
 use super::command;
 use super::program;
@@ -24,33 +24,36 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// A new process says its number at once; one that does not is stuck in the kernel.
+/// How long a new process may take to report its PID, and later to execute its program. It does
+/// both at once unless it is stuck in the kernel.
 const BIRTH_LIMIT: Duration = Duration::from_secs(10);
 
-/// We have stopped within this time, or will not: where nobody can continue us, the kernel does not stop us.
+/// How long to wait for a SIGCONT after gpuctl has sent itself a SIGTSTP. By then it has been
+/// stopped, or will not be: the kernel does not stop a process that nobody can continue.
 const CONTINUE_LIMIT: Duration = Duration::from_millis(200);
 
-/// These signals, which people and other programs send gpuctl, are passed on to the command; where it stops for that,
-/// we stop with it.
+/// Signals from people and other programs that gpuctl passes on to the command. If the command
+/// stops because of one, gpuctl stops with it.
 const FORWARDED: [i32; 8] = [SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2, SIGWINCH, SIGTSTP];
 
+/// A command in the foreground that is running.
 pub struct Job {
     group: process::Pid,
     terminal: Option<ControllingTerminal>,
     signals: SignalDelivery<UnixStream, SignalOnly>,
 }
 
-/// A command ends in one of these ways.
+/// How a command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
     Exited(u8),
     Killed(i32),
-    /// It was ended by Ctrl-C, as far as the shell that called us is concerned.
+    /// Ended by Ctrl-C, as far as the shell that called gpuctl is concerned.
     Interrupted,
 }
 
 impl Ending {
-    /// Gives the exit code as a shell tells it.
+    /// Returns the exit code with which a shell would report this ending.
     pub fn answer(self) -> Answer {
         match self {
             Ending::Exited(code) => Answer::Passed(code),
@@ -60,12 +63,14 @@ impl Ending {
     }
 }
 
-/// Fails as starting a program would that is not there or not executable.
+/// Fails if a program does not exist or is not executable, as starting it would. `path` is the list
+/// of folders to search.
 pub fn could_start(program: &OsStr, path: Option<&OsStr>) -> Result<()> {
     program::find(program, Path::new(""), path).map(drop).map_err(told_of_shells)
 }
 
-/// Adds a hint about shells: a person may type a shell's own word.
+/// Adds a hint about shells to the failure for a missing command: a person may have typed a shell
+/// built-in.
 fn told_of_shells(failure: Failure) -> Failure {
     match failure.code {
         Code::CommandNotFound => failure.hint("shell built-ins need `sh -c`"),
@@ -74,9 +79,9 @@ fn told_of_shells(failure: Failure) -> Failure {
 }
 
 impl Job {
-    /// Starts a program, which inherits the descriptor that it `keeps`. It is there, with its
-    /// number, but does nothing yet while `prepare` runs, and never does anything where that fails
-    /// or gpuctl dies.
+    /// Starts a program that inherits the descriptor `keeps`. While `prepare` runs with its PID,
+    /// the process exists but does nothing; it never runs the program if `prepare` fails or gpuctl
+    /// dies.
     pub fn start(
         words: &[OsString],
         variables: &[(&str, &OsStr)],
@@ -98,12 +103,13 @@ impl Job {
         let (parents_end, callers) = (permit.as_raw_fd(), own_group());
         let ours = FORWARDED.map(|signal| (!is_ignored(signal)).then_some(signal));
         let become_the_job = move || {
-            // What is sent to it is its own from the start; our handlers would swallow it.
+            // Signals to the new process are its own from the start; gpuctl's handlers would
+            // swallow them.
             ours.iter().flatten().for_each(|signal| set_action(*signal, libc::SIG_DFL));
             set_action(signal_hook::consts::SIGXFSZ, libc::SIG_DFL);
             process::setpgid(None, None)?;
-            // SAFETY: a copy of gpuctl's end, which would keep this process from seeing that gpuctl
-            // is gone; nothing else in this process uses it.
+            // SAFETY: this is a copy of gpuctl's end of the pipe, which would keep this process
+            // from seeing that gpuctl is gone; nothing else in this process uses it.
             #[expect(unsafe_code, reason = "the owner of that number is in another process")]
             unsafe {
                 rustix::io::close(parents_end)
@@ -111,14 +117,16 @@ impl Job {
             let me = process::getpid().as_raw_pid().to_ne_bytes();
             rustix::io::write(&announce, &me)?;
             if rustix::io::read(&permission, &mut [0_u8])? != 1 {
-                // Not as an error, which the standard library would report to a gpuctl that is gone.
+                // Not returned as an error, which the standard library would report to a gpuctl
+                // that is gone.
                 // SAFETY: a plain system call.
                 #[expect(unsafe_code, reason = "only main may end gpuctl, and this is not gpuctl")]
                 unsafe {
                     libc::_exit(1)
                 };
             }
-            // Not before: until then Ctrl-C and Ctrl-Z are for gpuctl. Without it, it runs too.
+            // Not before this point: until then Ctrl-C and Ctrl-Z are for gpuctl. If the terminal
+            // cannot be handed over, the command runs without it.
             if let Some(terminal) = shown.as_ref().filter(|at| is_foreground(callers, at)) {
                 let _ = tcsetpgrp(terminal, process::getpid());
             }
@@ -153,13 +161,14 @@ impl Job {
             Ok(()) => drop(rustix::io::write(&permit, &[1])),
             Err(_) => drop(permit),
         }
-        // Twice: we may have been stopped by a signal until the limit was over, and it with us.
+        // Twice: a signal may have stopped gpuctl until the limit was over, and the new process
+        // with it.
         for _ in 0..2 {
             wait(&[starting.ended().fd()], &Stop::never(), limit());
         }
         let started = starting.take();
         if started.is_none() {
-            // It is not to begin later, when the lock is another's.
+            // The command must not begin later, when the lock may be another's.
             let _ = process::kill_process_group(group, Signal::KILL);
         }
         let failure = match (prepared, started) {
@@ -172,10 +181,10 @@ impl Job {
         Err(failure)
     }
 
-    /// Waits until it has ended or the work is called off, and passes on signals meanwhile. `None`
-    /// where it was called off: it still runs.
+    /// Waits until the command has ended, and passes on signals meanwhile. `None` if `stop` calls
+    /// the wait off first: the command is still running then.
     pub fn attend(&mut self, stop: &Stop) -> Option<Ending> {
-        // What made us wake is looked at again whenever anything wakes us.
+        // Every wake-up looks at everything again, whatever its cause.
         loop {
             match self.ask() {
                 Some(Ended::For(ending)) => return Some(self.ended(ending)),
@@ -195,12 +204,13 @@ impl Job {
         }
     }
 
-    /// Passes on what has come; tells whether we were continued.
+    /// Passes the signals that have arrived on to the command; reports whether gpuctl has been
+    /// continued (SIGCONT).
     fn pass_on(&mut self) -> bool {
         let signals: Vec<i32> = self.signals.pending().collect();
         for signal in signals.iter().filter(|signal| FORWARDED.contains(signal)) {
             if let Some(signal) = Signal::from_named_raw(*signal) {
-                // It may have ended just now.
+                // The command may have ended just now.
                 let _ = process::kill_process_group(self.group, signal);
             }
         }
@@ -211,7 +221,7 @@ impl Job {
         let options = WaitIdOptions::EXITED | WaitIdOptions::STOPPED | WaitIdOptions::NOHANG;
         let status = process::waitid(WaitId::Pid(self.group), options).ok()??;
         if status.stopped() {
-            // Who stops it by SIGSTOP has something else in mind than job control.
+            // A sender of SIGSTOP has something else in mind than job control; gpuctl goes on.
             let signal = status.stopping_signal()?;
             return (signal != Signal::STOP.as_raw()).then_some(Ended::Stopped(signal));
         }
@@ -226,7 +236,7 @@ impl Job {
         let is_in_foreground = self.terminal.as_ref().is_some_and(ControllingTerminal::is_ours);
         match ending {
             Ending::Killed(signal @ (SIGINT | SIGQUIT)) if is_in_foreground => {
-                // The keys would have told the script that called us too, had it not been for us.
+                // Without gpuctl, the key would have signalled the script that called it as well.
                 if let Some(signal) = Signal::from_named_raw(signal).filter(|_| had_terminal) {
                     let _ = process::kill_current_process_group(signal);
                 }
@@ -237,7 +247,7 @@ impl Job {
     }
 
     fn stopped(&mut self, signal: i32, stop: &Stop) {
-        // It wants the terminal, and that is ours to give.
+        // The command wants the terminal, which is gpuctl's to give.
         let wants_terminal = matches!(signal, SIGTTIN | SIGTTOU);
         if wants_terminal && self.terminal.as_ref().is_some_and(|at| at.lend(self.group)) {
             let _ = process::kill_process_group(self.group, Signal::CONT);
@@ -247,10 +257,11 @@ impl Job {
         }
     }
 
-    /// Ctrl-Z: whoever called us is to notice, and to continue us and with us the command.
+    /// Stops gpuctl after Ctrl-Z has stopped the command, so that gpuctl's caller notices, and can
+    /// continue both. Returns when gpuctl has been continued, or could not be stopped.
     fn stop_with_it(&mut self) {
         self.take_terminal_back();
-        // It stops this process too; a SIGCONT is what goes on with it.
+        // This stops gpuctl too; a SIGCONT lets it go on here.
         stop_own_group();
         let deadline = Instant::now() + CONTINUE_LIMIT;
         let never = Stop::never();
@@ -261,7 +272,8 @@ impl Job {
         }
     }
 
-    /// We have been continued, and so is the command to be.
+    /// Continues the command after gpuctl has been continued, and gives it the terminal if it is to
+    /// have that.
     fn go_on(&self, stop: &Stop) {
         if let Some(terminal) = self.terminal.as_ref().filter(|at| at.is_the_commands) {
             terminal.lend(self.group);
@@ -271,11 +283,11 @@ impl Job {
         }
     }
 
-    /// Tells whether the command had it.
+    /// Takes the terminal back from the command; reports whether the command had it.
     fn take_terminal_back(&self) -> bool {
         match &self.terminal {
             Some(terminal) if tcgetpgrp(&terminal.device) == Ok(self.group) => {
-                // Without it, whoever called us takes it anyway.
+                // If this fails, gpuctl's caller takes the terminal anyway.
                 if let Some(own) = own_group() {
                     let _ = tcsetpgrp(&terminal.device, own);
                 }
@@ -291,11 +303,12 @@ enum Ended {
     Stopped(i32),
 }
 
-/// The terminal that we are called from.
+/// The terminal that gpuctl was called from.
 struct ControllingTerminal {
     device: OwnedFd,
-    /// The command gets it whenever it is ours, not only when it asks for it. In a pipeline others
-    /// use it beside the command (`| less`), and a script gives its background jobs no input.
+    /// Whether the command gets the terminal whenever gpuctl has it, not only when it asks for it.
+    /// This is false in a pipeline (`| less`), where others use the terminal too, and without a
+    /// terminal as input, as in a script's background jobs.
     is_the_commands: bool,
 }
 
@@ -309,18 +322,19 @@ impl ControllingTerminal {
         Some(ControllingTerminal { device, is_the_commands })
     }
 
-    /// Whether we are in its foreground.
+    /// Reports whether gpuctl's process group is in the terminal's foreground.
     fn is_ours(&self) -> bool {
         is_foreground(own_group(), &self.device)
     }
 
-    /// Makes the command's group its foreground, where that was ours; tells whether it was.
+    /// Puts the command's group into the terminal's foreground if gpuctl's own group was there;
+    /// reports whether it did.
     fn lend(&self, group: process::Pid) -> bool {
         self.is_ours() && tcsetpgrp(&self.device, group).is_ok()
     }
 }
 
-/// Stops all of our group as Ctrl-Z does, where somebody can continue us.
+/// Stops gpuctl's whole process group as Ctrl-Z does, provided that somebody can continue it.
 pub fn stop_own_group() {
     // SAFETY: all three are plain system calls, on values that the first one fills in.
     #[expect(unsafe_code, reason = "no crate of ours sets and restores a signal's action")]
@@ -335,7 +349,7 @@ pub fn stop_own_group() {
     }
 }
 
-/// Async-signal-safe.
+/// Sets what a signal does: its default action or nothing. Async-signal-safe.
 fn set_action(signal: i32, action: libc::sighandler_t) {
     // SAFETY: a plain system call, and neither action is a function.
     #[expect(unsafe_code, reason = "no crate of ours sets a signal's action")]
@@ -344,12 +358,12 @@ fn set_action(signal: i32, action: libc::sighandler_t) {
     };
 }
 
-/// Takes over the signals of the process; those that are ignored (`nohup`) stay so.
+/// Takes over the signals of this process; those that are ignored (nohup(1)) stay so.
 fn signals() -> std::io::Result<SignalDelivery<UnixStream, SignalOnly>> {
     let (read, write) = UnixStream::pair()?;
     let wanted = FORWARDED.into_iter().filter(|signal| !is_ignored(*signal));
-    // From the background the kernel would stop us for changing the terminal, or for a line of ours
-    // on it (`stty tostop`).
+    // In the background, the kernel would otherwise stop gpuctl for changing the terminal, or for
+    // printing a line on it (`stty tostop`).
     set_action(SIGTTOU, libc::SIG_IGN);
     SignalDelivery::with_pipe(read, write, SignalOnly, wanted.chain([SIGCHLD, SIGCONT]))
 }

@@ -1,5 +1,6 @@
 //! How many jobs a service has, running or waiting: asked of the server itself, in the way of its
-//! kind or of its owner. What cannot be told is no number, and not 0 either.
+//! kind or as its owner configured. If that cannot be found out, the result is an error and never
+//! 0.
 
 use super::command::run_shell;
 use super::http::{Fetcher, NoAnswer};
@@ -9,9 +10,10 @@ use crate::redact::mask;
 use serde_json::Value;
 use std::time::{Duration, Instant};
 
-/// The number of jobs, or why it cannot be told.
+/// Number of jobs, or the reason why it cannot be found out.
 pub type Count = Result<u64, NoAnswer>;
 
+/// Asks how many jobs a service has, running or waiting. A busy command may take `limit`.
 pub fn count(
     probe: &JobProbe,
     headers: &Headers,
@@ -63,7 +65,8 @@ fn of_server(server: &ApiServer, headers: &Headers, fetcher: &Fetcher) -> Count 
         Api::Sdwebui => {
             let path = "/sdapi/v1/progress?skip_current_image=true";
             let progress = get(path).json()?;
-            // -1 while a job begins; who waits for the next turn is told of where the pages are served.
+            // The count is -1 while a job begins; waiting jobs are reported only where the web
+            // pages are served.
             let runs = progress["state"]["job_count"].as_i64().map(|count| u64::from(count != 0));
             let waiting = match get("/internal/pending-tasks").json() {
                 Err(failed) if failed.is_silence => return Err(failed),
@@ -75,8 +78,9 @@ fn of_server(server: &ApiServer, headers: &Headers, fetcher: &Fetcher) -> Count 
     }
 }
 
-/// A llama-server, or one that has a child for each of its models: each is asked for itself. What
-/// sleeps is not asked, which would wake it.
+/// Counts the jobs of a llama-server, or of one that has a child for each of its models, in which
+/// case it asks about each model. A server or model that sleeps is not asked, because that would
+/// wake it.
 fn of_llama_server(server: &ApiServer, headers: &Headers, fetcher: &Fetcher) -> Count {
     let get = |path: &str| fetcher.get(&server.at(path), headers);
     let slots = |path: &str| -> Count {
@@ -100,7 +104,7 @@ fn of_llama_server(server: &ApiServer, headers: &Headers, fetcher: &Fetcher) -> 
     loaded.map(|name| slots(&format!("/slots?model={name}&autoload=false"))).sum()
 }
 
-/// A text as a part of a URL's query.
+/// Encodes a text as part of a URL's query.
 fn encoded(text: &str) -> String {
     let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~".contains(byte);
     let part = |byte: u8| match plain(&byte) {
@@ -110,7 +114,8 @@ fn encoded(text: &str) -> String {
     text.bytes().map(part).collect()
 }
 
-/// The jobs that stand at a place in a document: a number, `true` for one, or a list of them.
+/// Returns the number of jobs at a JSON pointer in a document: a number, `true` for one job, or a
+/// list of jobs. `false` and null count as 0.
 pub fn at(document: &Value, pointer: &str) -> Result<u64, String> {
     match document.pointer(pointer) {
         Some(Value::Number(number)) => whole(number.as_f64().unwrap_or(f64::NAN)),
@@ -122,7 +127,7 @@ pub fn at(document: &Value, pointer: &str) -> Result<u64, String> {
     }
 }
 
-/// The sum of a metric's samples on a Prometheus page.
+/// Returns the sum of a metric's samples on a Prometheus page; fails if there are none.
 pub fn metric(page: &str, name: &str) -> Result<u64, String> {
     let samples: Vec<f64> = page
         .lines()
@@ -140,7 +145,7 @@ pub fn metric(page: &str, name: &str) -> Result<u64, String> {
     }
 }
 
-/// The number that a command has printed.
+/// Parses the number that a busy command has printed.
 pub fn printed(text: &str) -> Result<u64, String> {
     text.trim()
         .parse()
@@ -149,7 +154,7 @@ pub fn printed(text: &str) -> Result<u64, String> {
         .ok_or_else(|| "its busy command did not print a number".to_owned())
 }
 
-/// A part of a job is one more.
+/// Rounds a number of jobs up, since a part of a job counts as one; a negative number becomes 0.
 fn whole(number: f64) -> Result<u64, String> {
     match number.is_finite() {
         true => Ok(number.max(0.0).ceil() as u64),

@@ -1,5 +1,5 @@
-//! Output of native services: one file each under the state folder, private, never through a
-//! link; and the tail that a failed start shows.
+//! Logs of native services: one private file each under the state folder, never opened through a
+//! link. Also the last lines of any service's log, which the failure of a start shows.
 
 use super::command;
 use super::files;
@@ -13,30 +13,31 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// A log is read to its end within this time.
+/// Longest time that reading a log to its end may take.
 const READ_LIMIT: Duration = Duration::from_secs(10);
 const TAIL_LINES: usize = 15;
-/// So many bytes of a log are read, from its end: far more than a start has to say.
+/// Number of bytes that are read from the end of a log, far more than a start has to say.
 const LOG_BYTES: u64 = 1024 * 1024;
 
+/// Returns the path of a native service's log.
 pub fn path_of(state_dir: &Path, service: &str) -> PathBuf {
     state_dir.join("logs").join(format!("{service}.log"))
 }
 
-/// Returns the state folder in which a process writes the log of the service that it is: that of the
-/// gpuctl that has started it.
+/// Returns the state folder in which a process of a native service writes the service's log: that
+/// of the gpuctl that has started it. Returns `None` if the process writes elsewhere.
 pub fn home_of(pid: Pid, service: &str) -> Option<PathBuf> {
     let log = fs::read_link(format!("/proc/{pid}/fd/1")).ok()?;
     let home = log.parent()?.parent()?;
     (path_of(home, service) == log).then(|| home.to_owned())
 }
 
-/// How much of a log is to be shown.
+/// The part of a log that is to be shown.
 #[derive(Clone, Copy)]
 pub struct LogPart {
-    /// So many of its last lines.
+    /// Number of the log's last lines to show.
     pub lines: u32,
-    /// What is added from then on, too.
+    /// Whether lines that are added later are shown, too.
     pub follow: bool,
 }
 
@@ -51,12 +52,12 @@ impl LogViewer {
         LogViewer { program, arguments: arguments.iter().map(|word| (*word).to_owned()).collect() }
     }
 
-    /// Takes gpuctl's place. Returns only where the program cannot be started.
+    /// Replaces gpuctl with the program. Returns only if the program cannot be started.
     pub fn take_over(&self) -> Failure {
         command::become_program(self.program, &self.arguments)
     }
 
-    /// Returns the lines that it shows; one that follows the log would not end.
+    /// Returns the lines that the program shows. A program that follows the log would not end.
     pub fn read(&self, stop: &Stop) -> Result<Vec<String>> {
         let arguments: Vec<&str> = self.arguments.iter().map(String::as_str).collect();
         let output = command::run(self.program, &arguments, READ_LIMIT, stop)?;
@@ -72,7 +73,8 @@ impl LogViewer {
     }
 }
 
-/// Returns what shows the log of a native service, which is there once gpuctl has started it.
+/// Returns the program that shows the log of a native service. Fails if there is no log because
+/// gpuctl has not started the service yet.
 pub fn viewer(state_dir: &Path, service: &str, part: LogPart) -> Result<LogViewer> {
     let path = path_of(state_dir, service);
     match files::existing(&path) {
@@ -94,7 +96,7 @@ pub fn viewer(state_dir: &Path, service: &str, part: LogPart) -> Result<LogViewe
     Ok(LogViewer::new("tail", &arguments))
 }
 
-/// Makes sure that a service's log could be opened, and makes nothing.
+/// Makes sure that a service's log could be opened, without creating anything.
 pub fn could_open(state_dir: &Path, service: &str) -> Result<()> {
     for folder in [state_dir, &state_dir.join("logs")] {
         files::could_be_private(folder).map_err(|e| unwritable(folder, &e))?;
@@ -103,7 +105,7 @@ pub fn could_open(state_dir: &Path, service: &str) -> Result<()> {
     files::could_be_written(&path).map_err(|e| unwritable(&path, &e))
 }
 
-/// Opens a service's log for appending, and tells its length so far.
+/// Opens a service's log for appending, and returns it with its length so far.
 pub fn open(state_dir: &Path, service: &str) -> Result<(File, u64)> {
     for folder in [state_dir, &state_dir.join("logs")] {
         files::private_dir(folder).map_err(|e| unwritable(folder, &e))?;
@@ -120,12 +122,14 @@ fn unwritable(path: &Path, why: &dyn std::fmt::Display) -> Failure {
         .hint("repair it, or choose another folder with GPUCTL_STATE_DIR")
 }
 
-/// Gives a failure what a service has written to its log after `from`.
+/// Adds to a failure the last lines that a service has written to its log beyond the first `from`
+/// bytes, and the log's path.
 pub fn attach_file(failure: Failure, path: &Path, from: u64) -> Failure {
     attach(failure, last_of(lines_from(path, from))).hint(format!("its log: {}", path.display()))
 }
 
-/// Returns what was written to a log after `from`, as far as it is worth reading: its last part.
+/// Returns the lines that were written to a log beyond its first `from` bytes, at most the last
+/// `LOG_BYTES` of them. Returns none if the log cannot be read.
 pub fn lines_from(path: &Path, from: u64) -> Vec<String> {
     let read = || -> std::io::Result<Vec<u8>> {
         let mut file = File::open(path)?;
@@ -139,7 +143,7 @@ pub fn lines_from(path: &Path, from: u64) -> Vec<String> {
     String::from_utf8_lossy(&text).lines().map(printable).collect()
 }
 
-/// The last lines of a command's output, for logs that a manager keeps.
+/// Returns the last lines of a command's output, for logs that are kept by a service's manager.
 pub fn last_lines(text: &[u8]) -> Vec<String> {
     last_of(String::from_utf8_lossy(text).lines().map(printable).collect())
 }
@@ -153,8 +157,8 @@ fn printable(line: &str) -> String {
     line.chars().filter(|c| !c.is_control() || *c == '\t').collect()
 }
 
-/// Gives a failure the last lines of a log: the last one in its message, and all of them as hints
-/// where there are more.
+/// Adds the last lines of a log to a failure: the last one to its message, and all of them as hints
+/// if there are several.
 pub fn attach(mut failure: Failure, lines: Vec<String>) -> Failure {
     if let Some(last) = lines.last() {
         failure.message = format!("{}; its last output was: {last}", failure.message);

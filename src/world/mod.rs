@@ -1,4 +1,5 @@
-//! Thin adapters, one file per thing talked to. They ask and they act; they decide nothing.
+//! Thin adapters to the outside world, one file for each thing that gpuctl talks to. They ask and
+//! act, but decide nothing.
 
 pub mod byte_locks;
 pub mod caller;

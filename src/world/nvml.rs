@@ -1,5 +1,5 @@
-//! The card's memory and processes through NVML, read on a thread of its own: `nvmlInit` and any
-//! later call can hang in the driver, and gpuctl must not hang with it.
+//! The card's memory and processes, read through NVML. This happens on a thread of its own:
+//! `nvmlInit` and any later call can hang in the driver, and gpuctl must not hang with it.
 
 use crate::config::{Gpu, Selector, Span};
 use crate::model::{Device, GpuProcess, Mb, Pid, Source, Vram};
@@ -15,15 +15,16 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::Duration;
 
-/// The first call wakes the driver, which takes seconds on a card without persistence mode.
+/// Longest time that a reading may take. The first one wakes the driver, which takes seconds on a
+/// card without persistence mode.
 const LIMIT: Duration = Duration::from_secs(5);
 
 const NAME_LENGTH: usize = 256;
 
-/// NVML_ERROR_ARGUMENT_VERSION_MISMATCH, which the wrapper has no name for.
+/// NVML's error code `NVML_ERROR_ARGUMENT_VERSION_MISMATCH`, for which the wrapper has no name.
 const VERSION_MISMATCH: u32 = 25;
 
-/// A connection to the driver; asked as often as needed.
+/// A connection to the driver, which can be used for any number of readings.
 pub struct Reader {
     ask: Sender<UseSince>,
     answers: Receiver<VramAnswer>,
@@ -31,23 +32,23 @@ pub struct Reader {
     fault: Option<Fault>,
 }
 
-/// What is read of the card: its memory, and where a time in µs is given also who has worked since
-/// then, and what each process has held at most.
+/// Time since which a reading also reports which processes have worked, along with the most memory
+/// that each has held. `None` leaves both out.
 type UseSince = Option<Timestamp>;
 
 type VramAnswer = std::result::Result<Vram, Fault>;
 
-/// Why there is no reading.
+/// Reason why a reading failed.
 #[derive(Clone, Debug)]
 pub struct Fault {
     pub layer: Layer,
     pub what: String,
     pub remedy: String,
-    /// The driver answers, but not this user.
+    /// Whether the driver answers, but denies access to this user.
     pub is_denied: bool,
 }
 
-/// A reading goes through these, in this order.
+/// Layers that a reading goes through, in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Layer {
     Library,
@@ -68,6 +69,7 @@ impl fmt::Display for Fault {
 }
 
 impl Reader {
+    /// Begins to connect to the driver, on a thread of its own, and returns at once.
     pub fn open(gpu: &Gpu) -> Reader {
         let (ask, asked) = mpsc::channel();
         let (answer, answers) = mpsc::channel();
@@ -76,13 +78,13 @@ impl Reader {
         Reader { ask, answers, silent: false, fault: None }
     }
 
-    /// One reading; the text says why there is none.
+    /// Reads the card once. An error is a text that says why there is no reading.
     pub fn read(&mut self) -> std::result::Result<Vram, String> {
         self.read_as(None)
     }
 
-    /// One reading that also tells who has worked since the driver's sample of that time, and
-    /// what each process has held at most, as far as the driver knows.
+    /// Reads the card once, including which processes have worked since the driver's sample of the
+    /// time `since`, and the most memory that each process has held, as far as the driver knows.
     pub fn read_use(&mut self, since: Timestamp) -> std::result::Result<Vram, String> {
         self.read_as(Some(since))
     }
@@ -93,7 +95,7 @@ impl Reader {
         reading.map_err(|fault| fault.to_string())
     }
 
-    /// Why there was no last reading.
+    /// Returns why the last reading failed, or `None` if it succeeded.
     pub fn fault(&self) -> Option<&Fault> {
         self.fault.as_ref()
     }
@@ -103,7 +105,7 @@ impl Reader {
             let what = format!("NVML has not answered within {}: the driver hangs", Span(LIMIT));
             Fault::new(Layer::Driver, what, "see `dmesg`")
         };
-        // A late answer would be taken for that to the next question.
+        // A late answer would otherwise be taken for the answer to the next question.
         self.silent = self.silent && self.answers.try_recv().is_err();
         if self.silent || self.ask.send(wanted).is_err() {
             return Err(silence());
@@ -136,7 +138,8 @@ fn serve(gpu: &Gpu, asked: &Receiver<UseSince>, answer: &Sender<VramAnswer>) {
             Ok(nvml) => read(nvml, &gpu.selector, wanted),
             Err(e) => Err(not_connected(e, gpu)),
         };
-        // The driver may be loaded, or well again, when it is asked the next time.
+        // A failed connection is made anew: the driver may be loaded, or well again, when it is
+        // asked the next time.
         connection = reading.is_ok().then_some(nvml);
         if answer.send(reading).is_err() {
             return;
@@ -184,7 +187,8 @@ fn read(nvml: &Nvml, selector: &Selector, wanted: UseSince) -> VramAnswer {
     })
 }
 
-/// What a card that the driver does not know reads as: where it is well and knows others, that one is not there.
+/// Returns the reading of a card that the driver does not know. If the driver is well and lists
+/// other cards, the card is missing; if it lists none, the reading has failed.
 fn no_such_gpu(nvml: &Nvml, selector: &Selector) -> VramAnswer {
     match nvml.device_count() {
         Ok(count @ 1..) => {
@@ -200,8 +204,9 @@ fn no_such_gpu(nvml: &Nvml, selector: &Selector) -> VramAnswer {
     }
 }
 
-/// Notes of each process whether it has worked since then. Returns the time of the latest sample;
-/// `None` where the driver tells of no process.
+/// Notes for each process whether it has worked since the time `since`. Returns the time of the
+/// latest sample that shows work, or `since` if none does, or `None` if the driver does not report
+/// which processes work.
 fn note_work(
     device: &nvml_wrapper::Device,
     processes: &mut [GpuProcess],
@@ -209,15 +214,15 @@ fn note_work(
 ) -> Option<Timestamp> {
     let samples = match device.process_utilization_stats(since.as_microsecond() as u64) {
         Ok(samples) => samples,
-        // Nobody has worked.
+        // No process has worked.
         Err(NvmlError::NotFound) => Vec::new(),
         Err(_) => return None,
     };
-    // The driver tells µs since the epoch; what is no time counts as long ago.
+    // The driver reports microseconds since the epoch. A value that is no time counts as long ago.
     let at = |sample: &ProcessUtilizationSample| {
         Timestamp::from_microsecond(sample.timestamp as i64).unwrap_or_default()
     };
-    // Around processes that have died, drivers give figures that cannot be.
+    // Around processes that have died, drivers report figures that are impossible.
     let is_sound = |sample: &&ProcessUtilizationSample| {
         let shares = [sample.sm_util, sample.mem_util, sample.enc_util, sample.dec_util];
         let worked = shares.iter().any(|share| *share > 0);
@@ -230,7 +235,7 @@ fn note_work(
     Some(samples.iter().map(|sample| at(sample)).max().unwrap_or(since))
 }
 
-/// Notes what each process has held at most, where accounting mode is on.
+/// Notes the most memory that each process has held, if the driver's accounting mode is on.
 fn note_peaks(device: &nvml_wrapper::Device, processes: &mut [GpuProcess]) {
     if !matches!(device.is_accounting_enabled(), Ok(true)) {
         return;
@@ -241,13 +246,15 @@ fn note_peaks(device: &nvml_wrapper::Device, processes: &mut [GpuProcess]) {
     }
 }
 
-/// Total, used and free, each as the driver gives it: what it reserves for itself is neither used
-/// nor free, so that `total - used` would be too much.
+/// Returns the total, used and free memory, each as the driver reports it. Memory that the driver
+/// reserves for itself is neither used nor free, so that `total - used` would be more than what is
+/// free.
 fn memory(nvml: &Nvml, device: &nvml_wrapper::Device) -> Result<(Mb, Mb, Mb), NvmlError> {
     let sizes = |total, used, free| (Mb::of_bytes(total), Mb::of_bytes(used), Mb::of_bytes(free));
     match device.memory_info() {
         Ok(info) => Ok(sizes(info.total, info.used, info.free)),
-        // Drivers before 510 have only the first version of this call, and the wrapper only the second.
+        // Drivers before 510 have only the first version of this call, and the wrapper has only the
+        // second.
         Err(
             NvmlError::FailedToLoadSymbol(_)
             | NvmlError::FunctionNotFound
@@ -272,7 +279,7 @@ fn memory(nvml: &Nvml, device: &nvml_wrapper::Device) -> Result<(Mb, Mb, Mb), Nv
     }
 }
 
-/// Compute and graphics processes; one that is both is listed once.
+/// Returns the compute and graphics processes on the card. A process that is both is listed once.
 fn processes(nvml: &Nvml, device: &nvml_wrapper::Device) -> Result<Vec<GpuProcess>, NvmlError> {
     let compute = device.running_compute_processes().or_else(|e| match e {
         NvmlError::FailedToLoadSymbol(_) => device.running_compute_processes_v2(),
@@ -325,7 +332,7 @@ fn not_connected(error: &NvmlError, gpu: &Gpu) -> Fault {
     }
 }
 
-/// Returns what an NVML error means here and what to do about it.
+/// Returns the fault that an NVML error stands for, with what to do about it.
 fn explain(error: &NvmlError) -> Fault {
     let layer = match error {
         NvmlError::LibloadingError(_) | NvmlError::LibraryNotFound => Layer::Library,

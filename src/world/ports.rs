@@ -1,4 +1,5 @@
-//! Who listens on a local TCP port, from the kernel's sockets and the descriptors of processes.
+//! Finds the processes that listen on local TCP ports, by the kernel's sockets and the descriptors
+//! of processes.
 
 use super::process::{self, Process, ProcessTable};
 use crate::model::{Health, Pid};
@@ -14,7 +15,8 @@ use rustix::fs::{Dir, DirEntry, readlinkat};
 use std::collections::HashMap;
 use std::fs;
 
-/// The port that a health check asks on this machine; `None` when it asks elsewhere.
+/// Returns the port that a health check asks on this machine, or `None` if it does not ask
+/// localhost.
 pub fn local_port(health: &Health) -> Option<u16> {
     let (host, port) = match health {
         Health::Tcp { host, port } => (host.clone(), *port),
@@ -32,16 +34,17 @@ pub fn local_port(health: &Health) -> Option<u16> {
     is_loopback.then_some(port)
 }
 
-/// The ports of this network namespace's listening sockets.
+/// Ports of the listening TCP sockets in this network namespace.
 #[derive(Default)]
 pub struct Listeners {
-    /// The ports by the sockets' names in the links of /proc/PID/fd.
+    /// The port of each socket, by the socket's name in the links of /proc/PID/fd.
     ports: HashMap<String, u16>,
 }
 
 impl Listeners {
-    /// Asks the kernel by netlink: /proc/net/tcp takes milliseconds, because it goes through the
-    /// table of established connections. Empty where the kernel does not answer.
+    /// Asks the kernel for the listening sockets by netlink, since /proc/net/tcp takes milliseconds
+    /// to go through the table of established connections. If the kernel does not answer, the
+    /// result is empty.
     pub fn read() -> Listeners {
         let mut listeners = Listeners::default();
         for family in [AF_INET, AF_INET6] {
@@ -71,19 +74,19 @@ impl Listeners {
                     NetlinkPayload::Error(error) => return Err(error.to_io()),
                     _ => return Ok(()),
                 }
-                // Messages follow each other on addresses divisible by four.
+                // Each message begins at an offset that is divisible by four.
                 let length = (message.header.length as usize).next_multiple_of(4);
                 rest = rest.get(length..).unwrap_or_default();
             }
         }
     }
 
-    /// Whether anybody listens on the port.
+    /// Reports whether any socket listens on the port.
     pub fn is_taken(&self, port: u16) -> bool {
         self.ports.values().any(|taken| *taken == port)
     }
 
-    /// Who listens on each port, as far as we may look.
+    /// Returns the processes that listen on each port, as far as this process may inspect them.
     pub fn holders(&self, table: &ProcessTable) -> HashMap<u16, Vec<Pid>> {
         let mut holders: HashMap<u16, Vec<Pid>> = HashMap::new();
         let ports = |pid| Some((pid, self.ports_of(table.get(pid)?)));
@@ -93,7 +96,7 @@ impl Listeners {
         holders
     }
 
-    /// The ports that a process listens on; none where we may not look.
+    /// Returns the ports that a process listens on, or none if this process may not inspect it.
     pub fn ports_of(&self, process: &Process) -> Vec<u16> {
         let Ok(folder) = fs::File::open(process::descriptors(process)) else { return Vec::new() };
         let descriptors = Dir::read_from(&folder).into_iter().flatten().flatten();
@@ -105,7 +108,7 @@ impl Listeners {
     }
 }
 
-/// "All listening TCP sockets of this family."
+/// Returns the netlink request for all listening TCP sockets of an address family.
 fn request(family: u8) -> Vec<u8> {
     let mut header = NetlinkHeader::default();
     header.flags = NLM_F_REQUEST | NLM_F_DUMP;

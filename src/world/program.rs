@@ -1,5 +1,5 @@
-//! Where a program is that is to be started, and why it could not be: looked for as execvp(3) and
-//! the shell look for it.
+//! Finds a program that is to be started, as execvp(3) and the shell find it, and explains why a
+//! program could not be started.
 
 use crate::error::{Failure, Result};
 use crate::exit::Code;
@@ -10,12 +10,13 @@ use std::io::{Error, ErrorKind, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-/// Programs are looked for here without a `PATH`, whichever C library it is.
+/// Folders in which programs are looked for if there is no `PATH`, whichever C library is used.
 const DEFAULT_PATH: &str = "/usr/local/bin:/bin:/usr/bin";
 
-/// Finds a program as it would be started in the folder `cwd`, which is empty for gpuctl's own: by
-/// its path where it has a slash, else in the folders of `path`, the value of `PATH` if there is
-/// one. Fails as its start would, by [`Code::CommandNotFound`] or [`Code::NotExecutable`].
+/// Finds a program as it would be started in the folder `cwd`, which is empty for gpuctl's own. A
+/// program with a slash is a path; any other is looked for in the folders of `path`, the value of
+/// `PATH` if there is one. Fails as its start would, by [`Code::CommandNotFound`] or
+/// [`Code::NotExecutable`].
 pub fn find(program: &OsStr, cwd: &Path, path: Option<&OsStr>) -> Result<PathBuf> {
     if program.as_bytes().contains(&b'/') {
         let file = cwd.join(program);
@@ -24,7 +25,7 @@ pub fn find(program: &OsStr, cwd: &Path, path: Option<&OsStr>) -> Result<PathBuf
             Err(e) => Err(not_started(&file.to_string_lossy(), &e)),
         };
     }
-    // Of several files the first that can be executed counts; one that cannot is still news.
+    // The first file that can be executed counts; one that cannot is still worth reporting.
     let mut problem = None;
     for folder in std::env::split_paths(path.unwrap_or(OsStr::new(DEFAULT_PATH))) {
         let file = cwd.join(folder).join(program);
@@ -42,7 +43,7 @@ pub fn find(program: &OsStr, cwd: &Path, path: Option<&OsStr>) -> Result<PathBuf
     }))
 }
 
-/// Returns what the start of a program has failed with, or would fail with.
+/// Returns the failure of a program whose start has failed, or would fail, with `error`.
 pub fn not_started(program: &str, error: &Error) -> Failure {
     let message = match is_absence(error) {
         true => format!("`{program}` does not exist"),
@@ -59,12 +60,12 @@ pub fn not_started(program: &str, error: &Error) -> Failure {
     }
 }
 
-/// Whether a file is missing itself, rather than what it needs.
+/// Reports whether the file itself is missing, rather than something that it needs.
 fn is_absence(error: &Error) -> bool {
     error.kind() == ErrorKind::NotFound && error.raw_os_error().is_some()
 }
 
-/// Fails as the execution of a file would.
+/// Fails in the same way as an attempt to execute the file would.
 fn examine(file: &Path) -> std::io::Result<()> {
     if !file.metadata()?.is_file() {
         return Err(Error::new(ErrorKind::IsADirectory, "it is not a file"));
@@ -79,7 +80,8 @@ fn examine(file: &Path) -> std::io::Result<()> {
     }
 }
 
-/// Returns what the first line of a script names.
+/// Returns the interpreter that the first line of a script names, or `None` if the file is no
+/// script.
 fn interpreter(file: &Path) -> Option<PathBuf> {
     let mut begin = [0; 256];
     let read = File::open(file).ok()?.read(&mut begin).ok()?;

@@ -1,5 +1,5 @@
-//! What services are asked in one look, side by side: whether they are well, how many jobs they
-//! have, whether they sleep.
+//! Questions that services are asked side by side in one look: whether they are well, how many jobs
+//! they have, whether they sleep.
 
 use super::http::Fetcher;
 use super::wait::{Event, Stop, Woken, wait};
@@ -14,22 +14,24 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// So many questions at most are begun at once, whatever becomes of them.
+/// Greatest number of threads with which asking begins. More are added only while these make too
+/// little progress.
 const AT_ONCE: usize = 16;
 
-/// Where as many questions as there are threads take longer than that, there are to be more threads.
+/// Time within which as many more questions have to be begun as there are threads; otherwise
+/// threads are added.
 const LATE: Duration = Duration::from_millis(2);
 
-/// So many questions at most go to one host and port at a time: a server with a short queue drops
-/// more.
+/// Greatest number of questions that go to one host and port at a time. A server with a short queue
+/// drops more.
 const FOR_ONE_SERVER: usize = 4;
 
-/// Something that a service is asked, with the headers that go along.
+/// A question to a service, with the headers that are sent along.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Question {
     Health(Health, Headers),
     Jobs(JobProbe, Headers),
-    /// Whether it was put to sleep.
+    /// Asks whether the server was put to sleep.
     Sleep(ApiServer, Headers),
 }
 
@@ -41,8 +43,9 @@ pub enum QuestionReply {
     Sleep(server::Called<bool>),
 }
 
-/// Questions under way: those that are answered at once by few threads, since a thread takes longer
-/// than such an answer, and those that hang by one each. What several services name is asked once.
+/// Questions under way. Those that are answered at once share few threads, since a thread takes
+/// longer than such an answer; those that hang get a thread each. A question that several services
+/// have in common is asked once.
 pub struct Questions {
     asked: HashMap<Question, usize>,
     shared: Arc<Asking>,
@@ -51,22 +54,24 @@ pub struct Questions {
 struct Asking {
     questions: Vec<Question>,
     fetcher: Fetcher,
-    /// Each call may take so long.
+    /// Longest time that each call may take.
     limit: Duration,
     stop: Stop,
-    /// Questions that follow each other, by number.
+    /// Numbers of the questions, in lanes that are each asked one after another.
     lanes: Vec<Vec<usize>>,
-    /// The first lane that nobody has begun.
+    /// Number of the first lane that no thread has begun.
     next: AtomicUsize,
     answers: Vec<QuestionAnswer>,
     answered: Arc<Event>,
 }
 
-/// It holds what came of a question and how long that took, or its panic; `None` while it is under way.
+/// The answer to a question and how long it took, or the panic of asking it; `None` while the
+/// question is under way.
 type QuestionAnswer = Mutex<Option<thread::Result<(QuestionReply, Duration)>>>;
 
 impl Questions {
-    /// One that is under way when nobody waits for it any more is left behind.
+    /// Begins to ask questions. One that is still under way when nobody waits for it any more is
+    /// left behind.
     pub fn begin(
         questions: impl IntoIterator<Item = Question>,
         limit: Duration,
@@ -92,7 +97,8 @@ impl Questions {
             next: AtomicUsize::new(0),
             answered: Event::new()?,
         });
-        // More than the processors would only keep them from those who are to answer.
+        // More threads than processors would only take these away from the servers that are to
+        // answer.
         let threads = count.min(host::processors().clamp(2, AT_ONCE));
         shared.clone().work(threads);
         if count > threads {
@@ -102,8 +108,9 @@ impl Questions {
         Ok(Questions { asked, shared })
     }
 
-    /// Returns what came of one and how long it took; `None` where it was not asked, or not answered
-    /// by the deadline. Panics where the question has.
+    /// Returns the answer to a question and how long it took. Returns `None` if the question was
+    /// not asked, or was not answered before the deadline or `stop`. Panics if asking the question
+    /// did.
     pub fn answer(
         &self,
         question: &Question,
@@ -128,7 +135,8 @@ impl Questions {
     }
 }
 
-/// Sorts questions by the server that they ask, so that no server has too many at once.
+/// Sorts questions into lanes by the server that they ask, at most `FOR_ONE_SERVER` lanes for each,
+/// so that no server has too many at once.
 fn lanes(questions: &[Question]) -> Vec<Vec<usize>> {
     let mut by_server: IndexMap<String, Vec<Vec<usize>>> = IndexMap::new();
     for (number, question) in questions.iter().enumerate() {
@@ -142,7 +150,8 @@ fn lanes(questions: &[Question]) -> Vec<Vec<usize>> {
     by_server.into_values().flatten().collect()
 }
 
-/// The host and port that a question asks; a command asks its own.
+/// Returns the host and port that a question asks. A command is identified by its text, since it is
+/// unknown which server it asks.
 fn whom(question: &Question) -> String {
     let url = match question {
         Question::Health(Health::Tcp { host, port }, _) => return format!("{host}:{port}"),
@@ -160,7 +169,8 @@ fn whom(question: &Question) -> String {
 }
 
 impl Asking {
-    /// Has so many threads go through one lane after another of those that nobody has begun.
+    /// Begins threads that each go through one lane after another of those that no thread has
+    /// begun.
     fn work(self: Arc<Asking>, threads: usize) {
         for _ in 0..threads {
             let shared = self.clone();
@@ -199,7 +209,8 @@ impl Asking {
         }
     }
 
-    /// Doubles the threads while they do not get on.
+    /// Doubles the number of threads each time that they have made too little progress within
+    /// `LATE`.
     fn hurry(self: Arc<Asking>, mut threads: usize) {
         let mut begun = threads;
         while begun < self.lanes.len() {

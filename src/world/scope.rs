@@ -1,5 +1,5 @@
-//! Transient systemd scopes, in which native services start where a systemd manager answers: what
-//! comes of a start stays in its scope, and outlives the unit or the login that gpuctl runs in.
+//! Transient systemd scopes, in which native services start if a systemd manager answers: the
+//! processes of a start stay in its scope, and outlive the unit or the login that gpuctl runs in.
 
 use super::host;
 use super::process::{self, Process};
@@ -8,7 +8,7 @@ use crate::model::Pid;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
-/// A scope that a manager can be asked for, under a name that nothing else has.
+/// A scope that a systemd manager can be asked to make, under a unique name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Scope {
     pub name: String,
@@ -17,8 +17,8 @@ pub struct Scope {
 }
 
 impl Scope {
-    /// A scope for a start of a service; `None` where no manager would keep it: without one, and for
-    /// a user whose manager ends with the login.
+    /// Returns a scope for a start of a service, or `None` if no manager would keep it: none can be
+    /// reached from this PID namespace, or the user's manager ends with the login.
     pub fn offered(service: &str) -> Result<Option<Scope>> {
         let is_root = rustix::process::geteuid().is_root();
         let user_folder = (!is_root).then(folder_of_user);
@@ -36,7 +36,8 @@ impl Scope {
         Scope { name: name.to_owned(), user_folder: None }
     }
 
-    /// The arguments with which `systemd-run` moves itself into the scope and becomes a program.
+    /// Returns the arguments with which `systemd-run` moves itself into the scope and becomes a
+    /// program.
     pub fn arguments(&self) -> Vec<String> {
         let user = self.user_folder.as_ref().map(|_| "--user".to_owned());
         let unit = format!("--unit={}", self.name);
@@ -44,8 +45,8 @@ impl Scope {
         user.into_iter().chain(rest.map(str::to_owned)).collect()
     }
 
-    /// The variable that `systemd-run` finds the manager by. A login of this user has it anyway, and
-    /// cron does not.
+    /// Returns the variable by which `systemd-run` finds a user's manager, or `None` for the
+    /// system's manager. A login of the user sets it already, but cron does not.
     pub fn variable(&self) -> Option<(&'static str, &Path)> {
         self.user_folder.as_deref().map(|folder| ("XDG_RUNTIME_DIR", folder))
     }
@@ -55,18 +56,19 @@ fn folder_of_user() -> PathBuf {
     PathBuf::from(format!("/run/user/{}", rustix::process::geteuid()))
 }
 
-/// Returns the folder in which our user's own manager listens; `None` where none does.
+/// Returns the folder in which the current user's own manager listens, or `None` if none does.
 pub fn user_folder() -> Option<PathBuf> {
     Some(folder_of_user()).filter(|folder| listens(&folder.join("systemd/private")))
 }
 
-/// Whether control groups, one path per line, are those of a scope or below it.
+/// Reports whether one of these control groups (lines of /proc/PID/cgroup) is a scope or below it.
 pub fn is_in(control_groups: &str, scope: &str) -> bool {
     let paths = control_groups.lines().filter_map(|line| line.splitn(3, ':').nth(2));
     paths.flat_map(|path| path.split('/')).any(|part| part == scope)
 }
 
-/// Returns the scope, among control groups, one path per line, in which gpuctl has started a service.
+/// Returns the scope, named in these control groups (lines of /proc/PID/cgroup), in which gpuctl
+/// has started a service.
 pub fn of_service<'a>(control_groups: &'a str, service: &str) -> Option<&'a str> {
     let paths = control_groups.lines().filter_map(|line| line.splitn(3, ':').nth(2));
     paths.flat_map(|path| path.split('/')).find(|part| {
@@ -76,7 +78,7 @@ pub fn of_service<'a>(control_groups: &'a str, service: &str) -> Option<&'a str>
     })
 }
 
-/// Whether a user's manager stays when the user has logged out.
+/// Reports whether a user's manager stays when the user has logged out.
 fn lingers(user: &str) -> bool {
     Path::new("/var/lib/systemd/linger").join(user).exists()
 }
@@ -85,8 +87,9 @@ fn listens(socket: &Path) -> bool {
     socket.metadata().is_ok_and(|meta| meta.file_type().is_socket())
 }
 
-/// Whether a process has the same number for us, for the manager and in /proc. It is told the number
-/// of what is to be in the scope, and in another PID namespace that number is a stranger's.
+/// Reports whether a process has the same PID for gpuctl, for the manager and in /proc. The manager
+/// is told which PID is to be in the scope, and in another PID namespace that number belongs to a
+/// stranger.
 fn sees_our_numbers() -> bool {
     let first = Process::of(1).is_some_and(|first| first.name == "systemd");
     first && process::depth(std::process::id() as Pid) == 1

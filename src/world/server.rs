@@ -1,16 +1,17 @@
-//! The model servers whose interface gpuctl knows: how each is told to unload its models, whether it
-//! sleeps then, and how it is woken. The answer to an unload only means "requested"; NVML shows
-//! whether it happened.
+//! Calls to the model servers whose interfaces gpuctl knows: how each is asked to unload its
+//! models, whether it sleeps then, and how it is woken. The answer to an unload only means
+//! "requested"; NVML shows whether it happened.
 
 use super::http::{self, Fetcher, NoAnswer, ServiceReply};
 use crate::model::{Api, ApiServer, Headers, HttpCall, Unload};
 use serde_json::{Value, json};
 use std::time::Duration;
 
-/// What a call has brought, or why it has brought nothing.
+/// Result of a call to a server, or the reason why there is none.
 pub type Called<T> = Result<T, NoAnswer>;
 
-/// Requests the unloading of everything that the server has loaded; each call may take so long.
+/// Asks a server to unload everything that it has loaded. Each call that this takes may last for
+/// `limit`.
 pub fn unload(unload: &Unload, headers: &Headers, limit: Duration) -> Called<()> {
     let agent = http::client(limit);
     let server = match unload {
@@ -21,7 +22,8 @@ pub fn unload(unload: &Unload, headers: &Headers, limit: Duration) -> Called<()>
     let post = |path: &str, body: Value| post(&agent, server, path, headers, body);
     match server.api {
         Api::Comfyui => post("/free", json!({"unload_models": true, "free_memory": true})),
-        // What has begun since it was last asked for its jobs is waited for, and not cut off.
+        // The server finishes jobs that have begun since it was last asked for its jobs, and does
+        // not cut them off.
         Api::Vllm => post("/sleep?level=1&mode=wait", Value::Null),
         Api::Sdwebui => post("/sdapi/v1/unload-checkpoint", json!({})),
         Api::Ollama => {
@@ -36,7 +38,7 @@ pub fn unload(unload: &Unload, headers: &Headers, limit: Duration) -> Called<()>
         Api::LlamaServer => {
             let models = get("/models")?;
             let models = models["data"].as_array().into_iter().flatten();
-            // It refuses for a model that does not run.
+            // The server refuses to unload a model that does not run.
             let runs = |model: &&Value| {
                 ["loading", "loaded", "sleeping"].iter().any(|it| model["status"]["value"] == *it)
             };
@@ -48,20 +50,21 @@ pub fn unload(unload: &Unload, headers: &Headers, limit: Duration) -> Called<()>
     }
 }
 
-/// Makes a call of the configuration.
+/// Makes an HTTP call that the configuration describes. Any success status is a success.
 pub fn call(call: &HttpCall, headers: &Headers, limit: Duration) -> Called<()> {
     let HttpCall { url, method, body } = call;
     http::call(&http::client(limit), method, url, headers, body.as_deref()).success().map(drop)
 }
 
-/// Whether a server was put to sleep. Only vLLM tells; the others load again when they are asked
-/// for something, or stay as they are. That it does not tell is no sign that it is awake.
+/// Reports whether a server was put to sleep. Only vLLM can say so; the others load again when they
+/// are asked for something, or stay as they are. A server that gives no answer is not known to be
+/// awake.
 pub fn is_asleep(server: &ApiServer, headers: &Headers, fetcher: &Fetcher) -> Called<bool> {
     if !server.can_sleep() {
         return Ok(false);
     }
     match fetcher.get(&server.at("/is_sleeping"), headers) {
-        // One that does not know the question cannot have been put to sleep.
+        // A server that does not know the question cannot have been put to sleep.
         reply @ ServiceReply::Answer { .. } => {
             Ok(reply.json().is_ok_and(|answer| answer["is_sleeping"] == true))
         }
@@ -69,7 +72,8 @@ pub fn is_asleep(server: &ApiServer, headers: &Headers, fetcher: &Fetcher) -> Ca
     }
 }
 
-/// Wakes a server that sleeps, or brings back what it has unloaded; it has done so when it answers.
+/// Wakes a server that sleeps, or makes it load what it has unloaded. The server has done so when
+/// it answers. Servers that load again by themselves are not called.
 pub fn wake(server: &ApiServer, headers: &Headers, limit: Duration) -> Called<()> {
     let agent = http::client(limit);
     match server.api {

@@ -1,6 +1,6 @@
 //! Records of the starts of native services, one file for each service in the state folder: which
 //! processes they began with, and where their output goes. A process may set its title, clear its
-//! environment and leave its session; it cannot change what stands here.
+//! environment and leave its session, but it cannot change its record.
 
 use super::files;
 use super::host;
@@ -14,7 +14,7 @@ use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// A file as the kernel tells it from all others, whatever it is called.
+/// Identity by which the kernel tells a file from all others, whatever its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileId {
     pub device: u64,
@@ -22,41 +22,47 @@ pub struct FileId {
 }
 
 impl FileId {
-    /// The file at a path, where there is one.
+    /// Returns the identity of the file at a path, or `None` if there is none.
     pub fn of(path: &Path) -> Option<FileId> {
         path.metadata().ok().map(|meta| FileId { device: meta.dev(), inode: meta.ino() })
     }
 }
 
-/// A service's start, as it was recorded, or a service whose processes were adopted.
+/// Record of a service's start, or of the processes that were adopted for a service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StartRecord {
     pub service: String,
-    /// The configuration that named the service, as a path and as a file. Both paths are as text,
-    /// also where they are none.
+    /// Path of the configuration that named the service, as text even if it is not UTF-8.
     pub config: Option<String>,
+    /// Identity of the configuration's file, by which it is recognised after it has been moved.
     pub config_file: Option<FileId>,
-    /// The start command and its folder, by which a renamed service is known again.
+    /// Start command, by which, together with its working directory, a renamed service is
+    /// recognised.
     pub command: String,
+    /// Working directory of the start command, as text even if it is not UTF-8.
     pub cwd: Option<String>,
-    /// The process table that the processes are in: the same numbers mean others elsewhere.
+    /// Id of the boot in which the PIDs are valid: after another boot, the same numbers mean other
+    /// processes.
     pub boot: String,
+    /// PID namespace in which the PIDs are valid: elsewhere, the same numbers mean other processes.
     pub pid_namespace: Option<u64>,
-    /// Its log, and the length of it before the start, in bytes.
+    /// Identity of the service's log.
     pub log: Option<FileId>,
+    /// Length of the log before the start, in bytes.
     pub log_from: u64,
-    /// The systemd scope that was made for it.
+    /// Name of the systemd scope that was made for the start, if any.
     #[serde(default)]
     pub scope: Option<String>,
-    /// It began then, in clock ticks since boot, as the kernel counts the starts of processes.
+    /// Time at which the start began, in clock ticks since boot, as the kernel counts the starts of
+    /// processes.
     pub since: u64,
-    /// The service has been ready since.
+    /// Whether the service has been ready at any time since the start.
     pub was_ready: bool,
     pub processes: Vec<Id>,
 }
 
 impl StartRecord {
-    /// A start of a service that has no process yet.
+    /// Creates the record of a start that begins now and has no process yet.
     pub fn new(service: &Service, native: &Native, config: Option<&Path>) -> StartRecord {
         StartRecord {
             service: service.name.clone(),
@@ -75,7 +81,8 @@ impl StartRecord {
         }
     }
 
-    /// Adds those of these processes that it does not have; whether there were any.
+    /// Adds those of these processes that the record does not have yet; reports whether there were
+    /// any.
     pub fn add(&mut self, processes: impl IntoIterator<Item = Id>) -> bool {
         let known = self.processes.len();
         for id in processes {
@@ -90,10 +97,11 @@ impl StartRecord {
         self.boot == host::boot_id() && self.pid_namespace == host::pid_namespace()
     }
 
-    /// The service that it is a start of, by its place among these: the one of that name, else the
-    /// only one with the very same command, which has been renamed. A start from another configuration
-    /// that is still there is nobody's here; one that has been moved is known by its file, or was at a
-    /// path where there is none any more.
+    /// Returns the index of the service that the record belongs to: the one with its name, or else
+    /// the only one with exactly its command and working directory, which has been renamed. If the
+    /// record names another configuration that still exists, it belongs to none of `services`; a
+    /// configuration that was moved is recognised by its file, or by a missing file at its old
+    /// path.
     pub fn service_of(&self, services: &[Service], config: Option<&Path>) -> Option<usize> {
         let is_same_file =
             || self.config_file.is_some() && self.config_file == config.and_then(FileId::of);
@@ -120,6 +128,7 @@ impl StartRecord {
         same.next().filter(|_| same.next().is_none())
     }
 
+    /// Writes the record to the state folder, in place of the service's earlier one.
     pub fn write(&self, state_dir: &Path) -> Result<()> {
         let folder = state_dir.join(FOLDER);
         let path = path_of(state_dir, &self.service);
@@ -139,7 +148,7 @@ impl StartRecord {
 }
 
 const FOLDER: &str = "starts";
-/// Far more than a record has, in bytes.
+/// Limit in bytes on what is read of a record, far above the size of any.
 const LONGEST: u64 = 1024 * 1024;
 
 fn text_of(path: &Path) -> String {
@@ -150,7 +159,8 @@ fn path_of(state_dir: &Path, service: &str) -> PathBuf {
     state_dir.join(FOLDER).join(format!("{service}.json"))
 }
 
-/// The records of this boot. One that is not ours alone, or is no record, proves nothing.
+/// Returns the records of this boot and this PID namespace. Records in a folder that others own or
+/// may write to, and files that are not records, prove nothing and are left out.
 pub fn recorded(state_dir: &Path) -> Vec<StartRecord> {
     let folder = state_dir.join(FOLDER);
     if files::is_private(state_dir).is_err() || files::is_private(&folder).is_err() {
@@ -168,7 +178,7 @@ fn read(path: &Path) -> Option<StartRecord> {
     serde_json::from_slice(&text).ok()
 }
 
-/// Adds processes to what is recorded of a service, be it a start or nothing yet.
+/// Adds processes to the record of a service's start, or makes a record if there is none yet.
 pub fn adopt(
     state_dir: &Path,
     service: &Service,
@@ -186,8 +196,8 @@ pub fn adopt(
     start.write(state_dir)
 }
 
-/// The length of a service's log, in bytes, before it was last started: what it said before is of an
-/// earlier start.
+/// Returns the length of a service's log, in bytes, before its last start: all output up to there
+/// comes from earlier starts.
 pub fn log_from(state_dir: &Path, service: &Service, config: Option<&Path>) -> u64 {
     let services = std::slice::from_ref(service);
     let starts = recorded(state_dir).into_iter();
@@ -195,14 +205,14 @@ pub fn log_from(state_dir: &Path, service: &Service, config: Option<&Path>) -> u
     of_it.map(|start| start.log_from).max().unwrap_or_default()
 }
 
-/// Forgets the starts under this name, nothing of which is left.
+/// Removes the record of a service of whose start no process is left.
 pub fn forget(state_dir: &Path, service: &str) {
-    // A record that stays proves nothing: its processes are gone.
+    // A record that cannot be removed proves nothing: its processes are gone.
     let _ = fs::remove_file(path_of(state_dir, service));
 }
 
-/// The file that a descriptor of a process is open on; `None` where we may not look. It is not asked
-/// for afresh of a server that may hang.
+/// Returns the file that a descriptor of a process is open on, or `None` if that may not be
+/// inspected. It uses cached attributes, so that a file server that hangs is not asked.
 pub fn open_file(descriptors: &Path, number: u32) -> Option<FileId> {
     use rustix::fs::{AtFlags, StatxFlags, statx};
     let path = descriptors.join(number.to_string());
@@ -213,7 +223,7 @@ pub fn open_file(descriptors: &Path, number: u32) -> Option<FileId> {
     Some(FileId { device, inode: told.stx_ino })
 }
 
-/// The identity of an open file.
+/// Returns the identity of an open file.
 pub fn identity(file: &File) -> Option<FileId> {
     file.metadata().ok().map(|meta| FileId { device: meta.dev(), inode: meta.ino() })
 }

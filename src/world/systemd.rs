@@ -1,4 +1,5 @@
-//! systemd units through `systemctl`, asked for properties, never for prose.
+//! systemd units through `systemctl`. Their states are read from properties, never from text for
+//! people.
 
 use super::command::{self, Begun, Output};
 use super::host;
@@ -14,33 +15,35 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 const SHOW_LIMIT: Duration = Duration::from_secs(5);
-/// A call is given this long at least.
+/// Least time that the call which starts a unit is given, even if the call before it has used up
+/// the limit.
 const LEAST: Duration = Duration::from_secs(1);
 const PROPERTIES: &str = "Id,LoadState,ActiveState,SubState,MainPID,ControlGroup,Result,\
     ExecMainStatus,NRestarts,InactiveExitTimestampMonotonic,TriggeredBy,Job";
 
-/// `systemctl` exits with 4 when polkit does not let us (LSB: insufficient privilege).
+/// Exit code of `systemctl` if polkit denies the call (LSB: insufficient privilege).
 const NOT_PERMITTED: i32 = 4;
 
-/// The manager's words for a unit with RefuseManualStart= or RefuseManualStop=.
+/// Part of the manager's message about a unit with RefuseManualStart= or RefuseManualStop=.
 const BY_DEPENDENCY: &str = "may be requested by dependency only";
 
-/// The manager's words for a job that would undo one which is not to be undone: a shutdown's.
+/// Part of the manager's message about a job that would cancel another one which must not be
+/// cancelled, such as a shutdown's.
 const DESTRUCTIVE: &str = "is destructive";
 
-/// systemd says this of a unit.
+/// State of a unit, as systemd reports it.
 #[derive(Clone, Debug)]
 pub struct UnitView {
-    /// Its own name; it may have been asked for by an alias.
+    /// Name of the unit itself, which may have been asked for by an alias.
     pub id: String,
     pub control_group: Option<String>,
     pub presence: Presence,
-    /// A socket that starts the unit for whoever connects.
+    /// Socket that starts the unit when a client connects to it, if there is one.
     pub socket: Option<String>,
 }
 
-/// Asks for all units of one manager (the system's or the user's) in one call, which is under way
-/// on return; what is returned waits for the answer.
+/// Asks one manager (the system's, or the user's if `user` is set) for all units in one call, and
+/// returns a function that waits for the answer. The call is already under way on return.
 pub fn show<'a>(
     units: &'a [&str],
     user: bool,
@@ -50,17 +53,18 @@ pub fn show<'a>(
     move || Ok(read(units, &text(asked?, user, stop)?))
 }
 
-/// It tells how a unit is installed.
+/// How a unit is installed, as systemd reports it.
 #[derive(Clone, Debug)]
 pub struct Installed {
-    /// "loaded", "not-found", "masked", …
+    /// The property LoadState: "loaded", "not-found", "masked", …
     pub load_state: String,
-    /// "enabled", "disabled", "static", …
+    /// The property UnitFileState: "enabled", "disabled", "static", …
     pub file_state: String,
-    /// A socket that starts it for whoever connects.
+    /// Socket that starts the unit when a client connects to it, if there is one.
     pub socket: Option<String>,
 }
 
+/// Returns how each of these units of one manager is installed.
 pub fn installed(units: &[&str], user: bool, stop: &Stop) -> Result<HashMap<String, Installed>> {
     let read = |_: &str, properties: &HashMap<&str, &str>| {
         let property = |name| properties.get(name).copied().unwrap_or_default();
@@ -74,29 +78,30 @@ pub fn installed(units: &[&str], user: bool, stop: &Stop) -> Result<HashMap<Stri
     Ok(each(units, &text(asked, user, stop)?, read))
 }
 
-/// The first socket among units, in one line.
+/// Returns the first socket in a line of units that are separated by spaces.
 fn socket_of(units: &str) -> Option<&str> {
     units.split(' ').find(|unit| unit.ends_with(".socket"))
 }
 
-/// Whether systemd itself accepts connections on a port, for a socket.
+/// Reports whether systemd itself accepts TCP connections on a port on behalf of the unit `socket`.
 pub fn accepts_for(socket: &str, port: u16, user: bool, stop: &Stop) -> Result<bool> {
     let told = text(ask(&[socket], user, "Listen")?, user, stop)?;
     Ok(told.lines().any(|line| line.ends_with(&format!(":{port} (Stream)"))))
 }
 
-/// What asks polkit; it comes with it.
+/// Program that asks polkit for a decision; it is installed together with polkit.
 pub const PKCHECK: &str = "pkcheck";
 
-/// Whether polkit lets this user start and stop every unit. Where it does not, a rule may let them do
-/// so with single ones, which only root may ask.
+/// Reports whether polkit lets this user start and stop every unit. If it does not, a rule may
+/// still allow this for single units, about which only root may ask.
 pub fn lets_act(stop: &Stop) -> bool {
     let me = std::process::id().to_string();
     let words = ["--action-id", "org.freedesktop.systemd1.manage-units", "--process", &me];
     command::run(PKCHECK, &words, SHOW_LIMIT, stop).is_ok_and(|output| output.status.success())
 }
 
-/// The services that have a unit file, whether they run or not, without templates.
+/// Returns the names of the services that have a unit file, whether they run or not, without
+/// templates.
 pub fn unit_files(user: bool, stop: &Stop) -> Result<Vec<String>> {
     let list = ["list-unit-files", "--type=service", "--plain", "--no-legend"];
     let listed = text(systemctl(&list, user, SHOW_LIMIT)?, user, stop)?;
@@ -104,8 +109,8 @@ pub fn unit_files(user: bool, stop: &Stop) -> Result<Vec<String>> {
     Ok(units.filter(|unit| !unit.contains("@.")).map(str::to_owned).collect())
 }
 
-/// Returns the unit that is active and starts this one whenever it has ended: its socket, timer or path,
-/// or one that upholds it.
+/// Returns the active unit that starts this one whenever it has ended: its socket, timer or path,
+/// or a unit that upholds it. Returns `None` if there is none.
 fn starter(unit: &str, user: bool, stop: &Stop) -> Result<Option<String>> {
     let told = text(ask(&[unit], user, "TriggeredBy,UpheldBy")?, user, stop)?;
     let values = told.lines().filter_map(|line| line.split_once('=')).map(|(_, units)| units);
@@ -121,15 +126,15 @@ fn starter(unit: &str, user: bool, stop: &Stop) -> Result<Option<String>> {
     Ok(candidates.into_iter().find(is_active).map(str::to_owned))
 }
 
-/// Whether a unit that was stopped may be up again at once, without anybody's doing: what waits for a
-/// connection or for an hour waits on.
+/// Reports whether a unit that was stopped may be up again at once, without anybody's doing. A
+/// socket or a timer does not count, since it waits for a connection or for its time.
 pub fn is_started_again(unit: &str, user: bool, stop: &Stop) -> bool {
     let waits = |unit: &str| unit.ends_with(".socket") || unit.ends_with(".timer");
     starter(unit, user, stop).ok().flatten().is_some_and(|starter| !waits(&starter))
 }
 
-/// The failure of a service whose unit was stopped and is up again: who has started it, and what ends
-/// that.
+/// Returns the failure of a service whose unit was stopped and is up again. It says what started
+/// the unit, as far as that is known, and how to end that.
 pub fn started_again(service: &str, unit: &str, user: bool, stop: &Stop) -> Failure {
     let systemctl = if user { "systemctl --user" } else { "systemctl" };
     let (who, fix) = match starter(unit, user, stop).ok().flatten() {
@@ -153,7 +158,7 @@ fn ask(units: &[&str], user: bool, properties: &str) -> Result<Begun> {
     systemctl(&arguments, user, SHOW_LIMIT)
 }
 
-/// Returns what `systemctl show` prints.
+/// Waits for a call of `systemctl` and returns what it printed.
 fn text(asked: Begun, user: bool, stop: &Stop) -> Result<String> {
     let output = asked.finish(stop)?;
     if !output.status.success() {
@@ -162,7 +167,8 @@ fn text(asked: Begun, user: bool, stop: &Stop) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Returns what `systemctl show` printed of these units, read block by block, in the order asked for.
+/// Reads the blocks of properties that `systemctl show` printed, one for each unit in the order
+/// asked for. Returns the results by the names of the units.
 fn each<T>(
     units: &[&str],
     text: &str,
@@ -176,7 +182,7 @@ fn each<T>(
     units.iter().zip(blocks).map(read).collect()
 }
 
-/// The state of each unit, from what `systemctl show` printed.
+/// Parses the output of `systemctl show` into the state of each unit.
 pub fn read(units: &[&str], text: &str) -> HashMap<String, UnitView> {
     each(units, text, shown)
 }
@@ -186,7 +192,7 @@ fn shown(unit: &str, properties: &HashMap<&str, &str>) -> UnitView {
     let number = |name: &str| property(name).parse::<u64>().unwrap_or(0);
     let ending = || match (property("Result"), number("ExecMainStatus")) {
         ("success" | "", _) => None,
-        // Its main process has not failed, or was never begun.
+        // The main process has not failed, or was never begun.
         (result, 0) => Some(format!("failed: {result}")),
         (result, status) => Some(format!("failed: {result}, status {status}")),
     };
@@ -196,7 +202,7 @@ fn shown(unit: &str, properties: &HashMap<&str, &str>) -> UnitView {
             age: age(number("InactiveExitTimestampMonotonic")),
             restarts: number("NRestarts"),
             trouble,
-            // A unit that tells systemd when it is ready (Type=notify) has not done so yet.
+            // A unit that notifies systemd when it is ready (Type=notify) has not done so yet.
             own_health: (property("ActiveState") == "activating").then(|| {
                 Healthy::No(format!("systemd says activating ({})", property("SubState")))
             }),
@@ -205,7 +211,7 @@ fn shown(unit: &str, properties: &HashMap<&str, &str>) -> UnitView {
     };
     let control_group = Some(property("ControlGroup")).filter(|path| path.len() > 1);
     let socket = socket_of(property("TriggeredBy"));
-    // What runs is up, whatever has become of its file since.
+    // A unit that runs is up, whatever has become of its file since.
     let presence = match (property("LoadState"), property("ActiveState")) {
         (_, "activating") if property("SubState").starts_with("auto-restart") => {
             let how = ending().unwrap_or_else(|| "ended".to_owned());
@@ -231,13 +237,16 @@ fn shown(unit: &str, properties: &HashMap<&str, &str>) -> UnitView {
     }
 }
 
-/// Returns how long ago a time of the monotonic clock was, which stands still in a suspend; `None` of none.
+/// Returns how long ago a time of the monotonic clock was, in microseconds. That clock stands still
+/// while the machine is suspended. Returns `None` for 0, by which systemd means that there is no
+/// such time.
 fn age(microseconds: u64) -> Option<Duration> {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     let now = Duration::new(now.tv_sec as u64, now.tv_nsec as u32);
     (microseconds > 0).then(|| now.saturating_sub(Duration::from_micros(microseconds)))
 }
 
+/// Returns the failure of a unit that does not exist or cannot be used.
 pub fn missing(unit: &str, load_state: &str) -> Failure {
     Failure::new(Code::NotFound, format!("there is no usable systemd unit {unit} ({load_state})"))
         .hint(format!("`systemctl status {unit}` says more; after writing a unit file run `systemctl daemon-reload`"))
@@ -259,29 +268,30 @@ fn unreachable(output: &Output, user: bool) -> Failure {
 }
 
 /// Starts a unit without waiting for it, so that what the manager has queued before it holds nobody
-/// up: what becomes of it is seen by looking. One that was started too often, or has failed, is
-/// forgiven first.
+/// up; the caller has to look at what becomes of the unit. The failures and the starts counted so
+/// far are forgotten first, so that they do not forbid this start.
 pub fn start(unit: &str, user: bool, limit: Duration, stop: &Stop) -> Result<()> {
     let begun = Instant::now();
-    // Who may not do that may be told by the start itself.
+    // The result is ignored: if the user lacks the permission, the start itself reports that.
     systemctl(&["reset-failed", "--", unit], user, limit)?.finish(stop)?;
     let left = limit.saturating_sub(begun.elapsed()).max(LEAST);
     act(&["start", "--no-block", "--", unit], user, left, Code::StartFailed, stop)
 }
 
+/// Stops a unit, and waits until it has stopped.
 pub fn stop(unit: &str, user: bool, limit: Duration, stop: &Stop) -> Result<()> {
     act(&["stop", "--", unit], user, limit, Code::StopFailed, stop)
 }
 
-/// SIGKILL to everything in the unit. It is being stopped from then on, so that no Restart= brings it
-/// back. What is killed has no order to keep with others: its end waits for none of those that the
-/// manager would stop before it, and that may hang.
+/// Kills all processes of a unit by SIGKILL and waits until the unit has stopped. The unit is
+/// already being stopped when they are killed, so that no Restart= brings it back. Units that the
+/// manager would stop before it are not waited for, since they may hang.
 pub fn kill(unit: &str, user: bool, limit: Duration, stop: &Stop) -> Result<()> {
     act(&["stop", "--no-block", "--", unit], user, SHOW_LIMIT, Code::StopFailed, stop)?;
     let kill = ["kill", "--signal=KILL", "--", unit];
     let killed = act(&kill, user, SHOW_LIMIT, Code::StopFailed, stop);
     let end = ["stop", "--job-mode=ignore-dependencies", "--", unit];
-    // There may be nobody left to kill; whether it has stopped is what counts.
+    // There may be no process left to kill; what counts is whether the unit has stopped.
     act(&end, user, limit, Code::StopFailed, stop)
         .map_err(|failure| killed.err().unwrap_or(failure))
 }
@@ -306,15 +316,16 @@ fn act(arguments: &[&str], user: bool, limit: Duration, code: Code, stop: &Stop)
     }
 }
 
-/// Whether polkit or the bus does not let us: `systemctl` has no exit code of its own for a polkit that
-/// would ask for a password, and the same one for what nobody may do.
+/// Reports whether polkit or the bus denied the call. `systemctl` has no exit code of its own for a
+/// polkit that would ask for a password, and uses `NOT_PERMITTED` also for what nobody may do.
 fn is_refused(output: &Output) -> bool {
     let may_nobody = [BY_DEPENDENCY, DESTRUCTIVE].iter().any(|text| output.stderr.contains(text));
     output.status.code() == Some(NOT_PERMITTED) && !may_nobody
         || output.stderr.contains("Interactive authentication required")
 }
 
-/// Why `systemctl` failed: its first line that is no warning, which a changed unit file gives before.
+/// Returns why `systemctl` failed: the first line of its messages that is no warning. A warning
+/// about a changed unit file, for instance, comes before the reason.
 fn complaint(output: &Output) -> String {
     let mut lines = output.stderr.lines().map(str::trim).filter(|line| !line.is_empty());
     match lines.find(|line| !line.starts_with("Warning:")) {
@@ -323,7 +334,7 @@ fn complaint(output: &Output) -> String {
     }
 }
 
-/// Whether the machine is going down: nothing is started on it any more.
+/// Reports whether the machine is shutting down. Nothing can be started on it then.
 pub fn is_going_down() -> bool {
     if !Path::new("/run/systemd/system").exists() {
         return false;
@@ -339,19 +350,20 @@ fn systemctl(arguments: &[&str], user: bool, limit: Duration) -> Result<Begun> {
         all.push("--user");
     }
     all.extend(arguments);
-    // A user's systemd is found by it, and cron and `su` do not set it.
+    // A user's systemd is found by XDG_RUNTIME_DIR, which cron and `su` do not set.
     let folder = scope::user_folder().filter(|_| user);
     let folder = folder.as_deref().and_then(Path::to_str);
     let variables: Vec<_> = folder.map(|folder| ("XDG_RUNTIME_DIR", folder)).into_iter().collect();
     command::begin("systemctl", &all, &variables, limit)
 }
 
-/// The last lines of a unit's journal since it was started, or since it has been waited for, for as
-/// long as `watched`, where that is longer ago.
+/// Returns the last lines of a unit's journal since the unit was started or, if that is earlier,
+/// since the caller began to wait for it, `watched` ago.
 pub fn log_tail(unit: &str, user: bool, watched: Duration, stop: &Stop) -> Vec<String> {
     let ago = |time| host::now().saturating_sub(time).unwrap_or_default();
     let waited_for = ago(watched);
-    // What the unit has written is in the journal then; where that is refused, it mostly is too.
+    // Everything that the unit has written is in the journal then. If the call is refused, most of
+    // it is there anyway.
     let _ = command::run("journalctl", &["--sync"], SHOW_LIMIT, stop);
     let asked = ask(&[unit], user, "InactiveExitTimestampMonotonic");
     let told = asked.and_then(|asked| text(asked, user, stop)).unwrap_or_default();
@@ -363,12 +375,12 @@ pub fn log_tail(unit: &str, user: bool, watched: Duration, stop: &Stop) -> Vec<S
         [selector, unit, &since, "--lines", "15", "--output", "cat", "--no-pager", "--quiet"];
     match command::run("journalctl", &arguments, SHOW_LIMIT, stop) {
         Ok(output) => logs::last_lines(&output.stdout),
-        // The failure that these lines would explain is told without them.
+        // The failure that these lines would explain is reported without them.
         Err(_) => Vec::new(),
     }
 }
 
-/// Returns what shows the journal of a unit that there is.
+/// Returns the program that shows the journal of a unit. Fails if there is no such unit.
 pub fn log_viewer(unit: &str, user: bool, part: LogPart, stop: &Stop) -> Result<LogViewer> {
     if let Presence::Missing(failure) = &show(&[unit], user, stop)()?[unit].presence {
         return Err(failure.clone());

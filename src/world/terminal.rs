@@ -1,5 +1,5 @@
-//! What happens to a terminal whose screen is ours: it gets another size, Ctrl-Z takes it away, or
-//! a key is pressed.
+//! Events of a terminal whose screen gpuctl draws: it gets another size, Ctrl-Z takes it away, or a
+//! key is pressed.
 
 use super::wait::is_ignored;
 use rustix::fd::{AsFd, BorrowedFd};
@@ -15,12 +15,14 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+/// Observer of a terminal, which notices a change of its size and Ctrl-Z.
 pub struct Terminal {
     changed: UnixStream,
     suspends: Arc<AtomicBool>,
 }
 
 impl Terminal {
+    /// Begins to observe the terminal by its signals. Ctrl-Z is left out if its signal is ignored.
     pub fn observed() -> Result<Terminal> {
         let (changed, sender) = UnixStream::pair()?;
         changed.set_nonblocking(true)?;
@@ -33,28 +35,29 @@ impl Terminal {
         Ok(Terminal { changed, suspends })
     }
 
-    /// Readable when something has happened.
+    /// Returns a descriptor that is readable when something has happened to the terminal.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.changed.as_fd()
     }
 
-    /// Takes note of it; whether it is to be left now.
+    /// Takes note of what has happened, and reports whether the terminal is to be left now, because
+    /// of Ctrl-Z.
     pub fn is_taken_away(&self) -> bool {
-        // As many as there were: one look at it is enough.
+        // However many signals there were, one look at the terminal is enough.
         while (&self.changed).read(&mut [0; 64]).is_ok_and(|count| count > 0) {}
         self.suspends.swap(false, Ordering::SeqCst)
     }
 }
 
-/// The keys of the terminal at our input, each told as it is pressed and not shown, until it is
-/// dropped. Ctrl-C and Ctrl-Z stay signals.
+/// The keys of the terminal at gpuctl's input. Until this is dropped, each key can be read as soon
+/// as it is pressed, and is not shown. Ctrl-C and Ctrl-Z stay signals.
 pub struct Keys {
     before: Termios,
 }
 
 impl Keys {
-    /// Takes them where they are ours to read: `None` where the input is no terminal, or one that
-    /// is another's now.
+    /// Begins to read single keys. Returns `None` if the input is no terminal, or one that another
+    /// process group uses now.
     pub fn take() -> Option<Keys> {
         if !is_in_foreground() {
             return None;
@@ -62,22 +65,23 @@ impl Keys {
         let before = tcgetattr(stdin()).ok()?;
         let mut each = before.clone();
         each.local_modes -= LocalModes::ICANON | LocalModes::ECHO;
-        // Ctrl-\ would leave the terminal like this.
+        // Ctrl-\ would end gpuctl and leave the terminal like this.
         each.special_codes[SpecialCodeIndex::VQUIT] = 0;
-        // A read never waits: another one at the same terminal may have been faster.
+        // A read never waits, since another process at the same terminal may have been faster.
         each.special_codes[SpecialCodeIndex::VMIN] = 0;
         each.special_codes[SpecialCodeIndex::VTIME] = 0;
         tcsetattr(stdin(), OptionalActions::Now, &each).ok()?;
         Some(Keys { before })
     }
 
-    /// Readable when one was pressed; `None` while we are in the background, where the kernel stops
-    /// whoever reads.
+    /// Returns a descriptor that is readable when a key was pressed. Returns `None` while gpuctl is
+    /// in the background, where the kernel stops a process that reads from the terminal.
     pub fn fd(&self) -> Option<BorrowedFd<'static>> {
         is_in_foreground().then(stdin)
     }
 
-    /// Whether this key was pressed. What was typed after it is left for whoever reads next.
+    /// Reports whether a key was pressed. Input that was typed after it is left for the next
+    /// reader.
     pub fn have(&self, key: u8) -> bool {
         let mut pressed = [0];
         while self.fd().is_some_and(|fd| rustix::io::read(fd, &mut pressed) == Ok(1)) {
@@ -91,20 +95,22 @@ impl Keys {
 
 impl Drop for Keys {
     fn drop(&mut self) {
-        // In the background it is another's, who has set it as it likes, and we would be stopped.
+        // In the background, the terminal is another process's, which has set it as it likes, and
+        // the kernel would stop gpuctl.
         if is_in_foreground() {
             let _ = tcsetattr(stdin(), OptionalActions::Now, &self.before);
         }
     }
 }
 
-/// Whether the input is the terminal that we are called from, and ours for now.
+/// Reports whether the input is the terminal from which gpuctl was called, and gpuctl is in its
+/// foreground.
 fn is_in_foreground() -> bool {
     is_foreground(own_group(), stdin())
 }
 
-/// Returns our process group; `None` where who leads it is in another PID namespace, as after
-/// `nsenter --pid` or `unshare --pid`, and so has no number here.
+/// Returns the process group of gpuctl. Returns `None` if its leader is in another PID namespace,
+/// as after `nsenter --pid` or `unshare --pid`, and so has no number in this one.
 pub fn own_group() -> Option<Pid> {
     // SAFETY: a plain system call.
     #[expect(unsafe_code, reason = "rustix takes for granted that there is a number")]
@@ -112,7 +118,7 @@ pub fn own_group() -> Option<Pid> {
     Pid::from_raw(group)
 }
 
-/// Whether a group is in the foreground of a terminal.
+/// Reports whether a process group is in the foreground of a terminal.
 pub fn is_foreground(group: Option<Pid>, terminal: impl AsFd) -> bool {
     group.is_some_and(|group| tcgetpgrp(terminal) == Ok(group))
 }

@@ -1,5 +1,5 @@
-//! Waiting for events: deaths of processes, answers of threads, signals to gpuctl itself.
-//! Everything that blocks blocks here, so that every wait has a deadline and can be called off.
+//! Waiting for events: the end of a process, the answer of a thread, a signal to gpuctl itself.
+//! Everything that blocks does so here, so that every wait has a deadline and can be called off.
 
 mod aside;
 mod event;
@@ -18,13 +18,13 @@ use rustix::fd::BorrowedFd;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Why a wait ended.
+/// Reason why a wait ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Woken {
-    /// One of the watched descriptors has something to say.
+    /// At least one of the watched descriptors is readable.
     Event,
     TimedOut,
-    /// The work was called off; see [`Stop::check`].
+    /// The work was called off; [`Stop::check`] says why.
     Stopped,
 }
 
@@ -60,7 +60,7 @@ pub fn wait(watched: &[BorrowedFd], stop: &Stop, deadline: Instant) -> Woken {
     }
 }
 
-/// Tells whether a descriptor is readable now.
+/// Reports whether a descriptor is readable now.
 fn is_readable(fd: BorrowedFd) -> bool {
     let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
     loop {

@@ -1,6 +1,6 @@
-//! Four bytes of a file, on which processes sleep until one of them changes these
-//! (futex(2)). The kernel wakes them as it does with a lock's waiters, and nothing has to be taken
-//! down: to close a watch of inotify(7) takes it a pause of ten milliseconds.
+//! Four bytes of a file, on which processes sleep until one of them changes the bytes (futex(2)).
+//! The kernel wakes the sleepers as it wakes the waiters of a lock. Nothing has to be taken down
+//! afterwards, while the kernel pauses for ten milliseconds to close a watch of inotify(7).
 
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
@@ -12,24 +12,25 @@ use std::ptr::NonNull;
 use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
-/// No page is smaller.
+/// Length of the mapping in bytes. No page of memory is smaller.
 const PAGE: usize = 4096;
 
-/// Four bytes of a file, as all who have it open share them.
+/// Four bytes of a file, shared by all processes that have the file open.
 pub struct SharedWord {
     page: NonNull<c_void>,
     at: usize,
 }
 
-// SAFETY: it is an address in a mapping that is read by the kernel alone.
+// SAFETY: the pointer is an address in a mapping that only the kernel reads.
 #[expect(unsafe_code, reason = "a pointer is not sent by itself")]
 unsafe impl Send for SharedWord {}
 
 impl SharedWord {
-    /// Its size in bytes.
+    /// Number of bytes in the word.
     pub const SIZE: usize = size_of::<u32>();
 
-    /// Those at a multiple of four on the file's first page, which has to be open for reading.
+    /// Maps the word at offset `at` of a file, which has to be open for reading. The offset has to
+    /// be a multiple of four on the file's first page.
     #[expect(unsafe_code, reason = "memory is mapped")]
     pub fn of(file: &File, at: usize) -> Result<SharedWord> {
         let (read, shared) = (ProtFlags::READ, MapFlags::SHARED);
@@ -40,10 +41,11 @@ impl SharedWord {
         Ok(SharedWord { page, at })
     }
 
-    /// Sleeps while the bytes are these, for no longer than `limit` and perhaps less.
+    /// Sleeps while the bytes equal `seen`, for at most `limit`. The sleep may end early without
+    /// any change.
     pub fn wait(&self, seen: [u8; Self::SIZE], limit: Duration) {
-        // Whatever ends it, the caller looks again. The file may be shorter than it was: only the
-        // kernel reads it here, which says so.
+        // Whatever ends the sleep, the caller looks again. The file may be shorter than it was, but
+        // only the kernel reads the bytes here, and it returns an error then.
         let limit = limit.try_into().ok();
         let _ = futex::wait(
             self.word(),
@@ -53,16 +55,16 @@ impl SharedWord {
         );
     }
 
-    /// Wakes all who sleep on the file.
+    /// Wakes all threads and processes that sleep on the word.
     pub fn wake(&self) {
-        // It fails where the file is empty, on which nobody can sleep.
+        // This fails if the file is empty, but then nobody can sleep on the word.
         let _ = futex::wake(self.word(), futex::Flags::empty(), i32::MAX as u32);
     }
 
     #[expect(unsafe_code, reason = "the mapping has no lifetime but ours")]
     fn word(&self) -> &AtomicU32 {
-        // SAFETY: it lies on the page, which is mapped until we are dropped; it is aligned, and never
-        // read here.
+        // SAFETY: the word lies on the page, which is mapped until `self` is dropped; it is
+        // aligned, and never read here.
         unsafe { self.page.byte_add(self.at).cast().as_ref() }
     }
 }
@@ -70,7 +72,7 @@ impl SharedWord {
 impl Drop for SharedWord {
     #[expect(unsafe_code, reason = "memory is unmapped")]
     fn drop(&mut self) {
-        // SAFETY: it was mapped by us, and nobody has a reference into it that outlives us.
+        // SAFETY: `self` has mapped the page, and no reference into the page outlives `self`.
         let _ = unsafe { munmap(self.page.as_ptr(), PAGE) };
     }
 }

@@ -1,5 +1,6 @@
-//! What the canary's tests share: a box on which production runs, the configuration of a canary that would work, and the
-//! ledger as it lies there. Also a calendar that stands still, for what depends on the hour.
+//! What the canary's tests share: a bench on which production runs, the configuration of a canary
+//! that would pass, and access to the ledger's files. `Calendar` makes the calendar stand still for
+//! behaviour that depends on the hour.
 
 use rig::{Bystander, Invocation, Outcome, Rig, Service, until};
 use serde_json::Value;
@@ -7,28 +8,32 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// What is tried where it does not matter.
+/// Arguments with a valid candidate, for tests in which its values do not matter.
 pub const CANDIDATE: &str = "--set vllm_memory_util=0.75";
 
-/// SHA-256 of `{"vllm_memory_util":0.75}`, its first 16 digits.
+/// First 16 hexadecimal digits of the SHA-256 of `{"vllm_memory_util":0.75}`: the ID of
+/// `CANDIDATE`.
 pub const CANDIDATE_ID: &str = "7bbe27fa93f054f3";
 
+/// A rig with production and the configuration of a canary.
 pub struct Bench {
     pub rig: Rig,
-    /// Production, in 18000 MB.
+    /// Production, which holds 18000 MB of the card.
     pub vllm: Service,
+    /// Port of the canary.
     pub port: u16,
 }
 
 impl Bench {
-    /// Production runs, natively; the window is open, and `canary run` is the real thing.
+    /// Creates a bench on which native production runs. The window is open, and `canary run`
+    /// performs a real trial.
     pub fn new() -> Bench {
         let rig = Rig::new();
         let vllm = rig.native("vllm").vram(18000).add();
         Bench::of(rig, vllm)
     }
 
-    /// The same with that service as production.
+    /// Creates a bench like `new`, with this service as production.
     pub fn of(rig: Rig, vllm: Service) -> Bench {
         let port = rig.port();
         let bench = Bench { rig, vllm, port };
@@ -43,7 +48,7 @@ impl Bench {
         bench
     }
 
-    /// The canary is a server with these flags.
+    /// Makes the canary a `simserver` with these flags.
     pub fn canary(&self, flags: &str) {
         let server = self.vllm.command().split(' ').next().unwrap();
         let name = self.rig.mark("canary");
@@ -51,12 +56,13 @@ impl Bench {
         self.rig.set("canary.start", start);
     }
 
-    /// `canary run`, with these words besides.
+    /// Runs `canary run` with `CANDIDATE` and these further arguments, and returns how it ended.
     pub fn try_it(&self, words: &str) -> Outcome {
         self.rig.gpuctl(&format!("canary run {CANDIDATE} {words}")).run()
     }
 
-    /// A run in production's place, which passes.
+    /// Asserts that a trial in production's place passes and restores production; returns its
+    /// report.
     #[track_caller]
     pub fn passes(&self, words: &str) -> Value {
         let report = self.try_it(&format!("{words} --json --quiet")).succeeds().json();
@@ -64,7 +70,8 @@ impl Bench {
         report
     }
 
-    /// A run that is refused by that limit; gives the error. Production is untouched.
+    /// Asserts that a run is refused by this limit and leaves production untouched; returns the
+    /// error.
     #[track_caller]
     pub fn refuses(&self, words: &str, limit: &str) -> Value {
         let before = self.production();
@@ -75,12 +82,13 @@ impl Bench {
         error
     }
 
-    /// Who production is: its processes, which are others once it has been away. It is well.
+    /// Returns the PIDs of production's servers, which change when production is restarted; fails
+    /// the test if production is not healthy.
     #[track_caller]
     pub fn production(&self) -> Vec<i32> {
         assert!(self.vllm.is_healthy(), "production is not well");
         let mut servers = self.rig.processes_of(&self.vllm);
-        // Who looks for it has its name in the command line too.
+        // Processes that search for production have its name in their command lines, too.
         let name = |pid: &i32| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
         servers.retain(|pid| name(pid) == "simserver\n");
         assert!(!servers.is_empty(), "production is another's");
@@ -97,7 +105,7 @@ impl Bench {
         self.rig.gpuctl("canary status --json").run().succeeds().json()
     }
 
-    /// Files of the ledger whose names begin so, in their order.
+    /// Returns the ledger's files whose names begin with `prefix`, sorted by name.
     pub fn files(&self, prefix: &str) -> Vec<PathBuf> {
         let entries = fs::read_dir(self.rig.state_dir()).unwrap().map(|entry| entry.unwrap());
         let is_meant =
@@ -107,7 +115,7 @@ impl Bench {
         files
     }
 
-    /// The file of this night, which need not be there.
+    /// Returns the path of this night's budget file, which may not exist yet.
     pub fn budget_file(&self) -> PathBuf {
         let night = self.status()["night"].as_str().unwrap().to_owned();
         self.rig.state_dir().join(format!("gpu_budget_{night}.json"))
@@ -119,7 +127,7 @@ impl Bench {
         serde_json::from_str(&text).unwrap()
     }
 
-    /// All nights' audits.
+    /// Returns the events in the audits of all nights.
     #[track_caller]
     pub fn audit(&self) -> Vec<Value> {
         let nights = self.files("gpu_canary_2");
@@ -132,7 +140,7 @@ impl Bench {
         self.audit().iter().map(|event| event["event"].as_str().unwrap().to_owned()).collect()
     }
 
-    /// Something else holds so much of the card.
+    /// Starts another process on the card, and returns when it holds `mb` megabytes.
     pub fn neighbour(&self, name: &str, mb: u64) -> Bystander {
         let server = self.vllm.command().split(' ').next().unwrap();
         let before = self.rig.card.used_mb();
@@ -143,21 +151,23 @@ impl Bench {
     }
 }
 
-/// Six hours to either side of now, so that no test is there at its edge.
+/// Returns a window that reaches six hours into the past and the future, so that no test runs at
+/// its edge.
 fn open_window() -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
     let hour = now / 3600 % 24;
     format!("{:02}:00-{:02}:00 UTC", (hour + 18) % 24, (hour + 6) % 24)
 }
 
-/// An hour that begins in half a day.
+/// Returns a window of one hour that opens in about twelve hours.
 pub fn closed_window() -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
     let hour = now / 3600 % 24;
     format!("{:02}:00-{:02}:00 UTC", (hour + 12) % 24, (hour + 13) % 24)
 }
 
-/// A calendar that stands still where it is set to, for the programs that are given it; other clocks go on.
+/// A preloaded library that makes the calendar stand still at a given time, for programs that are
+/// started with it; their other clocks go on.
 pub struct Calendar {
     library: PathBuf,
 }
@@ -172,7 +182,7 @@ impl Calendar {
         Calendar { library }
     }
 
-    /// With it at that time: `calendar.at(rig.gpuctl("canary status"), "2026-01-10T08:00:00Z")`.
+    /// Makes the calendar stand at `time`, such as "2026-01-10T08:00:00Z", for this call.
     #[track_caller]
     pub fn at(&self, invocation: Invocation, time: &str) -> Invocation {
         let date = rig::command("date").args(["-d", time, "+%s"]).output().unwrap();
@@ -181,7 +191,7 @@ impl Calendar {
     }
 }
 
-/// Between two times of the ledger.
+/// Returns the seconds between two timestamps of the ledger.
 #[track_caller]
 pub fn seconds_between(rig: &Rig, from: &str, to: &str) -> i64 {
     let script = format!("echo $(( $(date -d {to} +%s) - $(date -d {from} +%s) ))");

@@ -1,11 +1,12 @@
-//! `gpuctl canary check`: the verdict by arithmetic over the live card, which touches nothing.
+//! Tests of `gpuctl canary check`, which judges a candidate by arithmetic over the live card and
+//! touches nothing.
 
 use crate::canary::bench::{Bench, CANDIDATE, CANDIDATE_ID};
 use rig::{Rig, until};
 use serde_json::{Value, json};
 use std::fs;
 
-/// Production is configured and does not run; nobody holds anything.
+/// Creates a rig on which production is configured but does not run, and the card is empty.
 fn empty_box() -> Rig {
     let rig = Rig::new();
     rig.native("vllm").vram(18000).add();
@@ -43,7 +44,7 @@ fn what_others_hold_counts_and_what_production_holds_does_not() {
         (&verdict["persistent_mb"], &verdict["available_mb"], &verdict["allocation_mb"]),
         (&json!(6144), &json!(18432), &json!(18432))
     );
-    // A megabyte more than there is.
+    // Now the allocation needs one megabyte more than is available.
     let _more = bench.neighbour("more", 1);
     let verdict = check(&bench.rig, CANDIDATE, 1);
     assert_eq!(
@@ -81,7 +82,7 @@ fn a_share_is_as_exact_as_it_is_written() {
     let _more = bench.neighbour("more", 1);
     assert_eq!(check(&bench.rig, "--set vllm_memory_util=0.61", 1)["available_mb"], 14991);
     drop(neighbour);
-    // 0.69 of 10000 is 6900, and a little less where it is reckoned in binary.
+    // 0.69 of 10000 is 6900, but slightly less in binary floating point.
     let rig = empty_box();
     rig.card.describe(&json!({"devices": [{"total_mb": 10000}]}));
     rig.set("canary.model_mb", 6530);
@@ -116,7 +117,7 @@ fn parameters_are_typed_by_their_bounds() {
         assert_eq!(verdict["candidate"], typed, "{words}");
         assert_eq!(verdict["candidate_id"], "44de14599628a2a7", "{words}");
     }
-    // A choice that looks like a number is a choice.
+    // A choice that looks like a number stays a choice, which is a string.
     rig.set("canary.bounds.tensor_parallel.one_of", vec!["1", "2"]);
     rig.set("canary.bounds.vllm_memory_util.min", 0.6);
     rig.set("canary.bounds.vllm_memory_util.max", 0.9);
@@ -221,7 +222,7 @@ fn without_a_reading_there_is_no_verdict_but_an_estimate_where_the_size_is_confi
     assert_eq!((&verdict["persistent_mb"], &verdict["available_mb"]), (&json!(0), &json!(24576)));
     let _other = rig.by_hand(other.command());
     until("it is healthy", || other.is_healthy());
-    // Production's declared size is not counted, the other's is.
+    // Production's declared size is not counted; the other service's is.
     assert_eq!(check(rig, CANDIDATE, 0)["persistent_mb"], 6144);
     rig.set("gpu.total_mb", 24000);
     assert_eq!(check(rig, CANDIDATE, 1)["allocation_mb"], 18000);

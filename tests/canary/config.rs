@@ -1,16 +1,17 @@
-//! `[canary]` in the configuration, the `KLR_*` variables that stand over it, and the seed's environment as it is.
+//! Tests of the `[canary]` section, of the `KLR_*` variables that override it, and of the seed's
+//! environment file, taken unchanged.
 
 use crate::canary::bench::{Bench, CANDIDATE, Calendar};
 use rig::{Rig, unconfigured_or_skip};
 use serde_json::{Value, json};
 use std::fs;
 
-/// A native service with this section after it, which begins in line 5.
+/// Returns a configuration with a native service, followed by this section, which begins in line 5.
 fn with(section: &str) -> String {
     format!("[services.vllm]\ntype = \"native\"\nvram_mb = 18000\nstart = \"a\"\n{section}\n")
 }
 
-/// `.kloros_env` as the seed has it.
+/// Content of the seed's `.kloros_env`.
 const SEED: &str = "KLR_GPU_MAINTENANCE_MAX_DOWNTIME=60
 KLR_GPU_MAINTENANCE_WINDOW=03:00-07:00
 KLR_CANARY_MODE=predictive
@@ -108,7 +109,7 @@ fn a_wrong_key_or_value_is_told_with_its_line() {
     rig.gpuctl("config check").run().fails("config").stderr_has("gpuctl.toml:5");
 }
 
-/// The effective `[canary]`.
+/// Returns the effective `[canary]` section with this variable set in the environment.
 fn shown(rig: &Rig, variable: &str, value: &str) -> Value {
     let show = rig.gpuctl("config show --json").env(variable, value);
     show.run().succeeds().json()["canary"].clone()
@@ -137,7 +138,7 @@ fn the_variables_stand_over_the_file() {
             assert_eq!(over[name] == *was, name != key, "{variable}: {name} = {}", over[name]);
         }
     }
-    // And nothing of them where the canary is not used.
+    // Without a `[canary]` section the variables are ignored.
     rig.write_config(&with(""));
     assert_eq!(shown(&rig, "KLR_CANARY_PORT", "none"), Value::Null);
 }
@@ -173,7 +174,7 @@ fn the_seeds_environment_gives_the_seeds_behaviour() {
     rig.set("canary.model", "/models/m");
     let calendar = Calendar::new(&rig);
     let environment = rig.file(".kloros_env", SEED);
-    // At four in the morning in New York, or as the words say.
+    // `sourced` runs the words at four in the morning in New York, `sourced_at` at the given time.
     let sourced_at = |words: &str, time: &str| {
         let script = format!("set -a; . {}; set +a; {words}", environment.display());
         calendar.at(rig.shell(&script), time).run()
@@ -203,14 +204,14 @@ fn the_seeds_environment_gives_the_seeds_behaviour() {
         assert_eq!(shown[key], value, "{key}");
     }
 
-    // The default: no canary is started, and the bounds are judged.
+    // The seed's mode is predictive: no canary is started, but the bounds are checked.
     let processes = rig.processes_of(&vllm);
     let run = format!("gpuctl canary run {CANDIDATE} --json");
     let verdict = sourced(&run).succeeds().json();
     assert_eq!((&verdict["mode"], &verdict["status"]), (&json!("predictive"), &json!("pass")));
     let bounds = sourced("gpuctl canary run --set vllm_memory_util=0.91 --json").fails("no").json();
     assert_eq!(bounds["status"], "invalid");
-    // Canary mode as the checklist sets it, within the limits.
+    // Within the limits the canary mode, set as the checklist says, would perform a trial.
     let real = format!("KLR_CANARY_MODE=canary {run} --dry-run");
     assert_eq!(sourced(&real).succeeds().json()["path"], "quiesced");
     let refused = |words: &str, time: &str| {
@@ -287,6 +288,6 @@ fn budget_audit_and_promotions_lie_where_the_configuration_says() {
     let has = |part: &str| names.iter().any(|name| name.to_str().unwrap().starts_with(part));
     assert!(has("gpu_budget_2") && has("gpu_canary_2"), "{names:?}");
     assert_eq!(bench.files("gpu_"), Vec::<std::path::PathBuf>::new());
-    // The canary's own log stays with the others.
+    // The canary's own log stays with the other logs.
     assert!(bench.rig.state_dir().join("logs/canary.log").exists());
 }

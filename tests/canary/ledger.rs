@@ -1,4 +1,5 @@
-//! `gpuctl canary status`, `reset-budget` and `unlock`, and the file that other programs look for.
+//! Tests of `gpuctl canary status`, `reset-budget` and `unlock`, and of the file in which other
+//! programs look for a trial (`canary.maintenance_lock`).
 
 use crate::canary::bench::{Bench, CANDIDATE};
 use rig::until;
@@ -36,7 +37,7 @@ fn status_tells_where_the_night_stands() {
     {
         assert!(text.contains(part), "no {part} in {text}");
     }
-    // A lock that cannot be looked at is told, and the rest all the same.
+    // A lock that cannot be read is reported, and everything else is still shown.
     bench.rig.set("lock.url", "redis://127.0.0.1:1");
     let status = bench.status();
     assert!(status["lock"]["error"].is_string() && status["lock"]["ttl"].is_null(), "{status}");
@@ -56,7 +57,7 @@ fn reset_budget_begins_the_night_anew_and_is_written_to_the_audit() {
     assert_eq!((&last["event"], &last["budget_used"]), (&json!("budget_reset"), &json!(0.0)));
     assert_eq!(last["before"], 59.5);
     bench.passes("");
-    // The runs stay counted.
+    // The runs are still counted.
     let text = bench.rig.gpuctl("canary reset-budget").run().succeeds().text();
     assert!(text.ends_with("has been reset\n"), "{text}");
     assert_eq!(
@@ -127,7 +128,7 @@ fn a_file_of_another_program_that_lives_refuses_the_run_and_one_of_the_dead_does
     bench.try_it("--dry-run").exits(75).stderr_has("is held by orchestrator:");
     assert_eq!(fs::read_to_string(&file).unwrap(), content);
     bench.rig.assert_lock_was_given_back();
-    // One that does not say whose it is may be anybody's.
+    // A file that does not say whose it is may be anybody's.
     for content in ["", "orchestrator", "orchestrator:-1:0", "orchestrator:soon:0"] {
         fs::write(&file, content).unwrap();
         bench.refuses("", "lock_busy");

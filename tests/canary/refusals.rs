@@ -1,11 +1,12 @@
-//! `gpuctl canary run` when it may not be: each limit with its code and the time to come again, and production untouched.
+//! Tests of a `gpuctl canary run` that is refused: each limit has its code and names the time of
+//! the next try, and production is untouched.
 
 use crate::canary::bench::{Bench, CANDIDATE, CANDIDATE_ID, closed_window, seconds_between};
 use rig::{Rig, Trial, until};
 use serde_json::{Value, json};
 use std::fs;
 
-/// That the audit's last word is a refusal that says so.
+/// Asserts that the audit's last event is a refusal by this limit.
 #[track_caller]
 fn assert_noted(bench: &Bench, limit: &str) {
     let audit = bench.audit();
@@ -36,7 +37,7 @@ fn outside_the_window_a_run_is_refused_until_it_opens() {
     let said = bench.try_it("").exits(75);
     let at = format!("it opens {hour}:00 UTC, in ");
     drop(said.stderr_has(&format!("outside the maintenance window {window}")).stderr_has(&at));
-    // The word of an operator.
+    // With `--now` an operator overrides the window.
     bench.passes("--now");
 }
 
@@ -51,7 +52,7 @@ fn with_the_budget_spent_a_run_is_refused_until_the_next_night_whoever_spent_it(
         assert!(*next_night > *bench.status()["night"].as_str().unwrap(), "{next_night}");
         assert_noted(&bench, "budget_exhausted");
     }
-    // Just enough, of which others have had a part.
+    // Exactly enough is left for one run, after others have used a part of the budget.
     fs::write(&budget, "{\"seconds_used\": 15}").unwrap();
     let report = bench.passes("");
     let used = bench.budget()["seconds_used"].as_f64().unwrap();
@@ -91,7 +92,7 @@ fn the_fourth_run_in_a_day_is_refused_also_by_an_operators_word() {
     assert_eq!(seconds_between(&bench.rig, &begun, next(&error)), 24 * 3600);
     assert_noted(&bench, "rate_limited");
     assert_eq!(bench.status()["runs_24h"], 3);
-    // Of this service: another one has its own three.
+    // The limit is counted per service: another service has three runs of its own.
     let other = bench.rig.native("other").vram(1000).add();
     bench.rig.gpuctl("stop vllm").run().succeeds().stdout_has("stopped vllm").progress();
     bench.rig.gpuctl("start other").run().succeeds().stdout_has("started other").progress();
@@ -124,7 +125,7 @@ fn while_another_holds_the_lock_a_run_is_refused_at_once() {
         assert_noted(&bench, "lock_busy");
         assert_eq!(bench.status()["lock"]["holder"], "nightly");
         assert_eq!(bench.files("gpu_budget"), Vec::<std::path::PathBuf>::new());
-        // Under the caller's own lock there is nothing to wait for, and nothing to release.
+        // A run under the caller's own lock neither waits for it nor releases it.
         let own = bench.rig.gpuctl(&format!("canary run {CANDIDATE} --quiet"));
         own.env("GPUCTL_LOCK_TOKEN", &token).run().succeeds().stdout_has("passed: ");
         assert_eq!(bench.rig.lock_held()["holder"], "nightly");
@@ -216,7 +217,7 @@ fn a_candidate_that_cannot_work_costs_no_downtime() {
             (&json!(status), &json!("canary"), &Value::Null)
         );
     }
-    // Nor one for which no canary could be started.
+    // A candidate for which no canary could be started costs none either.
     bench.canary("--vram 1 {max_model_len}");
     let words = "canary run --set vllm_memory_util=0.7 --json";
     let error = bench.rig.gpuctl(words).run().fails("config").json();

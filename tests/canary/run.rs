@@ -1,5 +1,5 @@
-//! `gpuctl canary run` when all is well: what it does, tells and writes, and how long production is away, seen from
-//! outside.
+//! Tests of a `gpuctl canary run` that goes well: what it does, prints and records, and how long
+//! production is away, seen from outside.
 
 use crate::canary::bench::{Bench, CANDIDATE, CANDIDATE_ID};
 use rig::{Rig, until};
@@ -8,10 +8,10 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
-/// What the report's figures leave out.
+/// Seconds by which rounded figures of the report may differ from what was measured.
 const ROUNDED: f64 = 0.1;
 
-/// The happy path, whatever manages production.
+/// Asserts that a candidate passes and production comes back, whatever manages production.
 fn passes_in_place(bench: &Bench) {
     let rig = &bench.rig;
     let before = bench.production();
@@ -97,7 +97,7 @@ fn the_canary_is_started_with_what_the_candidate_sets_and_production_as_it_was()
     let name = bench.rig.mark("canary");
     bench.rig.set("canary.start", format!("{note}{server} --name {name} --port {{port}} --vram 1"));
     let candidate = "--set max_model_len=8192 --candidate";
-    // One way or the other.
+    // A candidate comes from `--set` or from `--candidate`, not from both.
     bench.rig.gpuctl(&format!("canary run {candidate} -")).run().fails("usage").stderr_has("--set");
     bench.passes("--set max_model_len=8192");
     let expected = format!("{} /models/m 0.75 8192\n", bench.port);
@@ -128,11 +128,11 @@ fn production_goes_back_beside_those_that_it_ran_beside_whatever_they_declare() 
     let bench = Bench::new();
     let comfy = bench.rig.native("comfy").vram(600).priority(100).add();
     bench.rig.gpuctl("start comfy --quiet").run().succeeds();
-    // Loaded, it would not fit beside production, and production not beside it.
+    // By its declared size comfy would not fit beside production, nor production beside comfy.
     bench.rig.set("services.comfy.vram_mb", 20000);
     bench.passes("");
     let servers = bench.rig.processes_of(&comfy);
-    // The desktop's memory was nobody's business either while production ran.
+    // The desktop's memory did not matter either while production ran.
     let _desktop = bench.neighbour("desktop", 5000);
     bench.rig.set("services.comfy.vram_mb", 600);
     bench.rig.set("services.vllm.vram_mb", 20000);
@@ -166,7 +166,7 @@ fn production_that_does_not_end_is_killed_in_time_and_comes_back() {
         (&report["rejection"], &report["restored"]),
         (&"not done within 1s".into(), &true.into())
     );
-    // What was promised and booked is kept.
+    // The downtime does not exceed what was promised and booked.
     assert!(report["downtime_seconds"].as_f64().unwrap() <= 16.0, "{report}");
     assert!(!bench.events().contains(&"restore_sla_missed".to_owned()));
     bench.production();
@@ -242,7 +242,7 @@ fn the_audit_tells_the_run_from_its_beginning_to_its_end() {
     }
     let times: Vec<_> = audit.iter().map(|event| event["ts"].as_str().unwrap()).collect();
     assert!(times.is_sorted(), "{times:?}");
-    // The whole is booked while it runs, and what it has cost in the end.
+    // The longest possible downtime is booked while the trial runs, and the actual one at its end.
     let downtime = &report["downtime_seconds"];
     assert_eq!((&audit[1]["budget_used"], &audit[7]["budget_used"]), (&json!(45.0), downtime));
     let modes = bench.files("gpu_").into_iter().map(|file| fs::metadata(file).unwrap());
@@ -281,7 +281,7 @@ fn a_dry_run_changes_nothing_and_says_how_it_would_be_tried() {
     assert_eq!((bench.production(), bench.files("")), before);
     bench.rig.assert_lock_was_given_back();
 
-    // As the real run would be refused.
+    // A dry run is refused as the real run would be.
     bench.rig.set("canary.max_downtime", "44s");
     bench.refuses("--dry-run", "budget_exhausted");
     bench.refuses("--dry-run --now", "budget_exhausted");

@@ -1,4 +1,5 @@
-//! `gpuctl canary run` beside production, on another card: no downtime, no budget, no window.
+//! Tests of a `gpuctl canary run` beside production, on a spare card: it costs no downtime and no
+//! budget, and needs no window.
 
 use crate::canary::bench::{Bench, CANDIDATE, closed_window};
 use rig::{Signal, until, with_room};
@@ -6,7 +7,8 @@ use serde_json::{Value, json};
 use std::fs;
 use std::time::{Duration, Instant};
 
-/// Two cards, of which the second may be used; it is not the night. The canary notes which one it was given.
+/// Creates a bench with two cards, of which the second may be used for the canary, while the window
+/// is closed. The canary writes the number of the card that it was given to the file `seen`.
 fn two_cards() -> Bench {
     let bench = Bench::new();
     bench.rig.card.describe(&json!({"devices": [{}, {}]}));
@@ -59,7 +61,7 @@ fn a_canary_on_the_spare_card_costs_neither_downtime_nor_budget_and_needs_no_win
     bench.rig.assert_no_out_of_memory();
     bench.rig.assert_lock_was_given_back();
 
-    // It counts as a run all the same.
+    // The trial still counts as a run.
     bench.refuses("", "cooldown");
     let text = bench.try_it("--now").succeeds().progress().text();
     assert!(text.starts_with("passed: ") && !text.contains("away"), "{text}");
@@ -105,7 +107,7 @@ fn without_a_spare_card_it_is_tried_in_place() {
 fn productions_own_card_is_no_spare_one_however_it_is_named() {
     let bench = two_cards();
     bench.rig.set("canary.spare_gpu", 0);
-    // Room for both, if it were to be tried beside production.
+    // There would be room for both if the canary were tried beside production.
     bench.rig.set("canary.bounds.vllm_memory_util.min", 0.1);
     bench.rig.set("canary.bounds.vllm_memory_util.max", 0.9);
     bench.rig.set("canary.model_mb", 1000);
@@ -125,13 +127,14 @@ fn a_larger_spare_card_needs_room_for_the_same_share_of_it() {
     assert_eq!(path(), "spare");
     let server = bench.vllm.command().split(' ').next().unwrap();
     let name = bench.rig.mark("other");
-    // 0.75 of it is 36864 MB: more than is left, though production's card has less in all.
+    // 0.75 of the spare card is 36864 MB. One megabyte less is left there, although that is more
+    // than production's card has in all.
     let _other = bench.rig.by_hand(&format!("{server} --name {name} --device 1 --vram 12289"));
     until("it holds its memory", || bench.rig.card.claims().len() == 2);
     assert_eq!(path(), "quiesced");
 }
 
-/// The canary's processes on the second card.
+/// Returns the PIDs of the canary's processes that hold memory of a card.
 fn canaries(bench: &Bench) -> Vec<i32> {
     let mark = bench.rig.mark("canary");
     let claims = bench.rig.card.claims();

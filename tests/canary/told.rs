@@ -1,11 +1,13 @@
-//! What a trial tells while production is away: each step with its clock, also in a pipe and in `history`, each try of
-//! bringing production back, and what the predictive mode says that it is.
+//! Tests of what a trial prints while production is away: each step with its clock, also into a
+//! pipe and in `history`; each attempt to bring production back; and the predictive mode's note
+//! that nothing was started.
 
 use crate::canary::bench::{Bench, CANDIDATE};
 use rig::{Rig, Trial, until};
 use std::fs;
 
-/// A line without its clock, which it has to have: "[1.2s of 45s] stopping vllm".
+/// Returns a line of progress, such as "[1.2s of 45s] stopping vllm", without its clock; fails the
+/// test if the line has no clock or the clock has another limit.
 #[track_caller]
 fn clocked<'a>(line: &'a str, limit: &str) -> &'a str {
     let clock = line.strip_prefix('[').and_then(|line| line.split_once("] "));

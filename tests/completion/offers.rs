@@ -1,4 +1,5 @@
-//! What is offered at the end of a command line: told by `gpuctl complete`, which the scripts of all shells ask.
+//! Tests of what is offered at the end of a command line by `gpuctl complete`, which the scripts of
+//! all shells call.
 
 use rig::{Rig, unconfigured_or_skip, until};
 use std::fs::{self, Permissions};
@@ -6,7 +7,7 @@ use std::io::ErrorKind;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 
-/// Three services, two phases, a canary.
+/// Creates a rig whose configuration has three services, two phases and a canary.
 fn rig() -> Rig {
     let rig = Rig::new();
     rig.write_config(
@@ -35,7 +36,8 @@ bounds = { vllm_memory_util = { min = 0.6, max = 0.9 }, whisper_model_size = { o
     rig
 }
 
-/// What is offered after these words, the last of which, up to a `|`, is being typed; without what is told of each.
+/// Returns the kind of completion and the words that are offered, without their descriptions. The
+/// line ends with a `|`, before which the last word is being typed.
 #[track_caller]
 fn offered(rig: &Rig, line: &str) -> Vec<String> {
     let words = line.strip_suffix('|').expect("a cursor");
@@ -53,7 +55,8 @@ fn what_may_come_next_is_offered() {
         ("gpuctl st|", "values status start stop"),
         ("gpuctl lock |", "values acquire release status help"),
         ("gpuctl help lock a|", "values acquire"),
-        // The companions, and what the scripts ask, are nobody's to type.
+        // Nobody types the companions' commands or the one that the scripts call, so none is
+        // offered.
         ("gpuctl gu|", "values"),
         ("gpuctl wat|", "values"),
         ("gpuctl complet|", "values completions"),
@@ -100,7 +103,7 @@ fn what_may_come_next_is_offered() {
     ] {
         assert_eq!(offered(&rig, line).join(" "), expected, "{line}");
     }
-    // Where nothing else can come, the options are what there is.
+    // If nothing else can follow, the options are offered.
     let options = offered(&rig, "gpuctl release-all |");
     assert_eq!(options[..4], ["values", "--force", "--drain", "--no-drain"], "{options:?}");
     let ask = rig.gpuctl("complete -- gpuctl prepare-phase v");
@@ -124,7 +127,7 @@ fn the_names_are_those_of_the_configuration_that_would_be_used() {
         "gpuctl --config typed.toml stop o|",
         "gpuctl --config=typed.toml stop o|",
         "gpuctl stop --config typed.toml o|",
-        // Not yet replaced by the shell.
+        // The shell has not expanded these paths yet.
         "gpuctl --config ~/typed.toml stop o|",
         "gpuctl --config=$HOME/typed.toml stop o|",
     ] {
@@ -180,7 +183,7 @@ fn completing_asks_nobody_and_leaves_nothing() {
     assert_eq!(server.accept().unwrap_err().kind(), ErrorKind::WouldBlock, "somebody connected");
     assert!(!rig.path("was-run").exists(), "a program was run");
     assert!(!rig.state_dir().exists(), "state was written");
-    // The listener does notice a connection.
+    // The listener would have noticed a connection.
     let _client = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
     until("it is noticed", || server.accept().is_ok());
 }

@@ -1,4 +1,4 @@
-//! The completion scripts in the shells that they are for, as somebody types and presses the tab key.
+//! Tests of the completion scripts in their shells, as if somebody typed and pressed the tab key.
 
 use rig::{Rig, Terminal, skip_or_fail, until, works};
 use std::fs::{self, Permissions};
@@ -7,7 +7,7 @@ use std::path::Path;
 
 const BASH_COMPLETION: &str = "/usr/share/bash-completion/bash_completion";
 
-/// What is typed, and what becomes of it with a tab.
+/// Pairs of what is typed and what it becomes when the tab key is pressed.
 const TYPED: &[(&str, &str)] = &[
     ("gpuctl prep", "gpuctl prepare-phase "),
     ("gpuctl stop com", "gpuctl stop comfyui "),
@@ -25,7 +25,7 @@ const TYPED: &[(&str, &str)] = &[
     ("gpuctl run comfyui -- paint-all oth", "gpuctl run comfyui -- paint-all other.toml "),
 ];
 
-/// With the scripts where users put them.
+/// Creates a rig with the completion scripts installed where users put them.
 fn rig() -> Rig {
     let rig = Rig::new();
     rig.native("comfyui").set("start", "true").phases([4]).add();
@@ -59,7 +59,7 @@ fn is_here(shell: &str) -> bool {
     is_here
 }
 
-/// A shell that has read its start-up commands.
+/// Starts a shell and returns when it has executed its start-up commands, `begin`.
 #[track_caller]
 fn start(rig: &Rig, shell: &str, begin: &str) -> Terminal {
     let terminal = rig.terminal(shell);
@@ -74,10 +74,10 @@ fn completes(terminal: &Terminal) {
     for (typed, becomes) in TYPED {
         terminal.presses(&format!("{typed}\t"));
         terminal.shows(becomes);
-        // Ctrl-U forgets the line.
+        // Ctrl-U clears the line.
         terminal.presses("\x15");
     }
-    // A second tab shows what there is.
+    // A second tab lists the possible completions.
     terminal.presses("gpuctl stop \t\t");
     until("both are shown", || {
         let text = terminal.text();

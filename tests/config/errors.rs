@@ -1,13 +1,15 @@
-//! What `config check` refuses: each complaint names the file, the line and the key, and the key that was meant.
+//! Tests of what `config check` refuses: each complaint names the file, the line and the key, and
+//! the key that was meant.
 
 use rig::Rig;
 
-/// A native service with these lines besides; they begin in line 5.
+/// Returns a native service with further lines, which begin in line 5.
 fn native(lines: &str) -> String {
     format!("[services.a]\ntype = \"native\"\nvram_mb = 1\nstart = \"a\"\n{lines}\n")
 }
 
-/// Each text, the line and key of the complaint, and what it says.
+/// Asserts that configurations are refused. Each case is the text, the line and key of the
+/// complaint, and a part of what it says.
 #[track_caller]
 fn refuses(cases: &[(&str, &str, &str)]) {
     let rig = Rig::new();
@@ -258,7 +260,7 @@ fn a_name_that_is_no_plain_word_is_refused() {
         (&named("-a"), "1: services.-a", "letters, digits"),
         (&named("\".a\""), "1: services..a", "letters, digits"),
         (&named("\"ä\""), "1: services.ä", "letters, digits"),
-        // Told in one line, and without the escape sequence of a terminal.
+        // The name is quoted in one line, and without the escape sequence of a terminal.
         (&named("\"a\\nb\\u001b[2J\""), "1: services.a\\nb\\u{1b}[2J", "letters, digits"),
     ]);
     let rig = Rig::new();

@@ -1,4 +1,5 @@
-//! `gpuctl config`: where the configuration is found, what `init` writes, and what `show` and `schema` say of it.
+//! Tests of `gpuctl config`: where the configuration is found, what `init` writes, and what `show`
+//! and `schema` say of it.
 
 use rig::{Invocation, Rig, unconfigured_or_skip};
 use serde_json::{Value, json};
@@ -8,7 +9,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
-/// Writes a configuration that is told from others by its reserve.
+/// Writes a configuration that can be told from others by its reserve.
 fn put(path: &Path, reserve: u32) {
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     fs::write(path, format!("[gpu]\nreserve_mb = {reserve}\n")).unwrap();
@@ -23,7 +24,7 @@ fn reserve(show: &Value) -> &Value {
     &show["gpu"]["reserve_mb"]
 }
 
-/// Every configuration in the repository's `examples/`.
+/// Returns the path of every configuration in the repository's `examples/`.
 fn examples() -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
     let mut found: Vec<PathBuf> = fs::read_dir(folder)
@@ -77,7 +78,7 @@ fn the_machines_own_configuration_is_the_last_place() {
     }
     let rig = Rig::new();
     put(&rig.path("machine.toml"), 7);
-    // In a mount namespace with an /etc of its own.
+    // The script runs in a mount namespace with an /etc of its own.
     let unshare = if rustix::process::geteuid().is_root() { "" } else { "--map-root-user" };
     let within = |script: &str| {
         let script = format!(
@@ -385,7 +386,7 @@ fn every_example_of_the_repository_loads() {
     let examples = examples();
     assert!(!examples.is_empty(), "there are examples");
     for example in &examples {
-        // A copy, because a checkout may be another user's or writable by its group.
+        // A copy is checked, because a checkout may be another user's or writable by its group.
         let copy = rig.path(example.file_name().unwrap().to_str().unwrap());
         fs::write(&copy, fs::read(example).unwrap()).unwrap();
         fs::set_permissions(&copy, Permissions::from_mode(0o600)).unwrap();
@@ -396,7 +397,7 @@ fn every_example_of_the_repository_loads() {
 #[test]
 fn the_schema_takes_every_example_and_refuses_what_gpuctl_refuses() {
     let rig = Rig::new();
-    // Whoever mends a broken configuration needs it too.
+    // A user who mends a broken configuration needs the schema too.
     rig.write_config("broken");
     let schema = rig.gpuctl("config schema").run().succeeds().json();
     assert_eq!(schema["$schema"], "https://json-schema.org/draft/2020-12/schema");
@@ -438,14 +439,15 @@ fn the_schema_takes_every_example_and_refuses_what_gpuctl_refuses() {
     }
 }
 
-/// The rule of the pattern that finds the key.
+/// Returns the rule of the pattern that matches the key, or `None` if no pattern does.
 fn of_pattern<'a>(patterns: &'a Value, key: &str) -> Option<&'a Value> {
     let mut patterns = patterns.as_object().unwrap().iter();
     let finds = |pattern: &str| regex_lite::Regex::new(pattern).unwrap().is_match(key);
     patterns.find(|(pattern, _)| finds(pattern)).map(|(_, rule)| rule)
 }
 
-/// Why a value does not follow a schema: as much of JSON Schema as ours uses, and no more.
+/// Returns why a value does not follow a schema, or `None` if it does. Knows those keywords of JSON
+/// Schema that gpuctl's schema uses, and panics at any other.
 fn complaint(root: &Value, schema: &Value, value: &Value) -> Option<String> {
     let is_type = |name: &Value| match name.as_str().unwrap() {
         "null" => value.is_null(),

@@ -1,9 +1,9 @@
-//! `config import`: a first configuration from a compose project.
+//! Tests of `config import`, which makes a first configuration from a compose project.
 
 use rig::{Rig, compose_or_skip, docker_client_or_skip};
 use std::fs;
 
-/// As compose prints it.
+/// A compose project as compose prints it.
 const PROJECT: &str = r#"{"name": "mcn", "services": {
     "tts": {"labels": {"gpuctl.vram_mb": "4000", "gpuctl.phases": "2,3"},
             "ports": [{"target": 8000, "published": "50000", "protocol": "tcp"}], "stop_grace_period": "45s"},
@@ -25,12 +25,12 @@ fn a_project_in_json_needs_no_compose_and_what_is_written_is_valid() {
     assert_eq!(tts["health"], "http://localhost:50000/");
     assert_eq!(tts["files"][0], file.display().to_string());
 
-    // Nothing is overwritten without being told to.
+    // Nothing is overwritten unless that is asked for.
     fs::write(&made, "mine").unwrap();
     import().run().fails("io").stderr_has("already exists");
     assert_eq!(fs::read_to_string(&made).unwrap(), "mine");
     import().arg("--force").run().succeeds().stdout_has("made.toml");
-    // The engine that was meant before still is.
+    // The default engine is not named in the file; another one is.
     assert!(!fs::read_to_string(&made).unwrap().contains("docker ="));
     rig.set("docker", "podman");
     import().arg("--force").run().succeeds().stdout_has("made.toml");

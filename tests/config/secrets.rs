@@ -1,12 +1,14 @@
-//! What must never be shown, by no command and in no error: passwords in URLs, and environment values named like secrets.
+//! Tests of what must never be shown, by any command or in any error: passwords in URLs, and
+//! environment values named like secrets.
 
 use rig::Rig;
 
 const SECRET: &str = "hunter2";
-/// As an HTTP client would send it: `user:hunter2` in base64.
+/// The text `user:hunter2` in base64, as an HTTP client would send it.
 const ENCODED: &str = "dXNlcjpodW50ZXIy";
 
-/// Everything that a command prints on both streams, whatever its exit code; checked not to hold the secret.
+/// Returns everything that a command prints on both streams, whatever its exit code; asserts that
+/// the secret is not in it.
 #[track_caller]
 fn told(rig: &Rig, command: &str) -> String {
     let text = rig.shell(&format!("gpuctl {command} 2>&1; true")).run().succeeds().text();

@@ -1,4 +1,5 @@
-//! Whose configuration is read: it runs commands, so nobody else may be able to write it; and what is no text at all.
+//! Tests of whose configuration gpuctl reads: as it runs commands, nobody else may be able to write
+//! it. Files that are no text are refused as well.
 
 use rig::{Rig, root_or_skip};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
@@ -6,7 +7,7 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::os::unix::net::UnixListener;
 
-/// A user that owns nothing on the machine.
+/// ID of a user who owns nothing on the machine.
 const STRANGER: u32 = 12345;
 
 #[test]
@@ -69,11 +70,12 @@ fn a_file_of_another_user_is_refused_and_one_of_root_is_not() {
     let refused = rig.gpuctl("config check").run().fails("permission");
     drop(refused.stderr_has("belongs to user 12345").stderr_has("hint: make it yours: chown 0"));
 
-    // The stranger itself, with a file of its own, one of root's, and one of somebody else's.
+    // The stranger calls gpuctl with a file of its own, one of root's, and one of somebody else's.
     fs::set_permissions(rig.path(""), Permissions::from_mode(0o711)).unwrap();
-    // Copied, because the folder it was built in need not be open to others.
+    // The program is copied, because the folder that it was built in need not be open to others.
     let program = rig.path("gpuctl-for-all");
-    // By another process: while one of ours is being forked, it has the copy open too, which is busy then.
+    // Another process copies it: a child that this process forks for another test would have the
+    // copy open too for a moment, and the copy would then be busy.
     rig.shell("exec cp \"$FROM\" \"$TO\"")
         .env("FROM", rig.path("bin/gpuctl"))
         .env("TO", &program)

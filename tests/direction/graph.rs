@@ -1,15 +1,16 @@
-//! Units and the arrows between them, and the circles in it.
+//! The graph of units and of the arrows between them, and the circles in it.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 
-/// Who uses whom, each arrow with one place that proves it.
+/// The units that each unit uses, every arrow with one place that proves it.
 #[derive(Default)]
 pub struct Graph {
     arrows: BTreeMap<String, BTreeMap<String, String>>,
 }
 
-/// Units of which each uses the next, and the last the first; with the proofs of the arrows.
+/// A circle of units, each of which uses the next and the last one the first, with the proof of
+/// each arrow.
 pub struct Circle {
     units: Vec<String>,
     proofs: Vec<String>,
@@ -21,14 +22,14 @@ impl Graph {
         arrows.entry(used.to_owned()).or_insert_with(|| proof.to_owned());
     }
 
-    /// Through each arrow that closes one, the shortest circle.
+    /// Returns the shortest circle through each arrow that closes one.
     pub fn circles(&self) -> Vec<Circle> {
         let mut seen = BTreeSet::new();
         let mut circles = Vec::new();
         for (user, arrows) in &self.arrows {
             for used in arrows.keys() {
                 let Some(mut units) = self.way(used, user) else { continue };
-                // It begins with the least name, wherever it was entered.
+                // A circle begins with its least name, wherever it was entered.
                 let least = units.iter().enumerate().min_by_key(|(_, unit)| *unit);
                 let least = least.map_or(0, |(index, _)| index);
                 units.rotate_left(least);
@@ -42,7 +43,8 @@ impl Graph {
         circles
     }
 
-    /// The shortest way, both ends included.
+    /// Returns the shortest way from one unit to another, both included, or `None` if there is
+    /// none.
     fn way(&self, from: &str, to: &str) -> Option<Vec<String>> {
         let mut ways = VecDeque::from([vec![from.to_owned()]]);
         let mut reached = BTreeSet::from([from.to_owned()]);

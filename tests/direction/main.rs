@@ -1,12 +1,14 @@
-//! Nothing flows back: the sources of `src/` are read, and the graph of who uses whom must have no
-//! cycle. Nor do two types have one name. `cargo test --test direction -- --nocapture` prints the graph.
+//! Tests that dependencies in `src/` run in one direction: the graph of which unit uses which must
+//! have no circle. No two types may have the same name either.
+//! `cargo test --test direction -- --nocapture` prints the graph.
 //!
-//! In each folder the units are its files and its folders, and those may not use one another in a
-//! circle; `src/` is such a folder, so that the rule holds for the modules of the crate as well as
-//! for the files of each module. A folder's own `mod.rs` (or `lib.rs`) is its face: it declares its
-//! units, passes their names on and calls them, and they use what it defines, as Rust has it; so it
-//! is no unit of its own folder. A name that a face passes on counts as used from where it is
-//! defined. Code for tests alone (`cfg(test)`, `cfg(any(test, fuzzing))`) is no part of the program.
+//! The units of a folder are its files and its folders, and those may not use one another in a
+//! circle; `src/` is such a folder, so the rule holds for the modules of the crate as well as for
+//! the files of each module. A folder's own `mod.rs` (or `lib.rs`) is its face: it declares its
+//! units, passes their names on and calls them, and they use what it defines, as Rust demands; so
+//! it is no unit of its own folder. A name that a face passes on counts as used from where it is
+//! defined. Code for tests alone (`cfg(test)`, `cfg(any(test, fuzzing))`) is no part of the
+//! program.
 
 #![expect(clippy::print_stdout, reason = "the graph is what is asked for with --nocapture")]
 
@@ -18,11 +20,11 @@ use sources::{Sources, Use};
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Folders by the path of their module, with the arrows between their units.
+/// Returns the graph of each folder's units, by the path of the folder's module.
 fn folders(sources: &Sources) -> BTreeMap<Vec<String>, Graph> {
     let mut folders: BTreeMap<Vec<String>, Graph> = BTreeMap::new();
     for Use { file, from, to, text } in sources.uses() {
-        // Where the two paths part is the folder whose units they are.
+        // The two paths part in the folder whose units they are.
         let shared = from.iter().zip(&to).take_while(|(a, b)| a == b).count();
         if let (Some(user), Some(used)) = (from.get(shared), to.get(shared)) {
             let proof = format!("{file}: {text}");
@@ -99,7 +101,7 @@ fn a_circle_is_found_however_it_is_written() {
     write("src/b.rs", "#[cfg(test)] mod tests { use crate::a::X; }");
     assert_eq!(found(), [""; 0]);
 
-    // By the name that the face passes on.
+    // Here `y` uses `X` by the name that the face passes on.
     write("src/a/x.rs", "use super::y::Y; pub struct X;");
     assert_eq!(found(), ["x → y → x"]);
 }

@@ -1,4 +1,4 @@
-//! The modules of a crate as their files have them, and the paths that are named in each.
+//! The modules of a crate, read from their files, and the paths that each of them names.
 
 use proc_macro2::{TokenStream, TokenTree};
 use std::collections::BTreeMap;
@@ -6,31 +6,32 @@ use std::path::{Path, PathBuf};
 use syn::visit::{self, Visit};
 use syn::{Attribute, Item, ItemMod, ItemUse, Macro, Meta, UseTree};
 
-/// The path of a module from the crate's root, or of something in it.
+/// The path from the crate's root to a module, or to something in it.
 type Names = Vec<String>;
 
-/// One module uses another.
+/// A use of one module by another.
 pub struct Use {
-    /// Where it stands, from the folder of the crate.
+    /// The file in which the use stands, relative to the crate's folder.
     pub file: String,
     pub from: Names,
     pub to: Names,
-    /// The path as it is written.
+    /// The used path as it is written.
     pub text: String,
 }
 
-/// One file.
+/// The contents of one file.
 #[derive(Default)]
 struct Module {
     file: String,
-    /// As they are written, with the inline modules that they stand in.
+    /// Paths in the file, as they are written, each after the inline modules that it stands in.
     paths: Vec<(Names, Names)>,
-    /// What a `use` of the file's own level has brought in, by its name there.
+    /// Paths that a `use` at the file's top level has brought in, by their names there.
     brought_in: BTreeMap<String, Names>,
-    /// The types that it defines.
+    /// Names of the types that the file defines.
     types: Names,
 }
 
+/// The modules of a crate, by their paths.
 pub struct Sources {
     modules: BTreeMap<Names, Module>,
 }
@@ -43,12 +44,12 @@ impl Sources {
         sources
     }
 
-    /// How many files there are.
+    /// Returns the number of files.
     pub fn count(&self) -> usize {
         self.modules.len()
     }
 
-    /// `folder`: where the files of its children are.
+    /// Reads a module's file and then the files of its children, which are in `folder`.
     fn read_file(&mut self, root: &Path, path: &Path, folder: &Path, names: Names) {
         let text = std::fs::read_to_string(path).expect("a source file can be read");
         let file = syn::parse_file(&text).expect("a source file is Rust");
@@ -65,14 +66,14 @@ impl Sources {
         self.modules.insert(names, module);
     }
 
-    /// Each type's name, and a file that defines a type of that name.
+    /// Returns the name of each type, with the file that defines it.
     pub fn types(&self) -> impl Iterator<Item = (&str, &str)> {
         self.modules.values().flat_map(|module| {
             module.types.iter().map(|name| (name.as_str(), module.file.as_str()))
         })
     }
 
-    /// All paths that lead from one module of the crate to another.
+    /// Returns every path in a module that leads to a module of the crate.
     pub fn uses(&self) -> impl Iterator<Item = Use> {
         self.modules.iter().flat_map(move |(from, module)| {
             module.paths.iter().filter_map(move |(inline, path)| {
@@ -83,8 +84,8 @@ impl Sources {
         })
     }
 
-    /// A path from the crate's root; `None` of one into another crate, or to a name that a `use`
-    /// has brought in, which counts itself.
+    /// Returns a path from the crate's root. `None` if the path leads into another crate, or begins
+    /// with a name that a `use` has brought in: that `use` counts itself.
     fn absolute(&self, from: &[String], inline: &[String], path: &[String]) -> Option<Names> {
         let mut at = [from, inline].concat();
         let mut rest = path;
@@ -104,9 +105,10 @@ impl Sources {
         Some([&at[..], rest].concat())
     }
 
-    /// The module that a path leads into, past the names that are only passed on.
+    /// Returns the module in which a path ends, past the names that are only passed on.
     fn module_of(&self, mut path: Names) -> Names {
-        // More than once where a name is passed on through several; a bound, should it go round.
+        // A name may be passed on through several modules; the bound is for names that lead in a
+        // circle.
         for _ in 0..16 {
             let len = (0..=path.len()).rev().find(|len| self.modules.contains_key(&path[..*len]));
             let (module, rest) = path.split_at(len.unwrap_or(0));
@@ -121,7 +123,7 @@ impl Sources {
     }
 }
 
-/// Collects what one file holds.
+/// A visitor that collects the contents of one file.
 #[derive(Default)]
 struct Reader {
     module: Module,
@@ -162,7 +164,7 @@ impl Reader {
         self.note(path);
     }
 
-    /// Paths within a macro's arguments, which are no syntax tree.
+    /// Notes the paths within a macro's arguments, which have no syntax tree.
     fn read_tokens(&mut self, tokens: TokenStream) {
         let mut path = Names::new();
         let mut colons = 0;
@@ -239,7 +241,7 @@ impl<'a> Visit<'a> for Reader {
     }
 }
 
-/// `#[cfg(test)]`, or `#[cfg(any(test, fuzzing))]`.
+/// Reports whether an attribute is `#[cfg(test)]` or `#[cfg(any(test, fuzzing))]`.
 fn is_for_tests(attribute: &Attribute) -> bool {
     match &attribute.meta {
         Meta::List(list) if list.path.is_ident("cfg") => {

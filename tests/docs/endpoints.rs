@@ -1,12 +1,12 @@
-//! `gpuctl http` against `docs/endpoints.md`: each endpoint answers with its command's document, and with the HTTP status
-//! that the page gives its exit code.
+//! Tests of `gpuctl http` against `docs/endpoints.md`: each endpoint answers with its command's
+//! document, and with the HTTP status that the page gives its exit code.
 
 use rig::page::Page;
 use rig::{Rig, Served};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// The HTTP statuses of the page, by exit code.
+/// Returns the HTTP statuses that the page lists, by exit code.
 fn documented() -> BTreeMap<i64, u16> {
     let sections = Page::read("endpoints.md").sections;
     let rows = sections.iter().flat_map(|section| section.rows()).filter(|row| row.len() == 4);
@@ -110,7 +110,7 @@ fn a_failure_has_the_http_status_that_the_page_gives_its_exit_code() {
     fails("GET /gpu/status", 78);
 }
 
-/// The methods and paths that a document of OpenAPI has.
+/// Returns the operations of an OpenAPI document, each as its method and its path.
 fn operations(document: &Value) -> BTreeSet<String> {
     let paths = document["paths"].as_object().unwrap().iter();
     let methods = |(path, item): (&String, &Value)| {

@@ -1,5 +1,6 @@
-//! What `docs/` lists, against the program: every key that the schema has and no other, with the default that is in force;
-//! the rights that the lock needs; and the pages themselves.
+//! Tests of the lists in `docs/` against the program: every key of the schema is documented and no
+//! other, with the default that is in force, and the documented rights are what the lock needs.
+//! Tests of the pages themselves and of their links.
 
 use rig::page::{Page, repository};
 use rig::{Rig, until};
@@ -7,7 +8,7 @@ use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use toml::Table;
 
-/// The least that a configuration with everything in it has to say.
+/// The least that a configuration must say to have all its optional tables.
 const MINIMAL: &str = r#"
 [services.a]
 type = "native"
@@ -22,7 +23,7 @@ url = "http://localhost:1"
 service = "a"
 "#;
 
-/// Of each key its cell with the default.
+/// Returns the documented default of each key, as it stands in its cell.
 fn documented() -> BTreeMap<String, String> {
     let page = Page::read("configuration.md");
     let of_keys = page.sections.iter().filter(|section| section.title.starts_with('`'));
@@ -35,14 +36,14 @@ fn documented() -> BTreeMap<String, String> {
     keys
 }
 
-/// With whatever names are the reader's to choose as `*`.
+/// Replaces the parts of a key whose names are the reader's to choose, such as `NAME`, with `*`.
 fn nameless(key: &str) -> String {
     let is_placeholder = |part: &&str| part.bytes().all(|byte| byte.is_ascii_uppercase());
     let parts = key.split('.').map(|part| if is_placeholder(&part) { "*" } else { part });
     parts.collect::<Vec<_>>().join(".")
 }
 
-/// The keys of a schema that hold a value.
+/// Collects those keys of a schema that hold a value.
 fn keys_of(schema: &Value, root: &Value, key: &str, found: &mut BTreeSet<String>) {
     if let Some(name) = schema["$ref"].as_str() {
         return keys_of(root.pointer(name.trim_start_matches('#')).unwrap(), root, key, found);
@@ -68,7 +69,7 @@ fn keys_of(schema: &Value, root: &Value, key: &str, found: &mut BTreeSet<String>
     }
 }
 
-/// The values of a document, each with its key in full; a list is one value.
+/// Collects the values of a document by their full keys; a list is one value.
 fn values_of(document: &Value, key: &str, found: &mut BTreeMap<String, Value>) {
     match document.as_object() {
         Some(fields) if !fields.is_empty() => {
@@ -81,7 +82,7 @@ fn values_of(document: &Value, key: &str, found: &mut BTreeMap<String, Value>) {
     }
 }
 
-/// What is in force with a configuration.
+/// Returns the values that are in force with a configuration, by their full keys.
 fn shown(rig: &Rig, config: &str) -> BTreeMap<String, Value> {
     rig.write_config(config);
     let show = rig.gpuctl("config show --json").env_remove("REDIS_URL").run().succeeds().json();
@@ -96,7 +97,7 @@ fn every_key_of_the_configuration_is_documented_and_no_other() {
     let schema = rig.gpuctl("config schema").run().succeeds().json();
     let mut keys = BTreeSet::new();
     keys_of(&schema, &schema, "", &mut keys);
-    // Documented with its default as well as part by part.
+    // This table is documented with its default as well as part by part.
     keys.insert("canary.bounds".to_owned());
     let documented: BTreeSet<String> = documented().keys().map(|key| nameless(key)).collect();
     let missing: Vec<_> = keys.difference(&documented).collect();
@@ -107,7 +108,8 @@ fn every_key_of_the_configuration_is_documented_and_no_other() {
     );
 }
 
-/// To set every default to what the page says changes nothing, and no other value is in force.
+/// Setting every default to what the page says must change nothing, and no other value may be in
+/// force.
 #[test]
 fn the_documented_defaults_are_those_in_force() {
     let mut config: Table = MINIMAL.parse().unwrap();
@@ -175,7 +177,7 @@ fn the_rights_that_the_page_gives_a_redis_user_are_enough() {
     rig.assert_lock_is_free();
 }
 
-/// As GitHub makes an anchor of a heading.
+/// Returns the anchor that GitHub makes of a heading.
 fn anchor(title: &str) -> String {
     let kept = title.to_lowercase().replace(' ', "-");
     kept.chars().filter(|c| c.is_alphanumeric() || "-_".contains(*c)).collect()

@@ -1,4 +1,5 @@
-//! What `docs/security.md` claims: that each claim has its tests, and those claims that belong to no one command.
+//! Tests that each claim of `docs/security.md` names tests that exist, and tests of those claims
+//! that belong to no single command.
 
 use rig::{Rig, until};
 use std::collections::BTreeSet;
@@ -10,7 +11,7 @@ fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Files below a folder, and the folders themselves.
+/// Returns a folder and all files and folders below it.
 fn below(folder: &Path) -> Vec<PathBuf> {
     let mut found = vec![folder.to_owned()];
     for entry in fs::read_dir(folder).unwrap() {
@@ -23,7 +24,7 @@ fn below(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// The names of all tests.
+/// Returns the names of all tests, as the sources have them.
 fn tests() -> BTreeSet<String> {
     let sources = ["tests", "src"].map(|folder| below(&repository().join(folder)));
     let texts =
@@ -73,7 +74,7 @@ fn all_that_is_left_behind_is_private_whatever_the_umask() {
             "umask {umask} && exec gpuctl run -q vidi -- sh -c '>works; until [ ! -e go ]; do sleep 0.05; done'"
         ));
         let run = run.env("GPUCTL_STATE_DIR", &state).spawn();
-        // While it works, since some is there for so long.
+        // Some of the files exist only while the command works.
         let works = rig.path("home/works");
         until("it works", || works.exists());
         let found = [below(&state), below(&rig.path("place"))].concat();
@@ -101,7 +102,7 @@ fn no_secret_is_on_a_command_line() {
     rig.set("lock.url", format!("redis://:{SECRET}@127.0.0.1:{}/0", redis.port()));
     let env = toml::toml! { API_KEY = "hunter2-of-all" };
     let vidi = rig.native("vidi").set("env", env).add();
-    // In place of the real one, to see what it is called with.
+    // This program stands in for the real one, to record what it is called with.
     rig.program("docker", "echo \"$@\" >>\"$HOME/called\"; echo '[]'");
     rig.set("services.voice", toml::toml! { type = "docker" container = "voice" vram_mb = 1 });
     let work = "echo $GPUCTL_LOCK_TOKEN >token.new; mv token.new token; exec sleep 1000";
@@ -132,7 +133,7 @@ fn what_a_service_prints_tells_the_terminal_nothing() {
     rig.native("vidi").set("start", start).add();
     for form in ["start vidi", "start vidi --json", "start vidi -vv", "history", "history --json"] {
         let said = rig.shell(&format!("gpuctl {form} 2>&1; true")).run().succeeds().text();
-        // What turns a line round is data in JSON.
+        // A character that turns a line round is plain data in JSON.
         let turns = |c: char| c == '\u{202e}' && !form.contains("json");
         let is_obeyed = |c: char| (c.is_control() && c != '\n') || turns(c);
         assert!(said.contains("[2Jb") && !said.contains(is_obeyed), "{form}: {said:?}");

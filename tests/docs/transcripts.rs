@@ -1,5 +1,5 @@
-//! What `docs/` shows of a terminal is what happens: each section with a `console` block is played by a shell on a machine
-//! of its own, and the whole transcript compared.
+//! Tests that what `docs/` shows of a terminal is what happens: a shell plays each section that has
+//! a `console` block, on a machine of its own, and the whole transcript is compared.
 
 use regex_lite::Regex;
 use rig::page::{Page, Section};
@@ -7,10 +7,11 @@ use rig::{Rig, skip_or_fail, works};
 use serde_json::{Value as Json, json};
 use toml::{Table, Value};
 
-/// Pages with transcripts, each with a test of its own.
+/// Pages with transcripts, each of which has a test of its own.
 const PAGES: [&str; 5] = ["planning.md", "checklist.md", "lock.md", "operations.md", "desktop.md"];
 
-/// The card and the four services that the pages describe, and programs that stand for the reader's own.
+/// Makes the machine that the pages describe: the card, the four services, and programs that stand
+/// for the reader's own.
 fn machine() -> Rig {
     let rig = Rig::new();
     rig.card.describe(&json!({"reclaim_delay_ms": 300}));
@@ -28,14 +29,14 @@ fn machine() -> Rig {
     let server = comfyui.command().split(' ').next().unwrap();
     let run = |name, vram| format!("exec {server} --name {} --vram {vram}", rig.mark(name));
     rig.program("start_whisper", &run("whisper", 2000));
-    // Returns when it holds its memory, of which it tells.
+    // This program returns once the training holds its memory, as its log then tells.
     let training = format!("({}) >training.log 2>&1 &", run("training", 6000));
     let is_there = "until [ -s training.log ]; do sleep 0.02; done";
     rig.program("start_training", &format!("{training}\n{is_there}"));
     rig
 }
 
-/// The desktop of one page: two servers that unload when they are asked, and a game.
+/// Makes the machine of `desktop.md`: two servers that unload when they are asked, and a game.
 fn desktop() -> Rig {
     let rig = Rig::new();
     rig.card.describe(&json!({"reclaim_delay_ms": 300}));
@@ -54,7 +55,7 @@ fn desktop() -> Rig {
     rig
 }
 
-/// Adds what a section shows of its configuration.
+/// Adds the configuration that a section shows.
 fn configure(rig: &Rig, text: &str) {
     let mut keys = Vec::new();
     leaves("", Value::Table(text.parse::<Table>().unwrap()), &mut keys);
@@ -63,7 +64,7 @@ fn configure(rig: &Rig, text: &str) {
     }
 }
 
-/// The values of a table, each with its key in full.
+/// Collects the values of a table by their full keys.
 fn leaves(key: &str, value: Value, found: &mut Vec<(String, Value)>) {
     match value {
         Value::Table(table) => {
@@ -76,7 +77,8 @@ fn leaves(key: &str, value: Value, found: &mut Vec<(String, Value)>) {
     }
 }
 
-/// A script that types the commands of a transcript and shows what they print, `$?` included.
+/// Returns a script that types the commands of a transcript and shows what they print, with `$?` as
+/// a reader would see it.
 fn script(transcript: &str) -> String {
     let commands = transcript.lines().filter_map(|line| line.strip_prefix("$ "));
     let typed = commands.map(|command| {
@@ -86,7 +88,8 @@ fn script(transcript: &str) -> String {
     format!("exec 2>&1\n{}exit 0\n", typed.collect::<String>())
 }
 
-/// `…` stands for any part of a line, and on a line of its own for any lines but commands.
+/// Returns the pattern of a transcript: `…` stands for any part of a line and, on a line of its
+/// own, for any lines but commands.
 fn pattern(transcript: &str) -> Regex {
     let lines = transcript.lines().map(|line| match line.trim() {
         "…" => r"(?:\n|[^$\n].*\n)*".to_owned(),
@@ -95,7 +98,7 @@ fn pattern(transcript: &str) -> Regex {
     Regex::new(&format!("^{}$", lines.collect::<String>())).unwrap()
 }
 
-/// What is shown otherwise than it happens.
+/// Plays a section, and returns what happened if the page shows something else.
 fn play(section: &Section, machine: fn() -> Rig) -> Option<String> {
     let shown = section.text_of("console");
     if shown.is_empty() {
@@ -154,7 +157,8 @@ fn a_desktop_with_one_card_works_as_the_page_says() {
     play_all(PAGES[4]);
 }
 
-/// Each call of curl on the page, as it is written but for the port: `curl … | jq 'FILTER'   # STATUS VALUE`.
+/// Makes each call of curl on the page as it is written but for the port. A call is written as
+/// `curl … | jq 'FILTER'   # STATUS VALUE`.
 #[test]
 fn what_the_checklist_asks_by_curl_is_answered_as_it_says() {
     if !works("curl", &["--version"]) {

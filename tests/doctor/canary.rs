@@ -1,4 +1,5 @@
-//! Faults that keep a trial from being run, and one that was broken off.
+//! Tests that the doctor finds faults that keep a trial from being run, and a trial that was broken
+//! off.
 
 use super::{Machine, finds, verdict};
 use serde_json::json;

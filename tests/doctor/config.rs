@@ -1,4 +1,4 @@
-//! Faults of the configuration file.
+//! Tests that the doctor finds faults of the configuration file.
 
 use super::{Machine, finds};
 use rig::works;
@@ -9,7 +9,8 @@ use std::os::unix::fs::{PermissionsExt, chown};
 const NO_LIBRARY: super::Fault<'static> =
     ("fail", "nvml.library", "cannot be loaded", "install the NVIDIA driver");
 
-/// What is found as well where the configuration cannot be used: neither the rig's library nor a Docker is there.
+/// Returns a fault of the configuration with those that are found beside it: while the
+/// configuration cannot be used, neither the rig's NVML library nor its Docker is found.
 fn beside(fault: super::Fault<'static>) -> [super::Fault<'static>; 3] {
     let no_docker = match works("docker", &["--version"]) {
         true => ("fail", "docker.engine", "Docker cannot be reached", "start docker"),

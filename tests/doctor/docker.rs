@@ -1,4 +1,5 @@
-//! Faults of Docker's client and engine, and of how containers were made.
+//! Tests that the doctor finds faults of Docker's client and engine, and of how containers were
+//! created.
 
 use super::{Fault, Machine, finds, verdict};
 use rig::{Rig, Service, docker_client_or_skip};
@@ -6,11 +7,11 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 
-/// Given the null device for a card.
+/// Option that gives a container the null device as its card.
 const CARD: &str = "--device /dev/null:/dev/nvidia0";
 
-/// A machine with a container, which was made with these options, where PORT is the port of its health check. None
-/// without an engine.
+/// Returns a machine with a container that was created with these options, in which `PORT` stands
+/// for the port of its health check. `None`, after reporting the skip, if there is no engine.
 #[track_caller]
 fn with_container(options: &str) -> Option<Machine> {
     let machine = Machine::of(Rig::with_docker()?);
@@ -25,7 +26,7 @@ fn with_container(options: &str) -> Option<Machine> {
     Some(machine)
 }
 
-/// A container in the configuration alone.
+/// Adds a container to the configuration, but creates none.
 fn declare(rig: &Rig) -> Service {
     rig.container("cosyvoice").vram(1000).not_installed().add()
 }
@@ -61,7 +62,7 @@ fn how_a_container_was_made_is_found() {
     }
 }
 
-/// docker-proxy accepts in its place.
+/// Such a check passes too early, as docker-proxy accepts connections in the server's place.
 #[test]
 fn a_tcp_health_check_of_a_published_port_is_found() {
     let options = format!("--network bridge --publish PORT:1 {CARD}");
@@ -180,7 +181,7 @@ fn an_engine_that_may_lock_up_is_found() {
         let machine = Machine::new();
         declare(&machine.rig);
         machine.rig.program("docker", &format!("[ $1 = info ] || exit 1; echo '{info}'"));
-        // There is no container behind this client.
+        // No container exists behind this client, so the doctor fails in any case.
         let report = machine.doctor().run().exits(1).json();
         let checks = report["checks"].as_array().unwrap();
         let check = checks.iter().find(|check| check["id"] == old.1).unwrap();

@@ -1,10 +1,11 @@
-//! Faults of the card, its driver and NVML, and of what shows a service another card.
+//! Tests that the doctor finds faults of the card, of its driver and NVML, and of variables that
+//! show a service another card.
 
 use super::{Fault, Machine, finds, verdict};
 use rig::until;
 use serde_json::{Value, json};
 
-/// Each on a machine of its own, by the card's description.
+/// Each fault is planted on a machine of its own, by describing its card.
 #[test]
 fn what_the_driver_says_is_found_in_the_part_that_it_is_about() {
     let fault = |function: &str, code: &str| json!({"faults": {function: code}});
@@ -54,7 +55,7 @@ fn what_the_driver_says_is_found_in_the_part_that_it_is_about() {
         machine.rig.card.describe(&card);
         finds(machine.doctor(), &[expected]);
     }
-    // Sellers count otherwise.
+    // Sellers count a card's memory differently, so a small difference is no fault.
     let machine = Machine::new();
     machine.rig.card.describe(&json!({"devices": [{"total_mb": 24564}]}));
     finds(machine.doctor(), &[]);

@@ -1,4 +1,4 @@
-//! Faults of the place where the lock is kept.
+//! Tests that the doctor finds faults of the place where the lock is kept.
 
 use super::{Fault, Machine, finds, verdict};
 use rig::{LOCK_KEY, Proxy, Redis};
@@ -56,7 +56,7 @@ fn credentials_that_are_missing_wrong_or_not_enough_are_found() {
     machine.rig.set("lock.url", format!("redis://worker:secret@{at}"));
     let weak = ("fail", "lock.credentials", "does not let this user do", "its ACL must allow");
     finds(machine.doctor(), &[weak]);
-    // What the lock needs is enough; what only the doctor asks is left out.
+    // The rights that the lock needs are enough; checks that need further rights are skipped.
     redis.cli(&["ACL", "SETUSER", "worker", "+set", "-info"]);
     let report = finds(machine.doctor(), &[]);
     for id in ["lock.version", "lock.role", "lock.eviction"] {

@@ -1,4 +1,5 @@
-//! What services and phases need, against the card.
+//! Tests that the doctor finds services and phases that do not fit on the card, alone or beside
+//! what strangers hold.
 
 use super::{Machine, finds};
 use rig::until;

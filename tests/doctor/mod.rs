@@ -1,5 +1,5 @@
-//! `gpuctl doctor`: on a machine where all is well nothing is found; each fault that is planted is found, told with its
-//! fix, and taken for nothing else.
+//! Tests of `gpuctl doctor`: where all is well, nothing is found; each fault that is planted is
+//! found, reported with its fix, and taken for nothing else.
 
 mod canary;
 mod config;
@@ -18,7 +18,7 @@ use serde_json::Value;
 
 const DOCTOR: &str = "doctor --json";
 
-/// A machine of which the doctor has nothing to say, but for Docker, which is not needed there.
+/// A machine on which the doctor finds nothing and skips only Docker, which is not needed there.
 struct Machine {
     rig: Rig,
     vidi: Service,
@@ -44,23 +44,24 @@ impl Machine {
         self.rig.gpuctl(DOCTOR)
     }
 
-    /// Where root is stripped of the right to ignore the modes of files.
+    /// Returns a call of the doctor without root's right to ignore the modes of files.
     fn doctor_without_privileges(&self) -> Invocation {
         let strip = "if [ $(id -u) = 0 ]; then exec setpriv --bounding-set=-all gpuctl $0; fi";
         self.rig.shell(&format!("{strip}; exec gpuctl $0")).arg(DOCTOR)
     }
 }
 
-/// Verdict, id with the subject if there is one, a part of the message, a part of the fix.
+/// A fault to be found: its verdict, its ID (followed by the subject, if there is one), a part of
+/// the message, and a part of the fix.
 type Fault<'a> = (&'a str, &'a str, &'a str, &'a str);
 
-/// The doctor finds these faults, and no others.
+/// Asserts that the doctor finds these faults and no others, and returns its report.
 #[track_caller]
 fn finds(doctor: Invocation, faults: &[Fault]) -> Value {
     let fails = faults.iter().any(|(verdict, ..)| *verdict == "fail");
     let report = doctor.run().exits(i32::from(fails)).json();
     let mut found = told(&report, |verdict| ["warn", "fail"].contains(&verdict));
-    // The engine of this machine may be an old one.
+    // The real engine of this machine may be an old one.
     found.retain(|check| check["id"] != "docker.version");
     let names = |found: &Value| {
         let subject = found["subject"].as_str().map(|subject| format!(" {subject}"));
@@ -93,7 +94,7 @@ fn told(report: &Value, is_meant: impl Fn(&str) -> bool) -> Vec<Value> {
     checks.filter(|check| is_meant(check["verdict"].as_str().unwrap())).cloned().collect()
 }
 
-/// The verdict of a check that is told once.
+/// Returns the verdict of a check that must be in the report exactly once.
 #[track_caller]
 fn verdict<'a>(report: &'a Value, id: &str) -> &'a str {
     let mut of_id = report["checks"].as_array().unwrap().iter().filter(|check| check["id"] == id);

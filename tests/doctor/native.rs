@@ -1,4 +1,4 @@
-//! What native services are started with, and found by.
+//! Tests that the doctor finds faults of what native services are started with and found by.
 
 use super::{DOCTOR, Machine, finds};
 use rig::{Rig, until};
@@ -92,7 +92,8 @@ fn a_stranger_that_a_pattern_matches_is_found_also_while_the_service_runs() {
         "{report:#}"
     );
 
-    // Under a mark of its own it is proven to be the service.
+    // The service is started under a pattern that finds nothing else, and so proven to be the
+    // service.
     rig.set("services.vidi.match", format!("simserver.*{}", rig.mark("vidi")));
     rig.gpuctl("start vidi --quiet").run().succeeds();
     rig.set("services.vidi.match", format!("simserver.*{}|{mark}", rig.mark("vidi")));
@@ -111,7 +112,7 @@ fn a_pattern_that_finds_another_services_start_is_found() {
     finds(machine.doctor(), &[told]);
     rig.gpuctl("config check").run().fails("config").stderr_has("services.vidi.match");
 
-    // The name of the program alone, with which both are started.
+    // This pattern matches only the name of the program, with which both services are started.
     let program = rig.program("serve", "").display().to_string();
     rig.set("services.vidi.start", format!("{program} vidi"));
     rig.set("services.second.start", format!("{program} second"));

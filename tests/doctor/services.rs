@@ -1,4 +1,4 @@
-//! Health checks, ports, and services that are not well.
+//! Tests that the doctor finds faults of health checks and ports, and services that are not well.
 
 use super::{Machine, finds};
 use rig::until;
@@ -34,7 +34,7 @@ fn services_that_share_a_port_are_found_and_it_is_a_fault_in_one_phase_only() {
     let one_at_a_time =
         ("warn", "service.shared voice", "only one of the two can run at a time", fix);
     finds(machine.doctor(), &[one_at_a_time]);
-    // While one of them runs, it is no stranger to the other.
+    // A service that runs is no stranger to the one that shares its port.
     rig.gpuctl("start vidi --quiet").run().succeeds();
     rig.set("services.voice.health", machine.vidi.url("/health"));
     finds(machine.doctor(), &[one_at_a_time]);

@@ -1,4 +1,4 @@
-//! Faults of the state folder, and of the kernel.
+//! Tests that the doctor finds faults of the state folder and of the kernel.
 
 use super::{DOCTOR, Fault, Machine, finds};
 use std::fs::{self, File, Permissions};
@@ -8,7 +8,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 fn a_state_folder_that_cannot_be_used_is_found() {
     let machine = Machine::new();
     let rig = &machine.rig;
-    // The canary's ledger is kept in it.
+    // The canary's ledger is kept in the same folder.
     let both = |message: &'static str| -> [Fault; 2] {
         [
             ("fail", "state.folder", message, "GPUCTL_STATE_DIR"),
@@ -51,7 +51,7 @@ fn logs_that_have_grown_large_are_found() {
     let machine = Machine::new();
     let logs = machine.rig.state_dir().join("logs");
     fs::create_dir(&logs).unwrap();
-    // Sparse: it takes no room.
+    // The file is sparse, so it takes no room.
     File::create(logs.join("vidi.log")).unwrap().set_len(1 << 30).unwrap();
     finds(machine.doctor(), &[]);
     File::create(logs.join("voice.log")).unwrap().set_len(1 << 20).unwrap();

@@ -1,4 +1,4 @@
-//! Faults of systemd and its units, of a simulated systemd.
+//! Tests that the doctor finds faults of a simulated systemd and of its units.
 
 use super::{Machine, finds, verdict};
 use rig::Fault;

@@ -1,4 +1,5 @@
-//! The doctor as a whole: all is well, nothing is changed, whatever hangs, in both forms.
+//! Tests of the doctor as a whole: it finds nothing where all is well, changes nothing, bears
+//! whatever hangs, and reports as text and as JSON.
 
 use super::{Machine, finds, told, verdict};
 use rig::{Rig, Signal, docker_client_or_skip, unconfigured_or_skip, until};
@@ -6,13 +7,13 @@ use std::fs;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
-/// All files and folders below, with what tells that one was changed.
+/// Returns all files and folders below a folder, each with what shows whether it was changed.
 fn content(folder: &Path) -> Vec<(PathBuf, String)> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).unwrap().flatten() {
         let meta = entry.metadata().unwrap();
         let (path, kind) = (entry.path(), meta.file_type());
-        // The card's own, which NVML reads.
+        // The card's folder, which NVML reads, is left out.
         if path.ends_with("card") {
             continue;
         }
@@ -71,7 +72,7 @@ fn it_makes_and_changes_nothing() {
     assert_eq!(content(&rig.path("")), before);
 }
 
-/// Only a path that is too long by itself goes beyond the width.
+/// Asserts that only a path that is too long by itself goes beyond the width.
 #[track_caller]
 fn fits(text: &str, width: usize) {
     for line in text.lines().filter(|line| line.trim_end().chars().count() > width) {
@@ -103,7 +104,7 @@ fn on_a_terminal_it_has_colour_and_fits_the_width() {
     machine.rig.set("services.vidi.vram_mb", 30000);
     let shown = |setup: &str| {
         let script = format!("sh -c '{setup}; gpuctl doctor; echo ended; exec sleep 1000'");
-        // Its leader stays, as what it has written may be thrown away with its end.
+        // The session's leader stays, since what it has written may be thrown away when it ends.
         let terminal = machine.rig.terminal(&script);
         terminal.shows("ended");
         terminal.text()
@@ -132,7 +133,7 @@ fn without_a_configuration_it_examines_what_needs_none_and_names_config_init() {
     }
 }
 
-/// A folder with the simulated card's library under the name of the real one.
+/// Makes a folder with the simulated card's library under the names of the real one.
 fn library_folder(rig: &Rig) -> PathBuf {
     let config: toml::Table = fs::read_to_string(rig.path("gpuctl.toml")).unwrap().parse().unwrap();
     let library = config["gpu"]["nvml_library"].as_str().unwrap();

@@ -1,11 +1,12 @@
-//! Every way to end: each exit code is provoked, and told in one line on stderr or as one object on stdout.
+//! Tests of every way to end: each exit code is provoked, and reported in one line on stderr or as
+//! one object on stdout.
 
 use rig::{Rig, Signal, unconfigured_or_skip, until};
 use serde_json::Value;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 
-/// Runs the command in both forms, which are both to fail with this code and to say `problem`.
+/// Asserts that the command fails with this code and says `problem`, both as text and as JSON.
 #[track_caller]
 fn refuses(rig: &Rig, words: &str, code: &str, problem: &str) {
     refuses_in_text(rig, words, code, problem);
@@ -79,7 +80,8 @@ fn a_bad_command_line_is_refused_with_what_is_wrong_in_it() {
     ] {
         let text = rig.gpuctl(words).run().fails("usage").stdout("");
         drop(if words == "config" { text.stderr_has("Usage") } else { text.stderr_has(problem) });
-        // Before the words, because an option at their end takes what comes after it.
+        // `--json` comes before the words, because an option at their end takes what comes after
+        // it.
         let told = rig.gpuctl("--json").arg(words.split(' ').next().unwrap());
         let told = words.split(' ').skip(1).fold(told, |told, word| told.arg(word)).run();
         is_an_error(&told.fails("usage").json(), "usage", problem);
@@ -203,7 +205,7 @@ fn what_could_not_be_started_is_refused_before_anything_is_stopped() {
     }
     assert_eq!(fs::read_dir(open).unwrap().count(), 0);
 
-    // What is not there yet can be made, and a dry run makes nothing.
+    // A folder that is not there yet can be made, and a dry run makes none.
     let new = rig.path("new/state");
     let dry = rig.gpuctl("prepare-phase 4 --dry-run").env("GPUCTL_STATE_DIR", &new).run();
     drop(dry.succeeds().stdout_has("would start comfyui"));
@@ -262,7 +264,7 @@ fn a_stranger_on_the_port_fails_the_start() {
 #[test]
 fn memory_that_does_not_come_back_fails_the_stop() {
     let problem = "the memory of vidi did not come back";
-    // Side by side, because each waits for it.
+    // Both calls run side by side, because each waits for the memory.
     let [text, json] = ["", "--json"].map(|form| {
         let rig = Rig::new();
         rig.native("vidi").vram(4000).add();
@@ -428,7 +430,7 @@ fn an_output_that_is_closed_or_not_read_changes_nothing() {
 #[test]
 fn help_and_version_are_answers() {
     let rig = Rig::new();
-    // They need no configuration, not even a good one.
+    // Neither help nor version needs a configuration, let alone a valid one.
     rig.write_config("broken");
     let version = format!("gpuctl {}\n", env!("CARGO_PKG_VERSION"));
     rig.gpuctl("--version").run().succeeds().stdout(&version);

@@ -1,4 +1,5 @@
-//! SIGINT and SIGTERM: the work stops at the next safe point, and the same command run again goes on from there.
+//! Tests of SIGINT and SIGTERM: the work stops at the next safe point, and the same command, run
+//! again, goes on from there.
 
 use rig::{Rig, Signal, until};
 use serde_json::json;
@@ -134,7 +135,7 @@ fn interrupted_while_an_unload_call_is_not_answered_nobody_waits_for_its_answer(
     for (signal, code) in SIGNALS {
         let rig = Rig::new();
         let requests = rig.path("requests");
-        // It sleeps, and answers, once its job is done.
+        // The server goes to sleep, and answers the call, only once its job is done.
         let server = format!("--api vllm --requests {}", requests.display());
         let model = rig.native("model").vram(12000).set("evict", "unload").server(&server);
         let model = model.set("api", "vllm").set("url", "http://127.0.0.1:1").add();

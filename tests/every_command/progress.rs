@@ -1,10 +1,10 @@
-//! What is told while work goes on: bars on a terminal, plain lines in a pipe, nothing with `-q`, every external command
-//! with `-v`.
+//! Tests of what is shown while work goes on: bars on a terminal, plain lines in a pipe, nothing
+//! with `-q`, and every external command with `-v`.
 
 use rig::{Display, Rig, Terminal, until};
 use serde_json::json;
 
-/// ComfyUI runs; phase 3 wants CosyVoice in its place.
+/// Makes a rig on which ComfyUI runs, and phase 3 wants CosyVoice in its place.
 fn before_phase_3() -> Rig {
     let rig = Rig::new();
     rig.native("comfyui").phases([4]).vram(20000).add();
@@ -14,7 +14,7 @@ fn before_phase_3() -> Rig {
     rig
 }
 
-/// A terminal of the kind that `term` names, at a shell.
+/// Opens a terminal of the kind that `term` names, 100 columns wide, at a shell.
 fn shell(rig: &Rig, term: &str) -> Terminal {
     let terminal = rig.terminal("sh -i");
     terminal.shows("ready> ");
@@ -64,7 +64,7 @@ fn quiet_is_silent_but_for_errors() {
         .fails("not_found")
         .stderr_has("gpuctl: ")
         .stderr_has("hint: ");
-    // What is asked for as such is no remark.
+    // A status is the answer that was asked for, and no remark.
     rig.gpuctl("status -q").run().succeeds().stdout_has("comfyui");
     let json = rig.gpuctl("release-all -q --json").run().succeeds().json();
     assert_eq!(json["success"], true);
@@ -97,7 +97,7 @@ fn without_colour_a_terminal_shows_the_same_in_the_colour_it_has() {
     terminal.types("NO_COLOR=1 gpuctl prepare-phase 3");
     terminal.shows("✓ started cosyvoice");
     terminal.shows("phase 3 (speech): ");
-    // Movements of the cursor, but no colours.
+    // The cursor is moved, but no colour is set.
     let shown = terminal.text();
     assert!(shown.contains("\u{1b}[2K"), "{shown:?}");
     let is_colour = |part: &str| {
@@ -158,7 +158,7 @@ fn verbose_shows_every_external_command_and_how_long_it_took() {
         let status = rig.gpuctl("status").env(variable, value).run().succeeds().stdout_has("vidi");
         status.stderr_has("`systemctl ");
     }
-    // Ours has the last word.
+    // gpuctl's own variable overrides `RUST_LOG`.
     rig.gpuctl("status")
         .env("GPUCTL_LOG", "off")
         .env("RUST_LOG", "debug")
@@ -188,7 +188,7 @@ fn a_command_is_told_with_the_time_that_it_took_and_not_with_the_wait_for_anothe
     let rig = Rig::new();
     rig.unit("vllm").add();
     rig.set("services.box", toml::toml! { type = "docker" container = "box" vram_mb = 1 });
-    // It has said all, and is left alone until the end.
+    // This client has said all, and is then left alone until the other one has ended.
     let inspected = r#"[{"Id":"aaa","Name":"/box","State":{"Status":"exited"}}"#;
     rig.program("docker", &format!("echo '{inspected}'; echo ']'; exec sleep 0.2"));
     rig.program("systemctl", "sleep 3; echo LoadState=loaded; echo ActiveState=inactive");
@@ -202,7 +202,8 @@ fn a_command_is_told_with_the_time_that_it_took_and_not_with_the_wait_for_anothe
     assert!(time("`docker container inspect").ends_with("ms"), "{told}");
 }
 
-/// What a command shows on a terminal of 60 columns; no line is broken by the terminal.
+/// Returns what a command shows on a terminal of 60 columns; asserts that it exits with this code,
+/// and that the terminal breaks no line.
 #[track_caller]
 fn at_60_columns(rig: &Rig, variables: &str, words: &str, exit: &str) -> String {
     let display = Display::start(rig, (40, 60), variables, words);
@@ -222,7 +223,7 @@ gpuctl: no service named \"nobody-of-this-name\" is configured
 hint: configured services: comfyui, cosyvoice, another,
   third
 code=4.";
-    // With a cursor, and on a terminal that has none.
+    // The first terminal has a cursor that can be moved, the second has none.
     for variables in ["", "TERM=dumb"] {
         let told = at_60_columns(&rig, variables, "start nobody-of-this-name", "4");
         assert_eq!(told, refused);
@@ -237,7 +238,7 @@ code=4.";
         told.contains("phase 3 (speech): stopped comfyui; freed 20000 MB; started\n  cosyvoice ("),
         "{told}"
     );
-    // What is drawn while it waits, too.
+    // What is drawn during a wait breaks between words too.
     rig.gpuctl("lock acquire somebody-with-a-name").run().succeeds().text();
     let waiting = Display::start(&rig, (40, 60), "", "prepare-phase 4 --wait 60");
     until("the step breaks between words", || {
@@ -247,7 +248,7 @@ code=4.";
     });
     rig.gpuctl("lock release --force").run().succeeds().stdout("released\n");
     waiting.terminal.shows("code=0.");
-    // Scripts count on one line, also where the shell that they come from has told its width.
+    // Scripts count on one line, even if the shell that they come from has set its width.
     let piped =
         rig.gpuctl("start nobody-of-this-name").env("COLUMNS", "60").run().fails("not_found");
     let expected = refused.replace("\n  ", " ").replace("code=4.", "");

@@ -1,4 +1,4 @@
-//! One way through each kind of service, and each kind of answer.
+//! Tests of one way through each kind of service, and of each kind of answer.
 
 use rig::{Rig, unconfigured_or_skip};
 use serde_json::json;

@@ -1,5 +1,5 @@
-//! What was started by hand, and becomes proven by `gpuctl adopt`; and what gpuctl has started, and still knows when its
-//! configuration has moved.
+//! Tests of processes that are started by hand and become proven by `gpuctl adopt`, and of
+//! processes that gpuctl has started and still recognises after its configuration has moved.
 
 use rig::{
     Rig, Service, Signal, apart, parent, python_with, signal, skip_or_fail, state, until, works,
@@ -7,7 +7,8 @@ use rig::{
 use serde_json::json;
 use std::fs;
 
-/// By hand, on no port of this machine, in no pattern.
+/// Starts a server of `vidi` by hand that listens on no port and matches no pattern. Returns the
+/// service and the PID of the server's first process.
 fn by_hand(rig: &Rig) -> (Service, i32) {
     let vidi = rig.native("vidi").vram(4000).phases([1]).without_match().without_health().add();
     rig.set("phases.9", "nothing");
@@ -64,7 +65,8 @@ fn several_processes_are_adopted_at_once_or_none() {
     assert!(state(beside.pid()).is_none(), "it was adopted too");
 }
 
-/// Apart, for what would come of a PID 1 that was adopted.
+/// This test runs in a PID namespace of its own, because of what would happen if PID 1 were
+/// adopted.
 #[test]
 fn what_is_anothers_or_cannot_be_a_service_is_not_adopted() {
     apart(|rig| {
@@ -94,7 +96,8 @@ fn what_is_anothers_or_cannot_be_a_service_is_not_adopted() {
     });
 }
 
-/// A PID is given again after a while: what was adopted is that process and no other.
+/// PIDs are reused, so an adoption applies to that one process and to no later one of the same
+/// number.
 #[test]
 fn an_adopted_process_that_has_ended_leaves_nothing_behind() {
     let rig = Rig::new();
@@ -106,7 +109,8 @@ fn an_adopted_process_that_has_ended_leaves_nothing_behind() {
     rig.gpuctl("stop vidi").run().succeeds().stdout_has("nothing to do").progress();
 }
 
-/// Started by gpuctl, without a pattern; then its configuration changes.
+/// Asserts that a service without a pattern, started by gpuctl, is still known after `change`,
+/// which returns the path of the new configuration and the service's name in it.
 #[track_caller]
 fn is_still_known(change: impl FnOnce(&Rig) -> (String, &'static str)) {
     let rig = Rig::new();
@@ -176,7 +180,8 @@ fn workers_of_uvicorn_by_hand_whose_parent_was_killed_are_found_and_stopped() {
     until("the parent is gone", || !server.is_alive());
     assert!(api.is_healthy(), "the workers serve on");
     let (code, told) = rig.gpuctl("stop api").run().ended();
-    // Found by the port they serve, or named as nobody's: never "nothing to do".
+    // The workers are found by the port that they serve or reported as not managed; the answer is
+    // never "nothing to do".
     assert!(!told.contains("nothing to do"), "{code:?}\n{told}");
     match code {
         Some(0) => assert!(!api.is_healthy(), "{told}"),
@@ -205,7 +210,8 @@ fn a_server_whose_main_thread_has_ended_while_others_serve_is_found_and_stopped(
     assert_eq!(rig.card.used_mb(), 0, "{told}");
 }
 
-/// As `conda activate` in a session of tmux that was there before.
+/// Such a start is, for example, a start command that runs `conda activate` in an existing tmux
+/// session.
 #[test]
 fn a_start_in_the_background_whose_server_appears_after_four_seconds_is_waited_for() {
     if !works("tmux", &["-V"]) {
@@ -239,7 +245,7 @@ fn is_named_with_the_type(options: &str, keys: &str) {
     let (name, card) = (rig.mark("by-a-script"), rig.card.folder().display());
     let server = voice.command().split_once(' ').unwrap().1;
     rig.owns_container(&name);
-    // Another one comes up meanwhile.
+    // Another container comes up meanwhile.
     let other = rig.mark("other");
     rig.owns_container(&other);
     let image = rig.engine().image();
@@ -255,7 +261,7 @@ fn is_named_with_the_type(options: &str, keys: &str) {
     assert!(told.contains(keys) && !told.contains(&other), "{told}");
 }
 
-/// Nothing on its command line says which service it is.
+/// The server's command line does not show which service it belongs to.
 #[test]
 fn a_server_by_hand_that_no_pattern_finds_is_named_with_what_makes_it_the_services() {
     let rig = Rig::new();

@@ -1,5 +1,5 @@
-//! A machine for tests of the lock, once with the lock in a file and once with it in Redis: where both make the same
-//! promise, one test holds both to it: `in_both_places([|place| …])`
+//! A machine for tests of the lock, either with the lock in a file or with the lock in Redis. If
+//! both places make the same promise, one test proves it of both: `in_both_places([|place| …])`.
 
 use rig::{LOCK_KEY, Redis, Rig, Running, until};
 use serde_json::Value;
@@ -7,13 +7,15 @@ use std::fs;
 use std::path::PathBuf;
 use std::thread;
 
+/// A rig whose lock is in a file or in Redis.
 pub struct Place {
     pub rig: Rig,
-    /// None for the file.
+    /// The Redis that holds the lock, or `None` if the lock is in a file.
     redis: Option<Redis>,
 }
 
-/// All side by side, since much of what is proved here takes time and no work.
+/// Runs each test with a lock file and with a lock in Redis. All run side by side, because most of
+/// these tests take much time and little work.
 pub fn in_both_places<const N: usize>(tests: [fn(&Place); N]) {
     thread::scope(|scope| {
         for (name, has_redis) in [("a lock file", false), ("Redis", true)] {
@@ -25,7 +27,7 @@ pub fn in_both_places<const N: usize>(tests: [fn(&Place); N]) {
     });
 }
 
-/// The same of Redis alone.
+/// Runs each test with a lock in Redis, all side by side.
 pub fn in_redis<const N: usize>(tests: [fn(&Place); N]) {
     thread::scope(|scope| {
         for test in tests {
@@ -42,7 +44,7 @@ impl Place {
         Some(Place { rig, redis })
     }
 
-    /// `lock acquire`; gives the token.
+    /// Runs `lock acquire` with these arguments and returns the token.
     #[track_caller]
     pub fn acquire(&self, words: &str) -> String {
         let acquired = self.rig.gpuctl(&format!("lock acquire {words}")).run();
@@ -55,7 +57,8 @@ impl Place {
         release.succeeds().stdout("released\n");
     }
 
-    /// `lock acquire` of one who stands in line now, the last, and has told for whom it waits.
+    /// Starts a `lock acquire` and returns when it stands last in line and has reported whom it
+    /// waits for.
     #[track_caller]
     pub fn waiter(&self, words: &str) -> Running {
         let before = self.waiters();
@@ -66,13 +69,13 @@ impl Place {
         waiter
     }
 
-    /// How many stand in the line of this machine.
+    /// Returns the number of waiters in this machine's line.
     #[track_caller]
     pub fn waiters(&self) -> usize {
         self.rig.machines_line()
     }
 
-    /// What `lock status --json` says.
+    /// Returns the document that `lock status --json` prints, whether the lock is held or not.
     #[track_caller]
     pub fn status(&self) -> Value {
         self.rig.shell("gpuctl lock status --json || test $? = 1").run().succeeds().json()
@@ -87,25 +90,25 @@ impl Place {
         self.redis.as_ref().expect("a lock in Redis")
     }
 
-    /// Somebody deletes the lock behind its holder's back.
+    /// Deletes the lock in Redis behind its holder's back.
     #[track_caller]
     pub fn vanishes(&self) {
         assert_eq!(self.server().cli(&["DEL", LOCK_KEY]), "1");
     }
 
-    /// The lock's place has lost everything.
+    /// Deletes everything in Redis.
     #[track_caller]
     pub fn forgets(&self) {
         self.server().cli(&["FLUSHALL"]);
     }
 
-    /// An older client takes a lock that was deleted.
+    /// Takes a lock that was deleted, as a client from before gpuctl does.
     #[track_caller]
     pub fn is_taken_by(&self, name: &str) {
         assert!(self.server().legacy_acquire(name));
     }
 
-    /// The lock is that of a holder on another machine now, for as long as before.
+    /// Makes the lock that of a holder on another machine, with the time to live that it has.
     #[track_caller]
     pub fn moves_to_another_host(&self) {
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
@@ -115,7 +118,8 @@ impl Place {
         assert_eq!(self.server().cli(&["SET", LOCK_KEY, &value, "XX", "KEEPTTL"]), "OK");
     }
 
-    /// The names of all that there is of the lock, and of those who wait for it.
+    /// Returns the sorted names of everything that exists of the lock and its waiters: the keys in
+    /// Redis, or the files and the kernel's locks.
     #[track_caller]
     pub fn remains(&self) -> Vec<String> {
         let mut names = match &self.redis {

@@ -1,4 +1,5 @@
-//! What is told of a failed start is of this start, and at the time that was promised.
+//! Tests that a failed start is reported at the promised time, with the log of this start only, and
+//! that a container is ready when its own server listens.
 
 use rig::{Rig, Signal, apart, signal, until};
 use serde_json::json;
@@ -8,7 +9,7 @@ use std::time::{Duration, Instant};
 #[test]
 fn the_log_of_a_container_that_fails_is_of_this_start_only() {
     let Some(rig) = Rig::with_docker() else { return };
-    // More than it says, and in the end more than there is.
+    // The server takes more memory than it declares, and later more than the card has.
     let voice = rig.container("voice").server("--vram 1000").vram(100).set("start_timeout", "60s");
     voice.add();
     rig.gpuctl("start voice --quiet").run().succeeds();
@@ -19,14 +20,15 @@ fn the_log_of_a_container_that_fails_is_of_this_start_only() {
     assert_eq!(code, Some(5), "{told}");
     assert!(told.contains("out of memory"), "{told}");
     assert!(!told.contains(": ready"), "it quotes the earlier start\n{told}");
-    // An engine may note a start, and tell of it, when the container has long spoken.
+    // An engine may record a start, and report it, long after the container has begun to write its
+    // log.
     let late = "sleep 2; exec date -u '+[\"%FT%T.%NZ\", \"\"]'";
     let late = format!("case \"$*\" in 'container inspect --format '*) {late} ;; esac");
     rig.program("docker", &format!("{late}\nPATH=${{PATH#*:}} exec docker \"$@\""));
     rig.gpuctl("start voice --quiet").run().fails("start_failed").stderr_has("out of memory");
 }
 
-/// Started by a gpuctl that was killed, and waited for by the next.
+/// The service was started by a gpuctl that was killed, and the next gpuctl waits for it.
 #[test]
 fn the_log_of_a_service_that_is_only_awaited_is_of_its_last_start_only() {
     let rig = Rig::new();
@@ -49,7 +51,7 @@ fn the_log_of_a_service_that_is_only_awaited_is_of_its_last_start_only() {
     assert!(!told.contains(": ready"), "it quotes the earlier start\n{told}");
 }
 
-/// The server of names takes every question and answers none.
+/// The DNS server takes every query and answers none.
 #[test]
 fn a_start_whose_health_checks_name_is_not_resolved_ends_at_its_time() {
     apart(|rig| {
@@ -63,12 +65,13 @@ fn a_start_whose_health_checks_name_is_not_resolved_ends_at_its_time() {
         let (code, told) = rig.gpuctl("start vidi").run().ended();
         let took = begin.elapsed();
         assert_eq!(code, Some(124), "{told}");
-        // Which is the health check's own patience.
+        // 10 s is the health check's own time limit.
         assert!(took < Duration::from_secs(10), "1 s took {took:?}\n{told}");
     });
 }
 
-/// Creates a container of `simserver` in a network that `docker create` is told with these words.
+/// Creates a container of `simserver`; `network` has the arguments of `docker create` for its
+/// network.
 fn create(rig: &Rig, name: &str, network: &str, server: &str) {
     let (name, image, card) = (rig.mark(name), rig.engine().image(), rig.card.folder().display());
     rig.owns_container(&name);
@@ -79,12 +82,12 @@ fn create(rig: &Rig, name: &str, network: &str, server: &str) {
     rig.docker(&words.split_whitespace().collect::<Vec<_>>());
 }
 
-/// On a network where docker-proxy publishes a port.
+/// Returns the arguments of `docker create` for a network on which docker-proxy publishes the port.
 fn published(rig: &Rig, port: u16) -> String {
     format!("--network {} --publish 127.0.0.1:{port}:{port}", rig.network())
 }
 
-/// docker-proxy accepts in its place for as long as it does not listen.
+/// docker-proxy accepts connections in place of a server that does not listen yet.
 #[test]
 fn a_container_is_ready_when_its_server_listens_and_not_when_its_port_is_published() {
     let Some(rig) = Rig::with_docker() else { return };
@@ -98,7 +101,7 @@ fn a_container_is_ready_when_its_server_listens_and_not_when_its_port_is_publish
     assert!(voice.is_healthy(), "ready too early\n{told}");
 }
 
-/// Its port is published by another, whose network it shares.
+/// The container's port is published by another container, whose network it shares.
 #[test]
 fn a_container_in_anothers_network_is_known_by_the_port_that_it_listens_on_there() {
     let Some(rig) = Rig::with_docker() else { return };

@@ -1,46 +1,50 @@
-//! Judges the history of a lock: what those who entered wrote down, one line each, in one file whose order is that of
-//! time (each line is one write at the file's end). A pure function, held to account by forged histories.
+//! Judges the history of a lock: what its clients wrote to one file, one line for each event. Each
+//! line is one write at the file's end, so that the lines are in the order of time. `check` is a
+//! pure function and is tested with forged histories.
 //!
-//! A line is `SECONDS KIND WHO REST`. What a holder writes lies inside what it really held, so that two who overlap
-//! here have overlapped.
+//! A line is `SECONDS KIND WHO REST`. A holder writes only while it really holds the lock, so that
+//! two holders that overlap in the history have overlapped.
 
 use std::collections::{HashMap, HashSet};
 
-/// What a history proves, in numbers.
+/// What happened in a history that breaks no promise, in numbers.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Proof {
     pub entries: usize,
     pub killed: usize,
-    /// Those who were overtaken when their time was over or the lock had been deleted: by a higher fence.
+    /// Holders that were overtaken, by a client with a higher fence, because their time was over or
+    /// the lock had been deleted.
     pub overtaken: usize,
 }
 
-/// By what right somebody is inside.
+/// The right by which a client is inside.
 #[derive(Clone, Copy, PartialEq)]
 enum Right {
-    /// `gpuctl run`: whatever becomes of the lock, the next waits for the command's end.
+    /// `gpuctl run`: whatever happens to the lock, the next client waits until the command has
+    /// ended.
     Run,
-    /// `lock acquire`: for that many seconds from a moment on, unless the lock is deleted. Nobody can end one who goes
-    /// on for longer, which is what the fence is for.
+    /// `lock acquire`: until this time in seconds since boot, unless the lock is deleted. Nobody
+    /// can end a client that goes on for longer, which is what the fence is for.
     Until(f64),
 }
 
 struct Inside {
     right: Right,
     fence: u64,
-    /// The lock has been deleted since it was last known to be its.
+    /// Whether the lock has been deleted since this client was last known to hold it.
     is_forgotten: bool,
 }
 
-/// Of the clock that the lines are stamped with.
+/// Resolution in seconds of the clock that stamps the lines.
 const TICK: f64 = 0.01;
 
-/// `expected`: those whom nobody kept from entering.
+/// Returns what a history proves, or an error that names the promise that it breaks. `expected` are
+/// the clients that must have entered, because nothing kept them from it.
 pub fn check(history: &str, expected: &HashSet<String>) -> Result<Proof, String> {
     let mut proof = Proof::default();
     let mut inside: HashMap<&str, Inside> = HashMap::new();
     let (mut seen, mut highest) = (HashSet::new(), 0);
-    // From the line before the lock is deleted to that after it anybody may have lost it.
+    // From the line before a deletion to the line after it, any holder may have lost the lock.
     let (mut is_going, mut last_gone) = (false, f64::MIN);
     for line in history.lines() {
         let words: Vec<&str> = line.split(' ').collect();
@@ -79,9 +83,9 @@ pub fn check(history: &str, expected: &HashSet<String>) -> Result<Proof, String>
                 let is_forgotten = is_going || known <= last_gone + TICK;
                 inside.insert(who, Inside { right, fence, is_forgotten });
             }
-            // One that was overtaken leaves late.
+            // A client that was overtaken leaves late.
             ("leave", []) if seen.contains(*who) => drop(inside.remove(who)),
-            // Written before the deed: from now on it may be gone.
+            // This line is written before the kill: from now on the client may be gone.
             ("kill", []) => {
                 proof.killed += 1;
                 inside.remove(who);

@@ -1,17 +1,19 @@
-//! Work under the lock that goes on until the test says so: `gpuctl run` with a command that waits for a file.
+//! Work under the lock that goes on until the test says so: a `gpuctl run` whose command waits for
+//! a file.
 
 use rig::{Rig, Running, until};
 use std::fs;
 
+/// A `gpuctl run` whose command is at work.
 pub struct Work<'a> {
     rig: &'a Rig,
     pub gpuctl: Running,
-    /// The command's.
+    /// PID of the command.
     pub pid: i32,
 }
 
 impl Work<'_> {
-    /// Returns when the command works.
+    /// Adds the service `vidi`, starts the run under it and returns when its command works.
     #[track_caller]
     pub fn begin(rig: &Rig) -> Work<'_> {
         rig.native("vidi").add();
@@ -22,12 +24,12 @@ impl Work<'_> {
         Work { rig, gpuctl, pid: pid().trim_end().parse().unwrap() }
     }
 
-    /// Whether the command is still there; a zombie has no command line.
+    /// Reports whether the command still runs. A zombie, which has no command line, does not.
     pub fn goes_on(&self) -> bool {
         !fs::read(format!("/proc/{}/cmdline", self.pid)).unwrap_or_default().is_empty()
     }
 
-    /// The command ends by itself, and with success.
+    /// Makes the command end by itself, with success.
     pub fn is_done(&self) {
         self.rig.file("home/done", "");
     }

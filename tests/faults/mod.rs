@@ -1,5 +1,5 @@
-//! The fault table (`FAULTS.md`): each file bears the numbers of its rows, and each test is named after its row and says
-//! what gpuctl promises there.
+//! Tests of the fault table (`docs/faults.md`): files and tests are named after the numbers of their
+//! rows, and each test's name says what gpuctl promises there.
 
 mod adopted;
 mod backends;

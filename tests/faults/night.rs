@@ -1,22 +1,24 @@
-//! Production and its canary as units of a machine that systemd runs, in a corner of it: those in `examples/systemd` under
-//! names of the corner's, so that many trials go on side by side.
+//! Production and its canary as units in a corner of a machine that systemd runs. They are the
+//! units in `examples/systemd`, under names of the corner's own, so that many trials can run side
+//! by side.
 
 use rig::{Books, Corner, Machine, Prober, until};
 use std::thread;
 use std::time::Duration;
 use toml::{Table, Value};
 
-/// Seconds.
+/// The canary's `timeout`, in seconds.
 pub const TIMEOUT: u64 = 20;
+/// The canary's `restore_sla`, in seconds.
 pub const RESTORE_SLA: u64 = 10;
 
-/// What the ledger's figures leave out.
+/// Seconds by which rounded figures of the ledger may differ from what was measured.
 const ROUNDED: f64 = 0.2;
 
-/// A trial has come so far.
+/// A check of whether a trial has come to a certain stage.
 pub type Reached = fn(&Night) -> bool;
 
-/// The stages of a trial of `Night::slow`, each of which takes a second, but for the first.
+/// The stages of a trial of `Night::slow`, each of which but the first takes a second.
 pub const STAGES: [(&str, Reached); 6] = [
     ("the journal is written", |night| night.books.journal().is_some()),
     ("production is being stopped", |night| night.books.stage().as_deref() == Some("away")),
@@ -29,23 +31,24 @@ pub const STAGES: [(&str, Reached); 6] = [
 /// Production and its canary in a corner of a machine.
 pub struct Night<'a> {
     pub corner: Corner<'a>,
-    /// What the trials' ledger says.
+    /// The ledger of the trials.
     pub books: Books,
 }
 
 impl<'a> Night<'a> {
-    /// Production has these lines of its own in its unit, and is up; so are the units of the examples.
+    /// Creates a night whose production unit has these additional lines, and returns when
+    /// production is up. The units of the examples are installed.
     pub fn new(machine: &'a Machine, lines: &str) -> Night<'a> {
         Night::with(machine, lines, "--warmup 400ms", "--completion-delay 4s")
     }
 
-    /// Each stage of a trial takes its time.
+    /// Creates a night in which each stage of a trial takes its time.
     pub fn slow(machine: &'a Machine) -> Night<'a> {
         let canary = "--warmup 1s --completion-delay 1s --term-delay 1h";
         Night::with(machine, "", "--warmup 1s --term-delay 1s", canary)
     }
 
-    /// Production and the canary are servers with these flags.
+    /// Creates a night in which production and the canary are servers with these flags.
     pub fn with(machine: &'a Machine, lines: &str, production: &str, canary: &str) -> Night<'a> {
         let night = Night::bare(machine);
         let server = night.corner.server("vllm", 0, &format!("--vram 15000 {production}"));
@@ -59,7 +62,7 @@ impl<'a> Night<'a> {
         night
     }
 
-    /// Production is no unit, but started by gpuctl itself.
+    /// Creates a night in which production is no unit but is started by gpuctl itself.
     pub fn native(machine: &'a Machine, canary: &str) -> Night<'a> {
         let night = Night::bare(machine);
         let server = night.corner.server("vllm", 0, "--vram 15000 --warmup 400ms");
@@ -74,7 +77,7 @@ impl<'a> Night<'a> {
         Night { corner, books }
     }
 
-    /// Writes the configuration, in which this is production, and installs the units of the examples.
+    /// Writes the configuration with this production, and installs the units of the examples.
     fn configure(&self, production: &str, canary: &str) {
         let corner = &self.corner;
         corner.config(&format!(
@@ -91,16 +94,18 @@ impl<'a> Night<'a> {
         for unit in ["gpuctl-canary", "gpuctl-recover"] {
             self.example(unit, &[]);
         }
-        // As long as there is a timer for it, systemd remembers how the trial's unit has ended.
+        // systemd remembers how the trial's unit has ended as long as there is a timer for the
+        // unit.
         self.timer("OnActiveSec=1h");
     }
 
-    /// The whole name of one of its units: `vllm`, `gpuctl-canary`, `gpuctl-recover`.
+    /// Returns the full name of one of the corner's units: `vllm`, `gpuctl-canary` or
+    /// `gpuctl-recover`.
     pub fn unit(&self, name: &str) -> String {
         format!("{}.service", self.corner.mark(name))
     }
 
-    /// Installs a unit of the examples, with more of its words replaced.
+    /// Installs a unit of the examples, with further words of its text replaced.
     pub fn example(&self, unit: &str, more: &[(&str, &str)]) {
         let candidate = self.corner.path("candidate.json");
         let places = [("/etc/gpuctl/candidate.json", &*candidate)];
@@ -108,14 +113,15 @@ impl<'a> Night<'a> {
         self.corner.example(&format!("{unit}.service"), &self.unit(unit), &all);
     }
 
-    /// The trial's timer, with these lines, counts from now on.
+    /// Gives the trial's timer these lines and restarts it, so that it counts from now on.
     pub fn timer(&self, lines: &str) {
         let timer = self.unit("gpuctl-canary").replace(".service", ".timer");
         self.corner.unit(&timer, &format!("[Timer]\n{lines}\n"));
         self.corner.machine.sh(&format!("systemctl restart {timer}"));
     }
 
-    /// The boot recovers, and starts production where its unit's lines say when.
+    /// Enables the unit that recovers at boot and, if production's unit has `lines` that say when
+    /// it starts, production's unit.
     pub fn enable(&self, lines: &str) {
         let mut units = self.unit("gpuctl-recover");
         if !lines.is_empty() {
@@ -132,7 +138,7 @@ impl<'a> Night<'a> {
         self.corner.file("gpuctl.toml", &config.to_string());
     }
 
-    /// The canary is a server with these flags.
+    /// Makes the canary a server with these flags.
     pub fn canary(&self, flags: &str) {
         let port = (self.corner.port + 1).to_string();
         let server = self.corner.server("candidate", 1, "").replace(&port, "{port}");
@@ -140,7 +146,8 @@ impl<'a> Night<'a> {
         self.set("start", format!("exec {server} {vram}{flags}"));
     }
 
-    /// gpuctl with these words, as in a shell of root's that knows of no folder: its exit code, and what it says.
+    /// Runs gpuctl as in a shell of root's that knows no state folder; returns its exit code and
+    /// its output.
     pub fn gpuctl(&self, words: &str) -> (i32, String) {
         let (card, config) = (self.corner.path("card"), self.corner.path("gpuctl.toml"));
         let call = format!("SIMGPU_DIR={card} gpuctl --config {config} {words}; echo \"exit $?\"");
@@ -158,7 +165,7 @@ impl<'a> Night<'a> {
         until(&format!("{when}: production is ready"), || self.is_healthy());
     }
 
-    /// The trial of the unit has been started, and has come so far.
+    /// Starts the trial's unit and waits until the trial has come to this stage.
     #[track_caller]
     pub fn until_stage(&self, stage: &str, is_reached: Reached) {
         let unit = self.unit("gpuctl-canary");
@@ -173,13 +180,14 @@ impl<'a> Night<'a> {
         self.corner.machine.sh(&format!("systemctl kill {flags} {unit}"));
     }
 
-    /// Which start of production this is.
+    /// Returns the invocation ID of production's unit, which systemd changes at each start.
     pub fn invocation(&self) -> String {
         let show = format!("systemctl show -p InvocationID --value {}", self.unit("vllm"));
         self.corner.machine.sh(&show)
     }
 
-    /// How the trial's unit has ended, for systemd, and with which code: "success 75".
+    /// Waits until the trial's unit has ended; returns its result in systemd's words and its exit
+    /// code, such as "success 75".
     pub fn result(&self) -> String {
         let unit = self.unit("gpuctl-canary");
         let show = |property| format!("systemctl show -p {property} --value {unit}");
@@ -190,7 +198,8 @@ impl<'a> Night<'a> {
         format!("{} {}", result.trim(), code.trim())
     }
 
-    /// Production is as it was, and nothing is owed or left of the trial, which is booked once.
+    /// Waits until the trial is settled, and asserts that production is as it was, that nothing is
+    /// owed or left of the trial, and that the trial is booked once.
     #[track_caller]
     pub fn assert_settled(&self, when: &str) {
         let machine = self.corner.machine;
@@ -209,7 +218,7 @@ impl<'a> Night<'a> {
         assert_eq!(bookings, [used], "{when}");
     }
 
-    /// A prober has seen production away for no longer than the ledger has booked.
+    /// Asserts that a prober has seen production away for no longer than the ledger has booked.
     #[track_caller]
     pub fn assert_booked_as_seen(&self, prober: Prober, when: &str) {
         let away = prober.absences().iter().sum::<Duration>().as_secs_f64();
@@ -219,7 +228,7 @@ impl<'a> Night<'a> {
     }
 }
 
-/// A test that fails tells what became of it.
+/// Prints the journal, the events and the remaining processes if the test fails.
 impl Drop for Night<'_> {
     fn drop(&mut self) {
         if thread::panicking() {

@@ -1,11 +1,12 @@
-//! The lock's holder dies (row 1), is paused for too long (row 2), or is not asked to give it up by who may (row 14).
+//! Tests of a lock whose holder dies (row 1) or is paused for too long (row 2), and of releases
+//! with a wrong token (row 14).
 
 use super::backends::{Place, in_both_places, in_redis};
 use super::lock_work::Work;
 use rig::{Rig, Signal, until, with_room};
 use std::time::{Duration, Instant};
 
-/// What is promised within a second, on a machine that has other things to do.
+/// The promise of one second, with room for a machine that has other things to do.
 const A_SECOND: Duration = with_room(1);
 
 #[test]
@@ -37,7 +38,7 @@ fn row_01_a_lock_that_was_taken_for_a_process_ends_with_it() {
         next.wait().succeeds().stderr_has("held by mine").stdout_has("\n");
         assert!(ended.elapsed() < A_SECOND, "{:?}", ended.elapsed());
 
-        // Nobody need wait for it to be seen.
+        // The end of the process is seen even if nobody waits for the lock.
         place.rig.gpuctl("lock release --force").run().succeeds().stdout("released\n");
         let process = place.rig.by_hand("sleep 1000");
         place.acquire(&format!("mine --ttl 1h --pid {}", process.pid()));
@@ -55,7 +56,7 @@ fn row_01_a_holder_on_another_host_is_waited_for_until_its_time_is_over() {
         place.acquire(&format!("far --ttl 4s --pid {}", process.pid()));
         let acquired = Instant::now();
         place.moves_to_another_host();
-        // Of that number there is nobody here, which says nothing about there.
+        // No process here has that PID any more, which says nothing about the other host.
         drop(process);
         let busy = place.rig.gpuctl("lock acquire --no-wait").run();
         busy.fails("lock_busy").stderr_has("held by far");
@@ -85,7 +86,7 @@ fn pause_while_it_stops_a_service(place: &Place) {
 
     let next = rig.elsewhere("lock acquire next --ttl 1h --wait 50s").run();
     next.succeeds().stderr_has("held by voice").stdout_has("\n");
-    // All that it waited for has happened, and voice would be the next.
+    // What the paused command waited for has happened, and its next step would be to start voice.
     rig.shell(&format!("kill -9 {}", rig.processes_of(&vidi)[0])).run().succeeds();
     paused.signal(Signal::CONT);
     paused.wait().fails("lock_lost").stderr_has("the GPU lock is lost").stdout("");
@@ -138,7 +139,7 @@ fn row_14_a_release_with_a_wrong_token_is_refused() {
         assert_eq!(place.holder().as_deref(), Some("me"));
         place.release(&token);
         assert_eq!(place.holder(), None);
-        // What is released already is no lie to ask for again.
+        // Releasing a lock again that is released already is no failure.
         let again = place.rig.gpuctl(&format!("lock release --token {token}")).run();
         again.succeeds().stdout_has("the lock is free");
     }]);

@@ -1,5 +1,5 @@
-//! Those who hold the lock or wait for it are killed, at any moment (rows 1 and 5): it can be taken afterwards, and its
-//! record is whole.
+//! Tests that kill the holders of the lock and its waiters at any moment (rows 1 and 5): the lock
+//! can be taken afterwards, and its record is whole.
 
 use rig::{Rig, Running, Signal, on_both, until};
 use std::thread::sleep;
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 const KILLS: u32 = 40;
 
-/// So many moments over a bit more than what a command takes that is not killed.
+/// Returns `KILLS` moments, spread over slightly more time than `act` takes without being killed.
 fn moments(act: impl FnOnce()) -> Vec<Duration> {
     let begun = Instant::now();
     act();
@@ -27,7 +27,7 @@ fn waiting(rig: &Rig, command: &str) -> Running {
     waiter
 }
 
-/// Nothing is left of waiters that were killed.
+/// Asserts that nothing is left in the line of waiters that were killed.
 #[track_caller]
 fn assert_line_is_empty(rig: &Rig) {
     assert_eq!(rig.machines_line(), 0);
@@ -40,7 +40,8 @@ fn row_01_a_holder_that_is_killed_at_any_moment_is_followed_at_once() {
         let command = "stop vidi --quiet";
         for moment in moments(|| drop(rig.gpuctl(command).run().succeeds().text())) {
             kill_after(rig, command, moment);
-            // Killed in the moment of its release, it may have woken nobody, which a second makes up for.
+            // A command that is killed while it releases the lock may have woken nobody; the next
+            // one then looks again after a second.
             rig.release(&rig.acquire("next --wait 3"));
         }
         assert_line_is_empty(rig);
@@ -93,7 +94,7 @@ fn row_05_when_the_woken_waiter_is_killed_the_next_gets_the_lock() {
         for number in 0..10 {
             let first = waiting(rig, "stop vidi --wait 50");
             let second = waiting(rig, "lock acquire second --ttl 1h --wait 50");
-            // Behind one that gives the lock back by itself.
+            // The second waiter stands behind a command that gives the lock back by itself.
             rig.release(&token);
             sleep(Duration::from_millis(number));
             first.signal(Signal::KILL);

@@ -1,8 +1,9 @@
-//! A long history of the lock: clients that come and go at random, and they, their watchdogs and their commands are
-//! killed and stopped; a lock that is deleted, and a Redis that is restarted with and without what it held; on one machine
-//! and on two. What they wrote down is judged by `history_check`.
+//! Tests of the lock over a long history: clients come and go at random; they, their watchdogs and
+//! their commands are killed and stopped; the lock is deleted, and its Redis is restarted with and
+//! without its data; on one machine and on two. `history_check` judges what the clients wrote down.
 //!
-//! `GPUCTL_TEST_HISTORY_SECONDS=600` makes it longer, `GPUCTL_TEST_HISTORY_SEED` the same again, as far as the machine does.
+//! `GPUCTL_TEST_HISTORY_SECONDS=600` makes the history longer; `GPUCTL_TEST_HISTORY_SEED` repeats
+//! one, as far as the machine's timing allows.
 
 use super::history_check::check;
 use rig::{Dice, LOCK_KEY, Redis, Rig, Running, Signal, number, parent, signal, state, until};
@@ -13,10 +14,12 @@ use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-/// What all write with: a line with the time since boot, in one write. (`echo` is the shell's own.)
+/// Shell function with which all clients write: a line with the time since boot, in one write.
+/// (`echo` is the shell's own.)
 const STAMP: &str = r#"stamp() { read now _ </proc/uptime; echo "$now $*" >>"$HOME/history"; }"#;
 
-/// `work NAME SECONDS`, the command of a `gpuctl run`. Inside, it has the kernel's own witness that it is alone.
+/// Script `work NAME SECONDS`, the command of a `gpuctl run`. While inside, it holds a lock of the
+/// kernel's, which proves that it is alone.
 const WORK: &str = r#"
 exec 9>>"$HOME/witness"
 flock --nonblock 9 || stamp clash "$1"
@@ -27,8 +30,8 @@ echo "$1 $$" >"$HOME/inside"
 stamp leave "$1"
 "#;
 
-/// `borrow NAME SECONDS END LOCK...`: under a lock that is taken by hand. It ends with a release, or by its time or the
-/// client's death, in the middle of its work.
+/// Script `borrow NAME SECONDS END LOCK...`, which works under a lock that it takes by hand. It
+/// ends with a release or, in the middle of its work, by the lock's time or its own death.
 const BORROW: &str = r#"
 who=$1 seconds=$2 end=$3; shift 3
 case $1 in --pid) set -- --pid $$ --ttl 1h ;; esac
@@ -47,36 +50,37 @@ stamp leave "$who"
 gpuctl lock release --quiet --token "$token" >/dev/null
 "#;
 
-/// Of those that work under `gpuctl run`, and of those that take the lock by hand.
+/// Number of clients that work under `gpuctl run`.
 const RUNNERS: usize = 6;
+/// Number of clients that take the lock by hand.
 const BORROWERS: usize = 2;
 
-/// One who wants the lock once.
+/// One attempt of a client to get the lock.
 struct Turn {
     name: String,
     running: Running,
     is_run: bool,
-    /// It, or its command, has been killed.
+    /// Whether the client or its command has been killed.
     is_killed: bool,
-    /// The lock's place failed while it was there.
+    /// Whether the lock's place failed during this turn.
     is_disturbed: bool,
 }
 
-/// The same one comes again and again, after a pause.
+/// A client, which takes one turn after another with a pause in between.
 enum Client {
     Away { until: Instant },
     There(Box<Turn>),
 }
 
-/// What happens to the lock's place.
+/// The place of the lock, and what a restart does to the lock there.
 #[derive(Clone, Copy, PartialEq)]
 enum Place {
     File,
-    /// It comes back empty.
+    /// A Redis that comes back empty.
     Forgetful,
-    /// It comes back with all that it held.
+    /// A Redis that comes back with all that it held.
     Durable,
-    /// The same, for two machines.
+    /// A Redis that two machines share and that is never restarted.
     TwoMachines,
 }
 
@@ -87,11 +91,11 @@ struct History<'a> {
     dice: Dice,
     clients: Vec<Client>,
     turns: usize,
-    /// To be continued then.
+    /// Processes that are stopped, each with the time at which it is to be continued.
     stopped: Vec<(Instant, OwnedFd)>,
     longest_stop: u64,
     expected: HashSet<String>,
-    /// No new turns.
+    /// Whether no new turns begin.
     is_closing: bool,
 }
 
@@ -119,14 +123,15 @@ impl History<'_> {
         } else {
             let lock = self.dice.one_of(&["--pid", "--ttl 1s", "--ttl 2s"]).unwrap();
             let end = self.dice.one_of(&["releases", "releases", "dies"]).unwrap();
-            // Some go on for longer than they may.
+            // Some go on for longer than their lock lasts.
             let seconds = if self.dice.below(5) == 0 { "2.6" } else { &seconds };
             self.rig.shell(&format!("exec borrow {name} {seconds} {end} {lock}")).spawn()
         };
         Turn { name, running, is_run, is_killed: false, is_disturbed: false }
     }
 
-    /// Lets those begin whose pause is over, and judges those that have ended.
+    /// Begins the turns whose pause is over, judges those that have ended, and continues the
+    /// stopped processes that are due.
     fn tend(&mut self) {
         for index in 0..self.clients.len() {
             let next = match &self.clients[index] {
@@ -146,7 +151,7 @@ impl History<'_> {
         self.stopped.retain(|(due, handle)| {
             let is_due = Instant::now() >= *due || is_closing;
             if is_due {
-                // It may have been killed meanwhile.
+                // The process may have been killed meanwhile.
                 pidfd_send_signal(handle, Signal::CONT).ok();
             }
             !is_due
@@ -157,10 +162,10 @@ impl History<'_> {
         let (code, told) = turn.running.wait().ended();
         let is_good = match code {
             Some(0) => true,
-            // Its own death, and that of its command.
+            // The client itself has died, or (137) its command.
             None => turn.is_killed || !turn.is_run,
             Some(137) => turn.is_killed,
-            // Its time was over before it could give the lock back.
+            // The lock's time was over before the client could give it back.
             Some(1) => !turn.is_run,
             Some(76) => turn.is_disturbed || !turn.is_run,
             Some(69) => turn.is_disturbed,
@@ -207,7 +212,7 @@ impl History<'_> {
         })
     }
 
-    /// A gpuctl or its watchdog is stopped for a while.
+    /// Stops a gpuctl or its watchdog for a while.
     fn stop(&mut self, pid: i32) {
         let Ok(handle) = pidfd_open(Pid::from_raw(pid).unwrap(), PidfdFlags::empty()) else {
             return;
@@ -217,7 +222,7 @@ impl History<'_> {
         self.stopped.push((due, handle));
     }
 
-    /// The watchdog alone is stopped or killed.
+    /// Stops or kills the watchdog alone.
     fn strike_watchdog(&mut self, victim: usize) {
         let gpuctl = self.turn(victim).running.pid();
         let is_its = |pid: &i32| parent(*pid) == Some(gpuctl);
@@ -228,7 +233,7 @@ impl History<'_> {
         }
     }
 
-    /// The command alone, without its gpuctl.
+    /// Kills the command alone, without its gpuctl.
     fn kill_command(&mut self) {
         let inside = fs::read_to_string(self.rig.path("home/inside")).unwrap_or_default();
         let Some((name, pid)) = inside.trim_end().split_once(' ') else { return };
@@ -245,9 +250,9 @@ impl History<'_> {
         pidfd_send_signal(handle, Signal::KILL).ok();
     }
 
-    /// Somebody deletes the lock, or all that is there.
+    /// Deletes the lock, or everything in Redis, as somebody else would.
     fn forget(&mut self) {
-        // It may have been restarted just now.
+        // Redis may have been restarted just now.
         self.redis.iter().for_each(|redis| until("Redis has loaded", || redis.is_ready()));
         self.turns().for_each(|turn| turn.is_disturbed = true);
         self.stamp("forget -");
@@ -256,14 +261,14 @@ impl History<'_> {
                 drop(redis.cli(&["DEL", LOCK_KEY]))
             }
             Some(redis) => drop(redis.cli(&["FLUSHALL"])),
-            // There is nothing that the kernel could forget.
+            // The kernel holds nothing that could be deleted.
             None => {}
         }
         self.stamp("forgotten -");
     }
 
     fn restart(&mut self) {
-        // What comes back lets nobody in for a while.
+        // A durable Redis that comes back lets nobody in for a while, so it is restarted rarely.
         let is_rare = self.place == Place::Durable && self.dice.below(4) > 0;
         if self.redis.is_none() || self.place == Place::TwoMachines || is_rare {
             return;
@@ -276,7 +281,7 @@ impl History<'_> {
         if self.place == Place::Forgetful {
             self.stamp("forgotten -");
         }
-        // Those that came meanwhile.
+        // Turns that began meanwhile are disturbed, too.
         self.turns().for_each(|turn| turn.is_disturbed = true);
     }
 }
@@ -288,7 +293,7 @@ fn unfold(place: Place) {
         Place::Forgetful | Place::TwoMachines => Some(rig.redis()),
         Place::Durable => Some(rig.redis_with(&["--appendonly", "yes"])),
     };
-    // It is to be had or not for all.
+    // Without a Redis the test is skipped.
     let redis = match redis {
         Some(None) => return,
         redis => redis.flatten(),
@@ -308,7 +313,7 @@ fn unfold(place: Place) {
         clients: (0..RUNNERS + BORROWERS).map(|_| Client::Away { until: Instant::now() }).collect(),
         turns: 0,
         stopped: Vec::new(),
-        // In a long history for longer than the lock's time.
+        // In a long history processes may be stopped for longer than the lock's time.
         longest_stop: if seconds < 60 { 1_500 } else { 45_000 },
         expected: HashSet::new(),
         is_closing: false,
@@ -322,7 +327,7 @@ fn unfold(place: Place) {
         });
         history.mischief();
     }
-    // Who is there now is let in.
+    // Clients that are waiting now still get in.
     history.is_closing = true;
     until("all have ended", || {
         history.tend();

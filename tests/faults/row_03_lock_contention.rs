@@ -1,6 +1,8 @@
-//! Fifty processes contend for the lock (row 3); then with some that are killed, and one that knows nothing of a line.
+//! Tests of fifty processes that contend for the lock (row 3), and of contenders of which some are
+//! killed and one knows nothing of a line.
 //!
-//! Inside, each takes a flock(2) without waiting: the kernel's own witness that it is alone, which ends with its owner.
+//! Each process takes a flock(2) without waiting while it is inside. That is the kernel's own proof
+//! that the process is alone, and ends with it.
 
 use rig::{Redis, Rig, Signal, until};
 use rustix::fs::{FlockOperation, flock};
@@ -9,7 +11,7 @@ use std::fs::{self, File};
 
 const CONTENDERS: usize = 50;
 
-/// `enter NAME HOW...` and `leave`: what a client does around its work.
+/// Shell functions `enter NAME HOW...` and `leave`, which a client calls around its work.
 const CLIENT: &str = r#"
 enter() {
     who=$1; shift
@@ -26,19 +28,20 @@ leave() {
 }
 "#;
 
-/// A client that enters so many times, under a lock that ends with it.
+/// Returns the script of a client that enters `entries` times, under a lock that ends with it.
 fn contender(name: &str, entries: usize) -> String {
     let entry = format!("enter {name} --pid $$; leave");
     format!("{CLIENT} i=0; while [ $i -lt {entries} ]; do {entry}; i=$((i+1)); done")
 }
 
-/// One that is killed inside, at its third entry.
+/// Returns the script of a client that is killed inside, at its third entry.
 fn doomed(name: &str, lock: &str) -> String {
     let entries = contender(name, 2);
     format!("{entries}; enter {name} {lock}; kill -KILL $$")
 }
 
-/// Waits until so many have entered, as long as it takes if only it goes on; nobody beside another.
+/// Waits until there have been `total` entries, however long it takes as long as new ones come;
+/// fails the test if two clients were inside at once.
 #[track_caller]
 fn await_entries(rig: &Rig, total: usize) {
     let so_far = || {
@@ -53,7 +56,8 @@ fn await_entries(rig: &Rig, total: usize) {
     }
 }
 
-/// Who entered and how often, in the order of the fences and of time.
+/// Returns how often each client entered; fails the test if the fences do not rise in the order of
+/// time.
 #[track_caller]
 fn entries(rig: &Rig) -> HashMap<String, usize> {
     let mut highest = 0;
@@ -94,7 +98,8 @@ fn row_03_of_fifty_that_contend_for_redis_never_two_are_inside_and_all_get_in() 
     fifty_contend(&rig);
 }
 
-/// A client of the older kind takes the lock where it finds it free, past the line.
+/// Takes the lock when it is free, past the line, as a client from before gpuctl does, and gives it
+/// back.
 fn enter_as_legacy(rig: &Rig, redis: &Redis) {
     until("the legacy client has the lock", || redis.legacy_acquire("comfyui"));
     let witness = File::options().append(true).create(true).open(rig.path("witness")).unwrap();
@@ -104,8 +109,9 @@ fn enter_as_legacy(rig: &Rig, redis: &Redis) {
     redis.legacy_release("comfyui");
 }
 
-/// Twenty enter ten times each. Among them ten are killed inside, with a lock that ends with them or by its time, and
-/// ten while they wait; and a legacy client takes its chances.
+/// Lets twenty clients enter ten times each. Meanwhile ten others are killed inside, with a lock
+/// that ends with them or by its time, and ten while they wait; a legacy client takes its chances
+/// in Redis.
 fn contend_and_die(rig: &Rig, redis: Option<&Redis>) {
     let survivors: Vec<_> =
         (0..20).map(|number| rig.shell(&contender(&format!("c{number}"), 10)).spawn()).collect();
@@ -117,7 +123,7 @@ fn contend_and_die(rig: &Rig, redis: Option<&Redis>) {
         .collect();
     for _ in 0..10 {
         let waiter = rig.gpuctl("lock acquire waiter --wait 10m --ttl 1s").spawn();
-        // Or has it, once all others are through.
+        // The waiter has the lock at once if all others are through.
         let stat = format!("/proc/{}/stat", waiter.pid());
         let has_ended = || fs::read_to_string(&stat).unwrap().contains(") Z ");
         until("it waits", || waiter.stderr().contains("waiting") || has_ended());

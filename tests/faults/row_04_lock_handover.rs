@@ -1,4 +1,5 @@
-//! From a release to the next holder's start (row 4): seen from the clients, with their own start and end in it.
+//! Tests of the time from a release to the next holder's start (row 4), measured by the clients,
+//! including the start and end of their own processes.
 
 use rig::Rig;
 use std::fs;
@@ -7,11 +8,12 @@ const CLIENTS: usize = 10;
 const ENTRIES: usize = 21;
 const ROUNDS: usize = 5;
 
-/// What the row promises.
+/// Limit in milliseconds that the row promises for the 99th percentile of all hand-overs.
 const PROMISE_MS: u64 = 100;
 
-/// Enters again and again, and notes when it came, how long a gpuctl takes here that waits for nobody, and when it went:
-/// 10 ms exactly, and without a process of its own.
+/// Script of a client that enters again and again. It notes when it has entered and, after a call
+/// of gpuctl that waits for nobody, when it leaves. `/proc/uptime` is exact to 10 ms, and reading
+/// it takes no process.
 const CLIENT: &str = r#"
 now() { read -r now rest </proc/uptime; }
 i=0
@@ -25,7 +27,8 @@ while [ $i -lt ENTRIES ]; do
 done
 "#;
 
-/// The promise is one of all hand-overs: what a burst of other work has spoiled is one in a hundred once there are enough.
+/// Asserts that hand-overs are as fast as promised. The promise is about all of them: those that a
+/// burst of other work delays are one in a hundred once there are enough.
 fn assert_wakes_the_next(rig: &Rig) {
     let (mut handovers, mut calls) = (Vec::new(), Vec::new());
     let mut p99s = (u64::MAX, 0);
@@ -34,7 +37,8 @@ fn assert_wakes_the_next(rig: &Rig) {
         handovers.extend(steps(&times[1..]));
         calls.extend(steps(&times));
         p99s = (p99(&mut handovers), p99(&mut calls));
-        // A busy machine takes its time for the two calls of each: the one that releases, and the one that was waiting.
+        // On a busy machine the two calls of each hand-over take their time: the one that releases,
+        // and the one that was waiting.
         if p99s.0 < PROMISE_MS + 2 * p99s.1 {
             return;
         }
@@ -42,7 +46,7 @@ fn assert_wakes_the_next(rig: &Rig) {
     panic!("p99 {} ms, of a mere call {} ms", p99s.0, p99s.1);
 }
 
-/// When clients came and went, one after another, in hundredths of a second.
+/// Returns when clients entered and left, in turn, in hundredths of a second.
 fn hand_over(rig: &Rig) -> Vec<u64> {
     let script = CLIENT.replace("ENTRIES", &ENTRIES.to_string());
     rig.file("times", "");
@@ -50,13 +54,13 @@ fn hand_over(rig: &Rig) -> Vec<u64> {
     clients.into_iter().for_each(|client| drop(client.wait().succeeds()));
 
     let times = fs::read_to_string(rig.path("times")).unwrap();
-    // Of "1234.56" both parts have a fixed width.
+    // Both times always have two decimals, as in "1234.56".
     let times: Vec<u64> = times.lines().map(|t| t.replace('.', "").parse().unwrap()).collect();
     assert_eq!(times.len(), 2 * CLIENTS * ENTRIES);
     times
 }
 
-/// From each first moment to its second, in milliseconds.
+/// Returns the milliseconds from the first to the second moment of each pair.
 fn steps(times: &[u64]) -> impl Iterator<Item = u64> {
     times.chunks_exact(2).map(|pair| (pair[1] - pair[0]) * 10)
 }

@@ -1,14 +1,14 @@
-//! Waiting for the lock: a waiter dies or is stopped (row 5), is interrupted (row 6), gives up (row 7), or does not wait
-//! at all (row 8).
+//! Tests of waiting for the lock: a waiter dies or is stopped (row 5), is interrupted (row 6),
+//! gives up (row 7), or does not wait at all (row 8).
 
 use super::backends::{Place, in_both_places};
 use rig::{Running, Signal, until, with_room};
 use std::time::{Duration, Instant};
 
-/// What is promised within a second.
+/// The promise of one second, with room for a loaded machine.
 const A_SECOND: Duration = with_room(1);
 
-/// It gets the lock within a second; gives its token.
+/// Asserts that the waiter gets the lock within a second, and returns its token.
 #[track_caller]
 fn gets_it(place: &Place, waiter: Running, name: &str) -> String {
     let begun = Instant::now();
@@ -40,7 +40,7 @@ fn row_05_a_woken_waiter_that_dies_before_it_takes_the_lock_holds_up_nobody() {
         let token = place.acquire("holder --ttl 1h");
         let first = place.waiter("first");
         let second = place.waiter("second --ttl 1h");
-        // It is woken and cannot look.
+        // The stopped waiter is woken but cannot look.
         first.signal(Signal::STOP);
         place.release(&token);
         first.signal(Signal::KILL);

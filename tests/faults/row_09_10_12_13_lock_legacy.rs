@@ -1,10 +1,11 @@
-//! What gpuctl finds in Redis under the lock's key that is not its own doing: the lock of a client that knows nothing of
-//! gpuctl (rows 9 and 10), one without an end (row 12), and what is no lock at all (row 13).
+//! Tests of what gpuctl finds in Redis under the lock's key and has not put there: the lock of a
+//! client that knows nothing of gpuctl (rows 9 and 10), a lock without an end (row 12), and a key
+//! that is no lock at all (row 13).
 
 use rig::{LOCK_KEY, Redis, Rig, Running, until, with_room};
 use std::time::{Duration, Instant};
 
-/// What is promised within a second.
+/// The promise of one second, with room for a loaded machine.
 const A_SECOND: Duration = with_room(1);
 
 #[track_caller]
@@ -112,7 +113,8 @@ fn row_10_a_legacy_client_neither_takes_nor_releases_a_lock_of_ours() {
     until("it acts", || start.stderr().contains("starting comfyui"));
     let value = redis.holder().unwrap();
     assert!(value.starts_with("comfyui|gpuctl1|{"), "{value}");
-    // Its own name is not the value, whatever it is called.
+    // The legacy client compares its name with the whole value, which is not just the holder's
+    // name.
     redis.legacy_release("comfyui");
     assert!(!redis.legacy_acquire("comfyui"));
     assert!((1..=30_000).contains(&redis.ttl_ms()));
@@ -144,7 +146,7 @@ fn row_12_a_lock_without_an_end_is_told_and_never_broken() {
         assert_eq!(redis.holder(), None);
     };
     refused("vidi_generate", "vidi_generate");
-    // Nor is one of our own kind, though its holder is gone for sure.
+    // A lock of gpuctl's own is not broken either, although its holder is certainly gone.
     let process = rig.by_hand("sleep 1000");
     let acquire = format!("lock acquire mine --pid {}", process.pid());
     rig.gpuctl(&acquire).run().succeeds().stdout_has("\n");

@@ -1,11 +1,12 @@
-//! The lock goes while its holder acts: it is deleted (row 11), or Redis loses all (rows 22 and 23).
+//! Tests of a lock that is lost while its holder acts: it is deleted (row 11), or Redis loses
+//! everything (rows 22 and 23).
 
 use super::backends::{Place, in_redis};
 use super::lock_work::Work;
 use rig::{LOCK_KEY, Rig, until, with_room};
 use std::time::{Duration, Instant};
 
-/// The lock is renewed every 10 s.
+/// The 10 s between two renewals of the lock, with room for a loaded machine.
 const A_RENEWAL: Duration = with_room(10);
 
 #[test]
@@ -43,7 +44,7 @@ fn row_11_a_lock_that_was_deleted_since_the_last_renewal_is_noticed_in_the_end()
         place.vanishes();
         start.wait().fails("lock_lost").progress().stdout_has("\"lock_lost\"");
         assert_eq!(place.holder(), None);
-        // The same again finds its work done, and a free lock.
+        // The same command again finds its work done and the lock free.
         rig.gpuctl("start vidi").run().succeeds().progress().stdout_has("vidi");
     }]);
 }
@@ -83,15 +84,15 @@ fn row_22_a_server_that_comes_back_empty_is_noticed_at_the_next_renewal() {
     work.gpuctl.wait().fails("lock_lost").stderr_has("the GPU lock is lost");
 }
 
-/// One who comes next, after the lock's place has lost everything, is told of the command that works on, and begins
-/// when that has ended.
+/// Asserts that a command that comes after the lock's place has lost everything is told of the
+/// command that is still at work, and begins when that one has ended.
 fn next_waits_for_the_last(rig: &Rig, lose: impl FnOnce()) {
     let work = Work::begin(rig);
     lose();
     let refused = rig.gpuctl("run --no-wait vidi -- touch ran").run().fails("lock_busy");
     drop(refused.stderr_has("held by vidi"));
     assert!(!rig.path("home/ran").exists());
-    // One that has ended and is only not looked after yet has no command line.
+    // A command that has ended but was not reaped yet has no command line.
     let beside = format!("cat /proc/{}/cmdline 2>/dev/null; true", work.pid);
     let next = rig.gpuctl("run --quiet --wait 5m vidi -- sh -c").arg(&beside).spawn();
     next.wait().succeeds().stdout("");
@@ -119,7 +120,8 @@ fn row_23_the_fence_rises_too_for_one_who_waited_while_all_was_forgotten() {
         let second = place.waiter("second --json --wait 50");
         place.release(&first);
         let second = second.wait().succeeds().progress().json();
-        // On another machine: on this one the second holds the machine's lock, which forgets nothing.
+        // The third waits on another machine: on this one the second holds the machine's lock,
+        // which forgets nothing.
         let third = place.rig.elsewhere("lock acquire third --json --wait 50").spawn();
         until("it waits", || third.stderr().contains("held by second"));
         place.forgets();
@@ -159,12 +161,12 @@ fn row_23_the_fence_rises_also_when_redis_has_forgotten_everything() {
     fences.push(fence());
     redis.restart();
     fences.push(fence());
-    // Also where it is forgotten while the lock is held.
+    // The fence also rises when Redis forgets everything while the lock is held.
     rig.gpuctl("lock acquire").run().succeeds().stdout_has("\n");
     redis.cli(&["FLUSHALL"]);
     rig.gpuctl("lock release --force").run().succeeds().stdout("released\n");
     fences.push(fence());
-    // And where only the counter goes.
+    // The fence also rises when only its counter is deleted.
     redis.cli(&["DEL", &format!("{LOCK_KEY}:fence")]);
     fences.push(fence());
     assert!(fences.is_sorted_by(|one, next| one < next), "{fences:?}");

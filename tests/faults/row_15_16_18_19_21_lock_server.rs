@@ -1,12 +1,13 @@
-//! A Redis that is down (row 15), hangs (row 16), loads (row 18), is a replica (row 19), or takes no writes (row 21): told
-//! as what it is, and nothing is done without the lock.
+//! Tests of a Redis that is down (row 15), hangs (row 16), loads (row 18), is a replica (row 19),
+//! or takes no writes (row 21): gpuctl says which it is, and does nothing without the lock.
 
 use super::lock_work::Work;
 use rig::{Redis, Rig, Service, Signal, until, with_room};
 use std::fs;
 use std::time::Instant;
 
-/// Every way to ask for the lock ends with the code and says why, and nothing has been done; `status` goes on.
+/// Asserts that every command that asks for the lock ends with this code, says why and has done
+/// nothing, and that `status` still works.
 #[track_caller]
 pub fn is_refused(rig: &Rig, service: &Service, code: &str, why: &str) {
     let token = "0".repeat(32);
@@ -29,7 +30,7 @@ pub fn is_refused(rig: &Rig, service: &Service, code: &str, why: &str) {
     status_tells(rig, why);
     rig.assert_no_process_of(service);
     assert!(!rig.path("home/done").exists());
-    // A server that is down is not replaced by the machine's lock.
+    // The machine's lock does not stand in for a server that is down.
     assert_eq!(rig.kernel_locks(), [""; 0]);
 }
 
@@ -42,6 +43,7 @@ fn status_tells(rig: &Rig, why: &str) {
     drop(rig.gpuctl("status").run().succeeds().stdout_has(why));
 }
 
+/// Adds the native service `vidi` of phase 2.
 #[track_caller]
 pub fn vidi(rig: &Rig) -> Service {
     rig.native("vidi").phases([2]).add()
@@ -98,10 +100,10 @@ fn row_16_a_server_that_hangs_is_unavailable_within_a_deadline() {
     assert!(error.as_str().is_some_and(|error| error.contains("does not answer")), "{error}");
     assert!(begun.elapsed() < with_room(5), "{:?}", begun.elapsed());
     rig.assert_no_process_of(&vidi);
-    // Beside the others it would have found the machine's lock held.
+    // Run beside the other commands, this one would have found the machine's lock held.
     rig.gpuctl("lock acquire --no-wait").run().fails("unavailable").stderr_has("does not answer");
 
-    // What it was asked for and answers too late is nobody's lock.
+    // A lock that the server grants too late, to a caller that has given up, is nobody's.
     redis.signal(Signal::CONT);
     rig.gpuctl("lock status").run().succeeds().stdout("free\n");
     rig.gpuctl("start vidi --wait 5s").run().succeeds().progress().stdout_has("started vidi");
@@ -125,7 +127,7 @@ fn row_16_a_wait_for_a_server_that_hangs_can_be_interrupted() {
 const SLOW_TO_LOAD: [&str; 4] =
     ["--key-load-delay", "2000", "--loading-process-events-interval-bytes", "1024"];
 
-/// What takes seconds to load, the lock too if it is held.
+/// Restarts Redis with data that takes seconds to load; the lock is part of it if it is held.
 #[track_caller]
 fn come_back_loading(redis: &mut Redis) {
     let script = "for key = 1, 1000 do redis.call('SET', key, string.rep('x', 100)) end";
@@ -199,7 +201,7 @@ fn row_19_a_replica_is_no_place_for_the_lock() {
     }
     rig.assert_no_process_of(&vidi);
     assert_eq!(redis.cli(&["KEYS", "*"]), "");
-    // What it can tell, it tells.
+    // A replica still answers what it can answer.
     redis.legacy_acquire("vidi_generate");
     until("the replica has it", || replica.holder().is_some());
     rig.gpuctl("lock status").run().exits(1).stdout_has("held by vidi_generate");
@@ -227,7 +229,7 @@ fn takes_no_writes(rig: &Rig, vidi: &Service, why: &str) {
         refused.stderr_has(why).stderr_has("hint:").stdout("");
     }
     rig.assert_no_process_of(vidi);
-    // Reading goes on.
+    // The lock can still be read.
     rig.gpuctl("lock status").run().succeeds().stdout("free\n");
     assert_eq!(rig.gpuctl("status --json").run().succeeds().json()["lock"]["ttl"], -2);
 }

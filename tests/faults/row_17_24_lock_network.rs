@@ -1,4 +1,5 @@
-//! The way to Redis fails: a reply is lost (row 17), a connection is reset (row 24), or nothing gets through any more.
+//! Tests of a failing connection to Redis: a reply is lost (row 17), a connection is reset (row
+//! 24), or nothing gets through any more.
 
 use super::lock_work::Work;
 use rig::{Proxy, Redis, Rig, until};
@@ -36,7 +37,7 @@ fn row_17_a_release_that_was_done_is_recognised_where_the_reply_was_lost() {
     let Some((rig, redis, proxy)) = rig_with_proxy() else { return };
     rig.native("vidi").add();
     let token = rig.gpuctl("lock acquire me").run().succeeds().text();
-    // Words of the release alone.
+    // Only the script of the release has these words.
     proxy.lose_reply("'DEL', key");
     let release = rig.gpuctl(&format!("lock release --token {token}")).run();
     release.succeeds().stdout("released\n");
@@ -69,12 +70,13 @@ fn row_17_a_server_whose_replies_are_all_lost_is_unavailable_and_nobody_holds_th
     rig.assert_no_process_of(&vidi);
     proxy.pass();
     rig.gpuctl("lock status").run().succeeds().stdout("free\n");
-    // Their place in the line is forgotten soon.
+    // The failed callers' places in the line are soon forgotten.
     rig.gpuctl("lock acquire me --wait 10s").run().succeeds().progress().stdout_has("\n");
     assert!(redis.holder().unwrap().starts_with("me|"));
 }
 
-/// Works under the lock, lets `fault` happen before a renewal, and ends when the lock has been renewed nevertheless.
+/// Asserts that a lock under which a command works is renewed although `fault` happens before the
+/// renewal.
 fn renews_through(fault: fn(&Proxy)) {
     let Some((rig, redis, proxy)) = rig_with_proxy() else { return };
     let work = Work::begin(&rig);
@@ -97,7 +99,7 @@ fn row_24_the_lock_is_kept_where_a_connection_is_reset_a_reply_lost_or_nothing_g
         scope.spawn(|| {
             renews_through(|proxy| {
                 proxy.swallow();
-                // The first try is given up after seconds.
+                // The first attempt is given up after a few seconds.
                 until("it tries again", || proxy.connections() > 1);
                 proxy.pass();
             });

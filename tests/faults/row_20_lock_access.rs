@@ -1,12 +1,13 @@
-//! A Redis that wants to know who we are, or does not let us do what the lock needs (row 20): told, with what helps and
-//! without any secret.
+//! Tests of a Redis that demands a login or does not permit what the lock needs (row 20): gpuctl
+//! reports it with what helps and without any secret.
 
 use super::row_15_16_18_19_21_lock_server::{is_refused, vidi};
 use rig::{LOCK_KEY, Rig, until};
 
 const SECRETS: [&str; 2] = ["hunter2secret", "wrong-pass-secret"];
 
-/// All commands that talk to Redis end with the code, or with 0 where the lock is only shown; no output has a secret.
+/// Asserts that no output of gpuctl has a secret. `codes` are the exit codes of commands that take
+/// or release the lock and of `lock status`; commands that only mention the lock end with 0.
 #[track_caller]
 fn keeps_secrets(rig: &Rig, codes: [i32; 2]) {
     let [acting, showing] = codes;

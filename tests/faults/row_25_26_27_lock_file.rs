@@ -1,5 +1,5 @@
-//! The file of the machine's lock: what its record says of a process that is no more, a record that is damaged, a disk
-//! that is full, and what inherits its descriptors (rows 25 to 27).
+//! Tests of the file of the machine's lock (rows 25 to 27): a record that names a process that is
+//! no more, a damaged record, a full disk, and processes that could inherit the file's descriptor.
 
 use rig::{Rig, Script, Service, until};
 use serde_json::{Value, json};
@@ -10,15 +10,16 @@ fn record(rig: &Rig) -> Vec<u8> {
     fs::read(rig.lock_file()).unwrap()
 }
 
-/// Puts another record in the place of the one that is there.
+/// Replaces the record in the lock's file.
 fn forge(rig: &Rig, content: &[u8]) {
-    // Written over, and cut afterwards: an empty file would be a lock that nobody holds.
+    // The record is overwritten and cut to length afterwards: an empty file would be a lock that
+    // nobody holds.
     let file = fs::OpenOptions::new().write(true).open(rig.lock_file()).unwrap();
     file.write_all_at(content, 0).unwrap();
     file.set_len(content.len() as u64).unwrap();
 }
 
-/// Gives the record's holder another start time: the number is another process's now.
+/// Gives the record's holder another start time, as if its PID were now another process's.
 fn forge_start(rig: &Rig) {
     let mut document: Value = serde_json::from_slice(&record(rig)).unwrap();
     document["pid_start"] = (document["pid_start"].as_u64().unwrap() + 1).into();
@@ -46,7 +47,7 @@ fn row_25_a_holder_whose_pid_is_anothers_now_is_stale() {
     start.succeeds().stdout_has("started vidi").progress();
     assert!(vidi.is_healthy());
 
-    // Who waits is not left waiting either.
+    // A waiter is not left waiting either.
     take().succeeds().json();
     let waiter = rig.gpuctl("lock acquire next --wait 50").spawn();
     until("it waits", || waiter.stderr().contains("held by me"));
@@ -67,7 +68,7 @@ fn row_25_what_was_taken_by_hand_before_the_last_boot_is_over() {
     assert_eq!(rig.lock_held()["holder"], "next");
 }
 
-/// Contents that are no record, among them the whole one cut short.
+/// Returns contents that are no record, among them the whole record cut short.
 fn damaged(whole: &[u8]) -> Vec<Vec<u8>> {
     let cut = [1, 2, 17, whole.len() / 2, whole.len() - 2];
     let mut damaged: Vec<Vec<u8>> = cut.iter().map(|at| whole[..*at].to_vec()).collect();
@@ -126,7 +127,7 @@ fn row_26_a_damaged_record_keeps_everybody_out_until_it_is_cleared() {
         assert!(next["fence"].as_u64() > fence, "{fence:?} {next}: {shown}");
         fence = next["fence"].as_u64();
     }
-    // Neither a stop, nor a release with a token, nor a wait in line does more.
+    // A stop, a release with a token and a wait in line are refused as well.
     forge(&rig, b"garbage");
     for command in ["stop vidi", "prepare-phase 2", "release-all", "run vidi -- touch ran"] {
         rig.gpuctl(command).run().fails("config").stderr_has("damaged");
@@ -155,7 +156,7 @@ fn row_26_a_record_damaged_while_one_waits_ends_the_wait() {
 fn row_26_on_a_full_disk_nothing_is_taken_that_cannot_be_written_down() {
     let rig = Rig::new();
     let vidi = rig.native("vidi").add();
-    // A file system of the test's own: it ends with the last process in it.
+    // The file system is the test's own and ends with the last process in it.
     let mount = "mount -t tmpfs -o mode=0700,size=64k none \"$XDG_RUNTIME_DIR\"";
     let with = |script: &str| format!("unshare --mount sh -c '{mount} && {script}' 2>&1");
     if rig.shell(&format!("{} || echo no", with("true"))).run().succeeds().text() != "" {
@@ -185,7 +186,7 @@ fn row_26_on_a_full_disk_nothing_is_taken_that_cannot_be_written_down() {
     rig.assert_no_process_of(&vidi);
 }
 
-/// That no process of the service has one of the lock's files open.
+/// Asserts that no process of the service has one of the lock's files open.
 #[track_caller]
 fn assert_no_descriptor(rig: &Rig, service: &Service) {
     let processes = rig.processes_of(service);
@@ -202,7 +203,7 @@ fn assert_no_descriptor(rig: &Rig, service: &Service) {
 fn row_27_a_service_has_none_of_the_locks_files_open() {
     for script in [Script::Foreground, Script::Background, Script::Detached, Script::Daemon] {
         let rig = Rig::new();
-        // Slow enough that it starts while gpuctl holds the lock and renews it.
+        // The warm-up is slow enough for the service to start while gpuctl holds the lock.
         let vidi = rig.native("vidi").script(script).server("--fork 2 --warmup 200ms").add();
         rig.gpuctl("start vidi").run().succeeds().stdout_has("started vidi").progress();
         assert_no_descriptor(&rig, &vidi);

@@ -1,4 +1,4 @@
-//! Starting: what a detached service inherits, and a start that comes to nothing (rows 27 to 29).
+//! Tests of what a detached service inherits, and of starts that come to nothing (rows 27 to 29).
 
 use rig::{Rig, Script};
 use rustix::fs::FlockOperation;
@@ -13,14 +13,15 @@ fn row_27_a_detached_service_inherits_no_lock() {
         let rig = Rig::new();
         let vidi = rig.native("vidi").script(shape).add();
         let lock = rig.file("a.lock", "");
-        // flock(1) hands its descriptor on to the command, and holds the lock as long as anybody has it.
+        // flock(1) hands its descriptor on to the command, and the lock lasts as long as any
+        // process has it.
         let locked = format!("flock {} gpuctl start vidi", lock.display());
         rig.shell(&locked).run().succeeds().stdout_has("started vidi").progress();
         assert!(vidi.is_healthy());
         let lock = File::open(lock).unwrap();
         let taken = rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive);
         assert!(taken.is_ok(), "{shape:?} still holds it");
-        // Nor gpuctl's own: the next one finds it free.
+        // The service does not hold gpuctl's own lock either: the next command finds it free.
         rig.gpuctl("stop vidi").run().succeeds().stdout_has("stopped vidi").progress();
     }
 }
@@ -40,7 +41,7 @@ fn row_28_a_command_substitution_returns_as_soon_as_the_service_is_ready() {
 fn row_28_nor_is_any_other_descriptor_kept_open() {
     let rig = Rig::new();
     let vidi = rig.native("vidi").add();
-    // Descriptor 7 is our own pipe: that somebody keeps it would fail the run.
+    // Descriptor 7 is the rig's own pipe: the run would fail if a process kept it open.
     let script = "gpuctl start vidi 7>&1 8>&2 >/dev/null 2>&1";
     rig.shell(script).run().succeeds();
     assert!(vidi.is_healthy());
@@ -49,7 +50,7 @@ fn row_28_nor_is_any_other_descriptor_kept_open() {
 #[test]
 fn row_29_a_start_that_exits_at_once_is_told_with_its_code_and_the_tail_of_its_log() {
     let rig = Rig::new();
-    // Sooner than its start_timeout, which is longer than the rig waits.
+    // The failure is reported before the start_timeout is over, which is longer than the rig waits.
     let vidi = rig.native("vidi").server("--exit-after 0s --exit-code 3 --warmup 1h").add();
     let start = rig.gpuctl("start vidi --quiet").run().fails("start_failed");
     start.stderr_has("vidi: its start command exited with code 3").stderr_has("logs/vidi.log");

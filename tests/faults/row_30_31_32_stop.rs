@@ -1,4 +1,4 @@
-//! Stopping a native service that resists or has spread (rows 30 to 32).
+//! Tests of stopping a native service that resists or has spread (rows 30 to 32).
 
 use rig::{Rig, Script, until};
 use serde_json::Value;
@@ -31,7 +31,7 @@ fn row_31_nothing_is_left_of_what_a_service_has_forked() {
     for forks in ["--fork 3", "--double-fork", "--double-fork --fork 3"] {
         for shape in [Script::Foreground, Script::Detached, Script::Daemon, Script::File] {
             let rig = Rig::new();
-            // Only the mark tells whose the orphans are: they are in sessions of their own.
+            // Only the mark shows whose the orphans are, which are in sessions of their own.
             let server = format!("{forks} --worker-name orphan-{}", rig.mark("vidi"));
             let vidi = rig.native("vidi").script(shape).without_match().server(&server).add();
             rig.gpuctl("start vidi").run().succeeds().stdout_has("started vidi").progress();
@@ -67,7 +67,7 @@ fn row_31_orphans_whose_server_has_died_are_found_too() {
 fn row_32_a_suspended_service_stops_as_any_other() {
     let rig = Rig::new();
     let vidi = rig.native("vidi").server("--fork 2").add();
-    // To which the kernel answers in its place.
+    // The kernel accepts TCP connections in the suspended service's place.
     rig.set("services.vidi.health", vidi.url("").replace("http:", "tcp:"));
     rig.gpuctl("start vidi").run().succeeds().stdout_has("started vidi").progress();
     let processes = rig.processes_of(&vidi);
@@ -79,7 +79,7 @@ fn row_32_a_suspended_service_stops_as_any_other() {
     let detail = status["services"]["vidi"]["detail"].as_str().unwrap();
     assert!(detail.contains("suspended"), "{detail}");
 
-    // Continued, it ends by itself: nobody has to kill it.
+    // Once it is continued, the service ends by itself and need not be killed.
     let stop = rig.gpuctl("stop vidi --json").run().succeeds().progress().json();
     assert_eq!(stop["steps"][0]["note"], Value::Null);
     rig.assert_no_process_of(&vidi);

@@ -1,4 +1,5 @@
-//! Patterns that match too much, and those who only mention a service (rows 33 and 34).
+//! Tests of patterns that match too much, and of processes that only mention a service (rows 33 and
+//! 34).
 
 use rig::{Bystander, Invocation, Rig, Service, apart, until};
 use serde_json::Value;
@@ -31,7 +32,8 @@ fn row_33_a_pattern_that_is_no_expression_is_refused() {
     });
 }
 
-/// Processes that wait for their end, with a mark and then a word at the end of their command lines.
+/// Starts processes that wait until they are ended, with `mark` and then a word at the end of their
+/// command lines.
 fn waiting<const N: usize>(rig: &Rig, mark: &str, words: [&str; N]) -> [Bystander; N] {
     rig.shell("mkfifo fifo").run().succeeds();
     let processes =
@@ -43,7 +45,8 @@ fn waiting<const N: usize>(rig: &Rig, mark: &str, words: [&str; N]) -> [Bystande
     processes
 }
 
-/// For each of some patterns, which of the processes the doctor tells to match it, and which pgrep finds.
+/// Returns for each pattern which of the processes match it according to `gpuctl doctor`, and which
+/// of them pgrep finds, both with these environment variables.
 fn found<const N: usize>(
     rig: &Rig,
     patterns: &[String],
@@ -118,7 +121,7 @@ fn a_pattern_means_in_each_locale_what_it_means_to_pgrep() {
         r"x4\wend",
     ];
     let marked = patterns.map(|pattern| format!("{mark}.*{pattern}"));
-    // In the last two there is no such locale, or not all of it.
+    // In the last two cases the locale does not exist, or not for all of its categories.
     for (variables, is_utf8) in [
         ([("LC_ALL", "C"), ("LANG", "C.UTF-8")], false),
         ([("LC_ALL", "C.UTF-8"), ("LANG", "C")], true),
@@ -127,7 +130,7 @@ fn a_pattern_means_in_each_locale_what_it_means_to_pgrep() {
         ([("LC_TIME", "xx_YY.UTF-8"), ("LANG", "C.UTF-8")], false),
     ] {
         let found = found(&rig, &marked, &processes, &variables);
-        // Without UTF-8, pgrep looks at a question mark in place of each byte of `é`.
+        // Without UTF-8, pgrep sees a question mark in place of each byte of `é`.
         let alike = |pattern: &str| is_utf8 || pattern.is_ascii();
         for (pattern, (told, pgrep)) in patterns.iter().zip(&found).filter(|(p, _)| alike(p)) {
             assert_eq!(told, pgrep, "{pattern} with {variables:?}");
@@ -136,7 +139,8 @@ fn a_pattern_means_in_each_locale_what_it_means_to_pgrep() {
     }
 }
 
-/// A service whose pattern is just its name, which gpuctl's own command line has in it, too.
+/// Adds a service whose pattern is just its name, which is in gpuctl's own command line, too.
+/// Returns the name and the service.
 fn service_named_as_its_pattern(rig: &Rig) -> (String, Service) {
     let name = rig.mark("vidi");
     let service = rig.native(&name).set("match", name.as_str()).add();
@@ -159,7 +163,7 @@ fn row_33_a_pattern_that_matches_gpuctl_and_its_shell_ends_neither() {
 fn row_33_a_script_of_the_services_name_survives_its_own_stop() {
     let rig = Rig::new();
     let (name, vidi) = service_named_as_its_pattern(&rig);
-    // Nothing on its command line tells that it calls gpuctl.
+    // The script's command line does not show that it calls gpuctl.
     let script = format!("gpuctl start {name}\ngpuctl stop {name}\necho survived with $?");
     let script = rig.program(&format!("cycle-{name}"), &script);
     let cycle = rig.shell(&script.display().to_string()).run().succeeds();
@@ -181,7 +185,8 @@ fn row_33_nor_does_a_start_take_its_own_shell_for_the_service() {
     assert!(vidi.is_healthy());
 }
 
-/// People who have the service's name on their command line: name of the process, and how to start it.
+/// Returns programs that have the service's name on their command lines: for each, the name of its
+/// process and the command that starts it.
 fn readers(rig: &Rig, vidi: &Service) -> Vec<(&'static str, String)> {
     let mark = vidi.mark();
     let log = rig.file(&format!("{mark}.log"), "");
@@ -194,17 +199,18 @@ fn readers(rig: &Rig, vidi: &Service) -> Vec<(&'static str, String)> {
         ("less", format!("less {log}")),
         ("vim.basic", format!("vim.basic {log}")),
         ("sudo", format!("sudo -u vidi env {mark}")),
-        // Known by what it calls itself.
+        // These are known by what they call themselves.
         ("simserver", format!("bash -c 'exec -a /usr/bin/vim {server} --name {mark}.log'")),
         ("simserver", format!("bash -c 'exec -a -nano {server} --name {mark}.log'")),
         ("simserver", format!("bash -c 'exec -a \"vim {mark}.log\" {server} --name notes'")),
-        // Another shell, which is going to call gpuctl for it.
+        // These are other shells, which are going to call gpuctl for the service.
         ("sh", format!("sh -c 'sleep 1000; gpuctl stop {mark}'")),
         ("bash", format!("bash -c 'sleep 1000; /opt/gpuctl start {mark} && true'")),
     ]
 }
 
-/// Whether it has become what it is to be, and is no shell any more that is about to.
+/// Reports whether a process has become the program `name` and is no longer the shell that is about
+/// to execute it.
 fn is(pid: i32, name: &str) -> bool {
     let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
     let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
@@ -264,7 +270,8 @@ fn row_34_a_service_is_known_by_what_it_calls_itself_whatever_program_it_is() {
     rig.native("vidi").set("match", format!("^{mark} ")).add();
     let service = rig.by_hand(&format!("bash -c 'exec -a {mark} tail -f /dev/null'"));
     until("it is what it calls itself", || is(service.pid(), "tail"));
-    // It matches, and nothing proves it; what is a viewer by its name is not even named.
+    // The process matches, and nothing proves that it is the service's. A process that calls itself
+    // a viewer would not even be named.
     let named = format!("gpuctl adopt vidi {}", service.pid());
     rig.gpuctl("stop vidi").run().exits(6).stderr_has(&named);
 }

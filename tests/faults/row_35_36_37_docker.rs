@@ -1,5 +1,5 @@
-//! The faults of Docker in the reliability scorecard, rows 35 to 37: a container that is missing, an engine that cannot
-//! be asked, and a container that does not run.
+//! Tests of Docker's faults (rows 35 to 37): a container that is missing, an engine that cannot be
+//! asked, and a container that does not run.
 
 use rig::{Rig, Signal, docker_client_or_skip, until};
 use serde_json::{Value, json};
@@ -21,7 +21,8 @@ fn has(text: &Value, part: &str) -> bool {
     text.as_str().is_some_and(|text| text.contains(part))
 }
 
-/// Creates the container of a service that is not installed yet, with options of its own.
+/// Creates the container of a service that is not installed yet, with these options of `docker
+/// create` and this command; returns its name.
 fn create(rig: &Rig, name: &str, options: &[&str], command: &[&str]) -> String {
     let image = fact(rig, rig.container("of-the-image").add().mark(), ".Config.Image");
     let container = rig.mark(name);
@@ -50,7 +51,7 @@ fn row_35_a_missing_container_is_not_found_and_how_to_create_it_is_told() {
     assert_eq!(voice.get("error"), None);
 }
 
-/// One that was made by hand under its name is in compose's way.
+/// A container that was made by hand under that name would be in compose's way.
 #[test]
 fn row_35_a_missing_container_of_composes_is_told_to_be_created_by_compose() {
     let Some(rig) = Rig::with_docker() else { return };
@@ -80,7 +81,7 @@ fn row_35_a_missing_container_is_in_nobody_elses_way() {
     assert_eq!(fact(&rig, voice.mark(), ".State.Running"), "false");
 }
 
-/// What an engine that cannot be asked must not spoil, and what it must.
+/// Asserts that an engine that cannot be asked makes its containers unknown and nothing else.
 fn assert_containers_are_unknown(status: &Value, why: &str) {
     let voice = &status["services"]["voice"];
     assert_eq!((&voice["state"], &voice["used_mb"]), (&json!("unknown"), &Value::Null));
@@ -91,7 +92,7 @@ fn assert_containers_are_unknown(status: &Value, why: &str) {
     assert_eq!(status["vram"]["used_mb"], 1000);
 }
 
-/// A rig whose Docker cannot be queried, and a service of another kind that is ready.
+/// Creates a rig whose Docker cannot be asked, with a service of another type that is ready.
 fn rig_without_engine() -> Rig {
     let rig = Rig::new();
     rig.container("voice").phases([3]).not_installed().add();
@@ -116,7 +117,7 @@ fn row_36_an_engine_without_its_socket_is_unavailable() {
         rig.gpuctl(command).run().fails("unavailable").stderr_has("systemctl start docker");
         rig.gpuctl(command).arg("--dry-run").run().fails("unavailable").stderr_has("voice");
     }
-    // Nothing was stopped on such ground, and what needs no container still works.
+    // Nothing was stopped for that reason, and commands that need no container still work.
     assert_eq!(service(&rig, "vidi")["state"], "ready");
     rig.gpuctl("stop vidi").run().succeeds().stdout_has("stopped vidi").progress();
 }
@@ -141,7 +142,7 @@ fn row_36_a_socket_that_may_not_be_opened_is_a_matter_of_permission() {
         return;
     }
     let rig = rig_without_engine();
-    // Whoever we are, it does not let us in: root is stripped of the right to ignore its mode.
+    // The socket lets nobody in: root is stripped of the right to ignore its mode.
     let socket = rig.path("forbidden.sock");
     let _listener = UnixListener::bind(&socket).unwrap();
     fs::set_permissions(&socket, Permissions::from_mode(0o000)).unwrap();
@@ -165,11 +166,11 @@ fn row_36_an_engine_that_hangs_is_given_up_at_the_deadline() {
         return;
     }
     let rig = rig_without_engine();
-    // As with an engine that is stopped by a signal, the kernel accepts and nobody answers.
+    // The kernel accepts and nobody answers, as with an engine that is stopped by a signal.
     let _listener = UnixListener::bind(rig.path("no-docker.sock")).unwrap();
     let why = "did not answer within 5s";
     let commands = ["start voice", "stop voice", "prepare-phase 2", "prepare-phase 3 --dry-run"];
-    // Before the others, one of which makes vidi busy.
+    // Status comes before the other commands, one of which makes vidi busy.
     assert_containers_are_unknown(&rig.gpuctl("status --json").run().succeeds().json(), why);
     for command in commands.map(|command| rig.gpuctl(command).spawn()) {
         command.wait().fails("unavailable").stderr_has(why);
@@ -232,7 +233,7 @@ fn row_37_a_container_in_a_restart_loop_is_found_out_before_its_time_is_over() {
         let voice = service(&rig, "voice");
         voice["state"] == "error" && has(&voice["detail"], "restarts in a loop")
     });
-    // Having been told, it can be ended.
+    // After this report, the container can be stopped.
     rig.gpuctl("stop voice").run().succeeds().stdout_has("stopped voice").progress();
     assert_eq!(fact(&rig, voice.mark(), ".State.Restarting"), "false");
     assert_eq!(fact(&rig, voice.mark(), ".State.Running"), "false");
@@ -249,7 +250,7 @@ fn row_37_a_container_that_exits_at_once_is_told_with_its_code_and_the_end_of_it
     let text = rig.gpuctl("start voice --quiet").run().fails("start_failed");
     text.stderr_has("unexpected argument '--nonsense'").stderr_has("gpuctl logs voice");
     assert_eq!(fact(&rig, voice.mark(), ".State.Status"), "exited");
-    // That it ended with success makes it no better.
+    // An exit with success is a failed start, too.
     rig.container("brief").server("--warmup 1h --exit-after 20ms").add();
     rig.gpuctl("start brief --quiet").run().fails("start_failed").stderr_has("brief: exited");
 }
@@ -260,7 +261,7 @@ fn row_37_a_container_that_exits_is_told_with_its_log_though_another_fails_meanw
     rig.container("asr").phases([3]).server("--nonsense").add();
     rig.container("voice").phases([3]).not_installed().add();
     let voice = create(&rig, "voice", &["--entrypoint", "/bin/absent"], &[]);
-    // It fails while the log of the first is read.
+    // `voice` fails while the log of `asr` is read.
     let next = "PATH=${PATH#*:} exec docker \"$@\"";
     let slow = format!("case \"$*\" in logs*) sleep 2 ;; start*{voice}*) sleep 1 ;; esac");
     rig.program("docker", &format!("{slow}\n{next}"));
@@ -312,7 +313,7 @@ fn row_37_a_container_that_cannot_have_its_port_is_told_with_its_log() {
     let Some(rig) = Rig::with_docker() else { return };
     let voice = rig.container("voice").set("start_timeout", "1h").add();
     let stranger = voice.command().replace(voice.mark(), &rig.mark("stranger"));
-    // It does not pass for healthy, so that the container is started.
+    // The stranger does not pass for healthy, so that the container is started.
     let _stranger = rig.by_hand(&format!("{stranger} --health 500"));
     until("the stranger listens", || ureq::get(voice.url("/")).call().is_err_and(is_answer));
     let start = rig.gpuctl("start voice --quiet").run().fails("start_failed");
@@ -331,12 +332,13 @@ fn row_37_a_container_that_ran_out_of_the_hosts_memory_is_told_as_such() {
         return rig::skip_or_fail("busybox", "memory limit, or no busybox for the image");
     }
     rig.container("voice").set("start_timeout", "1h").not_installed().add();
-    // 256 MB at most, should the limit not hold.
+    // The script takes 256 MB at most, should the limit not hold.
     let greed = "x=x; i=0; while [ $i -lt 28 ]; do x=$x$x; i=$((i+1)); done; exit 1";
     let limits = ["--memory", "16m", "--memory-swap", "16m", "--entrypoint", "/bin/sh"];
     let container = create(&rig, "voice", &limits, &["-c", greed]);
     let why = "was killed for want of memory";
-    // On a busy machine the engine sees an end before it sees the reason, and forgets that.
+    // On a busy machine the engine may see a container's end before it sees the reason, and then
+    // forgets the reason.
     let sees_why = |_| {
         let start = rig.gpuctl("start voice --quiet").run().fails("start_failed");
         let is_told = start.stderr_text().contains(why);

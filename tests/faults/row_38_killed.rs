@@ -1,7 +1,9 @@
-//! gpuctl is killed in the middle of `prepare-phase`, at twenty points, and run again (row 38).
+//! Tests that kill gpuctl in the middle of `prepare-phase`, at twenty points, and run it again (row
+//! 38).
 //!
-//! From vidi and voice to comfyui, ollama and a slow one. A point is a state of the world or a line that gpuctl has
-//! told; the slow service keeps every one of them well before the end.
+//! The phase changes from vidi and voice to comfyui, ollama and a slow service. A point is a state
+//! of the world or a line that gpuctl has printed; the slow service keeps every point well before
+//! the end.
 
 use rig::{Rig, Script, Service, Signal, until};
 use serde_json::json;
@@ -15,7 +17,8 @@ struct World {
     ollama: Service,
 }
 
-/// Whether the world, or what gpuctl has told so far, is where gpuctl is to be killed.
+/// A point at which gpuctl is to be killed: its name, and whether it is reached, judged by the
+/// world and what gpuctl has printed so far.
 type Point = (&'static str, fn(&World, &str) -> bool);
 
 fn in_phase_two() -> World {
@@ -116,7 +119,8 @@ fn row_38_killed_while_it_waits_until_they_are_ready_the_next_run_converges() {
     ]);
 }
 
-/// Between the fork of a start command and its execution nothing shows whose it is.
+/// Nothing shows which service a process belongs to between the fork of a start command and its
+/// execution.
 #[test]
 fn row_38_a_server_that_a_killed_gpuctl_was_just_starting_is_awaited_by_the_next_run() {
     let rig = Rig::new();

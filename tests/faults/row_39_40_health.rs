@@ -1,12 +1,13 @@
-//! Health checks that do not end well, and answers from somebody else (rows 39 and 40).
+//! Tests of health checks that do not end well, and of answers from somebody else (rows 39 and 40).
 
 use rig::{Rig, until};
 use std::fs;
 
-/// More than gpuctl ever needs, also in a debug build, and far less than a body without end.
+/// Memory in KB that is more than gpuctl ever needs, also in a debug build, and far less than a
+/// body without end.
 const FLAT_KB: u64 = 64 * 1024;
 
-/// The most memory that a process has had, in KB.
+/// Returns the most memory that a process has had, in KB, or 0 if the process is gone.
 fn peak_kb(pid: i32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
@@ -29,7 +30,7 @@ fn row_39_a_health_check_that_never_ends_well_times_out_and_takes_no_memory() {
         });
         let told = start.wait().fails("timeout").stderr_has("not ready within 2s");
         if health == "hang" {
-            // And not that it refused the connections of the first moment.
+            // The report is not about the connections that were refused in the first moment.
             drop(told.stderr_has("its health check has not answered for "));
         }
         assert!(peak < FLAT_KB, "{health}: {peak} KB");

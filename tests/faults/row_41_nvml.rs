@@ -1,18 +1,19 @@
-//! Row 41 of the fault table: whatever NVML does, it is stated plainly, `status` still answers, and nothing is said to
-//! fit that was not measured.
+//! Tests of a faulty NVML (row 41): whatever it does is stated plainly, `status` still answers, and
+//! nothing is said to fit that was neither measured nor declared.
 
 use rig::{Rig, until};
 use serde_json::{Value, json};
 
-/// `status` tells the fault in both forms and everything else; `can-fit` refuses; with the card's declared size both
-/// estimate, and a phase is prepared with a warning.
+/// Asserts that `status` reports the problem in both of its forms along with everything else, and
+/// that `can-fit` refuses. If the card's size is declared, both estimate, and a phase is prepared
+/// with a warning.
 #[track_caller]
 fn is_survived(rig: &Rig, problem: &str) {
     let vidi = rig.native("vidi").vram(4000).phases([2]).add();
     rig.native("voice").vram(3000).phases([3]).add();
     let server = rig.by_hand(vidi.command());
     until("vidi is healthy", || vidi.is_healthy());
-    // Side by side, because a driver that hangs is waited for by each.
+    // They run side by side, because each waits for a driver that hangs.
     let [status, text, can_fit] =
         ["status --json", "status", "can-fit 1"].map(|words| rig.gpuctl(words).spawn());
     let status = status.wait().succeeds().json();
@@ -84,7 +85,8 @@ fn row_41_a_driver_that_is_not_loaded_is_survived() {
     is_survived(&rig, "the NVIDIA driver is not loaded");
 }
 
-/// A fault of the reading, with the server's own claims going on as before.
+/// Creates a rig on which the card's memory cannot be read, for this reason, while servers take
+/// memory as before.
 fn memory_fault(code: &str) -> Rig {
     let rig = Rig::new();
     rig.card.describe(&json!({"faults": {"nvmlDeviceGetMemoryInfo*": code}}));
@@ -152,7 +154,8 @@ fn a_plan_without_the_cards_size_keeps_to_what_cannot_go_wrong() {
     rig.set("gpu.nvml_library", "/nowhere/libnvidia-ml.so.1");
     let prepare = rig.gpuctl("prepare-phase 2").run().succeeds().stdout_has("vidi");
     drop(prepare.stderr_has("planning without knowing the card's size; set gpu.total_mb"));
-    // Whether both fit cannot be told, so the eager plan, which leaves nothing else, is the only safe one.
+    // Whether both fit is not known, so only the eager plan, which leaves nothing else running, is
+    // safe.
     rig.gpuctl("prepare-phase 3 --quiet").run().succeeds();
     rig.assert_no_process_of(&vidi);
     let refused = rig.gpuctl("start vidi").run().fails("unavailable");

@@ -1,4 +1,4 @@
-//! Memory that does not come back, or that somebody else takes (row 42).
+//! Tests of memory that does not come back or that somebody else takes (row 42).
 
 use rig::{Rig, until};
 use serde_json::json;
@@ -25,7 +25,7 @@ fn row_42_memory_that_does_not_come_back_is_told_with_its_holders() {
     rig.assert_no_process_of(&voice);
     rig.assert_no_out_of_memory();
 
-    // It has gone, and its memory, which the next needs, is waited for in vain.
+    // vidi has ended, but its memory, which the next service needs, is waited for in vain.
     let start = rig.gpuctl("start voice --quiet").run().fails("stop_failed");
     start.stderr_has(&format!("process {holder} ("));
 }

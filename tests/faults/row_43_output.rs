@@ -1,4 +1,4 @@
-//! Nobody reads what gpuctl prints, or there is no room for it (row 43).
+//! Tests of output that nobody reads or for which there is no room (row 43).
 
 use rig::{Rig, on_both};
 
@@ -26,7 +26,7 @@ fn row_43_closed_and_full_outputs_are_no_panic() {
         let full = rig.shell(&format!("gpuctl {command} >/dev/full")).run();
         full.fails("io").stderr_has("cannot write to stdout");
     }
-    // Its error belongs on the same stdout, which takes nothing.
+    // With `--json` the error belongs on the same stdout, which takes nothing.
     let full = rig.shell("gpuctl status --json >/dev/full").run();
     full.fails("io").stderr_has("cannot write to stdout");
 }
@@ -47,7 +47,7 @@ fn row_43_the_work_is_done_and_the_next_command_finds_nothing_locked() {
     for (output, code) in [(">/dev/full", 74), (">&-", 0), ("2>/dev/full", 0), (">&- 2>&-", 0)] {
         let rig = Rig::new();
         let vidi = rig.native("vidi").phases([2]).add();
-        // Its output is of no interest here, only that nobody panics.
+        // The output is of no interest here, only that nothing panics.
         let script = format!("{{ gpuctl prepare-phase 2 {output}; }} >out 2>err; echo $?");
         rig.shell(&script).run().succeeds().stdout(&format!("{code}\n"));
         let err = std::fs::read_to_string(rig.path("home/err")).unwrap();
@@ -59,7 +59,7 @@ fn row_43_the_work_is_done_and_the_next_command_finds_nothing_locked() {
 
 #[test]
 fn row_43_a_lock_whose_token_nobody_gets_to_know_is_given_back() {
-    // In the last one, the reader of a pipe has gone.
+    // This makes descriptor 4 a pipe whose reader has gone.
     let gone = "mkfifo pipe; exec 3<>pipe; exec 4>pipe; exec 3<&-; ";
     on_both(|rig, _| {
         for (before, output) in [("", ">/dev/full"), (gone, ">&4")] {

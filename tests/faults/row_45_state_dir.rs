@@ -1,17 +1,18 @@
-//! A state folder that cannot be used (row 45): nothing is started, and nothing that is there is touched.
+//! Tests of a state folder that cannot be used (row 45): nothing is started, and no existing file
+//! is touched.
 
 use rig::{Rig, Service};
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
-/// A start that is refused for the state folder's sake.
+/// Asserts that a start is refused because of the state folder, while `status` still works.
 #[track_caller]
 fn assert_refused(rig: &Rig, vidi: &Service, folder: &Path, why: &str) {
     let start = rig.gpuctl("start vidi --quiet").env("GPUCTL_STATE_DIR", folder).run();
     start.fails("io").stderr_has(why).stderr_has("GPUCTL_STATE_DIR");
     rig.assert_no_process_of(vidi);
-    // What needs no state works all the same.
+    // Commands that need no state work all the same.
     let status = rig.gpuctl("status").env("GPUCTL_STATE_DIR", folder).run();
     status.succeeds().stdout_has("vidi");
 }
@@ -20,7 +21,7 @@ fn assert_refused(rig: &Rig, vidi: &Service, folder: &Path, why: &str) {
 fn row_45_a_read_only_state_folder_is_told() {
     let rig = Rig::new();
     let vidi = rig.native("vidi").add();
-    // Not even root makes folders there.
+    // Not even root can make folders there.
     assert_refused(&rig, &vidi, Path::new("/sys/gpuctl-state"), "/sys/gpuctl-state");
     let file = rig.file("a-file", "precious");
     assert_refused(&rig, &vidi, &file, "not a folder");
@@ -32,7 +33,8 @@ fn row_45_a_read_only_state_folder_is_told() {
 fn row_45_a_full_state_folder_is_told() {
     let rig = Rig::new();
     let vidi = rig.native("vidi").add();
-    // A file system of the test's own, with room for the folder of the logs and for nothing in it.
+    // The file system is the test's own and has room for the folder of the logs and for nothing in
+    // it.
     let full = "mount -t tmpfs -o mode=0700,nr_inodes=2 none \"$GPUCTL_STATE_DIR\"";
     let with = |command: &str| format!("unshare --mount sh -c '{full} && {command}' 2>&1");
     if rig.shell(&format!("{} || echo no", with("true"))).run().succeeds().text() != "" {

@@ -1,16 +1,17 @@
-//! Two commands that want different things at once (row 46).
+//! Tests of two commands that want different things at once (row 46).
 
 use rig::{Rig, on_both, until};
 use serde_json::Value;
 
-/// Both phases need nearly the whole card.
+/// Adds a service to each of the phases 2 and 4 that needs nearly the whole card.
 fn two_phases(rig: &Rig) {
     for (name, phase) in [("vidi", 2), ("comfyui", 4)] {
         rig.native(name).vram(18000).phases([phase]).server("--warmup 200ms").add();
     }
 }
 
-/// What holds memory, and that no claim was ever refused.
+/// Asserts that only this service holds memory, that no claim was ever refused, and that the lock
+/// was given back.
 #[track_caller]
 fn assert_end_state(rig: &Rig, service: &str) {
     let held: Vec<_> = rig.card.claims().into_iter().map(|claim| claim.name).collect();
@@ -29,7 +30,7 @@ fn row_46_two_phases_at_once_are_prepared_one_after_the_other() {
             });
             let [video, image] = both.map(|one| one.wait().succeeds().json());
             rig.assert_no_out_of_memory();
-            // The last one is who stopped what the other had started.
+            // The last command is the one that stopped what the other had started.
             let has_stopped =
                 |told: &Value, service: &str| told["stopped"] == Value::from([service]);
             let last = match (has_stopped(&video, "comfyui"), has_stopped(&image, "vidi")) {

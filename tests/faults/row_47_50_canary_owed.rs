@@ -1,5 +1,6 @@
-//! gpuctl and its guardian are gone in the middle of a trial, as when the machine loses its power (row 50), or production
-//! does not come back: a restore is owed, everybody is told, and `canary recover` pays it.
+//! Tests of a restore that is owed: gpuctl and its guardian are gone in the middle of a trial, as
+//! when the machine loses its power (row 50), or production does not come back. Every command says
+//! so, and `canary recover` pays the debt.
 
 use rig::{Rig, Running, Signal, Trial, signal, until, with_room};
 use serde_json::json;
@@ -10,7 +11,7 @@ const OWED: &str = "vllm has not been restored since";
 
 type Point = (&'static str, fn(&Trial) -> bool);
 
-/// A trial with its canary at work.
+/// Starts a trial and returns it with its canary at work.
 fn in_the_middle() -> (Trial, Running) {
     let trial = Trial::native();
     trial.canary("--completion-delay 1h");
@@ -19,14 +20,14 @@ fn in_the_middle() -> (Trial, Running) {
     (trial, run)
 }
 
-/// Of all those that would put it right, and of production.
+/// Kills production and everything that would put it right, as a loss of power does.
 fn lose_power(trial: &Trial, run: Running) {
     let guardians = trial.guardians();
     assert_eq!(guardians.len(), 1);
     trial.kill_all(&guardians);
     Trial::kill_group(&run);
     drop(run);
-    // What was just being started is seen a moment later.
+    // A process that was just being started is seen a moment later.
     until("nothing is left", || {
         let left = [trial.canary_processes(), trial.rig.processes_of(&trial.vllm)].concat();
         trial.kill_all(&left);
@@ -51,8 +52,8 @@ fn assert_recovers(trial: &Trial, when: &str) {
     trial.run().arg("--dry-run").run().succeeds().stdout_has("pass");
 }
 
-/// Nothing but `recover` is called again where all of a trial's unit was killed, and who is killed dies when it next has a
-/// processor.
+/// Only `recover` is called after all processes of a trial's unit were killed, and a killed process
+/// dies when it next has a processor.
 #[test]
 fn row_47_recover_waits_for_a_guardian_that_is_at_work_or_about_to_die() {
     for (then, said) in [(Signal::CONT, "nothing to recover"), (Signal::KILL, "vllm is back")] {
@@ -95,7 +96,8 @@ fn row_50_after_a_loss_of_power_at_each_stage_recover_brings_production_back_and
         trial.canary("--completion-delay 300ms");
         let run = trial.run().spawn();
         until(point, || is_reached(&trial));
-        // The whole of it at once, or the guardian would do its work.
+        // gpuctl is stopped so that everything goes at once; otherwise the guardian would do its
+        // work.
         run.signal(Signal::STOP);
         lose_power(&trial, run);
         assert_eq!(status(&trial)["restore_owed"], true, "{point}");
@@ -113,7 +115,8 @@ fn row_50_production_that_somebody_has_started_again_is_left_alone_and_booked_fo
     trial.rig.gpuctl("start vllm --quiet").run().succeeds();
     let back = begun.elapsed();
     let servers = trial.rig.processes_of(&trial.vllm);
-    // Until now it was away for longer than until it was back, whenever that began.
+    // After this pause production's absence, counted up to now, is longer than `back`, whenever it
+    // began.
     thread::sleep(back);
     assert_recovers(&trial, "started by hand");
     assert_eq!(trial.rig.processes_of(&trial.vllm), servers, "it was stopped once more");
@@ -215,7 +218,7 @@ fn row_50_of_two_that_recover_at_once_one_brings_production_back_and_it_stays() 
     trial.assert_all_is_well("recovered twice");
 }
 
-/// Production, which starts only where there is no file `broken`.
+/// Creates a trial whose production starts only while there is no file `broken`.
 fn breakable(restore_sla: &str, start_timeout: &str) -> Trial {
     let trial = Trial::new(Rig::new(), |rig| rig.native("vllm").server("--warmup 400ms"));
     let broken = trial.rig.path("broken");
@@ -274,7 +277,7 @@ fn row_47_a_guardian_whose_production_does_not_come_back_leaves_it_owed() {
     assert_eq!(guardians.len(), 1);
     Trial::kill_group(&run);
     drop(run);
-    // While it exits it has no command line any more, and is there still.
+    // A guardian that is exiting has no command line any more, but still exists.
     until("its guardian gives up", || rig::state(guardians[0]).is_none());
     let owed = status(&trial);
     assert_eq!(owed["restore_owed"], true, "{owed} {:?}", trial.events());
@@ -304,7 +307,7 @@ fn production_that_comes_back_late_is_told_and_the_verdict_stands() {
 
 #[test]
 fn row_50_production_that_is_ready_settles_the_debt_at_the_next_call_of_any_kind() {
-    // Each settles it alone: what it says of that, it says on stderr, and `doctor` in its report.
+    // Each call settles the debt by itself and says so on stderr; `doctor` says so in its report.
     let calls = [
         ("status", 0),
         ("history", 0),
@@ -360,7 +363,7 @@ fn row_50_a_journal_of_an_earlier_boot_stops_nothing() {
     assert_eq!(journal["progress"], "away");
     journal["boot"] = "01234567-89ab-cdef-0123-456789abcdef".into();
     trial.write_journal(&journal);
-    // The boot is just starting it.
+    // The new boot is just starting production.
     let slowly = trial.vllm.command().replace("--warmup 400ms", "--warmup 3s");
     trial.rig.set("services.vllm.start", format!("exec {slowly}"));
     let start = trial.rig.gpuctl("start vllm --quiet").spawn();

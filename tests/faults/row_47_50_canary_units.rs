@@ -1,5 +1,6 @@
-//! The canary's rows 47 to 50 where production and trials are units of a machine that systemd runs: whatever ends a trial at
-//! whichever of its stages, production is back in time, and away for no longer than is booked.
+//! Tests of the canary's rows 47 to 50 with production and trials as units of a machine that
+//! systemd runs: whatever ends a trial at whichever of its stages, production is back in time, and
+//! away for no longer than is booked.
 
 use super::night::{Night, RESTORE_SLA, STAGES, TIMEOUT};
 use rig::{Machine, Ssh, until, with_room};
@@ -7,14 +8,16 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Instant;
 
-/// Nobody is in a hurry: six trials at a time are what a small machine can do.
+/// Waits until no other test has trials running, and keeps others out until the guard is dropped:
+/// six trials at a time are what a small machine can do.
 fn six_at_a_time() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Does something to a trial at each of its stages, side by side, each in a corner of its own: production is back, within so
-/// many seconds and 5.
+/// Does something to a trial at each of its stages, side by side, each in a corner of its own;
+/// asserts that production is back within `limit` and 5 more seconds and away for no longer than is
+/// booked.
 #[track_caller]
 fn at_each_stage(machine: &Machine, what: &str, limit: u64, act: impl Fn(&Night) + Sync) {
     let (act, _turn) = (&act, six_at_a_time());
@@ -63,7 +66,7 @@ fn row_73_a_units_trial_whose_control_group_is_killed_at_any_stage_is_put_right_
     let Some(machine) = Machine::shared() else { return };
     at_each_stage(machine, "its control group is killed", RESTORE_SLA, |night| {
         night.kill("--kill-who=all --signal=KILL");
-        // Its guardian may have begun before it was killed, too.
+        // The guardian may have begun its work before it was killed, too.
         until("the unit recovers", || night.books.has_told("recover"));
     });
 }
@@ -73,7 +76,7 @@ fn row_47_a_units_trial_that_is_stopped_by_systemctl_at_any_stage_puts_it_right_
     let Some(machine) = Machine::shared() else { return };
     at_each_stage(machine, "systemctl stop", RESTORE_SLA, |night| {
         machine.sh(&format!("systemctl stop {}", night.unit("gpuctl-canary")));
-        // A test that was over has its result.
+        // If the canary's test was over, its result stands.
         let concluded = if night.books.has_told("completion") { "promoted" } else { "rejected" };
         assert_eq!(night.books.events().last().unwrap(), concluded);
         assert!(!night.books.has_told("guardian_acts"));
@@ -111,7 +114,7 @@ fn row_47_native_production_comes_back_in_a_scope_that_outlives_the_trials_unit(
                 let group = machine.sh(&format!("tail -n 1 /proc/$({pid})/cgroup"));
                 let is_own = group.starts_with("0::/system.slice/gpuctl-vllm-");
                 assert!(is_own && group.ends_with(".scope\n"), "{act}: {group}");
-                // It is what the next call finds, and ends whole.
+                // The next call finds production in that scope and ends all of it.
                 assert_eq!(night.gpuctl("status --check vllm -q").0, 0, "{act}");
                 night.corner.sh("gpuctl stop vllm");
                 assert_eq!(machine.try_sh(&pid).0, "", "{act}");
@@ -138,7 +141,8 @@ fn row_47_a_trial_whose_login_is_lost_is_put_right_though_logind_ends_what_a_log
     for_logins(&machine, &["-tt", ""]);
 }
 
-/// Trials that are begun in logins with these flags of ssh's, whose line is cut at each stage.
+/// Begins trials in logins with these flags of ssh and cuts the connection at each stage; asserts
+/// that production is back in time and away for no longer than is booked.
 #[track_caller]
 fn for_logins(machine: &Machine, flags: &[&str]) {
     let corner = machine.corner();
@@ -213,7 +217,7 @@ fn row_48_a_units_canary_that_misbehaves_is_rejected_which_is_no_failure_of_the_
     });
 }
 
-/// A wish for the canary's configuration.
+/// A key of the canary's configuration, and its value.
 type Limit = (&'static str, toml::Value);
 
 #[test]
@@ -246,7 +250,7 @@ fn row_49_a_trial_that_a_timer_starts_is_refused_by_each_limit_which_is_no_failu
         assert!(why.starts_with(&format!("{limit}: ")), "{why}");
         night.set(key, before);
     }
-    // A ledger that cannot be believed is one.
+    // A damaged ledger is a failure of the unit.
     let budget = night.books.budget_file();
     let text = std::fs::read_to_string(&budget).unwrap();
     std::fs::write(&budget, &text[..text.len() / 2]).unwrap();
@@ -256,7 +260,7 @@ fn row_49_a_trial_that_a_timer_starts_is_refused_by_each_limit_which_is_no_failu
     std::fs::write(&budget, text).unwrap();
     assert_eq!((night.books.booked(), night.invocation()), (booked, production));
     assert!(prober.absences().is_empty());
-    // Production that is not back is a failure, too; what comes after it is tried again.
+    // After that failure, the trial that the timer starts runs as before.
     elapses();
     until("it has passed once more", || night.books.promotions() == 2);
 }
@@ -271,7 +275,8 @@ fn row_50_after_a_loss_of_power_at_each_stage_a_shell_is_told_of_the_debt_and_re
             scope.spawn(move || {
                 let night = Night::slow(machine);
                 night.until_stage(stage, is_reached);
-                // With all that would put it right, until each has come to its stage.
+                // Everything that would put things right is stopped, until each trial has come to
+                // its stage.
                 night.kill("--kill-who=all --signal=STOP");
                 (stage, night, Instant::now())
             })

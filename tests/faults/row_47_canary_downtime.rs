@@ -1,12 +1,13 @@
-//! For how long production is away in a trial that goes well: what a prober sees from outside is what the ledger books
-//! (row 47 of the fault table rests on it), and less than the night's limit. For each type of service.
+//! Tests of how long production is away in a trial that goes well, for each type of service: what a
+//! prober sees from outside is what the ledger books (row 47 of the fault table rests on it), and
+//! less than the night's limit.
 
 use rig::{Rig, Trial};
 use std::time::Instant;
 
 const MAX_DOWNTIME: f64 = 60.0;
 
-/// What the ledger's figures leave out.
+/// Seconds by which rounded figures of the ledger may differ from what was measured.
 const ROUNDED: f64 = 0.1;
 
 #[track_caller]

@@ -1,15 +1,17 @@
-//! gpuctl is killed in the middle of a trial, alone or with its whole process group, at twenty points and at moments over
-//! all of its time (row 47): its guardian brings production back. A point is a state of the world, the ledger or the lock.
+//! Tests that kill gpuctl in the middle of a trial, alone or with its whole process group, at some
+//! twenty points and at moments over all of its time (row 47): its guardian brings production back.
+//! A point is a state of the world, the ledger or the lock.
 
 use rig::{Rig, Running, Signal, Trial, until, with_room};
 use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// `restore_sla` + 5 s.
+/// Time within which production has to be back: `restore_sla` + 5 s, with room for a loaded
+/// machine.
 const LIMIT: Duration = with_room(3 + 5);
 
-/// What the ledger's figures leave out.
+/// Seconds by which rounded figures of the ledger may differ from what was measured.
 const ROUNDED: f64 = 0.1;
 
 type Point = (&'static str, fn(&Trial) -> bool);
@@ -31,15 +33,15 @@ fn kill(trial: &Trial, run: Running, with_group: bool) -> Instant {
         false => run.signal(Signal::KILL),
     }
     let killed = Instant::now();
-    // It may have been done before.
+    // The trial may have ended before the kill.
     drop(run);
-    // A guardian that has just been forked is not called so yet.
+    // A guardian that has just been forked does not have its name yet.
     let is_over = || trial.rig.gpuctls().is_empty() && trial.vllm.is_healthy();
     until("nobody sees to it any more", is_over);
     killed
 }
 
-/// What is promised, however far the trial had come.
+/// Asserts what is promised after a kill, however far the trial had come.
 #[track_caller]
 fn assert_settled(trial: &Trial, [begun, killed]: [Instant; 2], absences: &[Duration], when: &str) {
     let took = killed.elapsed();
@@ -168,7 +170,7 @@ fn row_47_a_container_and_a_unit_come_back_too() {
 fn row_47_killed_at_any_moment_production_comes_back() {
     let undisturbed = slow_trial();
     let begun = Instant::now();
-    // On a machine that is busy production may be late.
+    // On a busy machine production may be late, which is reported on stderr.
     undisturbed.run().run().succeeds().ignores_stderr().stdout_has("passed");
     let whole = begun.elapsed();
     let moments: Vec<Duration> = (0..16).map(|number| whole * number / 15).collect();

@@ -1,12 +1,14 @@
-//! The login from which a trial was started is lost in the middle of it (row 47): the line is cut, so that its terminal is
-//! gone and all of the session gets SIGHUP. Production comes back, by gpuctl or by its guardian.
+//! Test of a login that is lost in the middle of a trial that was started from it (row 47): the
+//! connection is cut, so that the login's terminal is gone and its whole session gets SIGHUP.
+//! gpuctl or its guardian brings production back.
 
 use rig::{Rig, Signal, Trial, until, with_room};
 use std::time::Instant;
 
 type Point = (&'static str, fn(&Trial) -> bool);
 
-/// gpuctl leads the session, or a shell does, which hands the signal on before the kernel does.
+/// Commands of the login: either gpuctl leads the session, or a shell does, which hands the signal
+/// on before the kernel does.
 const LOGINS: [&str; 2] = [
     "exec gpuctl canary run --set vllm_memory_util=0.75",
     "gpuctl canary run --set vllm_memory_util=0.75; exit",
@@ -29,7 +31,8 @@ fn row_47_a_login_that_is_lost_in_the_middle_of_a_trial_does_not_keep_production
             let trial = Trial::new(Rig::new(), |rig| rig.native("vllm").server("--warmup 400ms"));
             trial.canary("--warmup 300ms --completion-delay 2s");
             let prober = trial.probe();
-            // It keeps the other end of the terminal, and is ended as the line is that is cut.
+            // script(1) keeps the other end of the terminal; killing it is as if the connection
+            // were cut.
             let shell = format!("exec bash --norc -ic '{login}'");
             let line = trial.rig.shell(&format!("exec script -qec \"{shell}\" /dev/null")).spawn();
             until(point, || is_reached(&trial));

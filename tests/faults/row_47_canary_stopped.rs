@@ -1,5 +1,6 @@
-//! A trial is broken off in the middle: by a signal, by the loss of the lock, by the death of gpuctl together with its
-//! guardian, or of the guardian alone; and those who wait for the lock meanwhile (row 47).
+//! Tests of a trial that is broken off in the middle, by a signal, by the loss of the lock, or by
+//! the death of gpuctl or of its guardian alone; and of callers that wait for the lock meanwhile
+//! (row 47).
 
 use rig::{LOCK_KEY, Redis, Rig, Running, Signal, Trial, until};
 use serde_json::json;
@@ -51,7 +52,7 @@ fn row_47_a_second_signal_ends_gpuctl_at_once_and_its_guardian_brings_production
     assert_eq!(trial.events().last().unwrap(), "prod_restored");
 }
 
-/// Proves it of a lock in Redis.
+/// Proves something of a trial whose lock is in Redis.
 fn in_redis(prove: impl Fn(&Trial, &Redis)) {
     let rig = Rig::new();
     if let Some(redis) = rig.lock_in_redis() {
@@ -62,7 +63,7 @@ fn in_redis(prove: impl Fn(&Trial, &Redis)) {
 #[test]
 fn row_47_when_the_lock_is_lost_in_the_middle_production_comes_back_and_it_is_76() {
     in_redis(|trial, redis| {
-        // Longer than until the next renewal, which notices it.
+        // The trial lasts until after the next renewal, which notices the loss.
         trial.canary("--completion-delay 18s");
         let run = trial.run().spawn();
         until("the canary is healthy", || trial.has_told("health_ok"));
@@ -88,7 +89,8 @@ fn row_47_a_lock_that_was_lost_since_the_last_renewal_is_noticed_in_the_end() {
     });
 }
 
-/// One who waits for the lock and needs the whole card: `between` is there if its service was started too early.
+/// Starts a caller that waits for the lock and needs the whole card. The file `between` exists
+/// afterwards if its service was started while the trial's journal was still there.
 fn waiting(trial: &Trial) -> Running {
     let video = trial.rig.native("video").vram(20000).priority(100).phases([4]).add();
     let (journal, between) = (trial.journal_file(), trial.rig.path("between"));
@@ -150,7 +152,7 @@ fn row_47_on_another_card_the_canary_ends_with_gpuctl() {
 fn beside_production() -> Trial {
     let trial = Trial::native();
     trial.rig.card.describe(&json!({"devices": [{}, {}]}));
-    // A dollar that the shell is to see is written twice.
+    // A dollar sign that the shell is to see is written twice.
     trial.canary(&format!("--device $$CUDA_VISIBLE_DEVICES {SLOW}"));
     trial.rig.set("canary.allow_spare_gpu", true);
     trial.rig.set("canary.spare_gpu", 1);

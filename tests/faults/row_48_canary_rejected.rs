@@ -1,21 +1,24 @@
-//! The canary misbehaves (row 48): it is rejected, says why, and production is back in time, with the card as it was.
+//! Tests of a canary that misbehaves (row 48): it is rejected with the reason, and production is
+//! back in time, with the card as it was.
 
 use rig::{Trial, with_room};
 use serde_json::Value;
 use std::thread;
 use std::time::Duration;
 
-/// Seconds.
+/// The canary's `restore_sla`, in seconds.
 const RESTORE_SLA: u64 = 10;
 
-/// A canary that misbehaves, the timeout of its test, and what its rejection says: one of these, with a | between.
+/// A canary that misbehaves: its flags, the timeout of its test in seconds, and what its rejection
+/// says, with a `|` between alternatives.
 struct Fault {
     flags: &'static str,
     timeout: u64,
     reason: &'static str,
 }
 
-/// For those that are found out by their doing.
+/// Timeout in seconds for canaries that are rejected for what they do, not for the time that they
+/// take.
 const LONG: u64 = 20;
 
 const fn fault(flags: &'static str, timeout: u64, reason: &'static str) -> Fault {
@@ -34,7 +37,8 @@ fn reject_each(faults: &[Fault]) {
     });
 }
 
-/// Gives what the run has told.
+/// Asserts that a trial rejects the canary for this reason and puts everything right; returns the
+/// trial's report.
 #[track_caller]
 fn reject(trial: &Trial, what: &str, timeout: u64, reason: &str) -> Value {
     trial.rig.set("canary.timeout", format!("{timeout}s"));
@@ -123,7 +127,7 @@ fn row_48_a_canary_that_runs_out_of_memory_is_rejected_for_that() {
         let report = reject(&trial, flags, LONG, "ran out of memory");
         assert!(report["oom_events"].as_u64().unwrap() > 0, "{flags}: {report}");
     }
-    // One that says so and hangs, before it is healthy and after.
+    // This canary reports it and hangs, before it is healthy or after.
     for flags in ["--warmup 1h", "--completion-delay 1h"] {
         let trial = Trial::native();
         let says = "echo torch.cuda.OutOfMemoryError: CUDA out of memory; exec";

@@ -1,5 +1,6 @@
-//! The canary at the edges (row 49): of the window, of a clock change, and with a ledger that was cut short or cannot be
-//! written. It decides rightly or refuses; production is untouched either way.
+//! Tests of the canary in edge cases (row 49): at the edges of the window, at a clock change, and
+//! with a ledger that was cut short or cannot be written. gpuctl decides rightly, or refuses the
+//! run and leaves production untouched.
 
 use crate::canary::bench::{Bench, CANDIDATE, Calendar};
 use rig::until;
@@ -9,8 +10,7 @@ use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-/// A bench in the seed's window, and what `canary run` says there at a time: its path, or the limit and when to come
-/// again.
+/// Creates a bench with the seed's window, and a calendar for it.
 fn in_the_seeds_window() -> (Bench, Calendar) {
     let bench = Bench::new();
     bench.rig.set("canary.window", "03:00-07:00");
@@ -18,6 +18,8 @@ fn in_the_seeds_window() -> (Bench, Calendar) {
     (bench, calendar)
 }
 
+/// Returns what a dry `canary run` says at this time: its path and null, or the limit that refuses
+/// it and the time of the next try.
 #[track_caller]
 fn says(bench: &Bench, calendar: &Calendar, time: &str) -> (Value, Value) {
     let words = format!("canary run {CANDIDATE} --dry-run --json");
@@ -45,7 +47,7 @@ fn row_49_both_edges_of_the_window_belong_to_it_and_not_a_second_more() {
         ("2026-03-08T07:00:00Z", inside()),
         ("2026-03-08T11:00:00Z", inside()),
         ("2026-03-08T11:00:01Z", outside("2026-03-09T07:00:00Z")),
-        // They go back.
+        // The clocks go back.
         ("2026-10-31T11:00:01Z", outside("2026-11-01T08:00:00Z")),
         ("2026-11-01T07:30:00Z", outside("2026-11-01T08:00:00Z")),
         ("2026-11-01T12:00:00Z", inside()),
@@ -88,7 +90,7 @@ fn row_49_a_night_across_midnight_has_one_budget_under_the_date_of_its_beginning
     let audit =
         fs::read_to_string(bench.rig.state_dir().join("gpu_canary_20260110.jsonl")).unwrap();
     assert!(audit.lines().last().unwrap().contains("\"refused\""), "{audit}");
-    // The next night is another one, and the runs of the last one still count.
+    // The next night has a budget of its own, and the runs of the last night still count.
     let report = run("2026-01-11T21:30:00Z").succeeds().json();
     assert_eq!(report["status"], "pass");
     let status = calendar.at(bench.rig.gpuctl("canary status --json"), "2026-01-11T21:30:00Z");
@@ -121,14 +123,14 @@ fn row_49_cooldown_and_runs_are_counted_over_a_clock_change_and_into_the_next_da
         (json!("rate_limited"), json!("2026-03-09T05:30:00Z"))
     );
     run("2026-03-09T07:00:00Z", "").succeeds().json();
-    // Nor do days.
+    // A cooldown of days is counted in hours, too.
     bench.rig.set("canary.cooldown", "100h");
     assert_eq!(
         refused("2026-03-13T10:59:59Z", ""),
         (json!("cooldown"), json!("2026-03-13T11:00:00Z"))
     );
     bench.rig.set("canary.cooldown", "6h");
-    // A clock that was set back forgives nothing.
+    // Setting the clock back does not end the cooldown.
     assert_eq!(refused("2026-03-07T09:00:00Z", "").0, "cooldown");
 }
 
@@ -232,7 +234,7 @@ fn row_49_a_ledger_that_cannot_be_written_refuses_the_run() {
     let open = bench.rig.path("open");
     fs::create_dir(&open).unwrap();
     fs::set_permissions(&open, Permissions::from_mode(0o777)).unwrap();
-    // Not even root makes folders in the first.
+    // Not even root can make folders in the first one.
     for (folder, why) in [
         (Path::new("/sys/gpuctl-canary"), "/sys/gpuctl-canary"),
         (&file, "a-file"),
@@ -266,7 +268,8 @@ fn row_49_on_a_full_or_read_only_file_system_production_is_not_touched() {
     if bench.rig.shell("unshare --mount true 2>&1 || echo no").run().succeeds().text() != "" {
         return rig::skip_or_fail("namespaces", "file system that can be mounted");
     }
-    // File systems of the test's own, with room for ever more of the ledger's files: lock, journal, budget, audit.
+    // Each of these file systems, which are the test's own, has room for one more of the ledger's
+    // files: lock, journal, budget, audit.
     let tmpfs = |options: &str| format!("mount -t tmpfs -o mode=0700,{options} none FOLDER");
     let full =
         (1..=5).map(|files| (tmpfs(&format!("nr_inodes={files}")), "No space left on device"));

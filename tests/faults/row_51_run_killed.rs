@@ -1,19 +1,21 @@
-//! `gpuctl run` is killed while its command works (row 51): the command is ended or keeps the lock until it has ended.
+//! Tests of a `gpuctl run` that is killed while its command works (row 51): the command is ended,
+//! or keeps the lock until it has ended.
 //!
-//! Whatever is part of a command holds a file's lock for as long as it lives, which the kernel sees to: a command that
-//! finds that lock taken works beside another.
+//! Each part of a command holds a lock of the kernel's on one file for as long as it lives: a
+//! command that finds that lock taken works beside another.
 
 use rig::{LOCK_KEY, Redis, Rig, Running, Signal, on_both, parent, signal, state, until};
 use std::fs;
 use std::time::{Duration, Instant};
 
-/// What every command begins with.
+/// Beginning of every command's script: it locks the file, or reports that another command has
+/// locked it.
 const ALONE: &str = "exec 9>>held >/dev/null 2>&1; flock -n 9 || echo \"side by side: $$\" >>trouble; echo \"begin $$\" >>log\n";
 
-/// Works on until it is ended, or until the file `done` is there.
+/// Script that works until it is ended, or until there is a file `done`.
 const WORK: &str = "until [ -e done ]; do sleep 0.02; done";
 
-/// What is killed.
+/// The processes of a `run` that are killed.
 #[derive(Clone, Copy, Debug)]
 enum Killed {
     Alone,
@@ -32,7 +34,7 @@ fn log(rig: &Rig) -> String {
     fs::read_to_string(rig.path("home/log")).unwrap_or_default()
 }
 
-/// The first command, under way.
+/// Starts the first command and returns when it works, with the PID of the command's leader.
 fn first(rig: &Rig) -> (Running, i32) {
     let run = rig.gpuctl("run --quiet --grace 1s comfyui -- first").spawn();
     until("the first command works", || log(rig).contains("ready"));
@@ -49,7 +51,8 @@ fn kill(rig: &Rig, run: &Running, what: Killed) {
             rustix::process::kill_process_group(group, Signal::KILL).unwrap();
         }
         Killed::WithWatchdog => {
-            // The watchdog first, which would see its end; stopped, so that it starts no other.
+            // The watchdog is killed first, because it would see gpuctl's end; gpuctl is stopped,
+            // so that it starts no other watchdog.
             run.signal(Signal::STOP);
             let is_its = |pid: &i32| parent(*pid) == Some(run.pid());
             rig.gpuctls().into_iter().filter(is_its).for_each(|pid| signal(pid, Signal::KILL));
@@ -64,7 +67,8 @@ fn assert_never_side_by_side(rig: &Rig) {
     assert_eq!(trouble, "");
 }
 
-/// Kills the first `run`, and has a second one wait meanwhile. The command is ended.
+/// Kills the first `run` while a second one waits; asserts that the first command has ended before
+/// the second begins.
 fn kill_and_wait(what: Killed, body: &str) {
     on_both(|rig, _| {
         prepare(rig, body);
@@ -132,7 +136,7 @@ fn row_51_what_a_command_leaves_when_its_leader_ends_is_ended_too() {
     });
 }
 
-/// As its time does; the machine's has none.
+/// Ends the lock in Redis, as its time to live does; the machine's lock has no time to live.
 fn let_the_lock_run_out(redis: Option<&Redis>) {
     if let Some(redis) = redis {
         redis.cli(&["PEXPIRE", LOCK_KEY, "1"]);
@@ -177,7 +181,8 @@ fn row_51_killed_while_the_service_comes_up_the_command_never_runs() {
     });
 }
 
-/// Kills the first `run` at twenty moments from its start on, each with a second one after it.
+/// Kills the first `run` at twenty moments from its start on, each followed by a second run;
+/// asserts that their commands never work side by side.
 fn sweep(what: Killed) {
     on_both(|rig, _| {
         prepare(rig, &with_children(WORK));
@@ -186,7 +191,8 @@ fn sweep(what: Killed) {
             let mut begin = Instant::now();
             let second = (moment % 2 == 0)
                 .then(|| rig.gpuctl("run --quiet --wait 1m comfyui -- second").spawn());
-            // Counted from its start, and from where its command starts.
+            // The moments are counted from gpuctl's start or from the start of its command, in
+            // turn.
             let step = match second.is_some() {
                 true => Duration::from_millis(5),
                 false => {
@@ -203,14 +209,15 @@ fn sweep(what: Killed) {
             }
             kill(rig, &run, what);
             drop(run.wait().dies_of(9));
-            // Nobody else ends the command then.
+            // Nobody else ends the command in that case.
             let ends_itself = matches!(what, Killed::WithWatchdog);
             ends_itself.then(|| rig.file("home/done", ""));
             let second = second
                 .unwrap_or_else(|| rig.gpuctl("run --quiet --wait 1m comfyui -- second").spawn());
             second.wait().succeeds();
             if ends_itself {
-                // The second may have come first, and the first's command be at work even now.
+                // The second run may have come first, so that the first one's command is still at
+                // work.
                 until("the first's command has ended", || rig.lock_is_free());
                 fs::remove_file(rig.path("home/done")).unwrap();
             }

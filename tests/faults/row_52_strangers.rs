@@ -1,12 +1,14 @@
-//! Patterns that find strangers while the service is down (row 52). All of it apart from the tester's own processes.
+//! Tests of patterns that find strangers while the service is down (row 52). Careless patterns are
+//! tried apart from the tester's own processes.
 
 use rig::{Bystander, Rig, apart, state, until};
 use std::time::{Duration, Instant};
 
-/// The last one is what a template says for ComfyUI.
+/// Careless patterns; the last one is what a template says for ComfyUI.
 const CARELESS: [&str; 3] = ["e", "python", r"python.*main\.py.*--listen"];
 
-/// A web application, a training run on the card, an applet: all of them found by every careless pattern.
+/// Starts a web application, a training run on the card and an applet, which every careless pattern
+/// finds.
 fn strangers(rig: &Rig) -> Vec<Bystander> {
     let main = rig.file("main.py", "import time\ntime.sleep(10000)\n");
     let train = rig.mark("train");
@@ -22,7 +24,8 @@ fn strangers(rig: &Rig) -> Vec<Bystander> {
     until("all of them are what they are", || {
         let is_there = |stranger: &Bystander| {
             let line = std::fs::read(format!("/proc/{}/cmdline", stranger.pid())).unwrap();
-            // Not what a shim starts on the way, whose children are found by the patterns, too.
+            // A shim that starts the program does not count: its children are found by the
+            // patterns, too.
             let program = line.split(|byte| matches!(byte, 0 | b' ')).next().unwrap_or_default();
             program.rsplit(|byte| *byte == b'/').next().unwrap_or_default().starts_with(b"python")
         };
@@ -31,8 +34,8 @@ fn strangers(rig: &Rig) -> Vec<Bystander> {
     strangers
 }
 
-/// What a gpuctl does that meets them, and nobody of the service: it ends with one of `codes`, names every one of them
-/// and harms none.
+/// Asserts that a command that meets strangers and no process of the service ends with one of
+/// `codes`, names every stranger and harms none. If the code is 78, no names are expected.
 #[track_caller]
 fn meets_strangers(rig: &Rig, command: &str, codes: &[i32]) {
     for pattern in CARELESS {
@@ -135,7 +138,7 @@ fn row_52_status_and_doctor_show_the_strangers_as_unproven_and_not_as_the_servic
 #[test]
 fn row_52_strangers_survive_the_stop_of_a_service_that_runs_beside_them() {
     for by_hand in [false, true] {
-        // The service is found by the pattern too.
+        // The pattern finds the service, too.
         let name = "python main.py --listen";
         apart(|rig| {
             let pattern = r"python.*main\.py.*--listen";
@@ -160,7 +163,8 @@ fn row_52_strangers_survive_the_stop_of_a_service_that_runs_beside_them() {
     }
 }
 
-/// It is young and may be what it looks like: it is waited for, and nothing is started beside it.
+/// A young process that matches may be what it looks like: it is waited for, and nothing is started
+/// beside it.
 #[test]
 fn row_52_start_waits_for_a_match_that_is_coming_up_and_is_proven_when_it_listens() {
     let rig = Rig::new();
@@ -173,7 +177,7 @@ fn row_52_start_waits_for_a_match_that_is_coming_up_and_is_proven_when_it_listen
     assert_eq!(rig.processes_of(&vidi), [server.pid()]);
 }
 
-/// A terminal is a session: who shares it is no part of the service.
+/// A terminal is a session, and a process that shares it is no part of the service.
 #[test]
 fn row_52_what_runs_in_the_terminal_of_a_service_by_hand_and_does_not_match_survives_its_stop() {
     let rig = Rig::new();

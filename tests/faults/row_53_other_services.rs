@@ -1,8 +1,10 @@
-//! Patterns that find what is proven to be another service's, and services that claim the same (row 53).
+//! Tests of patterns that find what is proven to be another service's, and of services that claim
+//! the same process, unit or container (row 53).
 
 use rig::{Draft, Rig, Script, Service, state, until};
 
-/// vllm, which is down and whose pattern finds vllm-small too. Only in the world: no start command matches.
+/// Adds vllm-small and vllm, which is down and whose pattern finds the processes of vllm-small,
+/// too, but no start command.
 fn beside(small: Draft) -> (Service, Service) {
     let rig = small.rig();
     let pattern = format!("simserver.*vllm.*{}", rig.token());
@@ -17,7 +19,7 @@ fn sorted(mut pids: Vec<i32>) -> Vec<i32> {
     pids
 }
 
-/// Whatever is done with vllm, the servers of vllm-small live on.
+/// Asserts that the servers of vllm-small live on, whatever is done with vllm.
 #[track_caller]
 fn is_left_alone(rig: &Rig, vllm: &Service, small: &Service) {
     let servers = || sorted(rig.processes_of(small));
@@ -132,7 +134,8 @@ fn row_53_a_pattern_that_finds_another_services_start_is_told_of_by_config_check
     assert!(warns, "{code:?}\n{told}");
 }
 
-/// By hand, on the port that both name, in the pattern of both.
+/// The process is started by hand, listens on the port that both services name, and matches the
+/// patterns of both.
 #[test]
 fn row_53_a_process_that_is_proven_for_two_services_alike_is_left_to_neither() {
     let rig = Rig::new();

@@ -1,8 +1,9 @@
-//! The first tmux or screen server is started by a service's start script, and everybody uses it later (row 54).
+//! Tests of a tmux or screen server that a service's start script starts and others use later (row
+//! 54).
 
 use rig::{Rig, Service, skip_or_fail, state, until, works};
 
-/// `tmux`, on a server of the rig's own.
+/// Returns the command `tmux` for a server of the rig's own.
 fn tmux(rig: &Rig) -> String {
     format!("tmux -S {}", rig.path("run/tmux").display())
 }
@@ -16,7 +17,7 @@ fn has(program: &str, version: &str) -> bool {
     is_there
 }
 
-/// A service that its start script runs in tmux, in a session of that name.
+/// Adds a service that its start command runs in tmux, in a session of the service's name.
 fn in_tmux(rig: &Rig, name: &str) -> Service {
     let service = rig.native(name).vram(4000).set("start_timeout", "60s").add();
     let start = format!("{} new-session -d -s {name} 'exec {}'", tmux(rig), service.command());
@@ -57,7 +58,7 @@ fn row_54_stop_ends_the_services_pane_of_tmux_and_nobody_elses() {
         assert!(!comfyui.is_healthy());
         rig.shell(&format!("{tmux} has-session -t training")).run().succeeds();
 
-        // And what the others do there is none of the service's.
+        // What the others do there does not belong to the service.
         rig.gpuctl("stop comfyui").run().succeeds().stdout_has("nothing to do").progress();
         let status = rig.gpuctl("status --json").run().succeeds().json();
         assert_eq!(status["services"]["comfyui"]["state"], "stopped", "{status}");
@@ -65,7 +66,8 @@ fn row_54_stop_ends_the_services_pane_of_tmux_and_nobody_elses() {
     }
 }
 
-/// The second one's pane inherits the mark of the first: the server's environment is that of who started it.
+/// The pane of the second service inherits the mark of the first, because the tmux server has the
+/// environment of the caller that started it.
 #[test]
 fn row_54_two_services_in_one_tmux_are_told_apart() {
     if !has("tmux", "-V") {

@@ -1,18 +1,20 @@
-//! Servers that lose what they are known by: they overwrite their title and environment, begin anew without one, leave
-//! their session and their parents, and outlive their front (rows 55 and 56).
+//! Tests of servers that lose what they are known by: they overwrite their title and environment,
+//! begin anew without an environment, leave their session and their parents, and outlive their
+//! front end (rows 55 and 56).
 
 use rig::{Rig, Service, Signal, parent, python_with, signal, state, until, works};
 use serde_json::json;
 
-/// What is still to be known by nothing but the log, the session, the start and its descendants.
+/// Start commands of servers that can be known by nothing but the log, the session, the start and
+/// their descendants.
 const DISGUISES: [&str; 5] = [
-    // Its own title, in place.
+    // The server has a title of its own, and stays in the foreground.
     "SERVER --title ghost",
-    // In the background, of another session, and nobody's child.
+    // The server is in the background, in another session, and nobody's child.
     "SERVER --title ghost --daemon",
     "env -i SERVER --daemon",
     "env -i SERVER --title ghost --daemon",
-    // A script that stays in the foreground, with a worker of another session.
+    // A script stays in the foreground, with a worker in another session.
     "env -i SERVER --worker ghost-engine --title ghost; true",
 ];
 
@@ -20,7 +22,7 @@ fn server_of(rig: &Rig, python: &str, service: &Service) -> String {
     format!("{python} --name {} --port {} --vram 4000", rig.mark("vllm"), service.port())
 }
 
-/// Who holds the memory.
+/// Returns the PID of the only process that holds memory.
 fn holder(rig: &Rig) -> i32 {
     let claims = rig.card.claims();
     assert_eq!(claims.len(), 1, "{claims:?}");
@@ -99,7 +101,7 @@ fn row_55_gunicorn_which_sets_its_title_is_started_shown_and_stopped() {
         let (code, told) = rig.gpuctl("start api").run().ended();
         assert_eq!(code, Some(0), "{gunicorn}\n{told}");
         let master: i32 = std::fs::read_to_string(&pidfile).unwrap().trim().parse().unwrap();
-        // It is ready when the first of its workers is.
+        // gunicorn is ready when the first of its workers is.
         let pids_now = || {
             let status = rig.gpuctl("status --json").run().succeeds().json();
             status["services"]["api"]["pids"].as_array().unwrap().clone()
@@ -115,7 +117,7 @@ fn row_55_gunicorn_which_sets_its_title_is_started_shown_and_stopped() {
     }
 }
 
-/// Whether the mark is in the environment of a process as others see it.
+/// Reports whether the mark is in the environment of a process as others see it.
 fn bears_the_mark(pid: i32, service: &str) -> bool {
     let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
     let mark = format!("GPUCTL_SERVICE={service}");
@@ -125,7 +127,8 @@ fn bears_the_mark(pid: i32, service: &str) -> bool {
 #[test]
 fn row_55_the_mark_survives_a_title_that_is_longer_than_all_before_it() {
     let title = "VLLM::EngineCore_".repeat(200);
-    // Only without the variable, which a configuration may set otherwise, is the mark written over.
+    // The mark is overwritten only without the variable SPT_NOENV, which a configuration may set
+    // otherwise.
     for (variable, survives) in [("1", true), ("", false)] {
         let rig = Rig::new();
         let Some(python) = rig.python_server() else { return };
@@ -139,7 +142,7 @@ fn row_55_the_mark_survives_a_title_that_is_longer_than_all_before_it() {
         let command = std::fs::read_to_string(format!("/proc/{server}/cmdline")).unwrap();
         assert!(command.starts_with("VLLM::EngineCore_"), "{command}");
         assert_eq!(bears_the_mark(server, "vllm"), survives);
-        // By the mark alone: of the start this state folder knows nothing.
+        // The server is known by the mark alone: this state folder knows nothing of the start.
         let elsewhere = rig.path("elsewhere").display().to_string();
         let stop = || rig.gpuctl("stop vllm --quiet").env("GPUCTL_STATE_DIR", &elsewhere);
         if survives {
@@ -188,7 +191,8 @@ fn row_55_gunicorn_and_its_workers_keep_the_mark() {
     assert!(!api.is_healthy());
 }
 
-/// An API server with an engine of its own title and session that holds the memory; the API server is killed.
+/// Starts an API server whose engine has a title and a session of its own and holds the memory, and
+/// kills the API server. Returns the service and the PID of the engine, or `None` without Python.
 fn orphaned_engine(rig: &Rig) -> Option<(Service, i32)> {
     let python = rig.python_server()?;
     let vllm = rig.native("vllm").vram(4000).phases([1]).set("start_timeout", "60s").add();

@@ -1,9 +1,11 @@
-//! Processes that may not be looked into, and containers that are outside of their control groups (row 57).
+//! Tests of processes that may not be looked into, and of a container's processes outside of its
+//! control group (row 57).
 
 use rig::{Rig, apart, skip_or_fail, state, until, works};
 use serde_json::json;
 
-/// Another user's server answers for the service, and holds 4000 MB.
+/// Asserts that a service for which another user's server answers, and holds 4000 MB, is unknown to
+/// a user, and that acting on it is refused.
 #[track_caller]
 fn is_unknown_to_a_user(rig: &Rig) {
     let Some(user) = rig.as_a_user() else { return };
@@ -37,7 +39,8 @@ fn row_57_another_users_server_is_unknown_and_acting_is_refused() {
     apart(|rig| is_unknown_to_a_user(rig));
 }
 
-/// On a machine, process 2 makes the threads of the kernel, which are nobody's; in a PID namespace it is anybody.
+/// Process 2 of a machine is the parent of the kernel's threads, which are nobody's; in a PID
+/// namespace process 2 can be any process.
 #[test]
 fn row_57_the_children_of_process_2_are_seen_in_a_pid_namespace() {
     if !works("unshare", &["--pid", "--fork", "--mount-proc", "true"]) {
@@ -75,7 +78,8 @@ fn row_57_without_a_process_table_acting_is_refused_and_nothing_is_said_to_be_st
     assert!(vidi.is_healthy());
 }
 
-/// As under a rootless podman, or in a private cgroup namespace: `0::/` is all that is told of each process.
+/// The path `0::/` is all that is known of each process's control group, as under rootless Podman
+/// or in a private cgroup namespace.
 #[test]
 fn row_57_processes_of_a_container_outside_its_control_group_are_its_own() {
     let Some(rig) = Rig::with_docker() else { return };

@@ -1,8 +1,10 @@
-//! What changes between a service's readiness, or its end, and the end of the plan (rows 58 and 59).
+//! Tests of what changes between a service's readiness, or its end, and the end of the plan (rows
+//! 58 and 59).
 
 use rig::{Bystander, Draft, Rig, Service, Signal, python_or_skip, signal, state, until};
 
-/// quick is ready at once and dies while slow, which a phase needs too, is coming up.
+/// Asserts that a phase fails and names `quick`, which is ready at once and dies while `slow`,
+/// which the phase needs too, is coming up.
 #[track_caller]
 fn a_death_is_told(quick: Draft) {
     let rig = quick.rig();
@@ -58,7 +60,7 @@ fn row_58_a_kept_service_that_dies_while_another_comes_up_fails_the_phase() {
     assert!(told.contains("quick"), "{told}");
 }
 
-/// Without a health check, alive is all that it has to be.
+/// A unit without a health check only has to be alive.
 #[test]
 fn row_58_a_unit_that_dies_at_once_and_again_and_again_is_not_started() {
     let rig = Rig::new();
@@ -67,8 +69,9 @@ fn row_58_a_unit_that_dies_at_once_and_again_and_again_is_not_started() {
     assert_eq!(code, Some(5), "{told}");
 }
 
-/// A supervisor that is none of the service's, and brings it back so many seconds after its end, each time in a session
-/// of its own. Its name, and the supervisor; none, loudly, without Python.
+/// Starts a supervisor that does not belong to the service and brings it back `pause` seconds after
+/// each end, in a new session each time. Returns the supervisor's name and process, or `None`,
+/// after reporting the skip, without Python.
 fn supervised(rig: &Rig, service: &Service, pause: &str) -> Option<(String, Bystander)> {
     if !python_or_skip() {
         return None;
@@ -97,7 +100,7 @@ fn a_return_is_told(pause: &str, command: &str) {
     assert!(supervisor.is_alive(), "{command}: ended a stranger\n{told}");
 }
 
-/// As a unit with Restart=always does whose command is `docker run`.
+/// A unit with Restart=always whose command is `docker run` runs its container again like this.
 #[test]
 fn row_59_who_runs_a_container_again_whenever_it_has_ended_is_named() {
     let Some(rig) = Rig::with_docker() else { return };
@@ -119,7 +122,7 @@ fn row_59_who_runs_a_container_again_whenever_it_has_ended_is_named() {
     assert!(told.contains(&format!("sh {}) runs it", script.display())), "{told}");
 }
 
-/// As it is with a quadlet, whose container systemd runs again.
+/// The container of a quadlet is run again by systemd like this.
 #[test]
 fn row_59_the_unit_that_podman_names_is_told_where_its_container_is_back() {
     let Some(rig) = Rig::with_docker() else { return };
@@ -146,7 +149,7 @@ fn row_59_the_unit_that_podman_names_is_told_where_its_container_is_back() {
 fn row_59_who_only_mentions_a_stopped_service_for_a_moment_has_not_brought_it_back() {
     let rig = Rig::new();
     let voice = rig.native("voice").add();
-    // As monitoring does that looks for it by its command line.
+    // Monitoring that looks for the service by its command line does so.
     let lookers = rig.file(
         "lookers",
         &format!(
@@ -161,7 +164,7 @@ fn row_59_who_only_mentions_a_stopped_service_for_a_moment_has_not_brought_it_ba
     }
 }
 
-/// Neither is started beside what may be it.
+/// Nothing is started beside a process that may be the service.
 #[test]
 fn row_59_what_may_be_a_service_is_left_alone_where_a_stranger_comes_to_answer_its_port() {
     let rig = Rig::new();
@@ -208,7 +211,8 @@ fn row_59_a_supervisor_that_brings_a_service_back_is_told_and_fails_a_phase_with
     a_return_is_told("0.3", "prepare-phase 9");
 }
 
-/// Its memory is wanted by what the phase needs: 3 would blame a stranger for it.
+/// The service that comes back takes memory that the phase needs; exit code 3 would blame a
+/// stranger for that.
 #[test]
 fn row_59_a_supervisor_that_brings_a_service_back_is_told_by_a_phase_that_wants_its_memory() {
     for pause in ["0.02", "0.3", "3"] {
@@ -222,7 +226,7 @@ fn row_59_a_supervisor_that_brings_a_service_back_is_told_by_a_phase_that_wants_
     }
 }
 
-/// A native service in the configuration, which a unit with Restart=always runs in truth.
+/// The service is native in the configuration, but in truth a unit with Restart=always runs it.
 #[test]
 fn row_59_a_unit_that_brings_a_native_service_back_is_told_and_fails_the_stop() {
     let rig = Rig::new();

@@ -1,4 +1,5 @@
-//! Memory of the dead, and servers that are too busy to answer (rows 60 and 61).
+//! Tests of memory that dead processes still hold, and of servers that are too busy to answer (rows
+//! 60 and 61).
 
 use rig::{Rig, Service, Signal, signal, state, until};
 use serde_json::json;
@@ -6,7 +7,8 @@ use std::io::Write;
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-/// vidi, in phase 1, is killed a moment ago: the driver lists its memory for two seconds more.
+/// Starts vidi, of phase 1, and kills it: the driver lists its memory for two seconds more. If vidi
+/// was started `by_hand`, it stays a zombie.
 fn killed(rig: &Rig, by_hand: bool) -> Service {
     rig.card.describe(&json!({"reclaim_delay_ms": 2000}));
     let vidi = rig.native("vidi").vram(10000).phases([1]).add();
@@ -19,7 +21,7 @@ fn killed(rig: &Rig, by_hand: bool) -> Service {
     until("it serves", || vidi.is_healthy());
     rig.servers_of("vidi").into_iter().for_each(|pid| signal(pid, Signal::KILL));
     until("it is dead", || rig.servers_of("vidi").is_empty());
-    // A zombie is a child that nobody has asked for.
+    // Forgetting the child leaves a zombie, because nobody waits for it.
     std::mem::forget(zombie);
     assert_eq!(rig.card.used_mb(), 10000);
     vidi
@@ -59,7 +61,8 @@ fn row_60_the_memory_of_a_service_that_was_killed_is_waited_for_by_its_stop() {
     }
 }
 
-/// A server that does one thing at a time, ready in phase 1; its process.
+/// Starts a server that does one thing at a time and is ready in phase 1. Returns the service and
+/// its PID, or `None` without Python.
 fn one_at_a_time(rig: &Rig, start_timeout: &str) -> Option<(Service, i32)> {
     let python = rig.python_server()?;
     let comfyui = rig.native("comfyui").vram(4000).phases([1]).without_match();
@@ -72,7 +75,8 @@ fn one_at_a_time(rig: &Rig, start_timeout: &str) -> Option<(Service, i32)> {
     Some((comfyui, pid))
 }
 
-/// It works for so many seconds, and answers nobody else.
+/// Makes the server work for this many seconds, during which it answers nobody else. Returns the
+/// connection of the request.
 fn work(service: &Service, seconds: u32) -> TcpStream {
     let mut client = TcpStream::connect(("127.0.0.1", service.port())).unwrap();
     write!(client, "GET /takes/{seconds} HTTP/1.0\r\n\r\n").unwrap();
@@ -98,11 +102,11 @@ fn row_61_a_service_that_works_for_longer_than_it_may_take_to_start_is_never_res
     let detail = status["services"]["comfyui"]["detail"].as_str().unwrap();
     assert!(detail.contains("`gpuctl restart comfyui`"), "{detail}");
     assert_eq!(rig.card.claims()[0].pid, Some(pid as u32));
-    // What no plan does, its owner may.
+    // No plan restarts the service, but its owner may.
     rig.gpuctl("restart comfyui").run().succeeds().stdout_has("started comfyui").progress();
     assert!(state(pid).is_none() && comfyui.is_healthy());
     let pid = rig.card.claims()[0].pid.unwrap() as i32;
-    // Where it is not needed, it is stopped like any other: it cannot say that it works.
+    // A service that is not needed is stopped like any other: it cannot say that it works.
     rig.gpuctl("stop comfyui").run().succeeds().stdout_has("stopped comfyui").progress();
     assert!(state(pid).is_none());
 }

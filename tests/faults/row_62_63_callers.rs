@@ -1,4 +1,4 @@
-//! What a caller hands down, and what many services ask of one server (rows 62 and 63).
+//! Tests of what a caller hands down, and of what many services ask of one server (rows 62 and 63).
 
 use rig::{Rig, Service, until, with_room, works};
 use serde_json::json;
@@ -7,14 +7,15 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Instant;
 
-/// vidi in phase 1, and comfyui in phase 2, which do not fit on the card together.
+/// Adds vidi to phase 1 and comfyui to phase 2, which do not fit on the card together.
 fn two_phases(rig: &Rig) -> (Service, Service) {
     let vidi = rig.native("vidi").vram(16000).phases([1]).set("stop_timeout", "5s").add();
     let comfyui = rig.native("comfyui").vram(20000).phases([2]).add();
     (vidi, comfyui)
 }
 
-/// The mask of signals in a line of `/proc/PID/status`, less those that the C library keeps to itself (32 and 33).
+/// Returns the mask of signals in a line of `/proc/PID/status`, less the two that the C library
+/// keeps to itself (32 and 33).
 fn mask(status: &str, name: &str) -> u64 {
     let line =
         status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(":\t")).unwrap();
@@ -54,7 +55,8 @@ fn row_62_what_a_service_inherits_is_the_default_and_not_the_callers() {
     let rig = Rig::new();
     let vidi = rig.native("vidi").add();
     let told = rig.path("home/told");
-    // A shell shows what was handed down to it: it sets nothing of this itself, and its children inherit it.
+    // The shell of the start command shows what was handed down to it: it changes none of this
+    // itself, and its children inherit it.
     let start = format!("grep -E '^Sig(Blk|Ign)' /proc/self/status >told; exec {}", vidi.command());
     rig.set("services.vidi.start", start);
     rig.set("services.vidi.cwd", rig.path("home").display().to_string());
@@ -65,8 +67,9 @@ fn row_62_what_a_service_inherits_is_the_default_and_not_the_callers() {
     assert_eq!((mask(&told, "SigBlk"), mask(&told, "SigIgn")), (0, 0), "{told}");
 }
 
-/// Done, or refused with a reason before anything was stopped; never ended by a signal, never a panic. The limit is
-/// told how many threads the user has already.
+/// Asserts that a phase is prepared, or refused with a reason before anything is stopped, and that
+/// gpuctl is never ended by a signal and never panics. `limit` gets the number of threads that the
+/// user already has and returns the arguments of `ulimit`.
 #[track_caller]
 fn is_done_or_refused(user: impl Fn(&Rig) -> Option<String>, limit: impl Fn(usize) -> String) {
     let rig = Rig::new();
@@ -109,7 +112,7 @@ fn row_62_a_caller_with_few_descriptors_is_served_or_refused_before_anything_is_
     }
 }
 
-/// Root is bound by no such limit: a user who runs nothing else is.
+/// Root is not bound by such a limit, so a user who runs nothing else calls gpuctl.
 #[test]
 fn row_62_a_caller_with_few_processes_is_served_or_refused_before_anything_is_stopped() {
     for more in [1, 2, 3, 5, 8] {
@@ -117,7 +120,8 @@ fn row_62_a_caller_with_few_processes_is_served_or_refused_before_anything_is_st
     }
 }
 
-/// All units of a name are active, and have been for long.
+/// Script that stands in for `systemctl`: every service unit that it is asked about is active, and
+/// has been for long.
 const ACTIVE_UNITS: &str = r#"
 for unit; do
     case $unit in
@@ -126,7 +130,7 @@ for unit; do
     esac
 done"#;
 
-/// A server with a short queue that takes a while for each answer, one after the other.
+/// The server has a short queue and takes a while for each answer, one after the other.
 #[test]
 fn row_63_a_thousand_services_with_one_health_url_ask_it_once() {
     let rig = Rig::new();

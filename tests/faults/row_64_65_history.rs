@@ -1,12 +1,14 @@
-//! Rows 64 and 65 over a long time: one change of phase after another, while clients give work to whoever is there.
+//! Test of rows 64 and 65 over a long time: one change of phase after another, while clients give
+//! work to whichever service runs.
 //!
-//! `GPUCTL_TEST_CHANGES=200` makes it longer, `GPUCTL_TEST_HISTORY_SEED` the same again, as far as the machine does.
+//! `GPUCTL_TEST_CHANGES=200` makes it longer; `GPUCTL_TEST_HISTORY_SEED` repeats a history, as far
+//! as the machine's timing allows.
 
 use rig::{Dice, Rig, Service, number, until};
 use serde_json::{Value, json};
 use std::thread;
 
-/// A service of that kind, which is all that its phase needs, and has no room beside another.
+/// A kind of service. It is all that its phase needs, and there is no room for it beside another.
 struct Kind {
     name: &'static str,
     api: &'static str,
@@ -43,7 +45,8 @@ const KINDS: [Kind; 3] = [
     },
 ];
 
-/// Gives a service jobs of these lengths, each before the one before is done, and waits for their answers.
+/// Gives a service jobs of these lengths in milliseconds, each before the previous one is done, and
+/// waits for their answers.
 fn work(kind: &Kind, service: &Service, lengths: &[u64]) {
     let mut answers = Vec::new();
     for ms in lengths {
@@ -90,7 +93,8 @@ fn row_64_65_change_after_change_no_request_is_cut_off_and_nobody_runs_out_of_me
             }
             let prepare = rig.gpuctl(&format!("prepare-phase {} --json --quiet", next + 1)).run();
             let report: Value = prepare.succeeds().json();
-            // Who is not needed any more was given no more work: it has to be through with all of it.
+            // A service that is not needed any more was given no more work, so all of its jobs have
+            // to be done.
             if now.is_some_and(|at| at != next) {
                 assert!(rig.card.jobs().values().all(|done| *done), "change {change}: {report}");
             }
@@ -107,7 +111,7 @@ fn row_64_65_change_after_change_no_request_is_cut_off_and_nobody_runs_out_of_me
         }
         now = Some(next);
     }
-    // Who was needed to the end may be at work yet on what it has only queued; what was cut off is never done.
+    // The last service may still be at work on queued jobs; a job that was cut off is never done.
     until("all the work is done", || rig.card.jobs().values().all(|done| *done));
     eprintln!("{given} jobs; stopped, unloaded, started: {tally:?}");
     rig.assert_jobs_done(given);

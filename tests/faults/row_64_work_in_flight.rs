@@ -1,17 +1,19 @@
-//! Work in flight (row 64): who has to make room is waited for until it has no jobs, or is left alone.
+//! Tests of work in flight (row 64): a service that has to make room is waited for until it has no
+//! jobs, or is left alone.
 
 use rig::{Draft, Rig, Service, until};
 use serde_json::{Value, json};
 use std::thread::JoinHandle;
 use toml::Table;
 
-/// A way to work, and to be asked for it.
+/// A kind of server: how it is given work, and how gpuctl asks for its jobs.
 struct Kind {
     api: &'static str,
     server: &'static str,
     path: &'static str,
     body: Value,
-    /// Instead of what the api gives.
+    /// Makes the service's `busy` table from its URL, in place of what the api gives; `None` leaves
+    /// it to the api.
     busy: Option<fn(&str) -> Table>,
 }
 
@@ -60,7 +62,8 @@ fn kinds() -> Vec<Kind> {
     ]
 }
 
-/// A worker of that kind in phase 1, which runs, and a larger service in phase 2.
+/// Creates a rig with a running worker of this kind in phase 1 and a larger service in phase 2;
+/// returns the rig, the worker and the larger service.
 fn rig_with(kind: &Kind, evict: &str) -> (Rig, Service, Service) {
     let rig = Rig::new();
     let worker = worker(rig.native("worker"), kind).set("evict", evict).add();
@@ -78,7 +81,7 @@ fn worker<'a>(draft: Draft<'a>, kind: &Kind) -> Draft<'a> {
     }
 }
 
-/// What names the port that the worker was given.
+/// Sets the keys that name the port that the worker was given.
 fn complete(rig: &Rig, kind: &Kind, worker: &Service) {
     if !kind.api.is_empty() {
         rig.set("services.worker.url", worker.url(""));
@@ -88,7 +91,7 @@ fn complete(rig: &Rig, kind: &Kind, worker: &Service) {
     }
 }
 
-/// Gives a service two jobs that last so long, and waits until it has them.
+/// Gives a service two jobs that last `ms` milliseconds each, and waits until it has them.
 fn give(rig: &Rig, worker: &Service, kind: &Kind, ms: u64) -> Vec<JoinHandle<Option<String>>> {
     let mut body = kind.body.clone();
     body["ms"] = ms.into();
@@ -98,7 +101,7 @@ fn give(rig: &Rig, worker: &Service, kind: &Kind, ms: u64) -> Vec<JoinHandle<Opt
     jobs
 }
 
-/// Every client that waits for an answer has it, to its end.
+/// Asserts that every client that waits for an answer gets it, to its end.
 #[track_caller]
 fn assert_answered(kind: &Kind, jobs: Vec<JoinHandle<Option<String>>>) {
     for job in jobs {
@@ -151,7 +154,9 @@ fn row_64_who_works_for_longer_is_not_stopped_and_is_named_with_its_jobs() {
     }
 }
 
-/// Refused while it works, and its manager not asked; drained then. `calls` tells what its manager was asked.
+/// Asserts that a phase is refused while the worker has jobs, without its manager being asked to
+/// stop it, and that the worker is drained and stopped once. `calls` runs a closure and returns
+/// what the manager was asked meanwhile.
 fn drained_by_its_manager(draft: Draft, calls: impl Fn(&Rig, &dyn Fn()) -> Vec<String>) {
     let (rig, kind) = (draft.rig(), &kinds()[1]);
     let worker = worker(draft, kind).set("evict", "stop").add();
@@ -196,7 +201,7 @@ fn row_64_a_container_is_drained_before_the_engine_is_asked_to_stop_it() {
 #[test]
 fn row_64_a_unit_is_drained_before_systemd_is_asked_to_stop_it() {
     let rig = Rig::new();
-    // What a unit holds is told by its control group.
+    // What a unit holds is known by its control group.
     if !rig.systemd().has_control_groups() {
         return;
     }
@@ -290,7 +295,8 @@ fn row_64_a_question_that_fails_is_told_and_is_not_idle() {
     prepare.stderr_has("warning: worker: cannot tell whether it is at work").ignores_stderr();
 }
 
-/// A server whose one thread works and answers nobody meanwhile, at a job of that long.
+/// Creates a rig whose worker has one thread, which works on a job of `ms` milliseconds and answers
+/// nobody meanwhile. An `off_card` job does not work on the card.
 fn rig_at_silent_work(evict: &str, ms: u64, off_card: bool) -> (Rig, Service, Service) {
     let kind = Kind { server: "--api comfyui --mute-at-work", ..kinds().swap_remove(0) };
     let (rig, worker, big) = rig_with(&kind, evict);
@@ -301,7 +307,7 @@ fn rig_at_silent_work(evict: &str, ms: u64, off_card: bool) -> (Rig, Service, Se
 
 #[test]
 fn row_64_who_does_not_answer_and_works_on_the_card_is_waited_for() {
-    // Of one that unloads its health is asked before, too.
+    // A service that unloads is asked for its health before, too, so its job is longer.
     for (evict, ms, list) in [("stop", 14_000, "stopped"), ("unload", 25_000, "unloaded")] {
         let (rig, ..) = rig_at_silent_work(evict, ms, false);
         let prepare = rig.gpuctl("prepare-phase 2 --json").run().succeeds();
@@ -361,7 +367,7 @@ fn row_64_who_has_told_of_jobs_and_then_fails_to_tell_still_has_them() {
     rig.set("services.worker.busy.command", command);
     let prepare = rig.gpuctl("prepare-phase 2 --drain 25s").spawn();
     until("it waits for the jobs", || prepare.stderr().contains("draining worker, 2 jobs left"));
-    // Silence, a failure, and no number.
+    // The command hangs, then fails, then prints no number.
     for failure in ["sleep 1000", "exit 1", "echo some"] {
         rig.file("home/answer", failure);
         rig.file("home/asked", "");
@@ -373,7 +379,7 @@ fn row_64_who_has_told_of_jobs_and_then_fails_to_tell_still_has_them() {
     rig.file("home/answer", "echo 2");
     let prepare = rig.gpuctl("prepare-phase 2").spawn();
     until("it waits for the jobs", || prepare.stderr().contains("draining worker, 2 jobs left"));
-    // One that is gone has none.
+    // A service that is gone has no jobs.
     rig.file("home/answer", "exit 1");
     rig.processes_of(&worker).into_iter().for_each(|pid| rig::signal(pid, rig::Signal::KILL));
     prepare.wait().succeeds().stdout_has("started big").ignores_stderr();

@@ -1,10 +1,12 @@
-//! Unloading that can be trusted (row 65): with a child a model, with work in line, repeated, and with a context that stays.
+//! Tests of unloading that can be trusted (row 65): with one child per model, with work in line,
+//! repeated, and with a context that stays.
 
 use rig::{Rig, Service, number, until};
 use serde_json::{Value, json};
 use std::thread;
 
-/// A server that unloads, in phase 1, and what needs its memory, in phase 2.
+/// Creates a rig with a running server that unloads, in phase 1, and a service that needs its
+/// memory, in phase 2. Returns the rig and the server.
 fn rig_with(api: &str, server: &str, reclaim_ms: u64) -> (Rig, Service) {
     let rig = Rig::new();
     rig.card.describe(&json!({"reclaim_delay_ms": reclaim_ms}));
@@ -34,7 +36,7 @@ fn prepare(rig: &Rig) -> Value {
     report
 }
 
-/// `GPUCTL_TEST_UNLOADS=50` does each so often.
+/// `GPUCTL_TEST_UNLOADS=50` repeats each unload that many times.
 #[test]
 fn row_65_no_unload_becomes_a_stop_whatever_the_driver_takes_its_time_for() {
     let kinds = [
@@ -43,7 +45,7 @@ fn row_65_no_unload_becomes_a_stop_whatever_the_driver_takes_its_time_for() {
         ("vllm", "--api vllm --unload-residual 1500"),
         ("llama-server", "--api llama --router --model a --model b --child-per-model"),
         ("sdwebui", "--api sdwebui --unload-residual 1000"),
-        // By a call of its own.
+        // This server is unloaded by a call of its own in the configuration.
         ("", "--api comfyui --unload-residual 1500"),
     ];
     thread::scope(|scope| {
@@ -71,7 +73,8 @@ fn unload_again_and_again(api: &str, server: &str, reclaim_ms: u64) {
     }
 }
 
-/// A repeated `prepare-phase` neither stops nor unloads anything, and says so before.
+/// Asserts that a repeated `prepare-phase` neither stops nor unloads anything, and that its dry run
+/// says so.
 fn assert_nothing_to_do(rig: &Rig, model: &Service) {
     let process = rig.processes_of(model);
     for _ in 0..2 {
@@ -99,13 +102,13 @@ fn row_65_repeated_there_is_nothing_to_stop_where_much_more_than_a_context_stays
     model.work();
     assert_eq!(prepare(&rig)["unloaded"], json!(["model"]));
     assert_nothing_to_do(&rig, &model);
-    // What a job makes it load again is given back again.
+    // What a job makes the service load again is given back again.
     rig.gpuctl("stop big --quiet").run().succeeds();
     model.work();
     assert_eq!(rig.card.used_mb(), 12000);
     assert_eq!(prepare(&rig)["unloaded"], json!(["model"]));
     assert_nothing_to_do(&rig, &model);
-    // What its processes have kept is not taken to be what others keep.
+    // What earlier processes of the service have kept is not taken to be what new ones keep.
     rig.gpuctl("stop big --quiet").run().succeeds();
     rig.gpuctl("restart model --quiet").run().succeeds();
     assert_eq!(rig.card.used_mb(), 3300);
@@ -137,7 +140,8 @@ fn row_65_work_in_line_is_done_before_the_memory_is_asked_for() {
     rig.assert_jobs_done(3);
 }
 
-/// Gives a service a job as soon as it has unloaded and `is_time`; what became of it.
+/// Gives a service a job as soon as at most `used_mb` are used and `is_time` is true, while `act`
+/// runs; returns what `act` returns.
 fn work_in_between(
     rig: &Rig,
     model: &Service,
@@ -160,7 +164,7 @@ fn work_in_between(
 fn row_65_a_job_that_comes_to_a_service_that_has_just_unloaded_is_done_and_its_memory_is_given_back()
  {
     let (rig, model) = rig_with("comfyui", "--api comfyui --unload-residual 600", 0);
-    // Whose end takes longer than the unload beside it.
+    // The end of `slow` takes longer than the unload beside it.
     let slow = rig.native("slow").vram(9000).priority(10).server("--term-delay 1500ms").add();
     rig.gpuctl("start slow --quiet").run().succeeds();
     let run = "run --vram 20000 -- sh -c";
@@ -187,7 +191,7 @@ fn row_65_a_job_that_comes_to_a_service_that_has_just_unloaded_is_done_and_its_m
 #[test]
 fn row_65_a_job_that_comes_while_the_next_service_starts_is_done_before_it_counts_as_ready() {
     let (rig, model) = rig_with("comfyui", "--api comfyui --unload-residual 600", 300);
-    // It takes its memory only at its first job, as ComfyUI does.
+    // `lazy` takes its memory only at its first job, as ComfyUI does.
     let lazy = rig.native("lazy").vram(20000).priority(100).phases([3]);
     let lazy = lazy.server("--idle-vram 600 --warmup 1500ms").add();
     let starts = || !rig.processes_of(&lazy).is_empty();
@@ -221,7 +225,8 @@ fn row_65_what_loads_again_and_does_not_end_its_work_is_told_and_not_cut_off() {
     assert_eq!(rig.card.jobs().values().copied().collect::<Vec<_>>(), [false], "it works on");
 }
 
-/// A service that has unloaded and runs on, and one in phase 3 that takes its memory only at its first job, as ComfyUI does.
+/// Creates a rig with a service that has unloaded and runs on, and one in phase 3 that takes its
+/// memory only at its first job, as ComfyUI does; returns the rig and both.
 fn rig_with_one_that_has_unloaded(vram_mb: u32) -> (Rig, Service, Service) {
     let (rig, model) = rig_with("comfyui", "--api comfyui --unload-residual 600", 0);
     prepare(&rig);
@@ -331,7 +336,7 @@ fn row_65_repeated_nothing_is_stopped_where_the_driver_does_not_tell_who_holds_w
     let note = report["steps"][0]["note"].as_str().unwrap();
     assert!(note.contains("the driver does not tell what it holds"), "{report}");
     assert_eq!(rig.processes_of(&model), process);
-    // Where there is no room, it goes.
+    // Without room beside it, the service is stopped.
     rig.set("services.big.vram_mb", 23500);
     rig.gpuctl("stop big --quiet").run().succeeds();
     assert_eq!(prepare(&rig)["stopped"], json!(["model"]));

@@ -1,6 +1,7 @@
-//! The lock in Redis, between machines: one who was suspended goes on where nobody came in between (row 66), what works
-//! under it in the background keeps it (row 68), nobody comes in beside a living command whatever becomes of its key
-//! (row 69), and who waits rides out an absence of the server (row 71).
+//! Tests of the lock in Redis between machines: a holder that was suspended goes on if nobody came
+//! in between (row 66), work in the background keeps the lock (row 68), nobody comes in beside a
+//! living command whatever happens to its key (row 69), and waiters ride out an absence of the
+//! server (row 71).
 
 use super::lock_work::Work;
 use rig::{LOCK_KEY, Redis, Rig, Running, Signal, until};
@@ -15,7 +16,7 @@ fn rig_with_redis() -> Option<(Rig, Redis)> {
     Some((rig, redis))
 }
 
-/// gpuctl, its watchdog and the command.
+/// Returns the PIDs of gpuctl, its watchdog and the command.
 fn all_of(work: &Work) -> Vec<i32> {
     let gpuctl = work.gpuctl.pid();
     let children = fs::read_to_string(format!("/proc/{gpuctl}/task/{gpuctl}/children")).unwrap();
@@ -28,13 +29,13 @@ fn signal_all(rig: &Rig, name: &str, pids: &[i32]) {
     rig.shell(&format!("kill -{name} {}", pids.join(" "))).run().succeeds();
 }
 
-/// All of a `run` is stopped until its time is over.
+/// Stops all processes of a `run` until the lock's time is over, and returns their PIDs.
 fn suspend(rig: &Rig, redis: &Redis, work: &Work) -> Vec<i32> {
     let all = all_of(work);
     assert!(all.len() > 2, "{all:?}");
     signal_all(rig, "STOP", &all);
     until("its key is gone", || redis.ttl_ms() == -2);
-    // By its own clock, too.
+    // The lock's time is over by gpuctl's own clock, too, after this pause.
     sleep(Duration::from_secs(2));
     all
 }
@@ -74,7 +75,7 @@ fn row_68_a_child_in_the_background_keeps_the_lock_in_redis_too() {
     rig.gpuctl("run --quiet vidi -- sh -c").arg(script).run().succeeds().stdout("");
     let busy = rig.elsewhere("lock acquire other --no-wait").run();
     busy.fails("lock_busy").stderr_has("held by vidi");
-    // Longer than the last renewal of `run` itself would have lasted.
+    // The key then lives longer than the last renewal by `run` itself would have lasted.
     redis.cli(&["PEXPIRE", LOCK_KEY, "15000"]);
     until("it is renewed", || redis.ttl_ms() > 20_000);
     let next = rig.elsewhere("run --quiet --wait 50s vidi -- cat ended").spawn();
@@ -83,7 +84,8 @@ fn row_68_a_child_in_the_background_keeps_the_lock_in_redis_too() {
     rig.assert_lock_was_given_back();
 }
 
-/// Somebody elsewhere who waits begins when the command has ended, though the lock's key has gone.
+/// Asserts that a waiter elsewhere begins when the command has ended and not before, although the
+/// lock's key has gone.
 #[track_caller]
 fn nobody_elsewhere_comes_in_beside(lose: impl FnOnce(&Redis)) {
     let Some((rig, redis)) = rig_with_redis() else { return };
@@ -91,7 +93,7 @@ fn nobody_elsewhere_comes_in_beside(lose: impl FnOnce(&Redis)) {
     lose(&redis);
     let busy = rig.elsewhere("lock acquire other --no-wait").run();
     busy.fails("lock_busy").stderr_has("held by vidi");
-    // One that has ended and is only not looked after yet has no command line.
+    // A command that has ended but was not reaped yet has no command line.
     let beside = format!("cat /proc/{}/cmdline 2>/dev/null; echo $GPUCTL_FENCE", work.pid);
     let next = rig.elsewhere("run --quiet --wait 5m vidi -- sh -c").arg(&beside).spawn();
     let fence = next.wait().succeeds().text();
@@ -109,7 +111,7 @@ fn row_69_nobody_comes_in_beside_a_command_whose_key_was_deleted() {
 #[test]
 fn row_69_nobody_comes_in_beside_a_command_when_the_calendar_of_redis_jumps_by_an_hour() {
     nobody_elsewhere_comes_in_beside(|redis| {
-        // What all that has a time sees of a jump.
+        // Every key with a time to live sees an hour pass.
         for key in redis.cli(&["KEYS", "*"]).lines() {
             let left: i64 = redis.cli(&["PTTL", key]).parse().unwrap();
             if left >= 0 {
@@ -131,7 +133,7 @@ fn row_69_a_holder_that_is_gone_with_its_key_is_waited_out() {
     holder.signal(Signal::KILL);
     let killed = Instant::now();
     drop(holder.wait().dies_of(9).progress());
-    // What is left of it is its second record alone.
+    // Only the holder's second record is left.
     redis.cli(&["PEXPIRE", LOCK_KEY, "1"]);
     next.wait().succeeds().stderr_has("held by vidi").stdout_has("\n");
     assert!(killed.elapsed() > Duration::from_secs(15), "{:?}", killed.elapsed());
@@ -143,7 +145,7 @@ fn row_71_twenty_who_wait_ride_out_an_absence_of_the_server_and_keep_their_order
     rig.native("vidi").add();
     rig.gpuctl("start vidi --quiet").run().succeeds();
     assert!(redis.legacy_acquire("vidi_generate"));
-    // Of two machines, in turn.
+    // The waiters are on two machines, in turn.
     let waiters: Vec<Running> = (0..20)
         .map(|number| {
             let words = "run --wait 5m vidi -- sh -c";
@@ -156,7 +158,7 @@ fn row_71_twenty_who_wait_ride_out_an_absence_of_the_server_and_keep_their_order
     redis.signal(Signal::STOP);
     sleep(Duration::from_secs(20));
     redis.signal(Signal::CONT);
-    // The first of each machine have looked again, and have their places.
+    // The first waiter of each machine has looked again and has its place.
     until("they are in line", || redis.cli(&["ZCARD", &format!("{LOCK_KEY}:queue")]) == "2");
     redis.legacy_release("vidi_generate");
     for waiter in waiters {
@@ -182,7 +184,7 @@ fn a_grace_that_does_not_fit_into_the_time_of_redis_is_refused_before_anything_i
 #[test]
 fn a_cluster_and_a_server_without_eval_are_told_with_what_to_do() {
     let rig = Rig::new();
-    // Else it is the server's port and 10,000, which may be anybody's.
+    // The default is the server's port plus 10,000, which may be another program's.
     let bus = rig.port().to_string();
     let cases = [
         (

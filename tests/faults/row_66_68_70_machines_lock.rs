@@ -1,5 +1,6 @@
-//! The machine's lock is the kernel's: a holder that is stopped goes on (row 66), what works under it keeps it whatever
-//! becomes of its caller (row 68), and it is in nobody's session (row 70).
+//! Tests of the machine's lock, which is the kernel's: a holder that is stopped goes on (row 66),
+//! work under the lock keeps it whatever happens to its caller (row 68), and the lock depends on
+//! nobody's session (row 70).
 
 use super::lock_work::Work;
 use rig::{Rig, Running, Signal, until};
@@ -12,7 +13,7 @@ fn row_66_a_holder_that_was_stopped_while_nobody_wanted_the_lock_goes_on() {
     let work = Work::begin(&rig);
     work.gpuctl.signal(Signal::STOP);
     until("it is stopped", || rig::state(work.gpuctl.pid()) == Some('T'));
-    // All that there is to run out would have: there is nothing.
+    // The kernel's lock has no time limit that could run out in this pause.
     std::thread::sleep(Duration::from_secs(2));
     work.gpuctl.signal(Signal::CONT);
     work.is_done();
@@ -20,7 +21,8 @@ fn row_66_a_holder_that_was_stopped_while_nobody_wanted_the_lock_goes_on() {
     rig.assert_free_and_alone();
 }
 
-/// A `run` under the token of a lock that was taken by hand, at work until the file `done` is there.
+/// Starts a `run` under the token of a lock that was taken by hand, and returns when it works; it
+/// works until there is a file `done`.
 fn joined(rig: &Rig, token: &str) -> Running {
     rig.native("vidi").add();
     let work = "echo works; until [ -e done ]; do sleep 0.05; done";
@@ -30,7 +32,7 @@ fn joined(rig: &Rig, token: &str) -> Running {
     run
 }
 
-/// Nobody comes in before the `run` has ended, though the lock that it joined is over.
+/// Asserts that nobody comes in before the `run` has ended, though the lock that it joined is over.
 fn keeps_others_out(rig: &Rig, run: Running) {
     let held = rig.lock_held();
     assert_eq!((&held["holder"], &held["ttl"]), (&"me".into(), &(-1).into()));
@@ -79,7 +81,8 @@ fn row_68_a_joined_run_keeps_the_lock_though_its_time_is_over() {
 fn row_68_a_nested_run_in_the_background_keeps_the_lock_of_the_outer_one() {
     let rig = Rig::new();
     rig.native("vidi").add();
-    // As Python's subprocess does it: the descriptor is closed, the token is known.
+    // The script does as Python's subprocess does: the descriptor is closed, and the token is
+    // known.
     let nested = "until [ -e done ]; do sleep 0.05; done; echo >ended";
     let script = format!(
         "exec bash -c 'for fd in /proc/self/fd/*; do fd=${{fd##*/}}; [ $fd -lt 3 ] || eval \"exec $fd>&-\"; done 2>/dev/null

@@ -1,6 +1,6 @@
-//! The lock in Redis, and what happens where nobody looks: a gpuctl that is stopped or frozen while its command works
-//! (row 66), a fail-over that loses the last write, a legacy client between its GET and its DEL (row 69), and a token that
-//! is released on another machine (row 68).
+//! Tests of the lock in Redis: a gpuctl that is stopped or frozen while its command works (row 66),
+//! a fail-over that loses the last write, a legacy client between its GET and its DEL (row 69), and
+//! a token that is released on another machine (row 68).
 
 use super::lock_work::Work;
 use rig::{LOCK_KEY, Proxy, Redis, Rig, Signal, python_with, until};
@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// So long has one who is called to take the lock.
+/// Time that a waiter that is called has to take the lock: `CALL` in `src/lock/redis/line.lua`.
 const CALL: Duration = Duration::from_millis(400);
 
 #[track_caller]
@@ -19,7 +19,7 @@ fn rig_with_redis() -> Option<(Rig, Redis)> {
     Some((rig, redis))
 }
 
-/// How often the second record was renewed.
+/// Returns how often the second record was renewed.
 fn renewals(redis: &Redis) -> u32 {
     let second = redis.cli(&["GET", &format!("{LOCK_KEY}:second")]);
     second.split(' ').next().unwrap().parse().expect("a number of renewals")
@@ -31,7 +31,7 @@ fn row_66_a_gpuctl_that_alone_is_stopped_keeps_the_lock_and_its_command_works_on
     let work = Work::begin(&rig);
     work.gpuctl.signal(Signal::STOP);
     let before = renewals(&redis);
-    // Its own time was over long before the second of them.
+    // gpuctl's own last renewal has run out long before the second of these.
     until("another renews it", || renewals(&redis) > before + 1);
     assert!(work.goes_on());
     work.gpuctl.signal(Signal::CONT);
@@ -41,15 +41,16 @@ fn row_66_a_gpuctl_that_alone_is_stopped_keeps_the_lock_and_its_command_works_on
     rig.assert_lock_was_given_back();
 }
 
-/// A control group that freezes whatever is in it; removed when dropped.
+/// A control group that freezes whatever is in it, and is removed when dropped.
 struct Freezer {
     folder: PathBuf,
-    /// The file, and what is written to it to freeze and to thaw.
+    /// The control file, and what is written to it to freeze and to thaw.
     control: (&'static str, [&'static str; 2]),
 }
 
 impl Freezer {
-    /// Of the first kind that is to be had, for these processes.
+    /// Puts these processes into a freezer of the first kind that the machine has; returns `None`,
+    /// after reporting the skip, if it has none.
     fn of(rig: &Rig, pids: &[i32]) -> Option<Freezer> {
         let kinds = [
             ("/sys/fs/cgroup", ("cgroup.freeze", ["1", "0"])),
@@ -82,7 +83,7 @@ impl Drop for Freezer {
     fn drop(&mut self) {
         let (file, [_, thawed]) = self.control;
         fs::write(self.folder.join(file), thawed).ok();
-        // What was in it has ended, or goes where the rig finds it.
+        // Processes that are still in it go where the rig finds them.
         let processes = fs::read_to_string(self.folder.join("cgroup.procs")).unwrap_or_default();
         let root = self.folder.parent().unwrap().join("cgroup.procs");
         processes.lines().for_each(|pid| drop(fs::write(&root, pid)));
@@ -101,7 +102,7 @@ fn row_66_a_run_that_was_frozen_beyond_its_time_goes_on_where_nobody_came() {
     let Some(freezer) = Freezer::of(&rig, &all) else { return };
     freezer.put(0);
     until("its key is gone", || redis.ttl_ms() == -2);
-    // By its own clock, too.
+    // The lock's time is over by gpuctl's own clock, too, after this pause.
     std::thread::sleep(std::time::Duration::from_secs(2));
     freezer.put(1);
     until("the lock is its own again", || redis.holder().is_some());
@@ -112,17 +113,19 @@ fn row_66_a_run_that_was_frozen_beyond_its_time_goes_on_where_nobody_came() {
     rig.assert_lock_was_given_back();
 }
 
-/// The next one elsewhere begins when the command has ended, with a higher fence.
+/// Asserts that the next command elsewhere begins when this one has ended, with a higher fence.
 #[track_caller]
 fn next_begins_after(rig: &Rig, work: &Work, fence: u64) {
-    // One that has ended and is only not looked after yet has no command line.
+    // A command that has ended but was not reaped yet has no command line.
     let beside = format!("cat /proc/{}/cmdline 2>/dev/null; echo $GPUCTL_FENCE", work.pid);
     let next = rig.elsewhere("run --quiet --wait 5m vidi -- sh -c").arg(&beside).spawn();
     let next: u64 = next.wait().succeeds().text().trim().parse().expect("the fence alone");
     assert!(next > fence, "{fence} {next}");
 }
 
-/// A replica takes over that has not heard of the lock's being taken.
+/// Asserts that nobody comes in beside a command when a replica takes over that does not know that
+/// the lock was taken. If `was_used_before` is true, the replica knows of an earlier use of the
+/// lock.
 #[track_caller]
 fn fails_over(was_used_before: bool) {
     let rig = Rig::new();
@@ -132,7 +135,7 @@ fn fails_over(was_used_before: bool) {
         return;
     };
     until("it is a replica", || replica.cli(&["INFO", "replication"]).contains("link_status:up"));
-    // The one address at which a fail-over leaves its server.
+    // A fail-over keeps this address and puts another server behind it.
     let address = Proxy::to(primary.port());
     rig.set("lock.url", address.url());
     if was_used_before {
@@ -167,7 +170,8 @@ fn row_69_nobody_comes_in_beside_a_command_when_a_fail_over_loses_all_that_was_w
 fn row_69_nobody_comes_in_beside_a_command_when_a_legacy_client_deletes_its_lock_late() {
     let Some((rig, redis)) = rig_with_redis() else { return };
     let Some(python) = python_with("redis") else { return };
-    // The seeds' release, with the time between its GET and its DEL in our hands.
+    // This is the release of the seeds' clients; the test decides how long it takes from the GET to
+    // the DEL.
     let script = format!(
         "import os, redis, time
 client = redis.Redis(port={}, decode_responses=True)
@@ -188,7 +192,7 @@ open('deleted', 'w').close()
     is_there("holds");
     rig.file("home/release", "");
     is_there("asked");
-    // Its time is over, and ours begins, in between.
+    // In between, the legacy client's lock ends and gpuctl's begins.
     redis.cli(&["DEL", LOCK_KEY]);
     let work = Work::begin(&rig);
     let fence = rig.lock_held()["fence"].as_u64().unwrap();
@@ -244,8 +248,8 @@ fn who_has_waited_longest_on_any_machine_is_next() {
     assert!((0..5).any(|_| order_of_waiters(&rig) == ["a", "b", "c", "d"]), "never in order");
 }
 
-/// Who gets the lock one after another, where one on this machine, one on another, and so on, have come in the order of
-/// their names.
+/// Returns the names of waiters in the order in which they get the lock. They have come in the
+/// order of their names, in turn on this machine and on another.
 fn order_of_waiters(rig: &Rig) -> Vec<String> {
     let token = rig.acquire("me --ttl 1h");
     let wait = |here: bool, name: &str| {
@@ -254,7 +258,7 @@ fn order_of_waiters(rig: &Rig) -> Vec<String> {
         until(name, || waiter.stderr().contains("waiting for the GPU lock"));
         waiter
     };
-    // Before them a command of this machine that gives the lock back by itself.
+    // A command of this machine that gives the lock back by itself waits before them.
     let stop = rig.gpuctl("stop vidi --wait 2m").spawn();
     until("it waits", || stop.stderr().contains("waiting for the GPU lock"));
     let waiters = [(true, "a"), (false, "b"), (true, "c"), (false, "d")];
@@ -271,7 +275,7 @@ fn order_of_waiters(rig: &Rig) -> Vec<String> {
             holder = status.json()["holder"].as_str().unwrap_or_default().to_owned();
             waiters.contains_key(&holder)
         });
-        // A busy machine may not let one who is called come in time.
+        // On a busy machine a waiter that is called may come too late.
         let next = waiters.keys().next().unwrap();
         assert!(holder == *next || released.elapsed() > CALL, "{holder} came before {next}");
         let (here, waiter) = waiters.remove(&holder).unwrap();

@@ -1,5 +1,6 @@
-//! `canary run` is stopped in the middle of a trial, by SIGSTOP or Ctrl-Z, or its driver hangs (row 72): its guardian ends it
-//! at its deadline where it does not come back by itself, and production is back in time.
+//! Tests of a `canary run` that is stopped in the middle of a trial, by SIGSTOP or Ctrl-Z, or whose
+//! driver hangs (row 72): the guardian ends such a trial at its deadline if it does not go on by
+//! itself, and production is back in time.
 
 use rig::{Rig, Signal, Trial, until, with_room};
 use serde_json::json;
@@ -8,12 +9,13 @@ use std::time::{Duration, Instant};
 const TIMEOUT: u64 = 10;
 const RESTORE_SLA: u64 = 3;
 
-/// `timeout` + `restore_sla` + 5 s.
+/// Time within which production has to be back: `timeout` + `restore_sla` + 5 s, with room for a
+/// loaded machine.
 const LIMIT: Duration = with_room(TIMEOUT + RESTORE_SLA + 5);
 
 type Point = (&'static str, fn(&Trial) -> bool);
 
-/// The stages of a trial from the moment when production is away.
+/// The stages of a trial from the moment at which production is away.
 const STAGES: [Point; 4] = [
     ("production is gone", |trial| trial.rig.processes_of(&trial.vllm).is_empty()),
     ("the canary runs", |trial| !trial.canary_processes().is_empty()),
@@ -116,8 +118,8 @@ fn row_72_a_driver_that_hangs_from_any_stage_of_a_trial_on_keeps_production_away
                 let begun = Instant::now();
                 trial.rig.card.describe(&json!({"faults": {"nvml*": "hang"}}));
                 let (code, told) = run.wait().ended();
-                // Passed, or rejected for its time; or nothing was stopped, because the card could not be read; or, on a
-                // machine that is busy, its guardian has done it.
+                // The trial has passed, was rejected for its time, or has stopped nothing because
+                // the card could not be read; on a busy machine its guardian may have ended it.
                 let is_told = matches!(code, Some(0 | 1 | 69)) || trial.has_told("guardian_acts");
                 assert!(is_told, "{point}: {code:?}: {told}");
                 until("its guardian has ended", || trial.guardians().is_empty());

@@ -1,5 +1,6 @@
-//! Trials of the canary as the units in `examples/systemd` run them, on a machine that systemd runs (row 73): in a loss of
-//! power, in a shutdown, at a start limit, and found again from another shell.
+//! Tests of trials that the units in `examples/systemd` run, on a machine that systemd runs (row
+//! 73): at a loss of power, at a shutdown, at a start limit, and with a debt that another shell
+//! finds.
 
 use super::night::{Night, Reached};
 use rig::{Machine, until, with_room};
@@ -25,7 +26,7 @@ fn row_73_after_a_loss_of_power_the_boot_brings_production_back_in_whatever_orde
         (format!("[Unit]\nAfter=gpuctl-recover.service\n{enabled}"), |night| {
             night.books.stage().as_deref() == Some("restoring")
         }),
-        // Nobody but recover starts it.
+        // Only `recover` starts production in this case.
         (String::new(), |night| night.books.has_told("canary_started")),
     ];
     let mut nights = Vec::new();
@@ -35,14 +36,15 @@ fn row_73_after_a_loss_of_power_the_boot_brings_production_back_in_whatever_orde
                 let night = Night::new(machine, &lines);
                 night.enable(&lines);
                 night.until_stage(&lines, is_reached);
-                // With all that would put it right, until each has come so far.
+                // Everything that would put things right is stopped, until each trial has come so
+                // far.
                 night.kill("--kill-who=all --signal=STOP");
                 (lines, night)
             })
         });
         nights.extend(begun.map(|night| night.join().unwrap()));
     });
-    // In a cycle systemd leaves out one or the other, by chance.
+    // systemd breaks an ordering cycle by leaving out one unit or another, by chance.
     let order = machine.sh("systemd-analyze verify multi-user.target 2>&1");
     assert!(!order.contains("cycle"), "{order}");
     machine.loses_power();
@@ -50,7 +52,7 @@ fn row_73_after_a_loss_of_power_the_boot_brings_production_back_in_whatever_orde
     for (lines, night) in &nights {
         night.until_ready(lines);
         night.assert_settled(lines);
-        // It was not stopped once more: the unit was started once in this boot.
+        // Production was not stopped once more: its unit was started once in this boot.
         let unit = night.unit("vllm");
         let starts = machine.sh(&format!("journalctl -b -u {unit} -o cat | grep -c '^Started '"));
         assert_eq!(starts, "1\n", "{lines}");
@@ -65,7 +67,8 @@ fn row_73_a_shutdown_at_any_stage_of_a_trial_is_not_held_up_and_the_next_boot_ha
     let Some(machine) = Machine::own() else { return };
     let machine = &machine;
     let enabled = "[Install]\nWantedBy=multi-user.target";
-    // Flags of production and of the canary, by which a stage lasts, and whether gpuctl has been killed before.
+    // Each case has the lines of production's unit, the flags of production and of the canary that
+    // make a stage last, that stage, and whether gpuctl is killed before the shutdown.
     let cases: [(&str, &str, &str, Reached, bool); 6] = [
         (
             enabled,
@@ -102,7 +105,8 @@ fn row_73_a_shutdown_at_any_stage_of_a_trial_is_not_held_up_and_the_next_boot_ha
             scope.spawn(move || night.until_stage(when, *is_reached));
         }
     });
-    // The last: its guardian goes to work at once, and the shutdown comes before production is ready.
+    // In the last case the guardian goes to work at once, and the shutdown comes before production
+    // is ready.
     for (_, night, ..) in nights.iter().filter(|(.., is_killed)| *is_killed) {
         night.kill("--kill-who=main --signal=KILL");
     }
@@ -134,7 +138,7 @@ fn row_73_a_debt_is_seen_and_settled_from_a_shell_that_knows_another_folder() {
     night.until_stage("the canary is healthy", |night| night.books.has_told("health_ok"));
     night.kill("--kill-who=all --signal=KILL");
     assert_eq!(night.result(), "signal 9");
-    // A login of root's, which says nothing of a folder.
+    // This is a login of root's that names no state folder.
     let (_, status) = night.gpuctl("canary status");
     assert!(status.contains("a restore is owed"), "{status}");
     let (_, doctor) = night.gpuctl("doctor");
@@ -144,7 +148,7 @@ fn row_73_a_debt_is_seen_and_settled_from_a_shell_that_knows_another_folder() {
     let (code, recover) = night.gpuctl("canary recover");
     assert!(code == 0 && recover.contains("vllm is back; it was away for"), "{recover}");
     night.assert_settled("from another shell");
-    // Nothing leads there any more.
+    // No signpost leads to the state folder any more.
     let state = night.corner.path("state");
     let signposts = machine.try_sh(&format!("grep -rl '^{state}$' /var/lib/gpuctl/trials")).0;
     assert_eq!(signposts, "");

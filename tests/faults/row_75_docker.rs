@@ -1,4 +1,5 @@
-//! Row 75: what a container says of itself, an engine that goes away in the middle, and compose at work at the same time.
+//! Tests of row 75: what a container says of itself, an engine that goes away in the middle, and
+//! compose at work at the same time.
 
 use rig::{Rig, until};
 use serde_json::{Value, json};
@@ -14,7 +15,8 @@ fn fact(rig: &Rig, container: &str, field: &str) -> String {
     rig.docker(&["container", "inspect", "--format", &format, container]).trim().to_owned()
 }
 
-/// Makes the container of a service with options of its own, on this machine's network.
+/// Creates the container of a service with these options of `docker create`, on this machine's
+/// network; returns its name.
 fn create(rig: &Rig, name: &str, options: &[&str], flags: &str) -> String {
     let voice = rig.container(name).phases([3]).set("stop_timeout", "1s").not_installed().add();
     let card = rig.card.folder().display();
@@ -28,7 +30,7 @@ fn create(rig: &Rig, name: &str, options: &[&str], flags: &str) -> String {
     voice.mark().to_owned()
 }
 
-/// The verdict, the message and the fix of a check of `doctor`.
+/// Returns the verdict and the fix of a check of `doctor`.
 fn check(rig: &Rig, id: &str) -> (String, String) {
     let report = rig.gpuctl("doctor --json").run().ignores_stderr().ended().1;
     let report: Value = serde_json::from_str(&report[report.find('{').unwrap()..]).unwrap();
@@ -109,7 +111,8 @@ fn row_75_a_restart_policy_that_brings_it_back_is_told_with_the_fix_where_it_bel
     }
 }
 
-/// The first call of docker of that kind also does something else, before or after what it is for.
+/// Makes the first `docker` call with this verb run `deed` as well: before the call's own work if
+/// `when` is "at", after it otherwise.
 fn with_the_first(rig: &Rig, when: &str, verb: &str, deed: &str) {
     let (before, after) = if when == "at" { (deed, "") } else { ("", deed) };
     rig.program(
@@ -122,7 +125,8 @@ fn with_the_first(rig: &Rig, when: &str, verb: &str, deed: &str) {
     );
 }
 
-/// The engine's socket is away for two seconds, from the first call of that kind on or from its end on.
+/// Takes the engine's socket away for two seconds, before the first call with this verb or after it
+/// (see `with_the_first`); returns the value for `DOCKER_HOST`.
 fn engine_leaves(rig: &Rig, when: &str, verb: &str) -> String {
     let real = rig.engine().host().trim_start_matches("unix://").to_owned();
     let socket = rig.path("engine.sock");
@@ -153,7 +157,7 @@ fn row_75_an_engine_that_is_away_for_seconds_in_the_middle_is_waited_for() {
     }
 }
 
-/// With live-restore its containers outlive it.
+/// The engine's containers outlive it, because live-restore is on.
 #[test]
 fn row_75_an_engine_that_restarts_in_the_middle_and_keeps_its_containers_is_waited_for() {
     let engine = Rig::with_docker_of_its_own("{\"live-restore\": true}");
@@ -173,7 +177,7 @@ fn row_75_an_engine_that_restarts_in_the_middle_and_keeps_its_containers_is_wait
     }
 }
 
-/// Without live-restore its containers end with it.
+/// The engine's containers end with it, because live-restore is off.
 #[test]
 fn row_75_what_an_engine_has_ended_that_restarts_in_the_middle_of_a_start_is_started_again() {
     let Some(rig) = Rig::with_docker_of_its_own("{}") else { return };
@@ -225,7 +229,8 @@ fn row_75_an_engine_that_stays_away_is_unavailable_when_the_time_of_the_step_is_
     }
 }
 
-/// By its labels; a test of `services::compose_files` has compose itself do it.
+/// The container is known by compose's labels; in a test of `services::compose_files` compose
+/// itself recreates it.
 #[test]
 fn row_75_a_container_that_compose_makes_anew_in_the_middle_is_stopped_all_the_same() {
     let Some(rig) = Rig::with_docker() else { return };
@@ -295,7 +300,7 @@ fn row_75_what_a_socket_proxy_forbids_is_a_matter_of_permission() {
                     while reader.read_line(&mut line).unwrap_or(0) > 2 {
                         line.clear();
                     }
-                    // As haproxy does in docker-socket-proxy.
+                    // haproxy in docker-socket-proxy answers like this.
                     let answer = match first.contains("_ping") {
                         true => "HTTP/1.1 200 OK\r\nApi-Version: 1.41\r\nContent-Length: 0\r\n\r\n"
                             .to_owned(),

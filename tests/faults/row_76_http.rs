@@ -1,4 +1,4 @@
-//! `gpuctl http` and clients that do not behave.
+//! Tests of `gpuctl http` with clients that misbehave (row 76).
 
 use rig::{Rig, Served, Service, answer, until};
 use serde_json::Value;
@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 
 const LOCALHOST: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 
-/// A machine with one service that runs, which nothing of all this may stop.
+/// Serves the endpoints on this address, beside a running service that no request in these tests
+/// may stop. Returns `None` if the test has to be skipped.
 fn served(rig: &Rig, address: &str) -> Option<(Service, Served)> {
     let vidi = rig.native("vidi").vram(4000).add();
     let http = rig.http(address)?;
@@ -98,7 +99,7 @@ fn row_76_a_request_that_is_cut_short_does_nothing() {
         stream.write_all(&whole.as_bytes()[..end]).unwrap();
         stream.shutdown(Shutdown::Write).unwrap();
         assert_eq!(answer(stream).0, 400, "{end} bytes of it");
-        // And by one who does not wait for an answer.
+        // The same request comes from a client that does not wait for an answer.
         http.connect(LOCALHOST).write_all(&whole.as_bytes()[..end]).unwrap();
     }
     assert_untouched(&rig, &vidi);
@@ -160,7 +161,7 @@ fn row_76_a_page_of_another_site_does_nothing_nor_does_a_name_that_is_not_this_m
     ] {
         assert_eq!(asked(&own, &fields), 403, "{fields}");
     }
-    // By proxies' way of asking, too.
+    // The form of request that is meant for proxies is refused, too.
     assert_eq!(http.ask(&format!("POST http://evil.example:{port}/gpu/release-all")).0, 403);
     let preflight = "Origin: https://evil.example\r\nAccess-Control-Request-Method: POST\r\n";
     assert_eq!(http.ask_with("OPTIONS /gpu/release-all", preflight, "").0, 403);
@@ -200,7 +201,7 @@ fn row_76_with_a_token_only_who_shows_it_is_answered() {
         let shown = "Authorization: bearer correct-horse\r\n";
         assert_eq!(http.ask_with("GET /gpu/status", shown, "").0, 200, "{key}");
     }
-    // One that others can read is no secret.
+    // A token file that others can read is no secret.
     fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
     let shown = "Authorization: Bearer correct-horse\r\n";
     let (status, document) = http.ask_with("POST /gpu/release-all", shown, "");
@@ -248,7 +249,7 @@ fn row_76_two_hundred_at_once_are_all_answered_and_none_stays() {
         asked.into_iter().map(|asked| asked.join().unwrap()).collect()
     });
     let of = |is: u16| statuses.iter().filter(|(status, _)| *status == is).count();
-    // One has the lock, and all others are told so.
+    // One caller has the lock, and all others are told so.
     assert_eq!((of(200), of(423)), (101, 99), "{statuses:?}");
     assert_eq!(rig.lock_held()["holder"], "manual");
     assert_untouched(&rig, &vidi);

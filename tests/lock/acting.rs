@@ -1,10 +1,11 @@
-//! Commands that act do it under the lock, under the name of what they act for, and give it back whatever comes of it.
+//! Tests that commands that act do so under the lock, in the name of what they act for, and give
+//! the lock back whatever happens.
 
 use rig::{Redis, Rig, Service, Signal, on_both, until};
 use serde_json::{Value, json};
 use std::fs;
 
-/// What ends by itself in no test.
+/// Flag of a server that does not become ready within any test.
 const SLOW: &str = "--warmup 1h";
 
 struct World {
@@ -12,7 +13,7 @@ struct World {
     voice: Service,
 }
 
-/// vidi stopped, voice ready.
+/// Adds vidi, which is stopped, and voice, which is ready.
 fn world(rig: &Rig) -> World {
     let vidi = rig.native("vidi").phases([2]).add();
     let voice = rig.native("voice").phases([3]).add();
@@ -20,7 +21,7 @@ fn world(rig: &Rig) -> World {
     World { vidi, voice }
 }
 
-/// A command, and whether it is done.
+/// A command, and a check of whether it is done.
 type Act = (&'static str, fn(&Rig, &World) -> bool);
 
 const ACTS: [Act; 4] = [
@@ -40,7 +41,7 @@ fn acting_commands_wait_for_the_holder_and_act_then() {
         let world = world(rig);
         for (command, is_done) in ACTS {
             if is_done(rig, &world) {
-                // It has to have something to do.
+                // The command needs something to do.
                 rig.gpuctl("start voice --quiet").run().succeeds().text();
             }
             assert!(!is_done(rig, &world), "{command}");
@@ -89,7 +90,7 @@ fn a_dry_run_takes_no_lock_and_minds_no_holder() {
         for command in commands {
             rig.gpuctl(&format!("{command} --dry-run")).run().succeeds().stdout_has("would");
         }
-        // Nor does it leave a trace of the lock.
+        // A dry run leaves no trace of the lock either.
         assert!(!rig.path("run").exists());
         let token = rig.acquire("somebody --ttl 1h");
         for command in commands {
@@ -99,7 +100,7 @@ fn a_dry_run_takes_no_lock_and_minds_no_holder() {
     });
 }
 
-/// The lock's value while a command acts: the holder's name, and the record.
+/// Returns the lock's value in Redis while a command acts: the holder's name and the record.
 fn value(redis: &Redis) -> Option<(String, Value)> {
     let value = redis.holder()?;
     let (holder, record) = value.split_once("|gpuctl1|").unwrap();
@@ -225,12 +226,12 @@ fn a_ready_service_whose_lock_is_held_is_busy() {
         work.wait().exits(143);
         assert_eq!(state(rig, "vidi"), "ready");
 
-        // By whoever has taken it in the service's name.
+        // A service is also busy if any caller has taken the lock in its name.
         let token = rig.acquire("vidi --ttl 1h");
         assert_eq!((state(rig, "vidi"), state(rig, "voice")), (json!("busy"), json!("ready")));
         rig.release(&token);
 
-        // Of one that does not answer, the lock says nothing.
+        // The lock says nothing about a service that does not answer.
         rig.gpuctl("stop vidi").run().succeeds().stdout_has("stopped vidi").progress();
         let token = rig.acquire("vidi --ttl 1h");
         assert_eq!(state(rig, "vidi"), "stopped");

@@ -1,4 +1,4 @@
-//! `gpuctl lock acquire`, `release` and `status`, in both of the lock's places.
+//! Tests of `gpuctl lock acquire`, `release` and `status`, in both of the lock's places.
 
 use rig::{LOCK_KEY, Rig, on_both, unconfigured_or_skip, until};
 use serde_json::{Value, json};
@@ -10,7 +10,7 @@ fn hostname() -> String {
     rustix::system::uname().nodename().to_str().unwrap().to_owned()
 }
 
-/// The number of a process that has ended.
+/// Returns the PID of a process that has ended.
 fn pid_of_nobody() -> u32 {
     let mut child = rig::command("true").spawn().unwrap();
     child.wait().unwrap();
@@ -135,7 +135,7 @@ fn who_waits_waits_as_long_as_configured() {
         rig.set("lock.wait", "1s");
         let other = rig.gpuctl("lock acquire other").run();
         other.fails("lock_busy").stderr_has("held by me").stderr_has("the wait of 1s is over");
-        // Longer than the rig waits, if it counted.
+        // This wait would be longer than the rig's patience, if it counted.
         rig.set("lock.wait", "1h");
         let other = rig.gpuctl("lock acquire other --wait 1").run();
         other.fails("lock_busy").stderr_has("waiting for the GPU lock, held by me");
@@ -182,7 +182,7 @@ fn a_lock_ends_with_the_process_that_it_was_taken_for() {
 #[test]
 fn a_process_whose_name_the_kernel_has_cut_inside_a_letter_is_there_all_the_same() {
     on_both(|rig, _| {
-        // Of the name the kernel keeps 15 bytes: what /proc says of it is no UTF-8.
+        // The kernel keeps 15 bytes of the name, so that what /proc says is not UTF-8.
         let program = rig.path("grand-modele-né");
         symlink("/bin/sleep", &program).unwrap();
         let job = rig.by_hand(&format!("'{}' 1000", program.display()));
@@ -221,7 +221,7 @@ fn release_takes_the_token_from_the_flag_or_the_environment() {
         release.succeeds().stdout("released\n");
         rig.assert_lock_is_free();
 
-        // What is typed stands over what is in the environment.
+        // The command line takes precedence over the environment.
         let token = rig.acquire("me");
         let release = rig.gpuctl(&format!("lock release --token {token}"));
         release.env("GPUCTL_LOCK_TOKEN", "another").run().succeeds().stdout("released\n");
@@ -287,7 +287,7 @@ fn status_of_a_free_lock_and_of_a_held_one() {
         let status = rig.gpuctl("lock status").run().fails("no");
         status.stdout_has("held by me").stdout_has(" s left), fence ");
 
-        // What `status` shows of it; the fence is for `lock status`.
+        // `status` shows this much of the lock; the fence is for `lock status`.
         let shown = rig.gpuctl("status --json").run().succeeds().json()["lock"].take();
         assert_eq!((&shown["holder"], &shown["backend"]), (&json!("me"), &backend));
     });
@@ -321,7 +321,7 @@ fn a_lock_of_an_older_client_is_shown_as_it_is_and_released_by_force_only() {
         "fence": null});
     assert_eq!(held, expected);
 
-    // Neither its name nor nothing at all is a token.
+    // Neither the holder's name nor an empty string is a token.
     for token in ["vidi", "", "00000000000000000000000000000000"] {
         let release = rig.gpuctl(&format!("lock release --json --token={token}")).run();
         assert_eq!(release.fails("no").json()["holder"], "vidi");

@@ -1,9 +1,10 @@
-//! The fence rises with every holder, whatever becomes of the lock and of the place where it is kept.
+//! Tests that the fence rises with every holder, whatever happens to the lock and to the place
+//! where it is kept.
 
 use rig::{Rig, on_both, until};
 use std::fs;
 
-/// The fence of one who takes the lock and keeps it.
+/// Takes the lock, keeps it, and returns its fence.
 #[track_caller]
 fn fence_of(rig: &Rig, words: &str) -> u64 {
     let acquire = rig.gpuctl(&format!("lock acquire {words} --no-wait --json")).run();

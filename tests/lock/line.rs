@@ -1,12 +1,12 @@
-//! The line of those who wait for the lock: served in the order of their arrival, whoever else gives up, and at a cost
-//! that is none.
+//! Tests of the line of waiters: they are served in the order of their arrival, whoever else gives
+//! up, and waiting costs nothing.
 
 use rig::{Invocation, Rig, Running, Signal, on_both, until};
 use std::fs::{self, DirEntry};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Takes the lock; gives its token.
+/// Takes the lock and returns its token.
 fn hold(rig: &Rig) -> String {
     rig.gpuctl("lock acquire holder --ttl 10m").run().succeeds().text().trim().to_owned()
 }
@@ -15,7 +15,7 @@ fn release(rig: &Rig, token: &str) {
     rig.gpuctl("lock release --token").arg(token).run().succeeds().stdout_has("released");
 }
 
-/// Waits in line, tells when it is its turn, and goes.
+/// Returns a script that waits in line, notes its name when it has the lock, and releases the lock.
 fn client(name: &str) -> String {
     format!(
         "token=$(gpuctl lock acquire {name} --wait 10m --pid $$) || exit 11
@@ -29,7 +29,7 @@ fn served(rig: &Rig) -> Vec<String> {
     served.lines().map(str::to_owned).collect()
 }
 
-/// Starts one after the other, each when the one before is in line.
+/// Starts the commands one after the other, each when the previous one is in line.
 fn queue_up(invocations: impl IntoIterator<Item = Invocation>) -> Vec<Running> {
     let queue_up = |invocation: Invocation| {
         let waiter = invocation.spawn();
@@ -60,7 +60,7 @@ fn nobody_overtakes_those_who_wait_in_the_moment_in_which_the_lock_is_free() {
         echo >../HOW";
     on_both(|rig, _| {
         let token = hold(rig);
-        // The last one keeps the lock until nobody tries any more.
+        // The last client keeps the lock until the thieves have ended.
         let last = client("last").replace(
             "echo last >>../served",
             "echo >../last; until [ -e ../--no-wait ] && [ -e '../--wait 1ms' ]; do sleep 0.01; done",
@@ -116,7 +116,7 @@ fn those_who_give_up_or_are_stopped_or_killed_leave_the_order_of_the_others_as_i
         }
         assert_eq!(served(rig), ["w1", "w2", "w3", "w4", "w5"]);
 
-        // They have lost nothing but time.
+        // The stopped waiters have lost nothing but time.
         stopped.signal(Signal::CONT);
         let token = stopped.wait().succeeds().progress().text();
         also_stopped.signal(Signal::CONT);
@@ -125,10 +125,12 @@ fn those_who_give_up_or_are_stopped_or_killed_leave_the_order_of_the_others_as_i
     });
 }
 
-/// Looked at for so long. They look again once a second, in case that somebody left without a word.
+/// How long waiters are watched. They look again once a second, in case a holder has left without
+/// waking them.
 const WATCHED: Duration = Duration::from_secs(4);
 
-/// How often all threads of a process have gone to sleep: whoever polls does it again and again.
+/// Returns how often the threads of a process have gone to sleep, all together; a process that
+/// polls does so again and again.
 fn sleeps(process: &Running) -> u64 {
     let tasks = fs::read_dir(format!("/proc/{}/task", process.pid())).unwrap();
     let of_task = |status: String| {
@@ -147,7 +149,7 @@ fn assert_that_nobody_polls(rig: &Rig, command: &str, count: usize) {
     thread::sleep(WATCHED);
     let woken = line.iter().zip(before).map(|(waiter, before)| sleeps(waiter) - before);
     let most = woken.max().unwrap();
-    // A few for each look, and one that comes too soon.
+    // Each look takes a few sleeps, and one look may come early.
     let looks = begun.elapsed().as_secs() + 1;
     assert!(most <= looks * 4, "{most} times in {:?}", begun.elapsed());
     for waiter in line {

@@ -1,5 +1,5 @@
-//! Where the lock is kept: one file for everybody on the machine, or one of one's own; never through a link, and with
-//! nothing else in its place.
+//! Tests of where the lock is kept: in one file for everybody on the machine or in a file of one's
+//! own, never through a link, and with nothing but a file in its place.
 
 use rig::{Invocation, Rig, skip_or_fail, until};
 use std::fs::{self, Permissions};
@@ -10,7 +10,7 @@ fn url(path: &Path) -> String {
     format!("file://{}", path.display())
 }
 
-/// A lock that nobody has used yet, in a folder of its own.
+/// Configures a lock that nobody has used yet, in a folder of its own, and returns its path.
 fn fresh_lock(rig: &Rig) -> PathBuf {
     let folder = rig.path("locks");
     fs::create_dir(&folder).unwrap();
@@ -56,7 +56,7 @@ fn a_variable_that_names_no_place_is_told_by_its_name() {
     wrong("GPUCTL_LOCK_URL", "http://:hunter2@h/1", other);
     wrong("GPUCTL_LOCK_URL", "redis://:hunter2@h/x", "not a Redis URL (Invalid database number)");
     wrong("REDIS_URL", "h:6379", other);
-    // What is not asked may be wrong.
+    // A variable that is not used may be wrong.
     rig.set("lock.url", url(&rig.path("locks/lock")));
     rig.gpuctl("lock status").env("REDIS_URL", "h:6379").run().succeeds().stdout("free\n");
 }
@@ -74,8 +74,8 @@ fn the_home_folder_may_stand_behind_the_scheme() {
     assert!(redis.holder().unwrap().starts_with("me|gpuctl1|"));
 }
 
-/// A script on a machine whose folders for locks are empty: `/run/lock` of that mode, and `/var/tmp`. None where a test
-/// cannot have that.
+/// Runs a script on a machine whose folders for locks are empty: `/run/lock`, with this mode, and
+/// `/var/tmp`. Returns its output, or `None`, after reporting the skip, if a test cannot have that.
 #[track_caller]
 fn on_a_machine(rig: &Rig, mode: &str, script: &str) -> Option<String> {
     let mounts = format!(
@@ -98,7 +98,7 @@ fn without_an_url_it_is_a_file_for_everybody_where_everybody_may_make_files() {
     let in_run = "/run/lock:\ngpuctl-gpu_mutex_v2.lock\n\n/var/tmp:\n666\n";
     let Some(told) = on_a_machine(&rig, "1777", script) else { return };
     assert_eq!(told, in_run);
-    // Root's own, as some distributions have it: others could make nothing there.
+    // Some distributions let only root write to `/run/lock`, where others could make nothing.
     let script = script.replace("/run/lock/*", "/var/tmp/*");
     let told = on_a_machine(&rig, "0755", &script).unwrap();
     assert_eq!(told, "/run/lock:\n\n/var/tmp:\ngpuctl-gpu_mutex_v2.lock\n666\n");
@@ -107,7 +107,8 @@ fn without_an_url_it_is_a_file_for_everybody_where_everybody_may_make_files() {
 #[test]
 fn row_67_root_and_a_user_exclude_each_other_with_nothing_configured() {
     let rig = Rig::new();
-    // Their own programs and folders only: the rig's folder is closed to others.
+    // The users share only programs and folders outside of the rig's folder, which is closed to
+    // others.
     let script = "cp $(realpath $(command -v gpuctl)) /var/tmp/gpuctl
         chmod 755 /var/tmp/gpuctl; export HOME=/var/tmp GPUCTL_STATE_DIR=; cd /
         as() { id=$1; shift; setpriv --reuid=$id --regid=$id --clear-groups /var/tmp/gpuctl $*; }
@@ -151,7 +152,8 @@ fn a_lock_of_another_key_is_another_lock() {
     assert!(redis.cli(&["GET", "another"]).starts_with("other|gpuctl1|"));
 }
 
-/// Whatever is asked of this lock is refused by that code, and nothing is started.
+/// Asserts that commands that need this lock are refused with this code, and that nothing is
+/// started.
 #[track_caller]
 fn assert_refused(rig: &Rig, code: &str, why: &str) {
     for command in ["lock acquire me --no-wait", "lock acquire me --wait 5", "start vidi"] {
@@ -190,7 +192,7 @@ fn a_file_that_may_not_be_opened_is_told() {
     let lock = fresh_lock(&rig);
     rig.acquire("me --ttl 1h");
     fs::set_permissions(&lock, Permissions::from_mode(0o600)).unwrap();
-    // Nobody's, from now on.
+    // The file belongs to an unknown user from now on.
     if std::os::unix::fs::chown(&lock, Some(65533), None).is_err() {
         return skip_or_fail("root", "root");
     }
@@ -207,7 +209,7 @@ fn a_file_that_is_removed_while_one_waits_for_it_is_waited_for_anew() {
     let has_it = rig.path("has-it");
     let work = format!("sh -c \"touch {}; exec sleep 1000\"", has_it.display());
     let holder = rig.by_hand(&format!("flock --no-fork {} {work}", lock.display()));
-    // Before the file is removed: it would make and lock another.
+    // The file is removed only after that: flock(1) would make and lock another one.
     until("it is locked", || has_it.exists());
     let waiter = rig.gpuctl("lock acquire next --wait 50").spawn();
     until("it waits", || waiter.stderr().contains("waiting for the GPU lock"));

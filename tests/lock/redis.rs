@@ -1,10 +1,12 @@
-//! The ways to a Redis that the lock's URL can name: a port, a socket, TLS; a user, a password, a database.
+//! Tests of the ways to a Redis that the lock's URL can name: a port, a socket, TLS; a user, a
+//! password, a database.
 
 use rig::{LOCK_KEY, Redis, Rig, until};
 use rustix::process::Signal;
 use serde_json::Value;
 
-/// The lock is taken, waited for and given back there; what proves that it is that server's is left to the caller.
+/// Asserts that the lock can be taken, waited for and given back, and takes it again. The caller
+/// has to prove that it is in the Redis that is meant.
 #[track_caller]
 fn the_lock_works(rig: &Rig) {
     rig.native("vidi").add();
@@ -141,7 +143,7 @@ fn who_waits_for_redis_is_no_holder_and_neither_is_the_last_one() {
     redis.signal(Signal::STOP);
     let start = rig.gpuctl("start vllm --quiet").spawn();
     until("it is at the door", || rig.kernel_locks().contains(&"OFDLCK".to_owned()));
-    // As the machine's lock alone tells it.
+    // This URL shows the machine's lock alone.
     rig.set("lock.url", format!("file:///run/lock/gpuctl-{LOCK_KEY}.lock"));
     let status = rig.gpuctl("status --json").run().succeeds().json();
     assert_eq!(status["lock"]["holder"], Value::Null, "{status}");

@@ -1,4 +1,5 @@
-//! Others who are stopped (Ctrl-Z, SIGSTOP) while they wait for the lock; and others who lock its file.
+//! Tests of waiters that are stopped (Ctrl-Z, SIGSTOP) while they wait for the lock, and of other
+//! programs that lock its file.
 
 use rig::{Rig, Running, Signal, on_both, state, until};
 
@@ -18,7 +19,7 @@ fn a_waiter_that_is_stopped_holds_up_nobody_behind_it() {
         rig.release(&token);
         let token = next.wait().succeeds().progress().text();
         assert_eq!(rig.lock_held()["holder"], "next");
-        // Also who does not wait at all, as there is nobody before him who could take it.
+        // A newcomer gets the lock, too, because nobody before it could take it.
         rig.release(token.trim());
         let token = rig.acquire("passer-by --wait 3");
         stopped.signal(Signal::CONT);

@@ -1,4 +1,5 @@
-//! `GPUCTL_LOCK_TOKEN`: the lock that the caller holds, under which commands act without taking another.
+//! Tests of `GPUCTL_LOCK_TOKEN`: the token of a lock that the caller holds, under which commands
+//! act without taking another.
 
 use rig::{Rig, on_both};
 use serde_json::Value;
@@ -59,7 +60,8 @@ fn commands_under_a_token_neither_wait_nor_release() {
     });
 }
 
-/// What a command may not have changed.
+/// Returns what a command must not have changed: the services that hold memory, and the lock's
+/// holder.
 fn world(rig: &Rig) -> (Vec<String>, Value) {
     let held = rig.card.claims().into_iter().map(|claim| claim.name).collect();
     (held, rig.gpuctl("status --json").run().succeeds().json()["lock"]["holder"].take())

@@ -1,4 +1,5 @@
-//! The acceptance criteria of the seeds, with the sizes and priorities of their four services, all of them native here.
+//! Tests of the acceptance criteria of the seeds, with the sizes and priorities of their services,
+//! all of them native here.
 
 use rig::{Rig, Service, until};
 use serde_json::json;
@@ -11,7 +12,8 @@ struct Services {
     comfyui: Service,
 }
 
-/// The driver takes its time, as the real one does, and ComfyUI allocates while it comes up.
+/// Configures the services. The driver takes its time to give memory back, as the real one does,
+/// and ComfyUI allocates while it comes up.
 fn pipeline(rig: &Rig) -> Services {
     rig.card.describe(&json!({"reclaim_delay_ms": 300}));
     let native = |name, vram, priority, phase| {

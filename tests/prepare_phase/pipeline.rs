@@ -1,11 +1,13 @@
-//! The pipeline that the system was made for, on the box of its requirements: a desktop, two native services and two
-//! containers that do not fit on the card together, and phases that need them one after another.
+//! Tests of the pipeline that gpuctl was made for, on the box of its requirements: a desktop, two
+//! native services and two containers that do not fit on the card together, and phases that need
+//! them one after another.
 
 use rig::{Bystander, Rig, Service, until};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
-/// The card, 24576 MB of which the desktop has 800 and 1024 are kept for it, and the services in the requirements.
+/// The box of the requirements: a card of 24576 MB, of which a desktop holds 800 MB and 1024 MB are
+/// kept in reserve, and the four services.
 struct Pipeline {
     rig: Rig,
     vidi: Service,
@@ -46,7 +48,8 @@ impl Pipeline {
         services.iter().map(|(name, service)| (name.clone(), state(service))).collect()
     }
 
-    /// Fails the test unless these are ready, all the others stopped, and each is so in truth as well.
+    /// Asserts that these services are ready and all others stopped, both by what gpuctl says and
+    /// in truth.
     #[track_caller]
     fn assert_ready(&self, ready: &[&str], when: &str) {
         for (name, state) in self.states() {
@@ -65,7 +68,7 @@ impl Pipeline {
         }
     }
 
-    /// The processes of all services, the desktop aside.
+    /// Returns the processes of all services, without the desktop.
     fn processes(&self) -> Vec<i32> {
         let all = [&self.vidi, &self.voice, &self.comfyui, &self.ollama];
         all.iter().flat_map(|service| self.rig.processes_of(service)).collect()
@@ -81,7 +84,7 @@ impl Pipeline {
 fn the_phases_of_the_pipeline_follow_one_another_and_the_card_never_overflows() {
     let Some(mut pipeline) = Pipeline::new() else { return };
     let rig = &pipeline.rig;
-    // What was left running from the day before.
+    // This service was left running from the day before.
     rig.docker(&["start", pipeline.ollama.mark()]);
     until("ollama is there", || pipeline.ollama.is_healthy());
     let peak = rig.card.peak_mb_during(|| {
@@ -165,7 +168,8 @@ fn lazily_a_service_that_is_in_nobodys_way_is_left_running() {
     pipeline.assert_ready(&["vidi", "cosyvoice"], "in phase 3, lazily");
     assert_eq!(pipeline.rig.processes_of(&pipeline.vidi), before);
 
-    // Idle it would fit beside both; at its first job it would not, nor beside one.
+    // An idle ComfyUI would fit beside both services; at its first job it would not fit even beside
+    // one.
     let lazy = pipeline.json("prepare-phase 4 --lazy");
     assert_eq!(lazy["stopped"], json!(["vidi", "cosyvoice"]));
     pipeline.assert_ready(&["comfyui"], "in phase 4, lazily");
@@ -202,7 +206,8 @@ fn a_phase_that_needs_nothing_releases_everything_unless_it_is_lazy() {
     pipeline.assert_ready(&[], "after a phase that needs nothing");
 }
 
-/// The document without what depends on the clock, whose shape is checked.
+/// Takes out of a document what depends on the clock, and the memory of its steps; asserts the
+/// shape of what is taken out.
 #[track_caller]
 fn timeless(mut document: Value) -> Value {
     let object = document.as_object_mut().unwrap();
@@ -304,7 +309,7 @@ fn a_dry_run_changes_nothing_and_foretells_what_the_real_run_does() {
         acted.extend(done["stopped"].as_array().unwrap().clone());
         acted.extend(done["started"].as_array().unwrap().clone());
     }
-    // The whole way was gone: all four were started, and all were stopped.
+    // The whole way was gone: all four services were started, and all were stopped.
     for service in ["vidi", "cosyvoice", "comfyui", "ollama"] {
         assert!(acted.iter().filter(|name| *name == service).count() >= 2, "{service}: {acted:?}");
     }

@@ -1,4 +1,5 @@
-//! What a change of phase asks of services at rest, counted: draining costs two questions a victim, and nothing else.
+//! Tests that count what a change of phase asks of services at rest: draining costs two questions
+//! for each victim, and nothing else.
 
 use rig::{Rig, Service};
 use std::fs;
@@ -6,7 +7,8 @@ use std::fs;
 const HEALTH: &str = "GET /health";
 const JOBS: &str = "GET /metrics";
 
-/// A service that writes down what it is asked, in a file of its name, and listens only once it is ready.
+/// Configures a service that writes down what it is asked, in a file of its name, and listens only
+/// once it is ready.
 fn service<const N: usize>(rig: &Rig, name: &str, phases: [u32; N], has_probe: bool) -> Service {
     let requests = rig.path(name);
     let server = format!("--api vllm --late-listen --requests {}", requests.display());
@@ -18,7 +20,7 @@ fn service<const N: usize>(rig: &Rig, name: &str, phases: [u32; N], has_probe: b
     service
 }
 
-/// What each of them is asked while gpuctl does this.
+/// Returns the requests that each of the services gets while gpuctl carries out this command.
 fn asked<const N: usize>(rig: &Rig, names: [&str; N], words: &str) -> [Vec<String>; N] {
     names.iter().for_each(|name| fs::write(rig.path(name), "").unwrap());
     rig.gpuctl(words).run().succeeds();
@@ -40,17 +42,17 @@ fn a_change_of_phase_asks_services_at_rest_no_more_than_it_must() {
         rig.gpuctl("prepare-phase 1 --quiet").run().succeeds();
         let [old, kept, new] = asked(&rig, ["old", "kept", "new"], "prepare-phase 2 --quiet");
         let told = format!("with a probe: {has_probe}, unloads: {unloads}");
-        // Before anything is done, and just before it is.
+        // Jobs are asked for before anything is done, and just before it is.
         let drained: &[&str] = if has_probe { &[JOBS, JOBS] } else { &[] };
         let expected = match unloads {
-            // It has to be well to be asked to.
+            // Only a healthy service is asked to unload.
             true => [&[HEALTH], drained, &["POST /sleep"]].concat(),
             false => drained.to_vec(),
         };
         assert_eq!(old, expected, "{told}");
-        // By the look that the plan is made from, and by the last.
+        // The look that the plan is made from asks once, and the last look once more.
         assert_eq!(kept, [HEALTH; 2], "{told}");
-        // Once more where it listens a moment before it is ready.
+        // A further question comes if the service listens a moment before it is ready.
         assert!(new.iter().all(|line| line == HEALTH) && new.len() <= 3, "{told}: {new:?}");
     }
 }

@@ -1,12 +1,15 @@
-//! Soft eviction: each kind of server gives its memory back and keeps running, and is stopped if it does not.
+//! Tests of soft eviction: each kind of server gives its memory back and keeps running, and is
+//! stopped if it does not.
 
 use rig::{Rig, Service, until};
 use serde_json::{Value, json};
 use toml::Table;
 
+/// Memory in MB that the model server holds until it unloads.
 const HELD: u32 = 12000;
 
-/// A model server that is asked to unload, and ComfyUI's successor that needs its memory; the first one runs.
+/// Starts a model server that is to unload when it is evicted, and configures `big`, which needs
+/// its memory.
 fn rig_with(api: &str, server: &str) -> (Rig, Service, Service) {
     let rig = Rig::new();
     let model = rig

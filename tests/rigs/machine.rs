@@ -1,11 +1,11 @@
-//! What the rig promises to the tests: it is strict, it is alone, and it leaves nothing behind.
+//! Tests of what the rig promises: it is strict, it is isolated, and it leaves nothing behind.
 
 use rig::{Fault, Rig, Script, Signal, TIME_LIMIT, apart, skip_or_fail, until};
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::{Command, Output};
 
-/// Whether `act` fails the test.
+/// Reports whether `act` panics, which is how the rig fails a test.
 fn panics(act: impl FnOnce()) -> bool {
     catch_unwind(AssertUnwindSafe(act)).is_err()
 }
@@ -44,7 +44,7 @@ fn a_rig_that_panics_takes_its_processes_and_its_folder_with_it() {
         panic!("as a test does that fails");
     }));
     assert!(!folder.unwrap().exists());
-    // Of a zombie that nobody has reaped yet there is none either.
+    // A zombie that nobody has reaped yet has no command line either.
     let command_line = fs::read(format!("/proc/{}/cmdline", process.unwrap()));
     assert_eq!(command_line.unwrap_or_default(), b"");
 }
@@ -52,7 +52,7 @@ fn a_rig_that_panics_takes_its_processes_and_its_folder_with_it() {
 #[test]
 fn what_a_rig_starts_has_nothing_of_the_testers_shell() {
     let rig = Rig::new();
-    // The C library has its signal 32 ignored in what it starts.
+    // The C library leaves its signal 32 ignored in what it starts.
     let good = "^SigBlk:.0{16}$|^SigIgn:.0{8}[08]0{7}$";
     let signals = rig.shell(&format!("grep -cE '{good}' /proc/self/status; umask")).run();
     signals.succeeds().stdout("2\n0022\n");
@@ -180,7 +180,7 @@ fn a_unit_that_restarts_is_shown_as_such() {
     assert_eq!(property("Result"), "Result=exit-code\n");
 }
 
-/// Never run: to be asked for is enough.
+/// The command is never run: asking the rig for it is enough.
 #[test]
 #[should_panic(expected = "a pattern that may find a stranger is for a test in `apart` only")]
 fn a_pattern_that_may_find_a_stranger_is_refused_where_there_are_any() {

@@ -1,4 +1,4 @@
-//! What the rig's Redis, and the faulty way to it, promise to the tests.
+//! Tests of what the rig's Redis, and the faulty proxy to it, promise.
 
 use rig::{LOCK_KEY, Outcome, Proxy, Redis, Rig, Signal, until};
 use rustix::process::{Pid, WaitOptions, waitpid};
@@ -6,7 +6,7 @@ use std::mem::ManuallyDrop;
 use std::net::TcpStream;
 use std::thread;
 
-/// What a client gets that comes by this port.
+/// Runs `redis-cli` with these words against a port, and returns the outcome.
 fn ask(rig: &Rig, port: u16, words: &str) -> Outcome {
     rig.shell(&format!("redis-cli -h 127.0.0.1 -p {port} {words}")).run()
 }
@@ -60,7 +60,7 @@ fn a_redis_that_is_stopped_by_a_signal_hangs_until_it_is_continued() {
     redis.signal(Signal::CONT);
     ping.wait().succeeds().stdout("PONG\n");
     redis.signal(Signal::STOP);
-    // It ends with the test nevertheless.
+    // The server ends with the test nevertheless.
 }
 
 #[test]
@@ -122,7 +122,8 @@ fn a_legacy_client_excludes_others_and_releases_its_own_lock_only() {
     assert_eq!(redis.ttl_ms(), -1);
 }
 
-/// A Redis, and the way to it.
+/// Starts a Redis and a proxy to it; returns `None`, after reporting the skip, if Redis is not
+/// available.
 #[track_caller]
 fn redis_and_proxy(rig: &Rig) -> Option<(Redis, Proxy)> {
     let redis = rig.redis()?;

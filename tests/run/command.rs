@@ -1,4 +1,5 @@
-//! `gpuctl run`: a service made ready, a command under the lock, and its exit code.
+//! Tests of `gpuctl run`: the service is made ready, the command runs under the lock, and its exit
+//! code is passed on.
 
 use rig::{Rig, Service, Signal, skip_or_fail, until, works};
 use std::fs;
@@ -9,7 +10,7 @@ fn with_comfyui() -> (Rig, Service) {
     (rig, comfyui)
 }
 
-/// A command that, once it runs, has made the file `ran`.
+/// Returns a command that makes the file `ran`, which shows that it was run.
 fn touching(rig: &Rig) -> String {
     format!("touch {}", rig.path("ran").display())
 }

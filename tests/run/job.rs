@@ -1,4 +1,5 @@
-//! The command of `gpuctl run` as a process: signals, what it inherits and what it leaves.
+//! Tests of the command of `gpuctl run` as a process: its signals, what it inherits and what it
+//! leaves behind.
 
 use rig::{Outcome, Rig, Signal, state, until};
 use std::fs;
@@ -10,13 +11,13 @@ fn with_comfyui() -> Rig {
     rig
 }
 
-/// Sends the signals to gpuctl's PID once the command says that it is ready.
+/// Runs a script as the command and, once that prints `ready`, sends the signals to gpuctl.
 fn signalled(rig: &Rig, script: &str, signals: &[Signal]) -> Outcome {
     rig.program("work", script);
     let run = rig.gpuctl("run --quiet comfyui -- work").spawn();
     until("the command is ready", || run.stdout().contains("ready"));
     signals.iter().for_each(|signal| run.signal(*signal));
-    // A shell tells there what its children died of.
+    // Shells report on stderr what their children died of.
     run.wait().ignores_stderr()
 }
 
@@ -57,7 +58,7 @@ fn a_command_that_takes_a_signal_for_news_goes_on() {
     }
     run.signal(Signal::TERM);
     let outcome = run.wait().succeeds().stdout("ready\nnews\nno\nno\nbye\n");
-    // A shell tells there what its children died of.
+    // Shells report on stderr what their children died of.
     drop(outcome.ignores_stderr());
     rig.assert_free_and_alone();
 }
@@ -89,7 +90,7 @@ fn a_signal_while_the_command_starts_ends_either_it_or_gpuctl() {
     for round in 0..20 {
         let run = rig.gpuctl("run comfyui -- work").spawn();
         let begin = std::time::Instant::now();
-        // Whether it has come as far as the watchdog, or a little further.
+        // gpuctl has started its watchdog by then, or come a little further.
         until("gpuctl is about", || rig.gpuctls().len() > 1 || run.stdout().contains("ready"));
         while begin.elapsed().as_micros() < round * 300 {}
         run.signal(Signal::TERM);
@@ -129,7 +130,7 @@ fn closed_streams_are_no_obstacle() {
 #[test]
 fn the_command_inherits_nothing_but_its_streams_and_the_lock_and_no_ignored_signals() {
     let rig = with_comfyui();
-    // The tester's own may be among them.
+    // Descriptors that the test process itself inherits may be among those of the command.
     let numbers =
         |text: String| text.lines().map(|line| line.parse().unwrap()).collect::<Vec<i32>>();
     let testers = numbers(rig.shell("exec ls /proc/self/fd").run().succeeds().text());
@@ -137,7 +138,7 @@ fn the_command_inherits_nothing_but_its_streams_and_the_lock_and_no_ignored_sign
     let run = rig.gpuctl("run --quiet comfyui -- sh -c").arg(list).run();
     let mut inherited = numbers(run.succeeds().text());
     inherited.retain(|number| !testers.contains(number));
-    // Shells use the numbers below ten themselves, and would close it.
+    // Shells use the numbers below ten themselves, and would close the lock's descriptor.
     assert!(matches!(inherited[..], [number] if number >= 10), "{inherited:?}");
     let target = format!("readlink /proc/self/fd/{}", inherited[0]);
     let run = rig.gpuctl("run --quiet comfyui -- sh -c").arg(target).run();
@@ -145,7 +146,7 @@ fn the_command_inherits_nothing_but_its_streams_and_the_lock_and_no_ignored_sign
     let status = rig.gpuctl("run --quiet comfyui -- cat /proc/self/status").run().succeeds().text();
     for mask in ["SigIgn:", "SigBlk:"] {
         let set = status.lines().find_map(|line| line.strip_prefix(mask)).unwrap();
-        // Two above these are the C library's own.
+        // Two signals above these are the C library's own.
         let set = u64::from_str_radix(set.trim(), 16).unwrap() & 0x7fff_ffff;
         assert_eq!(set, 0, "{mask}");
     }

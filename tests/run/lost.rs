@@ -1,13 +1,15 @@
-//! `gpuctl run` loses the lock while its command works: the command ends first, then gpuctl with 76.
+//! Tests that `gpuctl run`, if it loses the lock while its command works, first ends the command
+//! and then exits with 76.
 
 use rig::{LOCK_KEY, Redis, Rig, Signal, on_both, signal, state, until};
 
-/// Takes its time after TERM, as do its children, one of them in a session of its own.
+/// A command that ignores TERM, as do its two children, one of them in a session of its own.
 const STUBBORN: &str = "trap 'echo TERM' TERM
     sh -c 'trap \"\" TERM; echo child $$; while :; do sleep 0.05; done' &
     setsid sh -c 'trap \"\" TERM; echo child $$; while :; do sleep 0.05; done' &
     echo child $$; while :; do sleep 0.05; done";
 
+/// A command that ends on TERM, as do its two children, one of them in a session of its own.
 const POLITE: &str = "trap 'echo TERM; exit 0' TERM
     sh -c 'trap \"echo TERM; exit 0\" TERM; echo child $$; while :; do sleep 0.05; done' &
     setsid sh -c 'trap \"echo TERM; exit 0\" TERM; echo child $$; while :; do sleep 0.05; done' &
@@ -32,7 +34,7 @@ fn lose(rig: &Rig, grace: &str, script: &str, lose: impl FnOnce()) -> String {
     text
 }
 
-/// Proves it of a lock in Redis.
+/// Runs a proof with the lock in Redis, or reports the skip if there is no Redis.
 fn in_redis(prove: impl FnOnce(&Rig, &Redis)) {
     let rig = Rig::new();
     if let Some(redis) = rig.lock_in_redis() {

@@ -1,9 +1,11 @@
-//! What services and commands really need: seen whenever gpuctl looks, kept, and shown.
+//! Tests of what services and commands really need: it is seen whenever gpuctl looks, kept, and
+//! shown.
 
 use rig::{Rig, Service, until};
 use serde_json::{Value, json};
 
-/// A service that declares 12000 MB, takes them at its first job, and gives them back when asked.
+/// Starts a service that declares 12000 MB, takes them at its first job, and gives them back when
+/// asked.
 fn comfyui(rig: &Rig) -> Service {
     let draft = rig.native("comfyui").vram(12000).server("--api comfyui --idle-vram 600");
     let service = draft.add();
@@ -15,7 +17,7 @@ fn shown(rig: &Rig) -> Value {
     rig.gpuctl("status --json").run().succeeds().json()["services"]["comfyui"].clone()
 }
 
-/// A job, and the memory given back before anybody looks.
+/// Gives the service a job, and then makes it give its memory back before anybody looks.
 fn work_and_free(service: &Service, rig: &Rig) {
     service.work();
     assert_eq!(rig.card.used_mb(), 12000);
@@ -58,7 +60,7 @@ fn every_look_counts_that_of_a_start_at_its_end_too() {
         let server = "--api comfyui --unload-residual 600";
         let service = rig.native("comfyui").vram(12000).phases([1]).server(server).add();
         if !starts {
-            // Whose notes are not to count.
+            // The notes of this start must not count, so they are kept elsewhere.
             let start = rig.gpuctl("start comfyui --quiet");
             start.env("GPUCTL_STATE_DIR", rig.path("other")).run().succeeds();
         }
@@ -135,7 +137,7 @@ fn doctor_warns_of_a_declaration_that_is_far_from_what_was_seen() {
     assert_eq!(right["verdict"], "pass", "{right}");
 }
 
-/// It never changes a plan, and is nobody's business who only looks.
+/// What was seen never changes a plan, so a command that only looks needs no place to keep it.
 #[test]
 fn a_state_folder_that_cannot_be_written_keeps_nobody_from_looking() {
     let rig = Rig::new();

@@ -1,4 +1,4 @@
-//! gpuctl called by the command of `gpuctl run`: it acts under the same lock.
+//! Tests of gpuctl as it is called by the command of `gpuctl run`: it acts under the same lock.
 
 use rig::{on_both, state, until};
 

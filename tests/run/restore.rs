@@ -1,10 +1,12 @@
-//! `gpuctl run --restore`: what was stopped or unloaded is ready again afterwards, however it ended.
+//! Tests of `gpuctl run --restore`: what was stopped or unloaded is ready again afterwards, however
+//! the command ended.
 
 use rig::{LOCK_KEY, Rig, Running, Service, Signal, on_both, until};
 use serde_json::json;
 use std::time::{Duration, Instant};
 
-/// Two services that a command of 16 GB has to clear away; ollama takes a while to end.
+/// Starts two services that both have to make way for a command of 20 GB; ollama takes a while to
+/// end.
 fn prepare(rig: &Rig) -> [Service; 2] {
     let services = [
         rig.native("vidi").vram(8000).priority(40).server("--warmup 100ms").add(),
@@ -45,7 +47,8 @@ fn what_was_stopped_is_back_in_order_of_priority_however_the_command_ended() {
     assert_eq!(actions, ["stop", "stop", "reclaim", "run", "start", "start"]);
 }
 
-/// What the call has started makes room again for what it stopped for it, as far as need be.
+/// Services that the call has started make room again for those that it stopped for them, as far as
+/// necessary.
 #[test]
 fn what_ran_before_comes_back_in_the_place_of_what_was_started() {
     let rig = Rig::new();
@@ -72,7 +75,7 @@ fn what_was_put_to_sleep_is_awake_again() {
     assert_eq!(rig.card.used_mb(), 16000);
 }
 
-/// Beside whom it ran, it may run again, whatever is declared.
+/// Services that ran beside one another before may do so again, whatever memory they declare.
 #[test]
 fn what_ran_beside_more_than_the_card_has_comes_back_as_it_was() {
     let rig = Rig::new();
@@ -138,7 +141,7 @@ fn the_lock_is_held_until_everything_is_back() {
     run.wait().succeeds().progress();
 }
 
-/// The card may be another's by then, so that the lock is taken again first.
+/// The card may be another caller's by then, so the lock is taken again first.
 #[test]
 fn what_was_stopped_is_back_where_the_lock_was_lost() {
     let rig = Rig::new();
@@ -166,7 +169,7 @@ fn what_was_stopped_is_back_where_the_lock_was_lost() {
     assert_eq!(rig.card.used_mb(), 0, "nothing is done beside another");
 }
 
-/// What is killed.
+/// The part of a run that is killed.
 #[derive(Clone, Copy, Debug)]
 enum Killed {
     Alone,
@@ -178,14 +181,14 @@ fn kill(run: &Running, what: Killed) {
         Killed::Alone => run.signal(Signal::KILL),
         Killed::Group => {
             let group = rustix::process::Pid::from_raw(run.pid()).unwrap();
-            // It may have ended.
+            // The group may have ended already.
             let _ = rustix::process::kill_process_group(group, Signal::KILL);
         }
     }
 }
 
-/// Kills a run that restores at twenty moments, from its start to its end, each on the world that the
-/// one before has left.
+/// Kills a `run --restore` at twenty moments from its start to its end, each time on the machine as
+/// the run before has left it.
 fn sweep(what: Killed) {
     on_both(|rig, _| {
         let services = prepare(rig);
@@ -200,7 +203,7 @@ fn sweep(what: Killed) {
                 std::thread::sleep(Duration::from_millis(1));
             }
             kill(&run, what);
-            // Where the machine was faster, it had ended.
+            // If the machine was faster this time, the run had ended already.
             drop(run.wait().ended());
             until("the lock is free", || rig.lock_is_free());
             assert!(are_back(&services), "{what:?} at {moment}/20 of {whole:?}");

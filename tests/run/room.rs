@@ -1,9 +1,10 @@
-//! `gpuctl run --vram`: room for a command that is no service.
+//! Tests of `gpuctl run --vram`: room is made for a command that is no service.
 
 use rig::{Rig, Service, until};
 use serde_json::json;
 
-/// Three services that fill the card but for 2552 MB: comfyui over tts over ollama.
+/// Starts three services that fill the card but for 2552 MB; comfyui has the highest priority, then
+/// tts, then ollama.
 fn full_card() -> (Rig, [Service; 3]) {
     let rig = Rig::new();
     let native = |name, vram, priority| rig.native(name).vram(vram).priority(priority).add();
@@ -37,7 +38,7 @@ fn room_is_made_from_the_lowest_priority_up_and_no_more_than_is_asked_for() {
 #[test]
 fn who_need_not_go_after_all_is_spared() {
     let (rig, _) = full_card();
-    // Without tts and ollama there are 14552 MB, without ollama and comfyui 19552.
+    // If tts and ollama go, 14552 MB are free; if ollama and comfyui go, 19552 MB.
     assert_eq!(run(&rig, "run --vram 19000"), ["tts"]);
 }
 
@@ -67,7 +68,7 @@ fn what_cannot_fit_is_refused_before_anything_is_stopped() {
         .fails("insufficient_vram")
         .stderr_has("the command needs 23553 MB, but at most 23552 MB can be freed")
         .stderr_has("hint: the card is too small for this");
-    // A stranger whom nobody may stop.
+    // gpuctl must not stop a stranger.
     let _stranger = rig.by_hand(&format!("{} --vram 2000", rig.simserver()));
     until("the stranger holds its memory", || rig.card.used_mb() == 23000);
     run("run --vram 22000").fails("insufficient_vram").stderr_has("in the way: process");

@@ -1,4 +1,5 @@
-//! `gpuctl run` on a terminal: Ctrl-C, Ctrl-Z, `fg` and `bg`, and programs that ask the terminal.
+//! Tests of `gpuctl run` on a terminal: Ctrl-C, Ctrl-Z, `fg` and `bg`, and programs that ask the
+//! terminal.
 
 use rig::{LOCK_KEY, Rig, Terminal, parent, state, until};
 
@@ -6,11 +7,11 @@ const CTRL_C: &str = "\x03";
 const CTRL_Z: &str = "\x1a";
 const CTRL_BACKSLASH: &str = "\x1c";
 
-/// Works until it is told to end. Without a child: the kernel does not stop a shell that waits for one to execute its
-/// program, and nobody notices then that the job is stopped.
+/// A command that works until it is told to end. It has no child: the kernel does not stop a shell
+/// that waits for a child to execute its program, and nobody notices then that the job is stopped.
 const WORK: &str = "exec 3<>go; echo pid=$$=; read _ <&3; echo work-is-done";
 
-/// The same, ready for a trap.
+/// A command that works for ever in short steps, between which a shell runs its traps.
 const LOOP: &str = "echo pid=$$=; while :; do sleep 0.02; done";
 
 fn finish(rig: &Rig) {
@@ -31,7 +32,7 @@ fn shell(rig: &Rig) -> Terminal {
     terminal
 }
 
-/// The number between `pid=` and `=`.
+/// Waits for the number between `pid=` and `=`, and returns the last one.
 fn pid_shown(terminal: &Terminal) -> i32 {
     let pid = || {
         let text = terminal.text();
@@ -80,10 +81,10 @@ fn a_command_that_handles_ctrl_c_decides_itself() {
     rig.assert_free_and_alone();
 }
 
-/// Suspends a command; gives its PID and gpuctl's.
+/// Suspends a command, and returns its PID and gpuctl's.
 fn suspend(rig: &Rig, terminal: &Terminal) -> (i32, i32) {
     let work = pid_shown(terminal);
-    // The other one is its watchdog.
+    // The other gpuctl is the watchdog.
     let all = rig.gpuctls();
     let is_it = |pid: &&i32| parent(**pid).is_some_and(|parent| !all.contains(&parent));
     let gpuctl = *all.iter().find(is_it).unwrap();
@@ -330,8 +331,8 @@ fn where_nobody_can_continue_it_ctrl_z_suspends_nothing_for_good() {
     until("it has the terminal", || terminal.foreground() == work);
     terminal.presses(CTRL_Z);
     finish(&rig);
-    // As its work does. What that shows may be lost: gpuctl leads the session, and with its leader's end the kernel
-    // throws away what has not been read.
+    // gpuctl ends as its command does. What that shows may be lost: gpuctl leads the session, and
+    // when the leader ends, the kernel throws away what has not been read.
     assert_eq!(terminal.ends().code(), Some(0));
     rig.assert_free_and_alone();
 }

@@ -1,11 +1,12 @@
-//! Services of a compose project, found by the labels that compose puts on its containers.
+//! Tests of services of a compose project, whose containers are found by the labels that compose
+//! puts on them.
 
 use rig::{Rig, until};
 use serde_json::{Value, json};
 use toml::Table;
 
-/// Makes a container as compose does for a service of a project, with more options of `docker create`, and more flags
-/// of the server. Gives its name.
+/// Makes a container as compose does for a service of a project, with more options of
+/// `docker create` and more flags of the server; returns its name.
 fn replica(rig: &Rig, service: &str, number: u32, options: &[&str], flags: &str) -> String {
     replica_in("host", rig, service, number, options, flags)
 }
@@ -41,7 +42,7 @@ fn replica_in(
     name
 }
 
-/// Writes a service of the project into the configuration.
+/// Configures a service of the project.
 fn declare(rig: &Rig, name: &str, settings: &str) {
     let text = format!("type = 'compose'\nproject = '{}'\n{settings}", rig.mark("mcn"));
     rig.set(&format!("services.{name}"), text.parse::<Table>().unwrap());
@@ -107,7 +108,8 @@ fn what_has_ended_beside_what_is_healthy_already_is_started_without_waiting_for_
     let is_old = || service(&rig, "stack")["uptime_s"].as_u64().is_some_and(|age| age > 2);
     until("its check passed seconds ago", is_old);
     rig.docker(&["kill", &web]);
-    // The engine tells of a check when it changes: who waits for that hears that it fails.
+    // The engine reports a check when its result changes, so a start that waited for that would
+    // hear that the check fails.
     let later = format!("(sleep 5; touch {card}/ill) >/dev/null 2>&1 &");
     let next = "PATH=${PATH#*:} exec docker \"$@\"";
     rig.program("docker", &format!("if [ \"$1\" = events ]; then {later} fi\n{next}"));
@@ -128,7 +130,7 @@ fn a_whole_project_starts_what_others_depend_on_first_and_stops_it_last() {
         "",
     );
     let db = replica(&rig, "db", 1, &[], "");
-    // What `docker compose run` has left is no part of it.
+    // A container that `docker compose run` has left is no part of the project's services.
     let shell = replica(&rig, "db", 7, &["--label", "com.docker.compose.oneoff=True"], "");
     declare(&rig, "stack", "vram_mb = 100");
     let id = |name: &str| {
@@ -169,7 +171,7 @@ fn a_service_waits_for_its_dependencies_as_its_compose_file_says() {
     let load = replica(&rig, "load", 1, &[], "--exit-after 200ms");
     let label = on("db:service_healthy:true,load:service_completed_successfully:false");
     let tts = replica(&rig, "tts", 1, &["--label", &label], "");
-    // What it depends on belongs to no service, and is started all the same.
+    // The dependencies belong to no service of gpuctl, and are started all the same.
     declare(&rig, "tts", "service = 'tts'\nvram_mb = 100");
     let start = rig.gpuctl("start tts").spawn();
     until("its dependencies were started", || runs(&rig, &db));
@@ -216,10 +218,10 @@ fn one_project_twice_is_refused_and_so_is_its_container_beside_it() {
         let check = rig.gpuctl("config check").run().fails("config");
         check.stderr_has("services.twin").stderr_has("as service tts");
     }
-    // One service each is no contradiction.
+    // Two services of gpuctl with one compose service each are no contradiction.
     declare(&rig, "twin", "service = 'web'\nvram_mb = 1");
     rig.gpuctl("config check").run().succeeds().stdout_has("2 services");
-    // By its name, it is found out in the world.
+    // A container that is given by its name is only found out by looking at the engine.
     let named = format!("type = 'docker'\ncontainer = '{name}'\nvram_mb = 1");
     rig.set("services.twin", named.parse::<Table>().unwrap());
     for words in ["start tts", "stop twin", "release-all"] {
@@ -249,7 +251,7 @@ fn however_many_services_of_projects_there_are_the_engine_is_asked_twice() {
 fn each_replica_that_is_asked_to_unload_has_the_time_of_a_call_of_its_own() {
     let Some(rig) = Rig::with_docker() else { return };
     let network = rig.network();
-    // Two such calls take longer than one may.
+    // Two such calls together take longer than one may.
     let server = "--host 0.0.0.0 --port 8000 --api vllm --vram 6000 --unload-residual 500 --sleep-delay 6500ms";
     for number in [1, 2] {
         replica_in(&network, &rig, "chat", number, &[], server);
@@ -265,7 +267,8 @@ fn each_replica_that_is_asked_to_unload_has_the_time_of_a_call_of_its_own() {
     assert_eq!(service(&rig, "chat")["state"], "asleep");
 }
 
-/// Two services of gpuctl, of which one depends on the other; gives their containers.
+/// Configures services `db` and `app`, of which `app` depends on `db`; returns the names of their
+/// containers, `db` first.
 fn app_on_db(rig: &Rig, memory: [u32; 2], condition: &str) -> [String; 2] {
     let label = format!("com.docker.compose.depends_on=db:{condition}:false");
     let [db_memory, app_memory] = memory;
@@ -320,11 +323,12 @@ fn a_service_that_another_one_depends_on_is_ready_before_it_and_goes_after_it() 
         let order: Vec<bool> = stopped.map(|call| call.contains(&ids[0])).collect();
         assert_eq!(order, [true, false], "{calls:?}");
     }
-    // Who stops it says so.
+    // A stop of `db` stops it alone, since that is what the caller asks for.
     rig.gpuctl("start app --quiet").run().succeeds();
     rig.gpuctl("stop db").run().succeeds().stdout_has("stopped db").progress();
     assert!(runs(&rig, &app) && !runs(&rig, &db));
-    // Who makes room stops nobody on whom one depends that stays, though that would be enough.
+    // Stopping `db` alone would make enough room, but `app`, which depends on it, must not stay
+    // without it.
     rig.gpuctl("start app --quiet").run().succeeds();
     rig.set("services.app.priority", 10);
     rig.native("render").vram(21500).phases([4]).add();

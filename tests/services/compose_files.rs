@@ -1,21 +1,24 @@
-//! A real compose project, whose files gpuctl and its owner both work with.
+//! Tests with a real compose project, whose files gpuctl and the project's owner both work with.
 
 use rig::{Rig, compose_or_skip, until};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use toml::Table;
 
-/// A project of four services, with a health check each.
+/// A real compose project of four services, with a health check each.
 struct Project {
     rig: Rig,
     file: PathBuf,
 }
 
+/// The services of the project, each with its memory in MB and its phase.
 const SERVICES: [(&str, u32, u32); 4] =
     [("vidi", 12000, 2), ("cosyvoice", 4000, 3), ("ollama", 6000, 3), ("comfyui", 20000, 4)];
 
 impl Project {
-    /// None without an engine or without compose.
+    /// Writes the project's file and configures its services, with more lines for each, in which
+    /// `FILE` stands for that file. `None`, after reporting the skip, without an engine or without
+    /// compose.
     #[track_caller]
     fn of_four(more: &str) -> Option<Project> {
         let rig = Rig::with_docker()?;
@@ -47,7 +50,7 @@ impl Project {
         Some(Project { rig, file })
     }
 
-    /// Runs compose as its owner does.
+    /// Runs compose as the project's owner does.
     #[track_caller]
     fn by_hand(&self, words: &str) {
         let command = format!("docker compose --file {} {words}", self.file.display());
@@ -61,7 +64,7 @@ impl Project {
         self.assert_in(phase);
     }
 
-    /// The services of the phase are ready, and no others.
+    /// Asserts that the services of the phase are ready, and that no others run.
     #[track_caller]
     fn assert_in(&self, phase: u32) {
         let status: Value = self.rig.gpuctl("status --json").run().succeeds().json();
@@ -78,7 +81,7 @@ impl Project {
 #[test]
 fn a_compose_project_walks_through_the_phases_while_its_owner_works_with_it_too() {
     let Some(project) = Project::of_four("files = ['FILE']") else { return };
-    // Nothing was ever created.
+    // No container of the project exists yet.
     project.prepare(2);
     project.prepare(3);
     project.by_hand("up --detach --force-recreate cosyvoice ollama");
@@ -112,7 +115,7 @@ fn a_container_that_is_missing_is_made_from_the_files_that_the_others_name() {
     project.by_hand("down --timeout 5");
 }
 
-/// As `docker compose --env-file` has made the others.
+/// The owner has made the other containers with `docker compose --env-file`.
 #[test]
 fn a_container_that_is_missing_is_made_with_the_variables_of_the_others() {
     let Some(project) = Project::of_four("") else { return };
@@ -143,13 +146,14 @@ fn without_compose_a_missing_container_is_not_found_before_anything_is_stopped_f
     project.by_hand("down --timeout 5");
 }
 
-/// Compose makes containers anew when their configuration has changed, with other ids.
+/// Compose makes containers anew, with other IDs, when their configuration has changed.
 #[test]
 fn containers_that_are_made_anew_in_the_middle_of_a_plan_are_no_failure() {
     let Some(project) = Project::of_four("files = ['FILE']") else { return };
     let rig = &project.rig;
     project.prepare(3);
-    // Made anew between the look and the stop: what is stopped has gone, and another is there.
+    // The container is made anew between the look and the stop: the one to be stopped has gone, and
+    // another is there.
     let compose = format!(
         "docker compose --file {} up --detach --force-recreate cosyvoice",
         project.file.display()

@@ -1,4 +1,5 @@
-//! Containers on a real engine: what of them is seen, how they are stopped, and what the engine is asked.
+//! Tests of containers on a real engine: what is seen of them, how they are stopped, and what the
+//! engine is asked.
 
 use super::podman::{DEVICES, verdict};
 use rig::{Rig, command, skip_or_fail, until};
@@ -7,7 +8,8 @@ use std::fs;
 use std::path::Path;
 use toml::Table;
 
-/// One of the engine's facts about a container: `fact(&rig, voice.mark(), ".State.ExitCode")`.
+/// Returns one of the engine's facts about a container, as in
+/// `fact(&rig, voice.mark(), ".State.ExitCode")`.
 fn fact(rig: &Rig, container: &str, field: &str) -> String {
     let format = format!("{{{{{field}}}}}");
     rig.docker(&["container", "inspect", "--format", &format, container]).trim().to_owned()
@@ -156,7 +158,7 @@ fn an_image_of_that_name_is_no_container() {
     let voice = rig.container("voice").not_installed().add();
     let image = fact(&rig, other.mark(), ".Config.Image");
     rig.docker(&["tag", &image, voice.mark()]);
-    // What `docker inspect` without a type would have found.
+    // `docker inspect` without a type would have found the image.
     assert!(rig.docker(&["inspect", voice.mark()]).contains("\"RepoTags\""));
     let start = rig.gpuctl("start voice").run();
     let state = status(&rig)["services"]["voice"].clone();
@@ -191,7 +193,7 @@ fn a_container_that_ended_badly_is_stopped_and_its_end_is_told() {
     let status = status(&rig);
     assert_eq!(status["services"]["voice"]["state"], "stopped");
     assert_eq!(status["services"]["voice"]["detail"], "exited with code 3");
-    // There is nothing to stop, and nothing to complain about.
+    // Nothing is left to stop, and nothing to complain about.
     rig.gpuctl("stop voice").run().succeeds().stdout_has("voice: nothing to do");
     rig.gpuctl("release-all").run().succeeds().stdout_has("nothing to do");
 }
@@ -249,7 +251,7 @@ fn of_several_that_cannot_be_ended_each_is_told() {
 
 #[test]
 fn a_container_that_is_being_removed_is_waited_for_and_gone_is_as_good_as_stopped() {
-    // No engine can be held in the middle of a removal.
+    // No real engine can be held in the middle of a removal, so a script answers in its place.
     let rig = Rig::new();
     let voice =
         json!([{"Id": "1", "Name": "/voice", "State": {"Status": "removing", "Dead": false}}]);
@@ -282,7 +284,7 @@ fn a_forced_stop_waits_for_a_removal_that_has_begun() {
     }
     let voice = rig.mark("voice");
     rig.owns_container(&voice);
-    // Their removal takes longer than a call of the client.
+    // The removal of so many files takes longer than a call of Docker's client.
     let files = "i=0; while [ $i -lt 20000 ]; do : >/f$i; i=$((i+1)); done; echo; exec sleep 1000";
     let create = ["run", "--detach", "--rm", "--network", "none", "--name", &voice];
     rig.docker(&[&create[..], &[rig.engine().image(), "/bin/sh", "-c", files]].concat());
@@ -291,7 +293,7 @@ fn a_forced_stop_waits_for_a_removal_that_has_begun() {
         "services.voice",
         toml::toml! { type = "docker" container = (voice.as_str()) vram_mb = 1 },
     );
-    // It ends just before it is killed.
+    // The container ends just before gpuctl kills it.
     let next = "PATH=${PATH#*:}; if [ $1 = kill ]; then docker \"$@\"; fi; exec docker \"$@\"";
     rig.program("docker", next);
     let stopped = rig.gpuctl("stop voice --force --json").run().succeeds().ignores_stderr().json();
@@ -302,7 +304,8 @@ fn a_forced_stop_waits_for_a_removal_that_has_begun() {
 
 #[test]
 fn what_the_client_has_said_counts_before_its_end() {
-    // Docker's own client ends so soon after its answer that nobody sees which is waited for.
+    // Docker's own client ends so soon after its answer that nobody would see which of the two
+    // gpuctl waits for.
     let rig = Rig::new();
     let voice = json!([{"Id": "1", "Name": "/voice", "State": {"Status": "exited"}}]);
     rig.file("home/voice.json", &serde_json::to_string_pretty(&voice).unwrap());
@@ -318,7 +321,8 @@ fn what_the_client_has_said_counts_before_its_end() {
     assert_eq!(shown["services"]["voice"]["state"], "stopped");
 }
 
-/// Docker knows the Container Device Interface since version 25, and cannot be configured for it before.
+/// Docker has the Container Device Interface since version 25, and cannot be configured for it
+/// before.
 #[test]
 fn a_card_by_the_container_device_interface_is_one_before_and_after_the_first_start() {
     let version = command("dockerd").arg("--version").output();
@@ -366,7 +370,7 @@ fn a_card_by_the_container_device_interface_is_one_before_and_after_the_first_st
     rig.gpuctl("stop voice").run().succeeds().stdout_has("stopped voice").progress();
     is_told("when it has ended");
 
-    // The card that gpuctl watches is 0, and not every such device is a card.
+    // gpuctl watches GPU 0, and not every device of that interface is a card.
     create("other", "nvidia.com/gpu=7");
     create("web", "vendor.com/net=all");
     let report = report();

@@ -1,4 +1,5 @@
-//! How often Docker's client is called, whose start takes longer than all that gpuctl does itself.
+//! Tests of how often gpuctl calls Docker's client, whose start takes longer than all that gpuctl
+//! does itself.
 
 use rig::Rig;
 use std::path::Path;
@@ -23,7 +24,7 @@ fn a_start_a_change_of_phase_and_doctor_call_it_no_more_than_they_must() {
         rig.gpuctl("doctor --quiet").run().ignores_stdout().ignores_stderr().ended();
     });
     assert!(doctor.len() <= 2, "{doctor:?}");
-    // One that has no health check at all.
+    // This container has no health check at all.
     rig.container("plain").without_health().add();
     let plain = rig.docker_calls(|| {
         rig.gpuctl("start plain --quiet").run().succeeds();
@@ -62,7 +63,7 @@ fn a_healthcheck_of_a_container_is_waited_for_and_not_asked_for() {
         return rig::skip_or_fail("busybox", "busybox for the image");
     }
     let voice = rig.mark("voice");
-    // In its own file system, where it appears after a while.
+    // The check looks for a file in the container's own file system, which appears after a while.
     let check =
         ["--health-cmd", "test -e /well", "--health-interval", "100ms", "--health-retries", "1000"];
     rig.owns_container(&voice);
@@ -105,7 +106,7 @@ fn where_the_first_process_reaps_nobody_no_client_is_left_behind() {
         return rig::skip_or_fail("namespaces", "PID namespace");
     }
     rig.container("voice").add();
-    // A client that takes its time to end after its last word.
+    // This client takes its time to end after its last word.
     rig.program("docker", "PATH=${PATH#*:} docker \"$@\"\nsleep 0.3");
     let look = "gpuctl status --quiet >/dev/null; cat /proc/[0-9]*/comm";
     let names = rig.shell(&format!("exec {unshare} sh -c '{look}'")).run().succeeds().text();

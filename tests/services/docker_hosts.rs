@@ -1,4 +1,5 @@
-//! The ways in which Docker's client is told of its engine, which are its own matter: gpuctl works with each.
+//! Tests that gpuctl works with each way in which Docker's client is told where its engine is;
+//! those ways are the client's own matter.
 
 use rig::{Invocation, Rig, root_or_skip, skip_or_fail, until, works};
 use serde_json::json;
@@ -6,7 +7,8 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::thread;
 
-/// A service is started, asked for and stopped by who speaks to the engine so; `before` is said in the shell first.
+/// Starts a service, asks for it and stops it, each in a shell that first runs `before` to say
+/// where the engine is.
 #[track_caller]
 fn works_by(rig: &Rig, before: &str) {
     let gpuctl =
@@ -30,13 +32,13 @@ fn an_engine_is_found_by_a_context_that_is_in_use_or_is_named() {
     works_by(&rig, "unset DOCKER_HOST; export DOCKER_CONTEXT=mine");
     rig.shell("docker context use mine").run().succeeds().ignores_stdout().ignores_stderr();
     works_by(&rig, "unset DOCKER_HOST");
-    // One that does not exist is told of as such.
+    // A context that does not exist is named in the error.
     let refused =
         rig.shell("unset DOCKER_HOST; DOCKER_CONTEXT=absent exec gpuctl start voice").run();
     refused.fails("unavailable").stderr_has("absent");
 }
 
-/// As a proxy in front of the socket does, or `dockerd -H tcp://`.
+/// A proxy in front of the socket, or `dockerd -H tcp://`, makes an engine speak TCP.
 #[test]
 fn an_engine_is_spoken_to_over_tcp() {
     let Some(rig) = Rig::with_docker() else { return };
@@ -44,7 +46,7 @@ fn an_engine_is_spoken_to_over_tcp() {
     let socket = rig.engine().host().trim_start_matches("unix://").to_owned();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
-    // It ends with the test.
+    // The thread ends with the test.
     thread::spawn(move || {
         for client in listener.incoming().flatten() {
             let Ok(engine) = UnixStream::connect(&socket) else { continue };
@@ -58,7 +60,7 @@ fn an_engine_is_spoken_to_over_tcp() {
     refused.fails("unavailable").stderr_has(&port.to_string());
 }
 
-/// Carries what each of both says to the other.
+/// Carries what each side sends to the other, in threads of its own.
 fn carry(client: TcpStream, engine: UnixStream) {
     let (mut from_client, mut from_engine) =
         (client.try_clone().unwrap(), engine.try_clone().unwrap());
@@ -73,8 +75,9 @@ fn carry(client: TcpStream, engine: UnixStream) {
     });
 }
 
-/// An sshd of the test's own, for root, who is let in by one key. What it needs in /run, it has in a mount that nobody else
-/// sees, and so it has root's shell do nothing of its own at each login.
+/// A script that starts an sshd in folder $1 on port $2, which lets root in by one key and sets
+/// `DOCKER_HOST` to $3. It gets /run as a mount that nobody else sees, and root's shell does
+/// nothing of its own at a login, since its profile is hidden by another one.
 const SSHD: &str = r#"set -e
 cd "$1"
 for key in key host; do ssh-keygen -q -t ed25519 -N '' -f ssh-$key; done
@@ -103,7 +106,7 @@ fn an_engine_is_spoken_to_over_ssh() {
     let start = rig.file("start-sshd", SSHD).display().to_string();
     let _sshd =
         rig.by_hand(&format!("unshare --mount sh {start} {home} {port} {}", rig.engine().host()));
-    // It reads the settings of whose home is in the list of users, and not in a variable.
+    // ssh reads the settings in the home that the list of users names, and not in `$HOME`.
     let options = format!(
         "-i {home}/ssh-key -o BatchMode=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR"
     );
@@ -113,7 +116,7 @@ fn an_engine_is_spoken_to_over_ssh() {
     works_by(&rig, &format!("export DOCKER_HOST=ssh://root@127.0.0.1:{port}"));
     let nobody = rig.port();
     let host = format!("ssh://root@127.0.0.1:{nobody}");
-    // The client may notice that its ssh has ended before it has read why.
+    // The client may notice that its ssh has ended before it has read the reason.
     until("the client tells where it was refused", || {
         let refused = rig.gpuctl("start voice").env("DOCKER_HOST", &host).run();
         let refused = refused.fails("unavailable").stderr_has("Docker cannot be reached");

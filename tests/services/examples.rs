@@ -1,4 +1,5 @@
-//! The units in `examples/systemd` beside those of HTTP and the canary, on a machine that systemd runs.
+//! Tests of the units in `examples/systemd`, except those of HTTP and the canary, on a machine that
+//! runs systemd.
 
 use crate::canary::bench::Calendar;
 use rig::page::repository;
@@ -26,7 +27,7 @@ fn a_phase_is_a_unit_and_a_timer_writes_the_figures() {
     machine.sh("systemctl start gpuctl-phase@talk.service");
     assert_eq!(corner.state("vidi").0, "ready");
     assert_eq!(machine.try_sh("systemctl is-active gpuctl-phase@talk.service").0, "inactive\n");
-    // It runs each time that it is started.
+    // The unit runs each time that it is started.
     corner.sh("gpuctl stop vidi");
     machine.sh("systemctl start gpuctl-phase@talk.service");
     assert_eq!(corner.state("vidi").0, "ready");
@@ -36,7 +37,7 @@ fn a_phase_is_a_unit_and_a_timer_writes_the_figures() {
     assert_eq!(status, "ExecMainStatus=4\n");
     machine.sh("systemctl start gpuctl-metrics.timer");
     until("the timer writes them", || corner.text("gpuctl.prom").contains("gpuctl_"));
-    // Shut in as the unit is, it sees the card, the processes, the lock and the state.
+    // Though the unit is confined, it sees the card, the processes, the lock and the state.
     let figures = corner.text("gpuctl.prom");
     for figure in ["gpuctl_lock_up 1", "service=\"vidi\",state=\"ready\"} 1"] {
         assert!(figures.contains(figure), "{figures}");
@@ -73,7 +74,7 @@ fn a_timer_gives_back_what_is_idle_and_a_lock_that_is_held_is_no_failure_of_its_
     machine.sh("systemctl stop gpuctl-release-idle.timer");
 }
 
-/// The values of a key in the timers of the examples.
+/// Returns the values of a key in all timers of the examples.
 fn timers(key: &str) -> Vec<String> {
     let entries = fs::read_dir(repository().join("examples/systemd")).unwrap().flatten();
     let timers = entries.filter(|entry| entry.path().extension().is_some_and(|it| it == "timer"));
@@ -105,7 +106,7 @@ fn the_timers_times_are_such_as_systemd_knows_and_the_canarys_are_in_the_default
     let delay = analyze(&format!("timespan '{}'", delays[0]));
     let delay = delay.lines().find_map(|line| line.trim().strip_prefix("us: ")).unwrap();
     let delay = delay.parse::<u64>().unwrap() / 1_000_000;
-    // In winter and in summer, and on the days on which the clocks change.
+    // These days are in winter and in summer, and those on which the clocks change.
     for day in ["2026-01-10", "2026-07-10", "2026-03-08", "2026-11-01"] {
         let told = analyze(&format!("calendar --base-time='{day} 00:00:00 UTC' '{}'", times[0]));
         let next = told.lines().find_map(|line| line.trim().strip_prefix("Next elapse: "));

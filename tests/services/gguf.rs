@@ -1,4 +1,5 @@
-//! A language model of a few MB that says nothing: of llama's architecture, with random weights and a token for each byte.
+//! A language model of a few MB, for tests: it has llama's architecture, random weights and a token
+//! for each byte, and what it says means nothing.
 
 use std::fs;
 use std::path::Path;
@@ -7,19 +8,20 @@ const WIDTH: u64 = 256;
 const INNER: u64 = 1024;
 const HEADS: u32 = 4;
 const LAYERS: u32 = 4;
-/// Tokens of the context that it has been trained for.
+/// Length, in tokens, of the context that the model claims to be trained for.
 const CONTEXT: u32 = 32768;
 
-/// A value's type by its number.
+/// GGUF's number for the type of unsigned 32-bit values.
 const U32: u32 = 4;
 const I32: u32 = 5;
 const F32: u32 = 6;
 const TEXT: u32 = 8;
 const LIST: u32 = 9;
 
-/// Data begins at multiples of this.
+/// Alignment of data in the file, in bytes.
 const ALIGNMENT: usize = 32;
 
+/// A GGUF file, or a part of it, that is being written.
 #[derive(Default)]
 struct Writer {
     bytes: Vec<u8>,
@@ -62,7 +64,7 @@ impl Writer {
     }
 }
 
-/// Writes the model as a GGUF file.
+/// Writes the model to a GGUF file.
 pub fn write(path: &Path) {
     let mut about = Writer::default();
     for (key, text) in [("general.architecture", "llama"), ("tokenizer.ggml.model", "llama")] {
@@ -90,7 +92,7 @@ pub fn write(path: &Path) {
     about.list("tokenizer.ggml.scores", F32, tokens.len());
     tokens.iter().for_each(|_| about.u32(0));
     about.list("tokenizer.ggml.token_type", I32, tokens.len());
-    // Unknown, control, control, and bytes.
+    // The types are unknown, control, control, and bytes.
     let types = [2, 3, 3].into_iter().chain([6; 256]);
     types.for_each(|of_type| about.u32(of_type));
 
@@ -106,7 +108,7 @@ pub fn write(path: &Path) {
         file.text(name);
         file.u32(shape.len() as u32);
         shape.iter().for_each(|size| file.u64(*size));
-        // 32-bit floats.
+        // The weights are 32-bit floats.
         file.u32(0);
         file.u64(offset as u64);
         offset += (shape.iter().product::<u64>() as usize * 4).next_multiple_of(ALIGNMENT);
@@ -125,7 +127,7 @@ pub fn write(path: &Path) {
     fs::write(path, file.bytes).unwrap();
 }
 
-/// The names and shapes of its weights.
+/// Returns the names and shapes of the model's weights.
 fn tensors(tokens: u64) -> Vec<(String, Vec<u64>)> {
     let mut tensors = vec![
         ("token_embd.weight".to_owned(), vec![WIDTH, tokens]),

@@ -1,5 +1,6 @@
-//! A real llama-server, with one model and as a router of several, with models that say nothing. What it holds on the
-//! simulated card, a library that is loaded into it says.
+//! Tests with a real llama-server, which has one model or is a router of several; what the models
+//! say means nothing. A library that is loaded into the server reports to the simulated card what
+//! the server holds.
 
 use super::gguf;
 use rig::{Rig, Service, skip_or_fail, until, works};
@@ -8,10 +9,11 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// What each of its processes holds, in MB.
+/// Memory that each process of the server holds, in MB.
 const HELD: u64 = 1200;
 
-/// The program that `$GPUCTL_TEST_LLAMA_SERVER` names, or `llama-server`. None, loudly, where there is none.
+/// Returns the program that `$GPUCTL_TEST_LLAMA_SERVER` names, or `llama-server`; `None`, after
+/// reporting the skip, if it does not run.
 fn program() -> Option<String> {
     let named = std::env::var("GPUCTL_TEST_LLAMA_SERVER").unwrap_or_default();
     let program = if named.is_empty() { "llama-server".to_owned() } else { named };
@@ -24,7 +26,7 @@ fn program() -> Option<String> {
     is_there.then_some(program)
 }
 
-/// A file of a model in a folder that has nothing else.
+/// Writes a model to a file in a folder that holds nothing else, and returns its path.
 fn model(rig: &Rig) -> PathBuf {
     let file = rig.path("models/a.gguf");
     fs::create_dir_all(file.parent().unwrap()).unwrap();
@@ -32,7 +34,7 @@ fn model(rig: &Rig) -> PathBuf {
     file
 }
 
-/// The server with options of its own, which runs, and one that needs its memory.
+/// Starts the server with these options, and adds a service that needs its memory.
 fn rig_with(options: impl Fn(&Rig) -> String) -> Option<(Rig, Service)> {
     let program = program()?;
     let rig = Rig::new();
@@ -57,7 +59,7 @@ fn with_one_model() -> Option<(Rig, Service)> {
     rig_with(|rig| format!("--model {}", model(rig).display()))
 }
 
-/// With the models a and b, none of which is loaded.
+/// Starts the server as a router of the models a and b, neither of which is loaded.
 fn with_two_models() -> Option<(Rig, Service)> {
     let (rig, llama) = rig_with(|rig| {
         let file = model(rig);
@@ -72,12 +74,12 @@ fn jobs(rig: &Rig) -> Value {
     rig.gpuctl("status --json").run().succeeds().json()["services"]["llama"]["jobs"].clone()
 }
 
-/// A request for so many tokens.
+/// Returns a request for this number of tokens.
 fn completion(model: &str, tokens: u64) -> Value {
     json!({"model": model, "prompt": "a", "n_predict": tokens, "ignore_eos": true})
 }
 
-/// How many tokens it makes in that time, about.
+/// Returns about how many tokens the server generates in this time.
 fn tokens_in(time: Duration, llama: &Service, model: &str) -> u64 {
     let answer = llama.request("/completion", &completion(model, 256)).join().unwrap().unwrap();
     let answer: Value = serde_json::from_str(&answer).unwrap();
@@ -85,7 +87,7 @@ fn tokens_in(time: Duration, llama: &Service, model: &str) -> u64 {
     (rate * time.as_secs_f64()) as u64
 }
 
-/// The tokens that an answer has.
+/// Returns the number of tokens that an answer reports.
 fn made(answer: Option<String>) -> Value {
     let answer: Value = serde_json::from_str(&answer.expect("it was cut off")).unwrap();
     answer["tokens_predicted"].clone()
@@ -119,7 +121,7 @@ fn a_llama_server_with_an_open_stream_is_not_cut_off_and_ends_where_that_is_want
     assert!(llama.is_healthy());
     let stop = rig.gpuctl("stop llama --no-drain --json").run().succeeds().progress().json();
     let note = stop["steps"][0]["note"].as_str().unwrap();
-    // It waits for its streams after TERM.
+    // The server waits for its streams after TERM.
     assert!(note.starts_with("1 job cut off"), "{stop}");
     assert_eq!(rig.card.used_mb(), 0);
     stream.join().unwrap();

@@ -1,16 +1,18 @@
-//! Native services that are started in a login over ssh, on a machine that systemd runs: they outlive the login, with and
-//! without linger, and the next login finds and ends them.
+//! Tests of native services that are started in a login over ssh, on a machine that runs systemd:
+//! they outlive the login, with and without linger, and the next login finds and ends them.
 
 use rig::{Corner, Machine, Ssh, until};
 
-/// What a user types, in a configuration and a state folder of the corner's and the user's.
+/// Returns a call of gpuctl as a user types it, with the corner's configuration and a state folder
+/// of the user's.
 fn gpuctl(corner: &Corner, user: &str, words: &str) -> String {
     let home = if user == "root" { corner.path("") } else { format!("/home/{user}/") };
     let config = corner.path("gpuctl.toml");
     format!("GPUCTL_STATE_DIR={home}state /io/bin/gpuctl --config {config} {words}")
 }
 
-/// The user starts a service in one login, and it is still there when that is over; gives its control group.
+/// Asserts that a service which the user starts in one login is still there when that login is
+/// over; returns its control group.
 #[track_caller]
 fn outlives_the_login(corner: &Corner, ssh: &Ssh, user: &str, flags: &str) -> String {
     let (one, port) = (corner.mark("one"), corner.port);
@@ -23,7 +25,7 @@ fn outlives_the_login(corner: &Corner, ssh: &Ssh, user: &str, flags: &str) -> St
     group.trim().to_owned()
 }
 
-/// The user ends it in another login.
+/// Asserts that the user can end the service in another login.
 #[track_caller]
 fn ends(corner: &Corner, ssh: &Ssh, user: &str) {
     let (one, port) = (corner.mark("one"), corner.port);
@@ -43,7 +45,8 @@ fn a_service_that_is_started_over_ssh_outlives_the_login_with_and_without_linger
     until("the lingering user's systemd is up", || {
         machine.try_sh("test -S /run/user/1991/systemd/private").1
     });
-    // With a terminal, whose end is told to all that is in its session, and without.
+    // Logins come without a terminal, and with one, whose end is told to all that is in its
+    // session.
     for flags in ["", "-tt"] {
         let group = outlives_the_login(&corner, &ssh, "root", flags);
         assert!(group.starts_with(&format!("0::/system.slice/gpuctl-{one}-")), "{group}");
@@ -52,12 +55,13 @@ fn a_service_that_is_started_over_ssh_outlives_the_login_with_and_without_linger
         let is_users = group.contains("/user@1991.service/");
         assert!(is_users && group.contains(&format!("/gpuctl-{one}-")), "{group}");
         ends(&corner, &ssh, "lingerer");
-        // A scope of this user's own manager would end with the login: it stays in the session's.
+        // A scope of this user's own manager would end with the login, so the service stays in the
+        // session's.
         let group = outlives_the_login(&corner, &ssh, "tester", flags);
         assert!(group.contains("/user-1990.slice/session-"), "{group}");
         ends(&corner, &ssh, "tester");
     }
-    // Where logind ends what a login leaves, a scope is what it does not leave.
+    // If logind ends what a login leaves behind, a scope is left alone.
     machine.sh(
         "mkdir -p /etc/systemd/logind.conf.d && \
          printf '[Login]\\nKillUserProcesses=yes\\nKillExcludeUsers=\\n' >/etc/systemd/logind.conf.d/kill.conf && \
@@ -67,7 +71,7 @@ fn a_service_that_is_started_over_ssh_outlives_the_login_with_and_without_linger
         outlives_the_login(&corner, &ssh, user, "-tt");
         ends(&corner, &ssh, user);
     }
-    // Without either it ends, and nobody is told that it runs.
+    // With neither linger nor a scope that stays, the service ends, and is not said to run.
     machine.sh(&ssh.login("tester", "", &gpuctl(&corner, "tester", &format!("start {one}"))));
     until("it has ended", || !machine.try_sh(&format!("pgrep -fx 'sleep {port}0'")).1);
     let state = ssh.json("tester", &gpuctl(&corner, "tester", "status --json"));

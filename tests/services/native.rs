@@ -1,12 +1,12 @@
-//! Native services: what reaches their processes, what becomes of a start script, how they are stopped, and whose
-//! processes are whose.
+//! Tests of native services: what reaches their processes, what becomes of a start script, how they
+//! are stopped, and which processes belong to which service.
 
 use rig::{Rig, Script, Service, until};
 use serde_json::{Value, json};
 use std::fs;
 use toml::Table;
 
-/// The server itself, not a shell that it was started from.
+/// Returns the PID of the server itself, and not of a shell that it was started from.
 fn server_of(rig: &Rig, service: &Service) -> i32 {
     let is_server = |pid: &i32| comm(*pid) == "simserver";
     rig.processes_of(service).into_iter().find(is_server).expect("a server")
@@ -16,7 +16,7 @@ fn comm(pid: i32) -> String {
     fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_owned()
 }
 
-/// The program that model servers run.
+/// Returns the path of the program that stands for a model server.
 fn simserver(service: &Service) -> &str {
     service.command().split_whitespace().next().unwrap()
 }
@@ -145,7 +145,7 @@ fn a_stop_command_that_hangs_is_ended_and_the_service_too() {
     rig.gpuctl("start vidi").run().succeeds().stdout_has("started vidi").progress();
     let stop = rig.gpuctl("stop vidi").run().succeeds().stdout_has("stopped vidi");
     stop.stderr_has("did not answer within 500ms").stderr_has("killed");
-    // Of the stop command neither.
+    // Nothing is left of the stop command either.
     rig.assert_no_process_of(&vidi);
 }
 
@@ -166,7 +166,7 @@ fn force_kills_at_once_and_asks_no_stop_command() {
         .native("vidi")
         .server("--ignore-term --fork 2")
         .set("stop", "touch asked")
-        // More than the rig waits.
+        // This is longer than the rig waits.
         .set("stop_timeout", "2m")
         .add();
     rig.gpuctl("start vidi").run().succeeds().stdout_has("started vidi").progress();
@@ -234,7 +234,8 @@ fn a_service_of_the_same_name_in_another_configuration_is_another() {
     let other = rig.path("other.toml");
     fs::copy(rig.path("gpuctl.toml"), &other).unwrap();
     rig.gpuctl("start vidi").run().succeeds().stdout_has("started vidi").progress();
-    // What serves on its port may be it for all that this configuration can tell, and is left alone.
+    // For all that this configuration can tell, the process on the port may be this service, so it
+    // is left alone.
     let stop = rig.gpuctl("stop vidi --config").arg(&other).run();
     stop.exits(6).stderr_has("not proven");
     assert!(vidi.is_healthy());

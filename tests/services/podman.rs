@@ -1,4 +1,4 @@
-//! podman in Docker's place: its own answers, and what it leaves out.
+//! Tests of podman in Docker's place: where it answers differently, and what it leaves out.
 
 use rig::{Invocation, Rig, root_or_skip, skip_or_fail, until, works};
 use serde_json::{Value, json};
@@ -7,18 +7,19 @@ use toml::Table;
 /// A podman with folders of its own, which are removed with the rig.
 struct Podman {
     rig: Rig,
-    /// Makes a command that of the user whose podman it is; empty for root's.
+    /// Words that, put before a command, run it as the podman's user; empty for root.
     user: String,
 }
 
 impl Podman {
-    /// None, loudly, where there is none or it cannot run containers.
+    /// Finds root's podman. `None`, after reporting the skip, if there is none or it cannot run
+    /// containers.
     #[track_caller]
     fn find() -> Option<Podman> {
         Podman::of(|_| Some(String::new()))
     }
 
-    /// That of a user, who has one ID and nothing of root's.
+    /// Finds the podman of a user who has a single ID and none of root's rights.
     #[track_caller]
     fn rootless() -> Option<Podman> {
         Podman::of(Rig::as_a_user)
@@ -41,7 +42,7 @@ impl Podman {
         let folder = rig.path("pod").display().to_string();
         let options =
             if podman.user.is_empty() { "" } else { "--storage-opt vfs.ignore_chown_errors=true" };
-        // crun refuses control groups of two kinds beside each other.
+        // crun refuses control groups of both versions beside each other.
         let runtime = if works("runc", &["--version"]) { "--runtime runc" } else { "" };
         rig.program(
             "podman",
@@ -63,7 +64,7 @@ impl Podman {
         Some(podman)
     }
 
-    /// A shell script of whose podman it is.
+    /// Prepares a call of a shell script by the podman's user.
     fn script(&self, script: &str) -> Invocation {
         self.rig.shell_of(&self.user, script)
     }
@@ -73,13 +74,13 @@ impl Podman {
         self.script(script).run().succeeds().ignores_stdout().ignores_stderr();
     }
 
-    /// gpuctl of whose podman it is.
+    /// Prepares a call of gpuctl by the podman's user.
     #[track_caller]
     fn gpuctl(&self, words: &str) -> Invocation {
         self.script(&format!("exec gpuctl {words}"))
     }
 
-    /// Makes a container of a service, which it writes into the configuration by its name; gives its name.
+    /// Makes a container and configures it as a service of this name; returns the container's name.
     fn container(&self, name: &str, options: &str, flags: &str) -> String {
         let rig = &self.rig;
         let service = rig.container(name).not_installed().set("stop_timeout", "1s").add();
@@ -93,7 +94,7 @@ impl Podman {
 
     fn fact(&self, container: &str, field: &str) -> String {
         let words = format!("podman container inspect --format '{{{{{field}}}}}' {container}");
-        // It warns of control groups of the first kind with each call.
+        // podman warns of control groups of version 1 with each call.
         self.script(&words).run().succeeds().ignores_stderr().text().trim().to_owned()
     }
 
@@ -102,7 +103,7 @@ impl Podman {
         serde_json::from_str(&report[report.find('{').unwrap()..]).unwrap()
     }
 
-    /// What `config init` writes of this machine where nothing is configured yet.
+    /// Returns what `config init` writes on this machine, as if nothing were configured yet.
     fn first_configuration(&self) -> Table {
         self.rig.set("docker", "docker");
         let path = self.rig.path("home/found.toml");
@@ -121,7 +122,7 @@ impl Podman {
 
 impl Drop for Podman {
     fn drop(&mut self) {
-        // It ends its containers and lets go of what it has mounted.
+        // This ends podman's containers and lets go of what it has mounted.
         self.script("podman rm --all --force --time 0").run().ended();
     }
 }
@@ -159,14 +160,14 @@ fn starts_stops_and_owns(podman: &Podman) {
     assert_eq!((&told["state"], &told["used_mb"]), (&json!("ready"), &json!(1000)));
     assert_eq!(told["pids"][0].to_string(), podman.fact(&voice, ".State.Pid"));
 
-    // What has no control group of its own cannot be paused.
+    // podman cannot pause a container that has no control group of its own.
     let halt = if podman.user.is_empty() { "pause" } else { "stop --time 0" };
     podman.shell(&format!("podman {halt} {voice}"));
     if podman.user.is_empty() {
         assert_eq!(podman.service("voice")["detail"], "the container is paused");
     }
     podman.gpuctl("start voice").run().succeeds().stdout_has("started voice").progress();
-    // Ten seconds are podman's default, and not this container's own.
+    // podman's default is ten seconds, not the one second of this service.
     let stop = podman.gpuctl("stop voice --json --quiet").run().succeeds().json();
     assert_eq!(stop["steps"][0]["note"], "not gone within 1s, killed");
     assert_eq!(podman.fact(&voice, ".State.Status"), "exited");
@@ -223,7 +224,7 @@ fn what_fails_under_podman_is_told_by_its_own_reason_and_log() {
     rig.container("absent").not_installed().add();
     let how = format!("podman create --name {} --device nvidia.com/gpu=all", rig.mark("absent"));
     rig.gpuctl("start absent").run().fails("not_found").stderr_has(&how);
-    // Behind the name of Docker's client, which it speaks of.
+    // podman is called by the name of Docker's client here, and speaks of that.
     rig.set("docker", "docker");
     let next =
         "echo 'Emulate Docker CLI using podman. Create /etc/containers/nodocker to quiet msg.' >&2";
@@ -233,7 +234,7 @@ fn what_fails_under_podman_is_told_by_its_own_reason_and_log() {
     let told = told.stderr_has("/bin/absent").stderr_text();
     assert!(!told.contains("Emulate"), "{told}");
     rig.gpuctl("start absent").run().fails("not_found").stderr_has("docker create --name");
-    // No engine could have ended it.
+    // A container of podman cannot have ended with an engine, so a failed start is not repeated.
     let calls = rig.file("calls", "");
     rig.program("docker", &format!("echo \"$1\" >>'{}'\nexec podman \"$@\"", calls.display()));
     rig.gpuctl("start voice --quiet").run().fails("start_failed").stderr_has("'--nonsense'");
@@ -276,13 +277,13 @@ fn a_project_of_four_services_walks_through_the_phases_under_podman() {
     };
     prepare(2);
     prepare(3);
-    // Made anew by hand, and started.
+    // The container is made anew by hand, and started.
     let made = create("cosyvoice", 4000, ports[1]);
     podman.shell(&format!("podman start {made}"));
     prepare(3);
     podman.shell(&format!("podman restart --time 1 {made}"));
     prepare(4);
-    // Taken away by hand.
+    // The container is taken away by hand.
     podman.shell(&format!("podman rm --force --time 0 {project}_vidi_1"));
     rig.gpuctl("prepare-phase 2").run().fails("not_found").stderr_has("up --detach vidi");
     create("vidi", 12000, ports[0]);
@@ -315,7 +316,8 @@ fn what_doctor_has_done_about_a_container_of_podman_podman_can_do() {
     assert_eq!(fix("docker.restart"), "recreate it with --restart=unless-stopped");
 }
 
-/// Devices as the NVIDIA container toolkit describes them (`nvidia-ctk cdi generate`), of which none is a card.
+/// Devices as the NVIDIA container toolkit describes them (`nvidia-ctk cdi generate`); none of them
+/// is a real card.
 pub const DEVICES: &str = "cdiVersion: '0.5.0'
 kind: nvidia.com/gpu
 devices:
@@ -335,7 +337,7 @@ devices:
 fn a_card_by_the_container_device_interface_is_one_before_and_after_the_first_start() {
     let Some(podman) = Podman::find() else { return };
     let rig = &podman.rig;
-    // Its own /run has what podman looks for there, and nobody else's.
+    // podman looks for devices in /run, so it gets a /run of its own, which nobody else sees.
     let described = rig.file("devices.yaml", DEVICES);
     let script = format!(
         "mount -t tmpfs none /run && mkdir /run/cdi && cp {} /run/cdi/nvidia.yaml && touch {} && exec sleep infinity",
@@ -356,7 +358,7 @@ fn a_card_by_the_container_device_interface_is_one_before_and_after_the_first_st
         assert_eq!(verdict(&report, "docker.gpu"), "pass", "{when}: {report}");
     };
     is_told("before its first start");
-    // The card that gpuctl watches is 0.
+    // gpuctl watches GPU 0.
     podman.container("other", "--device nvidia.com/gpu=7", "");
     let report = podman.doctor();
     let checks = report["checks"].as_array().unwrap();
@@ -376,6 +378,6 @@ fn a_card_by_the_container_device_interface_is_one_before_and_after_the_first_st
     is_told("while it runs");
     rig.gpuctl("stop voice").run().succeeds().stdout_has("stopped voice").progress();
     is_told("when it has ended");
-    // While the mounts are there that it was made in.
+    // The containers are removed while the mounts that they were made in are still there.
     podman.shell("podman rm --all --force --time 0");
 }

@@ -1,11 +1,11 @@
-//! The queue of a real systemd's jobs: what hangs in it holds nobody up for longer than the step's limit, and what another
-//! unit upholds is restarted or told of.
+//! Tests of the job queue of a real systemd: what hangs in it holds up gpuctl no longer than the
+//! step's limit, and a unit that another one upholds is restarted, or the other one is named.
 
 use super::units::{fails, install, service, succeeds};
 use rig::{Corner, Machine, until, with_room};
 use std::time::Instant;
 
-/// A unit of the corner's that another test cannot meet; gives its name.
+/// Installs a unit whose name no other test uses; returns that name.
 fn other(corner: &Corner, text: &str) -> String {
     let unit = format!("{}.service", corner.mark("other"));
     corner.unit(&unit, text);
@@ -30,7 +30,7 @@ fn a_start_that_is_queued_behind_a_unit_that_hangs_ends_at_its_limit_and_can_be_
         assert!(begun.elapsed() < with_room(2), "{words}: {:?}", begun.elapsed());
         let (state, detail) = corner.state("vllm");
         assert_eq!((&*state, &*detail), ("starting", "systemd has queued its start"));
-        // A phase that needs the card, and a stop: neither waits for what hangs.
+        // Neither a release nor a stop waits for what hangs.
         for words in ["release-all", "stop vllm"] {
             succeeds(&corner, words);
             assert_eq!(corner.state("vllm").0, "stopped");
@@ -48,7 +48,7 @@ fn a_stop_that_is_queued_behind_a_unit_that_hangs_ends_at_its_limit_with_all_of_
         let unit = install(&corner, "Restart=always\nRestartSec=0\nExecStart=SERVER");
         let quick = service(&corner, &unit, "").replace("\"10s\"", "\"1s\"");
         corner.config(&quick);
-        // It stops before the service does, and takes its time.
+        // This unit stops before the service does, and takes its time.
         let hanging = other(
             &corner,
             &format!(

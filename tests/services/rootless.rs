@@ -1,19 +1,22 @@
-//! A user's own rootless engine of Docker: what root's client would find, with nothing of root's.
+//! Tests of a user's own rootless Docker engine, with which gpuctl works as with root's, without
+//! root's rights.
 
 use rig::{Bystander, Invocation, Rig, root_or_skip, skip_or_fail, until, works};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
 
-/// What comes with Debian's docker.io, and with Docker's own package for it.
+/// Paths of the script that starts a rootless engine, from Debian's docker.io or from Docker's own
+/// packages.
 const SCRIPTS: [&str; 3] = [
     "/usr/bin/dockerd-rootless.sh",
     "/usr/share/docker.io/contrib/dockerd-rootless.sh",
     "/usr/libexec/docker/dockerd-rootless.sh",
 ];
 
-/// Becomes the user $1 and starts the engine $2 in folders below $3. What it needs of root, it gets in mounts that nobody
-/// else sees: a name, IDs to give to containers, and the device of a network in user space.
+/// A script that becomes the user $1 and starts the engine $2 in folders below $3. What it needs of
+/// root, it gets in mounts that nobody else sees: a user name, IDs to give to containers, and the
+/// device of a network in user space.
 const START: &str = r#"set -e
 cd "$3"
 printf 'rootless:x:%s:%s::%s/home:/bin/sh\n' "$1" "$1" "$3" | cat /etc/passwd - >passwd
@@ -27,20 +30,22 @@ exec setpriv --reuid "$1" --regid "$1" --clear-groups env HOME="$3/home" XDG_RUN
     --storage-driver=vfs --iptables=false --ip6tables=false
 "#;
 
-/// How the client is told of the engine: by a variable, or by the context that it was told to use.
+/// Shell words that lead the client to the engine by a variable.
 const BY_HOST: &str = "export DOCKER_HOST=unix://$XDG_RUNTIME_DIR/docker.sock; ";
+/// Shell words that lead the client to the engine by the context that it was told to use.
 const BY_CONTEXT: &str = "unset DOCKER_HOST; ";
 
-/// An engine of a user, who is nobody else here.
+/// A rootless engine, whose user owns nothing else on this machine.
 struct Rootless {
     rig: Rig,
-    /// Makes a command that user's.
+    /// Words that, put before a command, run it as the engine's user.
     user: String,
     engine: Bystander,
 }
 
 impl Rootless {
-    /// None, loudly, where there is none or the kernel does not let users have one.
+    /// Starts an engine. `None`, after reporting the skip, if there is none or the kernel does not
+    /// let users have one.
     #[track_caller]
     fn find() -> Option<Rootless> {
         let is_there = |name: &str| works("sh", &["-c", &format!("command -v {name}")]);
@@ -93,7 +98,8 @@ impl Rootless {
         self.script(script).run().succeeds().ignores_stderr().text().trim().to_owned()
     }
 
-    /// Makes a container that publishes its port, for a service of that name in the configuration; gives its name.
+    /// Makes a container that publishes its port, and configures it as a service of this name;
+    /// returns the container's name.
     fn container(&self, name: &str, flags: &str) -> String {
         self.container_in(name, "bridge", flags)
     }
@@ -116,7 +122,7 @@ impl Rootless {
 
 impl Drop for Rootless {
     fn drop(&mut self) {
-        // It lets go of what it has mounted.
+        // This makes the engine let go of what it has mounted.
         self.script("docker rm --force $(docker ps --all --quiet)").run().ended();
     }
 }

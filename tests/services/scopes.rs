@@ -1,8 +1,8 @@
-//! Native services on a machine that systemd runs: each start has a scope of its own.
+//! Tests of native services on a machine that runs systemd: each start has a scope of its own.
 
 use rig::{Corner, Machine, until};
 
-/// A native service `one` of the corner's.
+/// Configures the corner's native service `one`, with this start command.
 fn start_is(corner: &Corner, start: &str) {
     let one = format!(
         "[services.{}]\ntype = \"native\"\nvram_mb = 100\nstart = '''{start}'''\n",
@@ -11,8 +11,8 @@ fn start_is(corner: &Corner, start: &str) {
     corner.config(&one);
 }
 
-/// How many processes run `sleep` for so long, a number of the corner's with one more digit, and are in a scope of its
-/// service's.
+/// Returns a script that counts the processes in scopes of the corner's service that run `sleep`
+/// with the corner's port, followed by one more digit, as the number of seconds.
 fn in_scope(corner: &Corner) -> String {
     format!(
         "for p in $(pgrep -fx '(/bin/)?sleep {}[0-9]'); do tail -n 1 /proc/$p/cgroup; done | \
@@ -27,7 +27,8 @@ fn what_comes_of_a_start_is_in_its_scope_outlives_the_callers_unit_and_ends_with
     let Some(machine) = Machine::shared() else { return };
     let corner = machine.corner();
     let (one, port) = (corner.mark("one"), corner.port);
-    // In the background, nobody's child, of its own session, without environment and log.
+    // The first process is in the background, nobody's child, in a session of its own, without
+    // environment or log.
     start_is(
         &corner,
         &format!("(setsid env -i /bin/sleep {port}1 >/dev/null 2>&1 &); exec sleep {port}0"),

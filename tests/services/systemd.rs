@@ -1,5 +1,5 @@
-//! systemd units: what `systemctl` says of them, what it is asked, and how it fails. Most run in the rig's own systemd;
-//! for what only the real one says, its words are repeated.
+//! Tests of systemd units: what `systemctl` says of them, what it is asked, and how it fails. Most
+//! run in the rig's own systemd; what only the real one says is repeated in its words.
 
 use rig::{Fault, Rig, Signal, until};
 use serde_json::{Value, json};
@@ -18,13 +18,14 @@ fn systemctl(rig: &Rig, verb: &str, unit: &str) {
     rig.shell(&format!("systemctl {verb} -- {}.service", rig.mark(unit))).run().succeeds();
 }
 
-/// Configures a unit that has no health check of ours: what systemd says is all there is.
+/// Configures a unit without a health check, so that what systemd says is all that gpuctl knows.
 fn without_health(rig: &Rig, service: &str, unit: &str) {
     let settings = format!("type = 'systemd'\nunit = '{unit}'\nvram_mb = 1000");
     rig.set(&format!("services.{service}"), settings.parse::<Table>().unwrap());
 }
 
-/// What systemd 252 printed for these units, and what it means.
+/// Units by name, each with what systemd 252 printed for it, and with the state and the detail that
+/// follow from that.
 const REAL: &[(&str, &str, &str, Option<&str>)] = &[
     (
         "ok",
@@ -191,7 +192,7 @@ fn a_unit_that_is_being_stopped_already_is_waited_for_and_not_in_the_way() {
         if !rig.systemd().has_control_groups() {
             return;
         }
-        // More important than what needs its memory.
+        // The unit is more important than what needs its memory.
         let vllm = rig.unit("vllm").vram(20000).priority(90);
         let vllm = vllm.server("--term-delay 1h").add();
         rig.native("video").vram(20000).priority(10).phases([4]).add();
@@ -248,7 +249,7 @@ fn what_polkit_does_not_permit_is_a_matter_of_permission() {
     rig.systemd().fails(Fault::NoPermission);
     let why = "Interactive authentication required";
     rig.gpuctl("start vllm --quiet").run().fails("permission").stderr_has(why);
-    // Looking is permitted, and somebody who may has started it.
+    // A user who has the permission has started it; looking is permitted to everybody.
     fs::remove_file(rig.path("systemd/fault")).unwrap();
     systemctl(&rig, "start", "vllm");
     until("it is well", || vllm.is_healthy());
@@ -264,7 +265,7 @@ fn what_polkit_does_not_permit_is_a_matter_of_permission() {
 #[test]
 fn a_unit_that_takes_no_notice_of_term_is_killed_after_its_stop_timeout() {
     let rig = Rig::new();
-    // Without control groups nothing is known of its child.
+    // Without control groups nothing would be known of the server's child.
     let flags = match rig.systemd().has_control_groups() {
         true => "--ignore-term --fork 1",
         false => "--ignore-term",
@@ -333,7 +334,7 @@ fn memory_is_told_to_the_unit_in_whose_control_group_it_is_held() {
     assert_eq!(owner(3000)["service"], "vllm-2");
     assert_eq!(status["services"]["vllm"]["used_mb"], 12000);
     assert_ne!(owner(12000)["pid"], status["services"]["vllm"]["pids"][0]);
-    // It is stopped with its unit, and its memory waited for.
+    // The worker is stopped with its unit, and its memory is waited for.
     rig.gpuctl("stop vllm").run().succeeds().stdout_has("freed 12000 MB").progress();
     assert_eq!(rig.card.used_mb(), 3000);
     assert!(other.is_healthy());
@@ -375,7 +376,8 @@ fn a_unit_is_taken_for_a_service_and_what_is_no_units_name_is_refused() {
     rig.gpuctl("config check").run().succeeds().stdout_has("good");
 }
 
-/// A unit whose stop, as systemd tells it, leaves all of it running; from then on `show` is answered by this script.
+/// Replaces `systemctl` by one whose stop succeeds but leaves the unit running; from then on, the
+/// script `show` runs before each question for a unit's state, and may answer in its place.
 fn left_behind_by_a_stop(rig: &Rig, show: &str) {
     let (stopped, real) = (rig.path("stopped"), rig.path("bin/systemctl.real"));
     fs::rename(rig.path("bin/systemctl"), &real).unwrap();
@@ -393,7 +395,8 @@ fn left_behind_by_a_stop(rig: &Rig, show: &str) {
 fn what_a_stop_leaves_in_a_control_group_is_not_ended_where_systemd_cannot_be_asked_whose_it_is() {
     let gone = "echo 'Failed to connect to bus: Connection refused' >&2; exit 1";
     let hangs = "exec sleep 1000";
-    // And one that says it is up again: then nothing in there is a leftover.
+    // This one lets systemd say that the unit is up again, so nothing in its control group is a
+    // leftover.
     let is_up = "true";
     for (show, code, why) in [
         (gone, "unavailable", "systemd cannot be reached: Failed to connect to bus"),

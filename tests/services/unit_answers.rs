@@ -1,5 +1,6 @@
-//! What a real systemd answers is told as it is meant: what nobody may do, which part of a start has failed, in the words of
-//! this start alone, and who has ended by another's start.
+//! Tests that what a real systemd answers is reported as it is meant: what nobody may do, which
+//! part of a start has failed (in the words of this start alone), and which service has ended by
+//! another's start.
 
 use super::units::{fails, install, service, succeeds};
 use rig::{Corner, Machine, until};
@@ -57,11 +58,12 @@ fn a_failed_start_quotes_the_journal_of_this_start_only() {
     for words in ["start vllm", "start vllm", "restart vllm"] {
         let (code, said) = corner.gpuctl(words);
         assert_eq!(code, 5, "{words}: {said}");
-        // Its main process was never begun, and has no status.
+        // The unit's main process was never begun, so it has no status.
         assert!(said.contains("vllm: failed: exit-code; its last output was:"), "{words}: {said}");
         assert_eq!(said.matches("not today").count(), 1, "{words}: {said}");
     }
-    // One that dies after it was ready: what it said then.
+    // This unit dies after it was ready, and its next start fails: only what that start said is
+    // quoted.
     let corner = machine.corner();
     let unit = install(&corner, "ExecStart=/bin/sh -c 'echo this is the first; exec SERVER'");
     succeeds(&corner, "start vllm");
@@ -74,7 +76,7 @@ fn a_failed_start_quotes_the_journal_of_this_start_only() {
     assert!(said.contains("this is the second") && !said.contains("the first"), "{said}");
 }
 
-/// A second service, of a unit that conflicts with the first one's.
+/// Configures the first service and a second one, whose unit conflicts with the first one's.
 fn conflicting(corner: &Corner, unit: &str) {
     let other = format!("{}.service", corner.mark("other"));
     let server = corner.server("other", 1, "--vram 4000");
@@ -101,7 +103,7 @@ fn who_has_ended_by_the_start_of_a_unit_that_conflicts_with_it_is_not_told_as_ke
     let said = succeeds(&corner, "start other");
     assert!(said.contains("warning: vllm has ended meanwhile, and not by gpuctl"), "{said}");
     assert!(!said.contains("kept vllm"), "{said}");
-    // Where both are needed, that is a failure.
+    // If both are needed, that is a failure.
     let (code, said) = corner.gpuctl("prepare-phase 1");
     assert_eq!(code, 5, "{said}");
     assert!(said.contains("it was ready and has ended since"), "{said}");

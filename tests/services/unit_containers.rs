@@ -1,9 +1,10 @@
-//! Units whose command is a client that runs a container and waits for its end.
+//! Tests of units whose command is a client that runs a container and waits for its end.
 
 use rig::{Rig, Service};
 use serde_json::json;
 
-/// A unit that runs a container by `docker run --rm`; none, loudly, without control groups.
+/// Installs and configures a unit that runs a container by `docker run --rm`. `None`, after
+/// reporting the skip, without control groups.
 #[track_caller]
 fn runs_a_container(rig: &Rig) -> Option<Service> {
     if !rig.systemd().has_control_groups() {
@@ -37,7 +38,7 @@ fn what_a_unit_runs_in_a_container_is_its_services_own() {
             (&json!("ready"), &json!(18000)),
             "{shown}"
         );
-        // The unit makes it anew.
+        // The unit makes its container anew.
         rig.gpuctl("restart vllm --quiet").run().succeeds();
         rig.gpuctl(command).arg("--quiet").run().succeeds();
         assert_eq!(rig.card.used_mb(), 0, "{command}");

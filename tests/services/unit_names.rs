@@ -1,9 +1,10 @@
-//! Two services that are one unit by other names, or of which one is a part of the other, under a real systemd.
+//! Tests of two services that are one unit by different names, or of which one is a part of the
+//! other, under a real systemd.
 
 use super::units::install;
 use rig::{Corner, Machine};
 
-/// Services `one` and `other`, of these units, on the corner's first port.
+/// Configures services `one` and `other` of these units, both on the corner's first port.
 fn two_of(corner: &Corner, one: &str, other: &str) {
     let service = |name: &str, unit: &str| {
         format!(

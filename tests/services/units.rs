@@ -1,8 +1,10 @@
-//! Units of every kind under a real systemd, which is PID 1 of a machine of the tests' own (row 74).
+//! Tests of units of every kind under a real systemd, which is PID 1 of a machine of the tests' own
+//! (row 74).
 
 use rig::{Corner, Machine, until};
 
-/// A service of the configuration, of a unit of the corner's, on its first port.
+/// Returns the configuration of the service `vllm`, whose server is a unit of the corner's on its
+/// first port.
 pub fn service(corner: &Corner, unit: &str, more: &str) -> String {
     format!(
         "[services.vllm]\ntype = \"systemd\"\nunit = '{unit}'\nvram_mb = 4000\nstart_timeout = \"20s\"\n\
@@ -11,7 +13,8 @@ pub fn service(corner: &Corner, unit: &str, more: &str) -> String {
     )
 }
 
-/// Installs a unit and a service of it; gives the unit's name. `SERVER` stands for a server on the first port.
+/// Installs a unit and configures a service of it; returns the unit's name. `SERVER` in the lines
+/// stands for a server on the corner's first port.
 pub fn install(corner: &Corner, lines: &str) -> String {
     let unit = format!("{}.service", corner.mark("vllm"));
     install_as(corner, &unit, &unit, lines);
@@ -39,7 +42,7 @@ pub fn fails(corner: &Corner, words: &str, code: i32, why: &str) {
     assert!(said.contains(why), "{words}: {said}");
 }
 
-/// Started, ready, stopped, and nothing left, twice.
+/// Asserts, twice, that the service starts, is ready and stops, and that nothing is left of it.
 #[track_caller]
 fn comes_and_goes(corner: &Corner, what: &str) {
     for _ in 0..2 {
@@ -163,7 +166,8 @@ fn a_healthy_unit_can_be_started_more_often_than_the_start_limit_allows() {
         succeeds(&corner, "start vllm");
         succeeds(&corner, "stop vllm");
     }
-    // And one that has hit it; a reload for another unit begins the count anew.
+    // A unit that has hit its limit can be started too. A reload for another unit begins the count
+    // anew, so the limit is tried until it is hit.
     until("the limit is hit", || {
         let (said, succeeds) = machine.try_sh(&format!("systemctl restart {unit}"));
         !succeeds && said.contains("start of the service was attempted too often")
@@ -223,7 +227,7 @@ fn a_unit_that_does_not_end_is_killed_after_its_stop_timeout_whatever_its_own_is
     let said = succeeds(&corner, "stop vllm");
     assert!(said.contains("not gone within 1s, killed"), "{said}");
     assert_eq!(corner.state("vllm").0, "stopped");
-    // Its own is shorter.
+    // This unit's own timeout is shorter.
     let corner = machine.corner();
     install(&corner, "ExecStart=SERVER --ignore-term\nTimeoutStopSec=1");
     succeeds(&corner, "start vllm");
@@ -259,7 +263,8 @@ fn row_74_what_a_unit_with_kill_mode_process_leaves_is_seen_and_ended_and_no_sec
     let said = succeeds(&corner, "stop vllm");
     assert!(said.contains("stopped vllm"), "{said}");
     assert_eq!(corner.card.used_mb(), 0);
-    // Our own stop leaves none, and a start puts none beside them.
+    // A stop by gpuctl leaves no such processes, and a start puts no second copy beside those that
+    // are left.
     comes_and_goes(&corner, "KillMode=process");
     succeeds(&corner, "start vllm");
     machine.sh(&format!("systemctl stop {unit}"));
@@ -288,7 +293,7 @@ fn row_74_what_polkit_refuses_is_77_and_a_pending_reload_hides_no_reason() {
         (code.to_owned(), said.to_owned())
     };
     corner.sh(&format!("chown tester {}", corner.path("gpuctl.toml")));
-    // As polkit puts it, and as the manager does where there is none.
+    // polkit puts it in one way, and the manager, if there is no polkit, in the other.
     let is_refused = |said: &str| said.contains("uthentication") || said.contains("Access denied");
     let (code, said) = as_tester("start vllm");
     assert!(code == "77" && is_refused(&said), "{code}: {said}");
@@ -341,7 +346,7 @@ fn a_unit_that_a_socket_would_start_is_not_started_by_looking() {
         assert_eq!(state, "inactive\n", "{words}");
     }
     assert_eq!(corner.state("vllm").0, "stopped");
-    // It does start whoever connects.
+    // A connection does start the unit.
     machine.try_sh(&format!("bash -c 'exec 3<>/dev/tcp/127.0.0.1/{port}'"));
     until("it is started", || {
         let since = "systemctl show -p InactiveExitTimestampMonotonic --value";
@@ -399,7 +404,7 @@ fn a_users_units_are_managed_also_where_xdg_runtime_dir_is_not_set() {
         assert_eq!(code, "0", "{variables}: {said}");
         assert_eq!(corner.card.used_mb(), 0);
     }
-    // Somebody who is not logged in.
+    // This user is not logged in.
     corner.sh(&format!("chown tester {}", corner.path("gpuctl.toml")));
     let (code, said) = by("tester", "", "start vllm");
     assert!(code == "69" && said.contains("loginctl enable-linger tester"), "{code}: {said}");

@@ -1,10 +1,11 @@
-//! A model server as many are written: a program in Python behind uvicorn, which streams what it makes and says how many
-//! jobs it has.
+//! Tests with a model server as many are written: a program in Python behind uvicorn, which streams
+//! what it generates and reports its jobs.
 
 use rig::{Rig, Service, Signal, python_with, signal, until};
 use serde_json::json;
 
-/// `POST /generate` streams words for `ms`, `GET /jobs` has a list of what runs, and all else is well.
+/// A program that streams words for `ms` milliseconds at `POST /generate`, and answers anything
+/// else, such as `GET /jobs` or a health check, with the list of its jobs.
 const APP: &str = r#"
 import asyncio, json
 
@@ -27,7 +28,8 @@ async def app(scope, receive, send):
         await send({"type": "http.response.body", "body": json.dumps({"jobs": jobs}).encode()})
 "#;
 
-/// The server in phase 1, which runs, and another service in phase 2. None, loudly, without uvicorn.
+/// Starts the server, which is in phase 1, and adds another service in phase 2. `None`, after
+/// reporting the skip, without uvicorn.
 fn rig_with_uvicorn() -> Option<(Rig, Service)> {
     let python = python_with("uvicorn")?;
     let rig = Rig::new();
@@ -73,7 +75,7 @@ fn a_stream_of_uvicorn_that_somebody_else_has_told_to_end_is_waited_for_all_the_
     let pid = status["services"]["api"]["pids"][0].as_i64().unwrap();
     let prepare = rig.gpuctl("prepare-phase 2").spawn();
     until("it is waited for", || prepare.stderr().contains("draining api, 1 job left"));
-    // It takes no more requests from then on, and ends once the stream has.
+    // From then on the server takes no more requests, and it ends once the stream has ended.
     signal(pid as i32, Signal::TERM);
     prepare.wait().succeeds().stdout_has("started big").progress();
     assert!(stream.join().unwrap().unwrap().ends_with("word\ndone"));

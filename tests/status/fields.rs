@@ -1,4 +1,4 @@
-//! `gpuctl status`: the card, its processes, the services' states, field by field.
+//! Tests of the fields of `gpuctl status`: the card, its processes and the services' states.
 
 use rig::{
     Fault, Rig, Script, Signal, docker_client_or_skip, skip_or_fail, unconfigured_or_skip, until,
@@ -11,13 +11,14 @@ fn status(rig: &Rig) -> Value {
     rig.gpuctl("status --json").run().succeeds().json()
 }
 
-/// The command line of a server that listens nowhere; `like` is that of another one.
+/// Returns the command line of a server that listens nowhere; `like` is the command line of another
+/// server.
 fn server(like: &str, mark: &str, vram: u32) -> String {
     let program = like.split(' ').next().unwrap();
     format!("{program} --name {mark} --vram {vram}")
 }
 
-/// State and detail of a service.
+/// Returns the state and the detail of a service.
 fn state(rig: &Rig, service: &str) -> (String, String) {
     let status = status(rig);
     let service = &status["services"][service];
@@ -365,7 +366,7 @@ fn a_health_check_that_hangs_does_not_keep_the_status() {
     drop(servers);
 }
 
-/// Whether something listens at a URL without a path.
+/// Reports whether something listens at a URL, which must have no path.
 fn listens(url: &str) -> bool {
     std::net::TcpStream::connect(url.trim_start_matches("http://")).is_ok()
 }
@@ -381,7 +382,7 @@ fn a_stranger_on_the_health_port_is_named() {
     assert_eq!(down, "error", "the service does not run");
     assert!(detail.contains(&named), "{detail}");
 
-    // And now it runs, and listens elsewhere.
+    // Now the service runs, and listens elsewhere.
     let _server = rig.by_hand(&server(vidi.command(), vidi.mark(), 100));
     until("it holds its memory", || rig.card.used_mb() == 4100);
     let (up, detail) = state(&rig, "vidi");
@@ -403,7 +404,7 @@ fn a_signal_ends_a_status_that_waits() {
     status.wait().exits(143).stderr_has("gpuctl: ");
 }
 
-/// Reads a request and says that all is well.
+/// Reads a request and answers that all is well.
 fn answer(mut client: TcpStream) {
     let lines = BufReader::new(&client).lines();
     let said = lines.take_while(|line| line.as_ref().is_ok_and(|line| !line.is_empty()));
@@ -420,13 +421,13 @@ fn many_health_checks_that_are_answered_late_are_under_way_at_once() {
         let url = format!("http://{}/health", server.local_addr().unwrap());
         rig.native(&format!("service{number}")).set("health", url.as_str()).add();
     }
-    // Nobody is answered before all have asked.
+    // No check is answered before all have asked.
     let servers: &'static [TcpListener] = servers.leak();
     std::thread::spawn(move || {
         let accept = |server: &TcpListener| server.accept().unwrap().0;
         servers.iter().map(accept).collect::<Vec<_>>().into_iter().for_each(answer);
     });
-    // Nor has it to do with how many files may be open.
+    // How many files may be open does not matter either.
     let looked = rig.shell("ulimit -Sn 60; exec gpuctl status --json").run().succeeds().json();
     let services = looked["services"].as_object().unwrap();
     assert_eq!(services.len(), COUNT);
@@ -446,7 +447,7 @@ fn localhost_is_this_machine_by_either_protocol() {
             continue;
         };
         let port = server.local_addr().unwrap().port();
-        // Its spelling is the user's.
+        // The user may spell the name in either way.
         for host in ["localhost", "LocalHost"] {
             let name = format!("{}-{port}", host);
             rig.native(&name).set("health", format!("http://{host}:{port}/")).add();

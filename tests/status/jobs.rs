@@ -1,9 +1,10 @@
-//! What `status` says of a service's jobs: as its own probe has it, else as its kind of server tells.
+//! Tests of what `status` shows of a service's jobs: what its own probe answers or, without one,
+//! what its kind of server reports.
 
 use rig::{Rig, Service};
 use serde_json::{Value, json};
 
-/// A server of that kind that is asked for its jobs at a place in one of its pages, and runs.
+/// Starts a server with these flags, whose jobs are found at `pointer` in the page at `path`.
 fn asked_at(rig: &Rig, server: &str, path: &str, pointer: &str) -> Service {
     let service = rig.native("model").server(server).add();
     rig.set("services.model.busy.url", service.url(path));

@@ -1,4 +1,4 @@
-//! `gpuctl status --prometheus`, as node_exporter's textfile collector reads it.
+//! Tests of `gpuctl status --prometheus`, as node_exporter's textfile collector reads it.
 
 use rig::{Rig, skip_or_fail, until, works};
 use serde_json::json;
@@ -8,7 +8,8 @@ fn metrics(rig: &Rig) -> String {
     rig.gpuctl("status --prometheus").run().succeeds().text()
 }
 
-/// vidi ready and the lock held for it, with all that can be known; idle stopped.
+/// Makes a rig on which all figures are known: `vidi` works, and the lock is held for it, while
+/// `idle` is stopped. Returns the rig and the server of `vidi`.
 fn rich() -> (Rig, rig::Bystander) {
     let rig = Rig::new();
     rig.card.describe(&json!({"devices": [
@@ -23,7 +24,7 @@ fn rich() -> (Rig, rig::Bystander) {
     (rig, server)
 }
 
-/// Without the figures that no two runs share.
+/// Returns the samples without their times in seconds, which no two runs share.
 fn stable(text: &str) -> BTreeSet<String> {
     let samples = text.lines().filter(|line| !line.starts_with('#'));
     let stable = samples.map(|line| match line.rsplit_once(' ') {
@@ -93,7 +94,7 @@ fn each_figure_is_there_in_base_units() {
 #[test]
 fn promtool_has_nothing_to_say() {
     let (rig, _server) = rich();
-    // Characters that end a label, or begin an escape in it.
+    // These characters end a label, or begin an escape in it.
     rig.card.describe(&json!({"devices": [{"uuid": "GPU-\"\\\n}"}]}));
     let empty = Rig::new();
     empty.set("gpu.nvml_library", "/nowhere/libnvidia-ml.so.1");

@@ -1,10 +1,12 @@
-//! `gpuctl status` as it looks: on terminals of several sizes, with and without colour, in a pipe.
+//! Tests of how `gpuctl status` looks: on terminals of several sizes, with and without colour, and
+//! in a pipe.
 
 use rig::{Bystander, Display, Rig, docker_client_or_skip, until};
 use serde_json::json;
 use std::os::unix::fs::symlink;
 
-/// Four services: one is ready, one is in error, two are stopped; the desktop holds memory too.
+/// A rig with four services, of which one is ready, one is in error and two are stopped; a desktop
+/// holds memory too.
 struct World {
     rig: Rig,
     _servers: Vec<Bystander>,
@@ -31,7 +33,8 @@ fn world() -> World {
     World { rig, _servers: servers }
 }
 
-/// The lines up to the processes; of the services not what no two runs share: HEALTH, UPTIME and what follows.
+/// Returns the lines up to the processes. The rows of services end before HEALTH, UPTIME and what
+/// follows, which no two runs share.
 fn stable(lines: &[String]) -> String {
     let titles = lines.iter().find(|line| line.starts_with("SERVICE")).expect("a table");
     let end = titles.find("  HEALTH").unwrap_or(usize::MAX);
@@ -180,7 +183,7 @@ fn in_a_pipe_a_line_is_as_long_as_it_has_to_be() {
     let text = rig.gpuctl("status").run().succeeds().text();
     let row = text.lines().find(|line| line.starts_with("voice")).unwrap();
     assert!(row.contains("unknown") && row.ends_with("Is the docker daemon running?"), "{text}");
-    // As `watch` has it.
+    // `watch` gives the width in this variable.
     let bounded = rig.gpuctl("status").env("COLUMNS", "50").run().succeeds().text();
     assert!(bounded.lines().all(|line| line.chars().count() <= 50), "{bounded}");
     assert!(bounded.contains("\n  Docker cannot be reached: "), "{bounded}");
@@ -191,7 +194,7 @@ fn nothing_that_others_have_named_moves_the_cursor() {
     let rig = Rig::new();
     let vidi = rig.native("vidi").add();
     let server = vidi.command().split(' ').next().unwrap();
-    // The kernel's fifteen bytes of it are whole characters.
+    // The fifteen bytes of this name that the kernel keeps are whole characters.
     let evil = rig.path("home/ev\u{1b}[2J\u{7}\u{9b}31m\u{202e}il");
     symlink(server, &evil).unwrap();
     let _evil =

@@ -1,4 +1,5 @@
-//! `gpuctl status --watch`: on a terminal drawn anew in its place, in a pipe one status after another.
+//! Tests of `gpuctl status --watch`: on a terminal it is drawn anew in its place, and in a pipe one
+//! status follows another.
 
 use rig::{Display, Rig, Running, Signal, on_terminal, state, until};
 use serde_json::{Value, json};
@@ -17,7 +18,8 @@ fn with_vidi() -> Rig {
     rig
 }
 
-/// The terminal is as it was: its first page, the cursor, and wrapped lines.
+/// Asserts that the terminal is as before: on its first page, with its cursor and with wrapped
+/// lines.
 #[track_caller]
 fn is_as_before(display: &Display) {
     let text = display.terminal.text();
@@ -62,7 +64,7 @@ fn q_ends_it_and_leaves_the_terminal_as_it_was() {
                  echo \"code=$? <$(stty -g)>\"; read line; echo \"read $line.\"";
     let display = Display::start(&rig, SIZE, "", words);
     display.shows("q ends");
-    // Other keys do nothing, Ctrl-\ neither, and what was typed ahead is the next one's.
+    // Other keys do nothing, nor does Ctrl-\, and what was typed ahead is left to the next program.
     display.terminal.presses("x\x1b[A\n\x1cqnext\n");
     display.terminal.shows("code=0 ");
     display.terminal.shows("read next.");
@@ -84,7 +86,7 @@ fn keys_that_are_anothers_do_not_end_it() {
         display.shows("vidi");
         assert!(!display.terminal.text().contains("q ends"), "{words}");
         display.terminal.presses("q\n");
-        // It is shown, as without gpuctl.
+        // The key is shown, as it would be without gpuctl.
         display.terminal.shows("q\r\n");
         assert_eq!(rig.gpuctls().len(), 1, "{words}");
         display.terminal.presses("\x03");
@@ -148,10 +150,10 @@ fn ctrl_z_gives_the_terminal_back_and_fg_takes_it_again() {
     terminal.presses("\x1a");
     until("it is stopped", || rig.gpuctls().iter().any(|pid| state(*pid) == Some('T')));
     terminal.is_the_leaders();
-    // What has been written may not have been read yet.
+    // What gpuctl has written may not have been read yet.
     until("it is given back", || terminal.text().matches(LEAVE).count() == 1);
     terminal.types("fg");
-    // What is typed is shown again.
+    // The terminal shows again what is typed.
     terminal.shows("fg\r\n");
     until("it is drawn anew", || terminal.text().matches(END).count() > 1);
     assert_eq!(terminal.text().matches(ENTER).count(), 2, "{:?}", terminal.text());
@@ -201,7 +203,7 @@ fn a_driver_that_comes_back_is_seen() {
     drop(watch.wait().exits(130).stdout_has("gpu"));
 }
 
-/// Statuses so far.
+/// Returns how many statuses have been printed so far.
 fn printed(watch: &Running) -> usize {
     watch.stdout().matches("VRAM").count()
 }

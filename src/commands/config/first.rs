@@ -1,4 +1,4 @@
-//! `gpuctl config init` and `import`: a first configuration.
+//! `gpuctl config init` and `gpuctl config import`: write a first configuration.
 
 use crate::cli::{ConfigExample, ConfigImportArgs, ConfigInitArgs, ConfigTarget, Global};
 use crate::config::{
@@ -15,6 +15,7 @@ use crate::world::{compose, files};
 use std::fs;
 use std::path::Path;
 
+/// Writes a first configuration: an example, or a draft from what is found on this machine.
 pub fn init(
     arguments: &ConfigInitArgs,
     global: &Global,
@@ -29,7 +30,8 @@ pub fn init(
             None => {
                 let stop = Stop::on_signals()
                     .map_err(|e| Failure::bug(format!("cannot handle signals: {e}")))?;
-                // One that is to be overwritten still says which card and which engine are meant.
+                // A configuration that is to be overwritten still says which card and which engine
+                // are meant.
                 let before = load(global, environment).ok();
                 let gpu = before.as_ref().map(|config| config.gpu.clone());
                 let gpu = gpu.unwrap_or_else(|| Gpu::unconfigured(global.gpu.as_deref()));
@@ -43,7 +45,7 @@ pub fn init(
     })
 }
 
-/// Writes what a compose project says of its services.
+/// Writes a first configuration from what a compose project says about its services.
 pub fn import(
     arguments: &ConfigImportArgs,
     global: &Global,
@@ -69,7 +71,8 @@ pub fn import(
     })
 }
 
-/// Writes a first configuration where nothing is in its way, and tells where.
+/// Writes a first configuration and prints its path. Refuses a path ending in .json, and an
+/// existing file unless `--force` is given.
 fn begin_with(
     target: &ConfigTarget,
     global: &Global,

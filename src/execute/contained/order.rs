@@ -1,10 +1,11 @@
-//! In which order containers are started and stopped: what others depend on comes first.
+//! Decides in which order containers are started and stopped: what others depend on is started
+//! first and stopped last.
 
 use crate::model::{Condition, Container};
 use std::collections::HashSet;
 use std::hash::Hash;
 
-/// Whether it has done what others wait for.
+/// Reports whether a container has completed work that another of these containers waits for.
 pub fn has_completed(container: &Container, all: &[&Container]) -> bool {
     container.exit_code == Some(0)
         && all.iter().any(|other| {
@@ -14,16 +15,18 @@ pub fn has_completed(container: &Container, all: &[&Container]) -> bool {
         })
 }
 
-/// A service of compose: its project, and its name there.
+/// The name of a compose service: its project, and what it is called there.
 pub type Name<'a> = (&'a str, &'a str);
 
-/// The service that a container is of; without names where compose has not made it.
+/// Returns the compose service that a container is of; its names are empty if compose has not made
+/// the container.
 pub fn service_of(container: &Container) -> Name<'_> {
     let labels = container.setup.compose.as_ref();
     labels.map_or(("", ""), |labels| (labels.project.as_str(), labels.service.as_str()))
 }
 
-/// What has to be there, and how far, before a container is started.
+/// Returns the services that a container waits for before it is started, and how far each has to
+/// be.
 pub fn awaited(container: &Container) -> impl Iterator<Item = (Name<'_>, Condition)> {
     container.setup.compose.iter().flat_map(|labels| {
         let project = labels.project.as_str();
@@ -31,12 +34,13 @@ pub fn awaited(container: &Container) -> impl Iterator<Item = (Name<'_>, Conditi
     })
 }
 
-/// Sorts containers so that each comes after those that it depends on.
+/// Sorts containers into levels so that each comes after those that it depends on.
 pub fn levels(containers: Vec<&Container>) -> Vec<Vec<&Container>> {
     in_order(containers, |one| service_of(one), |one| awaited(one).map(|it| it.0).collect())
 }
 
-/// Sorts things that bear names so that each comes as soon as all those have come that it comes `after`.
+/// Sorts things that bear names into levels so that each comes as soon as all those have come that
+/// it comes `after`.
 pub fn in_order<T, N: Eq + Hash>(
     mut left: Vec<T>,
     name: impl Fn(&T) -> N,
@@ -47,7 +51,7 @@ pub fn in_order<T, N: Eq + Hash>(
         let names: HashSet<N> = left.iter().map(&name).collect();
         let is_free = |one: &T| after(one).iter().all(|other| !names.contains(other));
         let (free, others): (Vec<T>, Vec<T>) = left.into_iter().partition(is_free);
-        // Compose refuses a circle.
+        // Only a circle leaves nothing free, and compose refuses one.
         let (level, rest) = if free.is_empty() { (others, free) } else { (free, others) };
         levels.push(level);
         left = rest;

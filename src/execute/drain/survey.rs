@@ -1,5 +1,5 @@
-//! What services are at work on: the jobs that they tell of, and of one that gives no answer what the
-//! driver tells of its processes.
+//! Finds what services are at work on: the jobs that they report or, for a service that gives no
+//! answer, what the driver says of its processes.
 
 use crate::config::Config;
 use crate::error::Result;
@@ -15,13 +15,14 @@ use std::collections::HashSet;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-/// The driver may tell so late that a process works: it takes a sample now and then.
+/// Time by which the driver may be late to report that a process works: it takes a sample now and
+/// then.
 const SAMPLE_LAG: Duration = Duration::from_secs(5);
 
-/// What a service is at work on, `None` where on nothing; or why that cannot be told.
+/// What a service is at work on, `None` if on nothing; or why that cannot be determined.
 pub type Found = std::result::Result<Option<InFlight>, NoAnswer>;
 
-/// Services are asked for their work with this.
+/// The means by which services are asked what they are at work on.
 #[derive(Clone, Copy)]
 pub struct Survey<'a> {
     pub config: &'a Config,
@@ -32,8 +33,8 @@ pub struct Survey<'a> {
 }
 
 impl Survey<'_> {
-    /// Asks services for their jobs, side by side; each may take so long to answer. The driver is asked
-    /// for those that do not.
+    /// Asks services for their jobs, side by side; each may take `limit` to answer. The driver is
+    /// asked about those that do not answer.
     pub fn ask(&self, services: &[&Service], limit: Duration) -> Result<Vec<Found>> {
         let begun = host::now();
         let located: Vec<Vec<Service>> = services.iter().map(|one| self.located(one)).collect();
@@ -42,7 +43,7 @@ impl Survey<'_> {
             |count: &Option<Count>| matches!(count, Some(Err(failed)) if failed.is_silence);
         let silent = services.iter().zip(&counts).filter(|(_, count)| is_silent(count));
         let silent: Vec<&Service> = silent.map(|(service, _)| *service).collect();
-        // The calendar may have been set back meanwhile.
+        // The system's clock may have been set back meanwhile.
         let since = begun.min(host::now()) - SAMPLE_LAG;
         let on_card = match silent.is_empty() {
             true => HashSet::new(),
@@ -61,13 +62,13 @@ impl Survey<'_> {
         Ok(services.iter().zip(counts).map(found).collect())
     }
 
-    /// Returns a service as it is spoken to, at each of its places.
+    /// Returns copies of a service, one for each address that it is reached at.
     fn located(&self, service: &Service) -> Vec<Service> {
         let at = self.config.place_of(&service.name);
         service.at(&at.map(|at| self.managed[at].addresses()).unwrap_or_default())
     }
 
-    /// Those of the services whose processes have worked since then.
+    /// Returns the names of those services whose processes have worked on the card since a time.
     fn on_card<'a>(&self, services: &[&'a Service], since: Timestamp) -> HashSet<&'a str> {
         let reading = {
             let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
@@ -79,7 +80,7 @@ impl Survey<'_> {
         names.filter(|name| vram.shows_at_work(name)).collect()
     }
 
-    /// Whether a service is still there, well enough to work.
+    /// Reports whether a service is still there, well enough to work.
     pub fn is_there(&self, service: &Service) -> bool {
         let on_gpu = || self.reader.lock().unwrap_or_else(PoisonError::into_inner).read();
         let on_gpu = || on_gpu().map(|vram| gpu_pids(&vram)).unwrap_or_default();
@@ -88,7 +89,7 @@ impl Survey<'_> {
     }
 }
 
-/// Whether a service runs and is given time to.
+/// Reports whether a service runs and nothing is known that keeps it from working.
 pub fn can_work(presence: &Presence) -> bool {
     matches!(presence, Presence::Up(Running { trouble: None, .. }))
 }

@@ -1,4 +1,4 @@
-//! Asks a service to unload, and watches what of its memory comes back.
+//! Asks a service to unload, and watches how much of its memory comes back.
 
 use super::{Context, drain};
 use crate::config::Span;
@@ -14,29 +14,32 @@ use crate::world::{process, server};
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-/// An unload may take this long to show.
+/// Time that an unload may take to show, and that a call for it may take to be answered.
 pub const LIMIT: Duration = Duration::from_secs(10);
-/// What is still held so long after the last call that was answered, and after the last of it that came
-/// back, is kept.
+/// Time after which memory that is still held counts as kept. It runs from the last call that was
+/// answered and from the last memory that came back.
 const SETTLED: Duration = Duration::from_secs(5);
-/// Memory that comes back little by little is waited for so long.
+/// Time for which memory that comes back little by little is waited for.
 const TRICKLE_LIMIT: Duration = Duration::from_secs(30);
-/// Told where there is room enough, and what a service holds that has unloaded before cannot be seen.
+/// Note on an unload that left room enough, if the service has unloaded before and what it holds
+/// cannot be seen.
 const UNSEEN: &str =
     "nothing came back; it has unloaded before, and the driver does not tell what it holds";
-/// Who calls may tell so much later that the time of a call is over.
+/// Time by which the thread that makes a call may be late to report that the call's time is over.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// The card before a service is asked to unload, and what is the service's on it.
+/// The card before a service is asked to unload, and which processes on it are the service's.
 pub struct Footprint {
     vram: Vram,
     own: HashSet<Pid>,
-    /// `None` where the driver does not tell who holds what.
+    /// Memory that these processes hold, or `None` if the driver does not report it for each
+    /// process.
     pub memory: Option<Mb>,
 }
 
 impl Footprint {
-    /// Looks before the service is asked: a process that ends by it has its memory on the way back.
+    /// Reads the card before the service is asked, because a process that ends by the unload has
+    /// its memory on the way back. The error says why there is no reading.
     pub fn of(service: &Service, context: &Context) -> std::result::Result<Footprint, String> {
         let no_reading = |_| "without NVML gpuctl cannot see whether it unloads".to_owned();
         let vram = context.vram().map_err(no_reading)?;
@@ -48,7 +51,7 @@ impl Footprint {
         Ok(held)
     }
 
-    /// What the same processes hold in another reading, but for those that are ending.
+    /// Returns what the same processes hold in another reading, except for those that are ending.
     fn at(&self, vram: &Vram) -> Option<Mb> {
         let is_own = |process: &&GpuProcess| {
             self.own.contains(&process.pid) && !process::is_ending(process.pid)
@@ -56,7 +59,7 @@ impl Footprint {
         vram.processes.as_ref()?.iter().filter(is_own).map(|process| process.memory).sum()
     }
 
-    /// What the same processes keep, and `others` of the service.
+    /// Returns what these processes and `others` of the service keep, and which of them live.
     fn remnant(&self, held_mb: Option<Mb>, others: &[Pid]) -> Remnant {
         let living = self.own.iter().chain(others).filter(|pid| !process::is_ending(**pid));
         let processes = living.filter_map(|pid| process::Id::of(*pid)).collect();
@@ -66,13 +69,14 @@ impl Footprint {
 
 /// What came of an unload.
 pub struct Unloaded {
-    /// What it keeps, where the driver tells.
+    /// Memory that the service keeps, if the driver reports it.
     pub keeps: Option<Mb>,
     pub note: Option<String>,
 }
 
-/// Requests an unload and watches for it. Returns what it keeps, as far as the driver tells, with a remark,
-/// or why the unload came to nothing. What has come to it meanwhile is waited for before it is asked again.
+/// Requests an unload and watches for it. Returns what the service keeps, with a remark, or why the
+/// unload came to nothing. Work that has come in meanwhile is waited for before the service is
+/// asked again.
 pub fn ask_to_unload(
     service: &Service,
     eviction: &Eviction,
@@ -91,7 +95,7 @@ pub fn ask_to_unload(
     loop {
         let is_settled = changed.elapsed() >= SETTLED;
         let is_over = begun.elapsed() >= if is_settled { LIMIT } else { TRICKLE_LIMIT };
-        // One that has kept something is asked once more.
+        // A service that has kept something is asked once more.
         let is_due = calls == 0 || (calls == 1 && begun.elapsed() >= LIMIT / 2);
         if (is_due || is_over) && drain::once_more(&[service], false, context)? {
             (begun, calls) = (Instant::now(), 0);
@@ -117,7 +121,7 @@ pub fn ask_to_unload(
             (Some(held), Some(holds)) => {
                 (holds <= service.residue(None), held.saturating_sub(holds), false)
             }
-            // Where the driver does not tell who holds what, there is only the room.
+            // If the driver does not report what each process holds, only the room counts.
             _ => {
                 let free = |vram: &Vram| vram.free.unwrap_or_default();
                 let room = free(&now).saturating_sub(context.config.gpu.reserve);
@@ -143,8 +147,8 @@ pub fn ask_to_unload(
     }
 }
 
-/// Makes the calls that request an unload, one to each of its places side by side, which are waited for
-/// no longer than one may take; an interruption ends the wait.
+/// Makes the calls that request an unload, one to each of the service's addresses, side by side.
+/// They are waited for no longer than one may take; an interruption ends the wait.
 fn request_unload(service: &Service, context: &Context) -> Result<Called<()>> {
     let located = service.at(&context.before.managed(&service.name).addresses());
     if located.is_empty() {

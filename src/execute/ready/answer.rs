@@ -1,5 +1,5 @@
-//! What a service answers while it comes up: to its health check, by its container's own, and whether
-//! it is the service that answers.
+//! Finds out what a service answers while it comes up: to its health check, by its container's own
+//! check, and whether it is the service itself that answers.
 
 use super::Watch;
 use crate::error::Result;
@@ -10,19 +10,19 @@ use crate::world::ports::local_port;
 use crate::world::wait::{Handle, Woken, wait};
 use std::time::{Duration, Instant};
 
-/// What a container is heard to do is looked at all the same after this time: not all that happens may
-/// be heard.
+/// Time after which a container is looked at although nothing was heard of it, because not all that
+/// happens may be heard.
 const UNHEARD: Duration = Duration::from_secs(10);
 
 impl Watch<'_> {
-    /// Asks it, and each of its containers where it is asked by their own addresses; the first answer
-    /// that is not good counts.
+    /// Makes the health check, at each container if containers are asked at their own addresses.
+    /// The first bad answer counts; `None` means that no answer came before the deadline.
     pub(super) fn ask(&mut self, deadline: Instant) -> Result<Option<Healthy>> {
         let mut answer = Some(Healthy::No(NO_ADDRESS.to_owned()));
         for check in self.located()?.into_iter().filter_map(|service| service.health) {
             answer = self.ask_at(&check, deadline)?;
             if answer != Some(Healthy::Yes) {
-                // It may have another address when it is started again.
+                // The service may have another address when it is started again.
                 self.located.clear();
                 break;
             }
@@ -30,7 +30,7 @@ impl Watch<'_> {
         Ok(answer)
     }
 
-    /// Returns the service as it is spoken to, at each of its places.
+    /// Returns copies of the service, one for each address that it is reached at.
     pub(super) fn located(&mut self) -> Result<Vec<Service>> {
         if self.located.is_empty() {
             self.located = match self.service.is_by_address() {
@@ -41,7 +41,8 @@ impl Watch<'_> {
         Ok(self.located.clone())
     }
 
-    /// One health check, abandoned at the deadline (`None`) and cut short by a death.
+    /// Makes one health check, which a death cuts short; `None` if it was abandoned at the
+    /// deadline.
     fn ask_at(&mut self, check: &Health, deadline: Instant) -> Result<Option<Healthy>> {
         let left = deadline.saturating_duration_since(Instant::now());
         let limit = left.min(health::TRY_LIMIT);
@@ -51,7 +52,8 @@ impl Watch<'_> {
                 Woken::TimedOut => return Ok(None),
                 _ => {
                     if let Some(healthy) = attempt.take() {
-                        // The end of our own patience, which may be noticed here first.
+                        // The wait itself may have reached its deadline, which may be noticed here
+                        // first.
                         let is_cut =
                             matches!(healthy, Healthy::Silent(_)) && Instant::now() >= deadline;
                         return Ok((!is_cut).then_some(healthy));
@@ -61,20 +63,20 @@ impl Watch<'_> {
         }
     }
 
-    /// Waits for what a container's own HEALTHCHECK says, as the engine tells it when it changes; `None`
-    /// where there is none.
+    /// Waits for the result of the only HEALTHCHECK among the service's containers, which the
+    /// engine reports when it changes; `None` if there is none, or more than one.
     pub(super) fn hear(&mut self) -> Result<Option<Healthy>> {
         let Some(managed) = &self.managed else { return Ok(None) };
         let checked: Vec<&Container> =
             managed.containers.iter().filter(|one| one.setup.has_healthcheck).collect();
-        // Of several the engine says which; one look at all is as good.
+        // If there are several, the engine says which has changed; one look at all is as good.
         let [only] = checked.as_slice() else { return Ok(None) };
         let is_alone = managed.containers.len() == 1;
         let (id, was_up) = (only.id.clone(), only.is_up());
         if self.events.as_ref().is_none_or(Events::are_over) {
             let past = self.begun.elapsed();
             self.events = Some(self.context.engine(self.stop).news(&[&id], past)?);
-            // What passed before the start is told no more.
+            // A check that passed before the start is not reported again.
             if was_up {
                 return self.own_health();
             }
@@ -100,7 +102,7 @@ impl Watch<'_> {
         }
     }
 
-    /// Asks the engine what containers' own HEALTHCHECK says now; `None` where there is none.
+    /// Asks the engine what the containers' own HEALTHCHECK says now; `None` if there is none.
     fn own_health(&mut self) -> Result<Option<Healthy>> {
         let look = self.look_after_it()?;
         Ok(match look.presence(&self.service.name) {
@@ -109,9 +111,9 @@ impl Watch<'_> {
         })
     }
 
-    /// Tells, after a good answer, whether it was the service that gave it.
+    /// Reports, after a good answer, whether it was the service that gave it; fails if another did.
     pub(super) fn answers_itself(&mut self) -> Result<bool> {
-        // That its containers live is seen, and whose the answer is the last look tells.
+        // The containers are seen to live, and the last look finds out whose the answer is.
         let is_http = matches!(self.service.health, Some(Health::Http(_)) | None);
         if is_http && self.managed.is_some() && self.service.unload.is_none() {
             let is_watched = !self.deaths.is_empty() || self.sees_containers();
@@ -130,8 +132,8 @@ impl Watch<'_> {
     }
 }
 
-/// Whether the engine has told that a container's HEALTHCHECK passes: docker as the event
-/// "health_status: healthy", podman as a status beside it.
+/// Reports whether the engine has said that a container's HEALTHCHECK passes: docker as the event
+/// "health_status: healthy", podman as a status beside the event.
 fn says_healthy(events: &str) -> bool {
     events.lines().last().is_some_and(|last| {
         last.contains("health_status") && last.contains("healthy\"") && !last.contains("unhealthy")

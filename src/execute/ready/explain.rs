@@ -1,4 +1,4 @@
-//! Why a service did not become ready, with the end of its log.
+//! Explains why a service did not become ready, with the end of its log.
 
 use super::Watch;
 use crate::config::Span;
@@ -10,8 +10,9 @@ use crate::redact::mask;
 use crate::world::{logs, starts, systemd};
 
 impl Watch<'_> {
-    /// Adds which container a native service's start command has started instead of a process. Others
-    /// may come up meanwhile, of other engines, too: of several it is the one that the command has named.
+    /// Adds to a failure the container that a native service's start command has started instead of
+    /// a process. If several have come up meanwhile, perhaps of other engines, it is the one that
+    /// the command has named.
     pub(super) fn name_container(&self, failure: Failure, look: &Look) -> Failure {
         let Some(started) = &self.started else { return failure };
         let ids = look.containers_since(started.since());
@@ -51,10 +52,11 @@ impl Watch<'_> {
         ))
     }
 
-    /// Adds the end of its log, wherever its manager keeps that.
+    /// Adds the end of the service's log to a failure, wherever its manager keeps the log.
     fn explain(&self, failure: Failure) -> Failure {
         let name = &self.service.name;
-        // Another's failure calls off the wait, which is over, and not what there is to tell.
+        // The failure of another service ends this service's wait, which is over, but not the
+        // explanation.
         let stop = self.context.stop;
         match (&self.service.manager, &self.started) {
             (Manager::Native(_), Some(started)) => started.explain(failure),
@@ -91,7 +93,8 @@ impl Watch<'_> {
     }
 }
 
-/// The failure of a start command that has started a container, which is no process of its own.
+/// Returns the failure of a start command that has started a container instead of a process of its
+/// own.
 fn of_a_container(failure: Failure, service: &Service, container: &Container) -> Failure {
     let name = &container.name;
     let labels = container.setup.compose.as_ref();

@@ -1,4 +1,4 @@
-//! Waking a service that was put to sleep, and having it load its model.
+//! Wakes a service that was put to sleep, and makes it load its model.
 
 use super::{Context, LONGEST, SHORTEST, Watch};
 use crate::error::{Failure, Result};
@@ -10,10 +10,11 @@ use crate::world::server::{self, Called};
 use crate::world::wait::{Aside, Woken};
 use std::time::{Duration, Instant};
 
-/// One call may take so long that asks whether a service sleeps.
+/// Time that one call may take to find out whether a service sleeps.
 const CALL_LIMIT: Duration = Duration::from_secs(10);
 
-/// Whether it has put its model aside by an unload, and does not take it back by itself.
+/// Reports whether a service has put its model aside by an unload and does not take it back by
+/// itself.
 pub(super) fn has_put_aside(service: &Service, context: &Context) -> bool {
     let Observed { used, kept, .. } = context.before.service(&service.name);
     service.server.as_ref().is_some_and(ApiServer::puts_aside)
@@ -21,7 +22,8 @@ pub(super) fn has_put_aside(service: &Service, context: &Context) -> bool {
 }
 
 impl Watch<'_> {
-    /// Makes the call that loads its model, and waits for the answer as long as a start may take.
+    /// Makes the call that loads the service's model, and waits for the answer as long as a start
+    /// may take.
     pub(super) fn warm_up(&mut self) -> Result<()> {
         let (service, context) = (self.service, self.context);
         let step = context.progress.begin(Action::WarmUp, &service.name, service.start_timeout);
@@ -43,8 +45,8 @@ impl Watch<'_> {
         }
     }
 
-    /// Whether it was put to sleep by an unload. It is asked until it answers, as long as a start may
-    /// take: one that gives no answer is not known to be awake.
+    /// Reports whether the service was put to sleep by an unload. It is asked until it answers, as
+    /// long as a start may take, because a service that gives no answer is not known to be awake.
     pub(super) fn is_asleep(&mut self) -> Result<bool> {
         if !self.service.server.as_ref().is_some_and(ApiServer::can_sleep) {
             return Ok(false);
@@ -72,7 +74,8 @@ impl Watch<'_> {
         }
     }
 
-    /// Wakes it, or brings its model back, and waits for the answer as long as a start may take.
+    /// Wakes the service, or brings its model back, and waits for the answer as long as a start may
+    /// take.
     pub(super) fn wake(&mut self) -> Result<()> {
         let service = self.service;
         let servers = self.servers()?;
@@ -87,14 +90,15 @@ impl Watch<'_> {
         }
     }
 
-    /// Returns the servers that it consists of, with what is sent along.
+    /// Returns the servers that the service consists of, each with the headers to send along.
     fn servers(&mut self) -> Result<Vec<(ApiServer, Headers)>> {
         let located = self.located()?.into_iter();
         Ok(located.filter_map(|service| Some((service.server?, service.headers))).collect())
     }
 
-    /// Makes a call to it that may take `longest`, and no longer than is left of its time, and waits for
-    /// the answer; `None` where none came in time. Its death and an interruption end the wait.
+    /// Makes a call to the service that may take `longest`, and no longer than is left of its start
+    /// timeout, and waits for the answer; `None` if none came in time. The service's death and an
+    /// interruption end the wait.
     fn answer<T: Send + 'static>(
         &mut self,
         longest: Duration,

@@ -1,4 +1,5 @@
-//! What an error of Redis means, and what to do about it: told by its code, never by its text.
+//! What an error of Redis means, and what to do about it: judged by its code, and by its text only
+//! where Redis has no code for it.
 
 use super::{ERROR, LOADING, Redis};
 use crate::config::UrlSource;
@@ -10,7 +11,8 @@ use std::error::Error;
 use std::io;
 use std::sync::Arc;
 
-/// Whether a call was broken off by a signal; the library keeps the system's error behind an `Arc`.
+/// Reports whether a call was broken off by a signal; the library keeps the system's error behind
+/// an `Arc`.
 pub(super) fn is_interruption(error: &RedisError) -> bool {
     let shared =
         error.source().and_then(|source| source.downcast_ref::<Arc<dyn Error + Send + Sync>>());
@@ -27,7 +29,8 @@ impl Redis {
         Failure::new(Code::Permission, format!("Redis at {} {why}", self.place()))
     }
 
-    /// What an error means: told by its code, never by its text.
+    /// Returns the failure that an error means to a user, with the server's own error code in its
+    /// details.
     pub(super) fn explain(&self, error: &RedisError) -> Failure {
         let failure = self.explain_code(error);
         match error.code() {
@@ -38,7 +41,7 @@ impl Redis {
 
     fn explain_code(&self, error: &RedisError) -> Failure {
         let detail = mask(error.detail().unwrap_or_default());
-        // Which script it was tells nobody anything.
+        // The name of the script means nothing to a user.
         let detail = detail.split(" script: ").next().unwrap_or_default().to_owned();
         let of_a_script = ["user executing the script can't", "ACL failure in script"];
         match (error.kind(), error.code().unwrap_or_default()) {
@@ -48,7 +51,7 @@ impl Redis {
             (_, "NOAUTH") => self
                 .refused("wants a password, and the lock's URL has none")
                 .hint("put it into the URL: redis://:PASSWORD@HOST:PORT"),
-            // What a script may not do has no code of its own.
+            // A refusal of what a script does has no code of its own.
             (_, code) if code == "NOPERM" || of_a_script.iter().any(|told| detail.contains(told)) => self
                 .refused(&format!("does not let this user do what the lock needs: {detail}"))
                 .hint(format!(

@@ -1,30 +1,35 @@
-//! The server itself, as far as a lock depends on it: what it is, and how far away.
+//! The facts about the Redis server that a lock depends on: what it is, and how far away.
 
 use super::{CALL_LIMIT, ERROR, Redis, text_of};
 use crate::error::Result;
 use crate::world::wait::Stop;
 use std::time::{Duration, Instant};
 
-/// So many questions are asked, of which the fastest counts: one may be held up by anything.
+/// Number of questions that measure the latency. The fastest counts, since a single question may be
+/// held up by anything.
 const QUESTIONS: usize = 3;
 
-/// What is not told (a user of the server may not be permitted to ask) is `None`.
+/// Facts about the Redis server that keeps the lock. A fact is `None` if the server does not tell
+/// it, for instance because its user may not ask.
 #[derive(Clone, Debug, Default)]
 pub struct ServerFacts {
     pub place: String,
     pub latency: Duration,
     pub version: Option<String>,
-    /// "master" or "slave".
+    /// The server's role in replication: `master` or `slave`.
     pub role: Option<String>,
-    /// What it may throw away when its memory is full; "noeviction" where it has no limit.
+    /// Policy by which the server throws keys away when its memory is full; `noeviction` if its
+    /// memory has no limit.
     pub eviction: Option<String>,
 }
 
 impl Redis {
+    /// Asks the server about itself and measures its latency. Fails if the server cannot be asked,
+    /// or does not let this user do what the lock needs.
     pub fn server(&mut self) -> Result<ServerFacts> {
         let stop = Stop::never();
         let mut latency = Duration::MAX;
-        // The first one connects.
+        // The first question also connects, so its time does not count.
         for question in 0..=QUESTIONS {
             let asked = Instant::now();
             self.ask(redis::cmd("PING"), CALL_LIMIT, &stop)?;

@@ -1,4 +1,4 @@
-//! Who really answers on a service's port: the service itself, another one, or a stranger.
+//! Finds what really answers on a service's port: the service itself, another one, or a stranger.
 
 use super::Look;
 use crate::model::{AnsweredBy, Health, Healthy, Pid, Presence, Service};
@@ -8,8 +8,8 @@ use crate::world::ports::local_port;
 use crate::world::process::{self, Process};
 
 impl Look<'_> {
-    /// Who answers a service's health check instead of the service; `None` when it is the service
-    /// itself, as far as can be told.
+    /// Returns what answers a service's health check instead of the service, or `None` if the
+    /// service itself does, as far as gpuctl can tell.
     pub fn answered_by(&self, service: &Service, port: Option<u16>) -> Option<AnsweredBy> {
         let own = match &self.presences[&service.name] {
             Presence::Up(running) => running,
@@ -29,8 +29,9 @@ impl Look<'_> {
         (holder.service.as_ref() != Some(&service.name)).then_some(holder)
     }
 
-    /// What a service's health check has told, as far as its server is seen to listen: one that gives
-    /// no answer has to, and in front of a container Docker's proxy accepts for it from the start.
+    /// Corrects what a service's health check has found by whether its server is seen to listen. A
+    /// server that gives no answer counts as silent only if it listens, and in front of a container
+    /// Docker's proxy accepts connections even before the server does.
     pub fn heard(&self, healthy: Healthy, service: &Service) -> Healthy {
         let Some(check) = &service.health else { return healthy };
         let is_deaf = || local_port(check).is_some_and(|port| !self.scene.listeners.is_taken(port));
@@ -43,16 +44,16 @@ impl Look<'_> {
         }
     }
 
-    /// Whether a server listens in a container on the port that is published for its health check;
-    /// `None` where that cannot be seen.
+    /// Reports whether a server listens in a container on the port that is published for its health
+    /// check; `None` if that cannot be seen.
     fn listens_inside(&self, service: &Service) -> Option<bool> {
         let Presence::Up(running) = self.presences.get(&service.name)? else { return None };
         let port = running.published.get(&local_port(service.health.as_ref()?)?)?;
         process::listens_in_network(*running.pids.first()?, *port)
     }
 
-    /// Whether what listens on a port forwards it to the network that one of these processes is in: a
-    /// container that uses another's network publishes nothing itself.
+    /// Reports whether the process that listens on a port forwards it to the network of one of
+    /// these processes. A container that uses another's network publishes nothing itself.
     fn is_forwarded(&self, port: u16, to: &[Pid]) -> bool {
         let addresses = self.listening_on(port).iter().filter_map(|pid| docker::forwards_to(*pid));
         addresses
@@ -66,7 +67,7 @@ impl Look<'_> {
         holders.get(&port).map_or(&[], Vec::as_slice)
     }
 
-    /// Who listens on a port: a service, as far as one can be made out, else a process.
+    /// Describes what listens on a port: a service, if one can be made out, or else a process.
     fn holder_of(&self, port: Option<u16>) -> AnsweredBy {
         let Some(port) = port else {
             return AnsweredBy {
@@ -85,14 +86,14 @@ impl Look<'_> {
             (None, Some(process)) => format!("process {} ({})", process.pid, process.name),
             (None, None) => "something else".to_owned(),
         };
-        // Nothing of a container can become a service of processes.
+        // A process in a container can never be adopted by a native service.
         let is_containers = |it: &Process| is_contained(it, &process::control_groups(it.pid));
         let nobodys = holder.filter(|process| service.is_none() && !is_containers(process));
         let pid = nobodys.map(|process| process.pid);
         AnsweredBy { who: format!("{who} answers on port {port}"), service, pid }
     }
 
-    /// The service whose container publishes a port.
+    /// Returns the name of the service whose container publishes a port, if any.
     pub(super) fn publisher(&self, port: u16) -> Option<String> {
         let publishes = |(_, presence): &(&String, &Presence)| match presence {
             Presence::Up(running) => running.published.contains_key(&port),

@@ -1,5 +1,5 @@
-//! What several services claim, each by another name of it perhaps: a container by its name and by its
-//! id, a unit by an alias, or as a part of a slice. None of them may have it.
+//! Finds what several services claim, perhaps each by another name: a container by its name and by
+//! its id, a unit by an alias or as a part of a slice. None of these services may have it.
 
 use crate::config::Config;
 use crate::error::Result;
@@ -7,11 +7,12 @@ use crate::model::{Managed, Manager};
 use crate::world::systemd::UnitView;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-/// What it is, its name, and the services that claim it, by their places in the configuration.
+/// The kind of a contested thing, its name, and the services that claim it, by their places in the
+/// configuration.
 type Contested = (&'static str, String, BTreeSet<usize>);
 
-/// Returns what several services claim, by what the managers say of the services. `units`: what the
-/// system's manager and the user's have told.
+/// Returns what several services claim, judging by what their managers say. `units` holds the
+/// answers of the system's manager and of the user's.
 pub fn by_several(
     config: &Config,
     managed: &[Managed],
@@ -36,7 +37,7 @@ pub fn by_several(
     claims.chain(nested(managed)).filter(|(_, _, services)| services.len() > 1).collect()
 }
 
-/// The units that run, with the services in whose control groups they are.
+/// Returns the unit of each control group, with the services in whose control groups it is.
 fn nested(managed: &[Managed]) -> impl Iterator<Item = Contested> {
     let holders = |group: &str| -> BTreeSet<usize> {
         let is_in = |outer: &String| {

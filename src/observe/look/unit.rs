@@ -1,4 +1,5 @@
-//! What a unit of systemd's consists of: the processes in its control group, and the containers that these run.
+//! Finds what a unit of systemd consists of: the processes in its control group, and the containers
+//! that these run.
 
 use crate::error::{Failure, Result};
 use crate::exit::Code;
@@ -10,7 +11,7 @@ use crate::world::process::{self, Process, ProcessTable};
 use crate::world::systemd::UnitView;
 use std::collections::HashMap;
 
-/// Returns what systemd says of a unit, and where its processes are.
+/// Returns the presence of a unit by what systemd says of it, and where its processes are.
 pub fn in_unit(unit: &str, asked: &Result<HashMap<String, UnitView>>) -> (Presence, Managed) {
     let nothing = || {
         Presence::Unknown(Failure::new(
@@ -28,12 +29,14 @@ pub fn in_unit(unit: &str, asked: &Result<HashMap<String, UnitView>>) -> (Presen
                 ids.iter().map(|id| id.pid).collect()
             };
             let presence = match presence {
-                // It has ended, and left processes behind: KillMode=process, or a stop that failed.
+                // The unit has ended and left processes behind: KillMode=process, or a stop that
+                // failed.
                 Presence::Down(_) | Presence::Missing(_) if !living().is_empty() => {
                     let trouble = Some(Trouble::Orphaned);
                     Presence::Up(Running { pids: living(), trouble, ..Running::default() })
                 }
-                // One without a main process: a slice, or a command that has left a server behind.
+                // The unit has no main process: it is a slice, or its command has left a server
+                // behind.
                 Presence::Up(running) if running.pids.is_empty() => {
                     Presence::Up(Running { pids: living(), ..running.clone() })
                 }
@@ -47,8 +50,9 @@ pub fn in_unit(unit: &str, asked: &Result<HashMap<String, UnitView>>) -> (Presen
     }
 }
 
-/// Adds the containers that a unit runs, by clients of the engine in its control group which stay for as long as these
-/// run. One that was there before the client, or that another engine's client means, is none of them.
+/// Adds the containers that a unit runs through clients of the engine in its control group which
+/// stay for as long as the container runs. A container that was there before the client, or that
+/// another engine's client means, is not counted.
 pub fn with_containers<'a>(
     (presence, mut managed): (Presence, Managed),
     table: &ProcessTable,

@@ -1,12 +1,14 @@
-//! What a service's `match` proves, and what it finds without proving it: those are only named.
+//! Decides what a service's `match` proves. Processes that it finds without proving them are only
+//! named to the user.
 
 use super::Court;
 use crate::model::{Pid, Proof};
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 impl Court<'_> {
-    /// A match proves a family in which somebody listens on the service's port, or, where it has none
-    /// on this machine, the only one that holds memory on the card.
+    /// Gives away the families that a `match` proves: one in which a process listens on the
+    /// service's port or, if the service has no port on this machine, the only one that holds
+    /// memory on the card.
     pub(super) fn prove_by_match(&mut self) {
         let mut proven: HashMap<Pid, BTreeSet<usize>> = HashMap::new();
         for service in 0..self.claims.len() {
@@ -22,7 +24,7 @@ impl Court<'_> {
         }
     }
 
-    /// The processes from which the proven families of a service come.
+    /// Returns the processes from which the proven families of a service descend.
     fn proven_heads(&self, service: usize) -> BTreeSet<Pid> {
         let claim = &self.claims[service];
         let matching: HashSet<Pid> = self.matching(service).collect();
@@ -43,9 +45,10 @@ impl Court<'_> {
         }
     }
 
-    /// The matching process that a serving one comes from: the nearest, and from there up as long as
-    /// the parent matches too and belongs to the same job, as a shell around the server does. A
-    /// careless pattern matches the session's shell and the login's server as well.
+    /// Returns the matching process that a serving one comes from: the nearest, and from there up
+    /// as long as the parent matches too and belongs to the same job, as a shell around the server
+    /// does. Matching alone is not enough, because a careless pattern also finds the session's
+    /// shell and the login's server.
     fn head(&self, serving: Pid, matching: &HashSet<Pid>) -> Option<Pid> {
         let process = self.table.get(serving)?;
         let line = [vec![serving], self.ancestors(serving)].concat();
@@ -61,13 +64,13 @@ impl Court<'_> {
         line[nearest..].iter().take_while(is_same_job).last().copied()
     }
 
-    /// The free processes that a service's `match` finds.
+    /// Returns the free processes that a service's `match` finds.
     fn matching(&self, service: usize) -> impl Iterator<Item = Pid> {
         let matched = self.matched.get(&service).into_iter().flatten().copied();
         matched.filter(|pid| self.is_free(*pid) && !self.shows(*pid).is_contained)
     }
 
-    /// Names what may be a service's and is not proven to be anybody's.
+    /// Notes the processes that may be a native service's and are proven to be nobody's.
     pub(super) fn name_unproven(&mut self) {
         let owned: HashSet<usize> =
             self.ownership.owners.values().map(|owner| owner.service).collect();

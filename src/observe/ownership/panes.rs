@@ -1,20 +1,22 @@
-//! Terminal multiplexers: what was started by hand in one of their panes.
+//! Recognises terminal multiplexers, and finds what a start has left in their panes.
 
 use super::{Evidence, Ownership};
 use crate::model::Pid;
 use crate::world::process::{Id, Process, ProcessTable};
 use std::collections::HashMap;
 
-/// Processes in the panes of terminal multiplexers that are younger than a start.
+/// What has appeared in the panes of terminal multiplexers since a start.
 #[derive(Debug, Default)]
 pub struct Panes {
-    /// The first processes of panes that were made with the mark of the service: its start made them.
+    /// The first processes of panes that bear the mark of the service, because its start made the
+    /// panes.
     pub marked: Vec<Id>,
-    /// Somebody works there that nobody has proven to be a service's, and that may become one.
+    /// Whether a process works in a pane that is not proven to be any service's and may become one.
     pub may_come: bool,
 }
 
-/// Looks through the panes for what a start, in clock ticks since boot, may have left there.
+/// Looks through the panes for what a start may have left there. `since` is the time of the start,
+/// in clock ticks since boot.
 pub fn panes_since(
     table: &ProcessTable,
     evidence: &HashMap<Pid, Evidence>,
@@ -36,7 +38,8 @@ pub fn panes_since(
     panes
 }
 
-/// Whether it is the server of a terminal multiplexer, by the name that the kernel keeps of it.
+/// Reports whether a process is the server of a terminal multiplexer, judging by the name that the
+/// kernel keeps of it.
 pub fn is_multiplexer(process: &Process) -> bool {
     const MULTIPLEXERS: [&str; 7] =
         ["tmux", "screen", "SCREEN", "zellij", "dtach", "abduco", "dvtm"];

@@ -1,4 +1,5 @@
-//! What holds of every answer, whatever runs: random process tables, in which anything shows anything.
+//! Checks what holds of every decision, whatever runs, on random process tables in which any
+//! process may show anything.
 
 use super::worlds::{GPUCTL, World, start_of};
 use super::*;
@@ -21,7 +22,7 @@ struct Member {
     shown: Option<Shown>,
 }
 
-/// The group and session of a process.
+/// How the group and session of a process relate to those of its parent.
 #[derive(Clone, Copy, Debug)]
 enum Kinship {
     OfItsParent,
@@ -46,7 +47,7 @@ struct Bid {
     is_native: bool,
     has_port: bool,
     container: Option<Index>,
-    /// And whether the number was another process's then.
+    /// The recorded processes, and whether the number belonged to another process at that time.
     recorded: Vec<(Index, bool)>,
 }
 
@@ -110,7 +111,8 @@ fn bids() -> impl Strategy<Value = Bid> {
     )
 }
 
-/// A world, and who of it calls gpuctl: the shell of a login, or any process.
+/// A world, and the process in it that stands for gpuctl: the one below the login's shell, or any
+/// other.
 #[derive(Clone, Debug)]
 struct Case {
     members: Vec<Member>,
@@ -179,7 +181,7 @@ impl Case {
     }
 
     /// Returns what a process shows that may prove something, and the services that have recorded
-    /// it or the maker of its group or session, or whose container's main process it is.
+    /// the process or the maker of its group or session, or whose container's main process it is.
     fn proofs(&self, process: &Process) -> (Option<&Shown>, BTreeSet<usize>) {
         let at = usize::try_from(process.pid - FIRST).ok();
         let shown = at.and_then(|at| self.members.get(at)?.shown.as_ref());
@@ -244,7 +246,8 @@ proptest! {
         }
     }
 
-    /// One that shows nothing itself has an ancestor, or a leader of its group or session, of that owner.
+    /// A process that shows nothing itself has an ancestor, or a leader of its group or session,
+    /// that belongs to the same owner.
     #[test]
     fn a_stranger_is_never_owned(case in cases()) {
         let (world, me) = case.world();

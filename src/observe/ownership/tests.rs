@@ -1,5 +1,5 @@
-//! Whose the processes of small worlds are: each proof, what is stronger than what, and who is never
-//! part of a service.
+//! Decides who owns the processes of small worlds: each proof, which proof is the stronger, and
+//! what is never part of a service.
 
 use super::worlds::{GPUCTL, SHELL, SSHD, SYSTEMD, World, start_of};
 use super::*;
@@ -42,7 +42,7 @@ fn the_stronger_of_two_proofs_decides() {
     }
 }
 
-/// A mark names one service alone.
+/// `Proof::Mark` is left out, because a mark names only one service.
 #[test]
 fn two_proofs_of_the_same_strength_are_disputed_and_nobodys() {
     for proof in ALL.into_iter().filter(|proof| *proof != Proof::Mark) {
@@ -58,7 +58,7 @@ fn two_proofs_of_the_same_strength_are_disputed_and_nobodys() {
     }
 }
 
-/// What it inherits is as strong as what its parent has shown.
+/// A process inherits a proof that is as strong as its parent's own.
 #[test]
 fn a_descendant_is_not_taken_by_a_weaker_proof_of_its_own() {
     for (at, strong) in ALL.into_iter().enumerate() {
@@ -164,7 +164,7 @@ fn a_careless_pattern_takes_no_more_than_the_job_that_listens() {
 fn in_the_callers_group_a_match_takes_the_server_and_not_what_runs_beside_it() {
     let mut world = World::new(1);
     world.claim(0).port = Some(8188);
-    // A script without job control, which has called gpuctl.
+    // Process 20 runs a script without job control, which has called gpuctl.
     world.end(GPUCTL);
     world.job(20, SHELL, "sh");
     world.child(GPUCTL, 20, "gpuctl");
@@ -224,7 +224,8 @@ fn who_only_looks_at_the_log_is_no_part_of_the_start() {
     assert_eq!(world.first().0, [100]);
 }
 
-/// What was adopted was started by hand in the session of the caller, who calls from the same group.
+/// An adopted process was started by hand in the session of the caller, which calls gpuctl from the
+/// same group.
 #[test]
 fn in_the_callers_own_session_a_recorded_process_owns_its_descendants_alone() {
     let mut world = World::new(1);

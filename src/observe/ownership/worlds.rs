@@ -1,4 +1,4 @@
-//! Small worlds for the tests: processes, and what they and the services have to show.
+//! Builds small worlds for the tests: processes, and what they and the services have to show.
 
 use super::*;
 use crate::world::clock::SinceBoot;
@@ -18,7 +18,7 @@ pub struct World {
 }
 
 impl World {
-    /// Makes a world with that many native services, which have no port.
+    /// Makes a world with `services` native services, which have no port.
     pub fn new(services: usize) -> World {
         let native = Credentials { is_native: true, ..Credentials::default() };
         let mut world = World {
@@ -53,12 +53,12 @@ impl World {
         self.processes.iter().find(|process| process.pid == pid).expect("a parent that is there")
     }
 
-    /// A process with a session of its own.
+    /// Adds a process with a session of its own.
     pub fn leader(&mut self, pid: Pid, parent: Pid, name: &str) {
         self.add(pid, parent, pid, pid, name);
     }
 
-    /// A process with a group of its own, as a shell with job control starts it.
+    /// Adds a process with a group of its own, as a shell with job control starts it.
     pub fn job(&mut self, pid: Pid, parent: Pid, name: &str) {
         let session = self.get(parent).session;
         self.add(pid, parent, pid, session, name);
@@ -96,7 +96,7 @@ impl World {
         *self.claims[service].port.get_or_insert(8000 + service as u16)
     }
 
-    /// Gives a process one proof of being a service's.
+    /// Gives a process one proof of belonging to a service.
     pub fn proves(&mut self, pid: Pid, service: usize, proof: Proof) {
         match proof {
             Proof::ControlGroup => self.shows(pid).control_group.push(service),
@@ -130,7 +130,7 @@ impl World {
         decide(&self.table(me), &claims, &self.evidence, &listens)
     }
 
-    /// The members of service 0, and those that it may have.
+    /// Returns the members of service 0, and the processes that may be its own but are unproven.
     pub fn first(&self) -> (Vec<Pid>, Vec<Pid>) {
         let ownership = self.decide(GPUCTL);
         let unproven = ownership.unproven.iter().filter(|(service, _)| *service == 0);
@@ -138,7 +138,7 @@ impl World {
     }
 }
 
-/// Returns when a process started, unless it is said otherwise.
+/// Returns the time at which a process of a test starts, in clock ticks since boot.
 pub fn start_of(pid: Pid) -> u64 {
     pid as u64 * 100
 }

@@ -1,6 +1,6 @@
-//! Decides by trying everything what a command may do. It shares no arithmetic with the planner:
-//! this is the contract (a running service commits the larger of what it declares and holds) once
-//! more, in the simplest words.
+//! Decides what a command may do by trying everything. The judge shares no arithmetic with the
+//! planner: it states the contract (a running service commits the larger of what it declares and
+//! holds) once more, in the simplest words.
 
 use super::machine::{Call, Computer, Shape, Tenant};
 use std::cmp::Reverse;
@@ -27,7 +27,7 @@ impl<'a> Judge<'a> {
         self.needed.iter().any(|member| member.name == name)
     }
 
-    /// Whether there is a plan.
+    /// Reports whether there is a plan for the command.
     pub fn permits(&self) -> bool {
         use Shape::{Dead, Missing, Unknown};
         match self.command {
@@ -50,7 +50,7 @@ impl<'a> Judge<'a> {
         }
     }
 
-    /// Who has to go, in alphabetical order.
+    /// Returns the services that have to go, in alphabetical order.
     pub fn victims(&self) -> Vec<String> {
         let alive = self.others.iter().filter(|one| one.can_be_stopped());
         let mut victims: Vec<String> = match self.command {
@@ -70,12 +70,12 @@ impl<'a> Judge<'a> {
         victims
     }
 
-    /// Whether the command stops only as much as it has to.
+    /// Reports whether the command stops only as much as it has to.
     pub fn is_sparing(&self) -> bool {
         matches!(self.command, Call::Start { .. } | Call::Prepare { lazy: true, .. })
     }
 
-    /// Whether what is needed fits once these are gone.
+    /// Reports whether what the command needs fits once the services in `gone` are gone.
     pub fn fits_without(&self, gone: &[String]) -> bool {
         let needed = self.needed_memory();
         let stays = self.others.iter().filter(|one| !gone.contains(&one.name));
@@ -85,12 +85,12 @@ impl<'a> Judge<'a> {
         match self.machine.size() {
             _ if needed == 0 => true,
             Some(size) => needed + staying <= size.saturating_sub(foreign),
-            // Nobody can tell, but where nothing else is left.
+            // It is unknown whether this fits, unless nothing else is left on the card.
             None => staying == 0,
         }
     }
 
-    /// Returns the memory of what is needed, which will be used to the full.
+    /// Returns the memory of the needed services, which will be used to the full.
     pub fn needed_memory(&self) -> u64 {
         self.needed.iter().map(|one| one.vram.max(self.machine.held(one))).sum()
     }
@@ -102,7 +102,8 @@ impl<'a> Judge<'a> {
         }
     }
 
-    /// Whether all that is needed runs already, with its memory: such a plan is never refused.
+    /// Reports whether all needed services run already, with their memory; then a plan is never
+    /// refused.
     fn is_there(&self) -> bool {
         self.needed.iter().all(|one| {
             let is_away = self.has_unloaded(one) && self.machine.held(one) < one.vram;
@@ -110,7 +111,7 @@ impl<'a> Judge<'a> {
         })
     }
 
-    /// Whether it is known to hold no more than its context keeps.
+    /// Reports whether a service is known to hold no more than its context keeps.
     fn has_unloaded(&self, one: &Tenant) -> bool {
         let held = self.machine.held(one);
         let is_little = held <= 1536 || held * 4 <= one.vram;
@@ -120,8 +121,8 @@ impl<'a> Judge<'a> {
             && self.machine.is_told(one)
     }
 
-    /// Who may be stopped: who is being stopped already, then lowest priority and largest
-    /// commitment first.
+    /// Returns the services that may be stopped: those that are being stopped already, then lowest
+    /// priority and largest commitment first.
     fn stoppable(&self) -> Vec<&'a Tenant> {
         let may_go = |one: &&&Tenant| match self.command {
             _ if one.shape == Shape::Stopping => true,
@@ -139,10 +140,11 @@ impl<'a> Judge<'a> {
         stoppable
     }
 
-    /// Takes as few as possible from the front of the line, and of these the set that spares the
-    /// last in the line, then the one before it, and so on; beside those who are `gone` anyhow.
+    /// Takes as few services as possible from the front of the line, and of these the set that
+    /// spares the last in the line, then the one before it, and so on. The services in `gone` go in
+    /// any case.
     fn by_the_rule(&self, gone: Vec<String>, may_go: impl Fn(&Tenant) -> bool) -> Vec<String> {
-        // What else is on the card is not the business of one that runs already.
+        // What else is on the card is not the business of a service that runs already.
         if matches!(self.command, Call::Start { .. }) && self.is_there() {
             return gone;
         }

@@ -1,5 +1,5 @@
-//! Random machines: a small card and some services on it, in every state, and what a plan makes
-//! of them.
+//! Makes random machines, each a small card with some services on it, in every state, and works out
+//! what a plan makes of them.
 
 use crate::config::Config;
 use crate::error::{Failure, Result};
@@ -13,27 +13,27 @@ use proptest::prelude::*;
 use std::fmt;
 use std::sync::Arc;
 
-/// All sizes are whole numbers of these MB: as few as they are, ties and exact fits are common, and
-/// what a context keeps is a part of a service.
+/// Unit of all sizes, in MB. It leaves so few sizes that ties and exact fits are common, and what a
+/// context keeps is only a part of a service.
 const UNIT: u64 = 512;
 
-/// All sizes in MB.
+/// A machine with one card and some services. All sizes are in MB.
 #[derive(Clone)]
 pub struct Computer {
     total: u64,
     reserve: u64,
-    /// Others than services hold this much.
+    /// Memory held by others than services.
     desktop: u64,
     reading: Reading,
     pub members: Vec<Tenant>,
     config: Arc<Config>,
 }
 
-/// One of these is known of the card.
+/// What is known of the card.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Reading {
     Measured,
-    /// No NVML, but `gpu.total_mb`.
+    /// There is no NVML, but `gpu.total_mb` is set.
     Estimated,
     Nothing,
 }
@@ -46,9 +46,9 @@ pub struct Tenant {
     pub phases: Vec<u32>,
     pub unloads: bool,
     pub shape: Shape,
-    /// It really holds this much.
+    /// Memory that the service really holds.
     used: u64,
-    /// Its processes are not on the driver's list.
+    /// Whether the service's processes are missing from the driver's list.
     hidden: bool,
 }
 
@@ -62,7 +62,7 @@ pub enum Shape {
     Stopping,
     Missing,
     Dead,
-    /// Its manager cannot be asked.
+    /// The service's manager cannot be asked.
     Unknown,
 }
 
@@ -83,7 +83,7 @@ pub fn machines() -> impl Strategy<Value = Computer> {
     (8_u64..=24, 0_u64..=3, 0_u64..=6, reading, vec(members(), 2..=7)).prop_map(
         |(total, reserve, desktop, reading, mut members)| {
             let [total, reserve, desktop] = [total, reserve, desktop].map(|size| size * UNIT);
-            // What is held is on the card.
+            // All services together hold no more than the card has.
             let mut room = total - desktop;
             for (member, name) in members.iter_mut().zip('a'..) {
                 member.name = name.to_string();
@@ -195,7 +195,7 @@ impl Tenant {
 }
 
 impl Computer {
-    /// Everything that one can ask for.
+    /// Returns commands of every kind that can be given on this machine.
     pub fn commands(&self) -> Vec<Call> {
         let mut commands = Vec::new();
         for phase in 1..=3 {
@@ -251,7 +251,7 @@ impl Computer {
         Snapshot { vram, services, managed: Vec::new() }
     }
 
-    /// Returns the memory in use as far as it is known.
+    /// Returns the memory in use, as far as it is known.
     pub fn in_use(&self) -> u64 {
         match self.is_measured() {
             true => self.held_by_all(),
@@ -267,34 +267,35 @@ impl Computer {
         self.reading == Reading::Measured
     }
 
-    /// Returns what services may take of the card, others included; `None` where its size is not
-    /// known.
+    /// Returns the memory that services and others may take of the card together, or `None` if the
+    /// card's size is not known.
     pub fn size(&self) -> Option<u64> {
         (self.reading != Reading::Nothing).then_some(self.total.saturating_sub(self.reserve))
     }
 
-    /// Returns what a service holds as far as it is told, or has to be presumed to hold.
+    /// Returns the memory that a service holds or, if that is not known, has to be presumed to
+    /// hold.
     pub fn held(&self, member: &Tenant) -> u64 {
         let presumed = if member.may_run() { member.vram } else { 0 };
         member.known_use(self.reading).map_or(presumed, |used| used.0)
     }
 
-    /// Whether it is known what it holds.
+    /// Reports whether it is known what a service holds.
     pub fn is_told(&self, member: &Tenant) -> bool {
         member.known_use(self.reading).is_some()
     }
 
-    /// Really free, beside the reserve.
+    /// Returns the memory that is really free, beside the reserve.
     pub fn free(&self) -> u64 {
         self.total.saturating_sub(self.held_by_all()).saturating_sub(self.reserve)
     }
 
-    /// Returns what all services together may really commit.
+    /// Returns the memory that all services together may really commit.
     pub fn capacity(&self) -> u64 {
         self.total.saturating_sub(self.reserve).saturating_sub(self.desktop)
     }
 
-    /// Returns what they really commit.
+    /// Returns the memory that all services together really commit.
     pub fn committed(&self) -> u64 {
         let commits = |one: &Tenant| match one.is_alive() && !one.unloads {
             true => one.used.max(one.vram),
@@ -315,7 +316,8 @@ impl Computer {
         after
     }
 
-    /// Returns the machine after the starts: what is started takes all that it has declared, as far as the card goes.
+    /// Returns the machine after the starts: each started service takes all that it has declared,
+    /// as far as the card goes.
     pub fn after_starts(&self, plan: &Plan) -> Computer {
         let mut after = self.clone();
         for start in &plan.start {
@@ -358,7 +360,7 @@ impl Computer {
 }
 
 impl fmt::Debug for Computer {
-    /// Writes the machine as one would draw it.
+    /// Writes the card on the first line, and each service on a line of its own.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Computer { total, reserve, desktop, reading, members, .. } = self;
         writeln!(f, "a card of {total}, reserve {reserve}, desktop {desktop} ({reading:?})")?;

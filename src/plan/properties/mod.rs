@@ -1,5 +1,5 @@
-//! What holds of every plan, whatever is on the card: random machines, every command on each of
-//! them, and a judge that tries all sets of victims.
+//! Checks what holds of every plan, whatever is on the card, with random machines, every command on
+//! each of them, and a judge that tries all sets of victims.
 
 mod judge;
 mod machine;
@@ -11,7 +11,7 @@ use judge::Judge;
 use machine::{Call, machines};
 use proptest::prelude::*;
 
-/// Returns what is evicted beside the services that are wanted.
+/// Returns the services that a plan evicts, except for those that its command needs.
 fn victims(plan: &Plan, judge: &Judge) -> Vec<String> {
     let evicted = plan.evict.iter().map(|eviction| eviction.service.clone());
     evicted.filter(|name| !judge.needs(name)).collect()
@@ -125,7 +125,7 @@ proptest! {
             let Ok(plan) = machine.plan(&command) else { continue };
             let after = machine.after_evictions(&plan).after_starts(&plan);
             let again = after.plan(&command);
-            // Unmeasured, nobody knows that a service has unloaded: it is asked again.
+            // Without a measurement nobody knows that a service has unloaded, so it is asked again.
             let asks_again = |eviction: &Eviction| {
                 eviction.how == EvictHow::Unload && !machine.is_measured()
             };

@@ -1,4 +1,4 @@
-//! Shell commands that outlive gpuctl, in a systemd scope of their own where there is one.
+//! Shell commands that outlive gpuctl, in a systemd scope of their own if one can be made.
 
 use super::{describe, detach, kill_group, new, not_started, shell};
 use crate::config::Span;
@@ -16,33 +16,37 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// How long systemd may take to make a scope; it takes milliseconds.
+/// How long systemd may take to make a scope; it usually takes milliseconds.
 const SCOPE_LIMIT: Duration = Duration::from_secs(5);
 
-/// Reads the shell command from its input, says so there, and becomes the shell that runs it. There
-/// is no `$` in it, nor in the command: some versions of systemd-run replace variables.
+/// Shell script that reads the command from the socket on its stdin, writes a newline there as
+/// confirmation, and becomes the shell that runs the command. Some versions of systemd-run replace
+/// variables in their arguments, which is why the script has no `$` and the command is not passed
+/// as an argument.
 const RELAY: &str = "exec /bin/sh -c \"`cat && echo >&0`\" </dev/null 2>&1";
 
-/// A shell command that outlives gpuctl: its own session, no input, output to `log`, and none of the
-/// descriptors that gpuctl was given, so that `$(gpuctl start x)` returns.
+/// A shell command that outlives gpuctl. It has a session of its own, no input, its output in
+/// `log`, and none of the descriptors that gpuctl was given, so that `$(gpuctl start x)` returns.
 pub struct Detached<'a> {
     pub text: &'a str,
     pub env: &'a BTreeMap<String, String>,
-    /// Variables of gpuctl's that it is not to have.
+    /// Variables in gpuctl's environment that the command must not inherit.
     pub without: &'a [&'a str],
     pub cwd: Option<&'a Path>,
     pub log: &'a File,
 }
 
 impl Detached<'_> {
+    /// Starts the command without a scope.
     pub fn start(&self) -> Result<Child> {
         let mut command = shell(self.text, self.env, self.cwd);
         command.stderr(self.log()?);
         self.spawn(command, "sh")
     }
 
-    /// Starts it in a scope. `None` where that could not be made: then the command has not run, and
-    /// never will.
+    /// Starts the command in a scope. `None` if the scope could not be made: then the command has
+    /// not run and never will. Fails if `stop` calls the start off, or if the scope came too late
+    /// and the command, which had begun by then, was killed.
     pub fn start_in(&self, scope: &Scope, stop: &Stop) -> Result<Option<Child>> {
         let pair = UnixStream::pair().map_err(|e| {
             Failure::new(Code::Internal, format!("cannot make a pair of sockets: {e}"))
@@ -54,7 +58,7 @@ impl Detached<'_> {
         if let Some(cwd) = self.cwd {
             command.current_dir(cwd);
         }
-        // What it has to say of itself is nothing of the service's.
+        // What systemd-run reports about itself does not belong in the service's log.
         command.stdin(OwnedFd::from(theirs)).stderr(Stdio::null());
         let mut child = match self.spawn(command, "systemd-run") {
             Ok(child) => child,
@@ -70,7 +74,7 @@ impl Detached<'_> {
         if woken == Woken::Event && is_taken(&mut ours) {
             return Ok(Some(child));
         }
-        // From here on it cannot begin any more; what it has done by now is known afterwards.
+        // A killed command cannot begin any more; whether it had begun is known afterwards.
         kill_group(&child);
         let status = child.wait().map_err(|e| {
             Failure::new(Code::Internal, format!("cannot wait for `systemd-run`: {e}"))
@@ -100,14 +104,14 @@ impl Detached<'_> {
     }
 }
 
-/// Hands over the command, without waiting for anybody to read it.
+/// Writes the whole command to the socket without waiting for a reader.
 fn offer(socket: &mut UnixStream, text: &str) -> std::io::Result<()> {
     socket.set_nonblocking(true)?;
     socket.write_all(text.as_bytes())?;
     socket.shutdown(Shutdown::Write)
 }
 
-/// Whether the command has been read, to be run.
+/// Reports whether the command has been read completely and is about to run.
 fn is_taken(socket: &mut UnixStream) -> bool {
     matches!(socket.read(&mut [0]), Ok(1))
 }
@@ -119,15 +123,16 @@ mod tests {
     use std::fs;
     use std::os::unix::fs::PermissionsExt;
 
-    /// Starts a command where `systemd-run` is this script, or is not there; tells how the command
-    /// ended if it began, and the log.
+    /// Starts a command with this script as `systemd-run`, or without any `systemd-run`. Returns
+    /// the command's exit code, if it began, and the log.
     fn start(systemd_run: Option<&str>, text: &str, stop: &Stop) -> (Result<Option<i32>>, String) {
         let folder = tempfile::tempdir().expect("a temporary folder");
         if let Some(script) = systemd_run {
             let file = folder.path().join("systemd-run");
             fs::write(&file, format!("#!/bin/sh\n{script}\n")).expect("a script");
             fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).expect("its mode");
-            // A script that another thread's child has open for writing still cannot be executed.
+            // A script cannot be executed while another thread's child still has it open for
+            // writing.
             while let Err(e) = new(&file.to_string_lossy()).arg("--probe").status() {
                 assert_eq!(e.kind(), std::io::ErrorKind::ExecutableFileBusy, "{e}");
             }

@@ -1,4 +1,5 @@
-//! What a new process does before it becomes the program that it was made for: between fork and exec.
+//! What a new process does between fork and exec, before it becomes the program that it was made
+//! for.
 
 use crate::world::caller;
 use rustix::fd::{AsRawFd, BorrowedFd};
@@ -6,7 +7,8 @@ use rustix::io::{FdFlags, fcntl_setfd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-/// Has a command leave our session, and what we ignore and have open.
+/// Makes a command leave gpuctl's session, with default actions for the signals that gpuctl ignores
+/// and without the descriptors that it has open.
 pub(super) fn detach(command: &mut Command) {
     let leave = || {
         rustix::process::setsid()?;
@@ -24,8 +26,9 @@ pub(super) fn detach(command: &mut Command) {
     };
 }
 
-/// Has no program that takes our place inherit a descriptor, but for the first three. Marked rather
-/// than closed: the standard library reports a failed exec through one. Async-signal-safe.
+/// Marks all descriptors but the first three so that a program which replaces this process does not
+/// inherit them. They are marked rather than closed, because the standard library reports a failed
+/// exec through one of them. Async-signal-safe.
 pub fn close_on_exec() -> std::io::Result<()> {
     // SAFETY: a plain system call.
     #[expect(unsafe_code, reason = "no crate of ours has it")]
@@ -34,11 +37,11 @@ pub fn close_on_exec() -> std::io::Result<()> {
     if all == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
 }
 
-/// Has a command inherit a descriptor, which has to stay open until it is started.
+/// Makes a command inherit a descriptor, which must stay open until the command is started.
 pub fn inherit(command: &mut Command, fd: BorrowedFd) {
     let number = fd.as_raw_fd();
     let keep = move || {
-        // SAFETY: the copy in the new process of what is open in ours.
+        // SAFETY: in the new process, the number is a copy of a descriptor that is open in gpuctl.
         #[expect(unsafe_code, reason = "a closure that outlives the call can borrow nothing")]
         let fd = unsafe { BorrowedFd::borrow_raw(number) };
         Ok(fcntl_setfd(fd, FdFlags::empty())?)
@@ -50,13 +53,13 @@ pub fn inherit(command: &mut Command, fd: BorrowedFd) {
     };
 }
 
-/// Has a command do something in its new process before it becomes the program.
+/// Makes a command do `work` in its new process before it becomes the program.
 ///
 /// # Safety
 ///
-/// The new process has one thread of all that gpuctl has, and whatever the others were at stays as
-/// it was. So `work` makes only calls that are safe in a signal handler (signal-safety(7)): it
-/// neither allocates nor frees, takes no lock, and does not panic.
+/// The new process has only one of gpuctl's threads, and whatever the others were doing stays as it
+/// was. So `work` must make only calls that are safe in a signal handler (signal-safety(7)): it
+/// must neither allocate nor free, take no lock, and not panic.
 #[expect(unsafe_code, reason = "process groups and sessions are made between fork and exec")]
 pub unsafe fn before_exec(
     command: &mut Command,

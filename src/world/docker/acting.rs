@@ -1,4 +1,4 @@
-//! Starts and stops containers, watches them, and shows what they have said.
+//! Starts and stops containers, watches them, and shows their logs.
 
 use super::reason::{self, is_forbidden, refusal};
 use super::{ASK_LIMIT, Docker, LEAN, resolve};
@@ -12,23 +12,26 @@ use crate::world::wait::wait;
 use rustix::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
-/// How long the engine may take to note that a container has started, which may speak meanwhile.
+/// Longest time that the engine may take to note that a container has started. The container may
+/// print something meanwhile.
 const NOTING: Duration = Duration::from_millis(500);
-/// Docker's engine remembers so many events of all containers and no more (`eventsLimit` in moby's daemon/events).
+/// Number of latest events, of all containers together, that Docker's engine remembers
+/// (`eventsLimit` in moby's daemon/events).
 const REMEMBERED: usize = 256;
-/// The engine may take this long beyond the time it was told, and for calls without one.
+/// Time that the engine may take beyond the limit of a stop, and in all for calls that have no
+/// limit of their own.
 const ENGINE_LIMIT: Duration = Duration::from_secs(15);
-/// An engine that is away, or has yet to end what it does to a container, is asked again after this time
-/// at first, and then after longer ones.
+/// First pause before the engine is asked again because it is away, or is still stopping or
+/// removing a container. Each further pause is twice as long, up to `LONGEST_PAUSE`.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// What is done to containers.
+/// A command that changes the state of containers.
 struct Deed<'a> {
     words: &'a [&'a str],
-    /// All that it takes may take this long, an engine that is away for a while included.
+    /// Longest time that the command may take in all, even if the engine is away for a while.
     limit: Duration,
-    /// What a container that refuses it is told with.
+    /// Code of the failure for a container on which the command fails.
     code: Code,
     is_done: fn(&Presence) -> bool,
 }
@@ -42,8 +45,9 @@ fn is_down(presence: &Presence) -> bool {
 }
 
 impl Docker<'_> {
-    /// Starts containers, in their order; one that is up already is no error. What comes of them has
-    /// to be watched: the engine says yes to a container that exits at once.
+    /// Starts containers in the given order; a container that is up already is no error. The caller
+    /// has to watch what becomes of them, since the engine reports success even for a container
+    /// that exits at once.
     pub fn start(&self, containers: &[&str], limit: Duration) -> Vec<Result<()>> {
         let words = &["start"];
         self.act(containers, Deed { words, limit, code: Code::StartFailed, is_done: is_up })
@@ -54,7 +58,8 @@ impl Docker<'_> {
         self.act(containers, Deed { words, limit, code: Code::StartFailed, is_done: is_up })
     }
 
-    /// TERM, and KILL by the engine after `limit`. Tells of each whether it had to be killed.
+    /// Sends SIGTERM to containers, and makes the engine send SIGKILL to those that still run after
+    /// `limit`. Returns for each container whether it had to be killed.
     pub fn stop(&self, containers: &[&str], limit: Duration) -> Vec<Result<bool>> {
         let begun = Instant::now();
         let seconds = limit.as_secs_f64().ceil().to_string();
@@ -65,7 +70,7 @@ impl Docker<'_> {
             is_done: is_down,
         };
         let stopped = self.act(containers, deed);
-        // The engine does not tell; those that ended in time were not.
+        // The engine does not report kills. If the call ended within the limit, there was none.
         let told =
             (begun.elapsed() >= limit).then(|| self.inspect(containers.to_vec(), &[])().containers);
         let is_killed = |reference: &str| {
@@ -81,8 +86,9 @@ impl Docker<'_> {
         self.act(containers, Deed { words, limit, code: Code::StopFailed, is_done: is_down })
     }
 
-    /// Does it to all in one call, and tells of each what came of it: by the engine's state, not its
-    /// wording.
+    /// Runs a command on all containers in one call, and returns the result for each, judged by the
+    /// engine's state and not by its wording. The call is repeated, within its limit, while the
+    /// engine is away or is still stopping or removing one of the containers.
     fn act(&self, containers: &[&str], deed: Deed) -> Vec<Result<()>> {
         let all = |failure: &Failure| containers.iter().map(|_| Err(failure.clone())).collect();
         let arguments = [deed.words, &["--"], containers].concat();
@@ -97,7 +103,8 @@ impl Docker<'_> {
                     return containers.iter().map(|_| Ok(())).collect();
                 }
                 Ok(output) => output,
-                // What is left of the time may be too short for an answer: that is no news.
+                // The rest of the time may be too short for an answer, so an earlier failure says
+                // more.
                 Err(failure) if failure.code == Code::Unavailable => {
                     return all(&unreached.unwrap_or(failure));
                 }
@@ -106,7 +113,8 @@ impl Docker<'_> {
             let why = reason::reason(&output);
             let told = self.inspect(containers.to_vec(), &[])();
             let is_away = told.trouble.as_ref().is_some_and(|it| it.code == Code::Unavailable);
-            // Of one that is being removed the engine says that it does not run, and not yet that it is gone.
+            // While a container is being removed, the engine says that it does not run, and not yet
+            // that it is gone.
             let is_leaving =
                 told.containers.iter().any(|one| matches!(one.presence, Presence::Stopping(_)));
             let may_pass = is_away || reason::is_away(&why) || is_leaving && !is_forbidden(&why);
@@ -128,7 +136,8 @@ impl Docker<'_> {
                     presence if (deed.is_done)(presence) => Ok(()),
                     _ if is_forbidden(&why) => Err(refusal(&why)),
                     presence => {
-                        // Of several containers the engine's words do not tell which they are about.
+                        // With several containers, the engine's words do not say which one they are
+                        // about.
                         let own = match presence {
                             Presence::Down(Some(own)) if containers.len() > 1 => own,
                             _ => &why,
@@ -142,14 +151,14 @@ impl Docker<'_> {
         }
     }
 
-    /// The last lines of what a container has said since it was started; none where the engine could
-    /// not start it, and all that there is belongs to an earlier start. `watched` is for how long it has
-    /// been waited for.
+    /// Returns the last lines that a container has printed since it was started or, if that is
+    /// earlier, since the caller began to wait for it, `watched` ago. Returns none if the engine
+    /// could not start the container: its whole log then belongs to an earlier start.
     pub fn log_tail(&self, container: &str, watched: Duration) -> Vec<String> {
-        // Taken before the engine is asked: how long that takes is not part of `watched`.
+        // Computed before the engine is asked: how long that takes is not part of `watched`.
         let begun = host::now().saturating_sub(watched).unwrap_or_default();
         let Some(started) = self.started_at(container) else { return Vec::new() };
-        // The engine notes a start when the container may have spoken already.
+        // The container may have printed something before the engine notes its start.
         let noted = started.saturating_sub(NOTING).unwrap_or(started);
         let since = if started >= begun { begun } else { noted }.to_string();
         let arguments = ["logs", "--since", &since, "--tail", "15", "--", container];
@@ -158,16 +167,16 @@ impl Docker<'_> {
                 let both = [output.stdout, output.stderr.into_bytes()].concat();
                 logs::last_lines(&both)
             }
-            // The failure that these lines would explain is told without them; that there is no log
-            // (none is kept, or the container is gone) is no part of it.
+            // The failure that these lines would explain is reported without them. A missing log
+            // (none is kept, or the container is gone) is no part of that failure.
             _ => Vec::new(),
         }
     }
 
-    /// Returns when a container was started, as the engine tells it; `None` where it was not, or not
-    /// well.
+    /// Returns when a container was started, as the engine reports it. Returns `None` if it was
+    /// never started, if its last start failed, or if the engine does not answer.
     fn started_at(&self, container: &str) -> Option<jiff::Timestamp> {
-        // As JSON: podman prints a time as Go does otherwise.
+        // As JSON, since podman otherwise prints a time in Go's own format.
         let form = "[{{json .State.StartedAt}}, {{json .State.Error}}]";
         let asked = self.ask(&["container", "inspect", "--format", form, "--", container]).ok()?;
         let output = asked.finish(self.stop).ok().filter(|output| output.status.success())?;
@@ -176,8 +185,9 @@ impl Docker<'_> {
         (error.is_empty() && since.as_second() > 0).then_some(since)
     }
 
-    /// Returns what shows the log of containers that there are, each line with the name of its own where
-    /// there are several. Most servers print to stderr, which is no error of ours: both are one log.
+    /// Returns the program that shows the logs of existing containers. If there are several, each
+    /// line begins with its container's name. Standard output and standard error are shown as one
+    /// log, since most servers print to the latter.
     pub fn log_viewer(&self, containers: &[Container], part: LogPart) -> LogViewer {
         let follow = if part.follow { "--follow" } else { "--follow=false" };
         let lines = part.lines.to_string();
@@ -197,8 +207,9 @@ impl Docker<'_> {
         )
     }
 
-    /// Whether the engine does not know that any of these containers was started within the time past: it was itself
-    /// started after them. One that cannot say has forgotten nothing.
+    /// Reports whether the engine knows of no start of these containers within the time `past`,
+    /// because the engine was itself started after them. Returns `false` if the engine cannot say,
+    /// because it does not answer or may have dropped older events.
     pub fn has_forgotten_start(&self, containers: &[&str], past: Duration) -> bool {
         let now = host::now();
         let since = now.saturating_sub(past).unwrap_or_default().as_second().to_string();
@@ -212,7 +223,8 @@ impl Docker<'_> {
         status.success() && told.lines().count() < REMEMBERED && !told.lines().any(is_start)
     }
 
-    /// Begins to listen for what becomes of containers, also for what has become of them for so long.
+    /// Begins to listen for events of containers: changes of health, ends, kills for want of
+    /// memory, and removals. Events of the time `past` are reported too.
     pub fn news(&self, containers: &[&str], past: Duration) -> Result<Events> {
         let since = host::now().saturating_sub(past).unwrap_or_default().as_second().to_string();
         let filters: Vec<String> =
@@ -226,25 +238,26 @@ impl Docker<'_> {
     }
 }
 
-/// What happens to containers, as the engine tells it.
+/// Events of containers, as the engine reports them.
 pub struct Events {
-    /// `None` once it is over.
+    /// The client that prints the events; `None` only while this is being dropped.
     begun: Option<Begun>,
 }
 
 impl Events {
-    /// Readable when something has happened.
+    /// Returns descriptors, one of which becomes readable when there is an event or when no more
+    /// will come.
     pub fn fds(&self) -> Vec<BorrowedFd<'_>> {
         self.begun.iter().flat_map(Begun::fds).collect()
     }
 
-    /// Returns what has happened since the last call, as the engine printed it.
+    /// Returns the events since the last call, as the engine printed them.
     pub fn read(&mut self) -> String {
         let begun = self.begun.as_mut();
         begun.map(|begun| String::from_utf8_lossy(&begun.read()).into_owned()).unwrap_or_default()
     }
 
-    /// Whether nothing more is to be heard: the engine went away, or has no such call.
+    /// Reports whether no more events will come, because the engine went away or has no such call.
     pub fn are_over(&self) -> bool {
         self.begun.as_ref().is_none_or(Begun::has_ended)
     }

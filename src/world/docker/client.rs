@@ -1,22 +1,24 @@
-//! Clients of engines that are at work: which container one runs, for as long as that lives.
+//! Recognises running clients of container engines, and the container that such a client runs for
+//! as long as the container lives.
 
 use super::resolve;
 use crate::model::{ComposeLabels, Container};
 use crate::world::process::{self, Process};
 use std::path::PathBuf;
 
-/// These say which engine a client speaks to.
+/// Environment variables that determine which engine a client speaks to.
 pub const ENGINE_VARIABLES: [&str; 3] = ["DOCKER_HOST", "DOCKER_CONTEXT", "CONTAINER_HOST"];
 
-/// The processes of engines' clients.
+/// Names of the processes that are clients of an engine.
 const CLIENTS: [&str; 2] = ["docker", "podman"];
 
-/// Whether a process is an engine's client.
+/// Reports whether a process is a client of an engine.
 pub fn is_client(process: &Process) -> bool {
     CLIENTS.contains(&process.name.as_str())
 }
 
-/// Whether a process is a client that stays for as long as a container runs, as its command line says; see [`keeps`].
+/// Reports whether a process is a client that stays for as long as a container runs, judging by its
+/// command line; see [`keeps`].
 pub fn is_run_by(container: &Container, process: &Process) -> bool {
     is_client(process) && {
         let words = process::arguments(process.pid);
@@ -24,10 +26,11 @@ pub fn is_run_by(container: &Container, process: &Process) -> bool {
     }
 }
 
-/// Whether a command stays for as long as a container runs: `docker run --name NAME`, `docker start --attach NAME`, or
-/// `docker compose up` of its project, by the project's name or in its folder.
+/// Reports whether a client's command stays for as long as a container runs: `docker run --name
+/// NAME`, `docker start --attach NAME`, or `docker compose up` of the container's project, which is
+/// given by name or by the client's folder.
 fn keeps(words: &[String], folder: impl Fn() -> Option<PathBuf>, container: &Container) -> bool {
-    // "--name=NAME" as two words.
+    // Splits "--name=NAME" into two words.
     let split = |word: &String| match word.split_once('=') {
         Some((option, value)) if option.starts_with("--") => {
             vec![option.to_owned(), value.to_owned()]
@@ -46,8 +49,8 @@ fn keeps(words: &[String], folder: impl Fn() -> Option<PathBuf>, container: &Con
         Some(project) => project == labels.project,
         None => labels.files.folder.is_some() && folder() == labels.files.folder,
     };
-    // Without names all services are meant; the value of an option, taken for a name, means none. What somebody
-    // has by `docker compose run` in the project is theirs.
+    // Without names, all services are meant. The value of an option is taken for a name, and then
+    // matches no service. A container of `docker compose run` belongs to whoever ran it.
     let is_brought_up = |labels: &ComposeLabels| {
         let names = words.iter().skip_while(|word| *word != "up").skip(1);
         let names: Vec<&String> = names.filter(|word| !word.starts_with('-')).collect();
@@ -61,7 +64,7 @@ fn keeps(words: &[String], folder: impl Fn() -> Option<PathBuf>, container: &Con
             let labels = container.setup.compose.as_ref();
             labels.is_some_and(|labels| is_brought_up(labels) && is_its_project(labels))
         }
-        // What follows the image is the container's own affair, a `--name` too.
+        // Words after the image belong to the container's own command, even a `--name`.
         "run" => after("--name").is_some_and(|(name, rest)| {
             *name == container.name
                 && rest.iter().any(|word| is_image(word, &container.setup.image))
@@ -71,7 +74,8 @@ fn keeps(words: &[String], folder: impl Fn() -> Option<PathBuf>, container: &Con
     }
 }
 
-/// Whether an image is meant by a word; podman writes down where it came from: "docker.io/ollama/ollama:latest".
+/// Reports whether a word means an image. The image's name may say where it came from, as podman
+/// records it: "docker.io/ollama/ollama:latest".
 fn is_image(word: &str, image: &str) -> bool {
     let [word, image] = [word, image].map(|name| name.strip_suffix(":latest").unwrap_or(name));
     image.strip_suffix(word).is_some_and(|place| place.is_empty() || place.ends_with('/'))

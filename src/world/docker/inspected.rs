@@ -1,4 +1,4 @@
-//! What `docker container inspect` prints, read into containers.
+//! Reads the output of `docker container inspect` into containers.
 
 use super::reason::not_understood;
 use crate::error::Result;
@@ -12,7 +12,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// What podman tells, in seconds, of a container that was given none.
+/// Stop timeout in seconds that podman reports for a container that was given none.
 const PODMANS_STOP_TIMEOUT: u64 = 10;
 
 #[derive(Deserialize)]
@@ -29,7 +29,7 @@ struct InspectedContainer {
     host_config: HostConfig,
     #[serde(default)]
     config: OwnConfig,
-    /// Told by podman alone.
+    /// Name of the image, which podman alone reports; `None` means that the engine is Docker.
     image_name: Option<String>,
 }
 
@@ -47,7 +47,8 @@ struct ContainerState {
     exit_code: i64,
     error: String,
     started_at: String,
-    /// Absent where the image has no HEALTHCHECK; podman has one without a status then.
+    /// State of the HEALTHCHECK. If the image has none, Docker leaves this out, and podman reports
+    /// one without a status.
     health: Option<ContainerHealth>,
 }
 
@@ -64,7 +65,7 @@ struct NetworkSettings {
     networks: Option<BTreeMap<String, Option<NetworkEndpoint>>>,
 }
 
-/// A container's own ports, such as "8000/tcp", and where they are published.
+/// Ports of a container, such as "8000/tcp", and where each is published on this machine.
 type Ports = BTreeMap<String, Option<Vec<HostPort>>>;
 
 #[derive(Deserialize)]
@@ -121,11 +122,11 @@ struct DeviceRequest {
 #[serde(rename_all = "PascalCase", default)]
 struct OwnConfig {
     image: String,
-    /// The seconds that it is given to end.
+    /// Seconds that the container is given to end when it is stopped.
     stop_timeout: Option<u64>,
     healthcheck: Option<Healthcheck>,
-    /// The command that it was created by, told by podman alone: it shows a device of the Container Device
-    /// Interface only once the container has run.
+    /// Command that created the container, which podman alone reports. It is needed because podman
+    /// shows a device of the Container Device Interface only once the container has run.
     create_command: Option<Vec<String>>,
     #[serde(deserialize_with = "or_default")]
     labels: BTreeMap<String, String>,
@@ -143,7 +144,7 @@ fn or_default<'de, T: Deserialize<'de> + Default, D: Deserializer<'de>>(
     Ok(Option::deserialize(d)?.unwrap_or_default())
 }
 
-/// Parses a list of those containers that there are.
+/// Parses the output of `docker container inspect`, which lists only those containers that exist.
 pub fn parse(stdout: &[u8]) -> Result<Vec<Container>> {
     let found: Vec<InspectedContainer> = match stdout.trim_ascii() {
         b"" => Vec::new(),
@@ -203,7 +204,7 @@ impl InspectedContainer {
         })
     }
 
-    /// Returns how it ended, if it ever ran and did not just do its work.
+    /// Returns how the container ended, or `None` if it never ran or ended with success.
     fn ending(&self) -> Option<String> {
         let state = &self.state;
         if !state.error.is_empty() {
@@ -323,7 +324,7 @@ fn compose_labels(labels: &BTreeMap<String, String>) -> Option<ComposeLabels> {
     })
 }
 
-/// Parses "db:service_healthy:false".
+/// Parses an entry of compose's `depends_on` label, such as "db:service_healthy:false".
 fn dependency(text: &str) -> Option<Dependency> {
     let mut parts = text.trim().split(':');
     let service = parts.next().filter(|service| !service.is_empty())?.to_owned();
@@ -335,7 +336,8 @@ fn dependency(text: &str) -> Option<Dependency> {
     Some(Dependency { service, condition })
 }
 
-/// Time since an RFC 3339 timestamp of the engine.
+/// Returns the time since an RFC 3339 timestamp of the engine, or `None` if the text is no
+/// timestamp.
 #[expect(clippy::disallowed_methods, reason = "the engine tells a point in time, not an age")]
 fn age(started_at: &str) -> Option<Duration> {
     let started: jiff::Timestamp = started_at.parse().ok()?;

@@ -1,14 +1,15 @@
-//! Why a call of Docker's client failed: the engine's own words, behind what the client says of itself.
+//! Finds out why a call of Docker's client failed. The engine's own words come after what the
+//! client prints about itself.
 
 use super::Output;
 use crate::error::Failure;
 use crate::exit::Code;
 use crate::redact::mask;
 
-/// What clients print before the reason, on the same stream.
+/// Beginnings of lines that clients print on standard error before the reason of a failure.
 const CHATTER: [&str; 5] = ["WARNING:", "Emulate Docker CLI", "time=\"", "DEPRECATED", "level="];
 
-/// Returns what the engine said.
+/// Returns why the engine failed a call, in the engine's own words.
 pub fn reason(output: &Output) -> String {
     reasons(&output.stderr).next().map_or_else(|| output.reason(), mask)
 }
@@ -18,13 +19,15 @@ fn reasons(stderr: &str) -> impl Iterator<Item = &str> {
     stderr.lines().map(str::trim).filter(|line| !line.is_empty()).filter(move |l| !is_chatter(l))
 }
 
-/// Returns why not all containers were told of, where it is not only that they are missing.
+/// Returns why an answer does not describe all containers, or `None` if the only reason is that
+/// some do not exist.
 pub fn beside_missing(stderr: &str) -> Option<Failure> {
     let is_missing = |line: &&str| line.to_lowercase().contains("no such container");
     reasons(stderr).find(|line| !is_missing(line)).map(|line| refusal(&mask(line)))
 }
 
-/// Whether the engine was on its way down or up: the same call may do a moment later.
+/// Reports whether a call failed because the engine was shutting down or starting up: the same call
+/// may succeed a moment later.
 pub fn is_away(reason: &str) -> bool {
     const WORDS: [&str; 7] = [
         "cannot connect to the docker daemon",
@@ -39,13 +42,14 @@ pub fn is_away(reason: &str) -> bool {
     WORDS.iter().any(|word| text.contains(word))
 }
 
-/// Whether something in front of the engine's socket does not let the call through.
+/// Reports whether something in front of the engine's socket, such as a proxy, refused the call.
 pub fn is_forbidden(reason: &str) -> bool {
     let text = reason.to_lowercase();
     ["403 forbidden", "daemon: forbidden"].iter().any(|word| text.contains(word))
 }
 
-/// The failure of an engine that did not do or tell what it was asked.
+/// Returns the failure for an engine that did not do or answer what it was asked, with the code and
+/// the hint that fit its reason.
 pub fn refusal(reason: &str) -> Failure {
     let text = reason.to_lowercase();
     let has = |words: &[&str]| words.iter().any(|word| text.contains(word));
@@ -72,6 +76,7 @@ fn unreachable(reason: &str) -> Failure {
         .hint("is the engine running? `systemctl start docker`; DOCKER_HOST names another one")
 }
 
+/// Returns the failure for output of `docker container inspect` that cannot be parsed.
 pub fn not_understood(error: &serde_json::Error) -> Failure {
     let message = format!("cannot understand the output of `docker container inspect`: {error}");
     Failure::new(Code::Unavailable, message).hint("is `docker` in PATH the Docker client?")

@@ -9,7 +9,8 @@ use super::wait::Stop;
 use crate::error::Result;
 use crate::model::{Native, Service};
 
-/// Runs the configured stop command; the processes are waited for afterwards.
+/// Runs a service's configured stop command, for at most its stop timeout. The caller waits for the
+/// service's processes to end afterwards.
 pub fn run_stop_command(
     service: &Service,
     native: &Native,

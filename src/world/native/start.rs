@@ -1,4 +1,4 @@
-//! Starting a native service, and what its start command has come to.
+//! Starting a native service and judging what became of its start command.
 
 use crate::error::{Failure, Result};
 use crate::exit::Code;
@@ -13,11 +13,11 @@ use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::time::{Duration, Instant};
 
-/// A start script that has ended well may take this long to show a process: one that is just
-/// being replaced by its program has no environment for a moment.
+/// How long a start script that has exited with code 0 may take to show a process of the service: a
+/// process that is just being replaced by its program has no environment for a moment.
 const SURVIVOR_GRACE: Duration = Duration::from_secs(1);
 
-/// A start command that is under way or has ended.
+/// A start command that is running or has ended.
 pub struct Started {
     child: Child,
     ended: Option<Handle>,
@@ -26,8 +26,8 @@ pub struct Started {
     record: StartRecord,
 }
 
-/// Fails as the start would for want of a place for the log or of the folder to run in. Only where
-/// folders may be made is the place for the log known for certain.
+/// Checks that a start could open its log and enter its working directory, and fails as the start
+/// would. Only if `may_make` allows creating folders is the result certain for the log.
 pub fn could_start(
     service: &Service,
     native: &Native,
@@ -48,7 +48,7 @@ pub fn could_start(
     }
 }
 
-/// Runs a service's start command; the caller watches what comes of it.
+/// Records a start and runs the service's start command; the caller watches what becomes of it.
 pub fn start(
     service: &Service,
     native: &Native,
@@ -62,15 +62,15 @@ pub fn start(
     record.log_from = log_from;
     let scope = Scope::offered(&service.name)?;
     record.scope = scope.as_ref().map(|scope| scope.name.clone());
-    // Before there is a process: whenever gpuctl is killed, its output and its scope are known
-    // by then.
+    // Written before there is a process, so that its output and its scope are known whenever gpuctl
+    // is killed.
     record.write(state_dir)?;
     let mut env = native.env.clone();
     env.insert(variable::SERVICE.to_owned(), service.name.clone());
     if let Some(config) = config {
         env.insert(variable::CONFIG.to_owned(), config.to_string_lossy().into_owned());
     }
-    // A server that sets its title would write over its environment, and the mark with it.
+    // A server that sets its title would overwrite its environment, and the mark with it.
     env.entry("SPT_NOENV".to_owned()).or_insert_with(|| "1".to_owned());
     let detached = Detached {
         text: &native.start,
@@ -100,17 +100,18 @@ pub fn start(
 }
 
 impl Started {
-    /// Wakes a waiter when the start command ends; `None` when that has been seen.
+    /// Returns a handle that wakes a waiter when the start command ends; `None` once `check` has
+    /// seen that end.
     pub fn ended(&self) -> Option<&Handle> {
         self.ended.as_ref()
     }
 
-    /// Returns when it began, in clock ticks since boot.
+    /// Returns when the start began, in clock ticks since boot.
     pub fn since(&self) -> u64 {
         self.record.since
     }
 
-    /// Records processes that have turned out to come from this start.
+    /// Records further processes that turn out to come from this start.
     pub fn record_more(&mut self, processes: impl IntoIterator<Item = Id>) -> Result<()> {
         match self.record.add(processes) {
             true => self.record.write(&self.state_dir),
@@ -118,24 +119,25 @@ impl Started {
         }
     }
 
-    /// Records that the service is ready.
+    /// Records that the service has become ready.
     pub fn record_ready(&mut self) -> Result<()> {
         self.record.was_ready = true;
         self.record.write(&self.state_dir)
     }
 
-    /// Whether the start command has ended, in whatever way.
+    /// Reports whether the start command has ended, with whatever exit status.
     pub fn has_ended(&mut self) -> bool {
         self.child.try_wait().is_ok_and(|status| status.is_some())
     }
 
-    /// Whether the start command has ended well.
+    /// Reports whether the start command has exited with code 0.
     pub fn has_succeeded(&mut self) -> bool {
         self.child.try_wait().is_ok_and(|status| status.is_some_and(|status| status.success()))
     }
 
-    /// Judges the start command, given whether any process of the service is there, or may come of
-    /// what is there.
+    /// Fails if the start command has failed, or has succeeded but left no process behind for
+    /// `SURVIVOR_GRACE`. `alive` says whether a process of the service exists, or may still come
+    /// from one that does.
     pub fn check(&mut self, service: &Service, alive: bool) -> Result<()> {
         let status = self.child.try_wait().map_err(|e| {
             Failure::new(Code::Internal, format!("cannot check on the start command: {e}"))
@@ -143,7 +145,7 @@ impl Started {
         let Some(status) = status else { return Ok(()) };
         self.ended = None;
         if !status.success() {
-            // A shell tells of a child's death by a signal in its own way.
+            // A shell reports its child's death by a signal as an exit code above 128.
             let signal = status.code().filter(|code| *code > 128);
             let signal = signal.map_or_else(String::new, |code| {
                 format!(" (its child was killed by signal {})", code - 128)
@@ -167,12 +169,13 @@ impl Started {
         Err(self.explain(Failure::new(Code::StartFailed, message)))
     }
 
-    /// Adds what the service has written since it was started.
+    /// Adds to a failure what has been written to the service's log since the start.
     pub fn explain(&self, failure: Failure) -> Failure {
         logs::attach_file(failure, &self.log(), self.record.log_from)
     }
 
-    /// Whether its start command, or the service, has written that word.
+    /// Reports whether the start command, or the service, has written `word` to the log since the
+    /// start.
     pub fn has_said(&self, word: &str) -> bool {
         logs::lines_from(&self.log(), self.record.log_from).iter().any(|line| line.contains(word))
     }

@@ -11,36 +11,41 @@ use std::panic::resume_unwind;
 use std::thread;
 use std::time::Duration;
 
-/// The thread of the kernel that makes all others. In a PID namespace, anybody has this number.
+/// PID of kthreadd, the kernel thread that creates all others. In a PID namespace, any process may
+/// have this number.
 const KTHREADD: Pid = 2;
 
-/// It takes longer to look at this many processes than to begin a thread.
+/// Smallest number of processes that get a thread of their own: looking at this many takes longer
+/// than starting a thread.
 const MANY: usize = 64;
 
-/// Every process but zombies and threads of the kernel, which are nobody's and cannot be ended.
+/// All processes at one moment, except zombies and kernel threads, which belong to no service and
+/// cannot be ended.
 pub struct ProcessTable {
     processes: HashMap<Pid, Process>,
     children: HashMap<Pid, Vec<Pid>>,
-    /// Who is in the group or the session that a process made.
+    /// Members of the process group or the session that a process created, by the PID of that
+    /// process.
     made: HashMap<Pid, Vec<Pid>>,
-    /// When it was read.
+    /// Time at which the table was read.
     now: SinceBoot,
     me: Pid,
 }
 
 impl ProcessTable {
+    /// Reads the table from /proc.
     pub fn read() -> ProcessTable {
         let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
         let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
         let mut pids: Vec<Pid> = pids.collect();
-        // Afterwards: whoever had such a number then has died since.
+        // Asked after the listing: any other process that had such a number then has died since.
         let of_kernel = made_by_kernel();
         pids.retain(|pid| !of_kernel.contains(pid));
         let processes = each(pids, read_stat);
         ProcessTable::of(processes, SinceBoot::now(), std::process::id() as Pid)
     }
 
-    /// A table of these processes at that moment, as `me` sees it.
+    /// Builds the table of these processes at the moment `now`; `me` is gpuctl's own PID.
     pub fn of(
         processes: impl IntoIterator<Item = Process>,
         now: SinceBoot,
@@ -65,17 +70,18 @@ impl ProcessTable {
         table
     }
 
-    /// gpuctl's own process; `None` where /proc shows nothing of it.
+    /// Returns gpuctl's own process, or `None` if /proc does not show it.
     pub fn me(&self) -> Option<&Process> {
         self.get(self.me)
     }
 
-    /// The children of a process.
+    /// Returns the children of a process.
     pub fn children(&self, pid: Pid) -> &[Pid] {
         self.children.get(&pid).map_or(&[], Vec::as_slice)
     }
 
-    /// Who is in the group or the session that a process made, itself among them.
+    /// Returns the members of the process group or the session that a process created, including
+    /// that process itself.
     pub fn made_by(&self, pid: Pid) -> impl Iterator<Item = Pid> {
         self.made.get(&pid).into_iter().flatten().copied()
     }
@@ -88,8 +94,7 @@ impl ProcessTable {
         self.processes.values()
     }
 
-    /// Returns what each process was called with, as pgrep sees it: the arguments with spaces
-    /// between them.
+    /// Returns the command line of each process as pgrep sees it: the arguments joined by spaces.
     pub fn command_lines(&self) -> Vec<(Pid, CString)> {
         let line = |pid: Pid| {
             let mut line = read(pid, "cmdline").ok()?;
@@ -100,34 +105,35 @@ impl ProcessTable {
         self.each(line)
     }
 
-    /// Returns what is to be told of each process, where there is something.
+    /// Calls `tell` for every process, and returns the results that are not `None`, in any order.
     pub fn each<T: Send>(&self, tell: impl Fn(Pid) -> Option<T> + Sync) -> Vec<T> {
         each(self.processes.keys().copied().collect(), tell)
     }
 
+    /// Returns the age of a process at the time when the table was read.
     pub fn age(&self, process: &Process) -> Duration {
         self.now.since(process.started)
     }
 
-    /// gpuctl itself and all that it was called from.
+    /// Returns gpuctl itself and all its ancestors, the processes that it was called from.
     pub fn callers(&self) -> HashSet<Pid> {
         self.ancestors(self.me).chain([self.me]).collect()
     }
 
-    /// Parents of a process, nearest first.
+    /// Returns the ancestors of a process, nearest first.
     pub fn ancestors(&self, pid: Pid) -> impl Iterator<Item = Pid> {
         let mut seen = HashSet::from([pid]);
         std::iter::successors(self.get(pid).map(|p| p.parent), |pid| {
             self.get(*pid).map(|p| p.parent)
         })
-        // The table is no atomic picture; a reused PID could close a ring.
+        // The table is not read at one instant, so a reused PID could close a circle.
         .take_while(move |pid| *pid > 0 && seen.insert(*pid))
     }
 }
 
-/// The children of the thread that makes all others of the kernel: those, most of what /proc lists where
-/// there are many processors, and the helpers that the kernel calls. One file tells of them all; none are
-/// known in a PID namespace, and from a kernel without that file.
+/// Returns the children of kthreadd, read from a single file: the other kernel threads, which are
+/// most of /proc's entries on a machine with many processors, and the helpers that the kernel
+/// calls. Empty in a PID namespace and on a kernel without that file.
 fn made_by_kernel() -> HashSet<Pid> {
     let children = || fs::read_to_string(format!("/proc/{KTHREADD}/task/{KTHREADD}/children")).ok();
     let maker = read_stat(KTHREADD).filter(|process| process.is_kernel);
@@ -135,8 +141,9 @@ fn made_by_kernel() -> HashSet<Pid> {
     children.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
 }
 
-/// Returns what is to be told of each of these processes, on all processors but one where there are
-/// many of them: clients and servers that are asked meanwhile need one too.
+/// Calls `tell` for each of these processes, and returns the results that are not `None`. Many
+/// processes are shared out among all processors but one, which is left to the clients and servers
+/// that are being asked at the same time.
 fn each<T: Send>(pids: Vec<Pid>, tell: impl Fn(Pid) -> Option<T> + Sync) -> Vec<T> {
     let threads = (host::processors() - 1).max(1);
     let part = pids.len().div_ceil(threads).max(MANY);
@@ -147,15 +154,15 @@ fn each<T: Send>(pids: Vec<Pid>, tell: impl Fn(Pid) -> Option<T> + Sync) -> Vec<
         let others: Vec<_> = parts.map(|part| scope.spawn(|| part_of(part))).collect();
         let mut told = own.map(part_of).unwrap_or_default();
         for other in others {
-            // Without its part, what runs would be taken for stopped.
+            // If a part were missing, running services would look stopped.
             told.extend(other.join().unwrap_or_else(|panic| resume_unwind(panic)));
         }
         told
     })
 }
 
-/// The main processes of containers that are seen here, by their control groups: those whose parents are
-/// outside.
+/// Returns the main processes of these containers (by their ids) that are visible here: each is in
+/// the container's control group, but its parent is not.
 pub fn mains_in(containers: &[&str]) -> Vec<Pid> {
     let table = ProcessTable::read();
     let of = |pid: Pid| {

@@ -1,4 +1,4 @@
-//! Work on a thread of its own, which can be waited for and left behind.
+//! Work on a thread of its own, which can be waited for or left behind.
 
 use super::event::Event;
 use super::{Stop, wait};
@@ -8,19 +8,20 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Instant;
 
-/// Work on a thread of its own, for calls that have no deadline themselves: whoever waits for it
-/// can be called off, and leaves it behind then.
+/// Work on a thread of its own, for calls that have no deadline themselves: a caller that waits for
+/// the work can be called off, and then leaves the thread behind.
 pub struct Aside<T> {
     ended: Arc<Event>,
     result: Arc<Mutex<Option<thread::Result<T>>>>,
 }
 
 impl<T: Send + 'static> Aside<T> {
+    /// Starts `work` on a thread of its own.
     pub fn begin(work: impl FnOnce() -> T + Send + 'static) -> Result<Aside<T>> {
         let aside = Aside { ended: Event::new()?, result: Arc::default() };
         let (ended, sink) = (aside.ended.clone(), aside.result.clone());
         thread::spawn(move || {
-            // A panic is told to whoever waits, who would wait for nothing.
+            // A panic is passed on to the waiting thread, which would otherwise wait in vain.
             let result = catch_unwind(AssertUnwindSafe(work));
             *sink.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
             ended.set();
@@ -28,19 +29,20 @@ impl<T: Send + 'static> Aside<T> {
         Ok(aside)
     }
 
-    /// Happens when the work has ended.
+    /// Returns the event that happens when the work has ended.
     pub fn ended(&self) -> &Event {
         &self.ended
     }
 
-    /// Waits for what comes of it; `None` where the deadline passes before, or the work is called off.
+    /// Waits for the result of the work; `None` if the deadline passes or `stop` calls the wait off
+    /// before there is one.
     pub fn result_by(&self, stop: &Stop, deadline: Instant) -> Option<T> {
         wait(&[self.ended.fd()], stop, deadline);
         self.take()
     }
 
-    /// Returns what came of it; `None` while it is under way, and once it has been taken. Panics
-    /// where the work has.
+    /// Returns the result of the work; `None` while the work goes on and once the result has been
+    /// taken. Panics if the work has panicked.
     pub fn take(&self) -> Option<T> {
         let result = self.result.lock().unwrap_or_else(PoisonError::into_inner).take();
         result.map(|result| result.unwrap_or_else(|panic| resume_unwind(panic)))

@@ -1,4 +1,4 @@
-//! What happens and wakes whoever waits for it: because it is told, or because its time has come.
+//! Events that wake their waiters, either because they are set or because their time has come.
 
 use crate::error::{Failure, Result};
 use crate::exit::Code;
@@ -11,26 +11,29 @@ use rustix::time::{
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Something that happens and wakes whoever waits for it. It stays happened, unless it is taken back.
+/// Something that happens and wakes all that wait for it. An event that has happened stays so until
+/// it is cleared.
 pub struct Event {
-    /// Readable once it has happened.
+    /// Descriptor that is readable once the event has happened.
     fd: OwnedFd,
 }
 
 impl Event {
-    /// Makes one that happens when it is told to.
+    /// Creates an event that happens when it is set.
     pub fn new() -> Result<Arc<Event>> {
         let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
         Event::of(fd)
     }
 
-    /// Makes one that happens at a moment, whatever else does; a machine that sleeps postpones it.
+    /// Creates an event that happens at `deadline`, whether or not it is set. Time for which the
+    /// machine is suspended does not count.
     pub fn at(deadline: Instant) -> Result<Arc<Event>> {
         let left = deadline.saturating_duration_since(Instant::now());
         Event::of(timer(TimerfdClockId::Monotonic, TimerfdTimerFlags::empty(), left))
     }
 
-    /// Makes one that happens at a time since boot, also when the machine has slept past it.
+    /// Creates an event that happens at a time since boot, even if the machine is suspended past
+    /// that time.
     pub fn at_since_boot(moment: SinceBoot) -> Result<Arc<Event>> {
         Event::of(timer(TimerfdClockId::Boottime, TimerfdTimerFlags::ABSTIME, moment.time()))
     }
@@ -40,24 +43,25 @@ impl Event {
         Ok(Arc::new(Event { fd: fd.map_err(failed)? }))
     }
 
-    /// Makes it happen, where it is not a time that does.
+    /// Makes the event happen; has no effect on an event that waits for a time.
     pub fn set(&self) {
-        // It fails where it has happened already, more often than a number can count.
+        // The write fails on a timer, or if the event has been set more often than its counter can
+        // hold.
         let _ = rustix::io::write(&self.fd, &1_u64.to_ne_bytes());
     }
 
-    /// Takes it back, until it happens again.
+    /// Marks the event as not happened, until it happens again.
     pub fn clear(&self) {
-        // It fails where it has not happened.
+        // The read fails if the event has not happened.
         let _ = rustix::io::read(&self.fd, &mut [0; 8]);
     }
 
-    /// Tells whether it has happened.
+    /// Reports whether the event has happened.
     pub fn happened(&self) -> bool {
         super::is_readable(self.fd())
     }
 
-    /// Readable once it has happened.
+    /// Returns a descriptor that is readable once the event has happened.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
@@ -69,9 +73,9 @@ fn timer(
     at: Duration,
 ) -> rustix::io::Result<OwnedFd> {
     let fd = timerfd_create(clock, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?;
-    // Zero would disarm it.
+    // Zero would disarm the timer.
     let at = at.max(Duration::from_nanos(1));
-    // One that is farther away than can be told never comes.
+    // A time that is too far away to be expressed never comes.
     let at = Timespec::try_from(at).unwrap_or(Timespec { tv_sec: i64::MAX, tv_nsec: 0 });
     let never = Timespec { tv_sec: 0, tv_nsec: 0 };
     timerfd_settime(&fd, flags, &Itimerspec { it_interval: never, it_value: at })?;

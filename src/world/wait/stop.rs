@@ -1,4 +1,5 @@
-//! What calls work off: a signal, a step that failed, a lock that is lost, a client that is gone.
+//! What calls work off: a signal, a step that failed, a lock that was lost, a client that went
+//! away.
 
 use super::event::Event;
 use super::lease::Lease;
@@ -13,8 +14,9 @@ use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-/// Tells work to stop: on SIGINT or SIGTERM, when a parallel step has failed, or when the lock
-/// that it is done under is lost. Once told, it stays told.
+/// Calls work off: on SIGINT, SIGTERM or SIGHUP, when a parallel step has failed, when the lock
+/// that the work is done under is lost, or when the client has gone away. Work that was called off
+/// stays called off.
 #[derive(Clone)]
 pub struct Stop {
     signals: Option<Arc<Signals>>,
@@ -24,22 +26,22 @@ pub struct Stop {
 }
 
 struct Signals {
-    /// Readable once a signal has come.
+    /// Readable once a signal has arrived.
     arrived: UnixStream,
     number: Arc<AtomicUsize>,
-    /// These make a second signal end the process at once.
+    /// Handlers that make a second signal end the process at once.
     last_resort: Vec<SigId>,
 }
 
 impl Stop {
-    /// Installs the handlers. A second signal ends the process at once.
+    /// Installs the signal handlers. A second signal ends the process at once.
     pub fn on_signals() -> std::io::Result<Stop> {
         let (arrived, sender) = UnixStream::pair()?;
         let number = Arc::new(AtomicUsize::new(0));
         let again = Arc::new(AtomicBool::new(false));
         let mut last_resort = Vec::new();
         let mut signals = vec![SIGINT, SIGTERM];
-        // Under `nohup` it stays ignored.
+        // Under nohup(1), SIGHUP stays ignored.
         signals.extend((!is_ignored(SIGHUP)).then_some(SIGHUP));
         for signal in signals {
             let at_once = signal_hook::flag::register_conditional_default(signal, again.clone())?;
@@ -52,30 +54,30 @@ impl Stop {
         Ok(Stop { signals: Some(Arc::new(signals)), events: Vec::new(), lease: None, gone: None })
     }
 
-    /// Makes one for work that nothing calls off but its deadline.
+    /// Creates a `Stop` that never calls work off, for work that ends by its deadline only.
     pub fn never() -> Stop {
         Stop { signals: None, events: Vec::new(), lease: None, gone: None }
     }
 
-    /// Returns it so that it is also stopped when `event` happens.
+    /// Returns a copy that also calls work off when `event` happens.
     pub fn or(&self, event: &Arc<Event>) -> Stop {
         let mut stop = self.clone();
         stop.events.push(event.clone());
         stop
     }
 
-    /// Returns it so that it is also stopped when the lock is lost.
+    /// Returns a copy that also calls work off when the lock is lost.
     pub fn under(&self, lease: &Arc<Lease>) -> Stop {
         Stop { lease: Some(lease.clone()), ..self.clone() }
     }
 
-    /// Returns it so that it is also stopped when the client goes away that waits for the answer.
+    /// Returns a copy that also calls work off when the client that waits for the answer goes away.
     pub fn or_gone(&self, gone: &Arc<Event>) -> Stop {
         Stop { gone: Some(gone.clone()), ..self.clone() }
     }
 
-    /// Returns it without the signals from now on, which somebody else takes: they neither stop
-    /// this work nor end the process.
+    /// Returns a `Stop` that no signal calls off, for when other code takes the signals. From now
+    /// on, a second signal does not end the process either.
     pub fn without_signals(self) -> Stop {
         for id in self.signals.iter().flat_map(|signals| &signals.last_resort) {
             signal_hook::low_level::unregister(*id);
@@ -83,7 +85,8 @@ impl Stop {
         Stop { signals: None, ..self }
     }
 
-    /// Fails when the work is to stop: asked before every step that changes the world.
+    /// Fails if the work has been called off; called before every step that changes anything
+    /// outside gpuctl.
     pub fn check(&self) -> Result<()> {
         self.lease.as_ref().map_or(Ok(()), |lease| lease.check())?;
         if self.gone.as_ref().is_some_and(|gone| gone.happened()) {
@@ -104,7 +107,7 @@ impl Stop {
         }
     }
 
-    /// Readable once the work is to stop.
+    /// Returns descriptors of which at least one is readable once the work has been called off.
     pub(super) fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         let signals = self.signals.iter().map(|signals| signals.arrived.as_fd());
         let events = self.events.iter().map(|event| event.fd());
@@ -113,11 +116,11 @@ impl Stop {
     }
 }
 
-/// Whether the process was started with a signal ignored.
+/// Reports whether this process ignores a signal, as the caller may have arranged (nohup(1)).
 #[expect(unsafe_code, reason = "no crate of ours asks for a disposition")]
 pub fn is_ignored(signal: i32) -> bool {
     let mut action = MaybeUninit::<libc::sigaction>::zeroed();
-    // SAFETY: it is only asked for, and what zeros say, where that fails, is the default.
+    // SAFETY: the disposition is only read; if that fails, the zeroes stand for the default.
     let action = unsafe {
         libc::sigaction(signal, ptr::null(), action.as_mut_ptr());
         action.assume_init()

@@ -1,4 +1,4 @@
-//! A client: its processes, and how far it has come.
+//! A client of the model: its processes, and how far it has come.
 
 use crate::world::{Kind, TTL};
 
@@ -7,17 +7,18 @@ use crate::world::{Kind, TTL};
 pub enum Phase {
     Absent,
     Idle,
-    /// In the line of its machine.
+    /// The client is in the line of its machine.
     Waiting,
-    /// At the door, with a question to the server that was not answered.
+    /// The client is at the door, with a question to the server that was not answered.
     Asked,
     Taken,
     Working,
-    /// Taken by hand, and nobody works under its token.
+    /// The lock was taken by hand, and nothing works under its token.
     Left,
     Done,
 }
 
+/// The state of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Process {
     None,
@@ -25,6 +26,7 @@ pub enum Process {
     Stopped,
 }
 
+/// A client: one `gpuctl run`, or one lock taken by hand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Client {
     pub kind: Kind,
@@ -33,18 +35,20 @@ pub struct Client {
     pub gpuctl: Process,
     pub watchdog: Process,
     pub command: bool,
-    /// With all its processes.
+    /// Whether all its processes are frozen.
     pub frozen: bool,
-    /// It goes on since a moment, and has not looked yet whether anybody came meanwhile.
+    /// Whether the client was frozen until its lease was over, runs again, and has not yet asked
+    /// whether anybody took the lock meanwhile.
     pub thawed: bool,
-    /// The watchdog keeps the lock for what the command has left.
+    /// Whether the watchdog keeps the lock for what the command has left in the background.
     pub keeps: bool,
-    /// Ticks until the lock's time in Redis ends, as far as the client knows.
+    /// Ticks until the lock in Redis expires, as far as the client knows.
     pub lease: i8,
-    /// Ticks until a lock by hand ends on its machine.
+    /// Ticks until the machine's record of a lock by hand ends.
     pub record: i8,
     pub has_joined: bool,
-    /// For how many ticks a waiter has seen the same second record.
+    /// Ticks for which a waiter has seen the same second record; `None` if it has not seen the
+    /// present one.
     pub watched_for: Option<i8>,
     pub arrival: u8,
 }
@@ -77,22 +81,25 @@ impl Client {
         self.watchdog == Process::Runs && !self.frozen
     }
 
-    /// Whether its command works, and is not about to be ended since it was frozen for too long.
+    /// Reports whether the command works. A command that was frozen for too long does not count
+    /// until it is known whether the lock was lost, as it may be about to be ended.
     pub fn works(&self) -> bool {
         self.command && !self.frozen && !self.thawed
     }
 
-    /// Whether it waits, and looks.
+    /// Reports whether the client waits in line and looks at the lock, being neither stopped nor
+    /// frozen.
     pub fn waits_in_line(&self) -> bool {
         self.phase == Phase::Waiting && self.gpuctl_acts()
     }
 
-    /// Whether it renews its lock, and has not left it to its time.
+    /// Reports whether the client renews its lock, rather than leaving it to run out.
     pub fn is_renewed(&self) -> bool {
         self.kind == Kind::Run
     }
 
-    /// Whether the kernel keeps others out of its machine for it, or its record by hand does.
+    /// Reports whether this client keeps others out of its machine: by its processes, which hold
+    /// the kernel's lock, or by the record of a lock by hand.
     pub fn holds_machine(&self) -> bool {
         let some = |process| process != Process::None;
         let has_processes = match self.phase {
@@ -105,15 +112,16 @@ impl Client {
         has_processes || self.record > 0
     }
 
-    /// It is over, as far as its gpuctl goes.
+    /// Ends the client as far as its gpuctl goes; a command and a record by hand may outlast it.
     pub fn ends(&mut self) {
         let Client { kind, machine, command, record, has_joined, .. } = *self;
-        // A lock by hand that nobody works under may last.
+        // A lock by hand may last though nothing works under it.
         let phase = if record > 0 { Phase::Left } else { Phase::Done };
         *self = Client { kind, machine, command, record, has_joined, phase, ..Client::absent() };
     }
 
-    /// Whether something is to be done before another tick.
+    /// Reports whether the client has something to do before the next tick may go by. `margin` is
+    /// `Rules::margin`.
     pub fn is_overdue(&self, margin: i8) -> bool {
         let is_late = self.thawed || self.lease <= margin;
         let has_gpuctl = self.gpuctl != Process::None;

@@ -1,4 +1,5 @@
-//! All states that can be reached, breadth first, so that what breaks a promise is told by the shortest way to it.
+//! The search through all states that can be reached. It goes breadth first, so that the way to a
+//! broken promise is a shortest one.
 
 use crate::fair;
 use crate::steps::{Step, all};
@@ -6,23 +7,24 @@ use crate::world::{Promise, Scenario, World};
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasherDefault, Hasher};
 
-/// What was found.
+/// The result of an exploration.
 #[derive(Debug, Default)]
 pub struct Explored {
+    /// Number of different states that were reached.
     pub states: usize,
-    /// Steps to the farthest of them.
+    /// Number of steps from the first state to the farthest.
     pub depth: usize,
-    /// The promises that can be broken, each with the steps to it.
+    /// The promises that can be broken, each with the steps that break it.
     pub broken: BTreeMap<Promise, Vec<Step>>,
 }
 
-/// Explores a scenario; panics where it has more states than that.
+/// Explores all states that a scenario can reach; panics if there are more than `most`.
 pub fn explore(scenario: &Scenario, most: usize) -> Explored {
     let steps: Vec<Step> = all().collect();
     let mut explored = Explored::default();
     let first = World::of(scenario);
     let mut numbers: HashMap<World, u32, BuildHasherDefault<Mixer>> = HashMap::default();
-    // By which step, from which state.
+    // For each world, the step that led to it and the number of the world before.
     let mut worlds = vec![first];
     let mut from = vec![(Step::Tick, 0_u32)];
     numbers.insert(first, 0);
@@ -59,13 +61,15 @@ pub fn explore(scenario: &Scenario, most: usize) -> Explored {
     explored
 }
 
-/// A state from which a waiter is never served.
+/// Returns the index of a state from which some waiter is never served though no more faults come,
+/// or `None` if there is none.
 fn forgotten(
     worlds: &[World],
     numbers: &HashMap<World, u32, BuildHasherDefault<Mixer>>,
     scenario: &Scenario,
 ) -> Option<usize> {
-    // 0: not looked at; 1: on the way that is looked at; 2: it ends well.
+    // For each state: 0 if not seen yet, 1 if on the way that is followed now, 2 if its way ends
+    // well.
     let mut seen = vec![0_u8; worlds.len()];
     for start in 0..worlds.len() {
         let (mut way, mut at) = (Vec::new(), start);
@@ -92,6 +96,7 @@ fn forgotten(
     None
 }
 
+/// Returns the steps from the first state to state `to`.
 fn way(from: &[(Step, u32)], to: usize) -> Vec<Step> {
     let mut steps = Vec::new();
     let mut at = to;
@@ -103,7 +108,7 @@ fn way(from: &[(Step, u32)], to: usize) -> Vec<Step> {
     steps
 }
 
-/// A hash for small keys that nobody chooses against us.
+/// A fast hash for small keys; nobody chooses the keys so that they collide.
 #[derive(Default)]
 struct Mixer(u64);
 

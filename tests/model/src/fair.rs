@@ -1,16 +1,16 @@
-//! Whether anybody is forgotten: from every state, when no more faults come and everybody does what is due, each waiter
-//! is served.
+//! The fair continuation of a state, which shows whether a waiter is forgotten: from every state,
+//! once no more faults come and everybody does what is due, each waiter must be served.
 
 use crate::client::{Phase, Process};
 use crate::steps::{Step, all};
 use crate::world::{Scenario, World};
 
-/// Whether anybody waits.
+/// Reports whether any client waits.
 pub fn waits(world: &World) -> bool {
     world.clients.iter().any(|one| one.phase == Phase::Waiting && one.gpuctl != Process::None)
 }
 
-/// What comes next then; `None` where nothing does.
+/// Returns the world after the next fair step, or `None` if no fair step changes anything.
 pub fn next(world: &World, scenario: &Scenario) -> Option<World> {
     let is_fair = |step: &Step| {
         matches!(
@@ -33,6 +33,6 @@ pub fn next(world: &World, scenario: &Scenario) -> Option<World> {
     };
     let may = |step: &Step| !scenario.is_timely || !world.waits_for_lookers(*step);
     let mut steps = all().filter(is_fair).filter(may);
-    // A look that changes nothing is none.
+    // A look that changes nothing does not count as a step.
     steps.find_map(|step| world.after(step, &scenario.rules).filter(|next| next != world))
 }

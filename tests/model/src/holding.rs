@@ -1,4 +1,5 @@
-//! Holding the lock, and giving it back: gpuctl, its watchdog, and who knows the token of a lock by hand.
+//! The steps by which the lock is held and given back: those of gpuctl, of its watchdog, and of a
+//! bearer, who knows the token of a lock by hand. Each step returns whether it was possible.
 
 use crate::client::{Phase, Process};
 use crate::server::{Releaser, Renewal};
@@ -17,13 +18,14 @@ impl World {
         match is_ours {
             _ if !is_heard => {}
             true => (client.lease, client.thawed) = (TTL, false),
-            // It is lost: the command is ended.
+            // The lock is lost, so the command is ended.
             false => (client.command, client.thawed) = (false, false),
         }
         true
     }
 
-    /// The lock was not renewed in time, as the server cannot be reached.
+    /// Gives up a lock that was not renewed in time because the server cannot be reached, and ends
+    /// the command.
     pub fn gives_up(&mut self, one: usize, rules: &Rules) -> bool {
         let client = &mut self.clients[one];
         let is_over = client.lease <= rules.margin && !client.thawed;
@@ -56,7 +58,8 @@ impl World {
         true
     }
 
-    /// Nothing works under a lock by hand any more, that may not be over.
+    /// Gives back a lock by hand under which nothing works any more: leaves the lock to run out
+    /// while its record lasts, and releases it otherwise.
     fn gives_back(&mut self, one: usize, rules: &Rules) {
         if self.clients[one].record > 0 {
             self.renew(one, Renewal::Last, rules);
@@ -66,7 +69,8 @@ impl World {
         }
     }
 
-    /// The watchdog, beside a gpuctl that is stopped, or that was frozen with it.
+    /// Lets the watchdog renew the lock while gpuctl is stopped, or after all of the client was
+    /// frozen; ends the command if the lock is lost.
     pub fn hold_on(&mut self, one: usize, rules: &Rules) -> bool {
         let client = self.clients[one];
         let is_silent = client.gpuctl == Process::Stopped || client.thawed;
@@ -85,7 +89,9 @@ impl World {
         true
     }
 
-    /// The watchdog keeps the lock for what is left in the background, and gives it back.
+    /// Lets the watchdog keep the lock for what is left in the background, and give it back once
+    /// that has ended. If gpuctl has died, the watchdog gives the lock back once the command is
+    /// ended.
     pub fn keep(&mut self, one: usize, rules: &Rules) -> bool {
         let client = self.clients[one];
         let is_after_gpuctl = client.phase == Phase::Working && client.gpuctl == Process::None;
@@ -119,7 +125,7 @@ impl World {
     pub fn background(&mut self, one: usize, rules: &Rules) -> bool {
         let client = self.clients[one];
         let acts = client.phase == Phase::Working && client.command && client.gpuctl_acts();
-        // One whose time is over ends what it has left.
+        // A client whose time is over ends what its command has left.
         if !acts || client.thawed || client.lease <= rules.margin {
             return false;
         }

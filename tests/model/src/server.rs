@@ -1,43 +1,46 @@
-//! The server, and the scripts that run on it: `acquire`, `renew` and `release`, after the files of those names.
+//! The server and the scripts that run on it: `acquire`, `renew` and `release`, modelled after the
+//! files of those names.
 
 use crate::world::{CLIENTS, Promise, Rules, TTL, World};
 
-/// A time that no tick shortens.
+/// Time to live that stands for "long": neither a tick nor a jump of the calendar changes it.
 const FOR_LONG: i8 = 100;
 
-/// What the lock's key holds: whose token.
+/// The owner of the token that the lock's key holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Value {
     Legacy,
     Of(u8),
 }
 
-/// What the second record holds.
+/// The owner that the second record names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Second {
     Of(u8),
-    /// Somebody may have come in before this server took over.
+    /// A holder that may have come in before the server with this number took over.
     Unknown(u8),
 }
 
-/// Whose turn it is.
+/// The client, or the machine, whose turn it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Called {
+    /// This client.
     Client(u8),
+    /// The client that is next on this machine.
     Place(u8),
 }
 
-/// What a server holds.
+/// The data that a server holds. Times are ticks until a record expires.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Data {
     pub key: Option<(Value, i8)>,
     pub second: Option<(Second, i8)>,
-    /// Those who wait, by bits; they stand by their arrival.
+    /// Clients that wait, as a bit set; their arrival gives the order.
     pub queue: u8,
     pub called: Option<Called>,
-    /// The counter.
+    /// The last fence that was given, above which the next one lies.
     pub fence: u8,
-    /// The server that gave the lock last.
+    /// Number of the server that gave the lock last.
     pub known: Option<u8>,
 }
 
@@ -45,31 +48,38 @@ pub struct Data {
 pub struct Server {
     pub id: u8,
     pub data: Data,
-    /// What a replica has that has not heard of the last change.
+    /// Data of the replica, which has not heard of the last change.
     pub replica: Data,
     pub calendar: i8,
 }
 
-/// How a lock is renewed.
+/// The way in which a lock is renewed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Renewal {
+    /// The key has not expired as far as the holder knows.
     InTime,
+    /// The key may have expired, and is set again if nobody came meanwhile.
     Late,
+    /// The lock is renewed only if nobody waits for it.
     Unwanted,
+    /// The lock is left to its time, without a second record.
     Last,
 }
 
-/// Who gives it up.
+/// The party that releases the lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Releaser {
     Holder,
+    /// A program that knows the token, while something else may work under it.
     Bearer,
 }
 
+/// The answer to a client that asks for the lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
     Taken,
     Busy,
+    /// The lock is free, but it is the turn of another client.
     Turn,
 }
 
@@ -83,7 +93,7 @@ impl Server {
         Server { id: 0, data: Data::EMPTY, replica: Data::EMPTY, calendar: 1 }
     }
 
-    /// A replica takes over.
+    /// Makes a replica the server: one that lacks the last change, or one that is empty.
     pub fn fail_over(&mut self, is_empty: bool) {
         let data = if is_empty { Data::EMPTY } else { self.replica };
         *self = Server { id: self.id + 1, data, replica: data, ..*self };
@@ -132,7 +142,8 @@ impl Data {
 }
 
 impl World {
-    /// Whatever changes the server is not known to its replica at once.
+    /// Leaves the replica with the data from before a change, since it does not hear of changes at
+    /// once.
     fn changes(&mut self) {
         if self.faults.fail_over > 0 {
             self.server.replica = self.server.data;
@@ -243,7 +254,8 @@ impl World {
         true
     }
 
-    /// `next`: the machine on which somebody waits next, and for how long.
+    /// Gives up the client's lock or its place in the queue and, if the lock is free then, calls
+    /// the next client. `next` is the client that waits next on the releasing machine.
     pub fn release(&mut self, client: usize, by: Releaser, next: Option<usize>, rules: &Rules) {
         self.changes();
         let me = client as u8;
@@ -291,7 +303,8 @@ impl World {
         }
     }
 
-    /// What is promised of every taking.
+    /// Checks what is promised whenever the lock is taken: that fences rise, and that nobody in
+    /// line has waited longer.
     fn granted(&mut self, client: usize, fence: u8) {
         if fence <= self.fence {
             self.breaks(Promise::Fences);
@@ -303,7 +316,8 @@ impl World {
         }
     }
 
-    /// Whether the server took over by a fail-over from the one that gave the lock last.
+    /// Reports whether a fail-over has put another server in the place of the one that gave the
+    /// lock last.
     fn is_other_server(&self) -> bool {
         let Server { id, data, .. } = self.server;
         data.known.map_or(id > 0, |known| known != id)
@@ -317,7 +331,7 @@ impl World {
         }
     }
 
-    /// The second record is not what anybody has seen before.
+    /// Makes all waiters watch the second record from the start, since it has changed.
     fn second_is_another(&mut self) {
         self.clients.iter_mut().for_each(|client| client.watched_for = None);
     }

@@ -1,10 +1,11 @@
-//! What can happen next: the steps of clients, after `src/lock`, and of what befalls them.
+//! The steps that can happen next: those of clients, modelled after `src/lock`, and faults.
 
 use crate::client::{Phase, Process};
 use crate::server::{Answer, Called, Renewal, Value};
 use crate::world::{CLIENTS, Faults, Kind, Legacy, Rules, TTL, World};
 
-/// A step, by the name of what does it in the code.
+/// A step, named after the code that takes it. Numbers of clients are indices into
+/// `World::clients`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
     QueueUp(usize),
@@ -67,7 +68,7 @@ const EACH: [fn(usize) -> Step; 21] = [
     Step::AttemptUnheard,
 ];
 
-/// All steps that may be possible.
+/// Returns every step there is, possible or not, in the order in which steps are tried.
 pub fn all() -> impl Iterator<Item = Step> {
     let rest = [Step::RenewUnheard, Step::ReleaseUnheard];
     let of_clients = EACH.into_iter().chain(rest).flat_map(|step| (0..CLIENTS).map(step));
@@ -89,7 +90,7 @@ pub fn all() -> impl Iterator<Item = Step> {
 }
 
 impl Faults {
-    /// What a step counts against, where it is a fault.
+    /// Returns how often a step may still happen if it is a fault, or `None` if it is not.
     fn of(&mut self, step: Step) -> Option<&mut u8> {
         Some(match step {
             Step::KillGpuctl(_) => &mut self.kill,
@@ -113,7 +114,7 @@ impl Faults {
 }
 
 impl World {
-    /// The world after a step; `None` where it is not possible.
+    /// Returns the world after a step, or `None` if the step is not possible.
     pub fn after(&self, step: Step, rules: &Rules) -> Option<World> {
         let mut next = *self;
         if let Some(left) = next.faults.of(step) {
@@ -140,7 +141,7 @@ impl World {
                 let client = &mut self.clients[one];
                 let ends = client.command && !client.frozen;
                 client.command &= !ends;
-                // What nobody looks after is over with it.
+                // A client without gpuctl and watchdog is over once its command has ended.
                 let is_alone = client.gpuctl == Process::None && client.watchdog == Process::None;
                 if ends && is_alone {
                     client.ends();
@@ -247,7 +248,7 @@ impl World {
         true
     }
 
-    /// Those who are called take the lock at once, unless they cannot.
+    /// Reports whether the client that is called can take the lock at once, as it then does.
     pub fn is_followed(&self) -> bool {
         match self.server.data.called {
             Some(Called::Client(one)) => self.may_attempt(one as usize),
@@ -258,7 +259,8 @@ impl World {
         }
     }
 
-    /// Whether a step takes so long that those who are woken have looked before.
+    /// Reports whether a step has to wait for clients that could look at the lock now, because it
+    /// takes longer than their look.
     pub fn waits_for_lookers(&self, step: Step) -> bool {
         let takes_long = matches!(
             step,

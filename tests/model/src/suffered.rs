@@ -1,4 +1,4 @@
-//! What befalls clients and the server, and what a program of the older kind does.
+//! The faults that clients and the server suffer, and the steps of a program of the older kind.
 
 use crate::client::{Phase, Process};
 use crate::server::{Releaser, Value};

@@ -1,35 +1,35 @@
-//! A state of the world, and what a scenario begins with.
+//! A state of the world, and the scenario that it begins with.
 
 use crate::client::{Client, Phase};
 use crate::server::Server;
 
-/// Clients in a scenario at most.
+/// Largest number of clients in a scenario.
 pub const CLIENTS: usize = 4;
 
-/// Ticks that a lock in Redis lives after a renewal.
+/// Ticks for which a lock in Redis lives after a renewal.
 pub const TTL: i8 = 3;
 
-/// What a client is.
+/// The kind of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// `gpuctl run`: a gpuctl, its watchdog and a command.
     Run,
-    /// `lock acquire`, with a command of gpuctl that works under its token, once.
+    /// `lock acquire`, with one command of gpuctl that works under its token once.
     ByHand,
 }
 
-/// How often each fault may happen.
+/// Number of times that each fault may happen; in a `World`, the number that is left.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Faults {
     /// A gpuctl is killed.
     pub kill: u8,
     /// A watchdog is killed.
     pub kill_watchdog: u8,
-    /// A gpuctl is stopped, for as long as one likes; its command works on.
+    /// A gpuctl is stopped for any length of time, while its command works on.
     pub stop: u8,
-    /// All of a `run` is frozen, for as long as one likes.
+    /// All processes of a `run` are frozen for any length of time.
     pub freeze: u8,
-    /// A script is run, and its caller does not hear of it.
+    /// A script runs, but its caller does not hear the answer.
     pub lost_reply: u8,
     /// A waiter is interrupted.
     pub interrupt: u8,
@@ -39,42 +39,42 @@ pub struct Faults {
     pub release: u8,
     /// The lock's key is deleted.
     pub delete: u8,
-    /// The server's calendar jumps ahead by more than any time of ours.
+    /// The server's calendar jumps ahead by more than any time to live.
     pub jump_ahead: u8,
     /// The server's calendar is set back.
     pub jump_back: u8,
-    /// A replica takes over that has not heard of the last change, or of none at all.
+    /// A replica takes over that has not heard of the last change, or of any.
     pub fail_over: u8,
-    /// FLUSHALL.
+    /// The server's data is deleted by `FLUSHALL`.
     pub flush: u8,
 }
 
-/// The rules of the protocol; each can be broken, to see that the model tells.
+/// The rules of the protocol. Each can be left out, to see that the model finds what breaks then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rules {
     /// A second record outlives the key.
     pub second_record: bool,
-    /// It is waited for by the waiters' own clocks, and not by the server's.
+    /// Waiters wait for the second record to end by their own clocks, not by the server's.
     pub own_clock: bool,
-    /// Ticks before the end of its time by which a holder has ended its work.
+    /// Ticks before the end of its lease by which a holder has ended its work.
     pub margin: i8,
-    /// Only who has the machine's lock of a holder takes over from it.
+    /// Only a client that has the lock of a holder's machine takes over from that holder.
     pub place: bool,
-    /// A holder that comes back late asks whether anybody came since.
+    /// A holder that comes back late asks whether anybody came meanwhile.
     pub asks_who_came: bool,
-    /// A bearer of a token leaves the second record to what works under it.
+    /// A bearer that releases a token leaves the second record to what works under the token.
     pub bearer: bool,
-    /// A server that took over is known as such.
+    /// A server that took over is recognised as another one.
     pub server_id: bool,
     /// The watchdog ends a command whose gpuctl has died.
     pub watchdog: bool,
-    /// What is left in the background keeps the lock.
+    /// What a command leaves in the background keeps the lock.
     pub keeper: bool,
-    /// Who has waited longest is called.
+    /// The client that has waited longest is called.
     pub calls: bool,
-    /// One who has waited longer on the releasing machine comes before the line.
+    /// A client on the releasing machine that has waited longer comes before the line in Redis.
     pub reservation: bool,
-    /// A call that nobody follows ends.
+    /// A call that no client follows ends.
     pub call_ends: bool,
     /// The fence rises above the last one.
     pub counter: bool,
@@ -83,7 +83,7 @@ pub struct Rules {
 }
 
 impl Rules {
-    /// The protocol as it is.
+    /// The protocol as it is, with all its rules.
     pub const ALL: Rules = Rules {
         second_record: true,
         own_clock: true,
@@ -102,55 +102,56 @@ impl Rules {
     };
 }
 
-/// What is explored.
+/// A scenario to explore.
 #[derive(Clone, Debug)]
 pub struct Scenario {
-    /// With the machine of each.
+    /// The kind and the machine of each client.
     pub clients: Vec<(Kind, u8)>,
-    /// A program that knows nothing of gpuctl comes too.
+    /// Whether a program that knows nothing of gpuctl takes part.
     pub legacy: bool,
     pub faults: Faults,
     pub rules: Rules,
-    /// Who is woken looks before another command comes, or one has done its work; otherwise there is
-    /// no order that could be kept.
+    /// Whether woken waiters look at the lock before another client queues up or a command ends.
+    /// Without that there is no order that could be kept.
     pub is_timely: bool,
 }
 
-/// The program of the older kind: `SET NX EX`, work, GET, DEL.
+/// How far the program of the older kind has come: `SET NX EX`, work, `GET`, `DEL`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Legacy {
     Absent,
     Idle,
     Works,
-    /// It has read its own name, and will delete the key.
+    /// The program has read its own name in the key, and will delete the key.
     Deletes,
     Done,
 }
 
+/// A state of the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct World {
     pub clients: [Client; CLIENTS],
     pub server: Server,
     pub legacy: Legacy,
     pub faults: Faults,
-    /// The number of those who have queued up.
+    /// Number of clients that have queued up so far.
     pub arrivals: u8,
-    /// The highest fence that anybody was given.
+    /// The highest fence that was given to any client.
     pub fence: u8,
-    /// The first promise that was broken.
+    /// The first promise that was broken, if any.
     pub broken: Option<Promise>,
 }
 
-/// What is promised.
+/// A promise of the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Promise {
-    /// Never two commands at once.
+    /// Two commands never work at once.
     Alone,
-    /// A program of the older kind is excluded too.
+    /// No command works while a program of the older kind does.
     AloneWithLegacy,
-    /// Fences rise.
+    /// Every fence is higher than those before it.
     Fences,
-    /// Who has waited longest is next.
+    /// The client that has waited longest is next.
     Order,
     /// No waiter is forgotten.
     NobodyForgotten,
@@ -173,14 +174,16 @@ impl World {
         }
     }
 
-    /// Whether somebody but this client has the door of its machine's lock, or is inside.
+    /// Reports whether another client of the same machine is at the door of the machine's lock or
+    /// holds that lock.
     pub fn machine_is_held_beside(&self, client: usize) -> bool {
         let machine = self.clients[client].machine;
         let others = self.clients.iter().enumerate().filter(|(other, _)| *other != client);
         others.into_iter().any(|(_, other)| other.machine == machine && other.holds_machine())
     }
 
-    /// The next in the line of a machine's lock, of those who are not stopped.
+    /// Returns the client that is next in the line of a machine's lock, passing over those that are
+    /// stopped or frozen.
     pub fn next_on(&self, machine: u8) -> Option<usize> {
         let waiting = |one: &usize| {
             let client = &self.clients[*one];
@@ -193,7 +196,8 @@ impl World {
         self.broken.get_or_insert(promise);
     }
 
-    /// Looks at what nobody may ever see.
+    /// Records the promise that is broken if two commands work at once, or one beside a program of
+    /// the older kind.
     pub fn look(&mut self) {
         let working = self.clients.iter().filter(|client| client.works());
         let count = working.clone().count();

@@ -1,7 +1,9 @@
-//! What the protocol of the lock promises, what it does not, and that the model would tell.
+//! Tests of what the lock's protocol promises, of what it does not, and that the model would notice
+//! a broken promise.
 //!
-//! `cargo test -p model -- --nocapture` prints how many states there are of each scenario, and how many steps to the
-//! farthest. With `GPUCTL_MODEL=deep` the scenarios have more clients and more faults.
+//! `cargo test -p model -- --nocapture` prints the number of states of each scenario, and the
+//! number of steps to the farthest. If `GPUCTL_MODEL=deep` is set, the scenarios have more clients
+//! and more faults.
 
 #![allow(
     clippy::print_stdout,
@@ -28,11 +30,12 @@ const NONE: Faults = Faults {
     flush: 0,
 };
 
-/// No scenario has more, but the deep ones.
+/// Limit on the number of states of a scenario, which only deep scenarios may exceed.
 const MOST_STATES: usize = 1_500_000;
 const MOST_DEEP_STATES: usize = 40_000_000;
 
-/// Two of one machine and one of the other; with four, two of each.
+/// Returns `count` clients: two on one machine and one on the other or, if there are four, two on
+/// each.
 fn runs(count: usize) -> Vec<(Kind, u8)> {
     [0, 0, 1, 1].into_iter().take(count).map(|machine| (Kind::Run, machine)).collect()
 }
@@ -58,7 +61,7 @@ fn explored(name: &str, scenario: &Scenario) -> Explored {
     explored
 }
 
-/// None of these promises is broken in any state that can be reached.
+/// Asserts that none of these promises is broken in any state that can be reached.
 #[track_caller]
 fn holds(name: &str, scenario: &Scenario, promises: &[Promise]) {
     let explored = explored(name, scenario);
@@ -68,7 +71,7 @@ fn holds(name: &str, scenario: &Scenario, promises: &[Promise]) {
     }
 }
 
-/// That promise can be broken.
+/// Asserts that this promise can be broken.
 #[track_caller]
 fn is_broken(name: &str, scenario: &Scenario, promise: Promise) {
     let explored = explore(scenario, MOST_DEEP_STATES);
@@ -77,9 +80,10 @@ fn is_broken(name: &str, scenario: &Scenario, promise: Promise) {
     println!("{name}: {promise:?} is broken by {way:?}");
 }
 
-/// What holds whatever befalls one.
+/// Promises that hold in every scenario of faults that the protocol is made for.
 const ALWAYS: [Promise; 3] = [Promise::Alone, Promise::Fences, Promise::NobodyForgotten];
 
+/// Promises that hold beside a program of the older kind.
 const WITH_LEGACY: [Promise; 4] =
     [Promise::Alone, Promise::AloneWithLegacy, Promise::Fences, Promise::NobodyForgotten];
 
@@ -112,7 +116,8 @@ fn a_watchdog_may_be_killed_or_its_gpuctl() {
     holds("watchdog killed, frozen and unheard", &scenario(runs(3), faults), &ALWAYS);
 }
 
-/// With each that may befall the server once, and what may befall processes beside it.
+/// Asserts that the promises hold when the server suffers these faults and processes suffer theirs
+/// as well.
 fn with_processes(name: &str, server: Faults) {
     let dying = Faults { kill: 1, stop: 1, background: 1, ..server };
     holds(&format!("{name}, killed, stopped and left"), &scenario(runs(3), dying), &ALWAYS);

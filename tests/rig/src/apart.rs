@@ -1,6 +1,6 @@
-//! A scenario in which a careless pattern harms nobody: the test runs again in a PID namespace of its own, with its own
-//! `/proc`, `/run` and control groups, where nothing lives but what it starts. There is no other way to a rig that may
-//! have such a pattern.
+//! Scenarios in which a careless pattern harms nobody: the test runs again in a PID namespace of
+//! its own, with its own `/proc`, `/run` and control groups, where nothing lives but what the test
+//! starts. A rig may have such a pattern nowhere else.
 
 use crate::programs;
 use crate::rig::Rig;
@@ -14,14 +14,17 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-/// Holds `NAMESPACE:TOKEN` in there: the PID namespace that the test came from, and what PID 1 shows as its own.
+/// Environment variable that is set in the namespace. It holds `NAMESPACE:TOKEN`: the PID namespace
+/// that the test came from, and a token that is in the environment of the namespace's PID 1.
 const VARIABLE: &str = "GPUCTL_TEST_APART";
 
-/// Nothing of the sort takes longer; it ends with all that lives in it.
+/// Longest time for a test in its namespace, more than any needs; then the test is killed, with
+/// everything that lives in the namespace.
 const TIME_LIMIT: Duration = Duration::from_secs(300);
 
-/// Moves into the control group $0, where there is one to be had, and begins the namespaces. PID 1 is a shell, which
-/// reaps orphans as an init does. Nobody out there can be reached: no manager's socket, no control group.
+/// Script that moves itself into the control group $0, if one can be made, and creates the
+/// namespaces. Their PID 1 is a shell, which reaps orphans as an init does. Nothing outside can be
+/// reached from there: no manager's socket, and no control group.
 const ENTER: &str = r#"
 for root in /sys/fs/cgroup /sys/fs/cgroup/unified; do
     if [ -e "$root/cgroup.procs" ] && mkdir "$root/$0" 2>/dev/null; then
@@ -36,8 +39,8 @@ exec unshare --pid --fork --mount-proc --kill-child --cgroup --ipc sh -c '
     exit $?' sh "$@"
 "#;
 
-/// Runs a scenario on a rig in a PID namespace of its own: `apart(|rig| …)` is the whole of a test. Skipped, loudly,
-/// where there are none to be had.
+/// Runs a scenario on a rig in a PID namespace of its own; `apart(|rig| …)` is all that a test
+/// does. If no such namespace can be made, the test is skipped, and the skip reported.
 #[track_caller]
 pub fn apart<Scenario: FnOnce(&Rig)>(scenario: Scenario) {
     if std::env::var_os(VARIABLE).is_some() {
@@ -50,9 +53,9 @@ pub fn apart<Scenario: FnOnce(&Rig)>(scenario: Scenario) {
     if !programs::works("unshare", &["--pid", "--fork", "true"]) {
         return skip_or_fail("root", "PID namespace of its own");
     }
-    // Built out here, where that disturbs nobody.
+    // The model server is built outside of the namespace, where that disturbs nobody.
     programs::simserver();
-    // `cli::faults::row_52::a_name::{{closure}}`
+    // The name is, for example, `cli::faults::row_52::a_name::{{closure}}`.
     let scenario = std::any::type_name::<Scenario>();
     let test = scenario.split("::").skip(1).take_while(|part| !part.starts_with('{'));
     let test = test.collect::<Vec<_>>().join("::");
@@ -68,21 +71,22 @@ pub fn apart<Scenario: FnOnce(&Rig)>(scenario: Scenario) {
         .unwrap();
     for root in ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"] {
         let group = Path::new(root).join(&token);
-        // Its last processes may be ending still.
+        // The last processes in the group may still be ending.
         assert!(comes(|| is_removed(&group)), "{} is left behind", group.display());
     }
     let told =
         [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
     let [stdout, stderr] = &told;
     for line in stderr.lines().filter(|line| line.contains("SKIPPED")) {
-        // Not by eprintln!, which the test harness would swallow.
+        // Not printed by eprintln!, which the test harness would swallow.
         writeln!(std::io::stderr(), "{line}").ok();
     }
     let passed = output.status.success() && stdout.contains("1 passed");
     assert!(passed, "{test}, apart, ends with {}\n{stdout}\n{stderr}", output.status);
 }
 
-/// Fails the test where a process of the tester's machine could be met: before each call that is dangerous there.
+/// Fails the test if it could meet a process of the tester's machine; to be called before each call
+/// that would be dangerous there.
 #[track_caller]
 pub fn assert_apart() {
     let told = std::env::var(VARIABLE)
@@ -98,7 +102,7 @@ pub fn assert_apart() {
     assert!(is_ours, "PID 1 is none of this test's");
 }
 
-/// A control group, with those in it.
+/// Removes a control group and the groups inside it, and reports whether it is gone.
 fn is_removed(group: &Path) -> bool {
     for inner in fs::read_dir(group).into_iter().flatten().flatten() {
         if inner.file_type().is_ok_and(|kind| kind.is_dir()) {

@@ -1,10 +1,11 @@
-//! What the canary's ledger says, read from the folder in which it lies: the journal of a trial under way, the audit, the
+//! The canary's ledger, read from its folder: the journal of a trial under way, the audit, the
 //! budget and the promotions.
 
 use serde_json::Value;
 use std::fs;
 use std::path::PathBuf;
 
+/// The canary's ledger in one folder.
 pub struct Books {
     folder: PathBuf,
 }
@@ -18,6 +19,8 @@ impl Books {
         self.folder.join("gpu_canary_journal.json")
     }
 
+    /// Returns the journal of the trial under way, or `None` if there is none; fails the test if
+    /// the journal is not whole.
     pub fn journal(&self) -> Option<Value> {
         let text = fs::read_to_string(self.journal_file()).ok()?;
         Some(serde_json::from_str(&text).expect("a whole journal"))
@@ -27,7 +30,8 @@ impl Books {
         fs::write(self.journal_file(), journal.to_string()).unwrap();
     }
 
-    /// "ready", "away" or "restoring" of a journal that is there.
+    /// Returns the stage of the trial in the journal ("ready", "away" or "restoring"), or `None` if
+    /// there is no journal.
     pub fn stage(&self) -> Option<String> {
         Some(self.journal()?["progress"].as_str()?.to_owned())
     }
@@ -35,7 +39,7 @@ impl Books {
     fn files(&self, begin: &str) -> Vec<PathBuf> {
         let entries = fs::read_dir(&self.folder).into_iter().flatten().flatten();
         let name = |path: &PathBuf| path.file_name().unwrap().to_str().unwrap().to_owned();
-        // Those that are being written have another name.
+        // Files that are being written have another name.
         let is_day = |text: &str| text.len() == 8 && text.bytes().all(|byte| byte.is_ascii_digit());
         let is_meant = |path: &PathBuf| {
             let name = name(path);
@@ -45,7 +49,7 @@ impl Books {
         entries.map(|entry| entry.path()).filter(is_meant).collect()
     }
 
-    /// The lines of the audit; each has to be whole.
+    /// Returns the lines of the audit; fails the test if one of them is not whole.
     #[track_caller]
     pub fn audit(&self) -> Vec<Value> {
         let texts =
@@ -57,10 +61,11 @@ impl Books {
             .collect()
     }
 
-    /// The names of the events so far.
+    /// Returns the names of the events in the audit so far, leaving out a line that is still being
+    /// written.
     #[track_caller]
     pub fn events(&self) -> Vec<String> {
-        // One that is just being written ends with no newline.
+        // A line that is still being written is not a whole document yet.
         let texts =
             self.files("gpu_canary_").into_iter().map(|path| fs::read_to_string(path).unwrap());
         let event = |line: &str| {
@@ -70,15 +75,17 @@ impl Books {
         texts.flat_map(|text| text.lines().filter_map(event).collect::<Vec<_>>()).collect()
     }
 
+    /// Reports whether the audit has an event of this name.
     pub fn has_told(&self, event: &str) -> bool {
         self.events().iter().any(|told| told == event)
     }
 
+    /// Reports whether the ledger has a budget for any night.
     pub fn has_booked(&self) -> bool {
         !self.files("gpu_budget_").is_empty()
     }
 
-    /// The file of the one night's budget that there is.
+    /// Returns the budget file; fails the test unless there is exactly one, for one night.
     #[track_caller]
     pub fn budget_file(&self) -> PathBuf {
         let files = self.files("gpu_budget_");
@@ -86,7 +93,8 @@ impl Books {
         file.clone()
     }
 
-    /// What the night's budget says was used, and each run's part of it.
+    /// Returns how many seconds of the night's budget are booked as used, and each run's share of
+    /// them.
     #[track_caller]
     pub fn booked(&self) -> (f64, Vec<f64>) {
         let text = fs::read_to_string(self.budget_file()).unwrap();
@@ -95,6 +103,7 @@ impl Books {
         (budget["seconds_used"].as_f64().unwrap(), runs.map(|run| run.as_f64().unwrap()).collect())
     }
 
+    /// Returns the number of promotions on record.
     pub fn promotions(&self) -> usize {
         fs::read_dir(self.folder.join("promotions")).into_iter().flatten().count()
     }

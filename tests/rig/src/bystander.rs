@@ -1,13 +1,14 @@
-//! Processes that gpuctl has not started: a service started by hand, a `tail -f`, an editor. They end when dropped.
+//! Processes that gpuctl has not started: a service started by hand, a `tail -f`, an editor.
 
 use std::process::{Child, Command, Stdio};
 
+/// A process that gpuctl has not started. Dropping the `Bystander` ends the process.
 pub struct Bystander {
     process: Child,
 }
 
 impl Bystander {
-    /// `sh -c`, in the environment that `command` has.
+    /// Starts a command, without input or output, in the environment that the command has.
     pub fn start(mut command: Command) -> Bystander {
         let process = command
             .stdin(Stdio::null())

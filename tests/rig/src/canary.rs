@@ -1,5 +1,5 @@
-//! A rig with production, a model server called `vllm`, and a canary that may be tried in its place now: what the ledger
-//! says of it, and who has been left behind.
+//! A rig with production, a model server called `vllm`, and a canary that may be tried in its place
+//! now: what the ledger says about the trial, and which processes have been left behind.
 
 use crate::books::Books;
 use crate::gpuctl::{Invocation, Running};
@@ -13,10 +13,11 @@ use rustix::process::{Pid, kill_process_group};
 use std::fs;
 use std::ops::Deref;
 
-/// Production and the canary do not fit on the card together.
+/// Memory that production takes, in MB; the canary does not fit on the card beside it.
 pub const PRODUCTION_MB: u32 = 15000;
 const CANARY_MB: u32 = 12000;
 
+/// A rig with production, and a canary that may be tried in its place.
 pub struct Trial {
     pub rig: Rig,
     pub vllm: Service,
@@ -24,7 +25,7 @@ pub struct Trial {
     books: Books,
 }
 
-/// What its ledger says.
+/// Gives access to what the canary's ledger says.
 impl Deref for Trial {
     type Target = Books;
 
@@ -34,14 +35,14 @@ impl Deref for Trial {
 }
 
 impl Trial {
-    /// Production, as `draft` makes it of the rig, is up; the canary is well, and permitted now.
+    /// Starts production as `draft` describes it, and configures a healthy canary that may run now.
     #[track_caller]
     pub fn new(rig: Rig, draft: impl FnOnce(&Rig) -> Draft<'_>) -> Trial {
         let vllm = draft(&rig).vram(PRODUCTION_MB).add();
         let hour = |hours: i64| (Timestamp::now() + hours.hours()).strftime("%H:%M").to_string();
         rig.set("canary.service", "vllm");
         rig.set("canary.mode", "canary");
-        // Of root's trials elsewhere the machine's own folder tells.
+        // Otherwise a gpuctl of root's would note the trial in the machine's own /var/lib/gpuctl.
         rig.set("canary.state_dir", rig.state_dir().to_str().unwrap());
         rig.set("canary.model", "/models/candidate");
         rig.set("canary.window", format!("{}-{} UTC", hour(-2), hour(2)));
@@ -60,15 +61,18 @@ impl Trial {
         trial
     }
 
+    /// Makes a trial on a new rig, with production as a native service.
     pub fn native() -> Trial {
         Trial::in_rig(Rig::new())
     }
 
+    /// Makes a trial on this rig, with production as a native service.
     pub fn in_rig(rig: Rig) -> Trial {
         Trial::new(rig, |rig| rig.native("vllm").server("--warmup 400ms"))
     }
 
-    /// Proves the same with the lock in a file and in a Redis.
+    /// Runs `prove` with the lock in a file and, if a Redis is available, again with the lock in
+    /// Redis.
     #[track_caller]
     pub fn on_both(prove: impl Fn(&Trial)) {
         prove(&Trial::native());
@@ -82,7 +86,7 @@ impl Trial {
         self.port
     }
 
-    /// The canary is a `simserver` with these flags.
+    /// Makes the canary a `simserver` with these flags.
     pub fn canary(&self, flags: &str) {
         self.rig.set("canary.start", format!("exec {}", self.canary_command(flags)));
     }
@@ -98,11 +102,12 @@ impl Trial {
         self.rig.mark("candidate")
     }
 
+    /// Prepares a call of `gpuctl canary run` with one parameter set.
     pub fn run(&self) -> Invocation {
         self.rig.gpuctl("canary run --set vllm_memory_util=0.75")
     }
 
-    /// To all of the group that a run leads.
+    /// Sends SIGKILL to the whole process group that a run leads.
     pub fn kill_group(run: &Running) {
         kill_process_group(Pid::from_raw(run.pid()).unwrap(), Signal::KILL).ok();
     }
@@ -120,14 +125,14 @@ impl Trial {
         processes::mentioning(config.to_str().unwrap()).into_iter().filter(is_guardian).collect()
     }
 
-    /// SIGKILL to what this rig has started, and that it is gone.
+    /// Sends SIGKILL to processes that this rig has started, and waits until they are gone.
     #[track_caller]
     pub fn kill_all(&self, pids: &[i32]) {
         pids.iter().for_each(|pid| processes::signal(*pid, Signal::KILL));
         until("they are gone", || pids.iter().all(|pid| processes::state(*pid).is_none()));
     }
 
-    /// Production is as it was, and nothing but files is left of the trial.
+    /// Asserts that production is as it was, and that nothing but files is left of the trial.
     #[track_caller]
     pub fn assert_all_is_well(&self, when: &str) {
         assert!(self.vllm.is_healthy(), "{when}: production is not healthy");

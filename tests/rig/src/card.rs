@@ -1,4 +1,5 @@
-//! The simulated card of a rig: what it is, who holds what, and how full it has been.
+//! The simulated card of a rig: its description, the claims on its memory, and how full it has
+//! been.
 
 use serde_json::Value;
 use simgpu::Holder;
@@ -8,33 +9,36 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
+/// The simulated card of a rig.
 pub struct Card {
     folder: PathBuf,
     card: simgpu::Card,
 }
 
 impl Card {
-    /// An RTX 4090 with 24576 MB, unless described otherwise.
+    /// Makes a card in a new folder: an RTX 4090 with 24576 MB, until `describe` changes it.
     pub fn new(folder: &Path) -> Card {
         std::fs::create_dir(folder).unwrap();
         let card = Card { folder: folder.to_owned(), card: simgpu::Card::open(folder).unwrap() };
-        // The first to look makes the card's lock file, which a container's root is not to do.
+        // The first look creates the card's lock file, which must not be left to the root of a
+        // container.
         card.used_mb();
         card
     }
 
-    /// What `SIMGPU_DIR` is to name.
+    /// Returns the card's folder, which `SIMGPU_DIR` has to name.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// Writes `card.json`, also while programs run: `json!({"devices": [{"total_mb": 8000}],
+    /// Writes `card.json`, even while programs run: `json!({"devices": [{"total_mb": 8000}],
     /// "reclaim_delay_ms": 300, "faults": {"nvmlInit_v2": "driver_not_loaded"}})`.
     pub fn describe(&self, card: &Value) {
         self.card.describe(card).unwrap();
     }
 
-    /// The claims that live, and those of the dead that the driver has not taken back yet.
+    /// Returns the claims of living processes, and those of dead ones whose memory the driver has
+    /// not taken back yet.
     pub fn claims(&self) -> Vec<Holder> {
         self.card.holders().unwrap()
     }
@@ -43,7 +47,7 @@ impl Card {
         self.card.memory(0).unwrap().claimed
     }
 
-    /// The highest use seen while `act` ran.
+    /// Returns the highest use, in MB, that was seen while `act` ran.
     pub fn peak_mb_during(&self, act: impl FnOnce()) -> u64 {
         let (peak, over) = (AtomicU64::new(self.used_mb()), AtomicBool::new(false));
         thread::scope(|scope| {
@@ -59,7 +63,7 @@ impl Card {
         peak.into_inner()
     }
 
-    /// The jobs that servers have taken, and whether each was done.
+    /// Returns the jobs that servers have taken, and whether each was done.
     pub fn jobs(&self) -> BTreeMap<String, bool> {
         let log = std::fs::read_to_string(self.folder.join("jobs.jsonl")).unwrap_or_default();
         let mut jobs = BTreeMap::new();
@@ -70,13 +74,14 @@ impl Card {
         jobs
     }
 
-    /// One line of JSON for each claim that was refused.
+    /// Returns one line of JSON for each claim that was refused.
     pub fn out_of_memory(&self) -> String {
         std::fs::read_to_string(self.folder.join("oom.jsonl")).unwrap_or_default()
     }
 }
 
-/// So that a panic in between does not leave the sampler running, and the scope waiting for it.
+/// Ends the sampler when dropped, so that a panic of `act` does not leave it running and the scope
+/// waiting for it.
 struct EndOnDrop<'a>(&'a AtomicBool);
 
 impl Drop for EndOnDrop<'_> {

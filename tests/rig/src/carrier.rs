@@ -1,5 +1,5 @@
-//! The thread of a `Proxy`: all that it carries, and how it fails. Nobody else has hold of a connection, so that one is
-//! ended when the thread lets go of it.
+//! The thread of a `Proxy`: all that it carries, and how it fails. Nothing else holds a connection,
+//! so dropping one here ends it.
 
 use crate::ports;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -11,39 +11,44 @@ use std::os::unix::net::UnixStream;
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
-/// Done by the thread, between two portions of bytes.
+/// An action that the thread carries out between two portions of bytes.
 pub type Order = Box<dyn FnOnce(&mut Carrier) + Send>;
 
-/// What goes wrong from now on.
+/// What goes wrong in a proxy from now on.
 pub enum Fault {
     None,
+    /// The server carries out a request that contains `to`, and the client gets the end of its
+    /// connection instead of a reply. `once` ends the fault after one such request.
     LoseReply {
         to: Vec<u8>,
         once: bool,
     },
+    /// Connections are accepted, but nothing that arrives on them is passed on.
     Swallow,
-    /// So long before each reply.
+    /// Each reply is held back for this long.
     Delay(Duration),
 }
 
 struct Connection {
     client: TcpStream,
-    /// None in a black hole.
+    /// The connection to the server; `None` if what the client sends is swallowed.
     server: Option<TcpStream>,
-    /// What has been asked since the last reply.
+    /// What the client has sent since the last reply.
     request: Vec<u8>,
     loses_reply: bool,
 }
 
+/// The state of a proxy's thread: its listener, its connections and its fault.
 pub struct Carrier {
     port: u16,
+    /// The port to which new connections lead.
     pub server: u16,
     listener: Option<TcpListener>,
     connections: Vec<Connection>,
     pub fault: Fault,
-    /// Connections so far.
+    /// Number of connections accepted so far, whether they have ended or not.
     pub accepted: usize,
-    /// Replies so far.
+    /// Number of replies lost so far.
     pub lost: usize,
 }
 
@@ -62,29 +67,33 @@ impl Carrier {
         carrier
     }
 
+    /// Accepts connections again, if they are being refused.
     pub fn listen(&mut self) {
         let port = self.port;
         self.listener.get_or_insert_with(|| TcpListener::bind(("127.0.0.1", port)).unwrap());
     }
 
+    /// Refuses connections from now on; the present ones stay.
     pub fn refuse(&mut self) {
         if let Some(listener) = self.listener.take() {
             ports::close(listener);
         }
     }
 
-    /// From the server, which the clients do not see.
+    /// Cuts all connections off from the server, which the clients do not notice.
     pub fn cut_off(&mut self) {
         self.connections.iter_mut().for_each(|connection| connection.server = None);
     }
 
+    /// Ends all connections with a TCP reset.
     pub fn reset(&mut self) {
         for connection in self.connections.drain(..) {
             set_socket_linger(&connection.client, Some(Duration::ZERO)).unwrap();
         }
     }
 
-    /// Until the bell is dropped.
+    /// Carries bytes until the other end of `bell` is dropped, and carries out an order each time
+    /// that the bell rings.
     pub fn work(&mut self, mut bell: &UnixStream, orders: &Receiver<Order>) {
         loop {
             let mut ready = self.wait(bell).into_iter();
@@ -108,7 +117,8 @@ impl Carrier {
         }
     }
 
-    /// Which of them have something to read: the bell, each connection's client and server, the listener.
+    /// Waits until something can be read, and returns what can: the bell, each connection's client
+    /// and server, and the listener, in this order.
     fn wait(&self, bell: &UnixStream) -> Vec<bool> {
         let mut watched = vec![PollFd::new(bell, PollFlags::IN)];
         for connection in &self.connections {
@@ -127,14 +137,14 @@ impl Carrier {
             Fault::Swallow => None,
             _ => match TcpStream::connect(("127.0.0.1", self.server)) {
                 Ok(server) => Some(server),
-                // Ends the client's connection too.
+                // Dropping `client` ends its connection too.
                 Err(_) => return,
             },
         };
         self.connections.push(Connection { client, server, request: vec![], loses_reply: false });
     }
 
-    /// Carries a part of a request; tells whether the connection goes on.
+    /// Carries a part of a request to the server, and reports whether the connection continues.
     fn ask(&mut self, connection: &mut Connection) -> bool {
         let Some(part) = read(&mut connection.client) else { return false };
         let Some(server) = &mut connection.server else { return true };
@@ -150,7 +160,7 @@ impl Carrier {
         server.write_all(&part).is_ok()
     }
 
-    /// The same for a reply.
+    /// Carries a part of a reply to the client, and reports whether the connection continues.
     fn answer(&mut self, connection: &mut Connection) -> bool {
         let Some(part) = connection.server.as_mut().and_then(read) else { return false };
         connection.request.clear();
@@ -162,7 +172,7 @@ impl Carrier {
     }
 }
 
-/// What has come; None at the end.
+/// Reads what has arrived; returns `None` at the end of the connection or on an error.
 fn read(from: &mut TcpStream) -> Option<Vec<u8>> {
     let mut part = vec![0; 65_536];
     let count = from.read(&mut part).ok().filter(|count| *count > 0)?;

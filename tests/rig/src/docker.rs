@@ -1,5 +1,5 @@
-//! A real Docker engine: the one that `GPUCTL_TEST_DOCKER_HOST` names, else, for root, one of the tests' own, which nobody
-//! else on the machine notices.
+//! Real Docker engines: the one that `GPUCTL_TEST_DOCKER_HOST` names, or else, for root, engines of
+//! the tests' own, which nobody else on the machine notices.
 
 use crate::processes;
 use crate::programs::{self, command};
@@ -17,22 +17,24 @@ use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, Output, Stdio};
 use std::sync::Mutex;
 
+/// A Docker engine that tests work with.
 pub struct Engine {
-    /// None for one that somebody else has started.
+    /// The folder of an engine of the tests' own; `None` if somebody else has started the engine.
     folder: Option<PathBuf>,
     host: String,
     image: String,
-    /// None for an engine of the machine's network.
+    /// The engine's network namespace; `None` if the engine is in the machine's network.
     network: Option<File>,
-    /// The engine ends when this is closed, which the kernel does however this process ends.
+    /// The watchdog's input; the engine ends when this is closed, which the kernel does however
+    /// this process ends.
     _leash: Option<ChildStdin>,
 }
 
-/// Starts `dockerd` in its own folder $0, and again when it has ended and there is the file `again`; waits for the leash to
-/// be closed, ends it and removes the folder. Its network is
-/// its own, because an engine without a bridge deletes the `docker0` that it finds; so are its mounts, with no containerd
-/// in them that it could share, and its configuration. It has no networks or overlays, so that it also runs inside a
-/// container.
+/// Script that runs `dockerd` in the folder $0, starts it again when it has ended and the file
+/// `again` is there, and ends it and removes the folder when the script's input is closed. The
+/// engine has its own network, because an engine without a bridge deletes the `docker0` that it
+/// finds, its own mounts, with no containerd in them that it could share, and its own
+/// configuration. It has no networks or overlays, so that it also runs inside a container.
 const WATCHDOG: &str = r#"
 unshare --net --mount sh -c '
     ip link set lo up || exit 1
@@ -49,21 +51,23 @@ rm -rf "$0"
 "#;
 
 thread_local! {
-    /// The engine of this thread, which is the test's.
+    /// The engine lent to this thread, on which one test runs; `None` if there is no engine to
+    /// lend.
     static MINE: OnceCell<Option<Lent>> = const { OnceCell::new() };
 }
 
-/// Engines that no test works with now.
+/// Engines that no test is using now.
 static FREE: Mutex<Vec<&'static Engine>> = Mutex::new(Vec::new());
 
-/// An engine for as long as a test goes on. Each has one to itself: Docker 20.10 hangs for good where containers end at the
-/// same moment (moby/moby#46661, mended in 20.10.27), and those of several tests would.
+/// An engine lent to one test until the test ends. Each test has one to itself: Docker 20.10 hangs
+/// for good if containers end at the same moment (moby/moby#46661, fixed in 20.10.27), as those of
+/// several tests would.
 struct Lent(&'static Engine);
 
 impl Lent {
     fn new() -> Result<Lent, String> {
         let free = FREE.lock().unwrap().pop();
-        // One that hangs all the same harms no other test.
+        // An engine that hangs all the same is not lent again.
         match free.filter(|engine| docker(&engine.host, &["network", "ls"]).is_ok()) {
             Some(engine) => Ok(Lent(engine)),
             None => find("{}").map(|engine| Lent(Box::leak(Box::new(engine)))),
@@ -77,8 +81,9 @@ impl Drop for Lent {
     }
 }
 
-/// The engine of this test, in whose network the thread is from now on, with all that it starts. None, loudly,
-/// where there is none, unless `GPUCTL_TEST_REQUIRE` has `docker`.
+/// Returns the engine of this test, and moves the thread, with all that it starts from then on,
+/// into the engine's network. If there is no engine, reports the skip and returns `None`, or fails
+/// the test if `GPUCTL_TEST_REQUIRE` has `docker`.
 #[track_caller]
 pub fn enter_engine_or_skip() -> Option<&'static Engine> {
     let lent = || Lent::new().inspect_err(|why| lacks_engine(why)).ok();
@@ -92,8 +97,9 @@ fn lacks_engine(why: &str) {
     skip_or_fail("docker", &format!("Docker engine: {why}"));
 }
 
-/// Starts one for a single test, which may restart it, with a configuration of its own; the thread is in its network from
-/// now on. None, loudly, where there is none.
+/// Starts an engine with a configuration of its own for a single test, which may restart it, and
+/// moves the thread into its network. Returns `None`, after reporting the skip, if none can be
+/// started.
 #[track_caller]
 pub fn start_or_skip(configuration: &str) -> Option<&'static Engine> {
     if std::env::var_os("GPUCTL_TEST_DOCKER_HOST").is_some() {
@@ -116,7 +122,8 @@ pub fn start_or_skip(configuration: &str) -> Option<&'static Engine> {
     }
 }
 
-/// Creates a container that runs `simserver` on the rig's card, and belongs to the rig.
+/// Creates a container that runs `simserver` on the rig's card; the container is removed with the
+/// rig.
 pub fn create(rig: &Rig, name: &str, restarts: bool, flags: &str) {
     let card = rig.card.folder().display();
     let (variable, mount) = (format!("SIMGPU_DIR={card}"), format!("{card}:{card}"));
@@ -152,13 +159,13 @@ fn find(configuration: &str) -> Result<Engine, String> {
 
 #[expect(clippy::zombie_processes, reason = "the watchdog outlives this process")]
 fn private(configuration: &str) -> Result<Engine, String> {
-    // Short, because a socket's path may not be long.
+    // The folder has a short path, because the path of a socket in it must not be long.
     let folder = tempfile::Builder::new().prefix("gpuctl-dockerd-").tempdir().unwrap().keep();
     fs::write(folder.join("daemon.json"), configuration).unwrap();
     let mut watchdog = command("sh")
         .args(["-c", WATCHDOG])
         .arg(&folder)
-        // Out of the way of a Ctrl-C.
+        // A Ctrl-C in the tester's terminal must not reach the watchdog.
         .process_group(0)
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
@@ -182,7 +189,7 @@ fn docker(host: &str, arguments: &[&str]) -> Result<String, String> {
     // An engine can hang for good when many containers end at once.
     let mut client = command("timeout");
     client.args(["120", "docker"]);
-    // Not the tester's own settings.
+    // Docker's client must not use the tester's own settings.
     client.env("DOCKER_HOST", host).env("DOCKER_CONFIG", "/nonexistent").args(arguments);
     let Output { status, stdout, stderr } = client.output().map_err(|error| error.to_string())?;
     let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
@@ -217,23 +224,25 @@ impl Engine {
         }
     }
 
-    /// A shell command that restarts it, as `systemctl restart docker` does, and returns when it has ended.
+    /// Returns a shell command that restarts the engine, as `systemctl restart docker` does, and
+    /// returns once the old engine has ended.
     pub fn restarts(&self) -> String {
         let folder = self.folder.as_ref().expect("an engine of the test's own").display();
         let gone = "while kill -0 $pid 2>/dev/null; do sleep 0.01; done";
         format!("touch {folder}/again; pid=$(cat {folder}/pid); kill $pid; {gone}")
     }
 
+    /// Returns the engine's address, as `DOCKER_HOST` takes it.
     pub fn host(&self) -> &str {
         &self.host
     }
 
-    /// Of `simserver`.
+    /// Returns the name of the image that holds `simserver`.
     pub fn image(&self) -> &str {
         &self.image
     }
 
-    /// Fails the test if Docker refuses.
+    /// Calls Docker's client and returns what it prints; fails the test if Docker refuses.
     #[track_caller]
     pub fn docker(&self, arguments: &[&str]) -> String {
         docker(&self.host, arguments).unwrap_or_else(|why| panic!("docker {arguments:?}: {why}"))
@@ -258,15 +267,15 @@ impl Engine {
     }
 }
 
-/// Packs what an engine imports as an image, in a folder: `simserver`, the libraries that it needs, and a shell where the
-/// machine has one to spare.
+/// Packs an image in `folder` that any engine can import, and returns its file. The image holds
+/// `simserver`, the libraries that it needs, and a shell if the machine has busybox.
 pub fn pack_image(folder: &Path) -> PathBuf {
     let root = folder.join("image");
     put(&root, &programs::simserver(), "bin/simserver");
     let busybox = Path::new("/bin/busybox");
     if busybox.exists() {
         put(&root, busybox, "bin/busybox");
-        // Not every busybox has a shell that finds the others of itself.
+        // Not every busybox has a shell that finds the other applets without links.
         let listed = command(busybox).arg("--list").output().unwrap().stdout;
         for name in String::from_utf8(listed).unwrap().lines().filter(|name| *name != "busybox") {
             symlink("busybox", root.join("bin").join(name)).unwrap();
@@ -286,7 +295,7 @@ fn put(root: &Path, program: &Path, name: &str) {
         fs::copy(from, to).unwrap();
     };
     copy(program, root.join(name));
-    // It fails for a program that needs none.
+    // `ldd` fails for a program that needs no libraries.
     let listed = command("ldd").arg(program).output().unwrap().stdout;
     let listed = String::from_utf8(listed).unwrap();
     for library in listed.split_whitespace().filter(|word| word.starts_with('/')) {

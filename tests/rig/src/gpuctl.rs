@@ -1,4 +1,5 @@
-//! Running gpuctl, or a shell that does, in the rig's environment and nothing of the tester's.
+//! Running gpuctl, or a shell that calls it, in the rig's environment and with nothing of the
+//! tester's.
 
 use crate::outcome::Outcome;
 use crate::processes;
@@ -13,12 +14,13 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// What no invocation may take; it is killed then, and the test fails.
+/// Longest time that an invocation may take; then it is killed, and the test fails.
 pub const TIME_LIMIT: Duration = Duration::from_secs(120);
-/// Who still has our pipes this long after gpuctl's end has inherited them.
+/// How long an invocation's output may stay open after gpuctl has ended. A process that keeps it
+/// open longer has inherited it, and the test fails.
 const INHERITANCE_LIMIT: Duration = Duration::from_secs(10);
 
-/// A command line that has not been started.
+/// A command line that has not been started yet.
 #[must_use = "nothing runs before `run` or `spawn`"]
 pub struct Invocation {
     command: Command,
@@ -29,7 +31,7 @@ impl Invocation {
         Invocation { command }
     }
 
-    /// One more argument, for those that hold spaces.
+    /// Adds an argument, which may hold spaces.
     pub fn arg(mut self, argument: impl AsRef<OsStr>) -> Self {
         self.command.arg(argument);
         self
@@ -40,6 +42,8 @@ impl Invocation {
         self
     }
 
+    /// Removes an environment variable; fails the test if gpuctl would then use the machine's own
+    /// configuration.
     #[track_caller]
     pub fn env_remove(mut self, name: &str) -> Self {
         let would_act = name == "GPUCTL_CONFIG" && Path::new(MACHINES_CONFIGURATION).exists();
@@ -48,14 +52,15 @@ impl Invocation {
         self
     }
 
-    /// Runs it to its end.
+    /// Runs the command to its end.
     #[track_caller]
     pub fn run(self) -> Outcome {
         self.spawn().wait()
     }
 
-    /// Lets it run beside the test; ended when dropped. In a process group of its own: in the foreground of the tester's
-    /// terminal, `gpuctl run` would give that to its command.
+    /// Starts the command, which runs beside the test and is killed when the `Running` is dropped.
+    /// It has a process group of its own: in the foreground of the tester's terminal, `gpuctl run`
+    /// would give that terminal to its command.
     pub fn spawn(mut self) -> Running {
         let text = format!("{:?}", self.command.get_args().collect::<Vec<_>>());
         let mut child = self
@@ -75,7 +80,7 @@ impl Invocation {
     }
 }
 
-/// An invocation under way.
+/// An invocation that has been started, and its output so far.
 pub struct Running {
     child: Child,
     stdout: Stream,
@@ -92,16 +97,18 @@ impl Running {
         processes::signal(self.pid(), signal);
     }
 
-    /// What it has printed so far.
+    /// Returns what the command has printed on stdout so far.
     pub fn stdout(&self) -> String {
         self.stdout.text()
     }
 
-    /// What it has told so far.
+    /// Returns what the command has printed on stderr so far.
     pub fn stderr(&self) -> String {
         self.stderr.text()
     }
 
+    /// Waits until the command has ended; fails the test if it takes longer than `TIME_LIMIT`, or
+    /// if it leaves its output to another process.
     #[track_caller]
     pub fn wait(mut self) -> Outcome {
         let Some(status) = self.ended() else {
@@ -139,7 +146,7 @@ impl Drop for Running {
     }
 }
 
-/// A pipe that is read as it fills.
+/// A pipe that a thread reads as it fills.
 struct Stream {
     read: Arc<Mutex<Vec<u8>>>,
     reader: JoinHandle<()>,

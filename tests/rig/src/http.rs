@@ -1,4 +1,5 @@
-//! `gpuctl http` behind a real socket, as systemd calls it, on a machine that need not run systemd.
+//! `gpuctl http` behind a real socket, called as systemd calls it, on a machine that need not run
+//! systemd.
 
 use crate::bystander::Bystander;
 use crate::programs;
@@ -9,7 +10,8 @@ use serde_json::Value;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Shutdown, TcpStream};
 
-/// What gpuctl needs of the rig's environment; the rest is not passed on.
+/// Variables of the rig's environment that gpuctl needs; systemd-socket-activate passes on no
+/// others.
 const PASSED_ON: [&str; 6] = [
     "GPUCTL_CONFIG",
     "GPUCTL_STATE_DIR",
@@ -19,15 +21,15 @@ const PASSED_ON: [&str; 6] = [
     "XDG_RUNTIME_DIR",
 ];
 
-/// A port that is served; ended when dropped.
+/// A port at which gpuctl answers HTTP, until the `Served` is dropped.
 pub struct Served {
     pub port: u16,
     _listener: Bystander,
 }
 
 impl Rig {
-    /// Serves the endpoints on a port of the loopback, or of all addresses. None, loudly, where there is no
-    /// systemd-socket-activate.
+    /// Serves the endpoints at a free port of `address`: a loopback address, or 0.0.0.0 for all.
+    /// Returns `None`, after reporting the skip, if there is no systemd-socket-activate.
     #[track_caller]
     pub fn http(&self, address: &str) -> Option<Served> {
         if !programs::works("systemd-socket-activate", &["--version"]) {
@@ -40,7 +42,8 @@ impl Rig {
         Some(served)
     }
 
-    /// Serves them at any address, such as the path of a Unix socket, for who knows that there is something to serve with.
+    /// Serves the endpoints at any address, such as the path of a Unix socket. The caller has to
+    /// make sure that there is a systemd-socket-activate.
     pub fn listen(&self, address: &str) -> Bystander {
         let passed: String = PASSED_ON.iter().map(|name| format!("-E {name} ")).collect();
         self.by_hand(&format!(
@@ -51,13 +54,15 @@ impl Rig {
 }
 
 impl Served {
-    /// `POST /gpu/service/vidi/start`: its HTTP status and document.
+    /// Sends a request, such as `POST /gpu/service/vidi/start`, and returns the status and the
+    /// document of the answer.
     #[track_caller]
     pub fn ask(&self, line: &str) -> (u16, Value) {
         self.ask_with(line, "", "")
     }
 
-    /// The same, with header lines of one's own and a body.
+    /// Sends a request with additional header lines and a body, and returns the status and the
+    /// document of the answer.
     #[track_caller]
     pub fn ask_with(&self, line: &str, fields: &str, body: &str) -> (u16, Value) {
         let (status, text) = self.answer(&self.request(line, fields, body));
@@ -65,7 +70,7 @@ impl Served {
         (status, document.unwrap_or_else(|e| panic!("{line}: {e}: {text}")))
     }
 
-    /// The text of a request.
+    /// Returns the text of a request.
     pub fn request(&self, line: &str, fields: &str, body: &str) -> String {
         let (port, length) = (self.port, body.len());
         format!(
@@ -73,7 +78,7 @@ impl Served {
         )
     }
 
-    /// What is answered to whatever text: the status and the body.
+    /// Sends any text as a request, and returns the status and the body of the answer.
     #[track_caller]
     pub fn answer(&self, request: &str) -> (u16, String) {
         let mut stream = self.connect([127, 0, 0, 1].into());
@@ -89,7 +94,7 @@ impl Served {
     }
 }
 
-/// Reads an answer to its end: its status and body. There is to be one, and nothing after it.
+/// Reads an answer to its end, after which nothing may follow, and returns its status and body.
 #[track_caller]
 pub fn answer(mut stream: TcpStream) -> (u16, String) {
     let mut bytes = Vec::new();

@@ -1,5 +1,6 @@
-//! What the tests stand on: a `Rig` is one test's own machine, with a simulated card, services of all three kinds and a
-//! `gpuctl` that sees nothing else. Everything that a rig has started ends with it, also when the test fails.
+//! Support for the tests: a `Rig` is one test's own machine, with a simulated card, services of all
+//! three kinds and a `gpuctl` that sees nothing else. Everything that a rig has started ends with
+//! it, even if the test fails.
 
 #![allow(
     clippy::unwrap_used,

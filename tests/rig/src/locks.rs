@@ -1,4 +1,5 @@
-//! The GPU lock as a test takes it and looks at it: by gpuctl, in whichever place the rig keeps it.
+//! Takes the GPU lock in a test and inspects it, wherever the rig keeps it, mostly by calls of
+//! gpuctl.
 
 use crate::redis::{LOCK_KEY, Redis};
 use crate::rig::Rig;
@@ -9,8 +10,8 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::thread;
 
-/// Proves the same of the lock's both places side by side: of the file (no Redis) and of Redis. Without a Redis to be
-/// had, of the file alone, and it is said so.
+/// Runs `prove` twice side by side: with the lock in a file (no Redis), and with the lock in Redis.
+/// If Redis is not available, only the former is run, and the skip is reported.
 pub fn on_both(prove: impl Fn(&Rig, Option<&Redis>) + Sync) {
     let in_redis = || {
         let rig = Rig::new();
@@ -25,7 +26,8 @@ pub fn on_both(prove: impl Fn(&Rig, Option<&Redis>) + Sync) {
 }
 
 impl Rig {
-    /// A Redis of the rig's own, in which its lock is from now on.
+    /// Starts a Redis and keeps the rig's lock in it from now on. Returns `None`, after reporting
+    /// the skip, if Redis is not available.
     #[track_caller]
     pub fn lock_in_redis(&self) -> Option<Redis> {
         let redis = self.redis()?;
@@ -34,7 +36,7 @@ impl Rig {
         Some(redis)
     }
 
-    /// `lock acquire` with these words; its token.
+    /// Runs `gpuctl lock acquire` with these words, and returns the token.
     #[track_caller]
     pub fn acquire(&self, words: &str) -> String {
         let printed = self.gpuctl(&format!("lock acquire {words} --quiet")).run().succeeds().text();
@@ -47,7 +49,8 @@ impl Rig {
         release.succeeds().stdout("released\n");
     }
 
-    /// `lock status --json` of a lock that somebody holds.
+    /// Returns the document of `gpuctl lock status --json`; fails the test unless somebody holds
+    /// the lock.
     #[track_caller]
     pub fn lock_held(&self) -> Value {
         self.gpuctl("lock status --json").run().fails("no").json()
@@ -59,7 +62,8 @@ impl Rig {
         assert_eq!((&status["holder"], &status["ttl"]), (&Value::Null, &(-2).into()), "{status}");
     }
 
-    /// That nobody has the lock, not even one who has died with it, which `lock status` would call free.
+    /// Asserts that nobody has the lock, not even a process that has died with it, which
+    /// `gpuctl lock status` would call a free lock.
     #[track_caller]
     pub fn assert_lock_was_given_back(&self) {
         if let Ok(port) = fs::read_to_string(self.path("redis-port")) {
@@ -68,13 +72,14 @@ impl Rig {
                 .run();
             ask.succeeds().stdout("0\n");
         }
-        // The kernel closes the files of a process that ends when its program is not to be seen any more.
+        // The kernel closes the files of a process that ends only after its program can no longer
+        // be seen, so that the lock may outlive it by a moment.
         until("nobody has locked its file", || self.kernel_locks().is_empty());
     }
 
-    /// What the kernel says is locked of the lock's file: "FLOCK", "OFDLCK", and "POSIX" of each who waits. It may list a
-    /// lock twice while others come and go anywhere on the machine, so that lines that are alike but for their number
-    /// count once.
+    /// Returns the kinds of locks that the kernel lists for the lock's file: "FLOCK", "OFDLCK", and
+    /// a "POSIX" for each waiter. Lines of /proc/locks that differ only in their number count once,
+    /// because the kernel may list a lock twice while others come and go anywhere on the machine.
     #[track_caller]
     pub fn kernel_locks(&self) -> Vec<String> {
         let Ok(meta) = fs::metadata(self.lock_file()) else { return Vec::new() };
@@ -86,13 +91,13 @@ impl Rig {
         of_it.iter().map(|words| words[0].to_owned()).filter(|kind| kind != "->").collect()
     }
 
-    /// How many stand in the line of the machine's lock.
+    /// Returns how many waiters stand in the line of the machine's lock.
     #[track_caller]
     pub fn machines_line(&self) -> usize {
         self.kernel_locks().iter().filter(|kind| *kind == "POSIX").count()
     }
 
-    /// Whether `lock status` says so now; for `until`.
+    /// Reports whether `gpuctl lock status` says that the lock is free now; for use in `until`.
     #[track_caller]
     pub fn lock_is_free(&self) -> bool {
         let script = "gpuctl lock status >/dev/null; echo $?";

@@ -1,5 +1,5 @@
-//! Machines of a rig's own, as far as the lock goes: in the place of the folder in which a machine keeps its locks, a
-//! command sees one of the rig's, in a mount namespace of its own.
+//! Machines of a rig's own, as far as the lock is concerned: a command sees, in a mount namespace
+//! of its own, a folder of the rig in place of the one in which a machine keeps its locks.
 
 use crate::programs;
 use crate::skip::skip_or_fail;
@@ -17,10 +17,11 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
-/// Where gpuctl keeps the machine's lock: in the first one that is there.
+/// Folders in which gpuctl may keep the machine's lock; it uses the first one that is there.
 const FOLDERS: [&str; 2] = ["/run/lock", "/var/tmp"];
 
-/// Whether such machines can be had here; it has been said so where not.
+/// Returns whether a machine of a rig's own can be made here, as tried once with this folder; if it
+/// cannot, reports the skip.
 #[track_caller]
 pub fn can_be_had_or_skip(folder: &Path) -> bool {
     static CAN_BE_HAD: OnceLock<bool> = OnceLock::new();
@@ -37,7 +38,7 @@ pub fn can_be_had_or_skip(folder: &Path) -> bool {
     can_be_had
 }
 
-/// A command of the machine whose locks are in this folder.
+/// Makes a command run on the machine whose locks are in this folder.
 pub fn on(command: &mut Command, folder: &Path) {
     fs::create_dir_all(folder).unwrap();
     fs::set_permissions(folder, Permissions::from_mode(0o1777)).unwrap();
@@ -48,13 +49,14 @@ pub fn on(command: &mut Command, folder: &Path) {
     let (user, group) = (format!("{0} {0} 1", uid.as_raw()), format!("{0} {0} 1", gid.as_raw()));
     let enter = move || {
         let others = if uid.is_root() { UnshareFlags::empty() } else { UnshareFlags::NEWUSER };
-        // SAFETY: of this process alone, which has one thread and is about to become another program.
+        // SAFETY: the call concerns the new process alone, which has one thread and is about to
+        // become another program.
         #[expect(unsafe_code, reason = "the program cannot do it itself")]
         unsafe {
             unshare_unsafe(UnshareFlags::NEWNS | others)?;
         }
         if !uid.is_root() {
-            // It stays who it is.
+            // The process keeps its user and its group.
             put(c"/proc/self/setgroups", "deny")?;
             put(c"/proc/self/uid_map", &user)?;
             put(c"/proc/self/gid_map", &group)?;
@@ -62,7 +64,7 @@ pub fn on(command: &mut Command, folder: &Path) {
         mount_change(c"/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)?;
         Ok(mount_bind(folder.as_c_str(), machines.as_c_str())?)
     };
-    // SAFETY: system calls on what was made before the fork.
+    // SAFETY: the closure only makes system calls, on data that was made before the fork.
     #[expect(unsafe_code, reason = "a namespace is entered between fork and exec")]
     unsafe {
         command.pre_exec(enter);

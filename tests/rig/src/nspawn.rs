@@ -1,6 +1,6 @@
-//! A machine that systemd runs: systemd is PID 1 of a container, over a copy of this machine's files that is thrown away,
-//! with logind, dbus, polkit where it is installed, and two users, of whom one lingers. It can be rebooted, and loses its
-//! power when its PID 1 is killed.
+//! A machine that systemd runs: systemd is PID 1 of a container, over a copy of this machine's
+//! files that is thrown away, with logind, dbus, polkit if it is installed, and two users, one of
+//! whom lingers. The machine can be rebooted, and loses its power when its PID 1 is killed.
 
 use crate::card::Card;
 use crate::page::repository;
@@ -21,9 +21,10 @@ use std::process::{Child, ChildStdin, Output, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Mutex, OnceLock};
 
-/// Boots the machine $0 of the name $1 for each line that it reads, with mounts and a control group of its own, which
-/// systemd-nspawn divides; $2 has the programs. At the end of its input, which comes however the test ends, the machine is
-/// ended and nothing of it is left.
+/// Script that boots the machine in the folder $0 under the name $1 for each line that it reads,
+/// with mounts and a control group of its own, which systemd-nspawn divides; $2 is the folder with
+/// the programs. At the end of the script's input, which comes however the test ends, the machine
+/// is ended and nothing of it is left.
 const WATCHDOG: &str = r#"
 groups='/sys/fs/cgroup/unified /sys/fs/cgroup /sys/fs/cgroup/systemd'
 for root in $groups; do
@@ -68,16 +69,17 @@ for root in $groups; do
 done
 "#;
 
-/// A machine under systemd.
+/// A machine that systemd runs. Dropping the `Machine` ends it.
 pub struct Machine {
     folder: PathBuf,
-    /// None once it is let go.
+    /// The watchdog's input; `None` once the machine is to end.
     leash: Mutex<Option<ChildStdin>>,
     watchdog: Mutex<Child>,
 }
 
 impl Machine {
-    /// The machine of this test process, booted once. None, loudly, where there is none to be had.
+    /// Returns the machine that the tests of this process share, which the first call boots.
+    /// Returns `None`, after reporting the skip, if no such machine can be booted here.
     #[track_caller]
     pub fn shared() -> Option<&'static Machine> {
         static MACHINE: OnceLock<Result<Machine, String>> = OnceLock::new();
@@ -93,10 +95,11 @@ impl Machine {
         }
     }
 
-    /// One that is the test's alone, to be rebooted.
+    /// Boots a machine for one test alone, which may reboot it. Returns `None`, after reporting the
+    /// skip, if no such machine can be booted here.
     #[track_caller]
     pub fn own() -> Option<Machine> {
-        // Where there is none, that has been said.
+        // `shared` has reported the skip if no machine can be booted here.
         Machine::shared()?;
         Some(Machine::boot().unwrap())
     }
@@ -118,7 +121,7 @@ impl Machine {
             .args(["--mount", "sh", "-c", WATCHDOG])
             .args([folder.as_os_str(), name.as_ref()])
             .arg(programs::simserver().parent().unwrap())
-            // Out of the way of a Ctrl-C.
+            // A Ctrl-C in the tester's terminal must not reach the watchdog.
             .process_group(0)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
@@ -156,7 +159,8 @@ impl Machine {
         nspawn.is_some_and(|pid| matches!(processes::state(pid), None | Some('Z')))
     }
 
-    /// Its PID 1, by our number.
+    /// Returns the PID that the machine's PID 1 has outside of the machine, or `None` if the
+    /// machine is not running.
     pub fn leader(&self) -> Option<i32> {
         let nspawn = fs::read_to_string(self.folder.join("io/nspawn")).ok()?;
         let nspawn = nspawn.trim();
@@ -166,13 +170,13 @@ impl Machine {
         (name == "systemd\n").then_some(leader)
     }
 
-    /// All of it ends at once.
+    /// Ends the whole machine at once, by killing its PID 1, and waits until it is off.
     pub fn loses_power(&self) {
         processes::signal(self.leader().expect("the machine runs"), Signal::KILL);
         until("it is off", || self.is_off());
     }
 
-    /// It is switched on again, and has booted.
+    /// Waits until the machine is off, switches it on again, and waits until it has booted.
     #[track_caller]
     pub fn boots(&self) {
         until("it is off", || self.is_off());
@@ -181,14 +185,15 @@ impl Machine {
         until("it has booted", || self.is_up());
     }
 
-    /// It goes down in order.
+    /// Shuts the machine down in an orderly way, and waits until it is off.
     #[track_caller]
     pub fn shuts_down(&self) {
         self.try_sh("systemctl poweroff --no-block");
         until("it is off", || self.is_off());
     }
 
-    /// What a shell says in there, as root with the environment of a fresh login, and whether it succeeds.
+    /// Runs a shell script in the machine, as root with the environment of a fresh login, and
+    /// returns all its output and whether it succeeded. On a machine that is not running it fails.
     pub fn try_sh(&self, script: &str) -> (String, bool) {
         let Some(output) = self.shell(&format!("exec 2>&1; {script}")) else {
             return (String::new(), false);
@@ -196,7 +201,7 @@ impl Machine {
         (String::from_utf8_lossy(&output.stdout).into_owned(), output.status.success())
     }
 
-    /// None where it does not run.
+    /// Runs a shell script in the machine; returns `None` if the machine is not running.
     fn shell(&self, script: &str) -> Option<Output> {
         let leader = self.leader()?.to_string();
         let spaces = ["-m", "-p", "-u", "-i", "-n", "-C"];
@@ -206,7 +211,8 @@ impl Machine {
         Some(nsenter.args(["sh", "-c", script]).output().unwrap())
     }
 
-    /// The document that a shell writes there, whatever else is said beside it.
+    /// Runs a shell script in the machine and returns the JSON document on its stdout, whatever it
+    /// writes to stderr.
     #[track_caller]
     pub fn json(&self, script: &str) -> Value {
         let output = self.shell(script).expect("the machine runs");
@@ -214,7 +220,8 @@ impl Machine {
             .unwrap_or_else(|error| panic!("{script}: {error}: {output:?}"))
     }
 
-    /// What a shell says in there; it has to succeed.
+    /// Runs a shell script in the machine and returns all its output; fails the test if the script
+    /// fails.
     #[track_caller]
     pub fn sh(&self, script: &str) -> String {
         let (said, succeeds) = self.try_sh(script);
@@ -222,14 +229,16 @@ impl Machine {
         said
     }
 
-    /// The thread, and what it starts, is in the machine's network from now on, until that boots again.
+    /// Moves the thread, with everything that it starts from then on, into the machine's network,
+    /// which lasts until the machine is booted again.
     pub fn enter_network(&self) {
         let leader = self.leader().expect("the machine runs");
         let network = fs::File::open(format!("/proc/{leader}/ns/net")).unwrap();
         move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
     }
 
-    /// A test's own corner of it.
+    /// Makes a corner of the machine for one test, with a folder, a card, a configuration and ports
+    /// of its own.
     pub fn corner(&self) -> Corner<'_> {
         static NUMBER: AtomicU16 = AtomicU16::new(0);
         let number = NUMBER.fetch_add(1, Ordering::SeqCst);
@@ -237,7 +246,7 @@ impl Machine {
         let folder = self.folder.join("io").join(&name);
         fs::create_dir(&folder).unwrap();
         let card = Card::new(&folder.join("card"));
-        // For every user.
+        // Every user may take the lock.
         fs::write(folder.join("lock"), "").unwrap();
         fs::set_permissions(folder.join("lock"), fs::Permissions::from_mode(0o666)).unwrap();
         let corner = Corner { machine: self, card, folder, name, port: 20_000 + number * 10 };
@@ -253,39 +262,42 @@ impl Drop for Machine {
     }
 }
 
-/// A configuration, a card and a state folder of one test in a machine, and units that bear its name.
+/// One test's corner of a machine: a configuration, a card, a state folder and ports, and units
+/// that bear its name.
 pub struct Corner<'a> {
     pub machine: &'a Machine,
     pub card: Card,
     folder: PathBuf,
     name: String,
+    /// The first of the ten TCP ports that are this corner's.
     pub port: u16,
 }
 
 impl Corner<'_> {
-    /// A name of this corner alone: `vllm-t3`.
+    /// Returns a name that is this corner's alone, such as `vllm-t3`.
     pub fn mark(&self, name: &str) -> String {
         format!("{name}-{}", self.name)
     }
 
-    /// A place in its folder, as the machine sees it.
+    /// Returns a path in the corner's folder, as the machine sees it.
     pub fn path(&self, name: &str) -> String {
         format!("/io/{}/{name}", self.name)
     }
 
-    /// Its folder, as this process sees it.
+    /// Returns the corner's folder, as this process sees it.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// Whether what listens on its `n`th port is well; the thread is in the machine's network from now on.
+    /// Reports whether the server at the corner's `n`th port, counted from 0, is healthy, and
+    /// leaves the thread in the machine's network.
     pub fn is_healthy(&self, n: u16) -> bool {
         self.machine.enter_network();
         ureq::get(self.url(n)).call().is_ok()
     }
 
-    /// Watches from outside for how long what listens on its `n`th port is away; the thread is in the machine's network from
-    /// now on.
+    /// Starts to watch from outside for how long the server at the corner's `n`th port, counted
+    /// from 0, is away, and leaves the thread in the machine's network.
     pub fn probe(&self, n: u16) -> Prober {
         self.machine.enter_network();
         Prober::of(self.url(n))
@@ -295,12 +307,12 @@ impl Corner<'_> {
         format!("http://127.0.0.1:{}/health", self.port + n)
     }
 
-    /// Writes a file into its folder.
+    /// Writes a file into the corner's folder.
     pub fn file(&self, name: &str, text: &str) {
         fs::write(self.folder.join(name), text).unwrap();
     }
 
-    /// What a file in its folder holds.
+    /// Returns the content of a file in the corner's folder; if it cannot be read, that is empty.
     pub fn text(&self, name: &str) -> String {
         fs::read_to_string(self.folder.join(name)).unwrap_or_default()
     }
@@ -314,13 +326,15 @@ impl Corner<'_> {
         self.file("gpuctl.toml", &text);
     }
 
-    /// The words that start a model server of this corner, on its `n`th port.
+    /// Returns the command line of a model server of this corner, at its `n`th port, counted from
+    /// 0.
     pub fn server(&self, name: &str, n: u16, flags: &str) -> String {
         format!("/io/bin/simserver --name {} --port {} {flags}", self.mark(name), self.port + n)
     }
 
-    /// Installs a unit, whole name and text, for this boot and the next ones. One that is new needs no reload, which takes
-    /// systemd the longer the more units there are.
+    /// Installs a unit, given its full name and its text, for this boot and the next ones. systemd
+    /// is reloaded only if the unit is not new, because a reload takes longer the more units there
+    /// are.
     #[track_caller]
     pub fn unit(&self, name: &str, text: &str) {
         self.file(name, text);
@@ -329,8 +343,8 @@ impl Corner<'_> {
         self.machine.sh(&format!("{reload}; [ -z \"$reload\" ] || systemctl daemon-reload"));
     }
 
-    /// Installs a unit of `examples/systemd` under this name, for the programs and folders of this corner, and with more of
-    /// its words replaced.
+    /// Installs a unit of `examples/systemd` under this name, with the programs and folders of this
+    /// corner in place of its own, and with the further replacements in `more`.
     #[track_caller]
     pub fn example(&self, unit: &str, name: &str, more: &[(&str, &str)]) {
         let text = fs::read_to_string(repository().join("examples/systemd").join(unit)).unwrap();
@@ -346,22 +360,26 @@ impl Corner<'_> {
         self.unit(name, &places.iter().chain(more).fold(text, replaced));
     }
 
-    /// `[Service]` lines that every server of this corner needs.
+    /// Returns the `[Service]` lines that every server of this corner needs.
     pub fn environment(&self) -> String {
         format!("Environment=SIMGPU_DIR={}\n", self.path("card"))
     }
 
-    /// What a shell says with the environment of this corner, and whether it succeeds.
+    /// Runs a shell script in the machine, in the environment of this corner, and returns all its
+    /// output and whether it succeeded.
     pub fn try_sh(&self, script: &str) -> (String, bool) {
         self.machine.try_sh(&format!("{} {script}", self.exports()))
     }
 
+    /// Runs a shell script in the machine, in the environment of this corner, and returns all its
+    /// output; fails the test if the script fails.
     #[track_caller]
     pub fn sh(&self, script: &str) -> String {
         self.machine.sh(&format!("{} {script}", self.exports()))
     }
 
-    /// The document that a shell writes with the environment of this corner.
+    /// Runs a shell script in the machine, in the environment of this corner, and returns the JSON
+    /// document on its stdout.
     #[track_caller]
     pub fn json(&self, script: &str) -> Value {
         self.machine.json(&format!("{} {script}", self.exports()))
@@ -376,14 +394,14 @@ impl Corner<'_> {
         )
     }
 
-    /// gpuctl with these words: its exit code, and all that it says.
+    /// Runs gpuctl with these words in the machine, and returns its exit code and all its output.
     pub fn gpuctl(&self, words: &str) -> (i32, String) {
         let said = self.try_sh(&format!("gpuctl {words}; echo \"exit $?\"")).0;
         let (said, code) = said.trim_end().rsplit_once("exit ").expect("the shell tells it");
         (code.parse().unwrap(), said.to_owned())
     }
 
-    /// The state and the detail of a service.
+    /// Returns the state and the detail of a service, according to `gpuctl status`.
     #[track_caller]
     pub fn state(&self, service: &str) -> (String, String) {
         let status = self.json("gpuctl status --json");

@@ -1,5 +1,5 @@
-//! How an invocation ended. Strict: a test has to state the exit code, and whatever was printed without being declared
-//! fails it.
+//! How an invocation ended, and what it printed. A test has to state the exit code, and output that
+//! it does not declare fails it.
 
 use assert_cmd::assert::{Assert, OutputAssertExt};
 use predicates::str::contains;
@@ -7,7 +7,7 @@ use serde_json::Value;
 use std::os::unix::process::ExitStatusExt;
 use std::process::Output;
 
-/// The names of the contract's exit codes.
+/// The names that the contract gives to failures, and their exit codes.
 const CODES: &[(&str, i32)] = &[
     ("no", 1),
     ("usage", 2),
@@ -26,10 +26,11 @@ const CODES: &[(&str, i32)] = &[
     ("timeout", 124),
 ];
 
-/// State how it ended with `succeeds`, `fails`, `exits` or `dies_of`, and what it printed with the others; on drop it
-/// fails the test if anything is left unsaid.
+/// How an invocation ended, and what it printed. A test states the ending with `succeeds`, `fails`,
+/// `exits` or `dies_of`, and declares the output with the other methods; dropping an `Outcome` of
+/// which anything is left unsaid fails the test.
 pub struct Outcome {
-    /// None for a moment only, while a check has it.
+    /// The result to check; `None` only for the moment in which a check has it.
     assert: Option<Assert>,
     ending_stated: bool,
     stdout_declared: bool,
@@ -46,14 +47,16 @@ impl Outcome {
         }
     }
 
-    /// Exit code 0.
+    /// Asserts that the exit code is 0.
     #[track_caller]
     pub fn succeeds(self) -> Self {
         self.exits(0)
     }
 
-    /// The exit code of that name in the contract, told as the contract has it: with `--json` one document on stdout that
-    /// says the same, else one line on stderr, and nothing after it but hints.
+    /// Asserts that the exit code is the one of this name in the contract, and that the failure is
+    /// reported as the contract says: an error document on stdout, as with `--json`, has to give
+    /// the same name and exit code, and on stderr nothing but hints may follow the line that
+    /// reports the failure.
     #[track_caller]
     pub fn fails(self, name: &str) -> Self {
         let known = CODES.iter().find(|(code, _)| *code == name);
@@ -71,13 +74,14 @@ impl Outcome {
         outcome
     }
 
+    /// Asserts the exit code.
     #[track_caller]
     pub fn exits(mut self, code: i32) -> Self {
         self.ending_stated = true;
         self.check(|assert| assert.code(code))
     }
 
-    /// Ended by that signal, without having caught it.
+    /// Asserts that the process was ended by this signal, without having caught it.
     #[track_caller]
     pub fn dies_of(mut self, signal: i32) -> Self {
         self.ending_stated = true;
@@ -85,21 +89,22 @@ impl Outcome {
         self
     }
 
-    /// Its exit code, or none for a signal, and what it said: for a test that judges those itself.
+    /// Returns the exit code, or `None` after a signal, and stdout followed by stderr, for a test
+    /// that judges these itself.
     pub fn ended(mut self) -> (Option<i32>, String) {
         (self.ending_stated, self.stdout_declared, self.stderr_declared) = (true, true, true);
         let Output { status, stdout, stderr } = self.output();
         (status.code(), String::from_utf8_lossy(&[&stdout[..], stderr].concat()).into_owned())
     }
 
-    /// Declares stdout, which is to be exactly this.
+    /// Declares stdout, which has to be exactly this text.
     #[track_caller]
     pub fn stdout(mut self, text: &str) -> Self {
         self.stdout_declared = true;
         self.check(|assert| assert.stdout(text.to_owned()))
     }
 
-    /// Declares stdout, which is to contain this.
+    /// Declares stdout, which has to contain this text.
     #[track_caller]
     pub fn stdout_has(mut self, text: &str) -> Self {
         assert!(!text.is_empty(), "\"\" is in every text: `ignores_stdout`");
@@ -107,7 +112,7 @@ impl Outcome {
         self.check(|assert| assert.stdout(contains(text)))
     }
 
-    /// Declares stderr, which is to contain this.
+    /// Declares stderr, which has to contain this text.
     #[track_caller]
     pub fn stderr_has(mut self, text: &str) -> Self {
         assert!(!text.is_empty(), "\"\" is in every text: `ignores_stderr`");
@@ -115,7 +120,7 @@ impl Outcome {
         self.check(|assert| assert.stderr(contains(text)))
     }
 
-    /// Declares stderr, which is to tell of progress only: no warning, no error, no hint.
+    /// Declares stderr, which may hold nothing but progress: no warning, no error, no hint.
     #[track_caller]
     pub fn progress(mut self) -> Self {
         self.stderr_declared = true;
@@ -132,19 +137,21 @@ impl Outcome {
         self
     }
 
-    /// Declares stdout, whatever it is: a matter of chance, or another test's.
+    /// Declares stdout without checking it, because it is a matter of chance or the subject of
+    /// another test.
     pub fn ignores_stdout(mut self) -> Self {
         self.stdout_declared = true;
         self
     }
 
-    /// Declares stderr, whatever it is: a matter of chance, or another test's.
+    /// Declares stderr without checking it, because it is a matter of chance or the subject of
+    /// another test.
     pub fn ignores_stderr(mut self) -> Self {
         self.stderr_declared = true;
         self
     }
 
-    /// Declares stdout, which is to be one JSON document, and gives it.
+    /// Declares stdout, which has to be one JSON document, and returns it.
     #[track_caller]
     pub fn json(mut self) -> Value {
         self.stdout_declared = true;
@@ -152,13 +159,13 @@ impl Outcome {
             .unwrap_or_else(|error| panic!("stdout is not JSON: {error}: {}", self.assert()))
     }
 
-    /// Declares stderr, and gives it.
+    /// Declares stderr, and returns it.
     pub fn stderr_text(mut self) -> String {
         self.stderr_declared = true;
         String::from_utf8_lossy(&self.output().stderr).into_owned()
     }
 
-    /// Declares stdout, and gives it.
+    /// Declares stdout, and returns it.
     pub fn text(mut self) -> String {
         self.stdout_declared = true;
         String::from_utf8_lossy(&self.output().stdout).into_owned()

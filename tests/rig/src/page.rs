@@ -1,29 +1,30 @@
-//! A page of `docs/`: its sections, the tables and the fenced blocks in them.
+//! Pages of `docs/`: their sections, and the tables and fenced blocks in them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
+/// A page of `docs/`, divided at its headings.
 pub struct Page {
     pub name: String,
     pub sections: Vec<Section>,
 }
 
-/// What stands between two headings, of whatever level.
+/// The part of a page between two headings, of whatever level.
 #[derive(Default)]
 pub struct Section {
     pub title: String,
-    /// With their languages.
+    /// The fenced blocks: the language and the text of each.
     blocks: Vec<(String, String)>,
     prose: String,
 }
 
-/// The repository's root.
+/// Returns the root folder of the repository.
 pub fn repository() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
 }
 
 impl Page {
-    /// All pages there are.
+    /// Reads all pages of `docs/`.
     pub fn all() -> Vec<Page> {
         let entries = fs::read_dir(repository().join("docs")).unwrap();
         let paths: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
@@ -32,6 +33,7 @@ impl Page {
         paths.iter().filter(is_page).map(|path| Page::read(&name(path))).collect()
     }
 
+    /// Reads a page, given the name of its file.
     pub fn read(name: &str) -> Page {
         let text = fs::read_to_string(repository().join("docs").join(name)).unwrap();
         let mut sections = vec![Section::default()];
@@ -52,7 +54,7 @@ impl Page {
         Page { name: name.to_owned(), sections }
     }
 
-    /// What its links within the repository lead to, as they are written.
+    /// Returns the targets of the page's links within the repository, as they are written.
     pub fn links(&self) -> Vec<String> {
         let links = self.sections.iter().flat_map(|section| section.prose.split("](").skip(1));
         let targets = links.map(|rest| rest.split(')').next().unwrap().to_owned());
@@ -61,13 +63,13 @@ impl Page {
 }
 
 impl Section {
-    /// The blocks of a language, one after another.
+    /// Returns the text of all blocks in a language, one after another.
     pub fn text_of(&self, language: &str) -> String {
         let blocks = self.blocks.iter().filter(|(of, _)| of == language);
         blocks.map(|(_, text)| text.as_str()).collect()
     }
 
-    /// The rows of its tables, but for the heads, each with its cells.
+    /// Returns the rows of the section's tables without the header rows, each as its cells.
     pub fn rows(&self) -> Vec<Vec<String>> {
         let lines: Vec<&str> = self.prose.lines().collect();
         let rows = lines.iter().enumerate().filter(|(index, line)| {

@@ -1,5 +1,6 @@
-//! TCP ports for services that will listen only later. A port is claimed for as long as the rig lives by an abstract Unix
-//! socket of its name: other tests, also those of other processes, see it taken, and nothing is left behind.
+//! TCP ports for services that will listen only later. While a rig lives, each of its ports is
+//! claimed by an abstract Unix socket named after the port: other tests, even those of other
+//! processes, see that it is taken, and nothing is left behind.
 
 use rustix::net::{Shutdown, shutdown};
 use std::hash::{BuildHasher, RandomState};
@@ -7,11 +8,12 @@ use std::net::TcpListener;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
 
-/// Below the range from which the kernel gives ports to clients.
+/// Lowest port that is claimed; the range ends below the one from which the kernel gives ports to
+/// clients.
 const FIRST: u16 = 20_000;
 const COUNT: u64 = 12_000;
 
-/// A port, and what keeps it ours.
+/// Claims a free port, and returns it with the socket that keeps it claimed until dropped.
 pub fn claim() -> (u16, UnixListener) {
     let from = RandomState::new().hash_one("port");
     (0..COUNT)
@@ -25,8 +27,8 @@ pub fn claim() -> (u16, UnixListener) {
         .expect("no free port between 20000 and 32000")
 }
 
-/// Nobody listens from now on. Dropping it is not enough: what another thread is starting has it too, until it is a
-/// program.
+/// Stops a listener, so that connections are refused from now on. Dropping it is not enough: a
+/// child that another thread is just starting has it too, until the child runs its program.
 pub fn close(listener: TcpListener) {
     shutdown(&listener, Shutdown::Both).unwrap();
 }

@@ -1,4 +1,4 @@
-//! A prober sees from outside for how long a service was away.
+//! Watching from outside for how long a service was away.
 
 use crate::services::Service;
 use std::sync::Arc;
@@ -9,28 +9,29 @@ use std::time::{Duration, Instant};
 const PROBES: Duration = Duration::from_millis(50);
 
 impl Service {
-    /// Watches from outside for how long it is away.
+    /// Starts to watch from outside for how long the service is away.
     pub fn probe(&self) -> Prober {
         Prober::of(self.url("/health"))
     }
 }
 
-/// Asks a service's health every 50 ms.
+/// A thread that requests a service's health every 50 ms.
 pub struct Prober {
     over: Arc<AtomicBool>,
     thread: Option<JoinHandle<Vec<Duration>>>,
 }
 
 impl Prober {
-    /// In the network of the thread that calls this.
+    /// Starts to request this URL, in the network of the thread that calls this.
     pub fn of(url: String) -> Prober {
         let over = Arc::new(AtomicBool::new(false));
         let is_over = over.clone();
         Prober { over, thread: Some(thread::spawn(move || probe(&url, &is_over))) }
     }
 
-    /// For how long the service was certainly away, each time, however slow the machine: from the first answer that it was
-    /// not there to the last question that got such an answer. It has to be back.
+    /// Ends the watch and returns for how long the service was certainly away each time, however
+    /// slow the machine is: from the first answer that it was not there to the last question that
+    /// got such an answer. The service has to be back by now.
     #[track_caller]
     pub fn absences(mut self) -> Vec<Duration> {
         self.over.store(true, Ordering::SeqCst);
@@ -45,12 +46,12 @@ impl Drop for Prober {
 }
 
 fn probe(url: &str, is_over: &AtomicBool) -> Vec<Duration> {
-    // Only a server that is there and hangs is waited for.
+    // The time limit only concerns a server that is there and hangs.
     let config = ureq::Agent::config_builder().timeout_global(Some(Duration::from_secs(30)));
     let agent = ureq::Agent::from(config.max_idle_connections(0).build());
     let (mut absences, mut away_since) = (Vec::new(), None);
     loop {
-        // What is asked after the end sees it back.
+        // The last question is asked after the end of the watch, and sees the service back.
         let is_last = is_over.load(Ordering::SeqCst);
         let asked = Instant::now();
         match (agent.get(url).call().is_ok(), away_since) {

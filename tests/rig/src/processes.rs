@@ -1,21 +1,22 @@
-//! Processes, told by a mark that only one test knows, and signalled by their PID.
+//! Finding processes by a mark that only one test knows, and signalling them by their PID.
 
 use crate::wait;
 use rustix::process::{Pid, Signal};
 use std::fs;
 use std::path::Path;
 
-/// Those that have `mark` somewhere in their command line. Zombies have none.
+/// Returns the processes that have `mark` somewhere in their command line; zombies have no command
+/// line.
 pub fn mentioning(mark: &str) -> Vec<i32> {
     find(mark, &["cmdline"])
 }
 
-/// Those that run a program and have `mark` in their environment.
+/// Returns the processes that run a program and have `mark` in their environment.
 pub fn running(program: &Path, mark: &str) -> Vec<i32> {
     find(mark, &["environ"]).into_iter().filter(runs(program)).collect()
 }
 
-/// Those that run a program and have `mark` in their command line.
+/// Returns the processes that run a program and have `mark` in their command line.
 pub fn executing(program: &Path, mark: &str) -> Vec<i32> {
     find(mark, &["cmdline"]).into_iter().filter(runs(program)).collect()
 }
@@ -25,22 +26,24 @@ fn runs(program: &Path) -> impl Fn(&i32) -> bool + use<> {
     move |pid| fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|at| at == program)
 }
 
-/// The kernel's letter for what a process does: S sleeps, T is stopped; None once it has ended.
+/// Returns the kernel's letter for the state of a process (S: it sleeps, T: it is stopped), or
+/// `None` once it has ended.
 pub fn state(pid: i32) -> Option<char> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let facts: Vec<&str> = stat.rsplit_once(") ")?.1.split(' ').collect();
-    // Its first thread may have ended before the others, which have its sockets.
+    // The first thread of a process may have ended before the others, which hold its sockets.
     let has_ended = matches!(facts[0], "Z" | "X") && matches!(facts[17], "0" | "1");
     facts[0].chars().next().filter(|_| !has_ended)
 }
 
+/// Returns the PID of a process's parent, or `None` if there is no such process.
 pub fn parent(pid: i32) -> Option<i32> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()
 }
 
-/// SIGKILL to all that have `mark` in their command line or environment, and to what they fork meanwhile.
-/// Tells whether they are gone.
+/// Sends SIGKILL to all processes that have `mark` in their command line or environment, and to
+/// those that they fork meanwhile. Reports whether all of them are gone.
 pub fn end_all(mark: &str) -> bool {
     wait::comes(|| {
         let living = find(mark, &["cmdline", "environ"]);
@@ -49,7 +52,7 @@ pub fn end_all(mark: &str) -> bool {
     })
 }
 
-/// That it has gone already is no fault.
+/// Sends a signal to a process, and ignores errors: the process may have gone already.
 pub fn signal(pid: i32, signal: Signal) {
     let pid = Pid::from_raw(pid).expect("a PID is not 0");
     rustix::process::kill_process(pid, signal).ok();
@@ -59,7 +62,8 @@ fn find(mark: &str, files: &[&str]) -> Vec<i32> {
     assert!(mark.len() >= 8, "{mark:?} is too short to be only ours");
     let bears = |pid: &i32| {
         files.iter().any(|file| {
-            // It may have ended since, or not be ours to look at.
+            // The process may have ended since, or belong to somebody who keeps others from looking
+            // at it.
             let text = fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
             text.windows(mark.len()).any(|part| part == mark.as_bytes())
         })

@@ -1,5 +1,5 @@
-//! The programs that tests work with: gpuctl, and the simulated NVML library and model server, which are built on demand
-//! into the same target folder and profile, once a test run.
+//! The programs that tests work with: gpuctl, and the simulated NVML library and model server,
+//! which are built on demand into the same target folder and profile, once a test run.
 
 use rustix::fs::FlockOperation;
 use std::ffi::OsStr;
@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
-/// gpuctl, which Cargo builds before the tests and benchmarks of its package, and lays beside the folder of those.
+/// Returns the path of gpuctl, which Cargo builds before the tests and benchmarks of its package
+/// and puts beside the folder that holds those.
 pub fn gpuctl() -> &'static Path {
     static GPUCTL: OnceLock<PathBuf> = OnceLock::new();
     GPUCTL.get_or_init(|| {
@@ -20,31 +21,35 @@ pub fn gpuctl() -> &'static Path {
     })
 }
 
-/// To be loaded in the place of `libnvidia-ml.so.1`.
+/// Returns the path of the simulated library that is loaded in the place of `libnvidia-ml.so.1`,
+/// and builds it if needed.
 pub fn nvml_library() -> PathBuf {
     built().join("libsimgpu.so")
 }
 
+/// Returns the path of the simulated model server, and builds it if needed.
 pub fn simserver() -> PathBuf {
     built().join("simserver")
 }
 
-/// A program of the machine, with nothing of the tester's environment but where programs are found.
+/// Prepares a call of a program of this machine with nothing of the tester's environment but
+/// `PATH`.
 pub fn command(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
     command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
     command
 }
 
-/// Whether the machine has a program, and it says so by exit code 0.
+/// Reports whether the machine has a program that exits with 0 for these arguments.
 pub fn works(program: &str, arguments: &[&str]) -> bool {
     let mut command = command(program);
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     command.status().is_ok_and(|status| status.success())
 }
 
-/// Writes a script that can be run at once. What this process itself writes, another of its threads may hold open for
-/// writing in a child that it is just starting, and then it is busy ("Text file busy").
+/// Writes a script that can be run at once. Another process writes it, because a child that another
+/// thread is just starting may inherit a file that this process has open for writing, and running
+/// the script would then fail with "Text file busy".
 pub fn install(script: &str, path: &Path) {
     let mut write = command("sh");
     write.args(["-c", "umask 022; rm -f \"$0\"; cat >\"$0\"; chmod 755 \"$0\""]).arg(path);
@@ -53,7 +58,7 @@ pub fn install(script: &str, path: &Path) {
     assert!(write.wait().unwrap().success(), "cannot write {}", path.display());
 }
 
-/// The folder of the helpers.
+/// Builds the simulated library and model server on the first call, and returns their folder.
 fn built() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| {

@@ -1,5 +1,6 @@
-//! A way to a Redis that fails when the test wants it to: `let proxy = Proxy::to(redis.port());
-//! rig.set("lock.url", proxy.url()); proxy.lose_reply("SET");` One thread carries all the bytes, and ends with it.
+//! A proxy to a Redis that fails when the test wants it to: `let proxy = Proxy::to(redis.port());
+//! rig.set("lock.url", proxy.url()); proxy.lose_reply("SET");` One thread, which ends with the
+//! proxy, carries all the bytes.
 
 use crate::carrier::{Carrier, Fault, Order};
 use crate::ports;
@@ -9,17 +10,18 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+/// A proxy to a Redis that fails when the test wants it to.
 pub struct Proxy {
     port: u16,
     _claim: UnixListener,
     orders: Sender<Order>,
-    /// Rung after an order; the thread ends when it is dropped.
+    /// Socket that wakes the thread after each order; dropping it ends the thread.
     bell: Option<UnixStream>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Proxy {
-    /// To what listens at `port`, or will.
+    /// Makes a proxy to what listens at the port `server`, now or later.
     pub fn to(server: u16) -> Proxy {
         let (port, claim) = ports::claim();
         let (bell, heard) = UnixStream::pair().unwrap();
@@ -37,17 +39,18 @@ impl Proxy {
         format!("redis://127.0.0.1:{}/0", self.port)
     }
 
-    /// Those made so far, whether they have ended or not.
+    /// Returns how many connections have been made so far, whether they have ended or not.
     pub fn connections(&self) -> usize {
         self.order(|carrier| carrier.accepted)
     }
 
-    /// How many replies have been lost.
+    /// Returns how many replies have been lost so far.
     pub fn lost(&self) -> usize {
         self.order(|carrier| carrier.lost)
     }
 
-    /// No fault any more, for connections made from now on.
+    /// Ends every fault and accepts connections again. Connections that were swallowed stay
+    /// swallowed.
     pub fn pass(&self) {
         self.order(|carrier| {
             carrier.fault = Fault::None;
@@ -55,34 +58,37 @@ impl Proxy {
         });
     }
 
-    /// The next request that contains `what` is done by the server; instead of its reply comes the connection's end.
-    /// That it has come to pass, `lost` tells.
+    /// Loses one reply: the server carries out the next request that contains `what`, and the
+    /// client gets the end of its connection instead of the reply. `lost` reports when this has
+    /// happened.
     pub fn lose_reply(&self, what: &str) {
         self.fail(Fault::LoseReply { to: what.into(), once: true });
     }
 
-    /// The same for all such requests, until `pass`. All requests contain "".
+    /// Loses the reply to every request that contains `what`, until `pass`; every request contains
+    /// "". The server carries these requests out, and each ends its client's connection.
     pub fn lose_replies(&self, what: &str) {
         self.fail(Fault::LoseReply { to: what.into(), once: false });
     }
 
-    /// A black hole: nothing is answered any more on the present connections, nor on those made until `pass`.
+    /// Makes the proxy a black hole: nothing is answered any more on the present connections, nor
+    /// on those made until `pass`.
     pub fn swallow(&self) {
         self.fail(Fault::Swallow);
         self.order(Carrier::cut_off);
     }
 
-    /// Every reply takes so much longer.
+    /// Delays every reply by this time, until `pass`.
     pub fn delay(&self, delay: Duration) {
         self.fail(Fault::Delay(delay));
     }
 
-    /// Connections are refused until `pass`. The present ones stay.
+    /// Refuses connections until `pass`; the present ones stay.
     pub fn refuse(&self) {
         self.order(Carrier::refuse);
     }
 
-    /// Another server is behind it from now on: the present connections end.
+    /// Puts another server behind the proxy from now on, and resets the present connections.
     pub fn leads_to(&self, server: u16) {
         self.order(move |carrier| {
             carrier.server = server;
@@ -90,7 +96,7 @@ impl Proxy {
         });
     }
 
-    /// Ends the present connections with a TCP reset, once.
+    /// Ends the present connections with a TCP reset; later connections are not affected.
     pub fn reset(&self) {
         self.order(Carrier::reset);
     }
@@ -99,7 +105,7 @@ impl Proxy {
         self.order(|carrier| carrier.fault = fault);
     }
 
-    /// Returns when it is done.
+    /// Makes the thread carry out an action, and returns the action's result.
     fn order<T: Send + 'static>(&self, act: impl FnOnce(&mut Carrier) -> T + Send + 'static) -> T {
         let (done, result) = channel();
         let order = move |carrier: &mut Carrier| done.send(act(carrier)).unwrap();

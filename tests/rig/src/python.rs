@@ -8,7 +8,8 @@ use crate::skip::skip_or_fail;
 use std::fs;
 
 impl Rig {
-    /// Makes the environment; false, loudly, where there is no Python 3.9 or later.
+    /// Makes the virtual environment; returns `false`, after reporting the skip, if there is no
+    /// Python 3.9 or later.
     #[track_caller]
     pub fn has_python(&self) -> bool {
         let is_new = "import sys, venv; sys.exit(sys.version_info < (3, 9))";
@@ -26,7 +27,8 @@ impl Rig {
         true
     }
 
-    /// A script, which has `gpuctl` imported.
+    /// Prepares a call of a Python script, in which `gpuctl`, `asyncio`, `json`, `os`, `sys` and
+    /// `time` are imported already.
     #[track_caller]
     pub fn python(&self, script: &str) -> Invocation {
         let program = self.path("venv/bin/python");

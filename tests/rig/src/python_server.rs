@@ -1,5 +1,5 @@
-//! The model server as Python programs are: one that overwrites its command line and environment, and does whatever else
-//! hides it.
+//! A model server as Python programs are: it can overwrite its command line and environment, and do
+//! whatever else hides it.
 
 use crate::programs::works;
 use crate::rig::Rig;
@@ -8,7 +8,8 @@ use crate::skip::skip_or_fail;
 const PYTHONS: [&str; 2] = ["/usr/bin/python3", "python3"];
 
 impl Rig {
-    /// The command line of `python_server.py`, to which flags are added. None, loudly, where no Python has setproctitle.
+    /// Returns the command line of `python_server.py`, to which flags can be added. Returns `None`,
+    /// after reporting the skip, if no Python has setproctitle.
     #[track_caller]
     pub fn python_server(&self) -> Option<String> {
         let python = python_with("setproctitle")?;
@@ -17,7 +18,7 @@ impl Rig {
     }
 }
 
-/// A Python that has a module; if there is none, it has been said so.
+/// Returns a Python that has this module, or `None`, after reporting the skip, if there is none.
 #[track_caller]
 pub fn python_with(module: &str) -> Option<&'static str> {
     let has = |python: &&&str| works(python, &["-c", &format!("import {module}")]);

@@ -1,5 +1,6 @@
-//! A real Redis of one test's own, on a TCP port and a Unix socket: `let Some(redis) = rig.redis() else { return };
-//! rig.set("lock.url", redis.url());` Also what others do to the lock's key in it.
+//! A real Redis of one test's own, on a TCP port and a Unix socket, and what other programs do to
+//! the lock's key in it: `let Some(redis) = rig.redis() else { return }; rig.set("lock.url",
+//! redis.url());`
 
 use crate::programs;
 use crate::rig::Rig;
@@ -12,17 +13,19 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::MutexGuard;
 
-/// The lock's key, unless it is configured otherwise.
+/// The lock's key in Redis, unless another is configured.
 pub const LOCK_KEY: &str = "gpu_mutex_v2";
 
 impl Rig {
-    /// An empty one. None where there is none to be had: the test returns then, and it has been said so.
+    /// Starts an empty Redis. Returns `None`, after reporting the skip, if Redis or a machine of
+    /// the rig's own is not available; the test should then return.
     #[track_caller]
     pub fn redis(&self) -> Option<Redis> {
         self.redis_with(&[])
     }
 
-    /// As `redis`, with options of `redis-server`: `&["--requirepass", "secret"]`, `&["--replicaof", "127.0.0.1", port]`.
+    /// Starts a Redis as `redis` does, with additional options of `redis-server`:
+    /// `&["--requirepass", "secret"]`, `&["--replicaof", "127.0.0.1", port]`.
     #[track_caller]
     pub fn redis_with(&self, options: &[&str]) -> Option<Redis> {
         let programs = ["redis-server", "redis-cli"];
@@ -34,13 +37,15 @@ impl Rig {
     }
 }
 
+/// A Redis server. Dropping the `Redis` ends it.
 pub struct Redis {
-    /// None while it is stopped.
+    /// The server's process; `None` while the server is stopped.
     process: Option<Child>,
     port: u16,
     folder: PathBuf,
     options: Vec<String>,
-    /// Not to be sent to another thread: the kernel ends the server together with the thread that has started it.
+    /// Keeps a `Redis` from being sent to another thread: the kernel ends the server together with
+    /// the thread that has started it.
     _thread: PhantomData<MutexGuard<'static, ()>>,
 }
 
@@ -60,7 +65,7 @@ impl Redis {
         self.port
     }
 
-    /// Without a password, also where one is asked for.
+    /// Returns the server's URL, without a password even if the server asks for one.
     pub fn url(&self) -> String {
         format!("redis://127.0.0.1:{}/0", self.port)
     }
@@ -81,7 +86,7 @@ impl Redis {
         processes::signal(self.pid(), signal);
     }
 
-    /// Ends it at once, and saves nothing. Connections are refused from now on.
+    /// Ends the server at once, without saving anything. Connections are refused from now on.
     pub fn stop(&mut self) {
         if let Some(mut process) = self.process.take() {
             process.kill().ok();
@@ -89,16 +94,17 @@ impl Redis {
         }
     }
 
-    /// It comes back on the same port and empty, or with what `SAVE` has written last. While it reads that, `LOADING` is
-    /// an answer too, and the option `--key-load-delay MICROSECONDS` makes it last.
+    /// Restarts the server on the same port, empty or with what `SAVE` has written last. While the
+    /// server loads that, it may still answer `LOADING`; the option `--key-load-delay MICROSECONDS`
+    /// makes this last longer.
     #[track_caller]
     pub fn restart(&mut self) {
         self.stop();
         self.launch();
     }
 
-    /// What `redis-cli` prints, over the socket: `redis.cli(&["CONFIG", "SET", "maxmemory", "1"])`. Fails the test if
-    /// Redis refuses.
+    /// Calls `redis-cli` over the socket and returns what it prints:
+    /// `redis.cli(&["CONFIG", "SET", "maxmemory", "1"])`. Fails the test if Redis refuses.
     #[track_caller]
     pub fn cli(&self, words: &[&str]) -> String {
         let output = self.redis_cli().arg("-e").args(words).output().unwrap();
@@ -108,7 +114,8 @@ impl Redis {
         stdout
     }
 
-    /// Whether somebody has sent what it has not read yet; see proc_net(5).
+    /// Reports whether somebody has sent data over TCP that the server has not read yet; see
+    /// proc_net(5).
     pub fn has_unread(&self) -> bool {
         let port = format!(":{:04X}", self.port());
         let sockets = fs::read_to_string("/proc/net/tcp").unwrap();
@@ -117,30 +124,33 @@ impl Redis {
         })
     }
 
-    /// Whether it answers, and has loaded what it had saved.
+    /// Reports whether the server answers and has loaded what it had saved.
     pub fn is_ready(&self) -> bool {
         self.redis_cli().arg("PING").output().unwrap().stdout == b"PONG\n"
     }
 
-    /// The lock's key, raw.
+    /// Returns the raw value of the lock's key, or `None` if there is none.
     #[track_caller]
     pub fn holder(&self) -> Option<String> {
         Some(self.cli(&["GET", LOCK_KEY])).filter(|value| !value.is_empty())
     }
 
-    /// What the lock's key has still to live; -1 for ever, -2 without a key.
+    /// Returns how many milliseconds the lock's key has still to live: -1 if for ever, -2 if there
+    /// is no key.
     #[track_caller]
     pub fn ttl_ms(&self) -> i64 {
         self.cli(&["PTTL", LOCK_KEY]).parse().unwrap()
     }
 
-    /// What the Python clients from before gpuctl do, which know nothing of it.
+    /// Takes the lock as the Python clients from before gpuctl do, which know nothing of gpuctl,
+    /// and reports whether that succeeded.
     #[track_caller]
     pub fn legacy_acquire(&self, name: &str) -> bool {
         self.cli(&["SET", LOCK_KEY, name, "NX", "EX", "600"]) == "OK"
     }
 
-    /// As they do it: deleted if the value is the name, told to nobody.
+    /// Releases the lock as the Python clients from before gpuctl do: deletes the key if its value
+    /// is the name, and notifies nobody.
     #[track_caller]
     pub fn legacy_release(&self, name: &str) {
         if self.holder().as_deref() == Some(name) {
@@ -148,19 +158,19 @@ impl Redis {
         }
     }
 
-    /// Starts it, and waits until it answers, whatever.
+    /// Starts the server and waits until it answers, even if only with an error.
     #[track_caller]
     fn launch(&mut self) {
         let log = self.folder.join("log");
         let output = File::create(&log).unwrap();
         let process = programs::command("setpriv")
-            // However this process ends, the server does too.
+            // The kernel ends the server too, however this process ends.
             .args(["--pdeathsig", "KILL", "redis-server"])
             .args(["--bind", "127.0.0.1", "--port", &self.port.to_string(), "--unixsocket"])
             .arg(self.socket())
             .args(["--save", "", "--appendonly", "no", "--dir"])
             .arg(&self.folder)
-            // The rig's token stays in its command line.
+            // The rig's token stays in the server's command line.
             .args(["--set-proc-title", "no"])
             .args(&self.options)
             .stdin(Stdio::null())
@@ -180,7 +190,8 @@ impl Redis {
         });
     }
 
-    /// With a deadline, since the server may be one that has been stopped by a signal.
+    /// Prepares a call of `redis-cli` with a deadline, since the server may have been stopped by a
+    /// signal.
     fn redis_cli(&self) -> Command {
         let mut command = programs::command("timeout");
         command.args(["30", "redis-cli", "-s"]).arg(self.socket());

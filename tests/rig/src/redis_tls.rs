@@ -1,4 +1,5 @@
-//! A Redis that is spoken to over TLS, with a certificate that only this test's own authority vouches for.
+//! A Redis that is reached over TLS, with a certificate that only this test's own authority vouches
+//! for.
 
 use crate::programs;
 use crate::redis::Redis;
@@ -29,7 +30,8 @@ openssl x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 
 ";
 
 impl Rig {
-    /// As `redis`.
+    /// Starts a Redis that is reached over TLS. Returns `None`, after reporting the skip, if
+    /// openssl, Redis or a machine of the rig's own is not available.
     #[track_caller]
     pub fn redis_with_tls(&self) -> Option<TlsRedis> {
         if !programs::works("openssl", &["version"]) {
@@ -52,8 +54,9 @@ impl Rig {
     }
 }
 
+/// A Redis that is reached over TLS.
 pub struct TlsRedis {
-    /// The same, also spoken to without TLS, on another port.
+    /// The server, which is also reached without TLS, at another port.
     pub server: Redis,
     port: u16,
     ca: PathBuf,
@@ -68,7 +71,7 @@ impl TlsRedis {
         format!("rediss://127.0.0.1:{}/0", self.port)
     }
 
-    /// The authority's certificate, for `SSL_CERT_FILE`.
+    /// Returns the file of the authority's certificate, for `SSL_CERT_FILE`.
     pub fn ca(&self) -> PathBuf {
         self.ca.clone()
     }

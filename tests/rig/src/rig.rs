@@ -1,5 +1,6 @@
-//! One test's own machine: a folder with everything in it, a card, a configuration, and a token that is in the name of
-//! everything that runs on it, by which it is found again and ended.
+//! One test's own machine: a folder with everything in it, a card, a configuration, and a token in
+//! the name of everything that runs on it, by which the rig finds those processes again and ends
+//! them.
 
 use crate::apart::assert_apart;
 use crate::bystander::Bystander;
@@ -25,10 +26,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock};
 use toml::{Table, Value};
 
-/// The commands that signal processes.
+/// Commands of gpuctl that signal processes; before one of them, `Rig::gpuctl` checks that no
+/// service's pattern can find a stranger.
 const ACTING: [&str; 8] =
     ["stop", "start", "restart", "prepare-phase", "release-all", "release-idle", "run", "recover"];
 
+/// One test's own machine. Dropping the `Rig` ends everything that runs on it.
 pub struct Rig {
     token: String,
     folder: PathBuf,
@@ -43,20 +46,22 @@ pub struct Rig {
 }
 
 impl Rig {
-    /// Native and systemd services; no Docker can be reached.
+    /// Makes a rig for native and systemd services, from which no Docker engine can be reached.
     pub fn new() -> Rig {
         Rig::with(None)
     }
 
-    /// With a real Docker engine, in whose network the thread of the test is from now on: what it starts and asks, and
-    /// each rig that it makes afterwards. None where there is none to be had: the test returns then, and it has been said
-    /// so.
+    /// Makes a rig with a real Docker engine. From then on the test's thread is in the engine's
+    /// network, with whatever it starts or asks and each rig that it makes. Returns `None`, after
+    /// reporting the skip, if there is no engine; the test should then return.
     #[track_caller]
     pub fn with_docker() -> Option<Rig> {
         docker::enter_engine_or_skip().map(|engine| Rig::with(Some(engine)))
     }
 
-    /// As `with_docker`, with an engine for this test alone, which may restart it.
+    /// Makes a rig with a Docker engine for this test alone, which may restart it; `configuration`
+    /// is the text of the engine's `daemon.json`. From then on the test's thread is in the engine's
+    /// network. Returns `None`, after reporting the skip, if no engine can be started.
     #[track_caller]
     pub fn with_docker_of_its_own(configuration: &str) -> Option<Rig> {
         docker::start_or_skip(configuration).map(|engine| Rig::with(Some(engine)))
@@ -87,63 +92,68 @@ impl Rig {
         rig
     }
 
-    /// `name-TOKEN`: what the service's processes, its container or its unit are called.
+    /// Returns `NAME-TOKEN`, the name that a service's processes, container or unit bear.
     pub fn mark(&self, name: &str) -> String {
         format!("{name}-{}", self.token)
     }
 
-    /// A place in the rig's folder.
+    /// Returns a path in the rig's folder.
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.join(name)
     }
 
-    /// Where gpuctl keeps its state.
+    /// Returns the folder in which gpuctl keeps its state.
     pub fn state_dir(&self) -> PathBuf {
         self.path("state")
     }
 
-    /// Writes a file into the rig's folder; gives its path.
+    /// Writes a file into the rig's folder and returns its path.
     pub fn file(&self, name: &str, content: &str) -> PathBuf {
         let path = self.path(name);
         fs::write(&path, content).unwrap();
         path
     }
 
-    /// Puts a shell script on the PATH, before all others: a program that is missing, or one to be replaced.
+    /// Puts a shell script on the PATH, before all other programs, to add a missing program or to
+    /// replace one, and returns its path.
     pub fn program(&self, name: &str, script: &str) -> PathBuf {
         let path = self.path(&format!("bin/{name}"));
         programs::install(&format!("#!/bin/sh\n{script}\n"), &path);
         path
     }
 
-    /// A file that any engine imports as an image, with `/bin/simserver` in it.
+    /// Packs an image with `/bin/simserver` that any engine can import, and returns the image's
+    /// file.
     pub fn image(&self) -> PathBuf {
         docker::pack_image(&self.folder)
     }
 
-    /// The model server's program, for what is to be no service.
+    /// Returns the path of the model server's program, for servers that are not services.
     pub fn simserver(&self) -> String {
         programs::simserver().display().to_string()
     }
 
+    /// Returns the path of the simulated NVML library.
     pub fn nvml_library(&self) -> String {
         programs::nvml_library().display().to_string()
     }
 
-    /// What is in every `mark`.
+    /// Returns the token that is part of every mark.
     pub fn token(&self) -> &str {
         &self.token
     }
 
-    /// Gives the rig to a user who owns nothing else here; the words that make a command that user's. None, loudly,
-    /// where there is none to be had.
+    /// Gives the rig to a user who owns nothing else on this machine, and returns the words that,
+    /// put before a command, run it as that user. Returns `None`, after reporting the skip, if that
+    /// user cannot run what was built here.
     #[track_caller]
     pub fn as_a_user(&self) -> Option<String> {
         let id =
             60_000 + self.token.bytes().fold(0, |sum: u32, byte| sum * 31 % 4000 + u32::from(byte));
         let words = format!("setpriv --reuid {id} --regid {id} --clear-groups");
         let may_run = |program: &Path| {
-            // As the user's own child: the one that setpriv itself becomes is still let through root's folders.
+            // Tried in a child of the user's own: the process that setpriv itself becomes can still
+            // pass through root's folders.
             let script = format!("{words} sh -c '{} --version' >/dev/null 2>&1", program.display());
             programs::works("sh", &["-c", &script])
         };
@@ -156,14 +166,15 @@ impl Rig {
         Some(words)
     }
 
-    /// A TCP port that is this rig's alone.
+    /// Claims a TCP port that no other rig gets while this one lives.
     pub fn port(&self) -> u16 {
         let (port, claim) = ports::claim();
         self.ports.lock().unwrap().push(claim);
         port
     }
 
-    /// Sets a key of the configuration: `rig.set("gpu.reserve_mb", 0)`, `rig.set("phases.4", "video")`.
+    /// Sets a key of the configuration, as in `rig.set("gpu.reserve_mb", 0)` or
+    /// `rig.set("phases.4", "video")`.
     pub fn set(&self, key: &str, value: impl Into<Value>) {
         let mut config = self.config.lock().unwrap();
         let mut parts: Vec<&str> = key.split('.').collect();
@@ -176,13 +187,15 @@ impl Rig {
         self.write_config(&toml::to_string(&*config).unwrap());
     }
 
-    /// Replaces the configuration file, whatever the text; `set` and services write it anew.
+    /// Replaces the configuration file with any text; a later `set`, or a service that is added,
+    /// overwrites it.
     pub fn write_config(&self, text: &str) {
         let path = self.file("gpuctl.toml", text);
         fs::set_permissions(path, Permissions::from_mode(0o600)).unwrap();
     }
 
-    /// gpuctl of another machine that has the same Redis: with a lock of its own for the machine.
+    /// Prepares a call of gpuctl on another machine, which uses the same Redis but has a machine's
+    /// lock of its own.
     pub fn elsewhere(&self, words: &str) -> Invocation {
         let mut command = self.bare_command(programs::gpuctl());
         machine::on(&mut command, &self.path("elsewhere"));
@@ -190,7 +203,7 @@ impl Rig {
         Invocation::new(command)
     }
 
-    /// The file of the machine's lock.
+    /// Returns the file of the machine's lock.
     pub fn lock_file(&self) -> PathBuf {
         match self.has_machine.load(Ordering::Relaxed) {
             true => self.path(&format!("machine/gpuctl-{LOCK_KEY}.lock")),
@@ -198,8 +211,9 @@ impl Rig {
         }
     }
 
-    /// From now on the rig's machine is one of its own: what has its lock in Redis has another on the machine. False,
-    /// loudly, where there is none to be had.
+    /// Gives the rig a machine of its own as far as locks are concerned: a call whose lock is in
+    /// Redis takes the machine's lock as well, which must not be the tester's. Returns `false`,
+    /// after reporting the skip, if no such machine can be made.
     #[track_caller]
     pub(crate) fn gets_a_machine(&self) -> bool {
         let can_be_had = machine::can_be_had_or_skip(&self.path("machine"));
@@ -207,7 +221,7 @@ impl Rig {
         can_be_had
     }
 
-    /// gpuctl with these words as arguments.
+    /// Prepares a call of gpuctl with these words as arguments: `rig.gpuctl("start vidi")`.
     #[track_caller]
     pub fn gpuctl(&self, words: &str) -> Invocation {
         if words.split(' ').any(|word| ACTING.contains(&word)) {
@@ -218,7 +232,7 @@ impl Rig {
         Invocation::new(command)
     }
 
-    /// A shell command on a terminal of its own, in a session of its own: `rig.terminal("sh -i")`.
+    /// Runs a shell command on a terminal and in a session of its own: `rig.terminal("sh -i")`.
     #[track_caller]
     pub fn terminal(&self, command: &str) -> Terminal {
         self.assert_careful();
@@ -227,7 +241,7 @@ impl Rig {
         Terminal::start(session)
     }
 
-    /// `sh -c`, with `gpuctl` on the PATH.
+    /// Prepares a call of `sh -c` with `gpuctl` on the PATH.
     #[track_caller]
     pub fn shell(&self, script: &str) -> Invocation {
         self.assert_careful();
@@ -236,15 +250,16 @@ impl Rig {
         Invocation::new(command)
     }
 
-    /// A shell script of a user's, by the words that make a command that user's: `rig.shell_of(&rig.as_a_user()?, "id")`.
+    /// Prepares a call of a shell script as another user, who is given by the words from
+    /// `as_a_user`: `rig.shell_of(&rig.as_a_user()?, "id")`.
     #[track_caller]
     pub fn shell_of(&self, user: &str, script: &str) -> Invocation {
         let file = self.file("script", script);
         self.shell(&format!("{user} sh {}", file.display()))
     }
 
-    /// Runs a command that is not gpuctl's doing beside the test, in a session of its own, as in a terminal of its own:
-    /// `rig.by_hand(vidi.command())`, `rig.by_hand(&format!("tail -f {log}"))`.
+    /// Runs a shell command beside the test and in a session of its own, as a person does in
+    /// another terminal: `rig.by_hand(vidi.command())`, `rig.by_hand(&format!("tail -f {log}"))`.
     #[track_caller]
     pub fn by_hand(&self, command: &str) -> Bystander {
         self.assert_careful();
@@ -253,26 +268,30 @@ impl Rig {
         Bystander::start(shell)
     }
 
-    /// The processes of a service, wherever they come from: what has its mark in the command line.
+    /// Returns the processes of a service, whoever started them: those with its mark in their
+    /// command line.
     pub fn processes_of(&self, service: &Service) -> Vec<i32> {
         processes::mentioning(service.mark())
     }
 
-    /// The model servers that run under a service's name, and nobody who only mentions it.
+    /// Returns the model servers that run under a service's name, leaving out processes that only
+    /// mention that name.
     pub fn servers_of(&self, name: &str) -> Vec<i32> {
         processes::executing(&programs::simserver(), &self.mark(name))
     }
 
-    /// Every gpuctl that runs on this rig, watchdogs too.
+    /// Returns every process of gpuctl that runs on this rig, watchdogs included.
     pub fn gpuctls(&self) -> Vec<i32> {
         processes::running(programs::gpuctl(), &self.token)
     }
 
-    /// Nothing of a `gpuctl run` is left: no gpuctl, no lock, and no watchdog, which may see it a moment later.
+    /// Asserts that nothing of a `gpuctl run` is left, no gpuctl and no lock, after waiting for the
+    /// watchdog, which may notice the end a moment later.
     #[track_caller]
     pub fn assert_free_and_alone(&self) {
         until("nothing of gpuctl is left", || self.gpuctls().is_empty());
-        // The kernel closes the files of a process that ends when its program is not to be seen any more.
+        // The kernel closes the files of a process that ends only after its program can no longer
+        // be seen, so that the lock may outlive it by a moment.
         until("nobody has locked its file", || self.kernel_locks().is_empty());
         self.assert_lock_is_free();
     }
@@ -288,7 +307,7 @@ impl Rig {
         assert_eq!(self.card.out_of_memory(), "", "a service ran out of memory");
     }
 
-    /// Every job that a server has taken was done, and there were so many.
+    /// Asserts that the servers have taken `count` jobs and have finished every one of them.
     #[track_caller]
     pub fn assert_jobs_done(&self, count: usize) {
         let jobs = self.card.jobs();
@@ -296,17 +315,20 @@ impl Rig {
         assert_eq!(jobs.len(), count, "{jobs:?}");
     }
 
+    /// Returns the rig's simulated systemd, which the first call installs.
     pub fn systemd(&self) -> &Systemd {
         self.systemd.get_or_init(|| Systemd::install(self, &self.token))
     }
 
-    /// Docker's client, talking to the engine of this rig: `rig.docker(&["pause", service.mark()])`.
+    /// Calls Docker's client on the rig's engine and returns what it prints:
+    /// `rig.docker(&["pause", service.mark()])`. Fails the test if Docker refuses.
     #[track_caller]
     pub fn docker(&self, arguments: &[&str]) -> String {
         self.engine().docker(arguments)
     }
 
-    /// Puts a `docker` on the PATH that writes down each call before it makes it; gives the calls made while `act` runs.
+    /// Returns the arguments of each call of `docker` made while `act` runs. A `docker` on the PATH
+    /// writes down each call before making it.
     pub fn docker_calls(&self, act: impl FnOnce()) -> Vec<String> {
         let log = self.file("docker-calls", "");
         let next = "PATH=${PATH#*:} exec docker \"$@\"";
@@ -316,7 +338,7 @@ impl Rig {
         fs::read_to_string(log).unwrap().lines().map(str::to_owned).collect()
     }
 
-    /// Writes down each call of the rig's `systemctl` made while `act` runs.
+    /// Returns the arguments of each call of the rig's `systemctl` made while `act` runs.
     pub fn systemctl_calls(&self, act: impl FnOnce()) -> Vec<String> {
         let (log, program) = (self.file("systemctl-calls", ""), self.path("bin/systemctl"));
         let real = self.path("bin/systemctl.real");
@@ -328,12 +350,14 @@ impl Rig {
         fs::read_to_string(log).unwrap().lines().map(str::to_owned).collect()
     }
 
+    /// Returns the rig's Docker engine; fails the test if the rig has none.
     #[track_caller]
     pub fn engine(&self) -> &'static Engine {
         self.engine.expect("a rig made by Rig::with_docker()")
     }
 
-    /// A network for containers, on which ports are published; removed with the rig.
+    /// Creates a Docker network on which containers can publish ports, and returns its name. The
+    /// network is removed with the rig.
     pub fn network(&self) -> String {
         let name = self.mark("network");
         self.docker(&["network", "create", &name]);
@@ -341,12 +365,13 @@ impl Rig {
         name
     }
 
-    /// To be removed with the rig.
+    /// Adds a container to those that are removed with the rig.
     pub fn owns_container(&self, name: &str) {
         self.containers.lock().unwrap().push(name.to_owned());
     }
 
-    /// What a service's pattern may find outside of this rig, no gpuctl that acts is let loose upon.
+    /// Fails the test if a service's pattern may find a process outside of this rig, unless the
+    /// test runs in `apart`: no gpuctl that acts may be called with such a pattern.
     #[track_caller]
     fn assert_careful(&self) {
         let text = fs::read_to_string(self.path("gpuctl.toml")).unwrap_or_default();
@@ -366,7 +391,7 @@ impl Rig {
         command
     }
 
-    /// Runs a command on the rig's own machine, where it has one.
+    /// Makes a command run on the rig's own machine, if the rig has one.
     pub fn on_its_machine(&self, command: &mut Command) {
         if self.has_machine.load(Ordering::Relaxed) {
             machine::on(command, &self.path("machine"));
@@ -387,7 +412,7 @@ impl Rig {
             .env("GPUCTL_CONFIG", self.path("gpuctl.toml"))
             .env("GPUCTL_STATE_DIR", self.state_dir())
             .env("SIMGPU_DIR", self.card.folder())
-            // The same for what has no configuration.
+            // The lock is in the rig's folder unless a configuration names another place.
             .env("REDIS_URL", format!("file://{}", self.path("run/lock").display()))
             .env("DOCKER_HOST", docker_host)
             .current_dir(self.path("home"));
@@ -403,8 +428,8 @@ impl Rig {
     }
 }
 
-/// Whether an expression matches nothing without the token in it, as far as can be told at a glance: each alternative
-/// has it, outside of any brackets.
+/// Reports whether a pattern matches nothing without the token in it, as far as can be seen at a
+/// glance: each alternative has the token outside of any parentheses.
 fn finds_only(pattern: &str, token: &str) -> bool {
     let mut depth = 0;
     let bare: String = pattern

@@ -1,23 +1,24 @@
-//! Services of a rig: model servers of `simserver`, under each of the three managers, with their part of the
-//! configuration. `rig.native("vidi").vram(4000).phases([2]).server("--warmup 300ms").add()`
+//! Services of a rig: model servers of `simserver` under each of the three managers, with their
+//! part of the configuration: `rig.native("vidi").vram(4000).phases([2]).server("--warmup
+//! 300ms").add()`.
 
 use crate::rig::Rig;
 use crate::{docker, programs};
 use std::thread::JoinHandle;
 use toml::{Table, Value};
 
-/// How start commands found in the wild go about it.
+/// Shapes of start commands, as they are found in the wild.
 #[derive(Clone, Copy, Debug)]
 pub enum Script {
-    /// `exec server`
+    /// `exec server`: the command becomes the server.
     Foreground,
-    /// `server &`, and the script returns
+    /// `server &`: the script returns while the server goes on.
     Background,
-    /// `nohup setsid server &`, and nothing of its output is kept
+    /// `nohup setsid server &`: the server has a session of its own, and its output is thrown away.
     Detached,
-    /// The server forks twice, makes a session of its own, and exits 0
+    /// The server forks twice and makes a session of its own, and the command exits with 0.
     Daemon,
-    /// A file with a shebang, whose shell stays as the server's parent
+    /// A script file with a shebang, whose shell stays as the server's parent.
     File,
 }
 
@@ -29,20 +30,21 @@ enum Manager {
 }
 
 impl Rig {
-    /// Started by a command. By default in the foreground, and found by its name as well.
+    /// Describes a service that is started by a command. By default the command stays in the
+    /// foreground, and the service has a `match` that finds the server by its name as well.
     pub fn native(&self, name: &str) -> Draft<'_> {
         let draft = Draft::new(self, name, Manager::Native(Script::Foreground));
         let pattern = format!("simserver.*{}", self.mark(name));
         draft.set("type", "native").set("match", pattern)
     }
 
-    /// In a container, which is created and not started.
+    /// Describes a service in a Docker container, which `add` creates but does not start.
     pub fn container(&self, name: &str) -> Draft<'_> {
         let draft = Draft::new(self, name, Manager::Docker);
         draft.set("type", "docker").set("container", self.mark(name))
     }
 
-    /// In a unit of the simulated systemd.
+    /// Describes a service in a unit of the simulated systemd.
     pub fn unit(&self, name: &str) -> Draft<'_> {
         let draft = Draft::new(self, name, Manager::Systemd);
         draft.set("type", "systemd").set("unit", format!("{}.service", self.mark(name)))
@@ -84,7 +86,8 @@ impl<'a> Draft<'a> {
         self.rig
     }
 
-    /// What is declared, in MB; also what the server takes, unless its flags say otherwise. 1000 by default.
+    /// Sets the memory that is declared, in MB; the server takes as much, unless its flags say
+    /// otherwise. The default is 1000.
     pub fn vram(mut self, mb: u32) -> Self {
         self.vram = mb;
         self.set("vram_mb", mb)
@@ -98,49 +101,51 @@ impl<'a> Draft<'a> {
         self.set("phases", phases.to_vec())
     }
 
-    /// More flags of `simserver`, which can misbehave in many ways.
+    /// Sets additional flags of `simserver`, which can misbehave in many ways.
     pub fn server(mut self, flags: &str) -> Self {
         self.server = flags.to_owned();
         self
     }
 
-    /// Native: the shape of its start command.
+    /// Sets the shape of a native service's start command.
     pub fn script(mut self, script: Script) -> Self {
         self.manager = Manager::Native(script);
         self
     }
 
-    /// Native: to be found by gpuctl's own mark alone.
+    /// Removes a native service's `match`, so that it is found by gpuctl's own mark alone.
     pub fn without_match(mut self) -> Self {
         self.settings.remove("match");
         self
     }
 
-    /// Nothing can be asked whether it is well.
+    /// Removes the health check, so that gpuctl has nothing to ask whether the service is healthy.
     pub fn without_health(mut self) -> Self {
         self.settings.remove("health");
         self
     }
 
-    /// Its manager starts it again when it ends: Docker's `--restart always`, systemd's `Restart=always`.
+    /// Makes the service's manager start it again whenever it ends: Docker's `--restart always`,
+    /// systemd's `Restart=always`.
     pub fn restarts(mut self) -> Self {
         self.restarts = true;
         self
     }
 
-    /// It stays in the configuration, and its container or unit is not made.
+    /// Keeps the service in the configuration, but does not make its container or unit.
     pub fn not_installed(mut self) -> Self {
         self.is_installed = false;
         self
     }
 
-    /// Any key of the service, instead of what the rig would write: `.set("stop_timeout", "1s")`.
+    /// Sets any key of the service, in place of what the rig would write:
+    /// `.set("stop_timeout", "1s")`.
     pub fn set(mut self, key: &str, value: impl Into<Value>) -> Self {
         self.settings.insert(key.to_owned(), value.into());
         self
     }
 
-    /// Writes it into the configuration and, if need be, makes its container or unit.
+    /// Writes the service into the configuration and makes its container or unit, if it has one.
     pub fn add(mut self) -> Service {
         let mark = self.rig.mark(&self.name);
         let mut flags = format!("--name {mark} --port {} {}", self.port, self.server);
@@ -190,7 +195,8 @@ pub struct Service {
 }
 
 impl Service {
-    /// Its name with the rig's token: what its processes, its claims and its container are called.
+    /// Returns the service's name with the rig's token, which its processes, its claims and its
+    /// container or unit bear.
     pub fn mark(&self) -> &str {
         &self.mark
     }
@@ -203,7 +209,7 @@ impl Service {
         format!("http://127.0.0.1:{}{path}", self.port)
     }
 
-    /// The server's command line, to start it behind gpuctl's back.
+    /// Returns the server's command line, for starting it behind gpuctl's back.
     pub fn command(&self) -> &str {
         &self.command
     }
@@ -212,7 +218,8 @@ impl Service {
         ureq::get(self.url("/health")).call().is_ok()
     }
 
-    /// Sends it a request on a thread; its whole answer, or nothing where that was cut off.
+    /// Posts a request to the server on a thread of its own, which returns the whole answer, or
+    /// `None` if the request failed or its answer was cut off.
     pub fn request(&self, path: &str, body: &serde_json::Value) -> JoinHandle<Option<String>> {
         let (url, body) = (self.url(path), body.to_string());
         std::thread::spawn(move || {
@@ -220,7 +227,7 @@ impl Service {
         })
     }
 
-    /// Gives it a job, which takes all of its memory.
+    /// Gives the server a job, for which it takes all of its memory.
     #[track_caller]
     pub fn work(&self) {
         ureq::post(self.url("/work")).send_empty().unwrap();

@@ -1,4 +1,5 @@
-//! Logins over ssh in a machine that systemd runs, as people have them: sshd, PAM, logind, a terminal where one is wanted.
+//! Logins over ssh to a machine that systemd runs, as people have them: through sshd, PAM and
+//! logind, with a terminal if one is wanted.
 
 use crate::nspawn::Corner;
 use crate::programs::works;
@@ -6,17 +7,19 @@ use crate::skip::skip_or_fail;
 use crate::wait::until;
 use serde_json::Value;
 
-/// An sshd of one corner, for root and the machine's users.
+/// An sshd in one corner of a machine, which lets in root and the machine's users.
 pub struct Ssh<'a> {
     corner: &'a Corner<'a>,
     port: u16,
 }
 
 impl<'a> Ssh<'a> {
-    /// None, loudly, where there is no sshd.
+    /// Starts an sshd in this corner. Returns `None`, after reporting the skip, if sshd or ssh is
+    /// missing.
     #[track_caller]
     pub fn new(corner: &'a Corner<'a>) -> Option<Ssh<'a>> {
-        // Without a host key it says so and ends; it has no option that only tells its version.
+        // Without a host key sshd says so and ends, and it has no option that only prints its
+        // version.
         if !works("sh", &["-c", "PATH=$PATH:/usr/sbin:/sbin; command -v sshd"])
             || !works("ssh", &["-V"])
         {
@@ -49,7 +52,8 @@ impl<'a> Ssh<'a> {
         Some(ssh)
     }
 
-    /// The words with which a shell of the machine has the user log in and do that; `flags` are more of ssh's.
+    /// Returns the shell command with which a user logs in and runs a script; `flags` are
+    /// additional options of ssh.
     pub fn login(&self, user: &str, flags: &str, script: &str) -> String {
         format!(
             "ssh {flags} -n -p {} -i {} -o BatchMode=yes -o LogLevel=ERROR -o StrictHostKeyChecking=no \
@@ -59,14 +63,16 @@ impl<'a> Ssh<'a> {
         )
     }
 
-    /// That succeeds in a login, which is over on return, but for what logind keeps of it.
+    /// Runs a script in a login and waits until the login is over, except for what logind keeps of
+    /// it; fails the test if the script fails.
     #[track_caller]
     pub fn sh(&self, user: &str, script: &str) {
         self.corner.machine.sh(&self.login(user, "", script));
         self.is_over(user);
     }
 
-    /// The document that is written in a login.
+    /// Runs a script in a login, waits until the login is over, and returns the JSON document that
+    /// the script has written.
     #[track_caller]
     pub fn json(&self, user: &str, script: &str) -> Value {
         let document = self.corner.machine.json(&self.login(user, "", script));
@@ -74,7 +80,7 @@ impl<'a> Ssh<'a> {
         document
     }
 
-    /// The user's last login comes to its end.
+    /// Waits until the user's last login is over.
     #[track_caller]
     pub fn is_over(&self, user: &str) {
         let process = format!("pgrep -u {user} -f '[s]shd: {user}'");

@@ -1,20 +1,21 @@
-//! What a process inherits from the tester's shell besides its environment, and what the tests start is not to have.
+//! What a process inherits from the tester's shell besides its environment, and what processes that
+//! the tests start must not have.
 
 use rustix::fs::Mode;
 use std::fs;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Once};
 
-/// Gives all that is started from now on the umask and the signals of a fresh login: as `nohup`, or a shell that starts a
-/// job in the background, have them ignored, a service would ignore them too. The mask of blocked signals is emptied by
-/// `Command`.
+/// Gives everything that is started from now on the umask and the signals of a fresh login. Signals
+/// that `nohup`, or a shell that starts a job in the background, makes a process ignore would be
+/// ignored by services too. `Command` already empties the mask of blocked signals.
 pub fn leave() {
     static LEFT: Once = Once::new();
     LEFT.call_once(|| {
         rustix::process::umask(Mode::from_raw_mode(0o022));
         for signal in ignored_signals() {
-            // This process goes on ignoring it, by a handler, which a program that it starts does not inherit. A few cannot
-            // have one.
+            // A handler makes this process go on ignoring the signal, and is not inherited by the
+            // programs that it starts. A few signals cannot have one.
             signal_hook::flag::register(signal, Arc::new(AtomicBool::new(false))).ok();
         }
     });

@@ -1,5 +1,6 @@
-//! A systemd of the rig's own: a `systemctl` on its PATH that really starts and ends the servers and answers in the
-//! format of the real one, because test machines are not booted with systemd.
+//! A simulated systemd of the rig's own: a `systemctl` on its PATH that really starts and ends the
+//! servers and answers in the format of the real one, because machines that run tests need not be
+//! booted with systemd.
 
 use crate::programs;
 use crate::rig::Rig;
@@ -8,29 +9,33 @@ use crate::wait;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// How `systemctl` fails.
+/// Ways in which `systemctl` can be made to fail.
 #[derive(Clone, Copy, Debug)]
 pub enum Fault {
-    /// All of it: the machine has another init.
+    /// Every call fails, because the machine has another init.
     NotBooted,
-    /// Polkit lets us look, and not act.
+    /// Polkit permits queries, but no actions.
     NoPermission,
 }
 
+/// The simulated systemd of one rig.
 pub struct Systemd {
     units: PathBuf,
-    /// The slice's folder, and its path as `/proc/PID/cgroup` has it; none where control groups cannot be made.
+    /// Folder of the slice that holds the units, and its path as shown in `/proc/PID/cgroup`;
+    /// `None` if control groups cannot be made.
     slice: Option<(PathBuf, String)>,
 }
 
 impl Systemd {
+    /// Puts `systemctl`, `journalctl` and `pkcheck` on the rig's PATH, and makes a slice for its
+    /// units if control groups can be made.
     pub fn install(rig: &Rig, token: &str) -> Systemd {
         let units = rig.path("systemd");
         fs::create_dir(&units).unwrap();
         for name in ["systemctl", "journalctl"] {
             programs::install(include_str!("systemctl.sh"), &rig.path(&format!("bin/{name}")));
         }
-        // The polkit of that machine, which lets everybody do everything.
+        // Stands in for polkit's client, and permits everything to everybody.
         rig.program("pkcheck", "");
         let name = format!("gpuctl-{token}.slice");
         let slice = ["", "unified", "systemd"].into_iter().find_map(|hierarchy| {
@@ -56,12 +61,13 @@ impl Systemd {
         }
     }
 
-    /// What `show` tells of a unit's installation: `file=enabled`, `load=masked`.
+    /// Sets what `show` reports about a unit's installation, as in `file=enabled` or `load=masked`.
     pub fn installs(&self, unit: &str, facts: &str) {
         fs::write(self.units.join(unit).join("installed"), facts).unwrap();
     }
 
-    /// Whether units have them; where they cannot be made, what depends on them is skipped, loudly.
+    /// Returns whether units have control groups; if none can be made, reports the skip of what
+    /// depends on them.
     #[track_caller]
     pub fn has_control_groups(&self) -> bool {
         if self.slice.is_none() {
@@ -70,12 +76,12 @@ impl Systemd {
         self.slice.is_some()
     }
 
-    /// From now on.
+    /// Makes `systemctl` fail in this way from now on.
     pub fn fails(&self, fault: Fault) {
         fs::write(self.units.join("fault"), format!("{fault:?}")).unwrap();
     }
 
-    /// Once nothing runs in them.
+    /// Removes the control groups of the units, once nothing runs in them any more.
     pub fn remove_control_groups(&self) {
         let Some((slice, _)) = &self.slice else { return };
         let is_removed = wait::comes(|| {

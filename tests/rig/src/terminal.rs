@@ -1,4 +1,4 @@
-//! A terminal with a command on it, as a person has one: typed at, and read.
+//! A terminal with a command on it, as a person has one: it can be typed at and read.
 
 use crate::wait::comes;
 use rustix::fd::{AsFd, OwnedFd};
@@ -10,6 +10,7 @@ use std::process::{Child, Command, ExitStatus};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
+/// A terminal with a command on it. Dropping the `Terminal` kills the command.
 pub struct Terminal {
     ours: Arc<OwnedFd>,
     shown: Arc<Mutex<Vec<u8>>>,
@@ -17,13 +18,14 @@ pub struct Terminal {
 }
 
 impl Terminal {
-    /// Of a command that makes the terminal at its input its session's.
+    /// Starts a command on a new terminal. The command itself has to make that terminal, which is
+    /// its input, the one of its session.
     pub fn start(mut command: Command) -> Terminal {
         let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
         grantpt(&ours).unwrap();
         unlockpt(&ours).unwrap();
         let path = std::ffi::OsString::from_vec(ptsname(&ours, []).unwrap().into_bytes());
-        // setsid(1) does it; this process has a terminal already, or wants none.
+        // setsid(1) makes it the session's terminal; this process has one already, or wants none.
         let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::NOCTTY;
         let theirs = rustix::fs::open(path, flags, rustix::fs::Mode::empty()).unwrap();
         let theirs = || File::from(theirs.try_clone().unwrap());
@@ -40,20 +42,22 @@ impl Terminal {
         Terminal { ours, shown, leader }
     }
 
+    /// Returns the PID of the command that the terminal was started with.
     pub fn pid(&self) -> i32 {
         self.leader.id() as i32
     }
 
+    /// Types a line and presses Enter.
     pub fn types(&self, line: &str) {
         self.presses(&format!("{line}\n"));
     }
 
-    /// `"\x03"`: Ctrl-C.
+    /// Presses keys; `"\x03"` is Ctrl-C.
     pub fn presses(&self, keys: &str) {
         assert_eq!(rustix::io::write(&*self.ours, keys.as_bytes()), Ok(keys.len()));
     }
 
-    /// All that has been shown, what was typed included.
+    /// Returns everything that has been shown, what was typed included.
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.shown.lock().unwrap()).into_owned()
     }
@@ -64,13 +68,13 @@ impl Terminal {
         assert!(comes(|| self.text().contains(text)), "no {text:?}; it shows:\n{}", self.text());
     }
 
-    /// Both at once, as a window does it; stty(1) sets one after the other.
+    /// Sets the rows and the columns at once, as a window does; stty(1) sets one after the other.
     pub fn resize(&self, rows: u16, columns: u16) {
         let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
         tcsetwinsize(&*self.ours, size).unwrap();
     }
 
-    /// The process group in the foreground.
+    /// Returns the process group in the foreground, or 0 if that cannot be found out.
     pub fn foreground(&self) -> i32 {
         rustix::termios::tcgetpgrp(&*self.ours).map_or(0, |group| group.as_raw_pid())
     }
@@ -82,7 +86,8 @@ impl Terminal {
         assert!(comes(has), "the foreground is another's; it shows:\n{}", self.text());
     }
 
-    /// Waits until that command has ended.
+    /// Waits until the command that the terminal was started with has ended, and returns how it
+    /// ended.
     #[track_caller]
     pub fn ends(mut self) -> ExitStatus {
         let mut status = None;

@@ -1,4 +1,5 @@
-//! Holds so many MB of device 0 until it is killed: `SIMGPU_DIR=.. hold 4000`. Says "held" once it does.
+//! Holds a number of MB on device 0 until it is killed, as in `SIMGPU_DIR=.. hold 4000`. It prints
+//! "held" as soon as it holds them.
 
 use simgpu::{Card, Kind};
 

@@ -1,6 +1,7 @@
-//! The folder that is the machine's cards: who holds what, and what is free.
-//! A claim is two files in `claims/`: a record of what is held, and a lock file whose POSIX lock its owner keeps as
-//! long as it lives. The kernel drops that lock at death, and tells who holds it in the asker's own PID namespace.
+//! The folder that stands for the machine's cards: which process holds how much, and what is free.
+//! A claim is two files in `claims/`: a record of what is held, and a lock file whose POSIX lock
+//! its owner keeps as long as it lives. The kernel drops that lock when the owner dies, and until
+//! then reports the owner's PID in the PID namespace of the process that asks.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -13,13 +14,14 @@ use rustix::process::{Flock, FlockType};
 use crate::claim::{Kind, OutOfMemory, Record};
 use crate::spec::Spec;
 
-/// Handle to the folder; nothing is read before it is asked for.
+/// A handle to the folder of the cards. Each call reads the folder afresh.
 #[derive(Clone, Debug)]
 pub struct Card {
     dir: PathBuf,
 }
 
-/// In MB. `total = reserved + claimed + free`, unless `card.json` shrank the card under its claims.
+/// The memory of a device in MB. `total = reserved + claimed + free`, unless `card.json` made the
+/// card smaller than its claims.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Memory {
     pub total: u64,
@@ -28,18 +30,20 @@ pub struct Memory {
     pub free: u64,
 }
 
-/// One claim as NVML would tell it.
+/// A claim as NVML would report it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Holder {
-    /// As the caller sees it; none if the process is in a namespace that the caller cannot see.
+    /// PID in the namespace of the caller, or `None` if the process is in a namespace that the
+    /// caller cannot see. After the death of the process, it is the PID that was seen last.
     pub pid: Option<u32>,
     pub device: usize,
     pub mb: u64,
     pub kind: Kind,
     pub name: String,
-    /// The most that it has been.
+    /// The most memory in MB that the claim has held.
     pub max_mb: u64,
-    /// When it last worked, in µs since the epoch.
+    /// Time in µs since the epoch at which the process last worked on the card, or `None` if it
+    /// never has.
     pub worked_us: Option<u64>,
 }
 
@@ -49,7 +53,7 @@ enum Owner {
 }
 
 impl Card {
-    /// The folder must exist; what is missing in it is made.
+    /// Opens the folder, which must exist, and makes what is missing in it.
     pub fn open(dir: impl Into<PathBuf>) -> io::Result<Self> {
         let card = Self { dir: dir.into() };
         match fs::create_dir(card.claims()) {
@@ -58,17 +62,19 @@ impl Card {
         }
     }
 
-    /// Writes `card.json`, in one go, because programs may be reading it.
+    /// Writes `card.json` by renaming, because programs may be reading it.
     pub fn describe(&self, description: &serde_json::Value) -> io::Result<()> {
         let draft = self.dir.join("card.json.new");
         fs::write(&draft, description.to_string())?;
         fs::rename(draft, self.dir.join("card.json"))
     }
 
+    /// Returns how much memory of a device is reserved, claimed and free.
     pub fn memory(&self, device: usize) -> io::Result<Memory> {
         self.memory_as(&self.spec()?, device)
     }
 
+    /// Returns all claims, including those of the dead whose memory has not been given back yet.
     pub fn holders(&self) -> io::Result<Vec<Holder>> {
         let _guard = self.lock()?;
         self.survey(&self.spec()?)
@@ -83,14 +89,16 @@ impl Card {
         self.memory_under_lock(spec, device)
     }
 
-    /// One call at a time looks at the claims or changes them, whichever process it comes from.
+    /// Takes the lock under which one call at a time, from whichever process, reads or changes the
+    /// claims. Dropping the file releases it.
     pub(crate) fn lock(&self) -> io::Result<File> {
         let file = OpenOptions::new().create(true).append(true).open(self.dir.join("card.lock"))?;
         rustix::io::retry_on_intr(|| rustix::fs::flock(&file, FlockOperation::LockExclusive))?;
         Ok(file)
     }
 
-    /// Whether `mb` more are to be had; a refusal goes on record. Call it under the lock.
+    /// Checks whether `mb` more are free on a device, and writes a refusal to `oom.jsonl`. The
+    /// caller must hold the lock.
     pub(crate) fn afford(
         &self,
         device: usize,
@@ -113,7 +121,8 @@ impl Card {
         Ok(Err(refusal))
     }
 
-    /// A lock file of its own for a new claim, named after this process.
+    /// Makes and locks the lock file of a new claim of this process. Returns the id of the claim,
+    /// which names this process, and the file.
     pub(crate) fn new_claim(&self) -> io::Result<(String, File)> {
         let me = this_process()?;
         for number in 0.. {
@@ -130,7 +139,8 @@ impl Card {
         unreachable!("a process runs out of memory before it runs out of numbers")
     }
 
-    /// By renaming, so that nobody reads half a record, also after a SIGKILL.
+    /// Writes the record of a claim by renaming, so that nobody reads half a record, even after a
+    /// SIGKILL.
     pub(crate) fn write(&self, id: &str, record: &Record) -> io::Result<()> {
         let draft = self.claims().join(format!("{id}.new"));
         fs::write(&draft, serde_json::to_vec(record)?)?;
@@ -161,7 +171,8 @@ impl Card {
         })
     }
 
-    /// Reads all claims, books deaths and lets go of what the dead have held long enough. Call it under the lock.
+    /// Reads all claims, notes which owners were found dead, and removes a claim once its owner has
+    /// been known to be dead for `reclaim_delay_ms`. The caller must hold the lock.
     fn survey(&self, spec: &Spec) -> io::Result<Vec<Holder>> {
         let me = this_process()?;
         let mut holders = Vec::new();
@@ -208,8 +219,9 @@ impl Card {
     }
 }
 
-/// Who holds a claim. Our own lock files are known by name and never opened: closing any descriptor of a file drops
-/// all locks that the process has on it, and a process is not shown its own locks anyway.
+/// Finds out whether the owner of a claim lives. The lock files of this process are recognised by
+/// name and never opened: closing any descriptor of a file drops all locks that the process has on
+/// it, and a process is not shown its own locks anyway.
 fn owner(lock_file: &Path, id: &str, me: &str) -> io::Result<Owner> {
     if id.rsplit_once('-').is_some_and(|(process, _)| process == me) {
         return Ok(Owner::Alive(Some(std::process::id())));
@@ -221,11 +233,13 @@ fn owner(lock_file: &Path, id: &str, me: &str) -> io::Result<Owner> {
     }))
 }
 
-/// A name that no other process has, in whatever namespace, now or later: namespace, PID there, start time.
+/// Returns a name that no other process has, in any PID namespace, now or later: it consists of the
+/// namespace, the PID in it and the start time.
 fn this_process() -> io::Result<String> {
     let namespace = rustix::fs::stat("/proc/self/ns/pid")?.st_ino;
     let stat = fs::read_to_string("/proc/self/stat")?;
-    // Field 22, counted from the third, which follows the command in brackets.
+    // The start time is field 22; counting begins with the third, which follows the command in
+    // brackets.
     let start = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(19));
     Ok(format!("{namespace}-{}-{}", std::process::id(), start.unwrap_or_default()))
 }

@@ -1,4 +1,4 @@
-//! A claim: memory that this process holds on a card until it lets go or dies.
+//! A claim: memory that this process holds on a card until it gives the claim up or dies.
 
 use std::fmt;
 use std::fs::File;
@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::card::{Card, now_us};
 
+/// What a process uses a card for. NVML lists the two kinds of processes separately.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
@@ -15,32 +16,38 @@ pub enum Kind {
     Graphics,
 }
 
-/// What the folder says about a claim.
+/// The record of a claim, as it is stored in the folder.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Record {
     pub device: usize,
     pub mb: u64,
     pub kind: Kind,
     pub name: String,
-    /// As the last one to look saw it, because nobody can ask once the owner is dead.
+    /// PID of the owner as it was seen by the process that looked last, because nobody can ask for
+    /// it once the owner is dead.
     pub pid: u32,
+    /// Time in ms since the epoch at which the owner was first found dead.
     pub dead_since_ms: Option<u64>,
-    /// The most that it has been; 0 in the record of a program that keeps no account.
+    /// The most memory in MB that the claim has held, or 0 if the program that wrote the record
+    /// keeps no account of it.
     #[serde(default)]
     pub max_mb: u64,
-    /// When it last worked, in µs since the epoch.
+    /// Time in µs since the epoch at which the owner last worked on the card, or `None` if it has
+    /// not.
     pub worked_us: Option<u64>,
 }
 
+/// Memory that this process holds on a card. Dropping the claim gives the memory back.
 #[derive(Debug)]
 pub struct Claim {
     card: Card,
     id: String,
     record: Record,
-    /// Open as long as the claim is: its lock is the proof of life.
+    /// The lock file, which stays open as long as the claim: its lock proves that the owner lives.
     _lock: File,
 }
 
+/// The refusal of a request for more memory than is free.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct OutOfMemory {
     pub device: usize,
@@ -49,6 +56,7 @@ pub struct OutOfMemory {
     pub total_mb: u64,
 }
 
+/// Why a claim could not be made or changed.
 #[derive(Debug)]
 pub enum ClaimError {
     OutOfMemory(OutOfMemory),
@@ -56,7 +64,7 @@ pub enum ClaimError {
 }
 
 impl Card {
-    /// Takes `mb` if they are free. No other claim comes between the look and the taking.
+    /// Claims `mb` MB if they are free. No other claim can come between the check and the taking.
     pub fn claim(
         &self,
         device: usize,
@@ -80,7 +88,8 @@ impl Claim {
         self.record.mb
     }
 
-    /// Growing may be refused, and then changes nothing; shrinking may not.
+    /// Changes the size of the claim to `mb` MB. Growing may be refused, and then changes nothing;
+    /// shrinking is never refused.
     pub fn resize(&mut self, mb: u64) -> Result<(), ClaimError> {
         let _guard = self.card.lock()?;
         let more = mb.saturating_sub(self.record.mb);
@@ -94,7 +103,7 @@ impl Claim {
         Ok(())
     }
 
-    /// The process is at work on the card now.
+    /// Notes that the process is at work on the card now.
     pub fn work(&mut self) -> io::Result<()> {
         let _guard = self.card.lock()?;
         self.record.worked_us = Some(now_us());
@@ -104,7 +113,8 @@ impl Claim {
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        // The folder may be gone already, with the test that made it; then there is nothing to let go.
+        // The folder may be gone already, with the test that made it; then there is nothing to give
+        // back.
         if let Ok(_guard) = self.card.lock() {
             self.card.remove(&self.id).ok();
         }
@@ -112,7 +122,7 @@ impl Drop for Claim {
 }
 
 impl fmt::Display for OutOfMemory {
-    /// In the words of PyTorch, which is where users meet it.
+    /// Uses the words of PyTorch, which is where users meet this error.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { device, asked_mb, free_mb, total_mb } = self;
         write!(

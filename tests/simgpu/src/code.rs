@@ -49,10 +49,12 @@ const CODES: [(Code, &str, &CStr); 32] = [
     (UNKNOWN, "unknown", c"Unknown Error"),
 ];
 
+/// Returns the code that has this name in `card.json`.
 pub fn named(name: &str) -> Option<Code> {
     CODES.iter().find(|(_, known, _)| *known == name).map(|(code, ..)| *code)
 }
 
+/// Returns the text of `nvmlErrorString` for a code.
 pub fn text(code: Code) -> &'static CStr {
     CODES.iter().find(|(known, ..)| *known == code).map_or(c"Unknown Error", |(.., text)| text)
 }

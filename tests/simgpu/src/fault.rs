@@ -1,5 +1,6 @@
-//! What `card.json` wishes upon an NVML function: a code, silence for ever, or slowness.
-//! `"gpu_is_lost"`, `15`, `"hang"`, or `{"error": .., "delay_ms": .., "from_call": .., "to_call": ..}`.
+//! The faults that `card.json` gives to NVML functions: an error code, silence for ever, or
+//! slowness. A fault is written as `"gpu_is_lost"`, `15`, `"hang"`, or as an object with the
+//! optional keys `error`, `delay_ms`, `from_call` and `to_call`.
 
 use std::time::Duration;
 
@@ -7,15 +8,18 @@ use serde::Deserialize;
 
 use crate::code::{self, Code};
 
+/// A fault of an NVML function, and the calls of the function that have it.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(try_from = "Written")]
 pub struct Fault {
     pub outcome: Outcome,
+    /// Time that the function takes before it proceeds or fails.
     pub delay: Duration,
     from_call: u64,
     to_call: u64,
 }
 
+/// What an NVML function with a fault does: it proceeds as usual, fails, or never answers.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Outcome {
     Proceed,
@@ -24,7 +28,8 @@ pub enum Outcome {
 }
 
 impl Fault {
-    /// Whether it befalls the caller's `call`-th call of the function, counted from 1.
+    /// Reports whether the fault befalls this process's `call`-th call of the function, counted
+    /// from 1.
     pub fn befalls(&self, call: u64) -> bool {
         (self.from_call..=self.to_call).contains(&call)
     }

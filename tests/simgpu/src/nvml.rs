@@ -1,6 +1,7 @@
-//! NVML's C interface, as `nvml.h` has it: how each function takes its arguments and hands over its answer.
-//! An output is an `Option<&mut MaybeUninit<T>>`, which is C's nullable pointer to something to be filled in, so the
-//! functions are safe code; only strings and lists, which come as pointer and length, need `unsafe`.
+//! NVML's C interface, as `nvml.h` has it: how each function takes its arguments and hands over its
+//! answer. An output is an `Option<&mut MaybeUninit<T>>`, which is C's nullable pointer to
+//! something to be filled in, so the functions are safe code. Only strings and lists, which come as
+//! a pointer and a length, need `unsafe`.
 
 use std::ffi::{CStr, c_char, c_int, c_uint};
 use std::mem::MaybeUninit;
@@ -17,21 +18,24 @@ use crate::session::{MB, Process, Session};
 type Out<'a, T> = Option<&'a mut MaybeUninit<T>>;
 type Answer = Result<(), Code>;
 
-/// `nvmlMemory_v2` of `nvml.h`: the structure's size, and its version in the highest byte.
+/// The version that a caller puts into an `nvmlMemory_v2_t`, as `nvml.h` defines it: the
+/// structure's size, with the number 2 in the highest byte.
 const MEMORY_V2: c_uint = size_of::<nvmlMemory_v2_t>() as c_uint | 2 << 24;
-/// The MIG instance of a process on a card that is not split.
+/// The MIG instance that is reported for a process on a card that is not split into instances.
 const NO_INSTANCE: c_uint = c_uint::MAX;
 const TEMPERATURE_GPU: c_uint = 0;
 const CUDA_VERSION: c_int = 12080;
 
-/// Defines exported functions that differ in nothing but their names; `me` is the name that was called.
+/// Defines exported functions that differ only in their names. `me` is the name of the function
+/// that was called.
 macro_rules! export {
     ($name:ident $($more:ident)+, $($rest:tt)*) => {
         export!($name, $($rest)*);
         export!($($more)+, $($rest)*);
     };
     ($name:ident, |$me:ident $(, $arg:ident: $type:ty)*| $body:block) => {
-        // SAFETY: only the library that this one stands in for defines this symbol, and the two are never both loaded.
+        // SAFETY: only the library that this one stands in for defines this symbol, and the two are
+        // never both loaded.
         #[unsafe(no_mangle)]
         pub extern "C" fn $name($($arg: $type),*) -> Code {
             let $me = stringify!($name);
@@ -45,7 +49,7 @@ export!(nvmlInit nvmlInit_v2, |me| { Session::init(me) });
 export!(nvmlInitWithFlags, |me, _flags: c_uint| { Session::init(me) });
 export!(nvmlShutdown, |me| { Session::shutdown(me) });
 
-// SAFETY: as in `export!`, which this one escapes because it answers with a text.
+// SAFETY: as in `export!`, which cannot define this function because it answers with a text.
 #[unsafe(no_mangle)]
 pub extern "C" fn nvmlErrorString(code: Code) -> *const c_char {
     code::text(code).as_ptr()
@@ -70,7 +74,7 @@ export!(nvmlSystemGetCudaDriverVersion nvmlSystemGetCudaDriverVersion_v2, |me, v
 
 export!(nvmlSystemGetProcessName, |me, pid: c_uint, name: *mut c_char, length: c_uint| {
     let found = Session::enter(me)?.process_name(pid)?;
-    // The one function that cuts what does not fit.
+    // This is the only function that cuts a text that does not fit.
     let fits = found.len().min((length as usize).saturating_sub(1));
     // SAFETY: the caller owns `length` bytes at `name`, as `nvml.h` demands.
     unsafe { put_text(name, length, &found[..fits]) }
@@ -224,7 +228,8 @@ export!(
     }
 );
 
-// Asked for by gpustat and nvitop, which do without. The arguments are not looked at, so they are not named.
+// gpustat and nvitop call these functions, and manage without an answer. The arguments are not
+// looked at, so they are not named.
 export!(
     nvmlDeviceGetFanSpeed nvmlDeviceGetPowerUsage nvmlDeviceGetEnforcedPowerLimit nvmlDeviceGetPowerManagementLimit
     nvmlDeviceGetEncoderUtilization nvmlDeviceGetDecoderUtilization nvmlDeviceGetPciInfo_v3
@@ -238,7 +243,8 @@ export!(
     }
 );
 
-/// A handle is no pointer to anything, only the index in disguise, and not null.
+/// Returns the handle of a device, which points to nothing: it is the index plus one, so that it is
+/// never null.
 fn handle_of(index: usize) -> nvmlDevice_t {
     std::ptr::without_provenance_mut(index + 1)
 }
@@ -278,6 +284,8 @@ fn put<T>(out: Out<T>, value: T) -> Answer {
     Ok(())
 }
 
+/// Writes a text and its closing NUL to the memory of a caller, or fails if they do not fit.
+///
 /// # Safety
 /// `out` is null or has room for `length` bytes.
 unsafe fn put_text(out: *mut c_char, length: c_uint, text: &[u8]) -> Answer {
@@ -287,7 +295,8 @@ unsafe fn put_text(out: *mut c_char, length: c_uint, text: &[u8]) -> Answer {
     if text.len() >= length as usize {
         return Err(code::INSUFFICIENT_SIZE);
     }
-    // SAFETY: `out` is not null and holds `length` bytes, more than the text has, so the NUL fits too.
+    // SAFETY: `out` is not null and holds `length` bytes, more than the text has, so the NUL fits
+    // too.
     unsafe {
         out.copy_from_nonoverlapping(text.as_ptr().cast(), text.len());
         out.add(text.len()).write(0);
@@ -295,8 +304,8 @@ unsafe fn put_text(out: *mut c_char, length: c_uint, text: &[u8]) -> Answer {
     Ok(())
 }
 
-/// NVML's way with lists: `count` says how many fit and is told how many there are; too few is an error, which is how
-/// one asks for the number.
+/// Writes a list as NVML does: `count` says how many elements fit, and is set to how many there
+/// are. If too few fit, the call fails, which is how callers ask for the number.
 ///
 /// # Safety
 /// `list` is null or has room for `count` elements.
@@ -315,7 +324,8 @@ unsafe fn put_list<T, P>(
         return Err(code::INVALID_ARGUMENT);
     }
     for (index, item) in items.into_iter().enumerate() {
-        // SAFETY: the list has `room` elements, and `index` is below that; it is not null, for `room` is not 0 here.
+        // SAFETY: the list has `room` elements, and `index` is below that. It is not null, because
+        // `room` is not 0 here.
         unsafe { list.add(index).write(element(item)) };
     }
     Ok(())

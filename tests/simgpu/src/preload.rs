@@ -1,5 +1,7 @@
-//! For a real model server, which knows nothing of a simulated card: loaded into it by `LD_PRELOAD`, this library claims
-//! `$SIMGPU_PRELOAD_MB` on the first card for as long as the process lives, and ends it when `$SIMGPU_DIR` is removed.
+//! Support for real model servers, which know nothing of a simulated card. Loaded into such a
+//! server by `LD_PRELOAD`, this library claims `$SIMGPU_PRELOAD_MB` MB on the first card for as
+//! long as the process lives. It kills the process if it cannot claim them, and when `$SIMGPU_DIR`
+//! is removed.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -9,7 +11,7 @@ use std::{env, fs, mem, thread};
 use crate::card::Card;
 use crate::claim::Kind;
 
-/// Called by the dynamic linker before the program begins.
+/// The function that the dynamic linker calls before the program begins.
 #[used]
 #[unsafe(link_section = ".init_array")]
 static AT_LOAD: extern "C" fn() = at_load;
@@ -27,14 +29,14 @@ fn hold(mb: u64, folder: PathBuf) {
     let claim =
         Card::open(&folder).map(|card| card.claim(0, mb, Kind::Compute, &name.to_string_lossy()));
     match claim {
-        // It lives as long as the process.
+        // The claim lives as long as the process.
         Ok(Ok(claim)) => mem::forget(claim),
         _ => end(),
     }
     thread::spawn(move || end_without(&folder));
 }
 
-/// Waits until the folder is gone.
+/// Waits until the folder is gone, and then kills this process.
 fn end_without(folder: &Path) {
     while folder.exists() {
         thread::sleep(Duration::from_millis(200));

@@ -1,5 +1,6 @@
-//! One call of one NVML function: is the library initialised, what does `card.json` say, does a fault befall it?
-//! And the safe half of the answers, apart from C's way of passing them.
+//! One call of an NVML function: whether the library is initialised, what `card.json` says, and
+//! whether a fault befalls the call. It also holds the safe half of the answers, apart from C's way
+//! of passing them.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,26 +13,30 @@ use crate::code::{self, Code};
 use crate::fault::Outcome;
 use crate::spec::{Device, Spec};
 
+/// Number of bytes in a MB.
 pub const MB: u64 = 1 << 20;
 
-/// `nvmlInit` counts, and as many `nvmlShutdown` undo it.
+/// Number of calls of `nvmlInit` that no `nvmlShutdown` has undone. The library is initialised as
+/// long as it is above 0.
 static INITIALISED: AtomicUsize = AtomicUsize::new(0);
 static CALLS: Mutex<BTreeMap<&str, u64>> = Mutex::new(BTreeMap::new());
 
+/// One call of an NVML function, with the description of the cards that it goes by.
 pub struct Session {
     card: Card,
     pub spec: Spec,
 }
 
-/// What a process holds on a device, all its claims of a kind together.
+/// A process on a device, with what all its claims of a kind hold together.
 pub struct Process {
     pub pid: u32,
-    /// `u64::MAX`, NVML's "not available", where the driver cannot tell.
+    /// Memory in bytes, or `u64::MAX`, which is NVML's "not available", if the driver cannot tell.
     pub bytes: u64,
 }
 
 impl Session {
-    /// The way in for every function that needs `nvmlInit` to have been called.
+    /// Begins a call of a function that needs `nvmlInit` to have been called. Fails if it was not,
+    /// or if a fault makes the call fail.
     pub fn enter(function: &'static str) -> Result<Self, Code> {
         if INITIALISED.load(Ordering::SeqCst) == 0 {
             return Err(code::UNINITIALIZED);
@@ -61,7 +66,7 @@ impl Session {
                 return Ok(Self { card, spec });
             };
             match fault.outcome {
-                // For ever, unless the fault is taken out of card.json.
+                // The call hangs for ever, unless the fault is taken out of card.json.
                 Outcome::Hang => std::thread::sleep(Duration::from_millis(20)),
                 Outcome::Fail(code) => {
                     std::thread::sleep(fault.delay);
@@ -102,8 +107,9 @@ impl Session {
             .collect())
     }
 
-    /// The processes that have worked since a time in µs since the epoch, each with its last sample; none
-    /// at all is an error, as with the real library.
+    /// Returns the claims on a device whose process has worked after `since_us`, each as a PID and
+    /// the time of the last work. Times are in µs since the epoch. Fails if there are none, as the
+    /// real library does.
     pub fn samples(&self, device: usize, since_us: u64) -> Result<Vec<(u32, u64)>, Code> {
         if !self.device(device)?.process_utilization {
             return Err(code::NOT_SUPPORTED);
@@ -117,12 +123,13 @@ impl Session {
         if samples.is_empty() { Err(code::NOT_FOUND) } else { Ok(samples) }
     }
 
-    /// Whether accounting mode is on.
+    /// Reports whether accounting mode is on. Fails if the card has no such mode.
     pub fn accounts(&self, device: usize) -> Result<bool, Code> {
         self.device(device)?.accounting.ok_or(code::NOT_SUPPORTED)
     }
 
-    /// The most that a process has held, in bytes, as accounting mode has it.
+    /// Returns the most memory in bytes that a process has held, as accounting mode keeps it. Fails
+    /// if that mode is off.
     pub fn most(&self, device: usize, pid: u32) -> Result<u64, Code> {
         if !self.accounts(device)? {
             return Err(code::NOT_SUPPORTED);
@@ -132,14 +139,15 @@ impl Session {
         own.map(|holder| holder.max_mb * MB).reduce(|a, b| a + b).ok_or(code::NOT_FOUND)
     }
 
-    /// The first word of the command line, as the real library has it.
+    /// Returns the first word of the command line of a process, as the real library does.
     pub fn process_name(&self, pid: u32) -> Result<Vec<u8>, Code> {
         let command = std::fs::read(format!("/proc/{pid}/cmdline")).map_err(|_| code::NOT_FOUND)?;
         Ok(command.split(|byte| *byte == 0).next().unwrap_or_default().to_vec())
     }
 }
 
-/// How many times this process has called the function, this time included.
+/// Counts a call of a function. Returns how many times this process has called it, including this
+/// call.
 fn count_call(function: &'static str) -> u64 {
     let mut calls = CALLS.lock().unwrap_or_else(PoisonError::into_inner);
     let count = calls.entry(function).or_default();

@@ -1,5 +1,6 @@
-//! `card.json`: what the machine's cards are and how NVML misbehaves. Everything has a default, `{}` is one RTX 4090.
-//! Read afresh at each call, because tests change it while programs run.
+//! The file `card.json`: what the machine's cards are, and how NVML misbehaves. Everything has a
+//! default; `{}` is one RTX 4090. The file is read afresh at each call, because tests change it
+//! while programs run.
 
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
@@ -9,36 +10,42 @@ use serde::Deserialize;
 
 use crate::fault::Fault;
 
+/// The contents of `card.json`.
 #[derive(Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Spec {
     pub devices: Vec<Device>,
     pub driver_version: String,
-    /// How long the driver takes to give back the memory of a process that has died.
+    /// Time in ms that the driver takes to give back the memory of a process that has died.
     pub reclaim_delay_ms: u64,
-    /// False as under WSL, where NVML lists processes and cannot say what each holds.
+    /// Whether NVML can say how much memory each process holds. Under WSL it cannot, and only lists
+    /// the processes.
     pub process_memory_known: bool,
-    /// By function; a name that ends in `*` stands for all that begin with the rest.
+    /// Faults by the name of the function. A name that ends in `*` stands for all functions that
+    /// begin with the rest of it.
     faults: BTreeMap<String, Fault>,
 }
 
+/// One card, as `card.json` describes it.
 #[derive(Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Device {
     pub name: String,
     pub uuid: String,
     pub total_mb: u64,
-    /// Kept by the driver for itself.
+    /// Memory in MB that the driver keeps for itself.
     pub reserved_mb: u64,
     pub temperature_c: u32,
     pub utilization_percent: u32,
-    /// Whether accounting mode is on; null: the card has none.
+    /// Whether accounting mode is on, or `None` if the card has no such mode.
     pub accounting: Option<bool>,
-    /// Whether the driver tells what each process makes of the card.
+    /// Whether the driver reports how much each process uses the card.
     pub process_utilization: bool,
 }
 
 impl Spec {
+    /// Reads the file, in whose place `{}` is read if it is missing. A device without a UUID gets
+    /// one that is made from its index.
     pub fn read(file: &Path) -> io::Result<Self> {
         let text = match std::fs::read_to_string(file) {
             Err(error) if error.kind() == ErrorKind::NotFound => "{}".into(),
@@ -53,7 +60,8 @@ impl Spec {
         Ok(spec)
     }
 
-    /// The fault that befalls the `call`-th call of `function`; its own entry goes before one with `*`.
+    /// Returns the fault that befalls the `call`-th call of `function`, counted from 1. An entry
+    /// for the function itself goes before one with `*`.
     pub fn fault(&self, function: &str, call: u64) -> Option<&Fault> {
         let by_prefix = || {
             self.faults.iter().find_map(|(name, fault)| {

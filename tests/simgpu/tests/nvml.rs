@@ -1,5 +1,6 @@
-//! What a client of NVML sees, through nvml-wrapper, which gpuctl uses too.
-//! One test at a time, because the library finds its folder by an environment variable, which a process has once.
+//! What a client of NVML sees through nvml-wrapper, which gpuctl uses too. The tests run one at a
+//! time, because the library finds its folder by an environment variable, and all tests share one
+//! environment.
 
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
@@ -29,7 +30,8 @@ impl Machine {
     fn new(card: Value) -> Self {
         let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         let dir = tempfile::tempdir().unwrap();
-        // SAFETY: the tests take turns, and nothing else in this process reads the environment meanwhile.
+        // SAFETY: the tests take turns, and nothing else in this process reads the environment
+        // meanwhile.
         unsafe { std::env::set_var("SIMGPU_DIR", dir.path()) };
         let machine = Self { dir, _turn: turn };
         machine.describe(card);
@@ -48,7 +50,7 @@ impl Machine {
         start_nvml().unwrap()
     }
 
-    /// A process that holds memory.
+    /// Starts a process that holds `mb` MB, and waits until it does.
     fn holder(&self, mb: u64) -> Holder {
         let mut process = Command::new(built("examples/hold"))
             .arg(mb.to_string())
@@ -81,12 +83,14 @@ fn start_nvml() -> Result<Nvml, NvmlError> {
     Nvml::builder().lib_path(built("deps/libsimgpu.so").as_os_str()).init()
 }
 
-/// Cargo leaves what it builds beside the folder of the test itself.
+/// Returns the path of something that Cargo has built. `path` is relative to the folder above that
+/// of this test program.
 fn built(path: &str) -> PathBuf {
     std::env::current_exe().unwrap().parent().unwrap().with_file_name(path)
 }
 
-/// PID and MB.
+/// Returns the PIDs of the compute processes, each with the MB that it holds, or `u64::MAX` if NVML
+/// cannot tell.
 fn compute(device: &Device) -> Vec<(u32, u64)> {
     let used = |memory| match memory {
         UsedGpuMemory::Used(bytes) => bytes / MB,

@@ -1,5 +1,6 @@
-//! How the servers that this one stands in for are asked for their jobs, given some, and told to unload their models, as
-//! their sources have it. Only what is asked and what is answered; the doing is in `service`.
+//! The interfaces of the servers that this one stands in for, as their sources have them: how they
+//! are asked for their jobs, given some, and told to unload their models. Requests are only
+//! understood and their answers made here; `service` does what they ask for.
 
 use serde_json::{Value, json};
 
@@ -7,24 +8,28 @@ use crate::args::{Api, Unload};
 use crate::models::Models;
 use crate::work::Work;
 
+/// What a request asks for. A `Value` is what it is answered with.
 pub enum Asked {
+    /// An answer with this status.
     Tell(u16, Value),
-    /// A page that is no JSON.
+    /// A page that is not JSON.
     Page(String),
+    /// A load of these models, which is answered when it is done.
     Load(Vec<String>, Value),
-    /// Unloads once the job that runs is done, and before the next.
+    /// An unload of these models, once the running job is done and before the next. It is answered
+    /// at once.
     Unload(Vec<String>, Value),
-    /// Unloads once there are no jobs any more, and is answered then.
+    /// An unload of these models, once there are no jobs any more. It is answered only then.
     UnloadWhenIdle(Vec<String>, Value),
-    /// Unloads now, and what runs fails.
+    /// An unload of these models at once, which makes the running jobs fail.
     UnloadAtOnce(Vec<String>, Value),
-    /// Work, answered when it is done; with these models.
+    /// A job with these models, which is answered when it is done.
     Job(Vec<String>),
-    /// Work, answered at once.
+    /// A job with these models, which is answered at once.
     Queued(Vec<String>),
 }
 
-/// What a request means to its API; none if it has no such path.
+/// Returns what a request means to the API in use, or `None` if the API has no such path.
 pub fn understand(
     args: &Unload,
     method: &str,
@@ -64,7 +69,7 @@ pub fn understand(
             let model = &body["model"];
             let reason = |reason| json!({"model": model, "response": "", "done": true, "done_reason": reason});
             match (body["keep_alive"] == 0, body["prompt"].is_string()) {
-                // Its scheduler expires the runner once its last request is done.
+                // Ollama's scheduler expires the runner once its last request is done.
                 (true, _) => named(Asked::Unload, reason("unload")),
                 (false, true) => for_models(),
                 (false, false) => named(Asked::Load, reason("load")),
@@ -75,7 +80,8 @@ pub fn understand(
             Asked::Tell(200, json!({"exec_info": {"queue_remaining": jobs}}))
         }
         (Api::Comfyui, "POST", "/prompt") => Asked::Queued(all()),
-        // Flags, which its worker looks at after each prompt, and at once where it has none.
+        // These are flags, which the worker of ComfyUI looks at after each prompt, or at once if it
+        // has none.
         (Api::Comfyui, "POST", "/free")
             if body["unload_models"] == true || body["free_memory"] == true =>
         {
@@ -120,7 +126,7 @@ pub fn understand(
         (Api::Sdwebui, "GET", "/internal/pending-tasks") => {
             Asked::Tell(200, json!({"size": work.waiting(), "tasks": []}))
         }
-        // What it computes with is on the CPU.
+        // The model is in the memory of the CPU then, and computing with it fails.
         (Api::Sdwebui, "POST", "/sdapi/v1/txt2img") if models.asleep => {
             let error = "Expected all tensors to be on the same device";
             Asked::Tell(500, json!({"error": error}))

@@ -1,4 +1,4 @@
-//! What was typed: types only.
+//! The command line of `simserver`, as types without logic.
 
 use std::net::IpAddr;
 use std::path::PathBuf;

@@ -1,5 +1,5 @@
-//! Answers to the health check, good and bad. The bad ones write to the connection themselves, because a well-kept
-//! HTTP server would buffer a drip and refuse to be endless.
+//! Answers to the health check, good and bad. Those that drip or never end are written to the
+//! connection directly, because a proper HTTP server would buffer a drip and refuse to be endless.
 
 use std::io::{self, Write};
 use std::thread;
@@ -12,8 +12,9 @@ use crate::args::Health;
 const ENDLESS: &str =
     "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n";
 
+/// Answers a health check as `health` says.
 pub fn respond(health: Health, request: Request) {
-    // A client that has had enough of it goes away, and that is the end of it.
+    // An error means that the client has gone away, which ends the answer.
     let _ = match health {
         Health::Ok => request.respond(Response::from_string(r#"{"status":"ok"}"#)),
         Health::Error => request.respond(Response::from_string("{}").with_status_code(500)),

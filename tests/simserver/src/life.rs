@@ -1,4 +1,5 @@
-//! What ends the server: a signal, its own clock, a failure, or the end of the test that it belongs to.
+//! What ends the server: a signal, its own clock, a failure, or the end of the test that it belongs
+//! to.
 
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
@@ -9,14 +10,17 @@ use signal_hook::iterator::Signals;
 
 use crate::args::{Args, Misbehaviour};
 
+/// Why the server ends, and how.
 pub enum Ending {
-    /// Politely.
+    /// A signal, SIGTERM or SIGINT, has asked the server to end, which it does with exit code 0
+    /// after it has ended its child processes.
     Asked,
     Failed(String),
     Exit(u8),
     Signal(i32),
 }
 
+/// Starts the threads that send to `endings` when the server is to end.
 pub fn watch(args: &Args, begin: Instant, endings: &Sender<Ending>) -> io::Result<()> {
     watch_signals(args.misbehaviour.ignore_term, endings.clone())?;
     watch_clock(&args.misbehaviour, begin, endings.clone());
@@ -24,7 +28,7 @@ pub fn watch(args: &Args, begin: Instant, endings: &Sender<Ending>) -> io::Resul
     Ok(())
 }
 
-/// As if nobody had a handler for it.
+/// Ends this process by a signal, as if no handler were installed for it.
 pub fn die_by(signal: i32) -> io::Result<()> {
     signal_hook::low_level::emulate_default_handler(signal)
 }
@@ -51,7 +55,8 @@ fn watch_clock(misbehaviour: &Misbehaviour, begin: Instant, endings: Sender<Endi
     }
 }
 
-/// Whatever escapes its test, as some of these do by design, ends when the test's folder is removed.
+/// Ends the server when the folder of its test is removed, so that a server that escapes its test,
+/// as some do by design, ends too.
 fn watch_folder(endings: Sender<Ending>) {
     if let Some(dir) = env::var_os("SIMGPU_DIR") {
         thread::spawn(move || {

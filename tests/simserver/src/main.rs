@@ -1,5 +1,5 @@
-//! `simserver`: a model server that stands in for the real ones in tests. Real processes, real HTTP, and memory that is
-//! claimed on the simulated card of `simgpu`.
+//! `simserver`, a model server that stands in for the real ones in tests: it is a real process,
+//! speaks real HTTP, and claims memory on the simulated card of `simgpu`.
 
 mod api;
 mod args;
@@ -26,7 +26,8 @@ use service::Service;
 use workers::{Word, Workers};
 
 fn main() -> ExitCode {
-    // Told in one piece, as servers do: podman puts the pieces of a line in any order that come apart.
+    // A mistake is printed in one piece, as servers do: if the pieces of a line come apart, podman
+    // puts them in any order.
     let args = Args::try_parse().unwrap_or_else(|refused| {
         io::stderr().write_all(refused.to_string().as_bytes()).ok();
         std::process::exit(refused.exit_code())
@@ -78,7 +79,8 @@ fn run(args: &Args) -> io::Result<ExitCode> {
     }
 }
 
-/// Until it holds its memory, its workers theirs, and the time is over.
+/// Waits until the server and its workers hold their memory and the warm-up is over, and then
+/// announces that the server is ready.
 fn warm_up(
     args: &Args,
     begin: Instant,
@@ -93,12 +95,13 @@ fn warm_up(
         service.listen()?;
     }
     service.is_warm_now();
-    // Nobody need be listening.
+    // It does not matter whether anybody reads this.
     writeln!(io::stdout(), "{}: ready", args.name).ok();
     Ok(())
 }
 
-/// The same again without a terminal to die with; the caller is to exit, which leaves the new process to init.
+/// Starts this program again in a session of its own, so that it does not die with the terminal.
+/// The caller must exit, which leaves the new process to init.
 fn go_to_background() -> io::Result<()> {
     let arguments = env::args_os().skip(1).filter(|argument| argument != "--daemonise");
     Command::new(env::current_exe()?)

@@ -1,4 +1,4 @@
-//! The models that are loaded, and the memory they take on the card.
+//! The models that are loaded, and the memory that they take on the card.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Child;
@@ -10,22 +10,25 @@ use simgpu::{Card, Claim, ClaimError, Kind};
 use crate::args::Args;
 use crate::workers;
 
+/// The models that the server knows, which of them are loaded, and the memory that it holds.
 pub struct Models {
     pub all: Vec<String>,
     pub loaded: BTreeSet<String>,
-    /// What was last asked for, done or not.
+    /// Whether the server was last asked to unload, not to load, even if it did not do so.
     pub asleep: bool,
-    /// Counts the loads, so that a slow unload does not undo a load that came after it.
+    /// Number of loads so far, so that a slow unload does not undo a load that came after it.
     pub loads: u64,
+    /// Memory in MB that is held with all models loaded.
     pub vram: u64,
     residual: u64,
     memory: Memory,
-    /// The processes that hold the loaded models, where each has one.
+    /// The child process that holds each loaded model, or `None` if models have no processes of
+    /// their own.
     children: Option<BTreeMap<String, Child>>,
     args: Args,
 }
 
-/// The claim of this process, if it has one; without one the card is not needed.
+/// The claim of this process, if it has one. As long as nothing is claimed, no card is needed.
 struct Memory {
     device: usize,
     kind: Kind,
@@ -34,7 +37,7 @@ struct Memory {
 }
 
 impl Models {
-    /// With nothing loaded and nothing claimed.
+    /// Returns the models with nothing loaded and nothing claimed.
     pub fn new(args: &Args, vram: u64) -> Self {
         let all = match args.unload.models.as_slice() {
             [] => vec![args.name.clone()],
@@ -59,7 +62,8 @@ impl Models {
         }
     }
 
-    /// Claims what is held at the start, in equal steps that end at `warm`.
+    /// Claims what is held at the start, in equal steps that end at `warm`. All models are loaded
+    /// then, unless `--idle-vram` is set.
     pub fn start(&mut self, args: &Args, warm: Instant) -> Result<(), ClaimError> {
         let target = args.memory.idle_vram.unwrap_or(self.vram);
         let steps = args.memory.steps;
@@ -84,7 +88,7 @@ impl Models {
         self.memory.work()
     }
 
-    /// It is at work on the card now.
+    /// Notes that the server is at work on the card now.
     pub fn work(&mut self) -> Result<(), ClaimError> {
         self.memory.work()
     }
@@ -100,7 +104,7 @@ impl Models {
         }
     }
 
-    /// Claims what the loaded models need, or has their children do so.
+    /// Claims what the loaded models need, or starts and ends the child processes that do so.
     fn hold(&mut self) -> Result<(), ClaimError> {
         let share = self.share();
         let Some(children) = &mut self.children else { return self.memory.hold(self.needed()) };
@@ -118,7 +122,7 @@ impl Models {
         Ok(())
     }
 
-    /// What a loaded model takes, in MB.
+    /// Returns the memory that a loaded model takes, in MB.
     pub fn share(&self) -> u64 {
         self.vram.saturating_sub(self.residual) / self.all.len() as u64
     }
@@ -132,7 +136,7 @@ impl Models {
 }
 
 impl Memory {
-    /// Whoever loads is at work on the card.
+    /// Notes that this process is at work on the card now, if it has a claim.
     fn work(&mut self) -> Result<(), ClaimError> {
         Ok(self.claim.as_mut().map_or(Ok(()), Claim::work)?)
     }

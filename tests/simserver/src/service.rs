@@ -1,5 +1,6 @@
-//! What the server does when it is asked: health, work, loading and unloading.
-//! Each request is answered in a thread of its own, so that one that hangs does not keep the others waiting.
+//! What the server does with a request: it answers health checks, works, loads and unloads. Each
+//! request is answered in a thread of its own, so that one that hangs does not keep the others
+//! waiting.
 
 use std::fs::OpenOptions;
 use std::io::{self, Write};
@@ -22,11 +23,12 @@ use crate::work::{Job, Work};
 const STREAM: &str =
     "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
 
+/// The state that the threads which answer requests share.
 pub struct Service {
     args: Args,
     models: Mutex<Models>,
     work: Work,
-    /// Models to unload when the job that runs is done.
+    /// Models to unload when the running job is done.
     to_unload: Mutex<Vec<String>>,
     warm_since: OnceLock<Instant>,
     endings: Sender<Ending>,
@@ -35,9 +37,9 @@ pub struct Service {
 struct Answer {
     status: u16,
     body: Value,
-    /// It dies of this once it has answered.
+    /// The error with which the server ends once it has answered, or `None` if it goes on.
     fatal: Option<String>,
-    /// The body is the text itself, and no JSON.
+    /// Whether the body is a text that is sent as it is, and not JSON.
     raw: bool,
 }
 
@@ -205,7 +207,8 @@ impl Service {
         self.to_unload.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Does a job in its turn; whether it was done.
+    /// Does a job in its turn, and calls `each` now and then while it runs. Returns whether the job
+    /// was done: it may be aborted, and its models may not fit on the card.
     fn work_at(
         self: &Arc<Self>,
         job: &Job,
@@ -229,7 +232,7 @@ impl Service {
         };
         let each = || {
             if body["off_card"] != true {
-                // A card that is gone is the end of the test.
+                // If the card is gone, the test has ended.
                 self.models().work().ok();
             }
             each();
@@ -237,7 +240,8 @@ impl Service {
         self.work.run(job, lasts(body), load, each, unload)
     }
 
-    /// A job whose answer comes bit by bit; one that is cut off has no end.
+    /// Does a job whose answer comes bit by bit. The answer of a job that is aborted is left
+    /// without an end.
     fn stream(self: &Arc<Self>, models: &[String], body: &Value, request: Request) {
         let mut connection = request.into_writer();
         connection.write_all(STREAM.as_bytes()).ok();
@@ -263,7 +267,8 @@ impl Service {
         }
     }
 
-    /// Once the delay is over, unless something was loaded in between.
+    /// Unloads models once `--unload-delay` is over, unless something was loaded in between.
+    /// `loads` is the number of loads at the time of the request.
     fn unload(&self, names: &[String], loads: u64) {
         thread::sleep(self.args.unload.unload_delay);
         let mut models = self.models();
@@ -293,12 +298,13 @@ impl Answer {
     }
 }
 
-/// How long a job takes that a request brings.
+/// Returns how long the job that a request brings takes.
 fn lasts(body: &Value) -> Duration {
     Duration::from_millis(body["ms"].as_u64().unwrap_or(0))
 }
 
-/// A client that has gone away does not change what happened.
+/// Sends an answer. Errors are ignored, because a client that has gone away does not change what
+/// happened.
 fn respond(answer: Answer, request: Request) {
     let body = match (answer.raw, answer.body.as_str()) {
         (true, Some(text)) => text.to_owned(),

@@ -1,5 +1,5 @@
-//! Jobs: so many at a time, the others in line, each begun and ended on record, so that a test can see whether one was
-//! cut off.
+//! Jobs: a limited number run at a time, and the others wait in line. When each was taken and how
+//! it ended is on record, so that a test can see whether one was cut off.
 
 use std::collections::VecDeque;
 use std::fs::OpenOptions;
@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
+/// The server's jobs, running and waiting.
 pub struct Work {
     name: String,
     at_once: usize,
@@ -20,9 +21,9 @@ pub struct Work {
 struct State {
     running: Vec<u64>,
     waiting: VecDeque<u64>,
-    /// Counts the jobs, each of which bears its number.
+    /// Number of jobs that were taken, which is also the number of the last one.
     taken: u64,
-    /// Jobs up to this one are aborted.
+    /// Number of the last job that is aborted; all jobs before it are aborted too.
     aborted: u64,
 }
 
@@ -42,6 +43,7 @@ impl Work {
         self.state().waiting.len()
     }
 
+    /// Takes a job, which waits in line from then on.
     pub fn take(&self) -> Job {
         let mut state = self.state();
         state.taken += 1;
@@ -51,8 +53,9 @@ impl Work {
         Job(number)
     }
 
-    /// Waits for the job's turn, then for `lasts`, calling `each` now and then; whether it was done, and not aborted.
-    /// `before` and `after` are done in its turn, before another's begins.
+    /// Waits for the job's turn and then for `lasts`, calling `each` now and then. Returns false if
+    /// the job was aborted, or if `before` failed. `before` and `after` run within the job's turn,
+    /// before another job takes its place.
     pub fn run(
         &self,
         job: &Job,
@@ -87,7 +90,7 @@ impl Work {
         is_done
     }
 
-    /// Ends what runs, in the middle.
+    /// Aborts all jobs that were taken so far: those that run end in the middle.
     pub fn abort(&self) {
         let mut state = self.state();
         state.aborted = state.taken;
@@ -110,7 +113,7 @@ impl Work {
         waited.unwrap_or_else(PoisonError::into_inner).0
     }
 
-    /// Into `$SIMGPU_DIR/jobs.jsonl`, a line at a time.
+    /// Writes an event of a job to `$SIMGPU_DIR/jobs.jsonl`, on a line of its own.
     fn record(&self, number: u64, event: &str) {
         let Some(dir) = std::env::var_os("SIMGPU_DIR") else { return };
         let path = std::path::Path::new(&dir).join("jobs.jsonl");

@@ -1,5 +1,6 @@
-//! Processes that hold the memory in the server's place, as vLLM's engine workers do: children in its process group,
-//! or nobody's children in sessions of their own. Each is a `simserver` without a port.
+//! Processes that hold the memory in the server's place, as vLLM's engine workers do: children in
+//! its process group, or nobody's children in sessions of their own. Each is a `simserver` without
+//! a port.
 
 use std::io::{self, BufRead, BufReader};
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -8,16 +9,20 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::args::Args;
 
+/// The worker processes that are children of the server.
 #[derive(Default)]
 pub struct Workers {
-    /// Not reaped before the end, so that their PIDs stay theirs.
+    /// The children, which are not reaped before the server ends, so that no other process gets
+    /// their PIDs.
     children: Vec<Child>,
 }
 
-/// Where a worker says that it is ready.
+/// The standard output of a worker, where it says that it is ready.
 pub struct Word(ChildStdout);
 
 impl Workers {
+    /// Starts the workers that `--fork` or `--double-fork` asks for. Each `Word` is where one of
+    /// them says that it is ready.
     pub fn spawn(args: &Args) -> io::Result<(Self, Vec<Word>)> {
         let count = args.processes.fork.unwrap_or(args.processes.double_fork.into());
         let mut workers = Self::default();
@@ -35,7 +40,8 @@ impl Workers {
         Ok((workers, words))
     }
 
-    /// As a server does that is asked to end. The orphans of `--double-fork` are beyond its reach.
+    /// Asks the children to end, as a server does that is itself asked to end. The orphans of
+    /// `--double-fork` are beyond its reach.
     pub fn terminate(&self) {
         for child in &self.children {
             kill_process(Pid::from_child(child), Signal::TERM).ok();
@@ -43,7 +49,7 @@ impl Workers {
     }
 }
 
-/// A child that holds a model, once it does.
+/// Starts a child that holds a model, and waits until it does. Fails if the child ends instead.
 pub fn hold(args: &Args, model: &str, mb: u64) -> io::Result<Child> {
     let mut command = Command::new(std::env::current_exe()?);
     command.args(["--name", &format!("{}-{model}", args.name), "--vram", &mb.to_string()]);
@@ -53,14 +59,14 @@ pub fn hold(args: &Args, model: &str, mb: u64) -> io::Result<Child> {
     came.then_some(child).ok_or_else(|| io::Error::other("a model could not be loaded"))
 }
 
-/// Asks a child to end, and waits for that.
+/// Asks a child to end, and waits until it has ended.
 pub fn end(mut child: Child) -> io::Result<()> {
     kill_process(Pid::from_child(&child), Signal::TERM)?;
     child.wait().map(drop)
 }
 
 impl Word {
-    /// Waits until the worker holds its memory; false if it ended instead.
+    /// Waits until the worker holds its memory. Returns false if the worker ended instead.
     pub fn came(self) -> bool {
         BufReader::new(self.0).read_line(&mut String::new()).is_ok_and(|length| length > 0)
     }

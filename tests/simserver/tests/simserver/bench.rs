@@ -1,4 +1,5 @@
-//! The card that a test has, and the servers on it, which end with it.
+//! The bench of a test: a simulated card of its own, and the servers on it, which end with the
+//! test.
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::TcpListener;
@@ -10,10 +11,12 @@ use serde_json::{Value, json};
 use simgpu::{Card, Holder};
 use tempfile::TempDir;
 
+/// A simulated card in a temporary folder.
 pub struct Bench {
     pub dir: TempDir,
 }
 
+/// A `simserver` that is killed when this is dropped.
 pub struct Server {
     process: Child,
     pub port: u16,
@@ -24,7 +27,7 @@ impl Bench {
         Self { dir: tempfile::tempdir().unwrap() }
     }
 
-    /// With a card of so many MB.
+    /// Makes a bench whose card has `mb` MB.
     pub fn with_total(mb: u64) -> Self {
         let bench = Self::new();
         bench.describe(json!({"devices": [{"total_mb": mb}]}));
@@ -54,7 +57,7 @@ impl Bench {
             .count()
     }
 
-    /// Started, not necessarily warm; `flags` are words.
+    /// Starts a server, which need not be warm yet. `flags` are separated by spaces.
     pub fn start(&self, flags: &str) -> Server {
         let port = free_port();
         let process = Command::new(env!("CARGO_BIN_EXE_simserver"))
@@ -85,7 +88,7 @@ impl Server {
         format!("http://127.0.0.1:{}{path}", self.port)
     }
 
-    /// Until it says that it is; fails if it ends instead.
+    /// Waits until the server says that it is ready, and panics if it ends instead.
     pub fn await_ready(&mut self) {
         let mut line = String::new();
         BufReader::new(self.process.stdout.take().unwrap()).read_line(&mut line).unwrap();
@@ -106,10 +109,12 @@ impl Server {
         rustix::process::kill_process(pid, signal).unwrap();
     }
 
+    /// Waits until the server has ended.
     pub fn end(&mut self) -> ExitStatus {
         self.process.wait().unwrap()
     }
 
+    /// Returns what the server wrote to standard error, once it has ended.
     pub fn complaint(&mut self) -> String {
         let mut text = String::new();
         self.process.stderr.take().unwrap().read_to_string(&mut text).unwrap();
@@ -124,7 +129,8 @@ impl Drop for Server {
     }
 }
 
-/// Waits for what comes by itself; the limit only keeps a broken build from waiting for ever.
+/// Waits until something that comes by itself is done. The limit of 30 seconds only keeps a broken
+/// build from waiting for ever.
 pub fn until(what: &str, done: impl Fn() -> bool) {
     let begin = Instant::now();
     while !done() {

@@ -1,4 +1,4 @@
-//! How the health check is answered, well and badly.
+//! Tests of how the health check is answered, well and badly.
 
 use std::io::Read;
 use std::net::TcpStream;

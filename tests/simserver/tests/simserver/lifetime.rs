@@ -1,4 +1,4 @@
-//! How it ends, and what outlives it.
+//! Tests of how the server ends, and of what outlives it.
 
 use std::os::unix::process::ExitStatusExt;
 

@@ -1,4 +1,5 @@
-//! What a test may rely on from `simserver`. No test asserts how long a thing takes; each waits until it has happened.
+//! Tests of what other tests may rely on from `simserver`. No test asserts how long a thing takes;
+//! each waits until it has happened.
 
 mod bench;
 mod health;

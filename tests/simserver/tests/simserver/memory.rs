@@ -1,4 +1,4 @@
-//! What it holds, and what happens when there is not enough.
+//! Tests of the memory that the server holds, and of what happens when there is not enough.
 
 use serde_json::json;
 use simgpu::Kind;

@@ -1,4 +1,4 @@
-//! The ways to make it unload its models.
+//! Tests of the ways to make the server unload its models.
 
 use serde_json::{Value, json};
 
