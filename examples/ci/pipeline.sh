@@ -1,6 +1,6 @@
 #!/bin/sh
-# The pipeline as one script: each step says what it needs, and the first that cannot have it ends the script with
-# gpuctl's exit code. Other pipelines wait in line meanwhile; each step has the GPU to itself.
+# The pipeline as one script: each step says what it needs, and the first one that cannot have it ends the script
+# with gpuctl's exit code. Meanwhile, other pipelines wait in line; each step has the GPU to itself.
 set -eu
 
 gpuctl run --phase analysis --wait 1h -- ./analyse.sh

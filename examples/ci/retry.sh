@@ -1,5 +1,5 @@
 #!/bin/sh
-# What to do next, by the exit code: another time, another machine, or a person.
+# What to do next, depending on the exit code: try again later, try another machine, or call a person.
 set -u
 
 gpuctl prepare-phase video --wait 10m

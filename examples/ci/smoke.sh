@@ -1,5 +1,5 @@
 #!/bin/sh
-# A first step of a CI job on a shared GPU: ends with 1 where 20 GB are not free now, before anything expensive begins.
+# A first step for a CI job on a shared GPU: exits with 1 if 20 GB are not free now, before anything expensive begins.
 set -eu
 
 gpuctl config check

@@ -33,7 +33,7 @@ pub fn draft(inventory: &Inventory) -> String {
     let mut text = String::from(
         "# Configuration of gpuctl, from a look at this machine. What is marked as a guess is one: correct it, then run\n\
          # `gpuctl config check` and `gpuctl doctor`. Sizes are in MB, or written as \"20GB\". `~` and $VAR are expanded; write $$\n\
-         # for a dollar sign. It runs commands, so only you (or root) may be able to write it.\n\n",
+         # for a dollar sign. It holds commands that gpuctl runs, so only you (or root) may be able to write to it.\n\n",
     );
     if inventory.client != DOCKER {
         let client = quoted(&doubled(&inventory.client));
