@@ -52,7 +52,7 @@ pub struct Budget {
 }
 
 impl Budget {
-    /// Parses the text of a budget file. `None` if it is damaged, which includes a sum that nobody
+    /// Parses the text of a budget file. `None` if it is damaged, which includes figures that nobody
     /// can have booked.
     pub fn parse(text: &str) -> Option<Budget> {
         let budget: Budget = serde_json::from_str(text).ok()?;

@@ -18,7 +18,7 @@ use crate::world::host;
 use crate::world::wait::{Stop, wait};
 use std::time::{Duration, Instant};
 
-/// Pause between two tries at a Redis server that will be ready in a moment.
+/// Pause between two tries at a Redis server that is expected to be ready in a moment.
 const UNREADY_PAUSE: Duration = Duration::from_millis(100);
 
 /// What has to change before another try to take the lock can succeed.
@@ -28,7 +28,7 @@ enum Obstacle {
     Here(InTheWay),
     /// The lock in Redis is held, or another waiter's turn.
     Elsewhere,
-    /// The Redis server will be ready soon.
+    /// The Redis server is not ready yet, or cannot be reached although it has answered before.
     Unready(Failure),
 }
 
